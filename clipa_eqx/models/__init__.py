@@ -1,0 +1,1 @@
+"""The two towers of CLIP as per-example Equinox modules."""

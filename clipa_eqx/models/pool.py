@@ -1,0 +1,63 @@
+"""From tokens to one vector: the pooling kinds of both towers and the attention pool (MAP head)."""
+
+from typing import Literal
+
+import equinox as eqx
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from clipa_eqx.models.blocks import BlockConfig
+from clipa_eqx.models.layers import Attention, LayerNorm, Mlp, xavier_uniform
+
+ImagePool = Literal["gap", "tok", "first", "map"]
+TextPool = Literal["last", "tok", "gap"]
+
+
+class MapHead(eqx.Module):
+    """Multi-head attention pooling: a learned probe attends to all tokens, then LN and MLP with a residual."""
+
+    probe: Float[Array, " dim"]
+    attn: Attention
+    norm: LayerNorm
+    mlp: Mlp
+
+    @classmethod
+    def init(cls, config: BlockConfig, *, key: PRNGKeyArray) -> "MapHead":
+        k_probe, k_attn, k_mlp = jr.split(key, 3)
+        return cls(
+            probe=xavier_uniform(k_probe, (1, config.width))[0],
+            attn=Attention.init(config.width, heads=config.heads, style="xavier", residual_depth=1, key=k_attn),
+            norm=LayerNorm.init(config.width, eps=config.norm_eps),
+            mlp=Mlp.init(config.width, config.mlp_dim, gelu=config.gelu, style="xavier", residual_depth=1, key=k_mlp),
+        )
+
+    def __call__(self, x: Float[Array, "seq dim"]) -> Float[Array, " dim"]:
+        y = self.attn(self.probe[None].astype(x.dtype), x)
+        return (y + self.mlp(self.norm(y)))[0]
+
+
+def pool_image(
+    x: Float[Array, "seq dim"], pool: ImagePool, *, norm: LayerNorm | None, map_head: MapHead | None
+) -> Float[Array, " dim"]:
+    """Pool image tokens; token 0 is the class token.
+
+    "gap" averages the patch tokens, then normalises; "tok" normalises, then takes the class token; "first" takes the
+    class token as it is; "map" attends over all tokens (``models/vit.py``; neither big_vision's nor open_clip's order).
+    """
+    if pool == "map" and map_head is not None:
+        return map_head(x)
+    if pool == "gap" and norm is not None:
+        return norm(jnp.mean(x[1:], axis=0))
+    return x[0] if norm is None else norm(x)[0]
+
+
+def pool_text(x: Float[Array, "seq dim"], pool: TextPool) -> Float[Array, " dim"]:
+    """Pool normalised text tokens: the last position (padding for short captions), [CLS], or the mean after [CLS]."""
+    match pool:
+        case "last":
+            return x[-1]
+        case "tok":
+            return x[0]
+        case "gap":
+            return jnp.mean(x[1:], axis=0)

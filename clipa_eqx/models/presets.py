@@ -1,0 +1,93 @@
+"""The published architectures by name."""
+
+from typing import NamedTuple
+
+from clipa_eqx.errors import ConfigError
+from clipa_eqx.models.blocks import BlockConfig
+from clipa_eqx.models.clip import CLIPConfig
+from clipa_eqx.models.text import TextConfig
+from clipa_eqx.models.vision import VisionConfig
+
+
+class Size(NamedTuple):
+    """One tower's sizes."""
+
+    width: int
+    depth: int
+    mlp_dim: int
+    heads: int
+
+
+class Variant(NamedTuple):
+    """A letter of the reference's tables: both towers, and the joint width where a recipe defines one."""
+
+    image: Size
+    text: Size
+    embed: int | None
+
+
+VARIANTS: dict[str, Variant] = {
+    "Ti": Variant(Size(192, 12, 768, 3), Size(192, 12, 768, 3), 192),
+    "S": Variant(Size(384, 12, 1536, 6), Size(384, 12, 1536, 6), 384),
+    "M": Variant(Size(512, 12, 2048, 8), Size(512, 12, 2048, 8), None),
+    "B": Variant(Size(768, 12, 3072, 12), Size(512, 12, 2048, 8), 512),
+    "L": Variant(Size(1024, 24, 4096, 16), Size(768, 12, 3072, 12), 768),
+    "H": Variant(Size(1280, 32, 5120, 16), Size(1024, 24, 4096, 16), 1024),
+    "g": Variant(Size(1408, 40, 6144, 16), Size(1408, 40, 6144, 16), 1280),
+    "G": Variant(Size(1664, 48, 8192, 16), Size(1664, 48, 8192, 16), 1280),
+    "e": Variant(Size(1792, 56, 15360, 16), Size(1792, 56, 15360, 16), None),
+}
+"""The reference's master table (``models/vit.py``, ``models/text_transformer.py``)."""
+
+T5X_TEXT = Size(1280, 32, 5120, 20)
+"""The text tower that the released bigG/14 (and g/14) really have (``models_t5x``, letters g and G)."""
+
+_PRESETS: dict[str, tuple[Variant, int]] = {
+    "Ti/16": (VARIANTS["Ti"], 16),
+    "S/16": (VARIANTS["S"], 16),
+    "B/16": (VARIANTS["B"], 16),
+    "B/32": (VARIANTS["B"], 32),
+    "L/16": (VARIANTS["L"], 16),
+    "L/14": (VARIANTS["L"], 14),
+    "H/14": (VARIANTS["H"], 14),
+    "g/14": (VARIANTS["g"]._replace(text=T5X_TEXT), 14),
+    "bigG/14": (VARIANTS["G"]._replace(text=T5X_TEXT), 14),
+}
+
+PRESETS: tuple[str, ...] = tuple(_PRESETS)
+"""The names that ``preset`` takes."""
+
+
+def preset(name: str, *, image_size: int = 224, length: int = 32) -> CLIPConfig:
+    """A published architecture, with the releases' sin-cos image positions, gap and last pooling, 32,000 words.
+
+    Args:
+        name: one of ``PRESETS``.
+        image_size: pixels per side.
+        length: text tokens.
+
+    Raises:
+        ConfigError: an unknown name, or an image size the patch does not divide.
+    """
+    if name not in _PRESETS:
+        raise ConfigError(f"no preset is called {name!r}; there are {', '.join(PRESETS)}")
+    variant, patch = _PRESETS[name]
+    return from_variant(variant, patch_size=patch, image_size=image_size, length=length)
+
+
+def from_variant(
+    variant: Variant, *, patch_size: int, image_size: int, length: int, embed: int | None = None
+) -> CLIPConfig:
+    """A model of a row of ``VARIANTS``; ``embed`` overrides the joint width (rows M and e have none)."""
+    embed = variant.embed if embed is None else embed
+    return CLIPConfig(
+        image=VisionConfig(
+            blocks=BlockConfig(**variant.image._asdict(), init="xavier"),
+            image_size=(image_size, image_size),
+            patch_size=(patch_size, patch_size),
+            embed=embed,
+        ),
+        text=TextConfig(
+            blocks=BlockConfig(**variant.text._asdict(), init="scaled"), length=length, vocab=32000, embed=embed
+        ),
+    )

@@ -1,0 +1,124 @@
+"""The text tower: token table, positions, blocks without any mask, final norm, pooling, head."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeVar
+
+import equinox as eqx
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from clipa_eqx.errors import ConfigError
+from clipa_eqx.models.blocks import Block, BlockConfig, BlockTrace, init_blocks, run_blocks
+from clipa_eqx.models.embed import TokenEmbedding, sincos_1d
+from clipa_eqx.models.layers import LayerNorm, Linear, dropout
+from clipa_eqx.models.pool import TextPool, pool_text
+
+Kept = TypeVar("Kept")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """The text tower.
+
+    Attributes:
+        blocks: sizes, numerics and regularisation of the transformer.
+        length: tokens per text, [CLS] and padding included (``surgery.resize_text`` changes it).
+        vocab: rows of the token table; at least the tokenizer's vocabulary (32,000 in every release).
+        position: "learned" (as every release) or "sincos1d" (computed, never stored).
+        pool: "last" (as every release: the last position, padding for short captions), "tok" ([CLS]) or "gap".
+        embed: width of the joint space; None leaves out the head.
+    """
+
+    blocks: BlockConfig
+    length: int
+    vocab: int
+    position: Literal["learned", "sincos1d"] = "learned"
+    pool: TextPool = "last"
+    embed: int | None
+
+    def __post_init__(self) -> None:
+        shortest = 2 if self.pool == "gap" else 1
+        if self.length < shortest:
+            raise ConfigError(f"TextConfig.length is {self.length}; pool={self.pool!r} needs at least {shortest}")
+        if self.vocab < 1:
+            raise ConfigError(f"TextConfig.vocab is {self.vocab}; it must be at least 1")
+        if self.position == "sincos1d" and (self.blocks.width % 2 or self.blocks.width < 4):
+            raise ConfigError(f"TextConfig: sincos1d needs an even width (>= 4), got {self.blocks.width}")
+
+    @property
+    def output(self) -> int:
+        """Width of the embedding."""
+        return self.blocks.width if self.embed is None else self.embed
+
+
+class TextTrace(NamedTuple):
+    """Everything one text passes through, in order; ``blocks`` is stacked over depth."""
+
+    vectors: Float[Array, "seq dim"]
+    blocks: BlockTrace
+    norm: Float[Array, "seq dim"]
+    head_input: Float[Array, " dim"]
+    embedding: Float[Array, " embed"]
+
+
+class TextTower(eqx.Module):
+    """Token ids to embedding (not yet unit length), for one text; map it over a batch outside."""
+
+    token: TokenEmbedding
+    position: Float[Array, "seq dim"] | None
+    blocks: Block
+    norm: LayerNorm
+    head: Linear | None
+    config: TextConfig = eqx.field(static=True)
+
+    @classmethod
+    def init(cls, config: TextConfig, *, key: PRNGKeyArray) -> "TextTower":
+        k_token, k_position, k_blocks, k_head = jr.split(key, 4)
+        dim = config.blocks.width
+        return cls(
+            token=TokenEmbedding(weight=0.02 * jr.normal(k_token, (config.vocab, dim))),
+            position=None if config.position == "sincos1d" else 0.01 * jr.normal(k_position, (config.length, dim)),
+            blocks=init_blocks(config.blocks, key=k_blocks),
+            norm=LayerNorm.init(dim, eps=config.blocks.norm_eps),
+            head=None
+            if config.embed is None
+            else Linear(weight=dim**-0.5 * jr.normal(k_head, (config.embed, dim)), bias=None),
+            config=config,
+        )
+
+    def __call__(self, tokens: Int[Array, " seq"], *, key: PRNGKeyArray | None = None) -> Float[Array, " embed"]:
+        """Embed one text; with a key, dropout and drop-path are on.
+
+        Raises:
+            ConfigError: the text is not ``config.length`` tokens long.
+        """
+        return self._run(tokens, key=key, keep=lambda _: None)[-1]
+
+    def trace(self, tokens: Int[Array, " seq"], *, key: PRNGKeyArray | None = None) -> TextTrace:
+        """As calling, but every intermediate is returned."""
+        return TextTrace(*self._run(tokens, key=key, keep=lambda t: t))
+
+    def _run(
+        self, tokens: Int[Array, " seq"], *, key: PRNGKeyArray | None, keep: Callable[[BlockTrace], Kept]
+    ) -> tuple[Float[Array, "seq dim"], Kept, Float[Array, "seq dim"], Float[Array, " dim"], Float[Array, " embed"]]:
+        config = self.config
+        if tokens.shape != (config.length,):
+            raise ConfigError(
+                f"the text tower takes {config.length} tokens, got {tokens.shape[0]}; tokenise to that length, or "
+                "resize the model with clipa_eqx.surgery.resize_text"
+            )
+        k_drop, k_blocks = (None,) * 2 if key is None else jr.split(key, 2)
+        vectors = self.token(tokens)
+        x = dropout(vectors + self._positions().astype(vectors.dtype), config.blocks.dropout, key=k_drop)
+        x, blocks = run_blocks(self.blocks, x, config=config.blocks, key=k_blocks, keep=keep)
+        normed = self.norm(x)
+        pooled = pool_text(normed, config.pool)
+        embedding = pooled if self.head is None else self.head(pooled)
+        return vectors, blocks, normed, pooled, embedding
+
+    def _positions(self) -> Float[Array, "seq dim"]:
+        if self.position is not None:
+            return self.position
+        return jnp.asarray(sincos_1d(self.config.length, self.config.blocks.width))

@@ -1,0 +1,181 @@
+"""The image tower: patches, class token, positions, optional random masking, blocks, pooling, head."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeVar
+
+import equinox as eqx
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from clipa_eqx.errors import ConfigError
+from clipa_eqx.models.blocks import Block, BlockConfig, BlockTrace, init_blocks, run_blocks
+from clipa_eqx.models.embed import keep_random_tokens, kept_tokens, sincos_2d, to_patches
+from clipa_eqx.models.layers import LayerNorm, Linear, dropout, lecun_normal
+from clipa_eqx.models.pool import ImagePool, MapHead, pool_image
+
+Kept = TypeVar("Kept")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionConfig:
+    """The image tower.
+
+    Attributes:
+        blocks: sizes, numerics and regularisation of the transformer.
+        image_size: (height, width) in pixels; the tower refuses other images (``surgery.resize_image`` changes it).
+        patch_size: (height, width) in pixels; must divide ``image_size``.
+        patch: "conv" (no bias, as every release) or "linear" (with bias).
+        position: "sincos2d" (computed, never stored) or "learned".
+        pool: "gap", "tok", "first" (the reference's "0") or "map"; see ``pool.pool_image``.
+        mask_ratio: share of patch tokens dropped at random; active only with a key.
+        embed: width of the joint space; None leaves out the head.
+    """
+
+    blocks: BlockConfig
+    image_size: tuple[int, int]
+    patch_size: tuple[int, int]
+    patch: Literal["conv", "linear"] = "conv"
+    position: Literal["sincos2d", "learned"] = "sincos2d"
+    pool: ImagePool = "gap"
+    mask_ratio: float = 0.0
+    embed: int | None
+
+    def __post_init__(self) -> None:
+        for axis, pixels, patch in zip(("height", "width"), self.image_size, self.patch_size, strict=True):
+            if patch < 1 or pixels < patch or pixels % patch:
+                raise ConfigError(
+                    f"VisionConfig: image {axis} {pixels} is not a positive multiple of patch {axis} {patch}"
+                )
+        if self.position == "sincos2d" and (self.blocks.width % 4 or self.blocks.width < 8):
+            raise ConfigError(f"VisionConfig: sincos2d needs a width divisible by 4 (>= 8), got {self.blocks.width}")
+        if not 0.0 <= self.mask_ratio < 1.0:
+            raise ConfigError(f"VisionConfig.mask_ratio is {self.mask_ratio}; it must be in [0, 1)")
+        if self.mask_ratio and kept_tokens(self.patches, self.mask_ratio) < 1:
+            raise ConfigError(
+                f"VisionConfig.mask_ratio={self.mask_ratio} leaves no token of {self.patches}; lower the ratio"
+            )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches (down, across)."""
+        return self.image_size[0] // self.patch_size[0], self.image_size[1] // self.patch_size[1]
+
+    @property
+    def patches(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def visible(self) -> int:
+        """Tokens per image in training, the class token included."""
+        return 1 + (kept_tokens(self.patches, self.mask_ratio) if self.mask_ratio else self.patches)
+
+    @property
+    def output(self) -> int:
+        """Width of the embedding."""
+        return self.blocks.width if self.embed is None else self.embed
+
+
+class VisionTrace(NamedTuple):
+    """Everything one image passes through, in order; ``blocks`` is stacked over depth."""
+
+    stem: Float[Array, "patches dim"]
+    with_position: Float[Array, "seq dim"]
+    blocks: BlockTrace
+    head_input: Float[Array, " dim"]
+    embedding: Float[Array, " embed"]
+
+
+class VisionTower(eqx.Module):
+    """Image to embedding (not yet unit length), for one normalised float image; map it over a batch outside."""
+
+    patch: Linear
+    class_token: Float[Array, " dim"]
+    position: Float[Array, "seq dim"] | None
+    blocks: Block
+    norm: LayerNorm | None
+    map_head: MapHead | None
+    head: Linear | None
+    config: VisionConfig = eqx.field(static=True)
+
+    @classmethod
+    def init(cls, config: VisionConfig, *, key: PRNGKeyArray) -> "VisionTower":
+        k_patch, k_position, k_blocks, k_map, k_head = jr.split(key, 5)
+        dim, pixels = config.blocks.width, 3 * config.patch_size[0] * config.patch_size[1]
+        return cls(
+            patch=Linear(
+                weight=lecun_normal(k_patch, (dim, pixels)), bias=jnp.zeros(dim) if config.patch == "linear" else None
+            ),
+            class_token=jnp.zeros(dim),
+            position=None
+            if config.position == "sincos2d"
+            else dim**-0.5 * jr.normal(k_position, (config.patches + 1, dim)),
+            blocks=init_blocks(config.blocks, key=k_blocks),
+            norm=LayerNorm.init(dim, eps=config.blocks.norm_eps) if config.pool in ("gap", "tok") else None,
+            map_head=MapHead.init(config.blocks, key=k_map) if config.pool == "map" else None,
+            head=None
+            if config.embed is None
+            else Linear(weight=dim**-0.5 * jr.normal(k_head, (config.embed, dim)), bias=None),
+            config=config,
+        )
+
+    def __call__(
+        self, image: Float[Array, "height width 3"], *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, " embed"]:
+        """Embed one image; with a key, masking, dropout and drop-path are on.
+
+        Raises:
+            ConfigError: the image is not of ``config.image_size``.
+        """
+        return self._run(image, key=key, mask_noise=None, keep=lambda _: None)[-1]
+
+    def trace(
+        self,
+        image: Float[Array, "height width 3"],
+        *,
+        key: PRNGKeyArray | None = None,
+        mask_noise: Float[Array, " patches"] | None = None,
+    ) -> VisionTrace:
+        """As calling, but every intermediate is returned; ``mask_noise`` replaces the drawn noise of the masking."""
+        stem, tokens, blocks, pooled, embedding = self._run(image, key=key, mask_noise=mask_noise, keep=lambda t: t)
+        return VisionTrace(stem, tokens, blocks, pooled, embedding)
+
+    def _run(
+        self,
+        image: Float[Array, "height width 3"],
+        *,
+        key: PRNGKeyArray | None,
+        mask_noise: Float[Array, " patches"] | None,
+        keep: Callable[[BlockTrace], Kept],
+    ) -> tuple[
+        Float[Array, "patches dim"], Float[Array, "seq dim"], Kept, Float[Array, " dim"], Float[Array, " embed"]
+    ]:
+        config = self.config
+        if image.shape[:2] != config.image_size:
+            raise ConfigError(
+                f"the image tower takes images of {config.image_size}, got {image.shape[:2]}; resize the images, or "
+                "the model with clipa_eqx.surgery.resize_image"
+            )
+        k_drop, k_mask, k_blocks = (None,) * 3 if key is None else jr.split(key, 3)
+        stem = self.patch(to_patches(image, config.patch_size))
+        tokens = jnp.concatenate([self.class_token[None].astype(stem.dtype), stem]) + self._positions().astype(
+            stem.dtype
+        )
+        x = dropout(tokens, config.blocks.dropout, key=k_drop)
+        if mask_noise is None and k_mask is not None and config.mask_ratio:
+            mask_noise = jr.uniform(k_mask, (config.patches,))
+        if mask_noise is not None:
+            kept, _ = keep_random_tokens(x[1:], mask_noise, kept_tokens(config.patches, config.mask_ratio))
+            x = jnp.concatenate([x[:1], kept])
+        x, blocks = run_blocks(self.blocks, x, config=config.blocks, key=k_blocks, keep=keep)
+        pooled = pool_image(x, config.pool, norm=self.norm, map_head=self.map_head)
+        embedding = pooled if self.head is None else self.head(pooled)
+        return stem, tokens, blocks, pooled, embedding
+
+    def _positions(self) -> Float[Array, "seq dim"]:
+        if self.position is not None:
+            return self.position
+        table = sincos_2d(*self.config.grid, self.config.blocks.width)
+        return jnp.asarray(np.concatenate([np.zeros_like(table[:1]), table]))

@@ -1,0 +1,75 @@
+"""Vocabulary files: one word piece per line, the line number is the id; and the part-of-speech class of each piece."""
+
+import functools
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+from clipa_eqx.errors import DataError
+
+PAD, UNKNOWN, CLASS = "[PAD]", "[UNK]", "[CLS]"
+SPECIAL = (PAD, UNKNOWN, CLASS, "[SEP]", "[MASK]")
+OTHER_CLASS = 4  # 1 noun, 2 adjective, 3 verb, 4 other
+
+
+def read_vocab(path: Path) -> tuple[str, ...]:
+    """Pieces of a vocabulary file (UTF-8, Unix or Windows line ends). Raises DataError for an unreadable file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(
+            f"vocabulary {path}: {error.strerror}; give a text file with one word piece per line"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"vocabulary {path} is not UTF-8 text: {error}; save it as UTF-8") from error
+    # Not splitlines(): pieces may hold characters, such as U+2028, at which it would split.
+    return tuple(text.removesuffix("\n").split("\n"))
+
+
+def write_vocab(pieces: Sequence[str], path: Path | str) -> None:
+    """Writes pieces as a vocabulary file, the same bytes on every machine. Raises DataError for unusable pieces."""
+    check_vocab(pieces, where=str(path))
+    Path(path).write_bytes(serialise(pieces))
+
+
+def serialise(pieces: Sequence[str]) -> bytes:
+    return "".join(f"{piece}\n" for piece in pieces).encode()
+
+
+def check_vocab(pieces: Sequence[str], *, where: str) -> None:
+    """Raises DataError unless the pieces are distinct, without white space, and contain the special ones.
+
+    ``[PAD]`` must have id 0, because token batches are padded with zeros and nothing stores another choice.
+    """
+    ids = {piece: i for i, piece in enumerate(pieces)}
+    if len(ids) != len(pieces):
+        twice = next(piece for i, piece in enumerate(pieces) if ids[piece] != i)
+        raise DataError(f"{where}: the piece {twice!r} appears twice; each piece must have one id, remove one line")
+    for i, piece in enumerate(pieces):
+        if not piece or any(char.isspace() for char in piece):
+            raise DataError(f"{where}: piece {i} is {piece!r}; pieces are not empty and hold no white space")
+    missing = [piece for piece in (PAD, UNKNOWN, CLASS) if piece not in ids]
+    if missing:
+        raise DataError(f"{where}: the vocabulary of {len(pieces)} pieces lacks {', '.join(missing)}; add these lines")
+    if ids[PAD]:
+        raise DataError(f"{where}: {PAD} has id {ids[PAD]}, expected 0; move it to the first line")
+
+
+@functools.cache
+def bert_pieces() -> tuple[str, ...]:
+    """The shipped uncased vocabulary of BERT, 30,522 pieces."""
+    text = resources.files("clipa_eqx").joinpath("assets/bert_uncased_vocab.txt").read_text(encoding="utf-8")
+    return tuple(text.removesuffix("\n").split("\n"))
+
+
+@functools.cache
+def bert_classes() -> bytes:
+    """Class (1-4) of each shipped piece; the file has one digit more, for the empty entry after the last line."""
+    digits = resources.files("clipa_eqx").joinpath("assets/bert_uncased_pos_classes.txt").read_bytes()
+    return bytes(digit - ord("0") for digit in digits[: len(bert_pieces())])
+
+
+def look_up_classes(pieces: Sequence[str]) -> tuple[bytes, int]:
+    """Class of each piece by its text, and how many pieces are unknown to the shipped table (these get class 4)."""
+    known = dict(zip(bert_pieces(), bert_classes(), strict=True))
+    return bytes(known.get(piece, OTHER_CLASS) for piece in pieces), sum(piece not in known for piece in pieces)

@@ -1,0 +1,117 @@
+"""Our leaves under the names and shapes of the reference's Flax checkpoints (facts 2.3), without ``params/``."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from clipa_eqx.models.blocks import BlockConfig
+from clipa_eqx.models.clip import CLIP, CLIPConfig
+from conversion.rules import LeafRule, export_leaves, import_leaves
+
+
+def to_flax(tree: CLIP) -> dict[str, np.ndarray]:
+    """A model, or gradients or moments of its shape, as the reference's flat dictionary.
+
+    Raises:
+        ConversionError: the tree has leaves that its ``config`` does not describe.
+    """
+    return export_leaves(flax_rules(tree.config), tree)
+
+
+def from_flax(arrays: Mapping[str, np.ndarray], config: CLIPConfig) -> CLIP:
+    """The model of ``config`` with the reference's arrays as its leaves.
+
+    Raises:
+        ConversionError: lists every missing, unused, mis-shaped or non-finite array at once.
+    """
+    return import_leaves(flax_rules(config), arrays, config)
+
+
+def flax_rules(config: CLIPConfig) -> tuple[LeafRule, ...]:
+    """Exactly one row per leaf of the model."""
+    return (*_image_rules(config), *_text_rules(config), LeafRule(path="log_temperature", name="t", shape=(1,)))
+
+
+def _image_rules(config: CLIPConfig) -> list[LeafRule]:
+    image = config.image
+    dim, (ph, pw) = image.blocks.width, image.patch_size
+    kernel = (ph, pw, 3, dim) if image.patch == "conv" else (ph * pw * 3, dim)
+    rules = [
+        LeafRule(path="image/patch/weight", name="img/embedding/kernel", shape=kernel, transpose=True),
+        LeafRule(path="image/class_token", name="img/cls", shape=(1, 1, dim)),
+        *_block_rules("image/blocks", "img/Transformer/encoderblock_{i}", image.blocks),
+    ]
+    if image.patch == "linear":
+        rules.append(LeafRule(path="image/patch/bias", name="img/embedding/bias", shape=(dim,)))
+    if image.position == "learned":
+        rules.append(LeafRule(path="image/position", name="img/pos_embedding", shape=(1, image.patches + 1, dim)))
+    if image.pool in ("gap", "tok"):
+        rules += _norm_rules("image/norm", "img/encoder_norm", dim)
+    if image.pool == "map":
+        head = "img/MAPHead_0"
+        rules.append(LeafRule(path="image/map_head/probe", name=f"{head}/probe", shape=(1, 1, dim)))
+        rules += _attention_rules("image/map_head/attn", f"{head}/MultiHeadDotProductAttention_0", image.blocks)
+        rules += _norm_rules("image/map_head/norm", f"{head}/LayerNorm_0", dim)
+        rules += _mlp_rules("image/map_head/mlp", f"{head}/MlpBlock_0", image.blocks)
+    if image.embed is not None:
+        rules.append(
+            LeafRule(path="image/head/weight", name="img/head/kernel", shape=(dim, image.embed), transpose=True)
+        )
+    return rules
+
+
+def _text_rules(config: CLIPConfig) -> list[LeafRule]:
+    text = config.text
+    dim = text.blocks.width
+    rules = [
+        LeafRule(path="text/token/weight", name="txt/Embed_0/embedding", shape=(text.vocab, dim)),
+        *_block_rules("text/blocks", "txt/Transformer/encoderblock_{i}", text.blocks),
+        *_norm_rules("text/norm", "txt/encoder_norm", dim),
+    ]
+    if text.position == "learned":
+        rules.append(LeafRule(path="text/position", name="txt/pos_embedding", shape=(1, text.length, dim)))
+    if text.embed is not None:
+        rules.append(LeafRule(path="text/head/weight", name="txt/head/kernel", shape=(dim, text.embed), transpose=True))
+    return rules
+
+
+def _block_rules(path: str, name: str, blocks: BlockConfig) -> list[LeafRule]:
+    return [
+        *_norm_rules(f"{path}/norm1", f"{name}/LayerNorm_0", blocks.width),
+        *_attention_rules(f"{path}/attn", f"{name}/MultiHeadDotProductAttention_0", blocks),
+        *_norm_rules(f"{path}/norm2", f"{name}/LayerNorm_1", blocks.width),
+        *_mlp_rules(f"{path}/mlp", f"{name}/MlpBlock_0", blocks),
+    ]
+
+
+def _norm_rules(path: str, name: str, dim: int) -> list[LeafRule]:
+    return [
+        LeafRule(path=f"{path}/weight", name=f"{name}/scale", shape=(dim,)),
+        LeafRule(path=f"{path}/bias", name=f"{name}/bias", shape=(dim,)),
+    ]
+
+
+def _attention_rules(path: str, name: str, blocks: BlockConfig) -> list[LeafRule]:
+    dim, split = blocks.width, (blocks.heads, blocks.width // blocks.heads)
+    rules: list[LeafRule] = []
+    for ours, theirs in (("q", "query"), ("k", "key"), ("v", "value")):
+        kernel, bias = f"{name}/{theirs}/kernel", f"{name}/{theirs}/bias"
+        rules.append(LeafRule(path=f"{path}/{ours}/weight", name=kernel, shape=(dim, *split), transpose=True))
+        rules.append(LeafRule(path=f"{path}/{ours}/bias", name=bias, shape=split))
+    rules.append(LeafRule(path=f"{path}/out/weight", name=f"{name}/out/kernel", shape=(*split, dim), transpose=True))
+    rules.append(LeafRule(path=f"{path}/out/bias", name=f"{name}/out/bias", shape=(dim,)))
+    return rules
+
+
+def _mlp_rules(path: str, name: str, blocks: BlockConfig) -> list[LeafRule]:
+    rules: list[LeafRule] = []
+    sizes = {
+        ("fc_in", "Dense_0"): (blocks.width, blocks.mlp_dim),
+        ("fc_out", "Dense_1"): (blocks.mlp_dim, blocks.width),
+    }
+    for (ours, theirs), shape in sizes.items():
+        rules.append(
+            LeafRule(path=f"{path}/{ours}/weight", name=f"{name}/{theirs}/kernel", shape=shape, transpose=True)
+        )
+        rules.append(LeafRule(path=f"{path}/{ours}/bias", name=f"{name}/{theirs}/bias", shape=shape[-1:]))
+    return rules

@@ -1,0 +1,22 @@
+"""Test session: 8 fake CPU devices, strict rank promotion, no accelerators, no progress bars."""
+
+import jax
+import jax.random as jr
+import pytest
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def getkey():
+    """Fresh keys where the value does not matter."""
+    key = jr.key(0)
+
+    def next_key():
+        nonlocal key
+        key, out = jr.split(key)
+        return out
+
+    return next_key
