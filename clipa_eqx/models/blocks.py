@@ -110,7 +110,7 @@ class Block(eqx.Module):
         x: Float[Array, "seq dim"],
         *,
         dropout_rate: float,
-        drop_path_rate: Float[Array, ""],
+        drop_path_rate: Float[Array, ""] | None,
         key: PRNGKeyArray | None,
     ) -> BlockTrace:
         k_attn, k_path1, k_gelu, k_mlp, k_path2 = (None,) * 5 if key is None else jr.split(key, 5)
@@ -135,11 +135,11 @@ def run_blocks(
     keep: Callable[[BlockTrace], Kept],
 ) -> tuple[Float[Array, "seq dim"], Kept]:
     """Scan the stacked blocks over ``x``; returns the stream and what ``keep`` takes of each block, stacked."""
-    rates = np.linspace(0.0, config.drop_path, config.depth, dtype=np.float32)
+    rates = np.linspace(0.0, config.drop_path, config.depth, dtype=np.float32) if config.drop_path else None
     keys = None if key is None else jr.split(key, config.depth)
 
     def body(
-        x: Float[Array, "seq dim"], layer: tuple[Block, Float[Array, ""], PRNGKeyArray | None]
+        x: Float[Array, "seq dim"], layer: tuple[Block, Float[Array, ""] | None, PRNGKeyArray | None]
     ) -> tuple[Float[Array, "seq dim"], Kept]:
         block, rate, key = layer
         trace = block(pin_batch(x), dropout_rate=config.dropout, drop_path_rate=rate, key=key)
@@ -148,7 +148,7 @@ def run_blocks(
     policy = _REMAT_POLICIES[config.remat]
     if policy is not None:
         body = jax.checkpoint(body, prevent_cse=False, policy=policy)
-    return jax.lax.scan(body, x, (blocks, jnp.asarray(rates), keys))
+    return jax.lax.scan(body, x, (blocks, None if rates is None else jnp.asarray(rates), keys))
 
 
 def pin_batch(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

@@ -127,10 +127,10 @@ def dropout(x: Float[Array, "*shape"], rate: float, *, key: PRNGKeyArray | None)
 
 
 def drop_path(
-    x: Float[Array, "seq dim"], rate: Float[Array, ""], *, key: PRNGKeyArray | None
+    x: Float[Array, "seq dim"], rate: Float[Array, ""] | None, *, key: PRNGKeyArray | None
 ) -> Float[Array, "seq dim"]:
-    """Drop the whole residual branch of this example with probability ``rate`` (stochastic depth)."""
-    if key is None:
+    """Drop the whole residual branch of this example with probability ``rate`` (stochastic depth); None is never."""
+    if key is None or rate is None:
         return x
     keep = 1.0 - rate
     branch = jnp.floor(keep + jr.uniform(key)) / keep

@@ -1,0 +1,1 @@
+"""Records, streams and image processing; nothing here imports jax, so that worker processes stay light."""

@@ -1,0 +1,119 @@
+"""Write folders of records: ArrayRecord shards plus a manifest, complete or not there at all."""
+
+import hashlib
+import importlib
+import itertools
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from clipa_eqx.data.manifest import MANIFEST_NAME, Manifest, ShardInfo, write_manifest
+from clipa_eqx.data.records import Record, encode_record
+from clipa_eqx.errors import DataError
+
+# group_size:1 so that one record is one read; images are compressed already, so a second compression only costs time.
+_WRITER_OPTIONS = "group_size:1,uncompressed"
+
+
+def write_records(
+    records: Iterable[Record],
+    folder: str | Path,
+    *,
+    records_per_shard: int = 10_000,
+    dropped: Mapping[str, int] | None = None,
+    rows_read: int | None = None,
+    class_names: Iterable[str] | None = None,
+    info: Mapping[str, object] | None = None,
+    overwrite: bool = False,
+) -> Manifest:
+    """Write `records` in order into shards of `records_per_shard` and return the manifest written beside them.
+
+    The folder appears under its name only when it is complete: until then everything is in `<folder>.tmp-<pid>`,
+    which is removed on failure. Equal records give equal bytes. `dropped` (reason -> rows) is read after the last
+    record, so a generator may count into it while it runs; `rows_read`, if known, must equal written + dropped.
+
+    Raises:
+        DataError: the folder exists (and not `overwrite`, or it is no record folder), the account does not close,
+            a record cannot be encoded, or a label has no class name.
+    """
+    folder = Path(folder)
+    if records_per_shard < 1:
+        raise DataError(f"records_per_shard must be at least 1, got {records_per_shard}")
+    _check_target(folder, overwrite=overwrite)
+    names = None if class_names is None else tuple(class_names)
+    unfinished = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
+    unfinished.mkdir(parents=True)
+    try:
+        rest = _checked_labels(records, names)
+        shards: list[ShardInfo] = []
+        for first in rest:
+            chunk = itertools.chain([first], itertools.islice(rest, records_per_shard - 1))
+            shards.append(write_shard(unfinished / f"shard-{len(shards):05d}.array_record", chunk))
+        written = sum(shard.count for shard in shards)
+        reasons = dict(dropped or {})
+        manifest = Manifest(
+            shards=tuple(shards),
+            rows_read=written + sum(reasons.values()) if rows_read is None else rows_read,
+            rows_written=written,
+            rows_dropped=reasons,
+            class_names=names,
+            info=dict(info or {}),
+        )
+        write_manifest(unfinished, manifest)
+        _check_target(folder, overwrite=overwrite)
+        _move_into_place(unfinished, folder)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    return manifest
+
+
+def write_shard(path: str | Path, records: Iterable[Record]) -> ShardInfo:
+    """Write one ArrayRecord file and describe it; the bytes are a function of the records alone."""
+    # A compiled module without type stubs, hence by name.
+    array_record = importlib.import_module("array_record.python.array_record_module")
+
+    path = Path(path)
+    writer = array_record.ArrayRecordWriter(str(path), _WRITER_OPTIONS)
+    count = 0
+    try:
+        for record in records:
+            writer.write(encode_record(record))
+            count += 1
+    finally:
+        writer.close()
+    return ShardInfo(name=path.name, count=count, bytes=path.stat().st_size, sha256=hash_file(path))
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's content in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _checked_labels(records: Iterable[Record], names: tuple[str, ...] | None) -> Iterator[Record]:
+    for record in records:
+        if names is not None and record.label is not None and record.label >= len(names):
+            raise DataError(f"record {record.key!r} has label {record.label} but there are {len(names)} class names")
+        yield record
+
+
+def _check_target(folder: Path, *, overwrite: bool) -> None:
+    if not folder.exists():
+        return
+    if not overwrite:
+        raise DataError(f"{folder} exists already; choose another folder or ask to overwrite it")
+    # Replacing deletes the old content, so only ever replace what this module wrote (or an empty folder).
+    if not folder.is_dir() or (any(folder.iterdir()) and not (folder / MANIFEST_NAME).is_file()):
+        raise DataError(f"{folder} exists and is not a record folder; it will not be overwritten, choose another name")
+
+
+def _move_into_place(unfinished: Path, folder: Path) -> None:
+    if not folder.exists():
+        unfinished.rename(folder)
+        return
+    old = folder.with_name(f"{folder.name}.old-{os.getpid()}")
+    folder.rename(old)
+    unfinished.rename(folder)
+    shutil.rmtree(old)

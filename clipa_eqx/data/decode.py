@@ -1,0 +1,154 @@
+"""Encoded pictures (JPEG, PNG, BMP, GIF, WebP) to RGB uint8, with a guard against bombs and damaged files."""
+
+import io
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import simplejpeg
+from jaxtyping import UInt8
+from PIL import Image
+
+from clipa_eqx.errors import DataError
+
+# 8192 x 8192: 200 MB of RGB. Web pictures are far below; one bomb must not take a worker's memory.
+MAX_PIXELS = 2**26
+
+# Without those between 1/2 and 1: libjpeg-turbo has no fast path for them and takes longer than for the full picture.
+_SCALES = (1 / 8, 1 / 4, 3 / 8, 1 / 2)
+
+_FORMATS = ("PNG", "BMP", "GIF", "WEBP")
+# Begin of the APP14 segment.
+_ADOBE = b"\xff\xee\x00\x0eAdobe"
+# What libjpeg remarks on while every pixel is still decoded; such files are common on the web and the reference
+# accepts them. Every other remark means that pixels are missing or invented.
+_HARMLESS = ("extraneous bytes before marker", "unknown JFIF revision", "Adobe color transform", "bad ICC marker")
+
+
+class ImageSize(NamedTuple):
+    """Pixels, as stored: EXIF rotation is ignored."""
+
+    height: int
+    width: int
+
+
+def image_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageSize:
+    """Height and width from the header alone (microseconds for a JPEG).
+
+    Raises:
+        DataError: not a picture, an unknown format, or more than ``max_pixels``.
+    """
+    if is_jpeg(data):
+        return _jpeg_header(data, max_pixels=max_pixels)[0]
+    return _open(data, max_pixels=max_pixels)[1]
+
+
+def is_jpeg(data: bytes) -> bool:
+    return data[:3] == b"\xff\xd8\xff"
+
+
+def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "height width 3"]:
+    """Decode to RGB as the reference does (``tf.io.decode_image`` with the accurate DCT for JPEG).
+
+    Gray is repeated, alpha is dropped without blending, 16-bit PNG keeps the high byte, GIF gives its first frame,
+    EXIF rotation is ignored.
+
+    Raises:
+        DataError: empty, truncated, damaged, an unknown format, or more than ``max_pixels``.
+    """
+    if is_jpeg(data):
+        return decode_jpeg_scaled(data, max_pixels=max_pixels)
+    picture, _ = _open(data, max_pixels=max_pixels)
+    try:
+        if picture.mode.startswith("I"):
+            levels = np.asarray(picture)
+            gray = (levels >> 8).astype(np.uint8)
+            return np.repeat(gray[..., None], 3, axis=-1)
+        return np.array(picture.convert("RGB"))
+    # Pillow's decoders raise OSError, SyntaxError, EOFError, zlib.error and more on damaged files.
+    except Exception as error:
+        raise DataError(f"cannot decode {picture.format} image of {len(data)} bytes: {error}") from error
+
+
+def decode_jpeg_scaled(
+    data: bytes, *, min_height: int = 0, min_width: int = 0, max_pixels: int = MAX_PIXELS
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Decode a JPEG at the smallest DCT scale of 1/2, 3/8, 1/4, 1/8 that has at least the wanted height and width.
+
+    Full size if no scale covers them or none is wanted (0).
+
+    Raises:
+        DataError: as ``decode_image``, and if the data are no JPEG.
+    """
+    if not is_jpeg(data):
+        raise DataError(f"decode_jpeg_scaled got {len(data)} bytes that do not begin like a JPEG; use decode_image")
+    size, colourspace = _jpeg_header(data, max_pixels=max_pixels)
+    scale = jpeg_scale(size, min_height=min_height, min_width=min_width)
+    options: dict[str, Any] = {}
+    if scale < 1:
+        options = {
+            "min_height": math.ceil(size.height * scale),
+            "min_width": math.ceil(size.width * scale),
+            "min_factor": 1 / scale,
+        }
+    if colourspace not in ("CMYK", "YCCK"):
+        return _decode_jpeg(data, "RGB", options)
+    ink = _decode_jpeg(data, "CMYK", options).astype(np.uint16)
+    if _ADOBE not in data:  # Adobe stores ink inverted, so that white is 255; without its mark ink is ink
+        ink = 255 - ink
+    return (ink[..., :3] * ink[..., 3:] // 255).astype(np.uint8)
+
+
+def jpeg_scale(size: ImageSize, *, min_height: int, min_width: int) -> float:
+    """The scale that ``decode_jpeg_scaled`` takes for a picture of ``size``; sides are rounded up after scaling."""
+    if min_height <= 0 and min_width <= 0:
+        return 1.0
+    fits = (s for s in _SCALES if math.ceil(size.height * s) >= min_height and math.ceil(size.width * s) >= min_width)
+    return next(fits, 1.0)
+
+
+def _decode_jpeg(data: bytes, colourspace: str, options: dict[str, Any]) -> np.ndarray:
+    try:
+        return simplejpeg.decode_jpeg(data, colourspace, **options)
+    except ValueError as error:
+        if not any(remark in str(error) for remark in _HARMLESS):
+            raise DataError(f"cannot decode JPEG image of {len(data)} bytes: {error}") from error
+    try:
+        return simplejpeg.decode_jpeg(data, colourspace, strict=False, **options)
+    except (ValueError, KeyError) as error:
+        raise DataError(f"cannot decode JPEG image of {len(data)} bytes: {error}") from error
+
+
+def _jpeg_header(data: bytes, *, max_pixels: int) -> tuple[ImageSize, str]:
+    try:
+        header = simplejpeg.decode_jpeg_header(data, strict=False)
+    # ValueError with libjpeg's words, or KeyError where the damage left no valid colour space.
+    except (ValueError, KeyError) as error:
+        raise DataError(f"cannot read the header of a JPEG image of {len(data)} bytes: {error}") from error
+    size = ImageSize(int(header[0]), int(header[1]))
+    _check_pixels(size, max_pixels=max_pixels)
+    return size, str(header[2])
+
+
+def _open(data: bytes, *, max_pixels: int) -> tuple[Image.Image, ImageSize]:
+    if not data:
+        raise DataError("cannot decode image: got 0 bytes")
+    try:
+        picture = Image.open(io.BytesIO(data), formats=_FORMATS)
+    except Exception as error:  # as above; also Pillow's own bomb error
+        start = data[:8].hex(" ")
+        raise DataError(
+            f"cannot decode image of {len(data)} bytes that begin {start}: expected a whole JPEG, {', '.join(_FORMATS)}"
+            f" ({type(error).__name__}: {error})"
+        ) from error
+    size = ImageSize(picture.height, picture.width)
+    _check_pixels(size, max_pixels=max_pixels)
+    return picture, size
+
+
+def _check_pixels(size: ImageSize, *, max_pixels: int) -> None:
+    if math.prod(size) > max_pixels:
+        raise DataError(
+            f"image of {size.width} x {size.height} pixels is over the limit of {max_pixels}; "
+            "drop it at conversion or pass a larger max_pixels"
+        )

@@ -1,0 +1,60 @@
+"""A record to the arrays of one batch row: the standard transforms of the train and evaluation streams."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from clipa_eqx.data.augment import ImageConfig, train_image
+from clipa_eqx.data.eval_images import EvalImageConfig, eval_image
+from clipa_eqx.data.records import Record
+from clipa_eqx.errors import ConfigError, DataError
+from clipa_eqx.tokenizer import Reduction, Tokenizer
+
+NO_LABEL = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTransform:
+    """An augmented picture and one of the captions, each as likely.
+
+    Gives `image` uint8[height width 3], `tokens` int32[length], and `truncated` (bool: some word pieces did not fit).
+    Picture and text draw from separate generators, so that neither changes the other.
+    """
+
+    image: ImageConfig
+    tokenizer: Tokenizer
+    length: int
+    reduction: Reduction = "truncate"
+
+    def __post_init__(self) -> None:
+        _check_length(self.length)
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Raises DataError for a record without a caption or with a damaged picture."""
+        if not record.captions:
+            raise DataError("the record has no caption, so it cannot be trained on; give it one or drop it at ingest")
+        (text_rng,) = rng.spawn(1)
+        caption = record.captions[int(text_rng.integers(len(record.captions)))]
+        encoded = self.tokenizer.encode(caption, length=self.length, reduction=self.reduction, rng=text_rng)
+        return {
+            "image": train_image(record.image, self.image, rng),
+            "tokens": encoded.ids,
+            "truncated": np.asarray(encoded.is_truncated),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalTransform:
+    """The picture without any draw and its class: `image` uint8[h w 3], `label` int32 (-1: none)."""
+
+    image: EvalImageConfig
+
+    def __call__(self, record: Record) -> dict[str, np.ndarray]:
+        """Raises DataError for a damaged picture."""
+        label = NO_LABEL if record.label is None else record.label
+        return {"image": eval_image(record.image, self.image), "label": np.asarray(label, np.int32)}
+
+
+def _check_length(length: int) -> None:
+    if length < 1:
+        raise ConfigError(f"text length must be at least 1 token, got {length}")

@@ -1,0 +1,168 @@
+"""Pictures ranked against the embeddings of the classes, and counted exactly over batches and processes."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import Array, Float, Int, Int32, UInt8
+
+from clipa_eqx.errors import DataError, NonFiniteError
+from clipa_eqx.evals.encode import local_rows
+
+Batch = Mapping[str, np.ndarray]
+EncodeImages = Callable[[UInt8[np.ndarray, "batch height width 3"]], Array | np.ndarray]
+
+_RANKS = 5
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ZeroShotResult:
+    """Counts over all processes; ``sample_id`` and ``predictions`` (best first) are those of this process's pictures.
+
+    ``per_class_count[c]`` pictures carry label c, of which ``per_class_correct[c]`` were counted right at rank 1.
+    """
+
+    count: int
+    correct_top1: int
+    correct_top5: int
+    per_class_count: Int[np.ndarray, " classes"]
+    per_class_correct: Int[np.ndarray, " classes"]
+    sample_id: Int[np.ndarray, " local"]
+    predictions: Int32[np.ndarray, "local ranks"]
+    about: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
+
+    @property
+    def top1(self) -> float:
+        return self.correct_top1 / self.count
+
+    @property
+    def top5(self) -> float:
+        return self.correct_top5 / self.count
+
+    def to_json(self, *, with_predictions: bool = False) -> dict[str, Any]:
+        """Plain JSON: scores, counts, per-class counts, what was scored, and on request each picture's classes."""
+        content: dict[str, Any] = {
+            "top1": self.top1,
+            "top5": self.top5,
+            "correct_top1": self.correct_top1,
+            "correct_top5": self.correct_top5,
+            "count": self.count,
+            "class_count": len(self.per_class_count),
+            "per_class_count": self.per_class_count.tolist(),
+            "per_class_correct": self.per_class_correct.tolist(),
+            **self.about,
+        }
+        if with_predictions:
+            content |= {"sample_id": self.sample_id.tolist(), "predictions": self.predictions.tolist()}
+        return content
+
+
+def score(
+    encode_image: EncodeImages,
+    class_embeddings: Float[np.ndarray, "classes embed"],
+    batches: Iterable[Batch],
+) -> ZeroShotResult:
+    """Rank the classes for each picture and count, in integers, each unmasked row once.
+
+    A batch holds ``image`` uint8, ``label`` (rows, or rows by labels padded with -1; any of them is right), ``mask``
+    and ``sample_id``. Of equal similarities the lower class comes first, also for classes with equal embeddings.
+
+    Raises:
+        DataError: a row without a label, a label that is no class, or no rows at all.
+        NonFiniteError: an embedding is NaN or infinite.
+    """
+    classes = len(class_embeddings)
+    twins = _lowest_equal(class_embeddings)
+    counts = np.zeros((3 + 2 * classes,), np.int64)
+    ids: list[np.ndarray] = [np.zeros((0,), np.int64)]
+    predictions: list[np.ndarray] = [np.zeros((0, min(_RANKS, classes)), np.int32)]
+    for embeddings, batch in _one_late(encode_image, batches):
+        mask = batch["mask"].astype(bool)
+        labels = _checked_labels(batch, mask, classes=classes)
+        images = local_rows(embeddings, rows=len(mask))[mask]
+        if not np.isfinite(images).all():
+            raise NonFiniteError(f"zero-shot: embeddings of records {batch['sample_id'][mask][:3]}... are not finite")
+        ranked = _rank(images, class_embeddings, twins=twins)
+        counts += _count(ranked, labels, classes=classes)
+        ids.append(batch["sample_id"][mask])
+        predictions.append(ranked)
+    totals = sum_processes(counts)
+    if totals[0] == 0:
+        raise DataError("zero-shot: the record set has no pictures; nothing to score")
+    return ZeroShotResult(
+        count=int(totals[0]),
+        correct_top1=int(totals[1]),
+        correct_top5=int(totals[2]),
+        per_class_count=totals[3 : 3 + classes],
+        per_class_correct=totals[3 + classes :],
+        sample_id=np.concatenate(ids),
+        predictions=np.concatenate(predictions),
+    )
+
+
+def sum_processes(values: Int[np.ndarray, "*shape"] | Float[np.ndarray, "*shape"]) -> np.ndarray:
+    """The sum of an array over all processes, on each of them."""
+    if jax.process_count() == 1:
+        return values
+    # jax holds 32 bits by default; counts of pictures fit into int32.
+    narrow = values.astype(np.int32 if values.dtype.kind == "i" else np.float32)
+    return np.asarray(multihost_utils.process_allgather(narrow)).astype(values.dtype).sum(axis=0)
+
+
+def _one_late(encode_image: EncodeImages, batches: Iterable[Batch]) -> Iterator[tuple[Array | np.ndarray, Batch]]:
+    """Each batch with its embeddings, after the next one was sent off: the host ranks while the devices encode."""
+    pending: tuple[Array | np.ndarray, Batch] | None = None
+    for batch in batches:
+        encoded = encode_image(batch["image"])
+        if pending is not None:
+            yield pending
+        pending = (encoded, batch)
+    if pending is not None:
+        yield pending
+
+
+def _lowest_equal(class_embeddings: Float[np.ndarray, "classes embed"]) -> Int[np.ndarray, " classes"]:
+    """Per class the lowest class with the same embedding, itself if there is none."""
+    first: dict[bytes, int] = {}
+    return np.array([first.setdefault(row.tobytes(), at) for at, row in enumerate(class_embeddings)], np.int64)
+
+
+def _rank(
+    images: Float[np.ndarray, "rows embed"],
+    class_embeddings: Float[np.ndarray, "classes embed"],
+    *,
+    twins: Int[np.ndarray, " classes"],
+) -> Int32[np.ndarray, "rows ranks"]:
+    # A matrix product may round equal columns differently, so equal classes share one column: ties stay ties.
+    similarity = (images @ class_embeddings.T)[:, twins]
+    return np.argsort(-similarity, axis=1, kind="stable")[:, :_RANKS].astype(np.int32)
+
+
+def _count(
+    ranked: Int32[np.ndarray, "rows ranks"], labels: Int[np.ndarray, "rows labels"], *, classes: int
+) -> Int[np.ndarray, " counts"]:
+    """Rows, right at rank 1, right within rank 5, then rows per class, then right rows per class."""
+    hits = (ranked[:, :, None] == labels[:, None, :]).any(axis=2)
+    carries = np.zeros((len(labels), classes), bool)
+    row, column = np.nonzero(labels >= 0)
+    carries[row, labels[row, column]] = True
+    first = hits[:, 0]
+    totals = [len(labels), first.sum(), hits.any(axis=1).sum()]
+    return np.concatenate([totals, carries.sum(axis=0), carries[first].sum(axis=0)])
+
+
+def _checked_labels(batch: Batch, mask: np.ndarray, *, classes: int) -> Int[np.ndarray, "rows labels"]:
+    labels = batch["label"].reshape(len(mask), -1)[mask]
+    for sample, row in zip(batch["sample_id"][mask], labels, strict=True):
+        if (row < 0).all():
+            raise DataError(f"zero-shot: record {sample} has no label; score a labelled set, or leave such records out")
+        if row.max() >= classes or row.min() < -1:
+            raise DataError(
+                f"zero-shot: record {sample} has labels {row.tolist()} but there are {classes} class names; "
+                "give the class names that the labels index"
+            )
+    return labels

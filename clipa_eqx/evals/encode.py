@@ -1,0 +1,85 @@
+"""Embeddings of whole batches on any mesh, for scoring: uint8 pictures or tokens in, unit vectors out."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int, UInt8
+
+from clipa_eqx.data.pixel_values import IMAGENET_MEAN, IMAGENET_STD
+from clipa_eqx.models.clip import CLIP
+
+
+def encode_images(
+    model: CLIP, images: UInt8[np.ndarray, "batch height width 3"], *, mesh: Mesh | None = None
+) -> Float[Array, "padded embed"]:
+    """Unit float32 embeddings of this process's pictures; read them with ``local_rows``.
+
+    With a mesh the batch is padded with zeros to the next multiple of the devices that split it, and each of its
+    processes must pass as many rows. The work is not waited for. One compilation per shape of the batch.
+    """
+    batch, axes = _place(images, mesh)
+    with jax.set_mesh(mesh):
+        return _encode_images(model, batch, axes=axes)
+
+
+def encode_texts(
+    model: CLIP, tokens: Int[np.ndarray, "batch length"], *, mesh: Mesh | None = None
+) -> Float[Array, "padded embed"]:
+    """Unit float32 embeddings of this process's tokenised texts; as ``encode_images``."""
+    batch, axes = _place(tokens, mesh)
+    with jax.set_mesh(mesh):
+        return _encode_texts(model, batch, axes=axes)
+
+
+def local_rows(
+    embeddings: Float[Array, "padded embed"] | Float[np.ndarray, "padded embed"], *, rows: int
+) -> Float[np.ndarray, "rows embed"]:
+    """The first ``rows`` rows that this process passed in, without the padding."""
+    if isinstance(embeddings, np.ndarray) or embeddings.is_fully_addressable:
+        return np.asarray(embeddings)[:rows]
+    parts = {shard.index[0].start or 0: shard.data for shard in embeddings.addressable_shards}
+    return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])[:rows]
+
+
+def batch_axes(mesh: Mesh) -> tuple[str, ...]:
+    """Axes of a mesh that split the batch: "data" and "fsdp" as far as it has them."""
+    return tuple(axis for axis in ("data", "fsdp") if axis in mesh.axis_names)
+
+
+def _place(rows: np.ndarray, mesh: Mesh | None) -> tuple[np.ndarray | Array, tuple[str, ...]]:
+    if mesh is None:
+        return rows, ()
+    axes = batch_axes(mesh)
+    shards = math.prod(mesh.local_mesh.shape[axis] for axis in axes)
+    missing = -len(rows) % shards
+    padded = np.concatenate([rows, np.zeros((missing, *rows.shape[1:]), rows.dtype)])
+    return jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec(axes)), padded), axes
+
+
+@functools.partial(jax.jit, static_argnames="axes")
+def _encode_images(
+    model: CLIP, images: UInt8[Array, "batch height width 3"], *, axes: tuple[str, ...]
+) -> Float[Array, "batch embed"]:
+    mean = jnp.asarray(IMAGENET_MEAN, jnp.float32)[None, None, :] * 255
+    std = jnp.asarray(IMAGENET_STD, jnp.float32)[None, None, :] * 255
+
+    def encode(image: UInt8[Array, "height width 3"]) -> Float[Array, " embed"]:
+        return model.encode_image((image.astype(jnp.float32) - mean) / std)
+
+    return _keep_split(jax.vmap(encode, spmd_axis_name=axes or None)(images), axes)
+
+
+@functools.partial(jax.jit, static_argnames="axes")
+def _encode_texts(
+    model: CLIP, tokens: Int[Array, "batch length"], *, axes: tuple[str, ...]
+) -> Float[Array, "batch embed"]:
+    return _keep_split(jax.vmap(model.encode_text, spmd_axis_name=axes or None)(tokens), axes)
+
+
+def _keep_split(rows: Float[Array, "batch embed"], axes: tuple[str, ...]) -> Float[Array, "batch embed"]:
+    # Embeddings split like the input, so that each process reads the rows it passed in.
+    return jax.lax.with_sharding_constraint(rows, PartitionSpec(axes, None)) if axes else rows

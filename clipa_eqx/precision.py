@@ -1,0 +1,24 @@
+"""Which dtype the towers compute in; parameters, optimiser state, embeddings, logits and loss stay float32."""
+
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+Tree = TypeVar("Tree")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """``compute`` is the dtype of activations and of the weights as the towers see them.
+
+    float32 is the reference's; bfloat16 halves the memory and is what TPU and GPU matrix units are built for.
+    """
+
+    compute: Literal["float32", "bfloat16"] = "float32"
+
+    def to_compute(self, tree: Tree) -> Tree:
+        """The floating-point leaves of a tree in the compute dtype; called once, at the top of the loss."""
+        dtype = jnp.dtype(self.compute)
+        return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)

@@ -1,0 +1,144 @@
+"""Learning-rate multipliers as functions of the number of updates done, with warm-up and cool-down.
+
+Source: ``helpers.utils.create_learning_rate_schedule`` of the reference. The multiplier is 1 after warm-up and does not
+contain the peak learning rate. With warm-up the first update has the multiplier 0, as in the reference: it changes
+nothing but the moments.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from clipa_eqx.durations import NO_TIME, Duration
+from clipa_eqx.errors import ConfigError
+
+Count = Int[Array, ""] | int
+Multiplier = Callable[[Count], Float[Array, ""]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ramps:
+    """What all schedules share: linear rise from 0 over ``warmup``, linear fall to 0 over ``cooldown``.
+
+    ``reference_batch_size`` scales the peak by batch size / reference batch size (the reference's
+    ``scale_with_batchsize`` is 256).
+    """
+
+    warmup: Duration = NO_TIME
+    cooldown: Duration = NO_TIME
+    reference_batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.reference_batch_size is not None and self.reference_batch_size < 1:
+            raise ConfigError(f"reference_batch_size={self.reference_batch_size} must be positive, or None")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cosine(Ramps):
+    """Half a cosine from 1 to ``min_ratio`` (the reference's min_lr / max_lr)."""
+
+    min_ratio: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Polynomial(Ramps):
+    """From 1 to ``end_ratio`` as (1 - progress) ** ``power``; power 1 is linear decay."""
+
+    end_ratio: float = 0.0
+    power: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rsqrt(Ramps):
+    """One over the square root of time since warm-up, in units of ``timescale_steps``."""
+
+    timescale_steps: int = 10_000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.timescale_steps < 1:
+            raise ConfigError(f"timescale_steps={self.timescale_steps} must be positive")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stair(Ramps):
+    """1 before ``steps[0]``, then ``factors[i]`` from ``steps[i]`` on."""
+
+    steps: tuple[int, ...]
+    factors: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.steps) != len(self.factors) or list(self.steps) != sorted(set(self.steps)):
+            raise ConfigError(f"steps={self.steps} must rise and be as many as factors={self.factors}")
+
+
+Schedule = Cosine | Polynomial | Rsqrt | Stair
+
+
+def make_multiplier(
+    schedule: Schedule, *, total_steps: int, batch_size: int | None = None, data_size: int | None = None
+) -> Multiplier:
+    """The multiplier as a function of the updates done before; it can be traced.
+
+    It is meant for 0 .. ``total_steps``; beyond, a cool-down goes on below zero, as in the reference.
+
+    >>> halfway = make_multiplier(Cosine(warmup=Duration(steps=10)), total_steps=110)
+    >>> float(halfway(60))
+    0.5
+
+    Raises:
+        ConfigError: warm-up does not end before the run, cool-down is longer than the run, or a duration needs a size
+            that is not given.
+    """
+    if total_steps < 1:
+        raise ConfigError(f"total_steps={total_steps} must be positive")
+    warmup = schedule.warmup.to_steps(batch_size=batch_size, data_size=data_size, total_steps=total_steps)
+    cooldown = schedule.cooldown.to_steps(batch_size=batch_size, data_size=data_size, total_steps=total_steps)
+    if warmup >= total_steps > 1:
+        raise ConfigError(
+            f"warm-up of {warmup} steps ({schedule.warmup}) does not end before the run of {total_steps} steps;"
+            " shorten warmup or train longer"
+        )
+    if cooldown > total_steps:
+        raise ConfigError(
+            f"cool-down of {cooldown} steps ({schedule.cooldown}) is longer than the run of {total_steps} steps"
+        )
+    peak = 1.0
+    if schedule.reference_batch_size is not None:
+        if batch_size is None:
+            raise ConfigError("a schedule with reference_batch_size needs batch_size")
+        peak = batch_size / schedule.reference_batch_size
+
+    def multiplier(count: Count) -> Float[Array, ""]:
+        step = jnp.asarray(count, jnp.float32)
+        value = _decayed(schedule, step, peak=peak, warmup_steps=warmup, total_steps=total_steps)
+        if warmup:
+            value = value * jnp.minimum(1.0, step / warmup)
+        if cooldown:
+            value = value * jnp.minimum(1.0, (total_steps - step) / cooldown)
+        return value
+
+    return multiplier
+
+
+def _decayed(
+    schedule: Schedule, step: Float[Array, ""], *, peak: float, warmup_steps: int, total_steps: int
+) -> Float[Array, ""]:
+    progress = jnp.clip((step - warmup_steps) / max(total_steps - warmup_steps, 1), 0.0, 1.0)
+    match schedule:
+        case Cosine():
+            low = schedule.min_ratio
+            return low + (peak - low) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+        case Polynomial():
+            end = schedule.end_ratio
+            return end + (peak - end) * (1.0 - progress) ** schedule.power
+        case Rsqrt():
+            since = jnp.maximum(step - warmup_steps, 0.0)
+            return peak / jnp.sqrt((since + schedule.timescale_steps) / schedule.timescale_steps)
+        case Stair():
+            # Compared one by one: a step is an integer below 2**24, exact in float32.
+            values = jnp.asarray((1.0, *schedule.factors), jnp.float32)
+            return peak * values[jnp.sum(step >= jnp.asarray(schedule.steps, jnp.float32))]

@@ -1,0 +1,36 @@
+"""What a training step maps to its successor: model, optimiser state and the number of steps done."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import optax
+from jaxtyping import Array, Int, PRNGKeyArray
+
+from clipa_eqx.models.clip import CLIP, CLIPConfig
+
+
+class TrainState(eqx.Module):
+    """No key and no data position: both are functions of (seed, step)."""
+
+    model: CLIP
+    opt_state: Any
+    step: Int[Array, ""]
+
+
+def init_state(config: CLIPConfig, optimizer: optax.GradientTransformation, *, key: PRNGKeyArray) -> TrainState:
+    """A fresh state; run it under ``jax.jit`` with ``out_shardings``, so that it is born where it will live."""
+    return start_state(CLIP.init(config, key=key), optimizer)
+
+
+def start_state(model: CLIP, optimizer: optax.GradientTransformation) -> TrainState:
+    """Step 0 of training a given model."""
+    params: Any = model
+    return TrainState(model=model, opt_state=optimizer.init(params), step=jnp.zeros((), jnp.int32))
+
+
+def abstract_state(config: CLIPConfig, optimizer: optax.GradientTransformation) -> TrainState:
+    """Shapes and dtypes of the state, without its memory."""
+    return jax.eval_shape(lambda: init_state(config, optimizer, key=jr.key(0)))

@@ -1,0 +1,136 @@
+"""One training step: pixels and tokens to loss, gradients, update and metrics."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import optax
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float, Int32, PRNGKeyArray, UInt8
+
+from clipa_eqx.losses import sharded_softmax_contrastive, softmax_contrastive
+from clipa_eqx.models.clip import CLIP
+from clipa_eqx.models.layers import l2_normalise
+from clipa_eqx.optim import cap_temperature
+from clipa_eqx.pixels import normalise_pixels
+from clipa_eqx.precision import Precision
+from clipa_eqx.sharding import BATCH_AXES, batch_sharding, replicated, shardings_for
+from clipa_eqx.training.health import norms
+from clipa_eqx.training.state import TrainState
+
+LossKind = Literal["global", "sharded"]
+Metrics = dict[str, Array]
+TrainStep = Callable[[TrainState, Mapping[str, Array]], tuple[TrainState, Metrics]]
+
+
+class BatchLoss(NamedTuple):
+    """Loss of a batch and the measurements taken on the way."""
+
+    loss: Float[Array, ""]
+    accuracy: Float[Array, ""]
+    image_norm: Float[Array, ""]
+    text_norm: Float[Array, ""]
+
+
+def batch_loss(
+    model: CLIP,
+    images: UInt8[Array, "batch height width 3"],
+    tokens: Int32[Array, "batch length"],
+    *,
+    key: PRNGKeyArray | None,
+    precision: Precision,
+    mesh: Mesh | None = None,
+    kind: LossKind = "global",
+) -> BatchLoss:
+    """Contrastive loss of a batch; with a key, masking, dropout and drop-path are on, one key per row and tower.
+
+    ``image_norm`` and ``text_norm`` are the mean lengths of the embeddings before normalisation. With a mesh, call it
+    under ``jax.set_mesh(mesh)``; activations are pinned to the axes that split the batch.
+    """
+    axes = None if mesh is None else BATCH_AXES
+    towers = precision.to_compute(model)
+    pixels = normalise_pixels(images).astype(precision.compute)
+    if key is None:
+        image = jax.vmap(towers.image, spmd_axis_name=axes)(pixels)
+        text = jax.vmap(towers.text, spmd_axis_name=axes)(tokens)
+    else:
+        k_image, k_text = (jr.split(k, images.shape[0]) for k in jr.split(key))
+        image = jax.vmap(lambda x, k: towers.image(x, key=k), spmd_axis_name=axes)(pixels, k_image)
+        text = jax.vmap(lambda x, k: towers.text(x, key=k), spmd_axis_name=axes)(tokens, k_text)
+    image, text = (z.astype(jnp.float32) for z in (image, text))
+    z_image, z_text = jax.vmap(l2_normalise)(image), jax.vmap(l2_normalise)(text)
+    if mesh is not None:
+        z_image, z_text = (jax.lax.with_sharding_constraint(z, PartitionSpec(BATCH_AXES)) for z in (z_image, z_text))
+    if kind == "sharded" and mesh is not None:
+        out = sharded_softmax_contrastive(
+            z_image, z_text, log_temperature=model.log_temperature, mesh=mesh, axis_names=BATCH_AXES
+        )
+    else:
+        out = softmax_contrastive(z_image, z_text, log_temperature=model.log_temperature)
+    return BatchLoss(
+        loss=out.loss,
+        accuracy=out.accuracy,
+        image_norm=jnp.mean(jnp.linalg.norm(image, axis=1)),
+        text_norm=jnp.mean(jnp.linalg.norm(text, axis=1)),
+    )
+
+
+def step_key(seed: int, step: Array | int) -> PRNGKeyArray:
+    """The key of a step: a function of (seed, step), so that a resumed run draws what the whole run would have."""
+    return jr.fold_in(jr.key(seed), step)
+
+
+def make_train_step(
+    optimizer: optax.GradientTransformation,
+    *,
+    abstract: TrainState,
+    mesh: Mesh,
+    seed: int,
+    precision: Precision,
+    kind: LossKind = "global",
+    max_temperature: float | None = None,
+) -> Any:
+    """The jitted step, ``(state, batch) -> (state, metrics)``; the state is donated.
+
+    ``batch`` holds ``image`` uint8[batch h w 3] and ``tokens`` int32[batch length], split over the batch axes.
+    Metrics stay on the devices. Lower and call it under ``jax.set_mesh(mesh)``.
+    """
+
+    def step(state: TrainState, batch: Mapping[str, Array]) -> tuple[TrainState, Metrics]:
+        def loss(model: CLIP) -> tuple[Float[Array, ""], BatchLoss]:
+            out = batch_loss(
+                model,
+                batch["image"],
+                batch["tokens"],
+                key=step_key(seed, state.step),
+                precision=precision,
+                mesh=mesh,
+                kind=kind,
+            )
+            return out.loss, out
+
+        grads, out = jax.grad(loss, has_aux=True)(state.model)
+        params: Any = state.model
+        updates, opt_state = optimizer.update(grads, state.opt_state, params)
+        model: Any = cap_temperature(optax.apply_updates(params, updates), max_temperature)
+        metrics = {
+            "loss": out.loss,
+            "accuracy": out.accuracy,
+            "temperature": jnp.exp(state.model.log_temperature),
+            "image_norm": out.image_norm,
+            "text_norm": out.text_norm,
+            **norms("grad_norm", grads),
+            **norms("param_norm", model),
+            **norms("update_norm", updates),
+        }
+        return TrainState(model=model, opt_state=opt_state, step=state.step + 1), metrics
+
+    shardings = shardings_for(abstract, mesh)
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+    )

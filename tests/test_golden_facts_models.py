@@ -1,0 +1,124 @@
+"""The recordings of facts/: forwards and losses of five architectures, and five real training steps."""
+
+import re
+
+import goldens
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from clipa_eqx.durations import Duration
+from clipa_eqx.losses import softmax_contrastive
+from clipa_eqx.models.blocks import BlockConfig
+from clipa_eqx.models.clip import CLIPConfig
+from clipa_eqx.models.text import TextConfig
+from clipa_eqx.models.vision import VisionConfig
+from clipa_eqx.optim import OptimConfig, learning_rates, make_optimizer
+from clipa_eqx.pixels import normalise_pixels
+from clipa_eqx.precision import Precision
+from clipa_eqx.schedules import Cosine
+from clipa_eqx.sharding import MeshConfig, make_mesh, put_global_batch
+from clipa_eqx.training.state import abstract_state, start_state
+from clipa_eqx.training.step import batch_loss, make_train_step
+from conversion.flax_names import from_flax, to_flax
+
+goldens.require("facts")
+FORWARDS = goldens.names("facts/forward_*.npz")
+TRAIN = goldens.names("facts/train5_*.npz")
+POOLS = {"gap": ("gap", "last"), "tok": ("tok", "last"), "map": ("map", "last"), "cls0": ("first", "last")}
+
+
+def load(file, prefix):
+    """The model of a file: pooling from its name, everything else from the arrays' names and shapes."""
+    arrays = goldens.load_npz(file)
+    params = goldens.under(arrays, prefix)
+    kinds = re.sub(r".*/(forward|train5)_|\.npz", "", file).split("_")
+    text_pool = next((kind for kind in kinds[1:] if kind in ("last", "tok", "gap")), "last")
+
+    def blocks(tower):
+        stem = f"{tower}/Transformer/encoderblock_"
+        dim, heads, _ = params[f"{stem}0/MultiHeadDotProductAttention_0/query/kernel"].shape
+        mlp = params[f"{stem}0/MlpBlock_0/Dense_0/kernel"].shape[1]
+        depth = len({name.split("/")[2] for name in params if name.startswith(stem)})
+        return BlockConfig(width=dim, depth=depth, mlp_dim=mlp, heads=heads)
+
+    image_size = arrays["in_image_uint8"].shape[1:3]
+    kernel = params["img/embedding/kernel"]
+    patch = round((kernel.shape[0] / 3) ** 0.5) if kernel.ndim == 2 else kernel.shape[0]
+    config = CLIPConfig(
+        image=VisionConfig(
+            blocks=blocks("img"),
+            image_size=image_size,
+            patch_size=(patch, patch),
+            patch="linear" if kernel.ndim == 2 else "conv",
+            position="learned" if "img/pos_embedding" in params else "sincos2d",
+            pool=POOLS[kinds[0]][0],
+            embed=params["img/head/kernel"].shape[1],
+        ),
+        text=TextConfig(
+            blocks=blocks("txt"),
+            length=arrays["in_tokens"].shape[1],
+            vocab=params["txt/Embed_0/embedding"].shape[0],
+            position="learned" if "txt/pos_embedding" in params else "sincos1d",
+            pool=text_pool,
+            embed=params["txt/head/kernel"].shape[1],
+        ),
+    )
+    return arrays, from_flax(params, config)
+
+
+@pytest.mark.parametrize("file", FORWARDS)
+def test_forward_and_loss_equal_the_recording(file):
+    arrays, model = load(file, "params/")
+    pixels = normalise_pixels(jnp.asarray(arrays["in_image_uint8"]))
+    tokens = jnp.asarray(arrays["in_tokens"])
+    z_image, z_text = jax.vmap(model.encode_image)(pixels), jax.vmap(model.encode_text)(tokens)
+    np.testing.assert_allclose(z_image, arrays["out_zimg"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(z_text, arrays["out_ztxt"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(jax.vmap(model.image)(pixels), arrays["out_img_logits"], rtol=1e-4, atol=2e-5)
+    np.testing.assert_allclose(jax.vmap(model.text)(tokens), arrays["out_txt_logits"], rtol=1e-4, atol=2e-5)
+    out = softmax_contrastive(z_image, z_text, log_temperature=model.log_temperature)
+    np.testing.assert_allclose(out.loss, arrays["out_loss"], rtol=1e-5)
+    np.testing.assert_allclose(out.accuracy, arrays["out_ncorrect"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("file", TRAIN)
+def test_five_steps_equal_the_recording(file):
+    arrays, model = load(file, "params0/")
+    total = int(arrays["total_steps"])
+    optim = OptimConfig(
+        peak_lr=float(arrays["lr"]),
+        weight_decay=float(arrays["wd"]),
+        schedules=((".*", Cosine(warmup=Duration(steps=int(arrays["warmup"])))),),
+        mu_dtype="bfloat16",
+    )
+    optimizer = make_optimizer(optim, model, total_steps=total)
+    mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        batch = put_global_batch({"image": arrays["in_image_uint8"], "tokens": arrays["in_tokens"]}, mesh)
+
+        def loss(model):
+            out = batch_loss(model, batch["image"], batch["tokens"], key=None, precision=Precision(), mesh=mesh)
+            return out.loss
+
+        grads = to_flax(jax.jit(jax.grad(loss))(model))
+        for name, value in goldens.under(arrays, "grad0/").items():
+            atol = 1e-4 * np.abs(value).max() + 2e-6
+            np.testing.assert_allclose(grads[name], value, rtol=0, atol=atol, err_msg=name)
+        state = start_state(model, optimizer)
+        step = make_train_step(
+            optimizer, abstract=abstract_state(model.config, optimizer), mesh=mesh, seed=0, precision=Precision()
+        )
+        losses, multipliers = [], []
+        for k in range(len(arrays["losses"])):
+            [rate] = learning_rates(optim, k, total_steps=total).values()
+            multipliers.append(rate / optim.peak_lr)
+            state, metrics = step(state, batch)
+            losses.append(metrics["loss"])
+    np.testing.assert_allclose(losses, arrays["losses"], rtol=1e-4)
+    np.testing.assert_allclose(multipliers, arrays["sched"], rtol=1e-6, atol=1e-7)
+    ours = to_flax(state.model)
+    for name, value in goldens.under(arrays, "params5/").items():
+        if not name.endswith("key/bias"):
+            np.testing.assert_allclose(ours[name], value, rtol=0, atol=1e-4, err_msg=name)
