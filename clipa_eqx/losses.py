@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from clipa_eqx.errors import ConfigError, ShardingError
 
-# Stands for an excluded similarity: exp() of it is exactly 0 and, unlike of -inf, gradients of excluded rows stay finite.
+# Stands for an excluded similarity: exp() of it is exactly 0 and, unlike with -inf, all gradients stay finite.
 _EXCLUDED = -1e30
 
 

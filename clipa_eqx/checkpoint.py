@@ -1,0 +1,180 @@
+"""Training checkpoints: what Orbax stores, when it counts as complete, and how it comes back on another mesh."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh
+
+from clipa_eqx.errors import CheckpointError
+from clipa_eqx.models.clip import CLIP, CLIPConfig, abstract_clip
+from clipa_eqx.sharding import shardings_for
+from clipa_eqx.training.state import TrainState
+from clipa_eqx.trees import leaf_paths
+
+_log = logging.getLogger(__name__)
+
+_FORMAT = 1
+
+
+class Checkpoints:
+    """The checkpoints of one run: ``<folder>/<step>/``, the last ``keep`` of them; use it in a ``with`` block.
+
+    A step exists only once it is committed: a folder that a killed process left unfinished is never read. Leaves are
+    stored and restored by path, so that no reordering of fields can swap values.
+    """
+
+    def __init__(self, folder: Path, *, keep: int) -> None:
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True, create=True)
+        self._manager: Any = ocp.CheckpointManager(folder.absolute(), options=options)
+        self.folder = folder
+
+    def latest(self) -> int | None:
+        """The last committed step, or None."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, *, step: int, about: Mapping[str, Any]) -> None:
+        """Start writing a state; returns once it may be donated. ``about`` is JSON (the resolved run)."""
+        # On a CPU the host's view of an array is the array itself, which the next step overwrites: copy first.
+        if jax.default_backend() == "cpu":
+            state = jax.tree.map(lambda leaf: leaf.copy(), state)
+        record = {"format": _FORMAT, "leaves": _signature(state), "about": dict(about)}
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                model=ocp.args.StandardSave(_nested(state.model)),
+                optimiser=ocp.args.StandardSave(_nested(state.opt_state)),
+                record=ocp.args.JsonSave(record),
+            ),
+        )
+
+    def restore(self, abstract: TrainState, mesh: Mesh, *, step: int) -> TrainState:
+        """The state of a step, placed on ``mesh`` by the rule table; the mesh may differ from the one that saved it.
+
+        Raises:
+            CheckpointError: the checkpoint has other leaves, shapes or dtypes than ``abstract``, or cannot be read.
+        """
+        stored = self._record(step)["leaves"]
+        _check_same(stored, _signature(abstract), where=f"checkpoint {self.folder / str(step)}")
+        shardings = shardings_for(abstract, mesh)
+        restored = self._read(
+            step,
+            model=_nested(_with_shardings(abstract.model, shardings.model)),
+            optimiser=_nested(_with_shardings(abstract.opt_state, shardings.opt_state)),
+        )
+        model = _unnested(abstract.model, restored["model"])
+        opt_state = _unnested(abstract.opt_state, restored["optimiser"])
+        counter = jax.device_put(np.asarray(step, np.int32), shardings.step)
+        return TrainState(model=model, opt_state=opt_state, step=counter)
+
+    def restore_model(self, config: CLIPConfig, mesh: Mesh, *, step: int) -> CLIP:
+        """Only the model of a step; raises CheckpointError as ``restore``."""
+        abstract = abstract_clip(config)
+        stored = {
+            path.removeprefix("model/"): leaf
+            for path, leaf in self._record(step)["leaves"].items()
+            if path.startswith("model/")
+        }
+        _check_same(stored, _signature(abstract), where=f"checkpoint {self.folder / str(step)}")
+        restored = self._read(step, model=_nested(_with_shardings(abstract, shardings_for(abstract, mesh))))
+        return _unnested(abstract, restored["model"])
+
+    def about(self, step: int) -> dict[str, Any]:
+        """What ``save`` was told of the run."""
+        return self._record(step)["about"]
+
+    def wait(self) -> None:
+        """Block until everything started is committed; raises what went wrong in the background."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Wait, then release threads."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _record(self, step: int) -> dict[str, Any]:
+        try:
+            record = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"checkpoint {self.folder / str(step)} cannot be read ({error}); delete that folder to go on from the "
+                "one before it"
+            ) from error
+        if record.get("format") != _FORMAT:
+            raise CheckpointError(
+                f"checkpoint {self.folder / str(step)} has format {record.get('format')!r}, this clipa_eqx reads "
+                f"{_FORMAT}; use the version that wrote it"
+            )
+        return record
+
+    def _read(self, step: int, **trees: Any) -> Any:
+        args = {name: ocp.args.StandardRestore(tree) for name, tree in trees.items()}
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**args))
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"checkpoint {self.folder / str(step)} is damaged ({error}); delete that folder to go on from the one "
+                "before it"
+            ) from error
+
+
+def _nested(tree: Any) -> dict[str, Any]:
+    """The leaves as dictionaries within dictionaries, by the parts of their paths."""
+    out: dict[str, Any] = {}
+    for path, leaf in zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True):
+        *parents, name = path.split("/")
+        node = out
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return out
+
+
+def _unnested(like: Any, nested: Mapping[str, Any]) -> Any:
+    def leaf(path: str) -> Any:
+        node: Any = nested
+        for part in path.split("/"):
+            node = node[part]
+        return node
+
+    return jax.tree.unflatten(jax.tree.structure(like), [leaf(path) for path in leaf_paths(like)])
+
+
+def _with_shardings(tree: Any, shardings: Any) -> Any:
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
+
+
+def _signature(tree: Any) -> dict[str, list[Any]]:
+    leaves = zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True)
+    return {path: [list(leaf.shape), str(leaf.dtype)] for path, leaf in leaves}
+
+
+def _check_same(stored: Mapping[str, Any], expected: Mapping[str, Any], *, where: str) -> None:
+    problems = [f"missing in the checkpoint: {path}" for path in expected if path not in stored]
+    problems += [f"not in this model: {path}" for path in stored if path not in expected]
+    problems += [
+        f"{path}: {_show(stored[path])} in the checkpoint, {_show(expected[path])} expected"
+        for path in expected
+        if path in stored and list(stored[path]) != list(expected[path])
+    ]
+    if problems:
+        shown = problems[:20] + ([f"... and {len(problems) - 20} more"] if len(problems) > 20 else [])
+        raise CheckpointError(
+            f"{where} is of another architecture or optimiser; use the config it was trained with, or start a new run "
+            "from it with --init-from:\n  " + "\n  ".join(shown)
+        )
+
+
+def _show(leaf: Any) -> str:
+    shape, dtype = leaf
+    return f"{dtype}{list(shape)}"

@@ -1,0 +1,52 @@
+"""What all scripts share: exit codes, messages and logging."""
+
+import logging
+import sys
+from collections.abc import Callable
+
+from clipa_eqx.errors import ClipaError
+
+OK, FAILED, USAGE = 0, 1, 2
+"""Done; anything else went wrong; the user's mistake, said in one message."""
+
+_log = logging.getLogger(__name__)
+
+
+def run(main: Callable[[], object]) -> int:
+    """Call a script's ``main`` and return its exit code, for ``sys.exit(run(main))``.
+
+    A ``ClipaError`` becomes one message on standard error and 2, Ctrl-C 130, a bug its traceback and 1. What ``main``
+    returns is the code if it is an int.
+    """
+    set_up_logging()
+    try:
+        code = main()
+    except ClipaError as error:
+        _log.debug("traceback of the user's error", exc_info=True)
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone, as in `show.py ... | head`.
+        sys.stderr.close()
+        return FAILED
+    except Exception:
+        _log.exception("unexpected error; please report it")
+        return FAILED
+    return code if isinstance(code, int) else OK
+
+
+def set_up_logging(*, process_index: int = 0) -> None:
+    """INFO from process 0, WARNING from others with their number; call it again once the number is known."""
+    prefix = "" if process_index == 0 else f"[process {process_index}] "
+    logging.basicConfig(
+        level=logging.INFO if process_index == 0 else logging.WARNING,
+        format=f"%(asctime)s {prefix}%(levelname).1s %(name)s: %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stderr,
+        force=True,
+    )
+    for chatty in ("absl", "jax", "orbax"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)

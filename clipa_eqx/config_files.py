@@ -1,0 +1,93 @@
+"""Runs as Python files, and changes to them from the command line."""
+
+import contextlib
+import dataclasses
+import io
+import re
+import sys
+import traceback
+import types
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+
+from clipa_eqx.errors import ClipaError, ConfigError
+from clipa_eqx.experiment import ExperimentConfig
+
+
+def load_config(path: Path | str) -> ExperimentConfig:
+    """What the function ``config()`` of a Python file returns.
+
+    Raises:
+        ConfigError: there is no such file, it has no such function, its code fails (the message names file and line),
+            or it returns something else.
+    """
+    path = Path(path)
+    try:
+        source = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file {path} cannot be read ({error}); give the path of a Python file") from error
+    module = types.ModuleType(f"clipa_eqx_run_{re.sub(r'[^0-9A-Za-z_]', '_', path.stem)}")
+    module.__file__ = str(path)
+    # Dataclasses of a config file look up their module by name.
+    sys.modules[module.__name__] = module
+    try:
+        exec(compile(source, str(path), "exec"), module.__dict__)
+        make = getattr(module, "config", None)
+        if not callable(make):
+            raise ConfigError(f"config file {path} has no function config(); write `def config() -> ExperimentConfig:`")
+        made = make()
+        if not isinstance(made, ExperimentConfig):
+            raise ConfigError(f"config file {path}: config() returned {type(made).__name__}, expected ExperimentConfig")
+    except Exception as error:
+        where = _place(error, path)
+        if where is None and isinstance(error, ConfigError):
+            raise
+        kind = "" if isinstance(error, ClipaError) else f"{type(error).__name__}: "
+        raise ConfigError(f"config file {where or path}: {kind}{error}") from error
+    return made
+
+
+def apply_overrides(config: ExperimentConfig, argv: Sequence[str], *, program: str | None = None) -> ExperimentConfig:
+    """The configuration with scalars changed by flags such as ``--optim.peak-lr 4e-4 --data.folder X``.
+
+    Parts that the file leaves out (None) and the choice between kinds, such as of a schedule, are fixed by the file.
+    ``--help`` among the flags prints all of them and exits with 0.
+
+    Raises:
+        ConfigError: unknown flags, values of the wrong type, or a result that contradicts itself.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                ExperimentConfig,
+                default=config,
+                args=list(argv),
+                prog=program,
+                config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        absent = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) is None]
+        flags = [f"--{name}" for name in absent if any(arg.startswith((f"--{name}.", f"--{name}=")) for arg in argv)]
+        hint = f"; the config file sets no {', '.join(flags)}: give it there first" if flags else ""
+        raise ConfigError(f"command line: {_plain(said.getvalue())}{hint}") from None
+
+
+def _place(error: Exception, path: Path) -> str | None:
+    """ "file:line" of the deepest line of the config file in a traceback; None where the file is not in it."""
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        return f"{path}:{error.lineno}"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    return f"{path}:{lines[-1]}" if lines else None
+
+
+def _plain(panel: str) -> str:
+    """The words of tyro's framed message, without its frame, separators and pointer to the help."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", panel)
+    lines = [line.strip("│ ") for line in text.splitlines() if not line.startswith(("╭", "╰"))]
+    words = " ".join(line for line in lines if line and set(line) != {"─"})
+    return re.sub(r"\s*For full helptext, (run|see) .*", "", words)

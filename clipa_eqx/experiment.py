@@ -1,0 +1,168 @@
+"""Everything that decides a training run, as one frozen value."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from clipa_eqx.data.augment import ImageConfig
+from clipa_eqx.data.eval_images import EvalImageConfig
+from clipa_eqx.data.prefetch import StreamConfig
+from clipa_eqx.durations import Duration
+from clipa_eqx.errors import ConfigError
+from clipa_eqx.evals.zero_shot import ZeroShotConfig
+from clipa_eqx.models.clip import CLIPConfig
+from clipa_eqx.optim import OptimConfig
+from clipa_eqx.precision import Precision
+from clipa_eqx.sharding import MeshConfig
+from clipa_eqx.tokenizer import Reduction
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is trained on.
+
+    Attributes:
+        folder: records with their manifest.
+        image: size and augmentation of training pictures.
+        text_reduction: how captions longer than the text tower are cut.
+        vocab: a vocabulary file or a saved tokenizer's folder; None is the shipped vocabulary of BERT.
+        stream: how batches are prepared ahead; it changes no batch.
+    """
+
+    folder: str
+    image: ImageConfig
+    text_reduction: Reduction = "truncate"
+    vocab: str | None = None
+    stream: StreamConfig = field(default_factory=StreamConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("folder", "vocab"):
+            if getattr(self, name) == "":
+                raise ConfigError(f"data.{name} is empty; give a path")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitConfig:
+    """Weights to start from, and what may differ from them (``surgery.adopt``).
+
+    Attributes:
+        source: the work folder of a run (its latest checkpoint) or the folder of a saved model.
+        resize_text: resample learned text positions to this run's text length.
+        resize_image: resample learned image positions to this run's image size.
+        keep_initial: patterns of leaf paths that keep their random start, such as a new head; each must decide a leaf.
+    """
+
+    source: str
+    resize_text: bool = False
+    resize_image: bool = False
+    keep_initial: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.source:
+            raise ConfigError("init.source is empty; give the folder of a run or of a saved model, or leave out init")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """A checkpoint each ``every_steps`` and at the end; the latest ``keep`` stay."""
+
+    every_steps: int = 1000
+    keep: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("every_steps", "keep"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"checkpoint.{name} is {getattr(self, name)}; it must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WandbConfig:
+    """Where Weights & Biases shows the run; needs the extra ``wandb``."""
+
+    project: str
+    entity: str | None = None
+    name: str | None = None
+    offline: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.project:
+            raise ConfigError("wandb.project is empty; name a project, or leave out wandb")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentConfig:
+    """A training run. Nothing outside of it changes what is learned, but for the contents of the files it names.
+
+    Attributes:
+        model: both towers.
+        data: what is trained on.
+        optim: optimiser, schedules, and rules over leaf paths.
+        batch_size: pairs per step over all devices.
+        duration: length of the run in steps, samples or epochs.
+        seed: of initialisation, order of the data, augmentation, masking and dropout.
+        mesh: how devices share the work; it changes results by rounding only.
+        precision: dtype of the towers' arithmetic.
+        init: weights to start from; None starts at random.
+        eval_image: how pictures are prepared for scoring; saved with the model.
+        zero_shot: record sets to score on the way and at the end.
+        checkpoint: how often, and how many are kept.
+        log_every_steps: period of the lines in metrics.jsonl.
+        loss: "global" computes all logits in one program, "sharded" on each device its rows; the value is the same.
+        wandb: None tells nobody.
+
+    Raises:
+        ConfigError: parts that contradict each other. The message lists all of them.
+    """
+
+    model: CLIPConfig
+    data: DataConfig
+    optim: OptimConfig
+    batch_size: int
+    duration: Duration
+    seed: int = 0
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    precision: Precision = field(default_factory=Precision)
+    init: InitConfig | None = None
+    eval_image: EvalImageConfig
+    zero_shot: tuple[ZeroShotConfig, ...] = ()
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log_every_steps: int = 50
+    loss: Literal["global", "sharded"] = "global"
+    wandb: WandbConfig | None = None
+
+    def __post_init__(self) -> None:
+        problems = [*_size_problems(self), *_batch_problems(self)]
+        if self.seed < 0:
+            problems.append(f"seed is {self.seed}; it must not be negative")
+        if self.log_every_steps < 1:
+            problems.append(f"log_every_steps is {self.log_every_steps}; it must be at least 1")
+        if self.duration.fraction is not None:
+            problems.append("duration is a fraction, but of no run; give the run steps, samples or epochs")
+        if self.duration.steps == 0:
+            problems.append("duration is 0 steps; a run has at least 1")
+        repeated = sorted({one.data for one in self.zero_shot if [x.data for x in self.zero_shot].count(one.data) > 1})
+        if repeated:
+            problems.append(f"zero_shot names {', '.join(repeated)} more than once; score each record set once")
+        if problems:
+            raise ConfigError("experiment: " + "; ".join(problems))
+
+
+def _size_problems(config: ExperimentConfig) -> list[str]:
+    wanted = config.model.image.image_size
+    return [
+        f"{name} is {size}, but model.image.image_size is {wanted}; set both to the same (height, width)"
+        for name, size in (("data.image.size", config.data.image.size), ("eval_image.size", config.eval_image.size))
+        if size != wanted
+    ]
+
+
+def _batch_problems(config: ExperimentConfig) -> list[str]:
+    if config.batch_size < 2:
+        return [f"batch_size is {config.batch_size}; a contrastive loss needs at least 2 pairs"]
+    parts = math.prod(size for size in (config.mesh.data, config.mesh.fsdp) if size is not None)
+    if config.batch_size % parts:
+        return [
+            f"batch_size {config.batch_size} does not divide over mesh data={config.mesh.data} x "
+            f"fsdp={config.mesh.fsdp}; use a multiple of {parts}"
+        ]
+    return []

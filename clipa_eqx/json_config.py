@@ -1,0 +1,158 @@
+"""Our frozen configuration dataclasses to JSON and back, strictly."""
+
+import dataclasses
+import types
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+from clipa_eqx.errors import ConfigError
+
+T = TypeVar("T")
+
+TAG = "type"
+"""Says which class a value is of, where a field may hold several."""
+
+_FAILED: Any = object()
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """A configuration as what ``json.dumps`` takes; keys in the order of the fields, tuples as lists.
+
+    Equal configurations give equal results, also after ``json.dumps`` and ``json.loads``.
+    """
+    return _encode(config, type(config))
+
+
+def from_json(cls: type[T], data: Mapping[str, Any], *, where: str = "config") -> T:
+    """The configuration that ``to_json`` was given.
+
+    Every field must be there, defaults included: a record says what a run was, whatever the defaults are today.
+
+    Args:
+        where: what the data are, for messages, for example a file name.
+
+    Raises:
+        ConfigError: lists all unknown, missing and wrongly typed fields by path; or what a class's own checks say.
+    """
+    problems: list[str] = []
+    value = _decode(data, cls, "", problems)
+    if problems:
+        raise ConfigError(f"{where} does not describe a {cls.__name__}:\n  " + "\n  ".join(problems))
+    return value
+
+
+def _encode(value: Any, hint: Any) -> Any:
+    options = _options(hint)
+    # 1 and 1.0 are equal in Python, but not in a record.
+    if isinstance(value, int) and not isinstance(value, bool) and float in options and int not in options:
+        return float(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        hints = get_type_hints(type(value))
+        fields = {f.name: _encode(getattr(value, f.name), hints[f.name]) for f in dataclasses.fields(value)}
+        return {TAG: type(value).__name__, **fields} if len(_classes(options)) > 1 else fields
+    if isinstance(value, tuple):
+        entries = cast("tuple[Any, ...]", value)
+        kinds = next((_entry_hints(o, len(entries)) for o in options if get_origin(o) is tuple), None)
+        return [_encode(entry, kind) for entry, kind in zip(entries, kinds or (Any,) * len(entries), strict=True)]
+    return value
+
+
+def _decode(data: Any, hint: Any, path: str, problems: list[str]) -> Any:
+    options = _options(hint)
+    classes = _classes(options)
+    if classes and isinstance(data, Mapping):
+        return _decode_class(cast("Mapping[str, Any]", data), classes, path, problems)
+    attempts: list[list[str]] = []
+    for option in options:
+        found: list[str] = []
+        value = _decode_plain(data, option, path, found)
+        if not found:
+            return value
+        attempts.append(found)
+    # Of several kinds of value the one that got furthest, inside a list, says most.
+    deepest = max(attempts, key=lambda found: found[0].count("/"))
+    if len(options) == 1 or deepest[0].split(":")[0] != path:
+        problems += deepest
+    else:
+        problems.append(f"{path}: got {data!r}, expected {' or '.join(map(_show, options))}")
+    return _FAILED
+
+
+def _decode_class(data: Mapping[str, Any], classes: list[Any], path: str, problems: list[str]) -> Any:
+    before = len(problems)
+    [cls], rest = classes[:1], dict(data)
+    if len(classes) > 1:
+        by_name = {c.__name__: c for c in classes}
+        cls = by_name.get(rest.pop(TAG, None))
+        if cls is None:
+            problems.append(f"{_join(path, TAG)}: got {data.get(TAG)!r}, expected one of {', '.join(by_name)}")
+            return _FAILED
+    hints = get_type_hints(cls)
+    names = [f.name for f in dataclasses.fields(cls)]
+    problems += [f"{_join(path, name)}: unknown" for name in rest if name not in names]
+    problems += [f"{_join(path, name)}: missing" for name in names if name not in rest]
+    values = {name: _decode(rest[name], hints[name], _join(path, name), problems) for name in names if name in rest}
+    if len(problems) > before:
+        return _FAILED
+    try:
+        return cls(**values)
+    except ValueError as error:
+        problems.append(f"{path}: {error}" if path else str(error))
+        return _FAILED
+
+
+def _decode_plain(data: Any, hint: Any, path: str, problems: list[str]) -> Any:
+    if get_origin(hint) is Literal:
+        # True == 1, so types are compared too.
+        if any(type(data) is type(choice) and data == choice for choice in get_args(hint)):
+            return data
+    elif get_origin(hint) is tuple:
+        if isinstance(data, list | tuple):
+            entries = cast("list[Any]", data)
+            kinds = _entry_hints(hint, len(entries))
+            if kinds is not None:
+                pairs = enumerate(zip(entries, kinds, strict=True))
+                return tuple(_decode(entry, kind, _join(path, str(i)), problems) for i, (entry, kind) in pairs)
+    elif hint is float:
+        if type(data) in (int, float):
+            return float(data)
+    elif hint is type(None):
+        if data is None:
+            return None
+    elif hint in (int, str, bool) and type(data) is hint:
+        return data
+    problems.append(f"{path}: got {data!r}, expected {_show(hint)}")
+    return _FAILED
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _classes(options: tuple[Any, ...]) -> list[Any]:
+    return [option for option in options if dataclasses.is_dataclass(option)]
+
+
+def _entry_hints(hint: Any, length: int) -> tuple[Any, ...] | None:
+    """The types of a tuple's entries, or None where it cannot have that many."""
+    args = get_args(hint)
+    if args[-1:] == (...,):
+        return args[:1] * length
+    return args if len(args) == length else None
+
+
+def _show(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(repr, get_args(hint)))
+    if hint is type(None):
+        return "null"
+    if dataclasses.is_dataclass(hint):
+        return f"the fields of {hint.__name__}" if isinstance(hint, type) else str(hint)
+    if get_origin(hint) is tuple:
+        args = get_args(hint)
+        return "a list" if args[-1:] == (...,) else f"a list of {len(args)}"
+    return getattr(hint, "__name__", str(hint))
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}/{name}" if path else name

@@ -1,0 +1,99 @@
+"""What a run reads: tokenizer, training batches, and the prepared evaluations."""
+
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from clipa_eqx.data.array_record_reader import RecordSource, open_records
+from clipa_eqx.data.eval_images import eval_image
+from clipa_eqx.data.stream import BatchIterator, eval_stream, train_stream
+from clipa_eqx.data.transforms import TrainTransform
+from clipa_eqx.errors import ConfigError
+from clipa_eqx.evals.zero_shot import ZeroShotConfig, ZeroShotTask, ZeroShotTransform, prepare
+from clipa_eqx.experiment import ExperimentConfig
+from clipa_eqx.tokenizer import Tokenizer
+
+
+class Evaluation(NamedTuple):
+    """One zero-shot set, ready to score."""
+
+    name: str
+    config: ZeroShotConfig
+    source: RecordSource
+    task: ZeroShotTask
+
+
+def load_tokenizer(vocab: str | None, *, model_vocab: int) -> Tokenizer:
+    """The shipped BERT tokenizer (None), or that of a vocabulary file or tokenizer folder.
+
+    Raises:
+        ConfigError: the vocabulary has more pieces than the model's token table has rows.
+        DataError: there is no such file, or it is no vocabulary.
+    """
+    if vocab is None:
+        tokenizer = Tokenizer.bert()
+    else:
+        tokenizer = Tokenizer.load(Path(vocab)) if Path(vocab).is_dir() else Tokenizer.from_file(vocab)
+    if tokenizer.vocab_size > model_vocab:
+        raise ConfigError(
+            f"model.text.vocab is {model_vocab}, too small: the vocabulary ({vocab or 'shipped BERT'}) has "
+            f"{tokenizer.vocab_size} pieces; set model.text.vocab to at least {tokenizer.vocab_size}"
+        )
+    return tokenizer
+
+
+def train_batches(
+    config: ExperimentConfig, source: RecordSource, tokenizer: Tokenizer, *, start_step: int
+) -> BatchIterator:
+    """This process's rows of the batches from ``start_step`` on."""
+    transform = TrainTransform(
+        image=config.data.image,
+        tokenizer=tokenizer,
+        length=config.model.text.length,
+        reduction=config.data.text_reduction,
+    )
+    return train_stream(
+        source,
+        transform,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        start_step=start_step,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        config=config.data.stream,
+    )
+
+
+def prepare_evaluations(config: ExperimentConfig, tokenizer: Tokenizer) -> tuple[Evaluation, ...]:
+    """Open and check every evaluation set before training starts; names are the folders' last parts, made unique."""
+    evaluations: list[Evaluation] = []
+    for one in config.zero_shot:
+        source = open_records(one.data)
+        task = prepare(
+            one,
+            manifest_class_names=source.manifest.class_names,
+            tokenizer=tokenizer,
+            length=config.model.text.length,
+        )
+        stem = Path(one.data).name
+        taken = {evaluation.name for evaluation in evaluations}
+        name = stem if stem not in taken else f"{stem}{len(evaluations)}"
+        evaluations.append(Evaluation(name, one, source, task))
+    return tuple(evaluations)
+
+
+def eval_batches(config: ExperimentConfig, evaluation: Evaluation) -> BatchIterator:
+    """This process's rows of an evaluation set, each record once over all processes."""
+    transform = ZeroShotTransform(
+        picture=partial(eval_image, config=config.eval_image), max_labels=evaluation.config.max_labels
+    )
+    return eval_stream(
+        evaluation.source,
+        transform,
+        batch_size=evaluation.config.batch_size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        config=config.data.stream,
+    )

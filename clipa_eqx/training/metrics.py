@@ -1,0 +1,99 @@
+"""Numbers of a run: one JSON line per logged step, each step once, whatever happened in between."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from clipa_eqx.errors import CheckpointError
+
+
+class MetricLog:
+    """``metrics.jsonl``; opened at a step, it forgets what an interrupted run wrote after that step."""
+
+    def __init__(self, path: Path, *, step: int) -> None:
+        self.path = path
+        kept = [line for line in _lines(path) if json.loads(line)["step"] <= step]
+        unfinished = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+        unfinished.write_text("".join(kept), encoding="utf-8")
+        unfinished.replace(path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Append one line; it is on disk when this returns."""
+        self._file.write(json.dumps({"step": step, **values}, allow_nan=True) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All lines of a ``metrics.jsonl``."""
+    return [json.loads(line) for line in _lines(path)]
+
+
+def to_host(metrics: Mapping[str, jax.Array]) -> dict[str, Any]:
+    """Device metrics as plain numbers and lists; waits for the step that made them."""
+    values = {name: np.asarray(value, np.float64) for name, value in jax.device_get(dict(metrics)).items()}
+    return {name: value.tolist() for name, value in values.items()}
+
+
+def is_finite(values: Mapping[str, Any]) -> bool:
+    """Whether loss, gradient and update are all finite; then so are the parameters."""
+    return all(math.isfinite(values[name]) for name in ("loss", "grad_norm", "update_norm"))
+
+
+class Throughput:
+    """Rates between two logged steps. Times are of this process and differ from run to run."""
+
+    def __init__(self, *, batch_size: int) -> None:
+        self._batch_size = batch_size
+        self.restart()
+
+    def restart(self) -> None:
+        self._since, self._steps, self._starved = time.perf_counter(), 0, 0.0
+
+    def step(self, *, starved_seconds: float) -> None:
+        """Count a step; ``starved_seconds`` is how long the devices may have waited for its batch."""
+        self._steps += 1
+        self._starved += starved_seconds
+
+    def exclude(self, seconds: float) -> None:
+        """Take time spent on evaluation or checkpoints out of the rates."""
+        self._since += seconds
+
+    def rates(self) -> dict[str, float]:
+        """Since the last call: images/s, images/s/device, seconds per step, and the share of time starved of input."""
+        elapsed = max(time.perf_counter() - self._since, 1e-9)
+        images = self._steps * self._batch_size / elapsed
+        rates = {
+            "images_per_second": images,
+            "images_per_second_per_device": images / jax.device_count(),
+            "seconds_per_step": elapsed / max(self._steps, 1),
+            "input_bound_percent": 100.0 * min(self._starved / elapsed, 1.0),
+        }
+        self.restart()
+        return rates
+
+
+def _lines(path: Path) -> list[str]:
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    # A killed process may leave half a line at the end; anywhere else it is damage.
+    if lines and not lines[-1].endswith("\n"):
+        lines.pop()
+    for number, line in enumerate(lines, start=1):
+        try:
+            json.loads(line)["step"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path} line {number} is damaged; delete that line to go on") from error
+    return lines

@@ -1,0 +1,115 @@
+"""What a run says of itself: the metric log, the progress bar, a tracker, and the alarm for non-finite numbers."""
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from clipa_eqx.durations import is_time
+from clipa_eqx.errors import NonFiniteError
+from clipa_eqx.experiment import ExperimentConfig
+from clipa_eqx.optim import learning_rates
+from clipa_eqx.training.metrics import MetricLog, Throughput, is_finite, to_host
+from clipa_eqx.training.run_folder import METRICS_NAME
+from clipa_eqx.training.trackers import open_wandb
+
+
+class StepNumbers(NamedTuple):
+    """A step's device metrics and the host's facts about its batch."""
+
+    step: int
+    metrics: Mapping[str, jax.Array]
+    sample_id: np.ndarray
+    truncated: float
+
+
+class Reports:
+    """Use it in a ``with`` block. Process 0 writes; all processes check."""
+
+    def __init__(
+        self, config: ExperimentConfig, workdir: Path, *, start: int, total_steps: int, data_size: int
+    ) -> None:
+        self._config, self._total, self._data_size = config, total_steps, data_size
+        self._is_writer = jax.process_index() == 0
+        self.throughput = Throughput(batch_size=config.batch_size)
+        self.last: dict[str, Any] = {}
+        self._log = MetricLog(workdir / METRICS_NAME, step=start) if self._is_writer else None
+        self._track: Callable[[int, Mapping[str, Any]], None] | None = None
+        if self._is_writer and config.wandb is not None:
+            self._track = open_wandb(config.wandb, workdir)
+        # A terminal is redrawn; a log file gets a line every half minute.
+        self._bar: Any = tqdm(
+            total=total_steps,
+            initial=start,
+            unit="step",
+            disable=not self._is_writer,
+            mininterval=0.5 if sys.stderr.isatty() else 30.0,
+            dynamic_ncols=True,
+        )
+
+    def is_logged(self, step: int) -> bool:
+        """Steps 1 and 2, every ``log_every_steps``, and the last, as the reference."""
+        return step == 2 or is_time(step, every_steps=self._config.log_every_steps, total_steps=self._total)
+
+    def finish(
+        self, numbers: StepNumbers, *, last_checkpoint: int | None, extra: Mapping[str, Any] | None = None
+    ) -> None:
+        """Wait for a step's numbers, check them, and write them if the step is logged or has ``extra``.
+
+        Raises:
+            NonFiniteError: loss, gradient or update is NaN or infinite; names step, samples and last good checkpoint.
+        """
+        step, values = numbers.step, to_host(numbers.metrics)
+        if not is_finite(values):
+            raise NonFiniteError(self._alarm(numbers, values, last_checkpoint))
+        self._bar.update(step - self._bar.n)
+        if not (self.is_logged(step) or extra):
+            return
+        config = self._config
+        sizes = {"total_steps": self._total, "batch_size": config.batch_size, "data_size": self._data_size}
+        rates = learning_rates(config.optim, step - 1, **sizes)
+        samples = step * config.batch_size
+        line = {
+            **values,
+            **({"lr": float(*rates.values())} if len(rates) == 1 else {}),
+            **({f"lr/{pattern}": float(rate) for pattern, rate in rates.items()} if len(rates) > 1 else {}),
+            "examples_seen": samples,
+            "epoch": samples / self._data_size,
+            "truncated_fraction": numbers.truncated,
+            **(extra or {}),
+            **self.throughput.rates(),
+            "time": time.time(),
+        }
+        self.last = {"step": step, **line}
+        if self._log is not None:
+            self._log.write(step, line)
+        if self._track is not None:
+            self._track(step, line)
+        shown = {"loss": values["loss"], "acc": values["accuracy"], "img/s": line["images_per_second"]}
+        self._bar.set_postfix({name: f"{value:.4g}" for name, value in shown.items()}, refresh=False)
+
+    def _alarm(self, numbers: StepNumbers, values: Mapping[str, Any], last_checkpoint: int | None) -> str:
+        first = (numbers.step - 1) * self._config.batch_size
+        bad = ", ".join(f"{name}={values[name]}" for name in ("loss", "grad_norm", "update_norm"))
+        back = "there is no checkpoint yet" if last_checkpoint is None else f"checkpoint {last_checkpoint} is good"
+        return (
+            f"step {numbers.step} gave {bad} on samples {first} to {first + self._config.batch_size - 1} "
+            f"(records {', '.join(map(str, numbers.sample_id[:8]))}, ...); {back}. Lower optim.peak_lr, set "
+            "optim.clip_norm or optim.max_temperature, or look at those records"
+        )
+
+    def __enter__(self) -> "Reports":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+        if self._log is not None:
+            self._log.close()

@@ -1,0 +1,89 @@
+"""The work folder of a run: whose it is, and whether another start may go on in it."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from clipa_eqx.data.manifest import Manifest
+from clipa_eqx.errors import CheckpointError
+from clipa_eqx.experiment import ExperimentConfig
+from clipa_eqx.json_config import to_json
+
+CONFIG_NAME = "config.json"
+METRICS_NAME = "metrics.jsonl"
+CHECKPOINTS_NAME = "checkpoints"
+MODEL_NAME = "model"
+
+# What may change when a run goes on: where things lie and how they are spread, watched and kept; none changes a number.
+_FREE = ("mesh", "data/folder", "data/stream", "log_every_steps", "checkpoint", "wandb", "zero_shot", "eval_image")
+
+
+def run_record(config: ExperimentConfig, manifest: Manifest) -> dict[str, Any]:
+    """What a work folder and its checkpoints say of their run: the resolved config and the identity of the data."""
+    return {"version": 1, "config": to_json(config), "data_sha256": data_identity(manifest)}
+
+
+def data_identity(manifest: Manifest) -> str:
+    """A hash of the shards' hashes: equal data, wherever they lie."""
+    return hashlib.sha256("".join(shard.sha256 for shard in manifest.shards).encode()).hexdigest()
+
+
+def claim(workdir: Path, record: Mapping[str, Any]) -> None:
+    """Make the folder this run's, or check that it is.
+
+    Raises:
+        CheckpointError: the folder holds another run (with every difference), or something that is no run.
+    """
+    path = workdir / CONFIG_NAME
+    if not path.exists():
+        if workdir.is_dir() and any(workdir.iterdir()):
+            raise CheckpointError(
+                f"work folder {workdir} is not empty and has no {CONFIG_NAME}; give a new folder with --workdir"
+            )
+        workdir.mkdir(parents=True, exist_ok=True)
+    else:
+        check_same_run(read_record(workdir), record, where=f"work folder {workdir}")
+    unfinished = path.with_name(f"{CONFIG_NAME}.tmp-{os.getpid()}")
+    unfinished.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    unfinished.replace(path)
+
+
+def read_record(workdir: Path) -> dict[str, Any]:
+    """The record of a work folder; CheckpointError where there is none."""
+    path = workdir / CONFIG_NAME
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        missing = {"version", "config", "data_sha256"} - set(record)
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} is not the record of a run ({error!r})") from error
+    if missing:
+        raise CheckpointError(f"{path} is not the record of a run: it has no {', '.join(sorted(missing))}")
+    return record
+
+
+def check_same_run(ours: Mapping[str, Any], theirs: Mapping[str, Any], *, where: str) -> None:
+    """Raises CheckpointError with every difference that would change what the run computes."""
+    before, now = dict(_flat(ours["config"])), dict(_flat(theirs["config"]))
+    before["the data's hash"], now["the data's hash"] = ours["data_sha256"], theirs["data_sha256"]
+    differing = [
+        f"{name}: {before.get(name, 'absent')} there, {now.get(name, 'absent')} now"
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name) and not any(name == f or name.startswith(f"{f}/") for f in _FREE)
+    ]
+    if differing:
+        raise CheckpointError(
+            f"{where} is of another run; go on with its settings, or give a new --workdir (and --init-from {where} to "
+            "start from its weights):\n  " + "\n  ".join(differing)
+        )
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else None
+    if items is None:
+        yield path, value
+        return
+    for name, entry in items:
+        yield from _flat(entry, f"{path}/{name}" if path else str(name))

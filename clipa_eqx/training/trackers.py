@@ -1,0 +1,31 @@
+"""Sending metrics to Weights & Biases, only if asked."""
+
+import importlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from clipa_eqx.errors import ConfigError
+from clipa_eqx.experiment import WandbConfig
+
+
+def open_wandb(config: WandbConfig, workdir: Path) -> Callable[[int, Mapping[str, Any]], None]:
+    """A function that sends one step's metrics; going on in the same work folder goes on in the same wandb run.
+
+    Raises:
+        ConfigError: the package is not installed.
+    """
+    try:
+        wandb: Any = importlib.import_module("wandb")
+    except ImportError as error:
+        raise ConfigError('wandb is asked for but not installed: pip install "clipa_eqx[wandb]"') from error
+    run = wandb.init(
+        project=config.project,
+        entity=config.entity,
+        name=config.name or workdir.name,
+        id=workdir.name,
+        resume="allow",
+        mode="offline" if config.offline else "online",
+        dir=str(workdir),
+    )
+    return lambda step, values: run.log(dict(values), step=step)
