@@ -72,8 +72,8 @@ def apply_overrides(config: ExperimentConfig, argv: Sequence[str], *, program: s
         if not stop.code:
             raise
         absent = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) is None]
-        flags = [f"--{name}" for name in absent if any(arg.startswith((f"--{name}.", f"--{name}=")) for arg in argv)]
-        hint = f"; the config file sets no {', '.join(flags)}: give it there first" if flags else ""
+        named = [name for name in absent if any(arg.startswith((f"--{name}.", f"--{name}=")) for arg in argv)]
+        hint = f"; the config file sets no {', '.join(named)}: set it there first" if named else ""
         raise ConfigError(f"command line: {_plain(said.getvalue())}{hint}") from None
 
 
@@ -89,5 +89,5 @@ def _plain(panel: str) -> str:
     """The words of tyro's framed message, without its frame, separators and pointer to the help."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", panel)
     lines = [line.strip("│ ") for line in text.splitlines() if not line.startswith(("╭", "╰"))]
-    words = " ".join(line for line in lines if line and set(line) != {"─"})
-    return re.sub(r"\s*For full helptext, (run|see) .*", "", words)
+    words = " ".join(";" if line and set(line) == {"─"} else line for line in lines).replace(" ;", ";")
+    return re.sub(r";?\s*For full helptext, (run|see) .*", "", words).replace(":;", ":")

@@ -18,9 +18,8 @@ from clipa_eqx.models.clip import CLIP, CLIPConfig, abstract_clip
 from clipa_eqx.models.embed import sincos_2d
 from clipa_eqx.trees import layer_path, leaf_paths, match_by_path, stacked_depth
 
-# These change training, or what a fresh model starts from, but not what given weights compute.
-_TRAINING_FIELDS = ("dropout", "drop_path", "remat", "init", "init_depth", "mask_ratio", "temperature")
-# These change what the same leaves compute; all other differences show in the leaves or are of the fields below.
+# These change what the same leaves compute. Of the other fields, some show in the leaves, the rest only matter to
+# training or to fresh models (rates, masking, remat, initialisers), or come with computed positions.
 _NUMERIC_FIELDS = ("heads", "norm_eps", "gelu", "pool")
 
 
@@ -219,7 +218,12 @@ def _rebuild(config: CLIPConfig, leaves: Mapping[str, Any]) -> CLIP:
 
 
 def _differing(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    problems = [f"{path} {tuple(leaf.shape)}: not there" for path, leaf in wanted.items() if path not in found]
+    problems = [
+        f"{path} {tuple(leaf.shape)}: not there (keep_initial starts it at random"
+        + ("; surgery.learn_image_position makes it)" if path == "image/position" else ")")
+        for path, leaf in wanted.items()
+        if path not in found
+    ]
     problems += [f"{path} {tuple(leaf.shape)}: there, not wanted" for path, leaf in found.items() if path not in wanted]
     asked = {"text/position": " (resize_text resamples it)", "image/position": " (resize_image resamples it)"}
     return problems + [
@@ -232,9 +236,7 @@ def _differing(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]
 def _kept(patterns: Sequence[str], fresh: CLIP) -> dict[str, bool | tuple[bool, ...]]:
     if not patterns:
         return dict.fromkeys(leaf_paths(fresh), False)
-    # Each pattern must decide something, the fallback need not: twice, so that both checks are made.
-    match_by_path([(pattern, True) for pattern in patterns] + [(".*", False)], fresh, what="init.keep_initial")
-    return match_by_path([*((p, True) for p in patterns), (".*", False)], fresh, what="init.keep_initial")
+    return match_by_path([*((pattern, True) for pattern in patterns), (".*", False)], fresh, what="init.keep_initial")
 
 
 def _mixed(keep: bool | tuple[bool, ...], found: Any, fresh: Any) -> Any:

@@ -116,15 +116,14 @@ def train(config: ExperimentConfig, workdir: Path) -> TrainResult:
                 step, every_steps=config.checkpoint.every_steps, total_steps=total_steps, first=False
             )
             if due or is_saved:
+                with reports.throughput.paused(metrics):
+                    scores = _score(config, due, state.model, mesh)
                 # What a checkpoint stands for is on record before it: a resumed log has each step once.
-                pause = time.perf_counter()
-                jax.block_until_ready(metrics)
-                scores = _score(config, due, state.model, mesh)
                 reports.finish(pending, last_checkpoint=checkpoints.latest(), extra=scores)
                 pending = None
                 if is_saved:
-                    checkpoints.save(state, step=step, about=record)
-                reports.throughput.exclude(time.perf_counter() - pause)
+                    with reports.throughput.paused(metrics):
+                        checkpoints.save(state, step=step, about=record)
             if is_stop and step < total_steps:
                 checkpoints.wait()
                 raise Interrupted(f"stopped after step {step} of {total_steps} and saved; the same command goes on")

@@ -4,7 +4,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,13 @@ class Throughput:
         self._steps += 1
         self._starved += starved_seconds
 
-    def exclude(self, seconds: float) -> None:
-        """Take time spent on evaluation or checkpoints out of the rates."""
-        self._since += seconds
+    @contextmanager
+    def paused(self, running: Any) -> Generator[None]:
+        """Wait for ``running``, then leave the time spent inside out of the rates."""
+        jax.block_until_ready(running)
+        since = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - since
 
     def rates(self) -> dict[str, float]:
         """Since the last call: images/s, images/s/device, seconds per step, and the share of time starved of input."""
