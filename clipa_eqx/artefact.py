@@ -56,7 +56,7 @@ class Preprocess:
     config: EvalImageConfig
 
     def __call__(
-        self, images: Sequence[bytes | Image.Image | UInt8[np.ndarray, "_ _ 3"]]
+        self, images: Sequence[bytes | Image.Image | np.ndarray]
     ) -> Float32[np.ndarray, "batch height width 3"]:
         """Normalised pixels of encoded files, Pillow pictures or RGB arrays, for ``jax.vmap(model.encode_image)``.
 

@@ -1,4 +1,4 @@
-"""Train a config: `python scripts/train.py CONFIG.py --workdir DIR [--init-from RUN_OR_ARTEFACT] [--optim.peak-lr 4e-4 ...]`."""
+"""Train a config file, or go on training it: the same command resumes an interrupted run."""
 
 import argparse
 import dataclasses

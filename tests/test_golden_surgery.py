@@ -19,13 +19,17 @@ from clipa_eqx.models.blocks import BlockConfig
 from clipa_eqx.models.clip import CLIP, CLIPConfig
 from clipa_eqx.models.text import TextConfig
 from clipa_eqx.models.vision import VisionConfig
-from clipa_eqx.surgery import adopt, learn_image_position
+from clipa_eqx.surgery import adopt, learn_image_position, resize_image
 from conversion.flax_names import flax_rules, from_flax, to_flax
 
 goldens.require("surgery")
 
 MERGED_ATOL, EMBEDDING_ATOL = 1e-6, 1e-5
-CASES = {name: case for name, case in goldens.load_json("surgery/meta.json").items() if "outcome" in case}
+CASES = {
+    name: case
+    for name, case in goldens.load_json("surgery/meta.json").items()
+    if isinstance(case, dict) and "outcome" in case
+}
 
 
 def config_of(case, stage) -> CLIPConfig:
@@ -66,7 +70,7 @@ def merge(case) -> CLIP:
     unloaded = {path for path, name in names(target).items() if any(re.fullmatch(p, name) for p in case["dont_load"])}
     initial = {path for path in unloaded if case.get("source", {}).get(names(target)[path]) == "init"}
     if "image/position" in unloaded and source.config.image.position == "sincos2d":
-        source = learn_image_position(source).model
+        source = learn_image_position(resize_image(source, image_size=target.image.image_size).model).model
     return adopt(
         source,
         target,
@@ -123,5 +127,5 @@ def test_merged_models_embed_as_the_references(name):
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if fails(case)])
 def test_what_failed_or_lost_a_leaf_is_refused(name):
-    with pytest.raises(CheckpointError, match="pos|position"):
+    with pytest.raises(CheckpointError, match=r"/position"):
         merge(CASES[name])

@@ -1,0 +1,80 @@
+"""Stage 1 of `make quickstart`: many cheap steps on drawings at 16 px (5 image tokens) and 4 text tokens.
+
+Command:   make quickstart        (or: python scripts/train.py configs/quickstart_pretrain.py --workdir DIR)
+Hardware:  two CPU cores
+Time:      see "Quickstart result" in README.md
+Expect:    see there; the data are made by scripts/quickstart.py
+"""
+
+from clipa_eqx.data.affine import AffineConfig
+from clipa_eqx.data.augment import ImageConfig
+from clipa_eqx.data.eval_images import EvalImageConfig
+from clipa_eqx.durations import Duration
+from clipa_eqx.evals.zero_shot import ZeroShotConfig
+from clipa_eqx.experiment import CheckpointConfig, DataConfig, ExperimentConfig
+from clipa_eqx.models.blocks import BlockConfig
+from clipa_eqx.models.clip import CLIPConfig
+from clipa_eqx.models.text import TextConfig
+from clipa_eqx.models.vision import VisionConfig
+from clipa_eqx.optim import OptimConfig
+from clipa_eqx.schedules import Cosine
+
+DATA = "runs/quickstart/data"
+VOCAB_SIZE = 2000
+
+
+def model(*, image_size: int, length: int) -> CLIPConfig:
+    """Both stages' towers; positions are computed, so nothing is resized between them."""
+    return CLIPConfig(
+        image=VisionConfig(
+            blocks=BlockConfig(width=128, depth=4, mlp_dim=512, heads=4),
+            image_size=(image_size, image_size),
+            patch_size=(8, 8),
+            embed=128,
+        ),
+        text=TextConfig(
+            blocks=BlockConfig(width=128, depth=2, mlp_dim=512, heads=4, init="scaled"),
+            length=length,
+            vocab=VOCAB_SIZE,
+            position="sincos1d",
+            pool="tok",
+            embed=128,
+        ),
+    )
+
+
+def data(*, image_size: int) -> DataConfig:
+    """Whole drawings, turned, scaled and shifted; no colours (see docs/quickstart.md for why)."""
+    return DataConfig(
+        folder=f"{DATA}/train",
+        image=ImageConfig(
+            size=(image_size, image_size),
+            min_area=1.0,
+            max_area=1.0,
+            affine=AffineConfig(max_rotate_degrees=15.0, scale=(0.6, 1.1), max_shift=0.1),
+        ),
+        vocab=f"{DATA}/vocab.txt",
+    )
+
+
+def optim(peak_lr: float) -> OptimConfig:
+    return OptimConfig(
+        peak_lr=peak_lr,
+        schedules=((".*", Cosine(warmup=Duration(fraction=0.05))),),
+        clip_norm=1.0,
+        max_temperature=100.0,
+    )
+
+
+def config() -> ExperimentConfig:
+    return ExperimentConfig(
+        model=model(image_size=16, length=4),
+        data=data(image_size=16),
+        optim=optim(1e-3),
+        batch_size=128,
+        duration=Duration(steps=2400),
+        eval_image=EvalImageConfig(size=(16, 16), resize="squash"),
+        zero_shot=(ZeroShotConfig(data=f"{DATA}/validation", templates=("{}",), every_steps=400),),
+        checkpoint=CheckpointConfig(every_steps=800, keep=2),
+        log_every_steps=25,
+    )
