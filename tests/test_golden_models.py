@@ -34,16 +34,16 @@ def test_embeddings_equal_the_reference(case):
     model, io = load(case)
     images, texts = jnp.asarray(io["image"]), jnp.asarray(io["text"])
     for name in ("zimg", "image_only/zimg"):
-        np.testing.assert_allclose(jax.vmap(model.encode_image)(images), io[name], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(jax.jit(jax.vmap(model.encode_image))(images), io[name], rtol=0, atol=1e-5)
     for name in ("ztxt", "text_only/ztxt"):
-        np.testing.assert_allclose(jax.vmap(model.encode_text)(texts), io[name], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(jax.jit(jax.vmap(model.encode_text))(texts), io[name], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("case", INDEX)
 def test_every_intermediate_equals_the_reference(case):
     model, io = load(case)
-    image = jax.vmap(model.image.trace)(jnp.asarray(io["image"]))
-    text = jax.vmap(model.text.trace)(jnp.asarray(io["text"]))
+    image = jax.jit(jax.vmap(model.image.trace))(jnp.asarray(io["image"]))
+    text = jax.jit(jax.vmap(model.text.trace))(jnp.asarray(io["text"]))
     ours = {
         "img/stem": image.stem,
         "img/with_posemb": image.with_position,
@@ -51,12 +51,12 @@ def test_every_intermediate_equals_the_reference(case):
         "img/head_input": image.head_input,
         "img/logits": image.embedding,
         "img/norm": jnp.linalg.norm(image.embedding, axis=1),
-        "img/normalized": jax.vmap(model.encode_image)(jnp.asarray(io["image"])),
+        "img/normalized": jax.jit(jax.vmap(model.encode_image))(jnp.asarray(io["image"])),
         "txt/embedded": text.vectors,
         "txt/head_input": text.head_input,
         "txt/logits": text.embedding,
         "txt/norm": jnp.linalg.norm(text.embedding, axis=1),
-        "txt/normalized": jax.vmap(model.encode_text)(jnp.asarray(io["text"])),
+        "txt/normalized": jax.jit(jax.vmap(model.encode_text))(jnp.asarray(io["text"])),
         "t": jnp.exp(model.log_temperature),
         "t/parameter": model.log_temperature,
     }
@@ -77,8 +77,8 @@ def test_gradients_equal_the_reference(case):
 
     @jax.jit
     def scalar(model):
-        zimg = jax.vmap(model.encode_image)(jnp.asarray(io["image"]))
-        ztxt = jax.vmap(model.encode_text)(jnp.asarray(io["text"]))
+        zimg = jax.jit(jax.vmap(model.encode_image))(jnp.asarray(io["image"]))
+        ztxt = jax.jit(jax.vmap(model.encode_text))(jnp.asarray(io["text"]))
         weighted = jnp.sum(zimg * io["scalar/wimg"]) + jnp.sum(ztxt * io["scalar/wtxt"])
         return weighted + jnp.exp(model.log_temperature)
 
@@ -159,7 +159,7 @@ def test_masked_towers_equal_the_reference(tag):
     np.testing.assert_allclose(z, recorded["zimg"], rtol=0, atol=1e-5)
     np.testing.assert_allclose(grad, recorded["grad_image"], rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(
-        jax.vmap(model.encode_text)(jnp.asarray(io["text"])), recorded["ztxt"], rtol=0, atol=1e-5
+        jax.jit(jax.vmap(model.encode_text))(jnp.asarray(io["text"])), recorded["ztxt"], rtol=0, atol=1e-5
     )
 
 

@@ -1,6 +1,7 @@
 """Small models and runs that several test files use."""
 
 import dataclasses
+import functools
 
 import jax.random as jr
 
@@ -34,7 +35,12 @@ def tiny_clip_config(*, image=None, text=None, **fields) -> CLIPConfig:
 
 
 def tiny_clip(seed: int = 0, **fields) -> CLIP:
-    return CLIP.init(tiny_clip_config(**fields), key=jr.key(seed))
+    return _init(tiny_clip_config(**fields), seed)
+
+
+@functools.cache
+def _init(config: CLIPConfig, seed: int) -> CLIP:
+    return CLIP.init(config, key=jr.key(seed))
 
 
 def tiny_run(**fields) -> ExperimentConfig:
