@@ -36,7 +36,7 @@ class OptimConfig:
         decay: multiples of ``weight_decay``.
         lr_factors: multiples of the learning rate, positive.
         schedules: schedule per leaf; ``None`` freezes.
-        mu_dtype: how the first moment is stored; sums are float32 either way.
+        mu_dtype: how the first moment is stored; compiled, all arithmetic is float32, as in the reference's runs.
         clip_norm: largest global norm of the gradient, ``None`` for no limit.
         max_temperature: ceiling for exp(log_temperature), for example 100; ``None`` for none, as in the reference.
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from clipa_eqx.errors import ConfigError, ShardingError
 from clipa_eqx.trees import leaf_paths, map_with_path, match_by_path, stacked_depth
@@ -83,7 +83,7 @@ def make_mesh(config: MeshConfig, *, devices: Sequence[Any] | None = None) -> Me
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def shardings_for(tree: Any, mesh: Mesh) -> Any:
+def shardings_for(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
     """A ``NamedSharding`` for each leaf of a (possibly abstract) model or training state.
 
     Raises:
@@ -125,7 +125,7 @@ def put_global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
 
 
-def describe_shardings(tree: Any, mesh: Mesh) -> dict[str, PartitionSpec]:
+def describe_shardings(tree: Any, mesh: Mesh | AbstractMesh) -> dict[str, PartitionSpec]:
     """The partition of each leaf by path, for reports."""
     shardings = jax.tree.leaves(shardings_for(tree, mesh), is_leaf=lambda x: isinstance(x, NamedSharding))
     return dict(zip(leaf_paths(tree), (sharding.spec for sharding in shardings), strict=True))

@@ -5,6 +5,7 @@ import shutil
 import jax
 import pytest
 import tiny
+from tiny import quick_compile  # noqa: F401
 
 from clipa_eqx.checkpoint import Checkpoints
 from clipa_eqx.errors import CheckpointError
@@ -47,7 +48,7 @@ def test_the_model_alone_is_restored(saved):
 
 
 def test_a_checkpoint_of_another_architecture_is_refused_with_every_differing_leaf(saved):
-    made, path = saved
+    _, path = saved
     other = tiny.placed_state(tiny.run_config(model=tiny.model_config(text={"vocab": 80})), devices=1)
     with Checkpoints(path, keep=2) as checkpoints:
         with pytest.raises(CheckpointError, match=r"of another architecture") as caught:
@@ -64,7 +65,9 @@ def test_leaves_that_only_one_side_has_are_named(saved):
     config = tiny.model_config(image={"position": "learned", "pool": "first"})
     with (
         Checkpoints(path, keep=2) as checkpoints,
-        pytest.raises(CheckpointError, match=r"(?s)missing in the checkpoint: image/position.*not in this model: image/norm"),
+        pytest.raises(
+            CheckpointError, match=r"(?s)missing in the checkpoint: image/position.*not in this model: image/norm"
+        ),
     ):
         checkpoints.restore_model(config, made.mesh, step=3)
     assert abstract_clip(config).image.norm is None

@@ -6,6 +6,7 @@ import goldens
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from clipa_eqx.durations import Duration
@@ -19,8 +20,7 @@ from clipa_eqx.pixels import normalise_pixels
 from clipa_eqx.precision import Precision
 from clipa_eqx.schedules import Cosine
 from clipa_eqx.sharding import MeshConfig, make_mesh, put_global_batch
-from clipa_eqx.training.state import abstract_state, start_state
-from clipa_eqx.training.step import batch_loss, make_train_step
+from clipa_eqx.training.step import batch_loss
 from conversion.flax_names import from_flax, to_flax
 
 goldens.require("facts")
@@ -106,19 +106,21 @@ def test_five_steps_equal_the_recording(file):
         for name, value in goldens.under(arrays, "grad0/").items():
             atol = 1e-4 * np.abs(value).max() + 2e-6
             np.testing.assert_allclose(grads[name], value, rtol=0, atol=atol, err_msg=name)
-        state = start_state(model, optimizer)
-        step = make_train_step(
-            optimizer, abstract=abstract_state(model.config, optimizer), mesh=mesh, seed=0, precision=Precision()
-        )
-        losses, multipliers = [], []
+        # This recording rounded the decayed bfloat16 moment to bfloat16, as single operations do. The reference's real
+        # runs were compiled and keep it in float32 until it is stored (test_golden_train, test_golden_optim), as our
+        # compiled step does. So the update is applied operation by operation here.
+        value_and_grad = jax.jit(jax.value_and_grad(loss))
+        state, losses, multipliers = optimizer.init(model), [], []
         for k in range(len(arrays["losses"])):
             [rate] = learning_rates(optim, k, total_steps=total).values()
             multipliers.append(rate / optim.peak_lr)
-            state, metrics = step(state, batch)
-            losses.append(metrics["loss"])
+            value, grads = value_and_grad(model)
+            updates, state = optimizer.update(grads, state, model)
+            model = optax.apply_updates(model, updates)
+            losses.append(value)
     np.testing.assert_allclose(losses, arrays["losses"], rtol=1e-4)
     np.testing.assert_allclose(multipliers, arrays["sched"], rtol=1e-6, atol=1e-7)
-    ours = to_flax(state.model)
+    ours = to_flax(model)
     for name, value in goldens.under(arrays, "params5/").items():
         if not name.endswith("key/bias"):
-            np.testing.assert_allclose(ours[name], value, rtol=0, atol=1e-4, err_msg=name)
+            np.testing.assert_allclose(ours[name], value, rtol=0, atol=5e-5, err_msg=name)

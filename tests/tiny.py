@@ -1,6 +1,7 @@
 """Runs that train in seconds: records, a vocabulary, configs, and a run step by step on any mesh."""
 
 import atexit
+import contextlib
 import dataclasses
 import functools
 import io
@@ -11,8 +12,8 @@ from typing import NamedTuple
 from unittest import mock
 
 import jax
-import jax.random as jr
 import numpy as np
+import pytest
 from PIL import Image
 
 from clipa_eqx.data.array_record_reader import open_records
@@ -42,6 +43,15 @@ WORDS = tuple(f"w{i}" for i in range(VOCAB - len(SPECIAL)))
 RECORDS = 200  # Grain's shuffle takes milliseconds a sample below a few dozen records
 STOCHASTIC = {"image": {"mask_ratio": 0.5}, "blocks": {"dropout": 0.1, "drop_path": 0.2}}
 """Everything random that a model has."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compile():
+    """Compile fast instead of well, in the modules that import this: tiny models run in no time either way."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 class Driven(NamedTuple):
@@ -107,9 +117,33 @@ def run_config(**fields) -> ExperimentConfig:
     return ExperimentConfig(**(chosen | fields))
 
 
+@contextlib.contextmanager
+def shared_compile():
+    """Within, ``train`` compiles the step of a config once per session, whatever the work folder."""
+    original = loop._compile
+
+    def compile_once(config, optimizer, abstract, mesh):
+        key = (config.model, config.optim, config.batch_size, config.duration, config.seed, config.precision, mesh)
+        if key not in _COMPILED:
+            _COMPILED[key] = original(config, optimizer, abstract, mesh)
+        return _COMPILED[key]
+
+    with mock.patch.object(loop, "_compile", compile_once):
+        yield
+
+
+_COMPILED = {}
+
+
+def forget_compiled():
+    """The next ``train`` compiles, and traces, anew."""
+    _COMPILED.clear()
+
+
 def train_on_one_device(config: ExperimentConfig, workdir: Path) -> loop.TrainResult:
-    """``train`` as on a machine with a single device, which compiles fastest."""
-    with mock.patch.object(loop, "make_mesh", functools.partial(make_mesh, devices=jax.devices()[:1])):
+    """``train`` as on a machine with a single device, which compiles fastest; equal steps are compiled once."""
+    one_device = functools.partial(make_mesh, devices=jax.devices()[:1])
+    with shared_compile(), mock.patch.object(loop, "make_mesh", one_device):
         return loop.train(config, workdir)
 
 
@@ -146,10 +180,8 @@ def placed_state(config: ExperimentConfig, *, devices: int) -> Driven:
     optimizer = make_optimizer(config.optim, abstract_clip(config.model), total_steps=config.duration.steps)
     abstract = abstract_state(config.model, optimizer)
     leaves, structure = jax.tree.flatten(abstract)
-    keys = jr.split(jr.key(1), len(leaves))
-    filled = [
-        (100 * jr.uniform(key, leaf.shape)).astype(leaf.dtype) for key, leaf in zip(keys, leaves, strict=True)
-    ]
+    rng = np.random.default_rng(1)
+    filled = [np.asarray(100 * rng.random(leaf.shape), leaf.dtype) for leaf in leaves]
     state = jax.device_put(jax.tree.unflatten(structure, filled), shardings_for(abstract, mesh))
     return Driven([], [], state, abstract, mesh)
 

@@ -32,12 +32,14 @@ def data_identity(manifest: Manifest) -> str:
 
 
 def claim(workdir: Path, record: Mapping[str, Any]) -> None:
-    """Make the folder this run's, or check that it is.
+    """Make the folder this run's, or check that it is; a run that did no step yet gives its folder up.
 
     Raises:
         CheckpointError: the folder holds another run (with every difference), or something that is no run.
     """
     path = workdir / CONFIG_NAME
+    if workdir.is_file():
+        raise CheckpointError(f"work folder {workdir} is a file; give a new folder with --workdir")
     if not path.exists():
         if workdir.is_dir() and any(workdir.iterdir()):
             raise CheckpointError(
@@ -45,7 +47,9 @@ def claim(workdir: Path, record: Mapping[str, Any]) -> None:
             )
         workdir.mkdir(parents=True, exist_ok=True)
     else:
-        check_same_run(read_record(workdir), record, where=f"work folder {workdir}")
+        found = read_record(workdir)
+        if _has_results(workdir):
+            check_same_run(found, record, where=f"work folder {workdir}")
     unfinished = path.with_name(f"{CONFIG_NAME}.tmp-{os.getpid()}")
     unfinished.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     unfinished.replace(path)
@@ -78,6 +82,12 @@ def check_same_run(ours: Mapping[str, Any], theirs: Mapping[str, Any], *, where:
             f"{where} is of another run; go on with its settings, or give a new --workdir (and --init-from {where} to "
             "start from its weights):\n  " + "\n  ".join(differing)
         )
+
+
+def _has_results(workdir: Path) -> bool:
+    log, checkpoints = workdir / METRICS_NAME, workdir / CHECKPOINTS_NAME
+    is_logged = log.exists() and log.stat().st_size > 0
+    return is_logged or (checkpoints.is_dir() and any(checkpoints.iterdir())) or (workdir / MODEL_NAME).exists()
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

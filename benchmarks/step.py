@@ -1,0 +1,124 @@
+"""Operations per second of a training step on one device, next to its matrix-product peak in the same run."""
+
+import argparse
+import dataclasses
+import platform
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+
+from clipa_eqx.flops import step_flops
+from clipa_eqx.models.clip import CLIPConfig, abstract_clip
+from clipa_eqx.models.presets import PRESETS, preset
+from clipa_eqx.optim import OptimConfig, make_optimizer
+from clipa_eqx.precision import Precision
+from clipa_eqx.sharding import MeshConfig, batch_sharding, make_mesh, shardings_for
+from clipa_eqx.training.state import abstract_state, init_state
+from clipa_eqx.training.step import make_train_step
+from clipa_eqx.trees import count_params
+
+
+def main() -> None:
+    options = parse_options()
+    config = preset(options.preset, image_size=options.image_size, length=options.length)
+    if options.remat != "none":
+        config = with_remat(config, options.remat)
+    step, state, batch, compile_seconds = prepare(config, options)
+    step_seconds: list[float] = []
+    product_seconds: list[float] = []
+    product, matrix = prepare_product(options.product, precision=options.precision)
+    state, _ = step(state, batch)
+    # In turns, so that whatever else the machine does hits both alike; the best of each counts.
+    for _ in range(options.rounds):
+        product_seconds.append(seconds(lambda: product(matrix)))
+        since = time.perf_counter()
+        state, metrics = step(state, batch)
+        jax.block_until_ready(metrics)
+        step_seconds.append(time.perf_counter() - since)
+    flops = step_flops(config, batch_size=options.batch)
+    achieved, peak = flops.total / min(step_seconds), 2 * options.product**3 / min(product_seconds)
+    rows = [
+        ("device", f"{jax.devices()[0].device_kind}, {platform.machine()}, jax {jax.__version__}"),
+        ("model", f"{options.preset}, {options.image_size} px, {options.length} tokens, batch {options.batch}"),
+        ("arithmetic", f"{options.precision}, remat {options.remat}"),
+        ("parameters", f"{count_params(state.model):,}"),
+        ("compile time, blocks scanned", f"{compile_seconds:.1f} s"),
+        (
+            "operations per step",
+            f"{flops.total / 1e9:.1f} GFLOP ({share(flops.image, flops.total)} in the image tower)",
+        ),
+        ("step, best of rounds", f"{min(step_seconds):.3f} s ({options.batch / min(step_seconds):.1f} pairs/s)"),
+        ("step, achieved", f"{achieved / 1e9:.1f} GFLOP/s"),
+        (f"matrix product of {options.product}", f"{peak / 1e9:.1f} GFLOP/s"),
+        ("achieved / matrix product", share(achieved, peak)),
+    ]
+    for name, value in rows:
+        print(f"{name:30}{value}")
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--preset", choices=PRESETS, default="B/16")
+    parser.add_argument("--image-size", type=int, default=64, help="side of the square picture, px")
+    parser.add_argument("--length", type=int, default=32, help="text tokens")
+    parser.add_argument("--batch", type=int, default=64, help="pairs per step")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--remat", choices=("none", "dots", "full"), default="none")
+    parser.add_argument("--product", type=int, default=3072, help="side of the square matrices of the peak")
+    parser.add_argument("--rounds", type=int, default=3, help="steps and products measured, in turns")
+    return parser.parse_args()
+
+
+def with_remat(config: CLIPConfig, remat: Any) -> CLIPConfig:
+    image, text = (
+        dataclasses.replace(tower, blocks=dataclasses.replace(tower.blocks, remat=remat))
+        for tower in (config.image, config.text)
+    )
+    return dataclasses.replace(config, image=image, text=text)
+
+
+def prepare(config: CLIPConfig, options: argparse.Namespace) -> tuple[Any, Any, Any, float]:
+    """The compiled step, a state, a batch, and how many seconds tracing and compiling took."""
+    mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
+    optimizer = make_optimizer(OptimConfig(peak_lr=1e-4), abstract_clip(config), total_steps=1000)
+    abstract = abstract_state(config, optimizer)
+    step = make_train_step(
+        optimizer, abstract=abstract, mesh=mesh, seed=0, precision=Precision(compute=options.precision)
+    )
+    with jax.set_mesh(mesh):
+        shardings = shardings_for(abstract, mesh)
+        state = jax.jit(lambda key: init_state(config, optimizer, key=key), out_shardings=shardings)(jr.key(0))
+        size = (options.image_size, options.image_size)
+        batch = {
+            "image": jr.randint(jr.key(1), (options.batch, *size, 3), 0, 256).astype(jnp.uint8),
+            "tokens": jr.randint(jr.key(2), (options.batch, options.length), 0, config.text.vocab),
+        }
+        batch = jax.device_put(batch, batch_sharding(mesh))
+        since = time.perf_counter()
+        compiled = step.lower(abstract, batch).compile()
+        return compiled, state, batch, time.perf_counter() - since
+
+
+def prepare_product(side: int, *, precision: str) -> tuple[Any, jax.Array]:
+    """A compiled product of a square matrix with itself."""
+    matrix = jr.normal(jr.key(0), (side, side)).astype(precision)
+    product = jax.jit(lambda x: x @ x)
+    jax.block_until_ready(product(matrix))
+    return product, matrix
+
+
+def seconds(work: Any) -> float:
+    since = time.perf_counter()
+    jax.block_until_ready(work())
+    return time.perf_counter() - since
+
+
+def share(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.0f} %"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""How many floating-point operations a training step needs, counted from the configuration."""
+
+from typing import NamedTuple
+
+from clipa_eqx.models.blocks import BlockConfig
+from clipa_eqx.models.clip import CLIPConfig
+from clipa_eqx.models.vision import VisionConfig
+
+
+class StepFlops(NamedTuple):
+    """Operations of one step, forward and backward: two per multiply-add of the matrix products, nothing else."""
+
+    image: int
+    text: int
+    loss: int
+
+    @property
+    def total(self) -> int:
+        return self.image + self.text + self.loss
+
+
+def step_flops(config: CLIPConfig, *, batch_size: int) -> StepFlops:
+    """What one step over ``batch_size`` pairs must compute; masked patches are counted as the blocks see them.
+
+    Every product is counted once forward and twice backward, except the patches', whose input needs no gradient.
+    Rematerialisation computes more than this, so that utilisation stays comparable between its kinds.
+
+    >>> from clipa_eqx.models.presets import preset
+    >>> step_flops(preset("B/16", image_size=64), batch_size=1).total // 10**9
+    17
+    """
+    image, text = config.image, config.text
+    patches = _product(image.patches, 3 * image.patch_size[0] * image.patch_size[1], image.blocks.width)
+    image_rest = _blocks(image.visible, image.blocks) + _pool(image) + _head(image.blocks.width, image.embed)
+    words = _blocks(text.length, text.blocks) + _head(text.blocks.width, text.embed)
+    logits = 2 * _product(1, image.output, batch_size)  # per pair: its image with all texts, its text with all images
+    return StepFlops(
+        image=batch_size * (2 * patches + 3 * image_rest), text=batch_size * 3 * words, loss=batch_size * 3 * logits
+    )
+
+
+def _blocks(tokens: int, blocks: BlockConfig) -> int:
+    attention = 4 * _product(tokens, blocks.width, blocks.width) + 2 * _product(tokens, blocks.width, tokens)
+    return blocks.depth * (attention + 2 * _product(tokens, blocks.width, blocks.mlp_dim))
+
+
+def _pool(image: VisionConfig) -> int:
+    """The pooling by attention: one query from the probe, then an MLP on one token."""
+    if image.pool != "map":
+        return 0
+    width, tokens = image.blocks.width, image.visible
+    attention = 2 * _product(1, width, width) + 2 * _product(tokens, width, width) + 2 * _product(1, width, tokens)
+    return attention + 2 * _product(1, width, image.blocks.mlp_dim)
+
+
+def _head(width: int, embed: int | None) -> int:
+    return 0 if embed is None else _product(1, width, embed)
+
+
+def _product(rows: int, inner: int, columns: int) -> int:
+    return 2 * rows * inner * columns

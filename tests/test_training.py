@@ -1,0 +1,344 @@
+"""The training loop: traced once, logged as promised, stopped by non-finite numbers, started from other weights."""
+
+import contextlib
+import dataclasses
+import functools
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+import pytest
+import tiny
+from tiny import quick_compile  # noqa: F401
+
+from clipa_eqx.artefact import load_model
+from clipa_eqx.checkpoint import Checkpoints
+from clipa_eqx.data.array_record_reader import open_records
+from clipa_eqx.errors import CheckpointError, NonFiniteError
+from clipa_eqx.experiment import InitConfig
+from clipa_eqx.models.clip import CLIP, abstract_clip
+from clipa_eqx.optim import make_optimizer
+from clipa_eqx.precision import Precision
+from clipa_eqx.sharding import MeshConfig, make_mesh
+from clipa_eqx.training import loop
+from clipa_eqx.training import step as step_module
+from clipa_eqx.training.inputs import load_tokenizer, train_batches
+from clipa_eqx.training.metrics import read_metrics
+from clipa_eqx.training.start import first_state
+from clipa_eqx.training.state import abstract_state
+from clipa_eqx.training.step import batch_loss, make_train_step, step_key
+from clipa_eqx.trees import leaf_paths
+
+ROOT = Path(__file__).parents[1]
+
+
+def config_of_run(**fields):
+    return tiny.run_config(model=tiny.model_config(**tiny.STOCHASTIC), log_every_steps=5, **fields)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run: its folder, what ``train`` returned, and how often the loss was traced."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    tiny.forget_compiled()
+    with mock.patch.object(step_module, "batch_loss", side_effect=batch_loss) as traced:
+        result = tiny.train_on_one_device(config_of_run(), workdir)
+    return workdir, result, traced.call_count
+
+
+def optimizer_of(config):
+    return make_optimizer(config.optim, abstract_clip(config.model), total_steps=config.duration.steps)
+
+
+def start_of(config):
+    """The state of step 0 on one device, and the optimiser."""
+    optimizer = optimizer_of(config)
+    abstract = abstract_state(config.model, optimizer)
+    mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        return first_state(config, optimizer, abstract=abstract, mesh=mesh)
+
+
+def test_the_step_is_traced_once_in_a_run(finished):
+    assert finished[2] == 1
+
+
+def test_steps_1_and_2_each_fifth_and_the_last_are_logged(finished):
+    workdir, result, _ = finished
+    lines = read_metrics(workdir / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [1, 2, 5, 10, 12]
+    assert (result.steps, result.metrics) == (12, lines[-1])
+
+
+def test_a_line_holds_what_the_reference_logs_and_norms_per_tower_and_block(finished):
+    lines = read_metrics(finished[0] / "metrics.jsonl")
+    norms = {
+        f"{name}{part}"
+        for name in ("grad_norm", "param_norm", "update_norm")
+        for part in ("", "/image", "/text", "/image/blocks", "/text/blocks")
+    }
+    rates = {"images_per_second", "images_per_second_per_device", "seconds_per_step", "input_bound_percent", "time"}
+    state = {"step", "loss", "accuracy", "temperature", "image_norm", "text_norm", "lr", "truncated_fraction"}
+    for line in lines:
+        assert set(line) == norms | rates | state | {"examples_seen", "epoch"}
+        assert line["examples_seen"] == 16 * line["step"]
+        assert line["epoch"] == 16 * line["step"] / tiny.RECORDS
+        assert line["images_per_second_per_device"] == line["images_per_second"] / jax.device_count()
+        assert 0 <= line["input_bound_percent"] <= 100
+        assert all(len(line[name]) == 2 for name in norms if name.endswith("blocks"))
+        for name in ("grad_norm", "param_norm", "update_norm"):
+            towers = np.square([line[f"{name}/image"], line[f"{name}/text"]])
+            assert line[name] >= np.sqrt(sum(towers)) * (1 - 1e-6)
+            assert line[f"{name}/image"] > np.linalg.norm(line[f"{name}/image/blocks"]) * (1 - 1e-6)
+    assert [round(line["lr"], 9) for line in lines[:2]] == [0.0, 0.0005]  # warm-up of 2 steps
+    assert lines[0]["update_norm"] == 0.0 < lines[1]["update_norm"]
+
+
+def test_the_first_line_equals_a_recomputation(finished):
+    config, line = config_of_run(), read_metrics(finished[0] / "metrics.jsonl")[0]
+    source = open_records(config.data.folder)
+    with train_batches(config, source, load_tokenizer(config.data.vocab, model_vocab=64), start_step=0) as batches:
+        rows = next(batches)
+    model = start_of(config).model
+
+    @jax.jit
+    def value_and_grad(model):
+        def loss(m):
+            out = batch_loss(m, rows["image"], rows["tokens"], key=step_key(0, 0), precision=Precision())
+            return out.loss, out
+
+        return jax.value_and_grad(loss, has_aux=True)(model)
+
+    (loss, out), grads = value_and_grad(model)
+    expected = {
+        "loss": loss,
+        "accuracy": out.accuracy,
+        "temperature": 1 / 0.07,
+        "image_norm": out.image_norm,
+        "text_norm": out.text_norm,
+        "truncated_fraction": rows["truncated"].mean(),
+        "grad_norm": optax.tree.norm(grads),
+        "grad_norm/image": optax.tree.norm(grads.image),
+        "grad_norm/text/blocks": [
+            optax.tree.norm(jax.tree.map(lambda x, i=i: x[i], grads.text.blocks)) for i in range(2)
+        ],
+        "param_norm": optax.tree.norm(model),  # the first update is zero
+    }
+    for name, value in expected.items():
+        np.testing.assert_allclose(line[name], value, rtol=1e-5, err_msg=name)
+
+
+def test_training_ends_with_a_model_of_the_last_checkpoint(finished):
+    workdir, result, _ = finished
+    loaded = load_model(result.model_folder)
+    with Checkpoints(workdir / "checkpoints", keep=3) as checkpoints:
+        last = checkpoints.restore_model(loaded.model.config, make_mesh(MeshConfig()), step=12)
+    tiny.assert_bit_equal(loaded.model, last)
+    assert loaded.provenance["steps"] == 12
+    assert loaded.tokenizer.tokenizer.vocab_size == tiny.VOCAB
+
+
+@contextlib.contextmanager
+def poisoned(at):
+    """Weights become NaN before step ``at``."""
+    compile_step = loop._compile
+
+    def compile_poisoned(*args):
+        step = compile_step(*args)
+
+        def run(state, batch):
+            if int(state.step) == at - 1:
+                state = dataclasses.replace(state, model=jax.tree.map(lambda x: x * jnp.nan, state.model))
+            return step(state, batch)
+
+        return run
+
+    with mock.patch.object(loop, "_compile", compile_poisoned):
+        yield
+
+
+@pytest.mark.parametrize(
+    ("at", "good"), [(1, "there is no checkpoint yet"), (6, "checkpoint 4 is good"), (8, "checkpoint 4 is good")]
+)
+def test_a_non_finite_step_ends_the_run_with_step_samples_and_last_good_checkpoint(finished, tmp_path, at, good):
+    one_device = functools.partial(make_mesh, devices=jax.devices()[:1])
+    with (
+        tiny.shared_compile(),
+        poisoned(at),
+        mock.patch.object(loop, "make_mesh", one_device),
+        pytest.raises(NonFiniteError) as caught,
+    ):
+        loop.train(config_of_run(), tmp_path / "run")
+    message = str(caught.value)
+    assert message.startswith(f"step {at} gave loss=nan")
+    assert f"samples {16 * (at - 1)} to {16 * at - 1} (records " in message
+    assert good in message
+    saved = sorted(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert saved == [step for step in (4,) if step < at]
+    assert max((line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")), default=0) < at
+    assert not (tmp_path / "run" / "model").exists()
+
+
+@pytest.mark.parametrize("kind", ["run", "artefact"])
+def test_weights_come_from_a_run_or_an_artefact_with_texts_resized_and_the_optimiser_fresh(finished, kind):
+    source = finished[0] if kind == "run" else finished[1].model_folder
+    model = tiny.model_config(text={"length": 16})
+    config = config_of_run(init=InitConfig(source=str(source), resize_text=True), seed=3)
+    config = dataclasses.replace(config, model=model)
+    state = start_of(config)
+    before = load_model(finished[1].model_folder).model
+    for path, a, b in zip(leaf_paths(before), tiny.as_numpy(state.model), tiny.as_numpy(before), strict=True):
+        if path == "text/position":
+            assert (a.shape, b.shape) == ((16, 32), (8, 32))
+            np.testing.assert_allclose(a[1:-1].mean(axis=0), b.mean(axis=0), atol=np.abs(b).max() / 4)
+        else:
+            np.testing.assert_array_equal(a, b, err_msg=path)
+    fresh = start_of(dataclasses.replace(config, init=None))
+    tiny.assert_bit_equal(state.opt_state, fresh.opt_state)
+    assert int(state.step) == 0
+
+
+def test_texts_are_not_resized_unless_asked_for(finished):
+    config = config_of_run(init=InitConfig(source=str(finished[0])))
+    config = dataclasses.replace(config, model=tiny.model_config(text={"length": 16}))
+    with pytest.raises(CheckpointError, match=r"text/position: \(8, 32\) there, \(16, 32\) wanted \(resize_text"):
+        start_of(config)
+
+
+def test_a_run_starts_from_anothers_weights_and_counts_its_own_steps(finished, tmp_path):
+    config = config_of_run(init=InitConfig(source=str(finished[0])))
+    result = tiny.train_on_one_device(config, tmp_path / "second")
+    first = read_metrics(tmp_path / "second" / "metrics.jsonl")[0]
+    last = read_metrics(finished[0] / "metrics.jsonl")[-1]
+    assert (result.steps, first["step"], first["lr"]) == (12, 1, 0.0)
+    np.testing.assert_allclose(first["param_norm"], last["param_norm"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("source", ["nowhere", "unfinished"])
+def test_a_source_without_weights_is_refused(tmp_path, finished, source):
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished" / "config.json").write_text((finished[0] / "config.json").read_text())
+    with pytest.raises(CheckpointError, match=rf"init\.source .*{source} (is neither|has no committed checkpoint)"):
+        start_of(config_of_run(init=InitConfig(source=str(tmp_path / source))))
+
+
+def test_bfloat16_is_for_the_towers_only():
+    config = config_of_run(precision=Precision(compute="bfloat16"))
+    optimizer = optimizer_of(config)
+    abstract = abstract_state(config.model, optimizer)
+    towers = jax.eval_shape(config.precision.to_compute, abstract.model)
+    image = jax.ShapeDtypeStruct((*tiny.SIZE, 3), jnp.bfloat16)
+    tokens = jax.ShapeDtypeStruct((tiny.LENGTH,), jnp.int32)
+    for key in (None, jax.eval_shape(lambda: jr.key(0))):
+        assert jax.eval_shape(lambda m, x, k: m.image(x, key=k), towers, image, key).dtype == jnp.bfloat16
+        assert jax.eval_shape(lambda m, x, k: m.text(x, key=k), towers, tokens, key).dtype == jnp.bfloat16
+    mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
+    step = make_train_step(optimizer, abstract=abstract, mesh=mesh, seed=0, precision=config.precision)
+    batch = {
+        "image": jax.ShapeDtypeStruct((16, *tiny.SIZE, 3), np.uint8),
+        "tokens": jax.ShapeDtypeStruct((16, tiny.LENGTH), np.int32),
+    }
+    with jax.set_mesh(mesh):
+        state, metrics = jax.eval_shape(step, abstract, batch)
+    assert jax.tree.map(lambda x: x.dtype, state) == jax.tree.map(lambda x: x.dtype, abstract)
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.model)} == {jnp.dtype(jnp.float32)}
+    assert {value.dtype for value in metrics.values()} == {jnp.dtype(jnp.float32)}
+
+
+def test_the_bfloat16_loss_is_close_to_the_float32_loss():
+    model = CLIP.init(tiny.model_config(), key=jr.key(0))
+    images = jr.randint(jr.key(1), (16, *tiny.SIZE, 3), 0, 256).astype(np.uint8)
+    tokens = jr.randint(jr.key(2), (16, tiny.LENGTH), 0, tiny.VOCAB)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def loss(precision):
+        return batch_loss(model, images, tokens, key=None, precision=precision).loss
+
+    low, full = loss(Precision(compute="bfloat16")), loss(Precision())
+    assert low != full
+    np.testing.assert_allclose(low, full, rtol=2e-2)  # 8 bits of mantissa, logits of size 1 / 0.07
+
+
+PROCESS = '''"""One of several processes that train together; it stops by itself after step 4 in the first start."""
+import sys
+from pathlib import Path
+
+import jax
+
+process, processes, devices, port, folder, workdir, steps = sys.argv[1:]
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", int(devices))
+jax.config.update("jax_disable_most_optimizations", True)
+if int(processes) > 1:
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(f"localhost:{port}", int(processes), int(process))
+assert jax.device_count() == 4, jax.devices()
+
+import tiny
+from clipa_eqx.sharding import MeshConfig
+from clipa_eqx.training import loop
+
+tiny.folder = lambda: Path(folder)
+config = tiny.run_config(model=tiny.model_config(**tiny.STOCHASTIC), mesh=MeshConfig(fsdp=2))
+if int(steps) < 12:  # as if a signal came
+    loop._stop_requests = lambda _: __import__("contextlib").nullcontext(lambda step: step == int(steps))
+try:
+    loop.train(config, Path(workdir))
+except loop.Interrupted as stop:
+    print(stop)
+'''
+
+
+@pytest.mark.slow
+def test_two_processes_train_restore_and_save_as_one_process_with_as_many_devices(tmp_path):
+    script = tmp_path / "process.py"
+    script.write_text(PROCESS)
+
+    def start(workdir, *, processes, steps):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{ROOT}"}
+        started = [
+            subprocess.Popen(
+                [
+                    sys.executable,
+                    script,
+                    *map(str, (i, processes, 4 // processes, port, tiny.folder(), workdir, steps)),
+                ],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for i in range(processes)
+        ]
+        try:
+            said = [process.communicate(timeout=400)[0] for process in started]
+        finally:
+            for process in started:
+                process.kill()
+        assert [process.returncode for process in started] == [0] * processes, "\n\n".join(said)
+
+    one, two = tmp_path / "one", tmp_path / "two"
+    start(one, processes=1, steps=12)
+    start(two, processes=2, steps=6)
+    assert [line["step"] for line in read_metrics(two / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+    assert not (two / "model").exists()
+    start(two, processes=2, steps=12)
+    lines, expected = read_metrics(two / "metrics.jsonl"), read_metrics(one / "metrics.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    for name in ("loss", "accuracy", "grad_norm", "param_norm/text"):
+        np.testing.assert_allclose([x[name] for x in lines], [x[name] for x in expected], rtol=1e-5, err_msg=name)
+    ours, theirs = (load_model(folder / "model").model for folder in (two, one))
+    for path, a, b in zip(leaf_paths(ours), tiny.as_numpy(ours), tiny.as_numpy(theirs), strict=True):
+        if not path.endswith("attn/k/bias"):  # without a gradient in exact arithmetic: noise, made steps by Adam
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-5, err_msg=path)
