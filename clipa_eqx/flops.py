@@ -34,8 +34,12 @@ def step_flops(config: CLIPConfig, *, batch_size: int) -> StepFlops:
     image_rest = _blocks(image.visible, image.blocks) + _pool(image) + _head(image.blocks.width, image.embed)
     words = _blocks(text.length, text.blocks) + _head(text.blocks.width, text.embed)
     logits = 2 * _product(1, image.output, batch_size)  # per pair: its image with all texts, its text with all images
+    # The query of attention pooling is one for all pairs.
+    query = _product(1, image.blocks.width, image.blocks.width) if image.pool == "map" else 0
     return StepFlops(
-        image=batch_size * (2 * patches + 3 * image_rest), text=batch_size * 3 * words, loss=batch_size * 3 * logits
+        image=batch_size * (2 * patches + 3 * image_rest) + 3 * query,
+        text=batch_size * 3 * words,
+        loss=batch_size * 3 * logits,
     )
 
 
@@ -45,11 +49,11 @@ def _blocks(tokens: int, blocks: BlockConfig) -> int:
 
 
 def _pool(image: VisionConfig) -> int:
-    """The pooling by attention: one query from the probe, then an MLP on one token."""
+    """Attention pooling without its query: keys and values of all tokens, output and MLP of one."""
     if image.pool != "map":
         return 0
     width, tokens = image.blocks.width, image.visible
-    attention = 2 * _product(1, width, width) + 2 * _product(tokens, width, width) + 2 * _product(1, width, tokens)
+    attention = _product(1, width, width) + 2 * _product(tokens, width, width) + 2 * _product(1, width, tokens)
     return attention + 2 * _product(1, width, image.blocks.mlp_dim)
 
 

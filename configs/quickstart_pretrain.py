@@ -24,7 +24,7 @@ VOCAB_SIZE = 2000
 
 
 def model(*, image_size: int, length: int) -> CLIPConfig:
-    """Both stages' towers; positions are computed, so nothing is resized between them."""
+    """Both stages' towers; image positions are computed, the learned text positions are resized between them."""
     return CLIPConfig(
         image=VisionConfig(
             blocks=BlockConfig(width=128, depth=4, mlp_dim=512, heads=4),
@@ -36,8 +36,8 @@ def model(*, image_size: int, length: int) -> CLIPConfig:
             blocks=BlockConfig(width=128, depth=2, mlp_dim=512, heads=4, init="scaled"),
             length=length,
             vocab=VOCAB_SIZE,
-            position="sincos1d",
-            pool="tok",
+            position="learned",
+            pool="gap",
             embed=128,
         ),
     )

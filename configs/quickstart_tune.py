@@ -23,5 +23,5 @@ def config() -> ExperimentConfig:
         duration=Duration(steps=600),
         eval_image=EvalImageConfig(size=(32, 32), resize="squash"),
         zero_shot=tuple(dataclasses.replace(one, every_steps=100) for one in pretrain.config().zero_shot),
-        init=InitConfig(source="runs/quickstart/pretrain"),
+        init=InitConfig(source="runs/quickstart/pretrain", resize_text=True),
     )

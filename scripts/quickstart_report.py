@@ -67,11 +67,11 @@ def _cost_table(stages: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _curves(stages: Sequence[Mapping[str, Any]], recorded: Mapping[str, Any] | None) -> str:
-    """Loss and validation score over training seconds (compilation and scoring left out)."""
+    """Loss and validation score over training seconds."""
     figure, (loss, score) = plt.subplots(1, 2, figsize=(11, 4))
     start = 0.0
     for stage in stages:
-        seconds = _training_seconds(stage["curve"])
+        seconds = training_seconds(stage["curve"])
         loss.plot([start + s for s in seconds], [row["loss"] for row in stage["curve"]], label=stage["name"])
         points = [(start + s, row) for s, row in zip(seconds, stage["curve"], strict=True) if f"{_METRIC}/top1" in row]
         for name, style in (("top1", "o-"), ("top5", "s--")):
@@ -95,7 +95,8 @@ def _curves(stages: Sequence[Mapping[str, Any]], recorded: Mapping[str, Any] | N
     return out.getvalue()[out.getvalue().index("<svg") :]
 
 
-def _training_seconds(curve: Sequence[Mapping[str, Any]]) -> list[float]:
+def training_seconds(curve: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Seconds of training up to each logged step, compilation and scoring left out."""
     seconds, before, total = [], 0, 0.0
     for row in curve:
         total += (row["step"] - before) * row["seconds_per_step"]
