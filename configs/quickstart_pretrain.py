@@ -44,7 +44,7 @@ def model(*, image_size: int, length: int) -> CLIPConfig:
 
 
 def data(*, image_size: int) -> DataConfig:
-    """Whole drawings, turned, scaled and shifted; no colours (see docs/quickstart.md for why)."""
+    """Whole drawings, turned, scaled and shifted; no colours (docs/quickstart.md says why)."""
     return DataConfig(
         folder=f"{DATA}/train",
         image=ImageConfig(

@@ -25,7 +25,8 @@ LEVELS = {
     " clipa_eqx.data.eval_images clipa_eqx.data.fast_images clipa_eqx.data.manifest clipa_eqx.data.pixel_values"
     " clipa_eqx.data.prefetch clipa_eqx.data.records clipa_eqx.data.resize clipa_eqx.evals.prompts",
     2: "clipa_eqx.models.vision clipa_eqx.models.text clipa_eqx.models.clip clipa_eqx.models.presets clipa_eqx.optim"
-    " clipa_eqx.data.stream clipa_eqx.data.transforms clipa_eqx.flops clipa_eqx.training.metrics clipa_eqx.training.health",
+    " clipa_eqx.data.stream clipa_eqx.data.transforms clipa_eqx.flops clipa_eqx.training.metrics"
+    " clipa_eqx.training.health",
     3: "clipa_eqx.surgery clipa_eqx.sharding clipa_eqx.training.state clipa_eqx.training.step clipa_eqx.checkpoint"
     " clipa_eqx.artefact clipa_eqx.evals.encode clipa_eqx.evals.counting clipa_eqx.evals.zero_shot",
     4: "clipa_eqx.experiment",

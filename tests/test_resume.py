@@ -18,7 +18,7 @@ from clipa_eqx.training.metrics import read_metrics
 from clipa_eqx.training.reporting import Reports
 
 ROOT = Path(__file__).parents[1]
-STEPS = 12
+STEPS, KILLED_STEPS = 12, 24  # each checkpoint waits for the one before: time enough to kill the longer one midway
 CLOCKS = {
     "time",
     "images_per_second",
@@ -31,38 +31,35 @@ CLOCKS = {
 CONFIG = '''"""A run with everything random on."""
 import tiny
 from pathlib import Path
+from clipa_eqx.durations import Duration
 
 tiny.folder = lambda: Path({folder!r})
 
 
 def config():
-    return tiny.run_config(model=tiny.model_config(**tiny.STOCHASTIC))
+    return tiny.run_config(model=tiny.model_config(**tiny.STOCHASTIC), duration=Duration(steps={steps}))
 '''
 
 
-def start(config, workdir):
-    """scripts/train.py on one device, as a process of its own."""
+def start(config, workdir, *, log):
+    """scripts/train.py on one device, as a process of its own that writes to a file."""
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "PYTHONPATH": str(ROOT / "tests"),
     }
-    return subprocess.Popen(
-        [sys.executable, "scripts/train.py", str(config), "--workdir", str(workdir)],
-        cwd=ROOT,
-        env=environment,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    command = [sys.executable, "scripts/train.py", str(config), "--workdir", str(workdir)]
+    with log.open("w") as file:
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=file)
 
 
-def wait_for_step(process, workdir, step):
-    path, deadline = workdir / "metrics.jsonl", time.monotonic() + 300
-    while not (path.exists() and any(line["step"] >= step for line in read_metrics(path))):
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+def wait_for(is_reached, process, *, log):
+    deadline = time.monotonic() + 300
+    while not is_reached():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.002)
 
 
 def deterministic(workdir):
@@ -70,45 +67,44 @@ def deterministic(workdir):
     return [{name: value for name, value in line.items() if name not in CLOCKS} for line in lines]
 
 
-def final_state(workdir):
+def final_state(workdir, *, steps):
     made = tiny.placed_state(tiny.run_config(model=tiny.model_config(**tiny.STOCHASTIC)), devices=1)
     with Checkpoints(workdir / "checkpoints", keep=3) as checkpoints:
-        assert checkpoints.latest() == STEPS
-        return checkpoints.restore(made.abstract, made.mesh, step=STEPS)
+        assert checkpoints.latest() == steps
+        return checkpoints.restore(made.abstract, made.mesh, step=steps)
 
 
-def assert_same_runs(workdir, whole):
+def assert_same_runs(workdir, whole, *, steps=STEPS):
     lines = deterministic(workdir)
-    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    assert [line["step"] for line in lines] == list(range(1, steps + 1))
     assert lines == deterministic(whole)
-    tiny.assert_bit_equal(final_state(workdir), final_state(whole))
+    tiny.assert_bit_equal(final_state(workdir, steps=steps), final_state(whole, steps=steps))
     weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (workdir, whole)]
     assert weights[0] == weights[1]
 
 
 def test_a_run_killed_without_warning_goes_on_bit_by_bit(tmp_path):
     config = tmp_path / "run.py"
-    config.write_text(CONFIG.format(folder=str(tiny.folder())))
+    config.write_text(CONFIG.format(folder=str(tiny.folder()), steps=KILLED_STEPS))
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    processes = [start(config, whole), start(config, killed)]
+    logs = [tmp_path / f"{name}.log" for name in ("whole", "killed", "resumed")]
+    processes = [start(config, whole, log=logs[0]), start(config, killed, log=logs[1])]
     try:
-        wait_for_step(processes[1], killed, 6)
+        wait_for((killed / "checkpoints" / "4").exists, processes[1], log=logs[1])
+        wait_for(lambda: len(read_metrics(killed / "metrics.jsonl")) >= 6, processes[1], log=logs[1])
         processes[1].send_signal(signal.SIGKILL)
-        processes[1].communicate()
-        assert processes[1].returncode == -signal.SIGKILL
-        before = len(read_metrics(killed / "metrics.jsonl"))
-        assert before < STEPS, "the run was over before it was killed"
+        assert processes[1].wait() == -signal.SIGKILL
+        assert len(read_metrics(killed / "metrics.jsonl")) < KILLED_STEPS, "the run was over before it was killed"
         assert not (killed / "model").exists()
-        processes.append(start(config, killed))
-        for process in (processes[0], processes[2]):
-            _, said = process.communicate(timeout=300)
-            assert process.returncode == 0, said
-        assert "going on after step" in said
+        processes.append(start(config, killed, log=logs[2]))
+        assert processes[0].wait(timeout=300) == 0, logs[0].read_text()
+        assert processes[2].wait(timeout=300) == 0, logs[2].read_text()
     finally:
         for process in processes:
             process.kill()
-            process.communicate()
-    assert_same_runs(killed, whole)
+            process.wait()
+    assert "going on after step" in logs[2].read_text()
+    assert_same_runs(killed, whole, steps=KILLED_STEPS)
 
 
 def test_sigterm_saves_the_step_and_the_run_goes_on_bit_by_bit(tmp_path):

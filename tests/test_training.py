@@ -97,7 +97,7 @@ def test_a_line_holds_what_the_reference_logs_and_norms_per_tower_and_block(fini
         for name in ("grad_norm", "param_norm", "update_norm"):
             towers = np.square([line[f"{name}/image"], line[f"{name}/text"]])
             assert line[name] >= np.sqrt(sum(towers)) * (1 - 1e-6)
-            assert line[f"{name}/image"] > np.linalg.norm(line[f"{name}/image/blocks"]) * (1 - 1e-6)
+            assert line[f"{name}/image"] >= np.linalg.norm(line[f"{name}/image/blocks"]) * (1 - 1e-6)
     assert [round(line["lr"], 9) for line in lines[:2]] == [0.0, 0.0005]  # warm-up of 2 steps
     assert lines[0]["update_norm"] == 0.0 < lines[1]["update_norm"]
 
@@ -106,7 +106,7 @@ def test_the_first_line_equals_a_recomputation(finished):
     config, line = config_of_run(), read_metrics(finished[0] / "metrics.jsonl")[0]
     source = open_records(config.data.folder)
     with train_batches(config, source, load_tokenizer(config.data.vocab, model_vocab=64), start_step=0) as batches:
-        rows = next(batches)
+        rows = {name: jnp.asarray(value) for name, value in next(batches).items() if name != "sample_id"}
     model = start_of(config).model
 
     @jax.jit

@@ -2,6 +2,7 @@
 
 import io
 import math
+import struct
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,6 +41,10 @@ def image_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageSize:
     """
     if is_jpeg(data):
         return _jpeg_header(data, max_pixels=max_pixels)[0]
+    if data[:8] == b"\x89PNG\r\n\x1a\n" and data[12:16] == b"IHDR" and len(data) >= 24:
+        width, height = struct.unpack(">II", data[16:24])  # Pillow would parse every chunk
+        if min(height, width) > 0 and height * width <= max_pixels:
+            return ImageSize(height, width)
     return _open(data, max_pixels=max_pixels)[1]
 
 
