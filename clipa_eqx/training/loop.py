@@ -28,7 +28,7 @@ from clipa_eqx.sharding import check_batch, make_mesh, put_global_batch
 from clipa_eqx.tokenizer import Tokenizer
 from clipa_eqx.training.inputs import Evaluation, eval_batches, load_tokenizer, prepare_evaluations, train_batches
 from clipa_eqx.training.reporting import Reports, StepNumbers
-from clipa_eqx.training.run_folder import CHECKPOINTS_NAME, MODEL_NAME, check_same_run, claim, run_record
+from clipa_eqx.training.run_folder import CHECKPOINTS_NAME, MODEL_NAME, check_same_run, claim_on_all, run_record
 from clipa_eqx.training.start import first_state
 from clipa_eqx.training.state import TrainState, abstract_state
 from clipa_eqx.training.step import make_train_step
@@ -75,8 +75,7 @@ def train(config: ExperimentConfig, workdir: Path) -> TrainResult:
     )
     abstract = abstract_state(config.model, optimizer)
     record = run_record(config, source.manifest)
-    if jax.process_index() == 0:
-        claim(workdir, record)
+    claim_on_all(workdir, record)
     _log.info("%s: %s parameters, mesh %s", workdir, f"{count_params(model):,}", dict(mesh.shape))
     _log.info("%d steps of %d pairs from %d records", total_steps, config.batch_size, len(source))
 

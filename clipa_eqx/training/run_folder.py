@@ -7,6 +7,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
 from clipa_eqx.data.manifest import Manifest
 from clipa_eqx.errors import CheckpointError
 from clipa_eqx.experiment import ExperimentConfig
@@ -53,6 +57,23 @@ def claim(workdir: Path, record: Mapping[str, Any]) -> None:
     unfinished = path.with_name(f"{CONFIG_NAME}.tmp-{os.getpid()}")
     unfinished.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     unfinished.replace(path)
+
+
+def claim_on_all(workdir: Path, record: Mapping[str, Any]) -> None:
+    """``claim`` by process 0; where it fails, every process ends with an error instead of waiting for ever."""
+    problem: CheckpointError | None = None
+    if jax.process_index() == 0:
+        try:
+            claim(workdir, record)
+        except CheckpointError as error:
+            problem = error
+    is_refused = problem is not None
+    if jax.process_count() > 1:
+        is_refused = bool(np.any(multihost_utils.process_allgather(np.asarray(is_refused))))
+    if problem is not None:
+        raise problem
+    if is_refused:
+        raise CheckpointError(f"process 0 refused work folder {workdir}; its message says why")
 
 
 def read_record(workdir: Path) -> dict[str, Any]:
