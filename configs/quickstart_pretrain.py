@@ -72,7 +72,7 @@ def config() -> ExperimentConfig:
         data=data(image_size=16),
         optim=optim(1e-3),
         batch_size=128,
-        duration=Duration(steps=2400),
+        duration=Duration(steps=1600),
         eval_image=EvalImageConfig(size=(16, 16), resize="squash"),
         zero_shot=(ZeroShotConfig(data=f"{DATA}/validation", templates=("{}",), every_steps=400),),
         checkpoint=CheckpointConfig(every_steps=800, keep=2),
