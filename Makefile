@@ -1,5 +1,6 @@
 # Everything a clone needs: Python 3.11+ and make. Each target builds what it needs in .venv first.
-PYTHON ?= python3
+# The first interpreter on the path that runs and is new enough; override with make PYTHON=...
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c "import sys; sys.exit(sys.version_info < (3, 11))" 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
 .PHONY: setup quickstart quickstart-baseline test test-slow lint clean
@@ -7,7 +8,7 @@ BIN := .venv/bin
 setup: .venv/.quickstart
 
 .venv/.created:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is older than 3.11; run make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or later on the path; install one or give make PYTHON=/its/path" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	touch $@
@@ -38,4 +39,4 @@ test-slow: .venv/.dev
 	$(BIN)/python -m pytest -m slow
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv

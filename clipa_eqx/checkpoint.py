@@ -28,14 +28,25 @@ class Checkpoints:
     stored and restored by path, so that no reordering of fields can swap values.
     """
 
-    def __init__(self, folder: Path, *, keep: int) -> None:
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True, create=True)
+    def __init__(self, folder: Path, *, keep: int | None) -> None:
+        """Open for writing, keeping the last ``keep``; with None only for reading, which changes nothing there."""
+        if keep is None:
+            options = ocp.CheckpointManagerOptions(read_only=True, create=False)
+        else:
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=keep, enable_async_checkpointing=True, create=True, cleanup_tmp_directories=True
+            )
         self._manager: Any = ocp.CheckpointManager(folder.absolute(), options=options)
         self.folder = folder
 
     def latest(self) -> int | None:
-        """The last committed step, or None."""
+        """The last step saved or being saved, or None; on opening that is the last committed one."""
         return self._manager.latest_step()
+
+    def committed(self) -> int | None:
+        """The last committed step, after waiting for one that is being written."""
+        self.wait()
+        return self.latest()
 
     def save(self, state: TrainState, *, step: int, about: Mapping[str, Any]) -> None:
         """Start writing a state; returns once it may be donated. ``about`` is JSON (the resolved run)."""

@@ -29,7 +29,7 @@ class Duration:
         if len(given) != 1:
             raise ConfigError(
                 f"a duration has exactly one of steps, samples, epochs and fraction, got {given or 'none'};"
-                " for a duration of zero write steps=0"
+                " to replace a unit on the command line clear the other: --duration.epochs None --duration.steps 10"
             )
         [(name, value)] = given.items()
         if value < 0 or (value == 0 and name != "steps"):

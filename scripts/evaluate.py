@@ -37,6 +37,7 @@ class Scored(NamedTuple):
     tokenizer: Any
     length: int
     preprocess: Any
+    text_reduction: str
     identity: Mapping[str, Any]
 
 
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ConfigError(f"--out {arguments.out} is a folder; give the name of a JSON file")
     if arguments.out.exists() and not arguments.overwrite:
         raise ConfigError(f"--out {arguments.out} exists already; give another name, or --overwrite")
-    task_config = _task_config(arguments)
+    _task_config(arguments, text_reduction="truncate")  # a bad template or file is said before the model is loaded
 
     from clipa_eqx.data.array_record_reader import open_records
     from clipa_eqx.json_config import to_json
@@ -55,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     source = open_records(arguments.data)
     mesh = make_mesh(MeshConfig())
     scored = _load(arguments.model, mesh)
+    task_config = _task_config(arguments, text_reduction=arguments.text_reduction or scored.text_reduction)
+    _log.info("prompts longer than %d tokens: %s", scored.length, task_config.text_reduction)
     preprocess = scored.preprocess
     if arguments.image_mode is not None:
         preprocess = dataclasses.replace(preprocess, mode=arguments.image_mode)
@@ -100,8 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--text-reduction",
         choices=("truncate", "syntax"),
-        default="truncate",
-        help="how prompts longer than the text tower are cut; default: truncate",
+        help="how prompts longer than the text tower are cut; default: as the model's training did",
     )
     parser.add_argument("--max-labels", type=int, default=1, help="labels of the picture with the most; default: 1")
     parser.add_argument("--batch-size", type=int, default=256, help="over all devices; changes no count; default: 256")
@@ -111,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _task_config(arguments: argparse.Namespace) -> Any:
+def _task_config(arguments: argparse.Namespace, *, text_reduction: Any) -> Any:
     from clipa_eqx.evals.zero_shot import ZeroShotConfig
 
     names: Any = arguments.class_names
@@ -122,7 +124,7 @@ def _task_config(arguments: argparse.Namespace) -> Any:
         class_names_file=None if names in CLASS_NAME_SETS else names,
         canonicalise=not arguments.no_canonicalise,
         batch_size=arguments.batch_size,
-        text_reduction=arguments.text_reduction,
+        text_reduction=text_reduction,
         max_labels=arguments.max_labels,
     )
 
@@ -162,7 +164,20 @@ def _load_artefact(folder: Path, mesh: Any) -> Scored:
     loaded = load_model(folder)
     identity = {"kind": "artefact", "path": str(folder), "sha256": hash_file(folder / WEIGHTS_FILE)}
     model = jax.device_put(loaded.model, shardings_for(loaded.model, mesh))
-    return Scored(model, loaded.tokenizer.tokenizer, loaded.tokenizer.length, loaded.preprocess.config, identity)
+    run = loaded.provenance.get("run", {}).get("config", {})
+    return Scored(
+        model,
+        loaded.tokenizer.tokenizer,
+        loaded.tokenizer.length,
+        loaded.preprocess.config,
+        _reduction(run.get("data", {}).get("text_reduction")),
+        identity,
+    )
+
+
+def _reduction(of_training: str | None) -> str:
+    """How prompts are cut: as captions were, where that is no draw; a model that does not say it truncates."""
+    return "syntax" if of_training == "syntax" else "truncate"
 
 
 def _load_checkpoint(folder: Path, mesh: Any) -> Scored:
@@ -177,7 +192,7 @@ def _load_checkpoint(folder: Path, mesh: Any) -> Scored:
     if not (folder / CHECKPOINTS_NAME).is_dir():
         raise CheckpointError(f"work folder {folder} has no checkpoint yet; train it further")
     # Not training.start.load_source: the result names the step, and a run that goes on may commit another meanwhile.
-    with Checkpoints(folder / CHECKPOINTS_NAME, keep=1_000_000) as checkpoints:
+    with Checkpoints(folder / CHECKPOINTS_NAME, keep=None) as checkpoints:
         step = checkpoints.latest()
         if step is None:
             raise CheckpointError(f"work folder {folder} has no committed checkpoint yet; train it further")
@@ -185,7 +200,8 @@ def _load_checkpoint(folder: Path, mesh: Any) -> Scored:
     digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
     identity = {"kind": "checkpoint", "path": str(folder), "step": step, "run_sha256": digest}
     tokenizer = load_tokenizer(config.data.vocab, model_vocab=config.model.text.vocab)
-    return Scored(model, tokenizer, config.model.text.length, config.eval_image, identity)
+    reduction = _reduction(config.data.text_reduction)
+    return Scored(model, tokenizer, config.model.text.length, config.eval_image, reduction, identity)
 
 
 def _zero_shot(scored: Scored, config: Any, source: Any, preprocess: Any, *, workers: int, mesh: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import itertools
 import json
 import logging
 import os
@@ -11,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from clipa_eqx.cli import OK, run
+from clipa_eqx.cli import FAILED, OK, run
 
 ROOT = Path(__file__).resolve().parent.parent
 _log = logging.getLogger("quickstart")
@@ -32,14 +33,14 @@ def main() -> int:
     if arguments.baseline:
         folder = folder.with_name(f"{folder.name}-baseline")
     if (folder / "result.json").exists():
-        previous = folder.with_name(f"{folder.name}-previous")
-        _remove(previous)
+        taken = (folder.with_name(f"{folder.name}-previous-{n}") for n in itertools.count(1))
+        previous = next(path for path in taken if not path.exists())
         folder.rename(previous)
         _log.info("the finished run in %s is now %s", folder, previous)
 
     # Imported late: --help needs none of it.
     from clipa_eqx.config_files import load_config
-    from clipa_eqx.training.loop import train
+    from clipa_eqx.training.loop import Interrupted, train
     from clipa_eqx.training.metrics import read_metrics
 
     spent = _Seconds(folder / "seconds.json")
@@ -50,7 +51,11 @@ def main() -> int:
         config = load_config(ROOT / "configs" / f"quickstart_{stage}.py")
         config = _placed(config, folder, seed=arguments.seed, is_short=arguments.short)
         _log.info("stage %s", stage)
-        spent.measure(stage, lambda config=config, stage=stage: train(config, folder / stage))
+        try:
+            spent.measure(stage, lambda config=config, stage=stage: train(config, folder / stage))
+        except Interrupted as stop:
+            _log.warning("%s", stop)
+            return FAILED
         steps = config.duration.to_steps()
         described.append(
             {
@@ -185,12 +190,6 @@ def _write_json(path: Path, content: Any) -> None:
     unfinished = path.with_suffix(".json.tmp")
     unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     unfinished.replace(path)
-
-
-def _remove(folder: Path) -> None:
-    import shutil
-
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Test session: 8 fake CPU devices, strict rank promotion, no accelerators, no progress bars."""
+"""Test session: 8 fake CPU devices, strict rank promotion, no accelerators."""
 
 import jax
 import jax.random as jr

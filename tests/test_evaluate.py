@@ -25,6 +25,8 @@ from clipa_eqx.tokenizer import write_vocab
 from clipa_eqx.training.run_folder import claim, run_record
 from clipa_eqx.training.state import init_state
 
+VOCAB = "0" * 64  # the identity of a vocabulary; these tests start nothing from the run
+
 SCRIPT = Path(__file__).parent.parent / "scripts" / "evaluate.py"
 NAMES, PICTURES = ("cat", "dog", "photo"), 7
 
@@ -118,7 +120,7 @@ def workdir(data, tmp_path):
     write_vocab(WORDS, vocab)
     config = tiny_run()
     config = tiny_run(data=DataConfig(folder="records", image=config.data.image, vocab=str(vocab)))
-    record = run_record(config, open_records(data / "labelled").manifest)
+    record = run_record(config, open_records(data / "labelled").manifest, vocab_sha256=VOCAB)
     claim(tmp_path / "run", record)
     optimizer = make_optimizer(config.optim, tiny_clip(), total_steps=10, batch_size=8, data_size=8)
     with Checkpoints(tmp_path / "run" / "checkpoints", keep=1) as checkpoints:
@@ -181,7 +183,7 @@ def test_a_missing_templates_file_and_an_unfinished_run_are_the_users_mistakes(d
     flags = ("--suite", "zero-shot", "--data", data / "labelled", "--out", tmp_path / "result.json")
     assert call(tmp_path, *flags, "--templates-file", tmp_path / "none.txt") == USAGE
     assert "none.txt cannot be read" in capsys.readouterr().err
-    claim(tmp_path / "run", run_record(tiny_run(), open_records(data / "labelled").manifest))
+    claim(tmp_path / "run", run_record(tiny_run(), open_records(data / "labelled").manifest, vocab_sha256=VOCAB))
     assert call(tmp_path / "run", *flags) == USAGE
     assert "no checkpoint yet" in capsys.readouterr().err
 

@@ -66,6 +66,7 @@ def test_every_intermediate_equals_the_reference(case):
             ours[f"{stage}/sa"], ours[f"{stage}/+sa"] = blocks.attention[:, i], blocks.after_attention[:, i]
             ours[f"{stage}/mlp"], ours[f"{stage}/+mlp"] = blocks.mlp[:, i], blocks.after_mlp[:, i]
     recorded = goldens.under(io, "out/")
+    assert recorded
     assert set(recorded) <= set(ours)
     for name, value in recorded.items():
         np.testing.assert_allclose(ours[name].reshape(value.shape), value, rtol=1e-4, atol=2e-5, err_msg=name)

@@ -24,6 +24,7 @@ from conversion.flax_names import flax_rules, from_flax, to_flax
 
 goldens.require("train")
 METAS = {int(re.findall(r"\d+", name)[0]): goldens.load_json(name) for name in goldens.names("train/meta_*dev.json")}
+META = METAS[min(METAS)]
 RUNS = [(run, devices) for devices, meta in METAS.items() for run in meta["runs"]]
 # Attention key biases have no gradient in exact arithmetic: Adam turns rounding noise into steps of up to lr each.
 NOISE = "key/bias"
@@ -165,7 +166,7 @@ FILES = set(goldens.names("train/*.npz"))
 
 
 def test_every_recorded_parameter_is_one_of_ours():
-    config = clip_config(METAS[1]["model"], image_size=(METAS[1]["res"],) * 2, length=METAS[1]["text_len"])
+    config = clip_config(META["model"], image_size=(META["res"],) * 2, length=META["text_len"])
     model = from_flax(goldens.under(goldens.load_npz("train/init_params.npz"), "params/"), config)
     assert set(to_flax(model)) == {bare(n) for n in goldens.load_npz("train/init_params.npz")}
     assert len(leaf_paths(model)) == len(flax_rules(config))

@@ -63,7 +63,7 @@ def test_a_saved_model_is_shown_with_its_provenance(tmp_path, capsys):
 
 
 def test_a_work_folder_is_shown_with_its_steps_and_last_metrics(tmp_path, capsys):
-    record = {"version": 1, "config": to_json(tiny_run()), "data_sha256": "0"}
+    record = {"version": 1, "config": to_json(tiny_run()), "data_sha256": "0", "vocab_sha256": "0"}
     (tmp_path / "config.json").write_text(json.dumps(record))
     assert "latest checkpoint: none yet" in shown(capsys, tmp_path)
     for name in ("9", "10", "11.orbax-checkpoint-tmp-1"):

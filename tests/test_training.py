@@ -63,8 +63,9 @@ def start_of(config):
     optimizer = optimizer_of(config)
     abstract = abstract_state(config.model, optimizer)
     mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
+    vocab = load_tokenizer(config.data.vocab, model_vocab=config.model.text.vocab).vocab_sha256
     with jax.set_mesh(mesh):
-        return first_state(config, optimizer, abstract=abstract, mesh=mesh)
+        return first_state(config, optimizer, abstract=abstract, mesh=mesh, vocab_sha256=vocab)
 
 
 def test_the_step_is_traced_once_in_a_run(finished):

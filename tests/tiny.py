@@ -156,7 +156,7 @@ def drive(config: ExperimentConfig, *, devices: int, steps: int) -> Driven:
     abstract = abstract_state(config.model, optimizer)
     metrics, ids = [], []
     with jax.set_mesh(mesh), train_batches(config, source, tokenizer, start_step=0) as batches:
-        state = first_state(config, optimizer, abstract=abstract, mesh=mesh)
+        state = first_state(config, optimizer, abstract=abstract, mesh=mesh, vocab_sha256="any")
         step = make_train_step(
             optimizer,
             abstract=abstract,

@@ -4,13 +4,12 @@ import functools
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, UInt8
 
-from clipa_eqx.data.pixel_values import IMAGENET_MEAN, IMAGENET_STD
 from clipa_eqx.models.clip import CLIP
+from clipa_eqx.pixels import normalise_pixels
 
 
 def encode_images(
@@ -64,11 +63,8 @@ def _place(rows: np.ndarray, mesh: Mesh | None) -> tuple[np.ndarray | Array, tup
 def _encode_images(
     model: CLIP, images: UInt8[Array, "batch height width 3"], *, axes: tuple[str, ...]
 ) -> Float[Array, "batch embed"]:
-    mean = jnp.asarray(IMAGENET_MEAN, jnp.float32)[None, None, :] * 255
-    std = jnp.asarray(IMAGENET_STD, jnp.float32)[None, None, :] * 255
-
     def encode(image: UInt8[Array, "height width 3"]) -> Float[Array, " embed"]:
-        return model.encode_image((image.astype(jnp.float32) - mean) / std)
+        return model.encode_image(normalise_pixels(image))
 
     return _keep_split(jax.vmap(encode, spmd_axis_name=axes or None)(images), axes)
 

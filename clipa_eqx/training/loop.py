@@ -20,6 +20,7 @@ from clipa_eqx.checkpoint import Checkpoints
 from clipa_eqx.data.array_record_reader import open_records
 from clipa_eqx.data.stream import BatchIterator
 from clipa_eqx.durations import is_time
+from clipa_eqx.errors import ConfigError
 from clipa_eqx.evals.zero_shot import evaluate
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.models.clip import CLIP, abstract_clip
@@ -63,6 +64,7 @@ def train(config: ExperimentConfig, workdir: Path) -> TrainResult:
         ClipaError: anything the caller can mend: config, mesh, data, work folder, non-finite loss.
         Interrupted: a signal asked for the end; the state is saved.
     """
+    _check_local(workdir=str(workdir), **{"data.folder": config.data.folder})
     source = open_records(config.data.folder)
     tokenizer = load_tokenizer(config.data.vocab, model_vocab=config.model.text.vocab)
     evaluations = prepare_evaluations(config, tokenizer)
@@ -74,7 +76,7 @@ def train(config: ExperimentConfig, workdir: Path) -> TrainResult:
         config.optim, model, total_steps=total_steps, batch_size=config.batch_size, data_size=len(source)
     )
     abstract = abstract_state(config.model, optimizer)
-    record = run_record(config, source.manifest)
+    record = run_record(config, source.manifest, vocab_sha256=tokenizer.vocab_sha256)
     claim_on_all(workdir, record)
     _log.info("%s: %s parameters, mesh %s", workdir, f"{count_params(model):,}", dict(mesh.shape))
     _log.info("%d steps of %d pairs from %d records", total_steps, config.batch_size, len(source))
@@ -89,7 +91,7 @@ def train(config: ExperimentConfig, workdir: Path) -> TrainResult:
             state = checkpoints.restore(abstract, mesh, step=start)
             _log.info("going on after step %d", start)
         else:
-            state = first_state(config, optimizer, abstract=abstract, mesh=mesh)
+            state = first_state(config, optimizer, abstract=abstract, mesh=mesh, vocab_sha256=tokenizer.vocab_sha256)
         step_fn = _compile(config, optimizer, abstract, mesh)
         batches = stack.enter_context(train_batches(config, source, tokenizer, start_step=start))
         reports = stack.enter_context(
@@ -107,7 +109,7 @@ def train(config: ExperimentConfig, workdir: Path) -> TrainResult:
             batch = _next_batch(batches, mesh, running=metrics["loss"]) if step < total_steps else None
             reports.throughput.step(starved_seconds=batch.starved_seconds if batch else 0.0)
             if previous is not None:
-                reports.finish(previous, last_checkpoint=checkpoints.latest())
+                reports.finish(previous, last_checkpoint=checkpoints.committed)
 
             due = [one for one in evaluations if _is_due(one, step, total_steps)]
             is_stop = is_stop_requested(step)
@@ -118,7 +120,7 @@ def train(config: ExperimentConfig, workdir: Path) -> TrainResult:
                 with reports.throughput.paused(metrics):
                     scores = _score(config, due, state.model, mesh)
                 # What a checkpoint stands for is on record before it: a resumed log has each step once.
-                reports.finish(pending, last_checkpoint=checkpoints.latest(), extra=scores)
+                reports.finish(pending, last_checkpoint=checkpoints.committed, extra=scores)
                 pending = None
                 if is_saved:
                     with reports.throughput.paused(metrics):
@@ -129,6 +131,13 @@ def train(config: ExperimentConfig, workdir: Path) -> TrainResult:
         checkpoints.wait()
         folder = _save_artefact(config, workdir, state.model, tokenizer, record=record, steps=total_steps)
         return TrainResult(total_steps, reports.last, folder)
+
+
+def _check_local(**paths: str) -> None:
+    # pathlib would make a local folder "gs:" of a bucket and say nothing.
+    for name, path in paths.items():
+        if "://" in path or path.startswith(("gs:/", "s3:/")):
+            raise ConfigError(f"{name} is {path}: only local and mounted paths work yet; mount the bucket or copy it")
 
 
 def _compile(

@@ -58,7 +58,7 @@ class Reports:
         return step == 2 or is_time(step, every_steps=self._config.log_every_steps, total_steps=self._total)
 
     def finish(
-        self, numbers: StepNumbers, *, last_checkpoint: int | None, extra: Mapping[str, Any] | None = None
+        self, numbers: StepNumbers, *, last_checkpoint: Callable[[], int | None], extra: Mapping[str, Any] | None = None
     ) -> None:
         """Wait for a step's numbers, check them, and write them if the step is logged or has ``extra``.
 
@@ -67,7 +67,7 @@ class Reports:
         """
         step, values = numbers.step, to_host(numbers.metrics)
         if not is_finite(values):
-            raise NonFiniteError(self._alarm(numbers, values, last_checkpoint))
+            raise NonFiniteError(self._alarm(numbers, values, last_checkpoint()))
         self._bar.update(step - self._bar.n)
         if not (self.is_logged(step) or extra):
             return
@@ -100,8 +100,9 @@ class Reports:
         back = "there is no checkpoint yet" if last_checkpoint is None else f"checkpoint {last_checkpoint} is good"
         return (
             f"step {numbers.step} gave {bad} on samples {first} to {first + self._config.batch_size - 1} "
-            f"(records {', '.join(map(str, numbers.sample_id[:8]))}, ...); {back}. Lower optim.peak_lr, set "
-            "optim.clip_norm or optim.max_temperature, or look at those records"
+            f"(records {', '.join(map(str, numbers.sample_id[:8]))}, ...); {back}. Look at those records, or "
+            "start a new --workdir with --init-from this one and a lower optim.peak_lr, optim.clip_norm or "
+            "optim.max_temperature (the optimiser starts afresh)"
         )
 
     def __enter__(self) -> "Reports":

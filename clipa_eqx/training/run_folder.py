@@ -22,12 +22,27 @@ CHECKPOINTS_NAME = "checkpoints"
 MODEL_NAME = "model"
 
 # What may change when a run goes on: where things lie and how they are spread, watched and kept; none changes a number.
-_FREE = ("mesh", "data/folder", "data/stream", "log_every_steps", "checkpoint", "wandb", "zero_shot", "eval_image")
+_FREE = (
+    "mesh",
+    "data/folder",
+    "data/vocab",
+    "data/stream",
+    "log_every_steps",
+    "checkpoint",
+    "wandb",
+    "zero_shot",
+    "eval_image",
+)
 
 
-def run_record(config: ExperimentConfig, manifest: Manifest) -> dict[str, Any]:
-    """What a work folder and its checkpoints say of their run: the resolved config and the identity of the data."""
-    return {"version": 1, "config": to_json(config), "data_sha256": data_identity(manifest)}
+def run_record(config: ExperimentConfig, manifest: Manifest, *, vocab_sha256: str) -> dict[str, Any]:
+    """What a work folder and its checkpoints say of their run: the config, and which data and vocabulary it means."""
+    return {
+        "version": 1,
+        "config": to_json(config),
+        "data_sha256": data_identity(manifest),
+        "vocab_sha256": vocab_sha256,
+    }
 
 
 def data_identity(manifest: Manifest) -> str:
@@ -67,8 +82,17 @@ def claim_on_all(workdir: Path, record: Mapping[str, Any]) -> None:
             claim(workdir, record)
         except CheckpointError as error:
             problem = error
+        except OSError as error:
+            problem = CheckpointError(f"work folder {workdir} cannot be written: {error}")
     is_refused = problem is not None
     if jax.process_count() > 1:
+        digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).digest()[:4]
+        digests = multihost_utils.process_allgather(np.frombuffer(digest, np.uint32))
+        if len(np.unique(digests)) > 1:
+            raise CheckpointError(
+                "the processes were given different configs, data or vocabularies; start all of them with the same "
+                f"command on the same files (this is process {jax.process_index()})"
+            )
         is_refused = bool(np.any(multihost_utils.process_allgather(np.asarray(is_refused))))
     if problem is not None:
         raise problem
@@ -81,7 +105,7 @@ def read_record(workdir: Path) -> dict[str, Any]:
     path = workdir / CONFIG_NAME
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        missing = {"version", "config", "data_sha256"} - set(record)
+        missing = {"version", "config", "data_sha256", "vocab_sha256"} - set(record)
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path} is not the record of a run ({error!r})") from error
     if missing:
@@ -92,7 +116,8 @@ def read_record(workdir: Path) -> dict[str, Any]:
 def check_same_run(ours: Mapping[str, Any], theirs: Mapping[str, Any], *, where: str) -> None:
     """Raises CheckpointError with every difference that would change what the run computes."""
     before, now = dict(_flat(ours["config"])), dict(_flat(theirs["config"]))
-    before["the data's hash"], now["the data's hash"] = ours["data_sha256"], theirs["data_sha256"]
+    for what, name in (("the data's hash", "data_sha256"), ("the vocabulary's hash", "vocab_sha256")):
+        before[what], now[what] = ours[name], theirs[name]
     differing = [
         f"{name}: {before.get(name, 'absent')} there, {now.get(name, 'absent')} now"
         for name in sorted({*before, *now})

@@ -1,7 +1,9 @@
 """Where a run starts: at its own last checkpoint, at another run's or artefact's weights, or at random."""
 
 import logging
+import re
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.random as jr
@@ -21,12 +23,17 @@ from clipa_eqx.training.state import TrainState, init_state, start_state
 
 _log = logging.getLogger(__name__)
 
-# Initial weights come from their own stream of the seed, so that they do not depend on what a step draws.
-_INIT_STREAM = 0x1217
+# Steps fold their number into the seed's key; this one they never reach, so no step draws what initial weights drew.
+_INIT_STREAM = 2**32 - 1
 
 
 def first_state(
-    config: ExperimentConfig, optimizer: optax.GradientTransformation, *, abstract: TrainState, mesh: Mesh
+    config: ExperimentConfig,
+    optimizer: optax.GradientTransformation,
+    *,
+    abstract: TrainState,
+    mesh: Mesh,
+    vocab_sha256: str,
 ) -> TrainState:
     """The state of step 0, born where it will live.
 
@@ -39,8 +46,16 @@ def first_state(
         fresh = jax.jit(lambda key: init_state(config.model, optimizer, key=key), out_shardings=shardings)
         return fresh(key)
     model = jax.jit(lambda key: CLIP.init(config.model, key=key), out_shardings=shardings.model)(key)
+    source = load_source(config.init, mesh)
+    if source.vocab_sha256 != vocab_sha256 and not any(
+        re.fullmatch(pattern, "text/token/weight") for pattern in config.init.keep_initial
+    ):
+        raise CheckpointError(
+            f"init.source {config.init.source} was trained with another vocabulary: its token table would be permuted; "
+            "give its vocabulary as data.vocab, or add 'text/token/weight' to init.keep_initial"
+        )
     model, report = adopt(
-        load_source(config.init, mesh),
+        source.model,
         config.model,
         fresh=model,
         resize_text=config.init.resize_text,
@@ -52,18 +67,27 @@ def first_state(
     return jax.jit(lambda model: start_state(model, optimizer), out_shardings=shardings)(model)
 
 
-def load_source(init: InitConfig, mesh: Mesh) -> CLIP:
+class Source(NamedTuple):
+    """Weights to start from, and which vocabulary their token table speaks."""
+
+    model: CLIP
+    vocab_sha256: str
+
+
+def load_source(init: InitConfig, mesh: Mesh) -> Source:
     """The model of a work folder's last committed checkpoint, or of an artefact."""
     source = Path(init.source)
     if (source / "model.safetensors").exists():
-        return load_model(source).model
+        loaded = load_model(source)
+        return Source(loaded.model, loaded.tokenizer.tokenizer.vocab_sha256)
     if not (source / CONFIG_NAME).exists():
         raise CheckpointError(
             f"init.source {source} is neither a work folder (no {CONFIG_NAME}) nor an artefact (no model.safetensors)"
         )
-    config = from_json(CLIPConfig, read_record(source)["config"]["model"])
-    with Checkpoints(source / CHECKPOINTS_NAME, keep=1_000_000) as checkpoints:
+    record = read_record(source)
+    config = from_json(CLIPConfig, record["config"]["model"])
+    with Checkpoints(source / CHECKPOINTS_NAME, keep=None) as checkpoints:
         step = checkpoints.latest()
         if step is None:
             raise CheckpointError(f"init.source {source} has no committed checkpoint yet")
-        return checkpoints.restore_model(config, mesh, step=step)
+        return Source(checkpoints.restore_model(config, mesh, step=step), record["vocab_sha256"])

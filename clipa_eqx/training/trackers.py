@@ -1,5 +1,6 @@
 """Sending metrics to Weights & Biases, only if asked."""
 
+import hashlib
 import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,7 +24,7 @@ def open_wandb(config: WandbConfig, workdir: Path) -> Callable[[int, Mapping[str
         project=config.project,
         entity=config.entity,
         name=config.name or workdir.name,
-        id=workdir.name,
+        id=f"{workdir.name}-{hashlib.sha256(str(workdir.resolve()).encode()).hexdigest()[:8]}",
         resume="allow",
         mode="offline" if config.offline else "online",
         dir=str(workdir),
