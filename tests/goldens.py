@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 _VARIABLE = "CLIPA_EQX_GOLDEN"
-_DEFAULT = Path(__file__).parent / "golden"
+DEFAULT = Path(__file__).parent / "golden"
 
 
 def root() -> Path:
-    return Path(os.environ[_VARIABLE]) if os.environ.get(_VARIABLE) else _DEFAULT
+    return Path(os.environ[_VARIABLE]) if os.environ.get(_VARIABLE) else DEFAULT
 
 
 def require(group: str) -> None:
