@@ -32,7 +32,7 @@ from clipa_eqx.training import loop
 from clipa_eqx.training import step as step_module
 from clipa_eqx.training.inputs import load_tokenizer, train_batches
 from clipa_eqx.training.metrics import read_metrics
-from clipa_eqx.training.start import _INIT_STREAM, first_state
+from clipa_eqx.training.start import first_state
 from clipa_eqx.training.state import abstract_state
 from clipa_eqx.training.step import batch_loss, make_train_step, step_key
 from clipa_eqx.trees import leaf_paths
@@ -212,22 +212,6 @@ def test_texts_are_not_resized_unless_asked_for(finished):
     config = dataclasses.replace(config, model=tiny.model_config(text={"length": 16}))
     with pytest.raises(CheckpointError, match=r"text/position: \(8, 32\) there, \(16, 32\) wanted \(resize_text"):
         start_of(config)
-
-
-def test_weights_of_another_vocabulary_are_refused(finished, tmp_path):
-    config = config_of_run(init=InitConfig(source=str(finished[0])))
-    pieces = Path(config.data.vocab).read_text().splitlines()
-    other = tmp_path / "vocab.txt"
-    other.write_text("\n".join([*pieces[:5], *reversed(pieces[5:])]) + "\n")
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, vocab=str(other)))
-    with pytest.raises(CheckpointError, match="another vocabulary"):
-        start_of(config)
-
-
-def test_no_step_draws_from_the_key_of_the_initial_weights():
-    initial = jr.key_data(jr.fold_in(jr.key(0), _INIT_STREAM))
-    steps = [jr.key_data(step_key(0, step)) for step in (0, 1, 0x1217, 2**31 - 1)]
-    assert not any((initial == step).all() for step in steps)
 
 
 def test_a_run_starts_from_anothers_weights_and_counts_its_own_steps(finished, tmp_path):
