@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from clipa_eqx.data.array_record_reader import open_records
 from clipa_eqx.data.array_record_writer import write_records
+from clipa_eqx.data.mixture import shuffled_order
 from clipa_eqx.data.records import Record
-from clipa_eqx.data.stream import StreamConfig, eval_stream, shuffled_order, train_stream
+from clipa_eqx.data.stream import StreamConfig, eval_stream, train_stream
 from clipa_eqx.errors import DataError
 
 _RECORDS = 200  # Grain's shuffle takes milliseconds a sample below a few dozen records
