@@ -114,20 +114,18 @@ class _Run:
         """Convert the parts again that hold a key which an earlier row has, without those rows."""
         with tempfile.TemporaryDirectory(prefix="clipa_eqx-keys-") as folder:
             rows = sum(report.rows_written + report.duplicates for report in reports.values())
-            keys = Buckets(Path(folder) / "keys", rows=rows)
-            for entries in _all_entries(self.place, sorted(reports)):
-                keys.add(entries, by="high")
             # A second round of buckets, by part: even if every row is a duplicate, memory stays bounded.
-            drops = Buckets(Path(folder) / "drops", rows=rows)
-            for bucket in keys:
-                found, differs = repeated(bucket)
-                found = found.copy()
-                found["content"] = differs
-                drops.add(found, by="part")
-            keys.close()
-            jobs = (job for bucket in drops for job in self._duplicate_jobs(bucket, reports))
-            self._convert(jobs, what="duplicate keys", done=lambda report: reports.update({report.number: report}))
-            drops.close()
+            keys, drops = (Buckets(Path(folder) / name, rows=rows) for name in ("keys", "drops"))
+            with contextlib.closing(keys), contextlib.closing(drops):
+                for entries in _all_entries(self.place, sorted(reports)):
+                    keys.add(entries, by="high")
+                for bucket in keys:
+                    found, differs = repeated(bucket)
+                    found = found.copy()
+                    found["content"] = differs
+                    drops.add(found, by="part")
+                jobs = (job for bucket in drops for job in self._duplicate_jobs(bucket, reports))
+                self._convert(jobs, what="duplicate keys", done=lambda report: reports.update({report.number: report}))
         return reports
 
     def _duplicate_jobs(self, drops: Entries, reports: Mapping[int, PartReport]) -> Iterator[Job]:

@@ -1,13 +1,15 @@
 """Which keys two record folders do not share, and under which they hold different samples, in bounded memory."""
 
+import contextlib
 import heapq
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
+from jaxtyping import Int64
 
 from clipa_eqx.data.manifest import Manifest
 from clipa_eqx.data.records import decode_record
@@ -63,13 +65,12 @@ def diff(a: str, b: str, *, workers: int = 1, examples: int = 10) -> Difference:
     with tempfile.TemporaryDirectory(prefix="clipa_eqx-keys-") as folder:
         rows = max(manifest.rows_written for manifest in manifests)
         sides = (Buckets(Path(folder) / "a", rows=rows), Buckets(Path(folder) / "b", rows=rows))
-        for place, manifest, side in zip(places, manifests, sides, strict=True):
-            for _, entries in over_shards(_read_keys, place, manifest, workers=workers, what=f"read {place.url}"):
-                side.add(unpack_entries(entries), by="high")
-        for bucket_a, bucket_b in zip(*sides, strict=True):
-            counts += _compare(bucket_a, bucket_b, firsts)
-        for side in sides:
-            side.close()
+        with contextlib.closing(sides[0]), contextlib.closing(sides[1]):
+            for place, manifest, side in zip(places, manifests, sides, strict=True):
+                for _, entries in over_shards(_read_keys, place, manifest, workers=workers, what=f"read {place.url}"):
+                    side.add(unpack_entries(entries), by="high")
+            for bucket_a, bucket_b in zip(*sides, strict=True):
+                counts += _compare(bucket_a, bucket_b, firsts)
     shared, changed, only_a, only_b, repeats_a, repeats_b = (int(count) for count in counts)
     return Difference(
         shared=shared,
@@ -106,7 +107,7 @@ class _Firsts:
         return tuple(names)
 
 
-def _compare(a: Entries, b: Entries, firsts: Sequence[_Firsts]) -> np.ndarray[Any, Any]:
+def _compare(a: Entries, b: Entries, firsts: Sequence[_Firsts]) -> Int64[np.ndarray, " counts"]:
     """Counts of one bucket of both sides in the order of `Difference`; positions of examples go to `firsts`."""
     is_b = np.arange(len(a) + len(b)) >= len(a)
     both = np.concatenate([a, b])

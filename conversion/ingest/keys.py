@@ -5,9 +5,10 @@ import struct
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
+from jaxtyping import Bool, Shaped
 
 from clipa_eqx.data.records import Record, encode_record
 
@@ -17,8 +18,8 @@ _ROWS_PER_BUCKET = 2**21  # 64 MB of entries
 _MOST_BUCKETS = 256  # open files
 _MODULUS = 2**256
 
-Entries = np.ndarray[Any, Any]  # of ENTRY
-Flags = np.ndarray[Any, np.dtype[np.bool_]]
+Entries = Shaped[np.ndarray, " entries"]  # of ENTRY
+Flags = Bool[np.ndarray, " entries"]
 
 
 class Fingerprint:
@@ -57,12 +58,11 @@ def unpack_entries(data: bytes | bytearray) -> Entries:
 class Buckets:
     """Entries spread over files by `number % count`, so that one bucket at a time fits in memory.
 
-    A bucket keeps the order in which its entries were added.
+    A bucket keeps the order in which its entries were added. The files are the folder's owner to remove.
     """
 
     def __init__(self, folder: Path, *, rows: int) -> None:
         folder.mkdir(parents=True)
-        self._folder = folder
         self.count = min(max(1, -(-rows // _ROWS_PER_BUCKET)), _MOST_BUCKETS)
         self._files: list[BinaryIO] = [(folder / f"{i}").open("w+b", buffering=2**16) for i in range(self.count)]
 
@@ -78,10 +78,8 @@ class Buckets:
             yield unpack_entries(file.read())
 
     def close(self) -> None:
-        for i, file in enumerate(self._files):
+        for file in self._files:
             file.close()
-            (self._folder / f"{i}").unlink()
-        self._folder.rmdir()
 
 
 def starts_of_keys(entries: Entries) -> Flags:
@@ -91,7 +89,7 @@ def starts_of_keys(entries: Entries) -> Flags:
     return is_first
 
 
-def repeated(entries: Entries) -> tuple[Entries, Flags]:
+def repeated(entries: Entries) -> tuple[Shaped[np.ndarray, " repeats"], Bool[np.ndarray, " repeats"]]:
     """The entries whose key occurred before, and whether each has other content than the first with its key.
 
     "Before" is by part and row, so the first occurrence of a key in the source's order is never among them.
