@@ -31,8 +31,6 @@ def begin(target: Place, command: Mapping[str, object], *, overwrite: bool) -> M
             raise DataError(f"{target.url} is a file; give a folder")
         write_file(target, _COMMAND, json.dumps(command).encode())
         return None
-    if target.is_local and not Path(target.path).is_dir():
-        raise DataError(f"{target.url} is a file; give a folder")
     begun = _read_command(target) if UNFINISHED in names else None
     if MANIFEST_NAME in names:
         manifest = read_manifest_of(target)
@@ -108,7 +106,12 @@ def locked(target: Place) -> Generator[None]:
     import fcntl
 
     folder = Path(target.path)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise DataError(f"{target.url} is a file; give a folder") from error
+    except OSError as error:
+        raise DataError(f"{target.url} cannot be made: {error}") from error
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:

@@ -111,11 +111,10 @@ def _run_in_processes(
             "with fewer --workers it needs less"
         ) from error
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
         if running:
             for process in set(multiprocessing.active_children()) - others:
                 process.terminate()
-        pool.shutdown(wait=True)
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _start_worker(counter: Any) -> None:
