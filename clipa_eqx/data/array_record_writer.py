@@ -71,6 +71,11 @@ def write_records(
 
 def write_shard(path: str | Path, records: Iterable[Record]) -> ShardInfo:
     """Write one ArrayRecord file and describe it; the bytes are a function of the records alone."""
+    return write_encoded_shard(path, map(encode_record, records))
+
+
+def write_encoded_shard(path: str | Path, blobs: Iterable[bytes]) -> ShardInfo:
+    """`write_shard` for records that are encoded already."""
     # A compiled module without type stubs, hence by name.
     array_record = importlib.import_module("array_record.python.array_record_module")
 
@@ -78,8 +83,8 @@ def write_shard(path: str | Path, records: Iterable[Record]) -> ShardInfo:
     writer = array_record.ArrayRecordWriter(str(path), _WRITER_OPTIONS)
     count = 0
     try:
-        for record in records:
-            writer.write(encode_record(record))
+        for blob in blobs:
+            writer.write(blob)
             count += 1
     finally:
         writer.close()

@@ -73,27 +73,46 @@ def read_manifest(folder: str | Path) -> Manifest:
         raise DataError(
             f"data folder {folder} has no {MANIFEST_NAME}: it is not a record folder or its conversion did not finish"
         )
+    return manifest_from_json(path.read_bytes(), where=str(path))
+
+
+def manifest_from_json(text: bytes, *, where: str) -> Manifest:
+    """The manifest in the content of a `manifest.json`; `where` (its path or URL) starts every message.
+
+    Raises:
+        DataError: it is not valid.
+    """
     try:
-        content: object = json.loads(path.read_text(encoding="utf-8"))
+        content: object = json.loads(text.decode())
     except ValueError as error:
-        raise DataError(f"{path} is not valid JSON: {error}; restore it or convert the data again") from error
-    return _parse(content, path=path)
+        raise DataError(f"{where} is not valid JSON: {error}; restore it or convert the data again") from error
+    return _parse(content, path=where)
 
 
 def write_manifest(folder: str | Path, manifest: Manifest) -> None:
     """Write `manifest.json` in one atomic step."""
     path = Path(folder) / MANIFEST_NAME
-    content = {"version": MANIFEST_VERSION, **asdict(manifest)}
-    try:
-        text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{path}: `info` must be plain JSON: {error}") from error
+    text = manifest_to_json(manifest, where=str(path))
     unfinished = path.with_name(f"{MANIFEST_NAME}.tmp-{os.getpid()}")
-    unfinished.write_text(text, encoding="utf-8")
+    unfinished.write_bytes(text)
     unfinished.replace(path)
 
 
-def _parse(content: object, *, path: Path) -> Manifest:
+def manifest_to_json(manifest: Manifest, *, where: str = MANIFEST_NAME) -> bytes:
+    """The content of `manifest.json`; equal manifests give equal bytes.
+
+    Raises:
+        DataError: `info` is not plain JSON.
+    """
+    content = {"version": MANIFEST_VERSION, **asdict(manifest)}
+    try:
+        text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+        return text.encode()
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{where}: `info` must be plain JSON: {error}") from error
+
+
+def _parse(content: object, *, path: str) -> Manifest:
     fields = _as_map(content, f"{path}")
     version = fields.pop("version", None)
     if version != MANIFEST_VERSION:
@@ -120,7 +139,7 @@ def _parse(content: object, *, path: Path) -> Manifest:
         raise DataError(message if message.startswith(f"{path}") else f"{path}: {message}") from None
 
 
-def _parse_shard(content: object, *, path: Path) -> ShardInfo:
+def _parse_shard(content: object, *, path: str) -> ShardInfo:
     fields = _as_map(content, f"{path}: shard")
     if fields.keys() != set(ShardInfo.__dataclass_fields__):
         raise DataError(f"{path}: a shard needs name, count, bytes, sha256, got {sorted(fields)}")

@@ -1,0 +1,268 @@
+"""A whole source into a folder of records: plan, parts, limit, duplicate keys, and the account of it all."""
+
+import contextlib
+import dataclasses
+import hashlib
+import logging
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from clipa_eqx.data.manifest import Manifest
+from clipa_eqx.errors import DataError
+from conversion.ingest.destination import begin, finish, finished_parts, forget_part, locked
+from conversion.ingest.files import Place, open_place, read_files
+from conversion.ingest.keys import Buckets, Entries, Fingerprint, repeated, unpack_entries
+from conversion.ingest.part import Job, PartReport, convert_part, keys_name
+from conversion.ingest.rows import DUPLICATE, DUPLICATE_OTHER, IngestOptions, Kind, Plan
+from conversion.ingest.sources import plan_source
+from conversion.ingest.workers import Progress, run_jobs
+
+_log = logging.getLogger(__name__)
+_AT_ONCE = 64  # files of keys fetched together
+
+
+def convert(
+    kind: Kind, source: str, target: str, *, options: IngestOptions, workers: int = 1, overwrite: bool = False
+) -> Manifest:
+    """Convert `source` into the record folder `target` and return its manifest.
+
+    Every row of the source is written or counted under the reason why not. The output does not depend on `workers`. A
+    call that was interrupted, in whatever way, is gone on with by the same call; one that was finished is left alone.
+
+    Raises:
+        DataError: the source is unfit or cannot be read, or the target holds something else.
+    """
+    given, place = open_place(source), open_place(target)
+    _check_options(options)
+    plan = plan_source(given, kind=kind, options=options)
+    command = _command(kind, source, options, plan)
+    if not (given.crosses_processes and place.crosses_processes):
+        workers = 1
+    with locked(place):
+        done = begin(place, command, overwrite=overwrite)
+        if done is not None:
+            _log.info("%s is complete already: nothing to do", target)
+            return done
+        run = _Run(kind=kind, source=source, place=place, options=options, plan=plan, workers=workers)
+        reports = run.convert_parts(finished_parts(place))
+        reports = run.apply_limit(reports)
+        reports = run.drop_duplicates(reports)
+        manifest = _manifest(reports, plan, command, options)
+        finish(place, manifest)
+    return manifest
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Run:
+    """What all steps of one conversion need."""
+
+    kind: Kind
+    source: str
+    place: Place
+    options: IngestOptions
+    plan: Plan
+    workers: int
+
+    def convert_parts(self, reports: Mapping[int, PartReport]) -> dict[int, PartReport]:
+        """Reports of all parts, or with a limit of as many first ones as it takes."""
+        reports = dict(reports)
+        if reports:
+            _log.info("going on: %s of %s parts are done", f"{len(reports):,}", f"{len(self.plan.parts):,}")
+        reached = False
+
+        def jobs() -> Iterator[Job]:
+            for number in range(len(self.plan.parts)):
+                if reached:
+                    return
+                if number not in reports:
+                    yield self._job(number, limit=self.options.limit)
+
+        def done(report: PartReport) -> None:
+            nonlocal reached
+            reports[report.number] = report
+            reached = self.options.limit is not None and _first_rows(reports) >= self.options.limit
+
+        reached = self.options.limit is not None and _first_rows(reports) >= self.options.limit
+        whole = None if self.options.limit else sum(part.size for part in self.plan.parts)
+        self._convert(jobs(), what=self.kind, done=done, before=list(reports.values()), total=whole)
+        return reports
+
+    def apply_limit(self, reports: dict[int, PartReport]) -> dict[int, PartReport]:
+        """The first parts whose rows make up the limit; the last of them is converted again if it has rows too many."""
+        if self.options.limit is None:
+            return reports
+        left = self.options.limit
+        kept: dict[int, PartReport] = {}
+        again: list[Job] = []
+        for number in sorted(reports):
+            report = reports[number]
+            if left == 0:
+                forget_part(self.place, report)
+                continue
+            if report.rows_read > left:
+                again.append(self._job(number, limit=left))
+            kept[number] = report
+            left -= min(left, report.rows_read)
+        self._convert(again, what="limit", done=lambda report: kept.update({report.number: report}))
+        return kept
+
+    def drop_duplicates(self, reports: dict[int, PartReport]) -> dict[int, PartReport]:
+        """Convert the parts again that hold a key which an earlier row has, without those rows."""
+        with tempfile.TemporaryDirectory(prefix="clipa_eqx-keys-") as folder:
+            rows = sum(report.rows_written + report.duplicates for report in reports.values())
+            # A second round of buckets, by part: even if every row is a duplicate, memory stays bounded.
+            keys, drops = (Buckets(Path(folder) / name, rows=rows) for name in ("keys", "drops"))
+            with contextlib.closing(keys), contextlib.closing(drops):
+                for entries in _all_entries(self.place, sorted(reports)):
+                    keys.add(entries, by="high")
+                for bucket in keys:
+                    found, differs = repeated(bucket)
+                    found = found.copy()
+                    found["content"] = differs
+                    drops.add(found, by="part")
+                jobs = (job for bucket in drops for job in self._duplicate_jobs(bucket, reports))
+                self._convert(jobs, what="duplicate keys", done=lambda report: reports.update({report.number: report}))
+        return reports
+
+    def _duplicate_jobs(self, drops: Entries, reports: Mapping[int, PartReport]) -> Iterator[Job]:
+        for number in map(int, sorted(set(drops["part"].tolist()))):
+            rows = drops[drops["part"] == number]
+            if reports[number].duplicates != len(rows):  # else it was done before an interruption
+                reasons = [DUPLICATE_OTHER if other else DUPLICATE for other in rows["content"].tolist()]
+                duplicates = dict(zip(rows["row"].tolist(), reasons, strict=True))
+                yield self._job(number, limit=reports[number].limit, duplicates=duplicates)
+
+    def _job(self, number: int, *, limit: int | None, duplicates: Mapping[int, str] | None = None) -> Job:
+        classes = self.options.class_names or self.plan.class_names
+        return Job(
+            number=number,
+            part=self.plan.parts[number],
+            kind=self.kind,
+            source=self.source,
+            target=self.place.url,
+            options=self.options,
+            classes=None if classes is None else len(classes),
+            limit=limit,
+            duplicates=duplicates or {},
+        )
+
+    def _convert(
+        self,
+        jobs: Iterable[Job],
+        *,
+        what: str,
+        done: Callable[[PartReport], None],
+        before: Iterable[PartReport] = (),
+        total: int | None = None,
+    ) -> None:
+        jobs = iter(jobs)
+        first = next(jobs, None)
+        if first is None:
+            return
+        progress = Progress(total=total, unit="B", what=what)
+        rows: Counter[str] = Counter()
+        try:
+            for report in before:
+                _count(report, rows)
+                progress.finish(report.size, _note(rows))
+            results = run_jobs(convert_part, _chain(first, jobs), workers=self.workers, progress=progress)
+            with contextlib.closing(results):
+                for _, report in results:
+                    done(report)
+                    _count(report, rows)
+                    progress.finish(report.size, _note(rows))
+        finally:
+            progress.close()
+
+
+def _manifest(
+    reports: Mapping[int, PartReport], plan: Plan, command: Mapping[str, object], options: IngestOptions
+) -> Manifest:
+    dropped: Counter[str] = Counter()
+    captions_dropped: Counter[str] = Counter()
+    examples: dict[str, list[dict[str, str]]] = {}
+    keys, content = Fingerprint(), Fingerprint()
+    ordered = [reports[number] for number in sorted(reports)]
+    for report in ordered:
+        dropped.update(report.dropped)
+        captions_dropped.update(report.captions_dropped)
+        keys.add(bytes.fromhex(report.keys))
+        content.add(bytes.fromhex(report.content))
+        for reason, shown in report.examples.items():
+            kept = examples.setdefault(reason, [])
+            kept += shown[: max(options.examples - len(kept), 0)]
+    return Manifest(
+        shards=tuple(shard for report in ordered for shard in report.shard_infos()),
+        rows_read=sum(report.rows_read for report in ordered),
+        rows_written=sum(report.rows_written for report in ordered),
+        rows_dropped=dict(sorted(dropped.items())),
+        class_names=options.class_names or plan.class_names,
+        info={
+            "command": command,
+            "examples": examples,
+            "captions_written": sum(report.captions_written for report in ordered),
+            "captions_dropped": dict(sorted(captions_dropped.items())),
+            "damaged_sources": [damage for report in ordered for damage in report.damaged],
+            "key_fingerprint": keys.hex(),
+            "content_fingerprint": content.hex(),
+            "versions": {name: version(name) for name in ("array_record", "pillow", "simplejpeg")},
+            **plan.info,
+        },
+    )
+
+
+def _command(kind: Kind, source: str, options: IngestOptions, plan: Plan) -> dict[str, object]:
+    """What must be equal for a conversion to be gone on with: everything that decides its output."""
+    files = hashlib.sha256()
+    for part in plan.parts:
+        files.update(f"{part.path}\0{part.source}\0{part.size}\0{part.start}\0".encode(errors="surrogateescape"))
+        for row in part.rows or ():
+            files.update(f"{row.path}\0".encode(errors="surrogateescape"))
+    settings: dict[str, Any] = dataclasses.asdict(options)
+    changed = {name: value for name, value in settings.items() if value != getattr(IngestOptions(), name)}
+    return {"kind": kind, "source": source, **changed, "parts": len(plan.parts), "source_files": files.hexdigest()}
+
+
+def _check_options(options: IngestOptions) -> None:
+    for name, least in (("min_side", 0), ("max_side", 1), ("limit", 1), ("records_per_shard", 1), ("examples", 0)):
+        value: int | None = getattr(options, name)
+        if value is not None and value < least:
+            raise DataError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+    if not 1 <= options.jpeg_quality <= 100:
+        raise DataError(f"--jpeg-quality must be between 1 and 100, got {options.jpeg_quality}")
+    if options.max_side is not None and options.max_side < options.min_side:
+        raise DataError(f"--max-side {options.max_side} is smaller than --min-side {options.min_side}")
+
+
+def _first_rows(reports: Mapping[int, PartReport]) -> int:
+    """Rows in the parts from the first one on without a gap."""
+    rows = number = 0
+    while number in reports:
+        rows += reports[number].rows_read
+        number += 1
+    return rows
+
+
+def _all_entries(place: Place, numbers: list[int]) -> Iterator[Entries]:
+    for i in range(0, len(numbers), _AT_ONCE):
+        content = read_files(place, [keys_name(number) for number in numbers[i : i + _AT_ONCE]])
+        yield from map(unpack_entries, content.values())
+
+
+def _count(report: PartReport, rows: Counter[str]) -> None:
+    rows["read"] += report.rows_read
+    rows.update(report.dropped)
+
+
+def _note(rows: Counter[str]) -> str:
+    dropped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(rows.items()) if reason != "read")
+    return f"{rows['read']:,} rows" + (f", dropped: {dropped}" if dropped else "")
+
+
+def _chain(first: Job, rest: Iterator[Job]) -> Iterator[Job]:
+    yield first
+    yield from rest

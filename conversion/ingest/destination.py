@@ -1,0 +1,158 @@
+"""The folder that a conversion writes: begun, gone on with, refused, finished."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Generator, Mapping
+from pathlib import Path
+from typing import cast
+
+from clipa_eqx.data.manifest import MANIFEST_NAME, Manifest, manifest_from_json, manifest_to_json
+from clipa_eqx.errors import DataError
+from conversion.ingest.files import Place, list_names, read_files, write_file
+from conversion.ingest.part import UNFINISHED, PartReport, read_report
+
+_COMMAND = f"{UNFINISHED}/command.json"
+_SHARD = re.compile(r"shard-\d{6}-\d{3,}\.array_record")
+
+
+def begin(target: Place, command: Mapping[str, object], *, overwrite: bool) -> Manifest | None:
+    """Make the folder ready for `command`; the manifest if this very command has finished there before.
+
+    Raises:
+        DataError: the folder holds something else, or another command has begun or finished there.
+    """
+    names = list_names(target)
+    wanted = cast(dict[str, object], json.loads(json.dumps(command)))
+    if not names:
+        if not target.is_local and target.fs.isfile(target.path):
+            raise DataError(f"{target.url} is a file; give a folder")
+        write_file(target, _COMMAND, json.dumps(command).encode())
+        return None
+    begun = _read_command(target) if UNFINISHED in names else None
+    if MANIFEST_NAME in names:
+        manifest = read_manifest_of(target)
+        if not overwrite:
+            if manifest.info.get("command") == wanted:
+                _remove_unfinished(target)  # killed between the last two steps
+                return manifest
+            raise DataError(
+                f"{target.url} holds records already ({_differences(manifest.info.get('command'), wanted)}); "
+                "choose another folder, or --overwrite"
+            )
+    elif begun is not None:
+        if begun == wanted:
+            return None
+        if not overwrite:
+            raise DataError(
+                f"{target.url} holds an unfinished conversion by another command ({_differences(begun, wanted)}); "
+                "repeat that command to go on with it, choose another folder, or --overwrite"
+            )
+    elif set(names) != {UNFINISHED} or list_names(target, UNFINISHED):
+        raise DataError(f"{target.url} exists and holds other things than records; choose another folder")
+    # The manifest goes first: without it nothing takes what is left for a whole set.
+    _remove(target, [MANIFEST_NAME] if MANIFEST_NAME in names else [])
+    _remove(target, [name for name in names if _SHARD.fullmatch(name) or name.endswith(".array_record")])
+    _remove_unfinished(target)
+    write_file(target, _COMMAND, json.dumps(command).encode())
+    return None
+
+
+def finished_parts(target: Place) -> dict[int, PartReport]:
+    """Reports of the parts that are converted already."""
+    names = [name for name in list_names(target, UNFINISHED) if re.fullmatch(r"part-\d{6}\.json", name)]
+    reports = [read_report(data) for data in read_files(target, [f"{UNFINISHED}/{name}" for name in names]).values()]
+    return {report.number: report for report in reports}
+
+
+def finish(target: Place, manifest: Manifest) -> None:
+    """Write the manifest, which makes the folder a set of records, and remove what it does not need."""
+    held = {shard.name for shard in manifest.shards}
+    _remove(target, [name for name in list_names(target) if _SHARD.fullmatch(name) and name not in held])
+    write_file(target, MANIFEST_NAME, manifest_to_json(manifest, where=target.child(MANIFEST_NAME)))
+    _remove_unfinished(target)
+
+
+def forget_part(target: Place, report: PartReport) -> None:
+    """Remove a part that lies behind the limit."""
+    _remove(target, [f"{UNFINISHED}/part-{report.number:06d}.json", f"{UNFINISHED}/part-{report.number:06d}.keys"])
+    _remove(target, [shard.name for shard in report.shard_infos()])
+
+
+def read_manifest_of(target: Place) -> Manifest:
+    """The manifest of a folder anywhere.
+
+    Raises:
+        DataError: there is none, or it is not valid.
+    """
+    where = f"{target.url.rstrip('/')}/{MANIFEST_NAME}"
+    if MANIFEST_NAME not in list_names(target):
+        raise DataError(f"{where} does not exist: no record folder, or its conversion did not finish")
+    return manifest_from_json(read_files(target, [MANIFEST_NAME])[MANIFEST_NAME], where=where)
+
+
+@contextlib.contextmanager
+def locked(target: Place) -> Generator[None]:
+    """Keep a second conversion out of a local folder while this one lives, however it ends.
+
+    Raises:
+        DataError: another one is at work there.
+    """
+    if not target.is_local:
+        yield
+        return
+    import fcntl
+
+    folder = Path(target.path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise DataError(f"{target.url} is a file; give a folder") from error
+    except OSError as error:
+        raise DataError(f"{target.url} cannot be made: {error}") from error
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(f"another conversion is writing to {target.url} at this moment; wait for it") from error
+        for name in list_names(target, UNFINISHED):
+            if name.startswith("tmp-"):  # of a run that was killed
+                shutil.rmtree(folder / UNFINISHED / name)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _read_command(target: Place) -> dict[str, object] | None:
+    if "command.json" not in list_names(target, UNFINISHED):
+        return None
+    return cast(dict[str, object], json.loads(read_files(target, [_COMMAND])[_COMMAND]))
+
+
+def _differences(old: object, new: Mapping[str, object]) -> str:
+    if not isinstance(old, dict):
+        return "not written by this program"
+    before = cast(dict[str, object], old)
+    changed = [name for name in {**before, **new} if before.get(name) != new.get(name)]
+    told = [f"{name} was {before.get(name)!r}, now {new.get(name)!r}" for name in changed if name != "source_files"]
+    if "source_files" in changed:
+        told.append("the files of the source have changed")
+    return "; ".join(told) or "by the same command"
+
+
+def _remove(target: Place, names: list[str]) -> None:
+    for name in names:
+        if target.is_local:
+            Path(target.child(name)).unlink(missing_ok=True)
+        elif target.fs.exists(target.child(name)):
+            target.fs.rm_file(target.child(name))
+
+
+def _remove_unfinished(target: Place) -> None:
+    if target.is_local:
+        shutil.rmtree(target.child(UNFINISHED), ignore_errors=True)
+    elif target.fs.exists(target.child(UNFINISHED)):
+        target.fs.rm(target.child(UNFINISHED), recursive=True)

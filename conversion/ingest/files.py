@@ -1,0 +1,185 @@
+"""Local paths and fsspec URLs: open, list, stage, and write in one step."""
+
+import contextlib
+import os
+import re
+import tempfile
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from clipa_eqx.errors import DataError
+
+
+class Place(NamedTuple):
+    """A folder or file in a filesystem: `fs` is fsspec's, `path` is inside it, `url` is what the user wrote."""
+
+    url: str
+    fs: Any
+    path: str
+
+    @property
+    def is_local(self) -> bool:
+        return "file" in _protocols(self.fs)
+
+    @property
+    def crosses_processes(self) -> bool:
+        """Whether another process that opens the same URL sees the same files."""
+        return "memory" not in _protocols(self.fs)
+
+    def child(self, name: str) -> str:
+        return f"{self.path.rstrip('/')}/{name}"
+
+
+class Found(NamedTuple):
+    """A file: `path` inside its filesystem, `name` relative to the folder that was searched, size in bytes."""
+
+    path: str
+    name: str
+    size: int
+
+
+def open_place(url: str | Path) -> Place:
+    """The filesystem and path of a local path or of a URL such as `gs://bucket/folder`.
+
+    Raises:
+        DataError: an unknown protocol, or its driver is not installed.
+    """
+    from fsspec.core import url_to_fs
+
+    text = os.fspath(url)
+    try:
+        fs, path = url_to_fs(text)
+    except (ValueError, ImportError) as error:
+        raise DataError(f"{text} cannot be opened: {error}") from error
+    return Place(text, fs, str(path))
+
+
+def find_files(place: Place, *, may_be_empty: bool = False) -> list[Found]:
+    """All files of a folder and its folders, of a pattern such as `data/*.tar`, or the one file; sorted by path.
+
+    Raises:
+        DataError: there is no such file or folder, or no file at all (unless it `may_be_empty`).
+    """
+    fs = place.fs
+    try:
+        if re.search(r"[*?\[]", place.path) and not fs.exists(place.path):
+            found: dict[str, Any] = fs.glob(place.path, detail=True)
+            root = re.split(r"[*?\[]", place.path)[0].rpartition("/")[0]
+            found = {path: info for path, info in found.items() if info["type"] != "directory"}
+        elif fs.isfile(place.path):
+            found, root = {place.path: fs.info(place.path)}, place.path.rpartition("/")[0]
+        elif fs.isdir(place.path):
+            found, root = _walk(place), place.path.rstrip("/")
+        else:
+            raise DataError(
+                f"the source {place.url} does not exist; give a folder, a file or a pattern like 'dir/*.tar'"
+            )
+    except OSError as error:
+        raise DataError(f"the source {place.url} cannot be listed: {error}") from error
+    if not found and not may_be_empty:
+        raise DataError(f"the source {place.url} holds no files")
+    return [
+        Found(path, path[len(root) :].lstrip("/"), int(info.get("size") or 0)) for path, info in sorted(found.items())
+    ]
+
+
+def _walk(place: Place) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if not place.is_local:
+        for parent, _, files in place.fs.walk(place.path, detail=True, on_error="raise"):
+            found.update({f"{parent.rstrip('/')}/{name}": info for name, info in files.items()})
+        return found
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    # fsspec follows no links to folders, and class folders are often just that.
+    for parent, _, names in os.walk(place.path, followlinks=True, onerror=fail):
+        for name in names:
+            path = f"{parent.rstrip('/')}/{name}"
+            found[path] = {"size": os.path.getsize(path) if os.path.exists(path) else 0}
+    return found
+
+
+@contextlib.contextmanager
+def staged(fs: Any, path: str) -> Generator[str]:
+    """A local file with the content of `path`: itself if it is local, else a copy that is removed afterwards.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    if "file" in _protocols(fs):
+        try:
+            with open(path, "rb"):
+                pass
+        except OSError as error:
+            raise unreadable(path, error) from error
+        yield path
+        return
+    handle, copy = tempfile.mkstemp(suffix=f"-{path.rpartition('/')[2]}")
+    os.close(handle)
+    try:
+        try:
+            fs.get_file(path, copy)
+        except OSError as error:
+            raise unreadable(path, error) from error
+        yield copy
+    finally:
+        os.unlink(copy)
+
+
+def write_file(place: Place, name: str, content: bytes) -> None:
+    """Write a file of the folder `place` so that it is there whole or not at all, also after a crash."""
+    if not place.is_local:
+        place.fs.pipe_file(place.child(name), content)
+        return
+    path = Path(place.child(name))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    unfinished.write_bytes(content)
+    move_in(place, unfinished, name)
+
+
+def move_in(place: Place, finished: Path, name: str) -> None:
+    """Move or upload a finished local file to its name in the folder `place`."""
+    if not place.is_local:
+        place.fs.put_file(str(finished), place.child(name))
+        finished.unlink()
+        return
+    with finished.open("rb") as file:
+        os.fsync(file.fileno())  # else a power cut may leave the new name without its content
+    finished.replace(place.child(name))
+
+
+def read_files(place: Place, names: list[str]) -> dict[str, bytes]:
+    """Contents by name; remote ones are fetched side by side."""
+    if not names:
+        return {}
+    if place.is_local:
+        return {name: Path(place.child(name)).read_bytes() for name in names}
+    paths = {place.child(name): name for name in names}
+    content: Any = place.fs.cat(list(paths))
+    if isinstance(content, bytes):
+        return {names[0]: content}
+    return {names[i]: content[path] for i, path in enumerate(paths)}
+
+
+def list_names(place: Place, folder: str = "") -> list[str]:
+    """Sorted names of what lies directly in `place/folder`; nothing if there is no such folder."""
+    try:
+        paths: list[str] = place.fs.ls(place.child(folder) if folder else place.path, detail=False, refresh=True)
+    except FileNotFoundError:
+        return []
+    return sorted(path.rstrip("/").rpartition("/")[2] for path in paths)
+
+
+def unreadable(path: str, error: Exception) -> DataError:
+    return DataError(
+        f"{path} cannot be read: {error}; mend it or take it out of the source, then run the command again"
+    )
+
+
+def _protocols(fs: Any) -> tuple[str, ...]:
+    protocol: str | tuple[str, ...] = fs.protocol
+    return (protocol,) if isinstance(protocol, str) else tuple(protocol)

@@ -1,0 +1,183 @@
+"""Parquet tables with pictures in a column or beside the table, as img2dataset and the Hugging Face hub write them."""
+
+import importlib
+import importlib.util
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+from clipa_eqx.data.records import ExtraValue
+from clipa_eqx.errors import DataError
+from conversion.ingest.columns import (
+    CAPTION_COLUMNS,
+    IMAGE_COLUMNS,
+    KEY_COLUMNS,
+    PATH_COLUMNS,
+    as_captions,
+    as_extra,
+    as_label,
+    choose_column,
+    first_of,
+    no_column,
+)
+from conversion.ingest.files import Place, find_files, staged, unreadable
+from conversion.ingest.pictures import read_picture
+from conversion.ingest.plans import file_parts
+from conversion.ingest.rows import DOWNLOAD_FAILED, TRUNCATED, IngestOptions, Lost, Part, Plan, Row
+
+_ROWS_AT_ONCE = 64  # pictures of a few hundred kilobytes; bounds memory
+_STATUS = "status"
+
+
+class _Columns(NamedTuple):
+    image: str | None  # a column of bytes
+    path: str | None  # a column of paths
+    caption: str | None
+    key: str | None
+    label: str | None
+
+
+def plan_parquet(place: Place, *, options: IngestOptions) -> Plan:
+    """One part per table; class names from the hub's own notes in the first table, where it has them.
+
+    Raises:
+        DataError: there is no table, or pyarrow is not installed.
+    """
+    found = find_files(place)
+    plan = file_parts(place, found, suffixes=(".parquet",), kind="parquet", what=".parquet files")
+    if importlib.util.find_spec("pyarrow") is None:
+        raise DataError("Parquet is read by pyarrow, which is not installed: pip install 'clipa_eqx[parquet]'")
+    names = None
+    if options.label_column is not None:
+        with staged(place.fs, plan.parts[0].path) as path:
+            try:
+                metadata: Any = _pyarrow("parquet").read_schema(path).metadata or {}
+                features = json.loads(metadata[b"huggingface"])["info"]["features"]
+                names = tuple(str(name) for name in features[options.label_column]["names"])
+            except (KeyError, TypeError, ValueError):  # pyarrow's own error for a broken file is a ValueError too
+                names = None
+    # Pictures beside the tables are rows of the tables, not files left out.
+    return Plan(parts=plan.parts, class_names=names)
+
+
+def read_parquet(place: Place, part: Part, *, options: IngestOptions) -> Iterator[Row | Lost]:
+    """The rows of a table in order; rows that img2dataset failed to download are lost rows.
+
+    The picture is a column of bytes (or of maps with `bytes`), a column of paths, or img2dataset's file
+    `00012/KEY.jpg` beside `00012.parquet`. Of a damaged table the whole rows are read; how many it lacks is known
+    unless its end is cut off, which makes it unreadable from the start.
+
+    Raises:
+        DataError: the file cannot be opened, or no column looks like a picture.
+    """
+    arrow, parquet = _pyarrow(""), _pyarrow("parquet")
+    read, expected = 0, None
+    damage: Exception | None = None
+    columns: _Columns | None = None
+    with staged(place.fs, part.path) as path:
+        try:
+            with parquet.ParquetFile(path) as table:
+                expected = int(table.metadata.num_rows)
+                columns = _choose(table.schema_arrow, place, part, options)
+                wanted = sorted({*filter(None, columns), *options.keep, _STATUS} & set(table.schema_arrow.names))
+                for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE, columns=wanted):
+                    for fields in cast(Sequence[Mapping[str, object]], _as_bytes(batch).to_pylist()):
+                        yield _row(place, part, fields, columns, index=read, options=options)
+                        read += 1
+        # A broken page raises ArrowInvalid, or OSError without a number.
+        except (arrow.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise unreadable(part.path, error) from error
+            damage = error
+    if damage is not None:
+        yield Lost(
+            reason=TRUNCATED,
+            key=part.source,
+            detail=f"{type(damage).__name__}: {damage}",
+            count=1 if expected is None else max(expected - read, 1),
+            rest_unknown=expected is None,
+        )
+
+
+def _choose(schema: Any, place: Place, part: Part, options: IngestOptions) -> _Columns:
+    names: list[str] = list(schema.names)
+
+    def choose(asked: str | None, candidates: Sequence[str], what: str) -> str | None:
+        return choose_column(asked, names, candidates, what=what, flag=f"--{what}-column", where=part.source)
+
+    holding = [name for name in names if _holds_bytes(schema.field(name).type)]
+    asked = choose(options.image_column, (), "image")
+    image = (asked if asked in holding else None) if asked else first_of(holding, IMAGE_COLUMNS)
+    key = choose(options.key_column, KEY_COLUMNS, "key")
+    path = None if image else asked or first_of(names, PATH_COLUMNS)
+    if image is None and path is None and (key is None or not place.fs.isdir(_beside(part))):
+        raise no_column(what="image", flag="--image-column", where=part.source, names=names)
+    caption = choose(options.caption_column, CAPTION_COLUMNS, "caption")
+    return _Columns(image, path, caption, key, choose(options.label_column, (), "label"))
+
+
+def _row(
+    place: Place, part: Part, fields: Mapping[str, object], columns: _Columns, *, index: int, options: IngestOptions
+) -> Row | Lost:
+    key = fields[columns.key] if columns.key is not None else None
+    name = f"{part.source}/{index:08d}" if key is None else key if isinstance(key, bytes) else str(key)
+    shown = name if isinstance(name, str) else name.decode(errors="backslashreplace")
+    status = fields.get(_STATUS)
+    if isinstance(status, bytes) and status.startswith(b"failed"):
+        return Lost(reason=DOWNLOAD_FAILED, key=shown, detail=status.decode(errors="backslashreplace"))
+    extra: dict[str, ExtraValue] = {name: as_extra(fields[name]) for name in options.keep if name in fields}
+    return Row(
+        key=name,
+        image=_image(place, part, fields, columns, key=shown, options=options),
+        captions=as_captions(fields[columns.caption]) if columns.caption is not None else (),
+        label=as_label(fields[columns.label]) if columns.label is not None else None,
+        extra=extra,
+    )
+
+
+def _image(
+    place: Place, part: Part, fields: Mapping[str, object], columns: _Columns, *, key: str, options: IngestOptions
+) -> bytes | None:
+    if columns.image is None:
+        if columns.path is None:
+            return read_picture(place, f"{_beside(part)}/{key}.jpg")
+        path = fields[columns.path]
+        if not isinstance(path, bytes) or not path:
+            return None
+        return read_picture(place, os.fsdecode(path), part=part, images=options.images)
+    value = fields[columns.image]
+    if isinstance(value, dict):
+        nested = cast(dict[str, object], value)
+        value, path = nested.get("bytes"), nested.get("path")
+        if value is None and isinstance(path, str):
+            return read_picture(place, path, part=part, images=options.images)
+    return value if isinstance(value, bytes) else None
+
+
+def _as_bytes(batch: Any) -> Any:
+    """The batch with texts as bytes, so that one text that is not UTF-8 concerns one row only."""
+    arrow, types = _pyarrow(""), _pyarrow("types")
+    columns: list[Any] = []
+    for column in batch.columns:
+        if types.is_string(column.type) or types.is_large_string(column.type):
+            column = column.cast(arrow.large_binary())
+        elif types.is_list(column.type) and types.is_string(column.type.value_type):
+            column = column.cast(arrow.list_(arrow.binary()))
+        columns.append(column)
+    return arrow.RecordBatch.from_arrays(columns, names=batch.schema.names)
+
+
+def _holds_bytes(kind: Any) -> bool:
+    types = _pyarrow("types")
+    if types.is_struct(kind):
+        return any(kind.field(i).name == "bytes" for i in range(kind.num_fields))
+    return bool(types.is_binary(kind) or types.is_large_binary(kind))
+
+
+def _beside(part: Part) -> str:
+    return part.path.removesuffix(".parquet")
+
+
+def _pyarrow(name: str) -> Any:
+    return importlib.import_module(f"pyarrow.{name}" if name else "pyarrow")

@@ -1,0 +1,86 @@
+"""Sources whose parts are files: which files belong to them, and how many rows img2dataset says they hold."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import cast
+
+from clipa_eqx.errors import DataError
+from conversion.ingest.files import Found, Place
+from conversion.ingest.rows import Kind, Part, Plan
+
+# What a folder is most likely meant for, by what lies in it.
+_KIND_OF: dict[str, Kind] = {
+    ".tar": "webdataset",
+    ".tgz": "webdataset",
+    ".parquet": "parquet",
+    ".csv": "captions",
+    ".tsv": "captions",
+    ".jsonl": "captions",
+    ".jpg": "folder",
+    ".jpeg": "folder",
+    ".png": "folder",
+}
+_IMG2DATASET_SIDECARS = ("_stats.json", ".parquet")
+
+
+def file_parts(place: Place, found: Sequence[Found], *, suffixes: tuple[str, ...], kind: Kind, what: str) -> Plan:
+    """One part per file whose name ends in one of the suffixes; all others are counted in the plan's info.
+
+    Raises:
+        DataError: there is none.
+    """
+    return parts_of(
+        place, found, [file for file in found if file.name.lower().endswith(suffixes)], kind=kind, what=what
+    )
+
+
+def parts_of(place: Place, found: Sequence[Found], chosen: Sequence[Found], *, kind: Kind, what: str) -> Plan:
+    """One part per chosen file.
+
+    Raises:
+        DataError: none was chosen.
+    """
+    if not chosen:
+        raise wrong_kind(place, found, kind=kind, what=what)
+    taken = {file.path for file in chosen}
+    return Plan(
+        parts=tuple(Part(source=file.name, path=file.path, size=file.size) for file in chosen),
+        info=ignored_files(file for file in found if file.path not in taken),
+    )
+
+
+def ignored_files(files: Iterable[Found]) -> dict[str, object]:
+    """How many files of each suffix a source does not read; img2dataset's own sidecars are not worth a mention."""
+    counts = Counter(_suffix(file.name) for file in files if not file.name.endswith(_IMG2DATASET_SIDECARS))
+    return {"ignored_files": dict(sorted(counts.items()))} if counts else {}
+
+
+def wrong_kind(place: Place, found: Sequence[Found], *, kind: Kind, what: str) -> DataError:
+    counts = Counter(_suffix(file.name) for file in found)
+    held = ", ".join(f"{count:,} {suffix or 'without a suffix'}" for suffix, count in counts.most_common(5))
+    likely: list[str] = [_KIND_OF[suffix] for suffix, _ in counts.most_common() if suffix in _KIND_OF]
+    if any(".tfrecord" in file.name for file in found):
+        likely.insert(0, "img2dataset or tfds")
+    better = next((name for name in likely if name != kind), None)
+    advice = f"is it for the source `{better}`?" if better else "is it the right folder?"
+    return DataError(f"source {kind}: no {what} in {place.url}; it holds {held} files; {advice}")
+
+
+def img2dataset_count(place: Place, part: Part) -> int | None:
+    """Rows that img2dataset says it wrote to a shard (`00012_stats.json` beside `00012.tar`), None if it is silent."""
+    folder, _, base = part.path.rpartition("/")
+    path = f"{folder}/{base.partition('.')[0]}_stats.json"
+    if not place.fs.exists(path):
+        return None
+    try:
+        content: object = json.loads(place.fs.cat_file(path))
+    except ValueError:
+        return None
+    count = cast(dict[str, object], content).get("successes") if isinstance(content, dict) else None
+    return count if isinstance(count, int) else None
+
+
+def _suffix(name: str) -> str:
+    base = name.rpartition("/")[2]
+    return f".{base.rpartition('.')[2].lower()}" if "." in base else ""

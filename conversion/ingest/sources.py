@@ -1,0 +1,81 @@
+"""The six kinds of sources: how each is planned and how a part of it is read."""
+
+from collections.abc import Iterator
+
+from conversion.ingest.files import Place
+from conversion.ingest.rows import IngestOptions, Kind, Lost, Part, Plan, Row
+
+
+def plan_source(place: Place, *, kind: Kind, options: IngestOptions) -> Plan:
+    """The parts of a source in order.
+
+    Raises:
+        DataError: the source is of another kind, empty or not readable, or a package that reads it is not installed.
+    """
+    match kind:
+        case "img2dataset":
+            from conversion.ingest.tfrecords import plan_img2dataset
+
+            return plan_img2dataset(place)
+        case "tfds":
+            from conversion.ingest.tfrecords import plan_tfds
+
+            return plan_tfds(place, options=options)
+        case "webdataset":
+            from conversion.ingest.tars import plan_webdataset
+
+            return plan_webdataset(place)
+        case "parquet":
+            from conversion.ingest.parquet import plan_parquet
+
+            return plan_parquet(place, options=options)
+        case "folder":
+            from conversion.ingest.class_folders import plan_folder
+
+            return plan_folder(place, options=options)
+        case "captions":
+            from conversion.ingest.caption_lists import plan_captions
+
+            return plan_captions(place, options=options)
+
+
+def read_part(place: Place, part: Part, *, kind: Kind, options: IngestOptions) -> Iterator[Row | Lost]:
+    """The rows of a part in order, with those that cannot be had as lost rows.
+
+    Raises:
+        DataError: the part cannot be opened, or a column asked for is not there.
+    """
+    match kind:
+        case "img2dataset":
+            from conversion.ingest.tfrecords import read_img2dataset
+
+            return read_img2dataset(place, part, options=options)
+        case "tfds":
+            from conversion.ingest.tfrecords import read_tfds
+
+            return read_tfds(place, part, options=options)
+        case "webdataset":
+            from conversion.ingest.tars import read_webdataset
+
+            return read_webdataset(place, part, options=options)
+        case "parquet":
+            from conversion.ingest.parquet import read_parquet
+
+            return read_parquet(place, part, options=options)
+        case "folder":
+            from conversion.ingest.class_folders import read_listed
+
+            return read_listed(place, part, labelled=True)
+        case "captions" if part.lines is None:
+            from conversion.ingest.class_folders import read_listed
+
+            return read_listed(place, part, labelled=False)
+        case "captions":
+            from conversion.ingest.tables import read_table
+
+            return read_table(place, part, options=options)
+
+
+def is_labelled(kind: Kind, options: IngestOptions) -> bool:
+    """Whether rows of the source need a label and may do without a caption."""
+    return kind == "folder" or options.label_column is not None or (kind == "tfds" and options.caption_column is None)

@@ -1,0 +1,195 @@
+"""CSV, TSV and JSONL lists of pictures and captions; lines that follow each other and name one picture are one row."""
+
+import csv
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+from conversion.ingest.columns import (
+    CAPTION_COLUMNS,
+    PATH_COLUMNS,
+    as_captions,
+    as_extra,
+    as_label,
+    choose_column,
+    first_of,
+    no_column,
+)
+from conversion.ingest.files import Found, Place, unreadable
+from conversion.ingest.pictures import read_picture
+from conversion.ingest.rows import BAD_ROW, IngestOptions, Lost, Part, Row
+
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
+_JSONL = (".jsonl", ".ndjson")
+
+Fields = Mapping[str, object]
+
+
+class _Table(NamedTuple):
+    """How the lines of a file are read: without a delimiter each line is JSON."""
+
+    delimiter: str | None
+    quoted: bool
+    names: tuple[str, ...]
+    body: int  # byte at which the rows begin
+
+
+class _Entry(NamedTuple):
+    """One line (or several, if quotes hold line ends): fields or what is wrong, the bytes it lies between, lines."""
+
+    fields: Fields | str
+    start: int
+    end: int
+    lines: int = 1
+
+
+def table_parts(place: Place, file: Found, *, options: IngestOptions) -> list[Part]:
+    """The table cut into parts of `records_per_shard` pictures; it is read once, and never held in memory.
+
+    Raises:
+        DataError: the file cannot be opened, or has no column for pictures, or none for captions or labels.
+    """
+    parts: list[Part] = []
+    with _open(place, file.path) as opened:
+        table = _read_table(opened, file.path)
+        groups = _groups(opened, table, table.body, where=file.path, options=options)
+        while chunk := list(
+            itertools.islice(((group[0].start, group[-1].end) for group in groups), options.records_per_shard)
+        ):
+            start, end = chunk[0][0], chunk[-1][1]
+            source = f"{file.name}, byte {start} on"
+            parts.append(Part(source=source, path=file.path, size=end - start, start=start, lines=len(chunk)))
+    return parts
+
+
+def read_table(place: Place, part: Part, *, options: IngestOptions) -> Iterator[Row | Lost]:
+    """The rows of a part of a table, with the pictures they name (see `read_picture`)."""
+    with _open(place, part.path) as opened:
+        table = _read_table(opened, part.path)
+        groups = _groups(opened, table, part.start, where=part.path, options=options)
+        for group in itertools.islice(groups, part.lines):
+            yield _row(place, part, group, options)
+
+
+def _row(place: Place, part: Part, group: Sequence[_Entry], options: IngestOptions) -> Row | Lost:
+    first = group[0].fields
+    if isinstance(first, str):
+        # A quote that is never closed takes lines with it; each was a row.
+        return Lost(reason=BAD_ROW, key=f"{part.path}, byte {group[0].start}", detail=first, count=group[0].lines)
+    path = _path(first, options)
+    if not path:
+        return Lost(reason=BAD_ROW, key=f"{part.path}, byte {group[0].start}", detail="no path of a picture")
+    caption = options.caption_column or first_of(first, CAPTION_COLUMNS)
+    fields = [entry.fields for entry in group if not isinstance(entry.fields, str)]
+    captions = [text for line in fields if caption is not None for text in as_captions(line.get(caption))]
+    key = first.get(options.key_column) if options.key_column else None
+    return Row(
+        key=path if key is None else str(key),
+        image=read_picture(place, path, part=part, images=options.images),
+        captions=tuple(captions),
+        label=as_label(first.get(options.label_column)) if options.label_column else None,
+        extra={name: as_extra(first[name]) for name in options.keep if name in first},
+    )
+
+
+def _groups(opened: Any, table: _Table, start: int, *, where: str, options: IngestOptions) -> Iterator[list[_Entry]]:
+    """Entries that follow each other and name the same picture; an entry that cannot be read stands alone."""
+    group: list[_Entry] = []
+    last: str | None = None
+    checked = False
+    for entry in _entries(opened, table, start):
+        if not isinstance(entry.fields, str) and not checked:
+            _check_columns(entry.fields, where=where, options=options)
+            checked = True
+        path = None if isinstance(entry.fields, str) else _path(entry.fields, options)
+        if group and (path is None or path != last):
+            yield group
+            group = []
+        group, last = [*group, entry], path
+    if group:
+        yield group
+
+
+def _check_columns(fields: Fields, *, where: str, options: IngestOptions) -> None:
+    for what, asked, usual in (
+        ("image", options.image_column, PATH_COLUMNS),
+        ("caption", options.caption_column, CAPTION_COLUMNS),
+        ("label", options.label_column, ()),
+    ):
+        found = choose_column(asked, fields, usual, what=what, flag=f"--{what}-column", where=where)
+        if found is None and (what == "image" or (what == "caption" and options.label_column is None)):
+            raise no_column(what=what, flag=f"--{what}-column", where=where, names=fields)
+
+
+def _path(fields: Fields, options: IngestOptions) -> str:
+    column = options.image_column or first_of(fields, PATH_COLUMNS)
+    value = fields.get(column) if column else None
+    return value if isinstance(value, str) else ""
+
+
+def _entries(opened: Any, table: _Table, start: int) -> Iterator[_Entry]:
+    opened.seek(start)
+    read = start
+    count = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal read, count
+        for line in opened:
+            read += len(line)
+            count += 1
+            # Bytes that are not UTF-8 are kept apart, so that they concern the one row that holds them.
+            yield line.decode(errors="surrogateescape")
+
+    if table.delimiter is None:
+        for line in lines():
+            begin = read - len(line.encode(errors="surrogateescape"))
+            if line.strip():
+                yield _Entry(_from_json(line), begin, read)
+        return
+    rows = csv.reader(
+        lines(),
+        delimiter=table.delimiter,
+        quoting=csv.QUOTE_MINIMAL if table.quoted else csv.QUOTE_NONE,
+        skipinitialspace=table.delimiter == "|",
+        strict=table.quoted,
+    )
+    while True:
+        begin, before = read, count
+        try:
+            values = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield _Entry(str(error), begin, read, max(count - before, 1))
+            continue
+        if len(values) == len(table.names):
+            yield _Entry(dict(zip(table.names, values, strict=True)), begin, read)
+        elif values:
+            yield _Entry(f"{len(values)} fields instead of {len(table.names)}", begin, read)
+
+
+def _from_json(line: str) -> Fields | str:
+    try:
+        content: object = json.loads(line)
+    except ValueError as error:
+        return str(error)
+    return cast(dict[str, object], content) if isinstance(content, dict) else "not a map"
+
+
+def _read_table(opened: Any, path: str) -> _Table:
+    if path.lower().endswith(_JSONL):
+        return _Table(None, False, (), 0)
+    line: bytes = opened.readline()
+    header = line.decode(encoding="utf-8-sig", errors="surrogateescape").rstrip("\r\n")
+    is_tsv = path.lower().endswith(".tsv")
+    delimiter = "\t" if is_tsv else max(",", "\t", ";", "|", key=header.count)
+    names = next(csv.reader([header], delimiter=delimiter), [])
+    return _Table(delimiter, not is_tsv, tuple(name.strip() for name in names), len(line))
+
+
+def _open(place: Place, path: str) -> Any:
+    try:
+        return place.fs.open(path, "rb")
+    except OSError as error:
+        raise unreadable(path, error) from error

@@ -1,0 +1,144 @@
+"""Jobs over processes that leave no orphans: progress, Ctrl-C, SIGTERM, and a parent that is killed."""
+
+import concurrent.futures
+import itertools
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+from clipa_eqx.errors import DataError
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+Work = Callable[[Job, Callable[[int], None]], Result]
+
+_counter: Any = None  # in worker processes: what this and the other workers have seen so far, shared with the parent
+
+
+class Progress:
+    """A bar over units (bytes, or files) with rate and time left; jobs under way count by what they have seen."""
+
+    def __init__(self, *, total: int | None, unit: str, what: str) -> None:
+        self._bar: Any = tqdm(
+            total=total,
+            desc=what,
+            unit=unit,
+            unit_scale=unit == "B",
+            unit_divisor=1000,
+            dynamic_ncols=True,
+            mininterval=0.5 if sys.stderr.isatty() else 20,
+        )
+        self._done = 0
+
+    def finish(self, units: int, note: str = "") -> None:
+        """A job that was `units` long is done."""
+        self._done += units
+        self.show(0)
+        if note:
+            self._bar.set_postfix_str(note, refresh=False)
+
+    def show(self, under_way: int) -> None:
+        done = self._done + max(under_way, 0)
+        if self._bar.total is not None:
+            done = min(done, self._bar.total)
+        self._bar.update(max(done - self._bar.n, 0))
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+def run_jobs(
+    work: Work[Job, Result], jobs: Iterable[Job], *, workers: int, progress: Progress
+) -> Generator[tuple[Job, Result]]:
+    """`work(job, seen)` for each job, yielded as they end. 1 worker is this process, one job after the other.
+
+    Workers are started fresh (spawn), ignore Ctrl-C, which is the parent's to handle, and exit when it is gone. However
+    the iteration ends, no worker is left. `seen(n)` is for the work to say that it has seen n more units.
+
+    Raises:
+        DataError: a worker died, as when memory ran out; also whatever `work` raises.
+    """
+    if workers <= 1:
+        under_way = 0
+
+        def count(units: int) -> None:
+            nonlocal under_way
+            under_way += units
+            progress.show(under_way)
+
+        for job in jobs:
+            under_way = 0
+            yield job, work(job, count)
+        return
+    yield from _run_in_processes(work, jobs, workers=workers, progress=progress)
+
+
+def _run_in_processes(
+    work: Work[Job, Result], jobs: Iterable[Job], *, workers: int, progress: Progress
+) -> Generator[tuple[Job, Result]]:
+    context = multiprocessing.get_context("spawn")
+    counter = context.Value("q", 0)
+    others = set(multiprocessing.active_children())
+    pool = concurrent.futures.ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_start_worker, initargs=(counter,)
+    )
+    rest = iter(jobs)
+    running: dict[concurrent.futures.Future[tuple[Result, int]], Job] = {}
+    try:
+        while True:
+            for job in itertools.islice(rest, 2 * workers - len(running)):
+                running[pool.submit(_work, work, job)] = job
+            if not running:
+                return
+            done, _ = concurrent.futures.wait(running, timeout=0.5, return_when=concurrent.futures.FIRST_COMPLETED)
+            for future in done:
+                result, units = future.result()
+                with counter.get_lock():
+                    counter.value -= units
+                yield running.pop(future), result
+            progress.show(counter.value)
+    except BrokenProcessPool as error:
+        raise DataError(
+            "a worker process died; was it killed for want of memory? The same command goes on from here, "
+            "with fewer --workers it needs less"
+        ) from error
+    finally:
+        if running:
+            for process in set(multiprocessing.active_children()) - others:
+                process.terminate()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker(counter: Any) -> None:
+    global _counter
+    _counter = counter
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_exit_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _exit_with(sentinel: int) -> None:
+    multiprocessing.connection.wait([sentinel])
+    os._exit(1)
+
+
+def _work(work: Work[Job, Result], job: Job) -> tuple[Result, int]:
+    total = 0
+
+    def seen(units: int) -> None:
+        nonlocal total
+        total += units
+        with _counter.get_lock():
+            _counter.value += units
+
+    return work(job, seen), total
