@@ -112,7 +112,7 @@ def test_the_script_as_a_process_says_one_message_and_ends_with_2(tmp_path):
     done = subprocess.run(
         [sys.executable, "scripts/train.py", str(config), "--workdir", str(tmp_path / "work"), "--batch-sise", "4"],
         cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT / "tests")},
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join((str(ROOT / "tests"), str(ROOT)))},
         capture_output=True,
         text=True,
     )

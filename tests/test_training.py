@@ -29,7 +29,7 @@ from clipa_eqx.precision import Precision
 from clipa_eqx.sharding import MeshConfig, make_mesh
 from clipa_eqx.training import loop
 from clipa_eqx.training import step as step_module
-from clipa_eqx.training.inputs import load_tokenizer, train_batches
+from clipa_eqx.training.inputs import load_tokenizer, open_sources, train_batches
 from clipa_eqx.training.metrics import read_metrics
 from clipa_eqx.training.start import first_state
 from clipa_eqx.training.state import abstract_state

@@ -150,8 +150,8 @@ class RecordSource:
 def open_records(folder: str | Path) -> RecordSource:
     """Open a record folder; sizes of all shards are compared with the manifest, contents are not read.
 
-    A `gs://` folder works too: array_record reads shards from buckets itself. Its manifest is read through fsspec, which
-    needs the package gcsfs; sizes are not compared, because that would be a request per shard.
+    A `gs://` folder works too: array_record reads shards from buckets itself. Its manifest is read through fsspec,
+    which needs the package gcsfs; sizes are not compared, because that would be a request per shard.
 
     ```python
     source = open_records("data/cc12m")
@@ -204,7 +204,7 @@ def _read_bucket_manifest(folder: str) -> Manifest:
     where = f"{folder}/{MANIFEST_NAME}"
     if not folder.startswith("gs://"):
         raise DataError(
-            f"data folder {folder}: records are read from local paths and gs:// only; copy the folder, or mount the bucket"
+            f"data folder {folder}: records are read from local paths and gs:// only; copy it, or mount the bucket"
         )
     fsspec = importlib.import_module("fsspec")  # no type stubs
     try:
