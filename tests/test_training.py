@@ -268,13 +268,16 @@ def test_the_bfloat16_loss_is_close_to_the_float32_loss():
     np.testing.assert_allclose(low, full, rtol=2e-2)  # 8 bits of mantissa, logits of size 1 / 0.07
 
 
-PROCESS = '''"""One of several processes that train together; it stops by itself after step 4 in the first start."""
+PROCESS = '''"""One of several processes that train together; the last of them gets a real SIGTERM in its first start."""
+import os
+import signal
 import sys
+import time
 from pathlib import Path
 
 import jax
 
-process, processes, devices, port, folder, workdir, steps = sys.argv[1:]
+process, processes, devices, port, folder, workdir, is_stopped = sys.argv[1:]
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", int(devices))
 jax.config.update("jax_disable_most_optimizations", True)
@@ -289,8 +292,18 @@ from clipa_eqx.training import loop
 
 tiny.folder = lambda: Path(folder)
 config = tiny.run_config(model=tiny.model_config(**tiny.STOCHASTIC), mesh=MeshConfig(fsdp=2))
-if int(steps) < 12:  # as if a signal came
-    loop._stop_requests = lambda _: __import__("contextlib").nullcontext(lambda step: step == int(steps))
+if is_stopped == "True":
+    # Process 0 only hears of it. Steps take milliseconds, the notice up to seconds: steps wait for it from the third on.
+    next_batch, calls = loop._next_batch, []
+
+    def slowly(*args, **rest):
+        calls.append(1)
+        if len(calls) == 4 and int(process) == int(processes) - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(2.0 if len(calls) >= 4 else 0.0)
+        return next_batch(*args, **rest)
+
+    loop._next_batch = slowly
 try:
     loop.train(config, Path(workdir))
 except loop.Interrupted as stop:
@@ -303,7 +316,7 @@ def test_two_processes_train_restore_and_save_as_one_process_with_as_many_device
     script = tmp_path / "process.py"
     script.write_text(PROCESS)
 
-    def start(workdir, *, processes, steps):
+    def start(workdir, *, processes, is_stopped):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
@@ -313,7 +326,7 @@ def test_two_processes_train_restore_and_save_as_one_process_with_as_many_device
                 [
                     sys.executable,
                     script,
-                    *map(str, (i, processes, 4 // processes, port, tiny.folder(), workdir, steps)),
+                    *map(str, (i, processes, 4 // processes, port, tiny.folder(), workdir, is_stopped)),
                 ],
                 env=environment,
                 stdout=subprocess.PIPE,
@@ -328,13 +341,16 @@ def test_two_processes_train_restore_and_save_as_one_process_with_as_many_device
             for process in started:
                 process.kill()
         assert [process.returncode for process in started] == [0] * processes, "\n\n".join(said)
+        return said[0]  # what the process says that gets no signal
 
     one, two = tmp_path / "one", tmp_path / "two"
-    start(one, processes=1, steps=12)
-    start(two, processes=2, steps=6)
-    assert [line["step"] for line in read_metrics(two / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+    start(one, processes=1, is_stopped=False)
+    assert "stopped after step" in start(two, processes=2, is_stopped=True)
+    stopped = [line["step"] for line in read_metrics(two / "metrics.jsonl")]
+    assert stopped == list(range(1, len(stopped) + 1))
+    assert 3 <= len(stopped) < 12
     assert not (two / "model").exists()
-    start(two, processes=2, steps=12)
+    start(two, processes=2, is_stopped=False)
     lines, expected = read_metrics(two / "metrics.jsonl"), read_metrics(one / "metrics.jsonl")
     assert [line["step"] for line in lines] == list(range(1, 13))
     for name in ("loss", "accuracy", "grad_norm", "param_norm/text"):
