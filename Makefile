@@ -31,6 +31,8 @@ lint: .venv/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+	@# The types that users of the installed package see; its list of modules is only shown when something is missing.
+	@said=$$(PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pyright --verifytypes clipa_eqx --ignoreexternal) || { echo "$$said"; exit 1; }
 
 test: lint
 	$(BIN)/python -m pytest -m "not slow"

@@ -17,7 +17,6 @@ import numpy as np
 import optax
 import pytest
 import tiny
-from tiny import quick_compile  # noqa: F401
 
 from clipa_eqx.artefact import load_model
 from clipa_eqx.checkpoint import Checkpoints
@@ -36,6 +35,8 @@ from clipa_eqx.training.start import first_state
 from clipa_eqx.training.state import abstract_state
 from clipa_eqx.training.step import batch_loss, make_train_step, step_key
 from clipa_eqx.trees import leaf_paths
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 ROOT = Path(__file__).parents[1]
 
@@ -268,7 +269,7 @@ def test_the_bfloat16_loss_is_close_to_the_float32_loss():
     np.testing.assert_allclose(low, full, rtol=2e-2)  # 8 bits of mantissa, logits of size 1 / 0.07
 
 
-PROCESS = '''"""One of several processes that train together; the last of them gets a real SIGTERM in its first start."""
+PROCESS = '''"""One of the processes that train together; the last of them gets a real SIGTERM in its first start."""
 import os
 import signal
 import sys
@@ -293,7 +294,7 @@ from clipa_eqx.training import loop
 tiny.folder = lambda: Path(folder)
 config = tiny.run_config(model=tiny.model_config(**tiny.STOCHASTIC), mesh=MeshConfig(fsdp=2))
 if is_stopped == "True":
-    # Process 0 only hears of it. Steps take milliseconds, the notice up to seconds: steps wait for it from the third on.
+    # Process 0 only hears of it. The notice takes up to seconds, steps take milliseconds: from the third on they wait.
     next_batch, calls = loop._next_batch, []
 
     def slowly(*args, **rest):
