@@ -211,7 +211,7 @@ def _read_bucket_manifest(folder: str) -> Manifest:
         with fsspec.open(where, "rb") as file:
             content: bytes = file.read()
     except ImportError as error:
-        raise DataError(f"{where} cannot be read: {error}; pip install gcsfs") from error
+        raise DataError(f"{where} cannot be read: {error}; pip install 'clipa_eqx[gcs]'") from error
     # Drivers raise errors of their own for missing files, credentials and connections.
     except Exception as error:
         raise DataError(
