@@ -1,6 +1,7 @@
 """Jobs over processes that leave no orphans: progress, Ctrl-C, SIGTERM, and a parent that is killed."""
 
 import concurrent.futures
+import contextlib
 import itertools
 import multiprocessing
 import multiprocessing.connection
@@ -95,7 +96,8 @@ def _run_in_processes(
     try:
         while True:
             for job in itertools.islice(rest, 2 * workers - len(running)):
-                running[pool.submit(_work, work, job)] = job
+                with _interrupts_blocked():  # the first of these starts the workers, which inherit it
+                    running[pool.submit(_work, work, job)] = job
             if not running:
                 return
             done, _ = concurrent.futures.wait(running, timeout=0.5, return_when=concurrent.futures.FIRST_COMPLETED)
@@ -115,6 +117,16 @@ def _run_in_processes(
             for process in set(multiprocessing.active_children()) - others:
                 process.terminate()
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _interrupts_blocked() -> Generator[None]:
+    """Ctrl-C reaches every process of a terminal; only this one is to hear it, and not before the block ends."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker(counter: Any) -> None:
