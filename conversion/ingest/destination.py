@@ -5,7 +5,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -15,6 +15,7 @@ from conversion.ingest.files import Place, list_names, read_files, write_file
 from conversion.ingest.part import UNFINISHED, PartReport, read_report
 
 _COMMAND = f"{UNFINISHED}/command.json"
+_AT_ONCE = 64  # reports fetched together
 _SHARD = re.compile(r"shard-\d{6}-\d{3,}\.array_record")
 
 
@@ -60,11 +61,13 @@ def begin(target: Place, command: Mapping[str, object], *, overwrite: bool) -> M
     return None
 
 
-def finished_parts(target: Place) -> dict[int, PartReport]:
+def finished_parts(target: Place) -> Iterator[PartReport]:
     """Reports of the parts that are converted already."""
     names = [name for name in list_names(target, UNFINISHED) if re.fullmatch(r"part-\d{6}\.json", name)]
-    reports = [read_report(data) for data in read_files(target, [f"{UNFINISHED}/{name}" for name in names]).values()]
-    return {report.number: report for report in reports}
+    for i in range(0, len(names), _AT_ONCE):
+        yield from map(
+            read_report, read_files(target, [f"{UNFINISHED}/{name}" for name in names[i : i + _AT_ONCE]]).values()
+        )
 
 
 def finish(target: Place, manifest: Manifest) -> None:

@@ -54,7 +54,7 @@ class IngestOptions:
     examples: int = 10
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ListedRow:
     """A row of a list held in memory: the picture is a file, the rest is known."""
 
