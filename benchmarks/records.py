@@ -48,7 +48,7 @@ def main() -> None:
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--shards", type=int, default=8, help="tars of the source")
+    parser.add_argument("--shards", type=int, default=6, help="tars of the source")
     parser.add_argument("--rows", type=int, default=1000, help="rows of each tar")
     parser.add_argument("--width", type=int, default=512, help="of the JPEGs, px")
     parser.add_argument("--height", type=int, default=384, help="of the JPEGs, px")
@@ -110,8 +110,9 @@ def make_picture(seed: int, options: argparse.Namespace) -> bytes:
     """Noise with the falling spectrum of photographs."""
     rng = np.random.default_rng(seed)
     frequency = np.hypot(np.fft.fftfreq(options.height)[:, None], np.fft.fftfreq(options.width)[None])
-    spectrum = np.fft.fft2(rng.standard_normal((3, options.height, options.width))) / (frequency + 1e-2)
-    waves = np.fft.ifft2(spectrum).real
+    noise = rng.standard_normal((3, options.height, options.width))
+    noise = 0.9 * noise[:1] + 0.1 * noise  # colours vary less than brightness
+    waves = np.fft.ifft2(np.fft.fft2(noise) / (frequency + 1e-2) ** 1.7).real
     pixels = np.clip(128 + 50 * waves / waves.std(), 0, 255).astype(np.uint8).transpose(1, 2, 0)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=85)

@@ -25,7 +25,7 @@ def source(tmp_path):
 
 
 def call(*arguments, workers=1):
-    extra = [] if workers is None else ["--workers", str(workers)]
+    extra = [] if "--workers" in arguments else ["--workers", str(workers)]
     return run(lambda: main([*map(str, arguments), *extra]))
 
 
@@ -152,6 +152,11 @@ def no_limit(folder):
     return ["webdataset", folder / "source", folder / "out", "--limit", "0"], "--limit must be at least 1, got 0"
 
 
+def no_workers(folder):
+    dumps.write_tars(folder / "source", [samples(1)])
+    return ["webdataset", folder / "source", folder / "out", "--workers", "0"], "--workers must be at least 1, got 0"
+
+
 def no_class_names(folder):
     dumps.write_class_folders(folder / "source", [samples(2)])
     arguments = ["folder", folder / "source", folder / "out", "--class-names", folder / "names.txt"]
@@ -165,7 +170,7 @@ def verify_of_nothing(folder):
 MISTAKES = [
     wrong_kind, tfrecords_as_tars, tars_as_class_folders, empty_folder, no_folder, existing_destination,
     unreadable_file, unknown_column, no_caption_column, cut_json, several_splits, missing_shard_of_tfds, no_driver,
-    contradiction, no_limit, no_class_names, verify_of_nothing,
+    contradiction, no_limit, no_workers, no_class_names, verify_of_nothing,
 ]  # fmt: skip
 
 

@@ -235,3 +235,16 @@ def test_what_a_kill_leaves_behind_is_removed(source, tmp_path):
     (out / "shard-000000-007.array_record").write_bytes(b"of a part that was cut in two differently")
     ingest(source, out)
     assert content(out) == content(tmp_path / "whole")
+
+
+def test_the_first_examples_are_kept_in_whatever_order_the_parts_end(tmp_path):
+    shards = [dumps.with_corrupt_picture(dumps.with_caption(samples(3, first=3 * i), b"")) for i in range(5)]
+    shards = [[shard[0], *dumps.with_corrupt_picture(shard[1:])] for shard in shards]
+    dumps.write_tars(tmp_path / "source", shards)
+    shown = []
+    for workers in (1, 3):
+        manifest = ingest(tmp_path / "source", tmp_path / f"{workers}", workers=workers, examples=2)
+        assert manifest.rows_dropped == {"empty caption": 5, "undecodable image": 5}
+        shown.append(manifest.info["examples"])
+    assert shown[0] == shown[1]
+    assert [one["source"] for one in shown[0]["empty caption"]] == ["00000.tar", "00001.tar"]

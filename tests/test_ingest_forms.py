@@ -193,3 +193,17 @@ def test_pictures_and_keys_that_are_not_utf8_are_told(source, tmp_path):
     manifest, _ = ingest("folder", tmp_path)
     assert manifest.rows_dropped == {"key is not UTF-8": 1}
     assert manifest.info["examples"]["key is not UTF-8"][0]["key"] == "a/caf\\udce9.jpg"
+    (source / "a").rename(source / "caf\udce9")
+    with pytest.raises(DataError, match=r"class folder caf\\udce9 has a name that is not UTF-8"):
+        convert("folder", str(tmp_path / "source"), str(tmp_path / "second"), options=IngestOptions())
+
+
+def test_names_of_files_that_are_not_utf8_do_not_spoil_the_manifest(source, tmp_path):
+    dumps.write_tars(source, [[dumps.replace(row, key=f"\udce9{row.key}") for row in samples(2)]])
+    data = (source / "00000.tar").read_bytes()
+    (source / "caf\udce9.tar").write_bytes(data[: data.index(b"caption 1") + 3])
+    (source / "00000.tar").unlink()
+    manifest, _ = ingest("webdataset", tmp_path)
+    assert manifest.rows_dropped == {"key is not UTF-8": 1, "truncated shard": 1}
+    assert manifest.info["damaged_sources"][0]["source"] == "caf\\udce9.tar"
+    assert manifest.info["examples"]["truncated shard"][0]["key"] == "\\udce9000000001"

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from clipa_eqx.data.manifest import Manifest
 from clipa_eqx.errors import DataError
 from conversion.ingest.account import Reports, close_account, describe_rows
@@ -18,7 +20,7 @@ from conversion.ingest.destination import begin, finish, finished_parts, forget_
 from conversion.ingest.files import Place, open_place, read_files
 from conversion.ingest.keys import Buckets, Entries, repeated, unpack_entries
 from conversion.ingest.part import Job, PartReport, convert_part, keys_name
-from conversion.ingest.rows import DUPLICATE, DUPLICATE_OTHER, IngestOptions, Kind, Plan
+from conversion.ingest.rows import DUPLICATE, DUPLICATE_OTHER, IngestOptions, Kind, Plan, printable
 from conversion.ingest.sources import plan_source
 from conversion.ingest.workers import Progress, run_jobs
 
@@ -38,6 +40,8 @@ def convert(
         DataError: the source is unfit or cannot be read, or the target holds something else.
     """
     given, place = open_place(source), open_place(target)
+    if workers < 1:
+        raise DataError(f"--workers must be at least 1, got {workers}")
     _check_options(options)
     plan = plan_source(given, kind=kind, options=options)
     command = _command(kind, source, options, plan)
@@ -119,9 +123,10 @@ class _Run:
             # A second round of buckets, by part: even if every row is a duplicate, memory stays bounded.
             keys, drops = (Buckets(Path(folder) / name, rows=rows) for name in ("keys", "drops"))
             with contextlib.closing(keys), contextlib.closing(drops):
-                for entries in _all_entries(self.place, [report.number for report in ordered]):
+                numbers = [report.number for report in ordered]
+                for entries in tqdm(_all_entries(self.place, numbers), "read keys", len(numbers), unit="part", delay=2):
                     keys.add(entries, by="high")
-                for bucket in keys:
+                for bucket in tqdm(keys, "compare keys", keys.count, unit="bucket", delay=2):
                     found, differs = repeated(bucket)
                     found = found.copy()
                     found["content"] = differs
@@ -185,7 +190,13 @@ def _command(kind: Kind, source: str, options: IngestOptions, plan: Plan) -> dic
             files.update(f"{row.path}\0".encode(errors="surrogateescape"))
     settings: dict[str, Any] = dataclasses.asdict(options)
     changed = {name: value for name, value in settings.items() if value != getattr(IngestOptions(), name)}
-    return {"kind": kind, "source": source, **changed, "parts": len(plan.parts), "source_files": files.hexdigest()}
+    return {
+        "kind": kind,
+        "source": printable(source),
+        **changed,
+        "parts": len(plan.parts),
+        "source_files": files.hexdigest(),
+    }
 
 
 def _check_options(options: IngestOptions) -> None:

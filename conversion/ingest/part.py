@@ -17,7 +17,7 @@ from clipa_eqx.data.records import encode_record
 from conversion.ingest.checks import check_row
 from conversion.ingest.files import Place, move_in, open_place, write_file
 from conversion.ingest.keys import Fingerprint, content_digest, key_digest, pack_entry
-from conversion.ingest.rows import NO_CLASS, TRUNCATED, IngestOptions, Kind, Lost, Part
+from conversion.ingest.rows import NO_CLASS, TRUNCATED, IngestOptions, Kind, Lost, Part, printable
 from conversion.ingest.sources import is_labelled, read_part
 
 UNFINISHED = "_unfinished"  # folder inside the destination; there only until the manifest is
@@ -166,10 +166,10 @@ class _Account:
         if lost.rest_unknown or lost.reason == TRUNCATED:
             self.damaged.append(
                 {
-                    "source": self.job.part.source,
+                    "source": printable(self.job.part.source),
                     "rows_before": self.rows_read,
                     "rows_lost": "unknown" if lost.rest_unknown else lost.count,
-                    "error": lost.detail,
+                    "error": printable(lost.detail),
                 }
             )
         self.rows_read += lost.count
@@ -179,7 +179,8 @@ class _Account:
         self.dropped[lost.reason] += lost.count
         shown = self.examples.setdefault(lost.reason, [])
         if len(shown) < self.job.options.examples:
-            shown.append({"key": lost.key, "source": self.job.part.source, "detail": lost.detail[:200]})
+            told = {"key": lost.key, "source": self.job.part.source, "detail": lost.detail[:200]}
+            shown.append({name: printable(text) for name, text in told.items()})
 
     def report(self, shards: list[ShardInfo]) -> PartReport:
         return PartReport(

@@ -101,6 +101,11 @@ class Row:
     extra: Mapping[str, ExtraValue] = field(default_factory=dict[str, ExtraValue])
 
 
+def printable(text: str) -> str:
+    """The text with what is not Unicode escaped, as file names may hold."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Lost:
     """Rows that the source holds and that cannot be had, or not kept.
