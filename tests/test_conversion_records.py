@@ -113,6 +113,22 @@ def unknown_column(folder):
     )
 
 
+def unknown_column_of_tars(folder):
+    dumps.write_tars(folder / "source", [samples(1)])
+    return (
+        ["webdataset", folder / "source", folder / "out", "--caption-column", "re_caption"],
+        "no sample of 00000.tar has 're_caption'.*the samples have: jpg, json, key, txt, url, width",
+    )
+
+
+def unknown_column_of_tfrecords(folder):
+    dumps.write_img2dataset(folder / "source", [samples(1)])
+    return (
+        ["img2dataset", folder / "source", folder / "out", "--key-column", "uid"],
+        r"first record of 00000\.tfrecord has no column 'uid' for the key \(--key-column\); it has: ",
+    )
+
+
 def no_caption_column(folder):
     (folder / "list.jsonl").write_text('{"image": "a.jpg", "words": "a"}\n')
     return ["captions", folder / "list.jsonl", folder / "out"], "looks like the caption; name it with --caption-column"
@@ -169,7 +185,8 @@ def verify_of_nothing(folder):
 
 MISTAKES = [
     wrong_kind, tfrecords_as_tars, tars_as_class_folders, empty_folder, no_folder, existing_destination,
-    unreadable_file, unknown_column, no_caption_column, cut_json, several_splits, missing_shard_of_tfds, no_driver,
+    unreadable_file, unknown_column, unknown_column_of_tars,
+    unknown_column_of_tfrecords, no_caption_column, cut_json, several_splits, missing_shard_of_tfds, no_driver,
     contradiction, no_limit, no_workers, no_class_names, verify_of_nothing,
 ]  # fmt: skip
 

@@ -7,7 +7,7 @@ import itertools
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from conversion.ingest.account import Reports, close_account, describe_rows
 from conversion.ingest.destination import begin, finish, finished_parts, forget_part, locked
 from conversion.ingest.files import Place, open_place, read_files
 from conversion.ingest.keys import Buckets, Entries, repeated, unpack_entries
-from conversion.ingest.part import Job, PartReport, convert_part, keys_name
+from conversion.ingest.part import Job, PartReport, convert_part, counts_rows, keys_name
 from conversion.ingest.rows import DUPLICATE, DUPLICATE_OTHER, IngestOptions, Kind, Plan, printable
 from conversion.ingest.sources import plan_source
 from conversion.ingest.workers import Progress, run_jobs
@@ -96,15 +96,16 @@ class _Run:
                 if number not in reports:
                     yield self._job(number, limit=limit)
 
-        total = None if limit else sum(part.size for part in self.plan.parts)
-        self._convert(jobs(), what=self.kind, before=reports.in_order(), total=total)
+        self._convert(
+            jobs(), what=self.kind, before=reports.in_order(), total=limit or sum(part.size for part in self.plan.parts)
+        )
 
     def apply_limit(self) -> None:
         """Keep the first parts whose rows make up the limit; the last is converted again if it has rows too many."""
         if self.options.limit is None:
             return
         left = self.options.limit
-        again: list[Job] = []
+        again: list[Job] = []  # at most one
         for report in self.reports.in_order():
             if left == 0:
                 forget_part(self.place, report)
@@ -113,7 +114,7 @@ class _Run:
             if report.rows_read > left:
                 again.append(self._job(report.number, limit=left))
             left -= min(left, report.rows_read)
-        self._convert(iter(again), what="limit")
+        self._convert(iter(again), what="limit", total=sum(job.limit or 0 for job in again))
 
     def drop_duplicates(self) -> None:
         """Convert the parts again that hold a key which an earlier row has, without those rows."""
@@ -122,6 +123,7 @@ class _Run:
             rows = sum(report.rows_written + report.duplicates for report in ordered)
             # A second round of buckets, by part: even if every row is a duplicate, memory stays bounded.
             keys, drops = (Buckets(Path(folder) / name, rows=rows) for name in ("keys", "drops"))
+            affected: set[int] = set()
             with contextlib.closing(keys), contextlib.closing(drops):
                 numbers = [report.number for report in ordered]
                 for entries in tqdm(_all_entries(self.place, numbers), "read keys", len(numbers), unit="part", delay=2):
@@ -131,8 +133,10 @@ class _Run:
                     found = found.copy()
                     found["content"] = differs
                     drops.add(found, by="part")
+                    affected |= set(found["part"].tolist())
+                total = sum(self._units(self.reports[number]) for number in affected)
                 jobs = (job for bucket in drops for job in self._duplicate_jobs(bucket))
-                self._convert(jobs, what="duplicate keys")
+                self._convert(jobs, what="duplicate keys", total=total)
 
     def _duplicate_jobs(self, drops: Entries) -> Iterator[Job]:
         for number in map(int, sorted(set(drops["part"].tolist()))):
@@ -156,29 +160,27 @@ class _Run:
             duplicates=duplicates or {},
         )
 
-    def _convert(
-        self, jobs: Iterator[Job], *, what: str, before: Iterable[PartReport] = (), total: int | None = None
-    ) -> None:
+    def _convert(self, jobs: Iterator[Job], *, what: str, total: int, before: Sequence[PartReport] = ()) -> None:
         first = next(jobs, None)
         if first is None:
             return
-        progress = Progress(total=total, unit="B", what=what)
+        unit = "row" if counts_rows(self.kind, self.options) else "B"
+        progress = Progress(total=total, unit=unit, what=what, done=sum(map(self._units, before)))
         rows: Counter[str] = Counter()
-
-        def count(report: PartReport) -> None:
+        for report in before:
             rows.update({"read": report.rows_read, **report.dropped})
-            progress.finish(report.size, describe_rows(rows))
-
         try:
-            for report in before:
-                count(report)
             results = run_jobs(convert_part, itertools.chain([first], jobs), workers=self.workers, progress=progress)
             with contextlib.closing(results):
                 for _, report in results:
                     self.reports.add(report)
-                    count(report)
+                    rows.update({"read": report.rows_read, **report.dropped})
+                    progress.finish(self._units(report), describe_rows(rows))
         finally:
             progress.close()
+
+    def _units(self, report: PartReport) -> int:
+        return report.rows_read if counts_rows(self.kind, self.options) else report.size
 
 
 def _command(kind: Kind, source: str, options: IngestOptions, plan: Plan) -> dict[str, object]:

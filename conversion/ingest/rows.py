@@ -69,8 +69,9 @@ class ListedRow:
 class Part:
     """A piece of the source that one worker reads from its first row to its last.
 
-    `source` names it in messages. `path` is a file inside the source's filesystem. `size` is in bytes and only for
-    progress. A piece of a list has its `rows`, or the `start` (byte) and number of `lines` in the file at `path`.
+    `source` names it in messages. `path` is a file inside the source's filesystem. `size` is in bytes, or in rows for
+    lists of captions, and only for progress. A piece of a list has its `rows`, or `start` (byte) and `lines` (rows) in
+    the file at `path`.
     """
 
     source: str

@@ -64,7 +64,7 @@ def table_parts(place: Place, file: Found, *, options: IngestOptions) -> list[Pa
             start, end = chunk[0][0], chunk[-1][1]
             bar.update(end - start)
             source = f"{file.name}, byte {start} on"
-            parts.append(Part(source=source, path=file.path, size=end - start, start=start, lines=len(chunk)))
+            parts.append(Part(source=source, path=file.path, size=len(chunk), start=start, lines=len(chunk)))
     return parts
 
 

@@ -25,11 +25,15 @@ _counter: Any = None  # in worker processes: what this and the other workers hav
 
 
 class Progress:
-    """A bar over units (bytes, or files) with rate and time left; jobs under way count by what they have seen."""
+    """A bar over bytes or rows with rate and time left; jobs under way count by what they have seen.
 
-    def __init__(self, *, total: int | None, unit: str, what: str) -> None:
+    `done` units were done by an earlier run.
+    """
+
+    def __init__(self, *, total: int, unit: str, what: str, done: int = 0) -> None:
         self._bar: Any = tqdm(
             total=total,
+            initial=done,
             desc=what,
             unit=unit,
             unit_scale=unit == "B",
@@ -37,7 +41,7 @@ class Progress:
             dynamic_ncols=True,
             mininterval=0.5 if sys.stderr.isatty() else 20,
         )
-        self._done = 0
+        self._done = done
 
     def finish(self, units: int, note: str = "") -> None:
         """A job that was `units` long is done."""
@@ -47,9 +51,7 @@ class Progress:
             self._bar.set_postfix_str(note, refresh=False)
 
     def show(self, under_way: int) -> None:
-        done = self._done + max(under_way, 0)
-        if self._bar.total is not None:
-            done = min(done, self._bar.total)
+        done = min(self._done + max(under_way, 0), self._bar.total)
         self._bar.update(max(done - self._bar.n, 0))
 
     def close(self) -> None:
