@@ -2,6 +2,8 @@
 # The first interpreter on the path that runs and is new enough; override with make PYTHON=...
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c "import sys; sys.exit(sys.version_info < (3, 11))" 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
+# Processes that share the default tests.
+JOBS ?= 2
 
 .PHONY: setup quickstart quickstart-baseline test test-slow lint clean
 
@@ -31,9 +33,12 @@ lint: .venv/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+	@# The types that users of the installed package see; its list of modules is only shown when something is missing.
+	@said=$$(PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pyright --verifytypes clipa_eqx --ignoreexternal) || { echo "$$said"; exit 1; }
 
+# A file of tests stays in one process: its tests share what they compile.
 test: lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile
 
 test-slow: .venv/.dev
 	$(BIN)/python -m pytest -m slow

@@ -20,3 +20,12 @@ def getkey():
         return out
 
     return next_key
+
+
+@pytest.fixture(scope="module")
+def quick_compile():
+    """Compile fast instead of well: tiny models run in no time either way. A module asks for it with `pytestmark`."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)

@@ -14,7 +14,6 @@ from unittest import mock
 import jax
 import pytest
 import tiny
-from tiny import quick_compile  # noqa: F401
 
 from clipa_eqx.cli import run
 from clipa_eqx.data.array_record_writer import write_records
@@ -22,6 +21,8 @@ from clipa_eqx.data.stream import shuffled_order
 from clipa_eqx.sharding import make_mesh
 from clipa_eqx.training import loop
 from clipa_eqx.training.metrics import read_metrics
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 ROOT = Path(__file__).parents[1]
 CONFIG = '''"""A tiny run."""

@@ -5,12 +5,13 @@ import shutil
 import jax
 import pytest
 import tiny
-from tiny import quick_compile  # noqa: F401
 
 from clipa_eqx.checkpoint import Checkpoints
 from clipa_eqx.errors import CheckpointError
 from clipa_eqx.models.clip import abstract_clip
 from clipa_eqx.sharding import MeshConfig, make_mesh, shardings_for
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 ABOUT = {"config": {"seed": 0}}
 

@@ -1,5 +1,6 @@
 """Five training steps of every recorded run: gradients, parameters and metrics after each."""
 
+import functools
 import re
 
 import goldens
@@ -39,12 +40,13 @@ def test_training_equals_the_reference(run, devices):
     optim = reference_optimiser(recorded["config"], config)
     optimizer = make_optimizer(optim, model, total_steps=recorded["config"]["total_steps"])
     mesh = make_mesh(MeshConfig(data=devices), devices=jax.devices()[:devices])
-    loss = reference_loss(recorded["config"], mesh)
     abstract = abstract_state(config, optimizer)
     is_slices = not recorded["config"]["loss_use_global_batch"] and devices > 1
     with jax.set_mesh(mesh):
         state = jax.device_put(start_state(model, optimizer), shardings_for(abstract, mesh))
-        grad = jax.jit(jax.value_and_grad(loss, has_aux=True))
+        grad = reference_gradient(
+            mesh, is_local=recorded["config"]["local_loss"], is_whole=recorded["config"]["loss_use_global_batch"]
+        )
         product_step = make_train_step(
             optimizer,
             abstract=abstract,
@@ -74,8 +76,10 @@ def load_batch(step, mesh):
     return put_global_batch({"image": batches[f"image_{step}"], "tokens": batches[f"labels_{step}"]}, mesh)
 
 
-def reference_loss(config, mesh):
-    kind = "sharded" if config["local_loss"] else "global"
+@functools.cache  # several runs share a loss, and compiling it takes longer than their steps
+def reference_gradient(mesh, *, is_local, is_whole):
+    """The reference's loss of the whole batch or, on several devices, the mean over the devices' slices."""
+    kind = "sharded" if is_local else "global"
 
     def whole(model, batch):
         out = batch_loss(model, batch["image"], batch["tokens"], key=None, precision=Precision(), mesh=mesh, kind=kind)
@@ -89,7 +93,7 @@ def reference_loss(config, mesh):
         loss = jnp.mean(outs.loss)
         return loss, outs._replace(loss=loss)
 
-    return whole if config["loss_use_global_batch"] or mesh.size == 1 else slices
+    return jax.jit(jax.value_and_grad(whole if is_whole or mesh.size == 1 else slices, has_aux=True))
 
 
 def reference_optimiser(config, model_config):

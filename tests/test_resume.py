@@ -10,12 +10,13 @@ from unittest import mock
 
 import pytest
 import tiny
-from tiny import quick_compile  # noqa: F401
 
 from clipa_eqx.checkpoint import Checkpoints
 from clipa_eqx.training.loop import Interrupted
 from clipa_eqx.training.metrics import read_metrics
 from clipa_eqx.training.reporting import Reports
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 ROOT = Path(__file__).parents[1]
 STEPS, KILLED_STEPS = 12, 24  # each checkpoint waits for the one before: time enough to kill the longer one midway

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import tiny
 from jax.sharding import PartitionSpec
-from tiny import quick_compile  # noqa: F401
 
 from clipa_eqx.durations import Duration
 from clipa_eqx.errors import ConfigError, ShardingError
@@ -29,6 +28,8 @@ from clipa_eqx.sharding import (
 from clipa_eqx.training.state import abstract_state
 from clipa_eqx.training.step import batch_loss
 from clipa_eqx.trees import leaf_paths, match_by_path
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 STEPS = 20
 RTOL = 1e-5  # float32: meshes differ in the order of sums

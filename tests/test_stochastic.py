@@ -8,12 +8,13 @@ import jax.random as jr
 import numpy as np
 import pytest
 import tiny
-from tiny import quick_compile  # noqa: F401
 
 from clipa_eqx.models.blocks import BlockConfig
 from clipa_eqx.models.clip import CLIP
 from clipa_eqx.precision import Precision
 from clipa_eqx.training.step import batch_loss, step_key
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 BATCH = 8
 

@@ -3,10 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from unittest import mock
 
@@ -17,7 +13,6 @@ import numpy as np
 import optax
 import pytest
 import tiny
-from tiny import quick_compile  # noqa: F401
 
 from clipa_eqx.artefact import load_model
 from clipa_eqx.checkpoint import Checkpoints
@@ -36,6 +31,8 @@ from clipa_eqx.training.start import first_state
 from clipa_eqx.training.state import abstract_state
 from clipa_eqx.training.step import batch_loss, make_train_step, step_key
 from clipa_eqx.trees import leaf_paths
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 ROOT = Path(__file__).parents[1]
 
@@ -266,80 +263,3 @@ def test_the_bfloat16_loss_is_close_to_the_float32_loss():
     low, full = loss(Precision(compute="bfloat16")), loss(Precision())
     assert low != full
     np.testing.assert_allclose(low, full, rtol=2e-2)  # 8 bits of mantissa, logits of size 1 / 0.07
-
-
-PROCESS = '''"""One of several processes that train together; it stops by itself after step 4 in the first start."""
-import sys
-from pathlib import Path
-
-import jax
-
-process, processes, devices, port, folder, workdir, steps = sys.argv[1:]
-jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", int(devices))
-jax.config.update("jax_disable_most_optimizations", True)
-if int(processes) > 1:
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(f"localhost:{port}", int(processes), int(process))
-assert jax.device_count() == 4, jax.devices()
-
-import tiny
-from clipa_eqx.sharding import MeshConfig
-from clipa_eqx.training import loop
-
-tiny.folder = lambda: Path(folder)
-config = tiny.run_config(model=tiny.model_config(**tiny.STOCHASTIC), mesh=MeshConfig(fsdp=2))
-if int(steps) < 12:  # as if a signal came
-    loop._stop_requests = lambda _: __import__("contextlib").nullcontext(lambda step: step == int(steps))
-try:
-    loop.train(config, Path(workdir))
-except loop.Interrupted as stop:
-    print(stop)
-'''
-
-
-@pytest.mark.slow
-def test_two_processes_train_restore_and_save_as_one_process_with_as_many_devices(tmp_path):
-    script = tmp_path / "process.py"
-    script.write_text(PROCESS)
-
-    def start(workdir, *, processes, steps):
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            port = free.getsockname()[1]
-        environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{ROOT}"}
-        started = [
-            subprocess.Popen(
-                [
-                    sys.executable,
-                    script,
-                    *map(str, (i, processes, 4 // processes, port, tiny.folder(), workdir, steps)),
-                ],
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            for i in range(processes)
-        ]
-        try:
-            said = [process.communicate(timeout=400)[0] for process in started]
-        finally:
-            for process in started:
-                process.kill()
-        assert [process.returncode for process in started] == [0] * processes, "\n\n".join(said)
-
-    one, two = tmp_path / "one", tmp_path / "two"
-    start(one, processes=1, steps=12)
-    start(two, processes=2, steps=6)
-    assert [line["step"] for line in read_metrics(two / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
-    assert not (two / "model").exists()
-    start(two, processes=2, steps=12)
-    lines, expected = read_metrics(two / "metrics.jsonl"), read_metrics(one / "metrics.jsonl")
-    assert [line["step"] for line in lines] == list(range(1, 13))
-    for name in ("loss", "accuracy", "grad_norm", "param_norm/text"):
-        np.testing.assert_allclose([x[name] for x in lines], [x[name] for x in expected], rtol=1e-5, err_msg=name)
-    ours, theirs = (load_model(folder / "model").model for folder in (two, one))
-    for path, a, b in zip(leaf_paths(ours), tiny.as_numpy(ours), tiny.as_numpy(theirs), strict=True):
-        if not path.endswith("attn/k/bias"):  # without a gradient in exact arithmetic: noise, made steps by Adam
-            np.testing.assert_allclose(a, b, rtol=0, atol=1e-5, err_msg=path)

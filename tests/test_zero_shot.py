@@ -323,3 +323,11 @@ def test_contradicting_configurations_are_an_error(change, message):
 def test_unusable_class_names_are_an_error(tokenizer, names, message):
     with pytest.raises(DataError, match=message):
         prepare(ZeroShotConfig(data="a"), manifest_class_names=names, tokenizer=tokenizer, length=LENGTH)
+
+
+@pytest.mark.parametrize(("templates", "is_warned"), [("clip_paper", True), ("class_name_only", False)])
+def test_prompts_that_do_not_fit_the_text_tower_are_a_warning(caplog, tokenizer, templates, is_warned):
+    config = ZeroShotConfig(data="x", templates=templates)
+    task = prepare(config, manifest_class_names=NAMES, tokenizer=tokenizer, length=LENGTH)
+    assert (task.about["truncated_prompts"] > 0) == is_warned
+    assert ("prompts are longer than the text tower's 6 tokens" in caplog.text) == is_warned

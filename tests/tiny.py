@@ -13,7 +13,6 @@ from unittest import mock
 
 import jax
 import numpy as np
-import pytest
 from PIL import Image
 
 from clipa_eqx.data.array_record_reader import open_records
@@ -43,15 +42,6 @@ WORDS = tuple(f"w{i}" for i in range(VOCAB - len(SPECIAL)))
 RECORDS = 200  # Grain's shuffle takes milliseconds a sample below a few dozen records
 STOCHASTIC = {"image": {"mask_ratio": 0.5}, "blocks": {"dropout": 0.1, "drop_path": 0.2}}
 """Everything random that a model has."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compile():
-    """Compile fast instead of well, in the modules that import this: tiny models run in no time either way."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 class Driven(NamedTuple):

@@ -97,6 +97,13 @@ def prepare(
     encoded = [tokenizer(texts, length=length, reduction=config.text_reduction) for texts in prompts]
     truncated, total = sum(tokens.truncated for tokens in encoded), sum(map(len, prompts))
     _log.info("zero-shot on %s: %d classes, %d prompts, %d of them cut", config.data, len(names), total, truncated)
+    if truncated > total / 10:
+        _log.warning(
+            "%.0f %% of the prompts are longer than the text tower's %d tokens and lose words; compare with shorter "
+            "templates, such as class_name_only",
+            100 * truncated / total,
+            length,
+        )
     about = {
         "data": config.data,
         "template_count": len(templates),

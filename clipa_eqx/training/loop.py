@@ -1,6 +1,7 @@
 """Training from a config to an artefact. This is the page to read first."""
 
 import logging
+import os
 import signal
 import threading
 import time
@@ -83,7 +84,7 @@ def train(config: ExperimentConfig, workdir: Path) -> TrainResult:
 
     with ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
-        is_stop_requested = stack.enter_context(_stop_requests(config.log_every_steps))
+        is_stop_requested = stack.enter_context(_stop_requests())
         checkpoints = stack.enter_context(Checkpoints(workdir / CHECKPOINTS_NAME, keep=config.checkpoint.keep))
         start = checkpoints.latest() or 0
         if start:
@@ -219,26 +220,31 @@ def _save_artefact(
 
 
 @contextmanager
-def _stop_requests(every_steps: int) -> Generator[Callable[[int], bool]]:
-    """Turn SIGINT and SIGTERM into a question that all processes answer alike; a second signal ends at once."""
+def _stop_requests() -> Generator[Callable[[int], bool]]:
+    """Turn SIGINT and SIGTERM into a question asked after each step, which all processes answer alike.
+
+    On one process a second signal ends at once. Of several processes, one that gets SIGTERM tells the others through
+    JAX's preemption service, which names the step that all of them stop after: no step waits for the answer.
+    """
     requested = threading.Event()
+    is_alone = jax.process_count() == 1
 
     def handle(number: int, _: object) -> None:
         _log.warning("%s: finishing this step and saving; repeat the signal to stop at once", signal.strsignal(number))
-        requested.set()
         signal.signal(number, signal.SIG_DFL)
+        if is_alone:
+            requested.set()
+        else:  # Ctrl-C becomes the signal that the service listens to
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def is_stop(step: int) -> bool:
-        if jax.process_count() == 1:
-            return requested.is_set()
-        if step % every_steps:
-            return False
-        return bool(np.any(multihost_utils.process_allgather(np.asarray(requested.is_set()))))
+        return requested.is_set() if is_alone else multihost_utils.reached_preemption_sync_point(step)
 
+    # The service catches SIGTERM itself, so on several processes that one is left alone.
+    numbers = (signal.SIGINT, signal.SIGTERM) if is_alone else (signal.SIGINT,)
     if threading.current_thread() is not threading.main_thread():
-        yield is_stop
-        return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = ()  # only the main thread may set handlers
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield is_stop
     finally:

@@ -37,7 +37,7 @@ class Reports:
     ) -> None:
         self._config, self._total, self._data_size = config, total_steps, data_size
         self._is_writer = jax.process_index() == 0
-        self.throughput = Throughput(batch_size=config.batch_size)
+        self.throughput: Throughput = Throughput(batch_size=config.batch_size)
         self.last: dict[str, Any] = {}
         self._log = MetricLog(workdir / METRICS_NAME, step=start) if self._is_writer else None
         self._track: Callable[[int, Mapping[str, Any]], None] | None = None
