@@ -171,6 +171,45 @@ def test_an_unfinished_conversion_is_not_gone_on_with_by_another_command(source,
     assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("steps", range(9))
+def test_a_kill_while_overwriting_lets_the_same_command_overwrite(steps, source, tmp_path, monkeypatch):
+    from conversion.ingest import destination
+
+    ingest(source, tmp_path / "whole", min_side=9)
+    ingest(source, tmp_path / "out")
+    done = 0
+
+    def counting(real):
+        def step(*arguments, **options):
+            nonlocal done
+            if done == steps:
+                raise Stopped
+            done += 1
+            return real(*arguments, **options)
+
+        return step
+
+    with monkeypatch.context() as patch:
+        patch.setattr(destination, "write_file", counting(destination.write_file))
+        patch.setattr(destination.Path, "unlink", counting(destination.Path.unlink))
+        try:
+            ingest(source, tmp_path / "out", min_side=9, overwrite=True)
+            finished = True
+        except Stopped:
+            finished = False
+    assert finished == (steps >= 8)
+    ingest(source, tmp_path / "out", min_side=9, overwrite=not finished)
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+def test_a_kill_at_the_very_beginning_leaves_nothing_in_the_way(source, tmp_path):
+    left = tmp_path / "out/_unfinished/command.json.tmp-1"
+    left.parent.mkdir(parents=True)
+    left.write_text("{")
+    ingest(source, tmp_path / "out")
+    assert "manifest.json" in content(tmp_path / "out")
+
+
 def test_two_conversions_do_not_write_to_one_folder_at_once(source, tmp_path, monkeypatch):
     from conversion.ingest import convert as module
 
@@ -235,3 +274,16 @@ def test_what_a_kill_leaves_behind_is_removed(source, tmp_path):
     (out / "shard-000000-007.array_record").write_bytes(b"of a part that was cut in two differently")
     ingest(source, out)
     assert content(out) == content(tmp_path / "whole")
+
+
+def test_the_first_examples_are_kept_in_whatever_order_the_parts_end(tmp_path):
+    shards = [dumps.with_corrupt_picture(dumps.with_caption(samples(3, first=3 * i), b"")) for i in range(5)]
+    shards = [[shard[0], *dumps.with_corrupt_picture(shard[1:])] for shard in shards]
+    dumps.write_tars(tmp_path / "source", shards)
+    shown = []
+    for workers in (1, 3):
+        manifest = ingest(tmp_path / "source", tmp_path / f"{workers}", workers=workers, examples=2)
+        assert manifest.rows_dropped == {"empty caption": 5, "undecodable image": 5}
+        shown.append(manifest.info["examples"])
+    assert shown[0] == shown[1]
+    assert [one["source"] for one in shown[0]["empty caption"]] == ["00000.tar", "00001.tar"]

@@ -52,6 +52,7 @@ def start(source, target, *options):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
     )
 
 
@@ -138,7 +139,10 @@ def test_a_signal_stops_at_once_with_a_word_and_without_orphans(number, code, so
     process = start(source, tmp_path / "out", "--workers", "2")
     wait_until(lambda: finished_parts(tmp_path / "out") >= 1)
     workers = descendants(process.pid)
-    process.send_signal(number)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does
+    else:
+        process.send_signal(number)
     shown, _ = process.communicate(timeout=30)
     assert process.returncode == code, shown
     assert re.search("interrupted|terminated", shown)

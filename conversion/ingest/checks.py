@@ -32,6 +32,7 @@ from conversion.ingest.rows import (
     IngestOptions,
     Lost,
     Row,
+    printable,
 )
 
 
@@ -51,7 +52,7 @@ def check_row(row: Row, *, options: IngestOptions, key_prefix: str = "", labelle
     shown = row.key if isinstance(row.key, str) else row.key.decode(errors="backslashreplace")
     key = _as_text(row.key)
     if key is None:
-        return Lost(reason=KEY_NOT_UTF8, key=shown.encode(errors="backslashreplace").decode())
+        return Lost(reason=KEY_NOT_UTF8, key=printable(shown))
     key = key_prefix + key
     if not row.image:
         return Lost(reason=MISSING_IMAGE, key=key)

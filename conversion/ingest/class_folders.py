@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 
+from clipa_eqx.errors import DataError
 from conversion.ingest.columns import IMAGE_SUFFIXES
 from conversion.ingest.files import Found, Place, find_files
 from conversion.ingest.pictures import read_picture
 from conversion.ingest.plans import ignored_files, wrong_kind
-from conversion.ingest.rows import NO_CLASS_FOLDER, IngestOptions, ListedRow, Lost, Part, Plan, Row
+from conversion.ingest.rows import NO_CLASS_FOLDER, IngestOptions, ListedRow, Lost, Part, Plan, Row, printable
 
 
 def plan_folder(place: Place, *, options: IngestOptions) -> Plan:
@@ -16,13 +17,15 @@ def plan_folder(place: Place, *, options: IngestOptions) -> Plan:
     without pictures keeps its number.
 
     Raises:
-        DataError: there is no class folder, or only files that are no pictures.
+        DataError: there is no class folder, or only files that are no pictures, or a class name is not UTF-8.
     """
     found = find_files(place, may_be_empty=True)
     pictures = [file for file in found if file.name.lower().endswith(IMAGE_SUFFIXES)]
     classes = sorted({file.name.partition("/")[0] for file in found if "/" in file.name} | _folders(place))
     if not classes or (found and not pictures):
         raise wrong_kind(place, found, kind="folder", what="class folders with pictures")
+    if bad := [name for name in classes if printable(name) != name]:
+        raise DataError(f"{place.url}: the class folder {printable(bad[0])} has a name that is not UTF-8; rename it")
     numbers = {name: number for number, name in enumerate(classes)}
     rows = [_listed(file, numbers) for file in pictures]
     taken = {file.path for file in pictures}

@@ -11,7 +11,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 IMAGE_COLUMNS = ("jpg", "image", "jpeg", "png", "webp", "image_bytes", "img", "bytes")
 PATH_COLUMNS = ("image_path", "filepath", "file_path", "path", "file_name", "filename", "file", "image_name", "image")
 CAPTION_COLUMNS = ("txt", "caption", "text", "captions", "texts", "title", "comment", "sentences", "TEXT")
-KEY_COLUMNS = ("key", "__key__", "id", "image_id", "uid")
+KEY_COLUMNS = ("key", "__key__", "id", "uid")
 
 
 def first_of(names: Collection[str], candidates: Iterable[str]) -> str | None:

@@ -3,21 +3,24 @@
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from importlib.metadata import version
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from clipa_eqx.data.manifest import Manifest
 from clipa_eqx.errors import DataError
+from conversion.ingest.account import Reports, close_account, describe_rows
 from conversion.ingest.destination import begin, finish, finished_parts, forget_part, locked
 from conversion.ingest.files import Place, open_place, read_files
-from conversion.ingest.keys import Buckets, Entries, Fingerprint, repeated, unpack_entries
-from conversion.ingest.part import Job, PartReport, convert_part, keys_name
-from conversion.ingest.rows import DUPLICATE, DUPLICATE_OTHER, IngestOptions, Kind, Plan
+from conversion.ingest.keys import Buckets, Entries, repeated, unpack_entries
+from conversion.ingest.part import Job, PartReport, convert_part, counts_rows, keys_name
+from conversion.ingest.rows import DUPLICATE, DUPLICATE_OTHER, IngestOptions, Kind, Plan, printable
 from conversion.ingest.sources import plan_source
 from conversion.ingest.workers import Progress, run_jobs
 
@@ -37,6 +40,8 @@ def convert(
         DataError: the source is unfit or cannot be read, or the target holds something else.
     """
     given, place = open_place(source), open_place(target)
+    if workers < 1:
+        raise DataError(f"--workers must be at least 1, got {workers}")
     _check_options(options)
     plan = plan_source(given, kind=kind, options=options)
     command = _command(kind, source, options, plan)
@@ -47,11 +52,21 @@ def convert(
         if done is not None:
             _log.info("%s is complete already: nothing to do", target)
             return done
-        run = _Run(kind=kind, source=source, place=place, options=options, plan=plan, workers=workers)
-        reports = run.convert_parts(finished_parts(place))
-        reports = run.apply_limit(reports)
-        reports = run.drop_duplicates(reports)
-        manifest = _manifest(reports, plan, command, options)
+        run = _Run(
+            kind=kind,
+            source=source,
+            place=place,
+            options=options,
+            plan=plan,
+            workers=workers,
+            reports=Reports(options.examples),
+        )
+        for report in finished_parts(place):
+            run.reports.add(report)
+        run.convert_parts()
+        run.apply_limit()
+        run.drop_duplicates()
+        manifest = close_account(run.reports, plan, command, options)
         finish(place, manifest)
     return manifest
 
@@ -66,75 +81,70 @@ class _Run:
     options: IngestOptions
     plan: Plan
     workers: int
+    reports: Reports
 
-    def convert_parts(self, reports: Mapping[int, PartReport]) -> dict[int, PartReport]:
-        """Reports of all parts, or with a limit of as many first ones as it takes."""
-        reports = dict(reports)
+    def convert_parts(self) -> None:
+        """Convert all parts, or with a limit as many first ones as it takes."""
+        limit, reports = self.options.limit, self.reports
         if reports:
             _log.info("going on: %s of %s parts are done", f"{len(reports):,}", f"{len(self.plan.parts):,}")
-        reached = False
 
         def jobs() -> Iterator[Job]:
             for number in range(len(self.plan.parts)):
-                if reached:
+                if limit is not None and reports.first_rows() >= limit:
                     return
                 if number not in reports:
-                    yield self._job(number, limit=self.options.limit)
+                    yield self._job(number, limit=limit)
 
-        def done(report: PartReport) -> None:
-            nonlocal reached
-            reports[report.number] = report
-            reached = self.options.limit is not None and _first_rows(reports) >= self.options.limit
+        self._convert(
+            jobs(), what=self.kind, before=reports.in_order(), total=limit or sum(part.size for part in self.plan.parts)
+        )
 
-        reached = self.options.limit is not None and _first_rows(reports) >= self.options.limit
-        whole = None if self.options.limit else sum(part.size for part in self.plan.parts)
-        self._convert(jobs(), what=self.kind, done=done, before=list(reports.values()), total=whole)
-        return reports
-
-    def apply_limit(self, reports: dict[int, PartReport]) -> dict[int, PartReport]:
-        """The first parts whose rows make up the limit; the last of them is converted again if it has rows too many."""
+    def apply_limit(self) -> None:
+        """Keep the first parts whose rows make up the limit; the last is converted again if it has rows too many."""
         if self.options.limit is None:
-            return reports
+            return
         left = self.options.limit
-        kept: dict[int, PartReport] = {}
-        again: list[Job] = []
-        for number in sorted(reports):
-            report = reports[number]
+        again: list[Job] = []  # at most one
+        for report in self.reports.in_order():
             if left == 0:
                 forget_part(self.place, report)
+                self.reports.remove(report.number)
                 continue
             if report.rows_read > left:
-                again.append(self._job(number, limit=left))
-            kept[number] = report
+                again.append(self._job(report.number, limit=left))
             left -= min(left, report.rows_read)
-        self._convert(again, what="limit", done=lambda report: kept.update({report.number: report}))
-        return kept
+        self._convert(iter(again), what="limit", total=sum(job.limit or 0 for job in again))
 
-    def drop_duplicates(self, reports: dict[int, PartReport]) -> dict[int, PartReport]:
+    def drop_duplicates(self) -> None:
         """Convert the parts again that hold a key which an earlier row has, without those rows."""
         with tempfile.TemporaryDirectory(prefix="clipa_eqx-keys-") as folder:
-            rows = sum(report.rows_written + report.duplicates for report in reports.values())
+            ordered = self.reports.in_order()
+            rows = sum(report.rows_written + report.duplicates for report in ordered)
             # A second round of buckets, by part: even if every row is a duplicate, memory stays bounded.
             keys, drops = (Buckets(Path(folder) / name, rows=rows) for name in ("keys", "drops"))
+            affected: set[int] = set()
             with contextlib.closing(keys), contextlib.closing(drops):
-                for entries in _all_entries(self.place, sorted(reports)):
+                numbers = [report.number for report in ordered]
+                for entries in tqdm(_all_entries(self.place, numbers), "read keys", len(numbers), unit="part", delay=2):
                     keys.add(entries, by="high")
-                for bucket in keys:
+                for bucket in tqdm(keys, "compare keys", keys.count, unit="bucket", delay=2):
                     found, differs = repeated(bucket)
                     found = found.copy()
                     found["content"] = differs
                     drops.add(found, by="part")
-                jobs = (job for bucket in drops for job in self._duplicate_jobs(bucket, reports))
-                self._convert(jobs, what="duplicate keys", done=lambda report: reports.update({report.number: report}))
-        return reports
+                    affected |= set(found["part"].tolist())
+                total = sum(self._units(self.reports[number]) for number in affected)
+                jobs = (job for bucket in drops for job in self._duplicate_jobs(bucket))
+                self._convert(jobs, what="duplicate keys", total=total)
 
-    def _duplicate_jobs(self, drops: Entries, reports: Mapping[int, PartReport]) -> Iterator[Job]:
+    def _duplicate_jobs(self, drops: Entries) -> Iterator[Job]:
         for number in map(int, sorted(set(drops["part"].tolist()))):
             rows = drops[drops["part"] == number]
-            if reports[number].duplicates != len(rows):  # else it was done before an interruption
+            if self.reports[number].duplicates != len(rows):  # else it was done before an interruption
                 reasons = [DUPLICATE_OTHER if other else DUPLICATE for other in rows["content"].tolist()]
                 duplicates = dict(zip(rows["row"].tolist(), reasons, strict=True))
-                yield self._job(number, limit=reports[number].limit, duplicates=duplicates)
+                yield self._job(number, limit=self.reports[number].limit, duplicates=duplicates)
 
     def _job(self, number: int, *, limit: int | None, duplicates: Mapping[int, str] | None = None) -> Job:
         classes = self.options.class_names or self.plan.class_names
@@ -150,69 +160,27 @@ class _Run:
             duplicates=duplicates or {},
         )
 
-    def _convert(
-        self,
-        jobs: Iterable[Job],
-        *,
-        what: str,
-        done: Callable[[PartReport], None],
-        before: Iterable[PartReport] = (),
-        total: int | None = None,
-    ) -> None:
-        jobs = iter(jobs)
+    def _convert(self, jobs: Iterator[Job], *, what: str, total: int, before: Sequence[PartReport] = ()) -> None:
         first = next(jobs, None)
         if first is None:
             return
-        progress = Progress(total=total, unit="B", what=what)
+        unit = "row" if counts_rows(self.kind, self.options) else "B"
+        progress = Progress(total=total, unit=unit, what=what, done=sum(map(self._units, before)))
         rows: Counter[str] = Counter()
+        for report in before:
+            rows.update({"read": report.rows_read, **report.dropped})
         try:
-            for report in before:
-                _count(report, rows)
-                progress.finish(report.size, _note(rows))
-            results = run_jobs(convert_part, _chain(first, jobs), workers=self.workers, progress=progress)
+            results = run_jobs(convert_part, itertools.chain([first], jobs), workers=self.workers, progress=progress)
             with contextlib.closing(results):
                 for _, report in results:
-                    done(report)
-                    _count(report, rows)
-                    progress.finish(report.size, _note(rows))
+                    self.reports.add(report)
+                    rows.update({"read": report.rows_read, **report.dropped})
+                    progress.finish(self._units(report), describe_rows(rows))
         finally:
             progress.close()
 
-
-def _manifest(
-    reports: Mapping[int, PartReport], plan: Plan, command: Mapping[str, object], options: IngestOptions
-) -> Manifest:
-    dropped: Counter[str] = Counter()
-    captions_dropped: Counter[str] = Counter()
-    examples: dict[str, list[dict[str, str]]] = {}
-    keys, content = Fingerprint(), Fingerprint()
-    ordered = [reports[number] for number in sorted(reports)]
-    for report in ordered:
-        dropped.update(report.dropped)
-        captions_dropped.update(report.captions_dropped)
-        keys.add(bytes.fromhex(report.keys))
-        content.add(bytes.fromhex(report.content))
-        for reason, shown in report.examples.items():
-            kept = examples.setdefault(reason, [])
-            kept += shown[: max(options.examples - len(kept), 0)]
-    return Manifest(
-        shards=tuple(shard for report in ordered for shard in report.shard_infos()),
-        rows_read=sum(report.rows_read for report in ordered),
-        rows_written=sum(report.rows_written for report in ordered),
-        rows_dropped=dict(sorted(dropped.items())),
-        class_names=options.class_names or plan.class_names,
-        info={
-            "command": command,
-            "examples": examples,
-            "captions_written": sum(report.captions_written for report in ordered),
-            "captions_dropped": dict(sorted(captions_dropped.items())),
-            "damaged_sources": [damage for report in ordered for damage in report.damaged],
-            "key_fingerprint": keys.hex(),
-            "content_fingerprint": content.hex(),
-            "versions": {name: version(name) for name in ("array_record", "pillow", "simplejpeg")},
-            **plan.info,
-        },
-    )
+    def _units(self, report: PartReport) -> int:
+        return report.rows_read if counts_rows(self.kind, self.options) else report.size
 
 
 def _command(kind: Kind, source: str, options: IngestOptions, plan: Plan) -> dict[str, object]:
@@ -224,7 +192,13 @@ def _command(kind: Kind, source: str, options: IngestOptions, plan: Plan) -> dic
             files.update(f"{row.path}\0".encode(errors="surrogateescape"))
     settings: dict[str, Any] = dataclasses.asdict(options)
     changed = {name: value for name, value in settings.items() if value != getattr(IngestOptions(), name)}
-    return {"kind": kind, "source": source, **changed, "parts": len(plan.parts), "source_files": files.hexdigest()}
+    return {
+        "kind": kind,
+        "source": printable(source),
+        **changed,
+        "parts": len(plan.parts),
+        "source_files": files.hexdigest(),
+    }
 
 
 def _check_options(options: IngestOptions) -> None:
@@ -238,31 +212,7 @@ def _check_options(options: IngestOptions) -> None:
         raise DataError(f"--max-side {options.max_side} is smaller than --min-side {options.min_side}")
 
 
-def _first_rows(reports: Mapping[int, PartReport]) -> int:
-    """Rows in the parts from the first one on without a gap."""
-    rows = number = 0
-    while number in reports:
-        rows += reports[number].rows_read
-        number += 1
-    return rows
-
-
 def _all_entries(place: Place, numbers: list[int]) -> Iterator[Entries]:
     for i in range(0, len(numbers), _AT_ONCE):
         content = read_files(place, [keys_name(number) for number in numbers[i : i + _AT_ONCE]])
         yield from map(unpack_entries, content.values())
-
-
-def _count(report: PartReport, rows: Counter[str]) -> None:
-    rows["read"] += report.rows_read
-    rows.update(report.dropped)
-
-
-def _note(rows: Counter[str]) -> str:
-    dropped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(rows.items()) if reason != "read")
-    return f"{rows['read']:,} rows" + (f", dropped: {dropped}" if dropped else "")
-
-
-def _chain(first: Job, rest: Iterator[Job]) -> Iterator[Job]:
-    yield first
-    yield from rest

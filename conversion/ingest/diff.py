@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int64, Shaped
 
 from clipa_eqx.data.manifest import Manifest
 from clipa_eqx.data.records import decode_record
@@ -107,7 +107,9 @@ class _Firsts:
         return tuple(names)
 
 
-def _compare(a: Entries, b: Entries, firsts: Sequence[_Firsts]) -> Int64[np.ndarray, " counts"]:
+def _compare(
+    a: Shaped[np.ndarray, " entries_a"], b: Shaped[np.ndarray, " entries_b"], firsts: Sequence[_Firsts]
+) -> Int64[np.ndarray, "6"]:
     """Counts of one bucket of both sides in the order of `Difference`; positions of examples go to `firsts`."""
     is_b = np.arange(len(a) + len(b)) >= len(a)
     both = np.concatenate([a, b])

@@ -8,6 +8,8 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tqdm import tqdm
+
 from clipa_eqx.errors import DataError
 
 
@@ -85,20 +87,22 @@ def find_files(place: Place, *, may_be_empty: bool = False) -> list[Found]:
 
 
 def _walk(place: Place) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    if not place.is_local:
-        for parent, _, files in place.fs.walk(place.path, detail=True, on_error="raise"):
-            found.update({f"{parent.rstrip('/')}/{name}": info for name, info in files.items()})
-        return found
-
     def fail(error: OSError) -> None:
         raise error
 
-    # fsspec follows no links to folders, and class folders are often just that.
-    for parent, _, names in os.walk(place.path, followlinks=True, onerror=fail):
-        for name in names:
-            path = f"{parent.rstrip('/')}/{name}"
-            found[path] = {"size": os.path.getsize(path) if os.path.exists(path) else 0}
+    found: dict[str, Any] = {}
+    with tqdm(desc=f"list {place.url}", unit=" files", delay=2) as bar:
+        if not place.is_local:
+            for parent, _, files in place.fs.walk(place.path, detail=True, on_error="raise"):
+                found.update({f"{parent.rstrip('/')}/{name}": info for name, info in files.items()})
+                bar.update(len(files))
+            return found
+        # fsspec follows no links to folders, and class folders are often just that.
+        for parent, _, names in os.walk(place.path, followlinks=True, onerror=fail):
+            for name in names:
+                path = f"{parent.rstrip('/')}/{name}"
+                found[path] = {"size": os.path.getsize(path) if os.path.exists(path) else 0}
+            bar.update(len(names))
     return found
 
 

@@ -28,6 +28,7 @@ from conversion.ingest.rows import DOWNLOAD_FAILED, TRUNCATED, IngestOptions, Lo
 
 _ROWS_AT_ONCE = 64  # pictures of a few hundred kilobytes; bounds memory
 _STATUS = "status"
+_SUFFIXES = ("jpg", "png", "webp")  # what img2dataset encodes to
 
 
 class _Columns(NamedTuple):
@@ -55,7 +56,7 @@ def plan_parquet(place: Place, *, options: IngestOptions) -> Plan:
                 metadata: Any = _pyarrow("parquet").read_schema(path).metadata or {}
                 features = json.loads(metadata[b"huggingface"])["info"]["features"]
                 names = tuple(str(name) for name in features[options.label_column]["names"])
-            except (KeyError, TypeError, ValueError):  # pyarrow's own error for a broken file is a ValueError too
+            except (KeyError, TypeError, ValueError, OSError):  # the last two are pyarrow's for a broken file
                 names = None
     # Pictures beside the tables are rows of the tables, not files left out.
     return Plan(parts=plan.parts, class_names=names)
@@ -141,7 +142,8 @@ def _image(
 ) -> bytes | None:
     if columns.image is None:
         if columns.path is None:
-            return read_picture(place, f"{_beside(part)}/{key}.jpg")
+            found = (read_picture(place, f"{_beside(part)}/{key}.{suffix}") for suffix in _SUFFIXES)
+            return next((image for image in found if image is not None), None)
         path = fields[columns.path]
         if not isinstance(path, bytes) or not path:
             return None

@@ -17,7 +17,7 @@ from clipa_eqx.data.records import encode_record
 from conversion.ingest.checks import check_row
 from conversion.ingest.files import Place, move_in, open_place, write_file
 from conversion.ingest.keys import Fingerprint, content_digest, key_digest, pack_entry
-from conversion.ingest.rows import NO_CLASS, TRUNCATED, IngestOptions, Kind, Lost, Part
+from conversion.ingest.rows import NO_CLASS, TRUNCATED, IngestOptions, Kind, Lost, Part, printable
 from conversion.ingest.sources import is_labelled, read_part
 
 UNFINISHED = "_unfinished"  # folder inside the destination; there only until the manifest is
@@ -64,6 +64,11 @@ class PartReport:
         return [ShardInfo(**shard) for shard in self.shards]
 
 
+def counts_rows(kind: Kind, options: IngestOptions) -> bool:
+    """Whether progress is in rows; otherwise it is in bytes of the source."""
+    return kind == "captions" or options.limit is not None
+
+
 def report_name(number: int) -> str:
     return f"{UNFINISHED}/part-{number:06d}.json"
 
@@ -79,7 +84,7 @@ def read_report(data: bytes) -> PartReport:
 def convert_part(job: Job, seen: Callable[[int], None]) -> PartReport:
     """Write the shards of a part, then its keys, then its report, which says that the others are complete.
 
-    `seen` is told the bytes of each picture.
+    `seen` is told the bytes of each picture, or 1 (see `counts_rows`).
 
     Raises:
         DataError: the source cannot be read, or the options do not fit it.
@@ -112,7 +117,7 @@ def _staging(target: Place) -> tempfile.TemporaryDirectory[str]:
 def _blobs(job: Job, source: Place, account: "_Account", seen: Callable[[int], None]) -> Iterator[bytes]:
     options = job.options
     prefix = f"{os.path.splitext(job.part.source)[0]}/" if options.prefix_keys else ""
-    labelled = is_labelled(job.kind, options)
+    labelled, by_rows = is_labelled(job.kind, options), counts_rows(job.kind, options)
     for item in read_part(source, job.part, kind=job.kind, options=options):
         left = None if job.limit is None else job.limit - account.rows_read
         if left == 0:
@@ -122,7 +127,7 @@ def _blobs(job: Job, source: Place, account: "_Account", seen: Callable[[int], N
             account.drop(item if left is None else dataclasses.replace(item, count=min(left, item.count)))
             continue
         account.rows_read += 1
-        seen(len(item.image or b"") or 1)
+        seen(1 if by_rows else len(item.image or b""))
         kept = check_row(item, options=options, key_prefix=prefix, labelled=labelled)
         if isinstance(kept, Lost):
             account.lose(kept)
@@ -166,10 +171,10 @@ class _Account:
         if lost.rest_unknown or lost.reason == TRUNCATED:
             self.damaged.append(
                 {
-                    "source": self.job.part.source,
+                    "source": printable(self.job.part.source),
                     "rows_before": self.rows_read,
                     "rows_lost": "unknown" if lost.rest_unknown else lost.count,
-                    "error": lost.detail,
+                    "error": printable(lost.detail),
                 }
             )
         self.rows_read += lost.count
@@ -179,7 +184,8 @@ class _Account:
         self.dropped[lost.reason] += lost.count
         shown = self.examples.setdefault(lost.reason, [])
         if len(shown) < self.job.options.examples:
-            shown.append({"key": lost.key, "source": self.job.part.source, "detail": lost.detail[:200]})
+            told = {"key": lost.key, "source": self.job.part.source, "detail": lost.detail[:200]}
+            shown.append({name: printable(text) for name, text in told.items()})
 
     def report(self, shards: list[ShardInfo]) -> PartReport:
         return PartReport(

@@ -7,7 +7,7 @@ from typing import cast
 
 from clipa_eqx.errors import DataError
 from conversion.ingest.files import Found, Place
-from conversion.ingest.rows import Kind, Part, Plan
+from conversion.ingest.rows import Kind, Part, Plan, printable
 
 # What a folder is most likely meant for, by what lies in it.
 _KIND_OF: dict[str, Kind] = {
@@ -53,7 +53,7 @@ def parts_of(place: Place, found: Sequence[Found], chosen: Sequence[Found], *, k
 def ignored_files(files: Iterable[Found]) -> dict[str, object]:
     """How many files of each suffix a source does not read; img2dataset's own sidecars are not worth a mention."""
     counts = Counter(_suffix(file.name) for file in files if not file.name.endswith(_IMG2DATASET_SIDECARS))
-    return {"ignored_files": dict(sorted(counts.items()))} if counts else {}
+    return {"ignored_files": {printable(suffix): count for suffix, count in sorted(counts.items())}} if counts else {}
 
 
 def wrong_kind(place: Place, found: Sequence[Found], *, kind: Kind, what: str) -> DataError:

@@ -54,7 +54,7 @@ class IngestOptions:
     examples: int = 10
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ListedRow:
     """A row of a list held in memory: the picture is a file, the rest is known."""
 
@@ -69,8 +69,9 @@ class ListedRow:
 class Part:
     """A piece of the source that one worker reads from its first row to its last.
 
-    `source` names it in messages. `path` is a file inside the source's filesystem. `size` is in bytes and only for
-    progress. A piece of a list has its `rows`, or the `start` (byte) and number of `lines` in the file at `path`.
+    `source` names it in messages. `path` is a file inside the source's filesystem. `size` is in bytes, or in rows for
+    lists of captions, and only for progress. A piece of a list has its `rows`, or `start` (byte) and `lines` (rows) in
+    the file at `path`.
     """
 
     source: str
@@ -99,6 +100,11 @@ class Row:
     captions: tuple[str | bytes | None, ...] = ()
     label: int | None = None
     extra: Mapping[str, ExtraValue] = field(default_factory=dict[str, ExtraValue])
+
+
+def printable(text: str) -> str:
+    """The text with what is not Unicode escaped, as file names may hold."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 @dataclass(frozen=True, kw_only=True)

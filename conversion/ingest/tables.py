@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
+from tqdm import tqdm
+
 from conversion.ingest.columns import (
     CAPTION_COLUMNS,
     PATH_COLUMNS,
@@ -51,15 +53,18 @@ def table_parts(place: Place, file: Found, *, options: IngestOptions) -> list[Pa
         DataError: the file cannot be opened, or has no column for pictures, or none for captions or labels.
     """
     parts: list[Part] = []
-    with _open(place, file.path) as opened:
+    with (
+        _open(place, file.path) as opened,
+        tqdm(total=file.size, desc=f"scan {file.name}", unit="B", unit_scale=True, delay=2) as bar,
+    ):
         table = _read_table(opened, file.path)
         groups = _groups(opened, table, table.body, where=file.path, options=options)
-        while chunk := list(
-            itertools.islice(((group[0].start, group[-1].end) for group in groups), options.records_per_shard)
-        ):
+        ranges = ((group[0].start, group[-1].end) for group in groups)
+        while chunk := list(itertools.islice(ranges, options.records_per_shard)):
             start, end = chunk[0][0], chunk[-1][1]
+            bar.update(end - start)
             source = f"{file.name}, byte {start} on"
-            parts.append(Part(source=source, path=file.path, size=end - start, start=start, lines=len(chunk)))
+            parts.append(Part(source=source, path=file.path, size=len(chunk), start=start, lines=len(chunk)))
     return parts
 
 
@@ -171,7 +176,7 @@ def _entries(opened: Any, table: _Table, start: int) -> Iterator[_Entry]:
 
 def _from_json(line: str) -> Fields | str:
     try:
-        content: object = json.loads(line)
+        content: object = json.loads(line.removeprefix("\ufeff"))
     except ValueError as error:
         return str(error)
     return cast(dict[str, object], content) if isinstance(content, dict) else "not a map"

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 from clipa_eqx.data.records import ExtraValue
+from clipa_eqx.errors import DataError
 from conversion.ingest.columns import CAPTION_COLUMNS, IMAGE_SUFFIXES, as_captions, as_extra, as_label, first_of
 from conversion.ingest.files import Place, find_files, unreadable
 from conversion.ingest.plans import file_parts, img2dataset_count
@@ -37,19 +38,22 @@ def read_webdataset(place: Place, part: Part, *, options: IngestOptions) -> Iter
     img2dataset's `_stats.json` lies beside it, the count of the lost is known.
 
     Raises:
-        DataError: the file cannot be opened.
+        DataError: the file cannot be opened, or no sample in it has a column that is asked for.
     """
     read = 0
     damage: Exception | None = None
     cut: str | None = None
     sample: Sample = {}
     name = ""
+    asked = [options.image_column, options.caption_column, options.label_column, options.key_column]
+    asked = [column for column in asked if column is not None]
+    seen: set[str] = set()  # suffixes and fields of all samples
     try:
         for found, suffix, content in _members(place, part.path):
             # A second member with the same name and suffix begins a sample of its own, which is a duplicate key.
             if found != name or suffix in sample:
                 if sample:
-                    yield _row(name, sample, options)
+                    yield _row(name, sample, options, seen)
                     read += 1
                 name, sample = found, {}
             if content is None:
@@ -61,8 +65,13 @@ def read_webdataset(place: Place, part: Part, *, options: IngestOptions) -> Iter
     # Of a damaged tar the last sample counts as whole if nothing of it was cut and it has a picture and a text.
     broken = cut is not None or damage is not None
     if sample and (not broken or (cut is None and _is_whole(sample))):
-        yield _row(name, sample, options)
+        yield _row(name, sample, options, seen)
         read, name = read + 1, ""
+    if read and (absent := [name for name in asked if name not in seen]):
+        raise DataError(
+            f"no sample of {part.source} has {', '.join(map(repr, absent))}, which an option asks for as a suffix or a "
+            f"field of .json; the samples have: {', '.join(sorted(seen))}"
+        )
     expected = img2dataset_count(place, part)
     if broken or (expected is not None and expected > read):
         told = "the data of a member are cut" if cut else "fewer samples than its _stats.json says"
@@ -109,7 +118,7 @@ def _is_whole(sample: Sample) -> bool:
     return any(name in sample for name in _IMAGES) and any(name in sample for name in ("txt", "cls"))
 
 
-def _row(key: str, sample: Sample, options: IngestOptions) -> Row | Lost:
+def _row(key: str, sample: Sample, options: IngestOptions, seen: set[str]) -> Row | Lost:
     fields: Mapping[str, object] = {}
     if "json" in sample:
         try:
@@ -120,7 +129,9 @@ def _row(key: str, sample: Sample, options: IngestOptions) -> Row | Lost:
                 return Lost(reason=BAD_ROW, key=key, detail=f"its JSON: {error}")
         else:
             fields = cast(dict[str, object], parsed) if isinstance(parsed, dict) else {}
-    image = next((sample[name] for name in (options.image_column, *_IMAGES) if name in sample), None)
+    seen |= {*sample, *fields}
+    names = _IMAGES if options.image_column is None else (options.image_column,)
+    image = next((sample[name] for name in names if name in sample), None)
     captions = _captions(sample, fields, options)
     label: int | None = None
     if options.label_column is not None:

@@ -1,6 +1,7 @@
 """Jobs over processes that leave no orphans: progress, Ctrl-C, SIGTERM, and a parent that is killed."""
 
 import concurrent.futures
+import contextlib
 import itertools
 import multiprocessing
 import multiprocessing.connection
@@ -24,11 +25,15 @@ _counter: Any = None  # in worker processes: what this and the other workers hav
 
 
 class Progress:
-    """A bar over units (bytes, or files) with rate and time left; jobs under way count by what they have seen."""
+    """A bar over bytes or rows with rate and time left; jobs under way count by what they have seen.
 
-    def __init__(self, *, total: int | None, unit: str, what: str) -> None:
+    `done` units were done by an earlier run.
+    """
+
+    def __init__(self, *, total: int, unit: str, what: str, done: int = 0) -> None:
         self._bar: Any = tqdm(
             total=total,
+            initial=done,
             desc=what,
             unit=unit,
             unit_scale=unit == "B",
@@ -36,7 +41,7 @@ class Progress:
             dynamic_ncols=True,
             mininterval=0.5 if sys.stderr.isatty() else 20,
         )
-        self._done = 0
+        self._done = done
 
     def finish(self, units: int, note: str = "") -> None:
         """A job that was `units` long is done."""
@@ -46,9 +51,7 @@ class Progress:
             self._bar.set_postfix_str(note, refresh=False)
 
     def show(self, under_way: int) -> None:
-        done = self._done + max(under_way, 0)
-        if self._bar.total is not None:
-            done = min(done, self._bar.total)
+        done = min(self._done + max(under_way, 0), self._bar.total)
         self._bar.update(max(done - self._bar.n, 0))
 
     def close(self) -> None:
@@ -95,7 +98,8 @@ def _run_in_processes(
     try:
         while True:
             for job in itertools.islice(rest, 2 * workers - len(running)):
-                running[pool.submit(_work, work, job)] = job
+                with _interrupts_blocked():  # the first of these starts the workers, which inherit it
+                    running[pool.submit(_work, work, job)] = job
             if not running:
                 return
             done, _ = concurrent.futures.wait(running, timeout=0.5, return_when=concurrent.futures.FIRST_COMPLETED)
@@ -115,6 +119,16 @@ def _run_in_processes(
             for process in set(multiprocessing.active_children()) - others:
                 process.terminate()
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _interrupts_blocked() -> Generator[None]:
+    """Ctrl-C reaches every process of a terminal; only this one is to hear it, and not before the block ends."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker(counter: Any) -> None:

@@ -1,0 +1,123 @@
+"""Conversion of img2dataset tars into records, in MB/s of source, next to copying the same files in the same run."""
+
+import argparse
+import contextlib
+import io
+import os
+import shutil
+import statistics
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from conversion.ingest.convert import convert
+from conversion.ingest.rows import IngestOptions
+from conversion.ingest.verify import verify
+
+
+def main() -> None:
+    options = parse_options()
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        folder = Path(name)
+        size = write_source(folder / "source", options)
+        rows = options.shards * options.rows
+        print(f"{options.shards} tars of {options.rows} JPEGs, {options.width}x{options.height}, {size / 1e6:.0f} MB")
+        print(f"median of {options.rounds} rounds, interleaved; files are in the page cache and synced to disk")
+        tasks = make_tasks(folder, options)
+        times: dict[str, list[float]] = {task: [] for task in tasks}
+        for _ in range(options.rounds):
+            for task, run in tasks.items():
+                shutil.rmtree(folder / "out", ignore_errors=True)
+                start = time.perf_counter()
+                with open(os.devnull, "w") as nothing, contextlib.redirect_stderr(nothing):
+                    run()
+                times[task].append(time.perf_counter() - start)
+        copying = statistics.median(next(iter(times.values())))
+        for task, seconds in times.items():
+            median = statistics.median(seconds)
+            print(
+                f"{task:<46} {size / 1e6 / median:7.1f} MB/s  {rows / median:8.0f} rows/s  "
+                f"{100 * copying / median:5.1f} % of copying"
+            )
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--shards", type=int, default=6, help="tars of the source")
+    parser.add_argument("--rows", type=int, default=1000, help="rows of each tar")
+    parser.add_argument("--width", type=int, default=512, help="of the JPEGs, px")
+    parser.add_argument("--height", type=int, default=384, help="of the JPEGs, px")
+    parser.add_argument("--workers", type=int, default=2, help="processes of the parallel lines")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="where to write, for another disk than that of temporary files")
+    return parser.parse_args()
+
+
+def make_tasks(folder: Path, options: argparse.Namespace) -> dict[str, Callable[[], object]]:
+    def converting(workers: int, **settings: object) -> Callable[[], object]:
+        def run() -> None:
+            source, target = str(folder / "source"), str(folder / "out")
+            convert("webdataset", source, target, options=IngestOptions(**settings), workers=workers)
+
+        return run
+
+    def copy() -> None:
+        (folder / "out").mkdir()
+        for path in sorted((folder / "source").iterdir()):
+            shutil.copyfile(path, folder / "out" / path.name)
+            with (folder / "out" / path.name).open("rb") as file:
+                os.fsync(file.fileno())
+
+    def check() -> None:
+        _, problems = verify(str(folder / "kept"))
+        assert problems == []
+
+    convert("webdataset", str(folder / "source"), str(folder / "kept"), options=IngestOptions(validate="header"))
+    several = options.workers
+    return {
+        "copying the files": copy,
+        "convert --validate header, 1 worker": converting(1, validate="header"),
+        f"convert --validate header, {several} workers": converting(several, validate="header"),
+        "convert --validate full, 1 worker": converting(1),
+        f"convert --validate full, {several} workers": converting(several),
+        "convert --max-side 256, 1 worker": converting(1, max_side=256),
+        f"convert --max-side 256, {several} workers": converting(several, max_side=256),
+        "verify, 1 worker": check,
+    }
+
+
+def write_source(folder: Path, options: argparse.Namespace) -> int:
+    """Photograph-like noise as JPEGs (64 different ones); bytes of all tars."""
+    pictures = [make_picture(i, options) for i in range(64)]
+    folder.mkdir()
+    for shard in range(options.shards):
+        with tarfile.open(folder / f"{shard:05d}.tar", "w") as tar:
+            for row in range(options.rows):
+                key = f"{shard:05d}{row:04d}"
+                for suffix, content in (("jpg", pictures[row % 64]), ("json", b"{}"), ("txt", f"row {key}".encode())):
+                    member = tarfile.TarInfo(f"{key}.{suffix}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def make_picture(seed: int, options: argparse.Namespace) -> bytes:
+    """Noise with the falling spectrum of photographs."""
+    rng = np.random.default_rng(seed)
+    frequency = np.hypot(np.fft.fftfreq(options.height)[:, None], np.fft.fftfreq(options.width)[None])
+    noise = rng.standard_normal((3, options.height, options.width))
+    noise = 0.9 * noise[:1] + 0.1 * noise  # colours vary less than brightness
+    waves = np.fft.ifft2(np.fft.fft2(noise) / (frequency + 1e-2) ** 1.7).real
+    pixels = np.clip(128 + 50 * waves / waves.std(), 0, 255).astype(np.uint8).transpose(1, 2, 0)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=85)
+    return file.getvalue()
+
+
+if __name__ == "__main__":
+    main()
