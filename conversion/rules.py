@@ -1,5 +1,6 @@
 """One table per weight format: our leaf path <-> the foreign name, one-to-one, both directions from the same rows."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -269,7 +270,8 @@ def import_leaves(rules: Sequence[Rule], arrays: Mapping[str, np.ndarray], confi
     return jax.tree.unflatten(jax.tree.structure(skeleton), leaves)
 
 
-def leaf_shapes(config: CLIPConfig) -> dict[str, tuple[int, ...]]:
+@functools.lru_cache(maxsize=8)
+def leaf_shapes(config: CLIPConfig) -> Mapping[str, tuple[int, ...]]:
     """Shape of each of our leaves."""
     skeleton = abstract_clip(config)
     return {p: tuple(leaf.shape) for p, leaf in zip(leaf_paths(skeleton), jax.tree.leaves(skeleton), strict=True)}
