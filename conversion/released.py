@@ -132,7 +132,8 @@ def _row(
 
 def _rows() -> Iterator[ReleasedModel]:
     folder, file = _DRIVE_FOLDER, _DRIVE_FILE
-    laion, datacomp = "LAION-2B", "DataComp-1B"
+    laion: Data = "LAION-2B"
+    datacomp: Data = "DataComp-1B"
     at84, to224, to336 = "12.8B@84", "12.8B@84 + 512M@224", "12.8B@84 + 512M@224 + 128M@336"
     yield _row("flax", "H/14", 70, laion, "12.8B@70", (70.1,), folder + "1krPlh7Btsc7XgqMHaxjJVVZQLFoSJO3Z")
     yield _row("flax", "H/14", 84, laion, at84, (72.1,), folder + "1xSxdNZFg2Vhun5898fQdDxGG8c8ex-wm")
