@@ -159,7 +159,7 @@ def _rows() -> Iterator[ReleasedModel]:
     yield _row("flax", "bigG/14", 224, datacomp, to224, (82.5, 82.7), file + "1kgcfTOEcn1koZf_HkZYZhDpz4p5wKWPY")
     yield _row("flax", "bigG/14", 336, datacomp, to336, (83.0,), file + "1WwXPYb61Zoz-Zd3R5sRwEIGlPRDj3QJo")
     # What open_clip measured with its own code, tokeniser and 80 templates.
-    for model, pixels, data, seen, top1, repo in (
+    measured: tuple[tuple[str, int, Data, str, float, str], ...] = (
         ("L/14", 224, datacomp, to224, 79.57, "ViT-L-14-CLIPA-datacomp1B"),
         ("L/14", 336, datacomp, to336, 80.26, "ViT-L-14-CLIPA-336-datacomp1B"),
         ("H/14", 224, datacomp, to224, 81.52, "ViT-H-14-CLIPA-datacomp1B"),
@@ -167,7 +167,8 @@ def _rows() -> Iterator[ReleasedModel]:
         ("H/14", 336, datacomp, to336, 81.80, "ViT-H-14-CLIPA-336-datacomp1B"),
         ("bigG/14", 224, datacomp, to224, 82.70, "ViT-bigG-14-CLIPA-datacomp1B"),
         ("bigG/14", 336, datacomp, to336, 83.09, "ViT-bigG-14-CLIPA-336-datacomp1B"),
-    ):
+    )
+    for model, pixels, data, seen, top1, repo in measured:
         yield _row("open_clip", model, pixels, data, seen, (top1,), f"hf-hub:UCSC-VLAA/{repo}")
 
 
