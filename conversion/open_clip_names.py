@@ -13,7 +13,7 @@ from conversion.rules import ComputedRule, LeafRule, Rule
 IMAGE_POSITION, TEXT_POSITION = "visual.positional_embedding", "positional_embedding"
 
 POSITION_ATOL = 1e-5
-"""A stored table this near to a formula is that formula: float32 arithmetic alone moves it by 1e-6, q for q-1 by 0.02."""
+"""A stored table this near to a formula is that formula: float32 alone moves it by 1e-6, q in place of q-1 by 0.02."""
 
 
 def open_clip_rules(config: CLIPConfig) -> tuple[Rule, ...]:
