@@ -1,5 +1,7 @@
 """Where an open_clip model lies: a file, a folder or a repository of the Hugging Face hub; and torch's own files."""
 
+import contextlib
+import importlib
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -130,7 +132,8 @@ def _download(repo: str) -> OpenClipSource:
             except EntryNotFoundError:
                 continue
             for extra in ("vocab.txt", "tokenizer.json"):
-                _download_if_there(huggingface_hub, repo, extra, EntryNotFoundError)
+                with contextlib.suppress(EntryNotFoundError):  # then the config names the vocabulary
+                    huggingface_hub.hf_hub_download(repo, extra)
             return OpenClipSource(weights, config, config.parent)
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         problem = error
@@ -140,13 +143,6 @@ def _download(repo: str) -> OpenClipSource:
         f"{HUB}{repo} cannot be downloaded ({_first_line(problem)}); check name and network, or copy the repository "
         "from a machine that has it and give its folder"
     ) from problem
-
-
-def _download_if_there(hub: Any, repo: str, name: str, absent: type[Exception]) -> None:
-    try:
-        hub.hf_hub_download(repo, name)
-    except absent:
-        pass  # the vocabulary that the config names is ours
 
 
 def _first_line(error: Exception) -> str:
@@ -180,7 +176,7 @@ def _check_archive(path: Path) -> None:
 
 def _load_torch(path: Path) -> dict[str, np.ndarray]:
     try:
-        import torch
+        torch: Any = importlib.import_module("torch")  # has no place in the default environment, nor its types
     except ImportError as error:
         raise ConversionError(
             f'{path} needs torch to be read: pip install "clipa_eqx[open-clip]"; or give the .safetensors file'
