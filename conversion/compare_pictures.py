@@ -64,7 +64,7 @@ def pillow_pixels(picture: Picture, settings: Pictures) -> Pixels:
         picture.shape[0],
         picture.shape[1],
         settings,
-        lambda size: np.asarray(image.resize(size[::-1], _PILLOW[settings.interpolation])),
+        lambda size: np.asarray(image.resize((size[1], size[0]), _PILLOW[settings.interpolation])),
     )
     return _normalised(resized, settings)
 

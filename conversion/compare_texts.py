@@ -20,7 +20,7 @@ SEP_PLACE = "a place kept for SEP"
 NORMALISATION = "tokeniser normalisation"
 CLEANING = "text cleaning"
 
-FIXED_TEXTS = (
+FIXED_TEXTS: tuple[str, ...] = (
     "a photo of a dog",
     "A close-up photo of a T-shirt, with café crème!",
     "",
@@ -81,7 +81,7 @@ class HabitTokenizer:
 class TextReport(NamedTuple):
     """How many of the fixed texts have the same ids; per cause an example; the texts that nothing explains."""
 
-    count: int
+    texts: int
     equal: int
     causes: tuple[tuple[str, str], ...]
     unexplained: tuple[str, ...]

@@ -1,7 +1,5 @@
 """Our leaves under the names and shapes of open_clip's ``CLIP`` (facts 4.3)."""
 
-from collections.abc import Callable
-
 import numpy as np
 
 from clipa_eqx.errors import ConversionError
@@ -35,14 +33,12 @@ def open_clip_rules(config: CLIPConfig) -> tuple[Rule, ...]:
             path="image/patch/weight", name="visual.conv1.weight", shape=(dim, 3, *image.patch_size), axes=(0, 2, 3, 1)
         ),
         LeafRule(path="image/class_token", name="visual.class_embedding", shape=(dim,)),
-        _position(
-            "image", IMAGE_POSITION, (image.patches + 1, dim), lambda: image_table(config), image.position == "learned"
-        ),
+        _position("image", IMAGE_POSITION, (image.patches + 1, dim), image_table(image.grid, dim), image.position),
         *_block_rules("image/blocks", "visual.transformer.resblocks.{i}", image.blocks),
         *_pair("image/norm", "visual.ln_post", dim),
         LeafRule(path="image/head/weight", name="visual.proj", shape=(dim, image.embed), axes=(1, 0)),
         LeafRule(path="text/token/weight", name="token_embedding.weight", shape=(text.vocab, words)),
-        _position("text", TEXT_POSITION, (text.length, words), lambda: text_table(config), text.position == "learned"),
+        _position("text", TEXT_POSITION, (text.length, words), text_table(text.length, words), text.position),
         *_block_rules("text/blocks", "transformer.resblocks.{i}", text.blocks),
         *_pair("text/norm", "ln_final", words),
         LeafRule(path="text/head/weight", name="text_projection", shape=(words, text.embed), axes=(1, 0)),
@@ -50,23 +46,25 @@ def open_clip_rules(config: CLIPConfig) -> tuple[Rule, ...]:
     )
 
 
-def image_table(config: CLIPConfig) -> np.ndarray:
-    """The computed image positions, a row of zeros for the class token first: float32 (patches + 1, width)."""
-    table = sincos_2d(*config.image.grid, config.image.blocks.width)
+def image_table(grid: tuple[int, int], dim: int) -> np.ndarray | None:
+    """The computed image positions, a row of zeros for the class token first; None where the width has none."""
+    if dim % 4 or dim < 8:
+        return None
+    table = sincos_2d(*grid, dim)
     return np.concatenate([np.zeros_like(table[:1]), table])
 
 
-def text_table(config: CLIPConfig) -> np.ndarray:
-    """The computed text positions: float32 (length, width)."""
-    return sincos_1d(config.text.length, config.text.blocks.width)
+def text_table(length: int, dim: int) -> np.ndarray | None:
+    """The computed text positions; None where the width has none."""
+    return None if dim % 2 or dim < 4 else sincos_1d(length, dim)
 
 
 def _position(
-    tower: str, name: str, shape: tuple[int, ...], table: Callable[[], np.ndarray], is_learned: bool
+    tower: str, name: str, shape: tuple[int, ...], table: np.ndarray | None, kind: str
 ) -> LeafRule | ComputedRule:
-    if is_learned:
+    if kind == "learned" or table is None:
         return LeafRule(path=f"{tower}/position", name=name, shape=shape)
-    return ComputedRule(name=name, value=table, shape=shape, atol=POSITION_ATOL)
+    return ComputedRule(name=name, value=lambda: table, shape=shape, atol=POSITION_ATOL)
 
 
 def _block_rules(path: str, name: str, blocks: BlockConfig) -> list[LeafRule]:
