@@ -71,7 +71,7 @@ class LeafWriter:
         """Write a leaf, or a layer of it, layers rising; ``values`` must not change afterwards. Raises OSError."""
         leaf = self.leaves[name]
         shape, at = (leaf.shape, 0) if layer is None else (leaf.shape[1:], layer)
-        data = np.ascontiguousarray(values, dtype=leaf.dtype)
+        data = np.asarray(values, dtype=leaf.dtype, order="C")
         start = at * data.nbytes
         if data.shape != shape or start != self._written[name] or start + data.nbytes > _bytes(leaf):
             raise ValueError(f"{name} layer {layer}: {data.shape} after {self._written[name]} bytes of {leaf}")

@@ -1,11 +1,14 @@
 """Our leaves under the names and shapes of the reference's Flax checkpoints (facts 2.3), without ``params/``."""
 
+import dataclasses
+import math
 from collections.abc import Mapping
 
 import numpy as np
 
 from clipa_eqx.models.blocks import BlockConfig
 from clipa_eqx.models.clip import CLIP, CLIPConfig
+from conversion.flax_shapes import FlaxLayout
 from conversion.rules import LeafRule, export_leaves, import_leaves
 
 
@@ -27,9 +30,25 @@ def from_flax(arrays: Mapping[str, np.ndarray], config: CLIPConfig) -> CLIP:
     return import_leaves(flax_rules(config), arrays, config)
 
 
-def flax_rules(config: CLIPConfig) -> tuple[LeafRule, ...]:
-    """Exactly one row per leaf of the model."""
-    return (*_image_rules(config), *_text_rules(config), LeafRule(path="log_temperature", name="t", shape=(1,)))
+def flax_rules(config: CLIPConfig, layout: FlaxLayout | None = None) -> tuple[LeafRule, ...]:
+    """Exactly one row per leaf of the model; without a layout, the reference's main branch's."""
+    layout = layout or FlaxLayout()
+    rules = (
+        *_image_rules(config),
+        *_text_rules(config),
+        LeafRule(path="log_temperature", name="t", shape=layout.temperature),
+    )
+    return rules if layout.attention == "split" else tuple(_flat(rule) for rule in rules)
+
+
+def _flat(rule: LeafRule) -> LeafRule:
+    """The row where heads are not an axis of their own, as in the reference's t5x branch (facts 2.5)."""
+    if "/attn/" not in rule.path:
+        return rule
+    if rule.axes is None:
+        return dataclasses.replace(rule, shape=(math.prod(rule.shape),))
+    dim = math.isqrt(math.prod(rule.shape))
+    return dataclasses.replace(rule, shape=(dim, dim), axes=(1, 0))
 
 
 def _image_rules(config: CLIPConfig) -> list[LeafRule]:

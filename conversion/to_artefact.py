@@ -1,0 +1,224 @@
+"""From a foreign file to a model folder, one tensor at a time: weights, optimiser state, provenance, self-check."""
+
+import importlib.metadata
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from clipa_eqx.artefact_folder import (
+    OPTIMISER_FILE,
+    PROVENANCE_FILE,
+    WEIGHTS_FILE,
+    check_parts,
+    check_replaceable,
+    new_model_folder,
+    write_description,
+    write_json,
+)
+from clipa_eqx.data.eval_images import EvalImageConfig
+from clipa_eqx.errors import ConversionError
+from clipa_eqx.leaf_file import Leaf, LeafReader, LeafWriter
+from clipa_eqx.models.clip import CLIPConfig
+from clipa_eqx.tokenizer import Tokenizer
+from conversion.rules import (
+    Rule,
+    check_tensors,
+    export_tensor,
+    foreign_tensors,
+    import_slices,
+    leaf_shapes,
+    raise_problems,
+)
+from conversion.self_check import embed_fixed_inputs
+from conversion.tensors import InBackground, TensorFile, sha256_of
+
+FLOAT32, INT32 = np.dtype(np.float32), np.dtype(np.int32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moments:
+    """The optimiser state of a source.
+
+    Attributes:
+        mu: Adam's first moments under the names of their parameters.
+        nu: the second moments.
+        updates: Adam's count.
+        schedule_steps: how many updates the schedules have seen: the step a run continues after.
+        absent: names of the parameters that have no moments because they were frozen.
+        about: JSON that an export needs to write the same file again.
+    """
+
+    mu: TensorFile
+    nu: TensorFile
+    updates: int
+    schedule_steps: int
+    absent: tuple[str, ...] = ()
+    about: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+class Converted(NamedTuple):
+    """Where the model lies, and what its provenance says."""
+
+    folder: Path
+    provenance: dict[str, Any]
+
+
+def write_artefact(
+    source: TensorFile,
+    rules: Sequence[Rule],
+    config: CLIPConfig,
+    folder: Path,
+    *,
+    tokenizer: Tokenizer,
+    preprocess: EvalImageConfig,
+    provenance: Mapping[str, Any],
+    moments: Moments | None = None,
+    overwrite: bool = False,
+) -> Converted:
+    """Convert; the folder appears once everything is written and checked, else nothing does.
+
+    Args:
+        provenance: JSON of the format: its name, layout, profile and why. Source hash, converter, checksums of the
+            leaves and the numbers of the self-check are added here.
+
+    Raises:
+        ConversionError: lists every missing, unused, mis-shaped, damaged or non-finite tensor at once.
+        CheckpointError: the folder exists (and not ``overwrite``).
+        ConfigError: tokenizer or preprocessing do not fit the model.
+    """
+    check_parts(config, tokenizer, preprocess)
+    check_replaceable(folder, overwrite=overwrite)
+    raise_problems(_problems(source, rules, config, moments), where=str(source.path))
+    size = sum(4 * int(np.prod(shape)) for shape in leaf_shapes(config).values())
+    digest = InBackground(lambda: sha256_of(source.path))
+    try:
+        _check_space(folder, 4 * size if moments else size)
+        with (
+            new_model_folder(folder, overwrite=overwrite) as new,
+            _bar("convert", (3 if moments is None else 5) * size) as bar,
+        ):
+            checksums = _write_weights(source, rules, config, new / WEIGHTS_FILE, bar.update)
+            if moments is not None:
+                checksums |= _write_moments(moments, rules, config, new / OPTIMISER_FILE, bar.update)
+            write_description(new, config, tokenizer=tokenizer, preprocess=preprocess, provenance={})
+            compared = _round_trip(source, rules, config, new / WEIGHTS_FILE, bar.update)
+            embeddings = embed_fixed_inputs(new, advance=bar.update)
+            if not embeddings.is_finite:
+                raise ConversionError(
+                    f"{source.path}: all weights are finite, but their embeddings of fixed inputs are not; "
+                    "the weights are no working model under this config"
+                )
+            whole = {
+                "source": {"name": source.path.name, "sha256": digest.result()},
+                "converter": f"clipa_eqx {importlib.metadata.version('clipa_eqx')}",
+                **provenance,
+                "parameters": size // 4,
+                "self_check": {
+                    "finite": True,
+                    "round_trip": f"{compared} of {compared} tensors come back with the bytes they had",
+                    "embeddings": embeddings.report(),
+                },
+                "leaves_sha256": checksums,
+            }
+            write_json(new / PROVENANCE_FILE, whole)
+    except OSError as error:
+        raise ConversionError(f"{folder} cannot be written ({error}); nothing was left there") from error
+    return Converted(folder, whole)
+
+
+def _problems(source: TensorFile, rules: Sequence[Rule], config: CLIPConfig, moments: Moments | None) -> list[str]:
+    problems = check_tensors(rules, config, source.tensors)
+    if moments is not None:
+        for kind, file in (("first moment", moments.mu), ("second moment", moments.nu)):
+            found = check_tensors(rules, config, file.tensors, absent=moments.absent)
+            problems += [f"{kind}: {problem}" for problem in found]
+        kinds = {info.dtype for info in moments.mu.tensors.values()}
+        if len(kinds) > 1:
+            problems.append(f"first moment: dtypes {', '.join(sorted(map(str, kinds)))} are mixed, expected one")
+        problems += [
+            f"second moment: {name} is {info.dtype}, expected float32"
+            for name, info in moments.nu.tensors.items()
+            if info.dtype != FLOAT32
+        ]
+    return problems
+
+
+def _write_weights(
+    source: TensorFile, rules: Sequence[Rule], config: CLIPConfig, path: Path, advance: Callable[[int], object]
+) -> dict[str, str]:
+    leaves = {name: Leaf(shape, FLOAT32) for name, shape in leaf_shapes(config).items()}
+    with LeafWriter(path, leaves) as writer:
+        for name, layer, values in import_slices(rules, config, source):
+            writer.write(name, values, layer=layer)
+            advance(values.nbytes)
+    return writer.checksums
+
+
+def _write_moments(
+    moments: Moments, rules: Sequence[Rule], config: CLIPConfig, path: Path, advance: Callable[[int], object]
+) -> dict[str, str]:
+    shapes = leaf_shapes(config)
+    dtype = next((info.dtype for info in moments.mu.tensors.values()), FLOAT32)
+    absent = set(moments.absent)
+    names = {one.name: one for one in foreign_tensors(rules, config).values()}
+    frozen = {(rule.path, one.layer) for name, one in names.items() if name in absent for rule in one.rules}
+    live = {
+        path: shape
+        for path, shape in shapes.items()
+        if any((rule.path == path and (path, one.layer) not in frozen) for one in names.values() for rule in one.rules)
+    }
+    leaves = {f"mu/{name}": Leaf(shape, dtype) for name, shape in live.items()}
+    leaves |= {f"nu/{name}": Leaf(shape, FLOAT32) for name, shape in live.items()}
+    leaves |= {"updates": Leaf((), INT32), "schedule_steps": Leaf((), INT32)}
+    layers = sorted([name, layer] for name, layer in frozen if layer is not None and name in live)
+    metadata = {"frozen_layers": json.dumps(layers), "about": json.dumps(dict(moments.about))}
+    with LeafWriter(path, leaves, metadata=metadata) as writer:
+        writer.write("updates", np.asarray(moments.updates, INT32))
+        writer.write("schedule_steps", np.asarray(moments.schedule_steps, INT32))
+        for kind, file in (("mu", moments.mu), ("nu", moments.nu)):
+            for name, layer, values in import_slices(rules, config, file, absent=moments.absent, keep_dtype=True):
+                if name in live:
+                    writer.write(f"{kind}/{name}", values, layer=layer)
+                advance(values.size * 4)
+    return {f"{OPTIMISER_FILE}/{name}": digest for name, digest in writer.checksums.items()}
+
+
+def _round_trip(
+    source: TensorFile, rules: Sequence[Rule], config: CLIPConfig, path: Path, advance: Callable[[int], object]
+) -> int:
+    """Export what was written and compare it with the source, bit by bit; returns how many tensors were compared."""
+    problems: list[str] = []
+    placed = {name: one for name, one in foreign_tensors(rules, config).items() if one.computed is None}
+    with LeafReader(path) as leaves:
+        for name, one in placed.items():
+            theirs = source.read(name)
+            ours = export_tensor(one, leaves.read)
+            # float32 holds bfloat16 and float16 exactly, so casting back must give the same bits.
+            if not np.array_equal(_bits(ours.astype(theirs.dtype, copy=False)), _bits(theirs)):
+                problems.append(f"round trip: {name} does not come back as it was; please report this")
+            advance(ours.nbytes)
+    raise_problems(problems, where=str(source.path))
+    return len(placed)
+
+
+def _bits(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array).view(np.uint16 if array.dtype.itemsize == 2 else np.uint32)
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    parent = next(parent for parent in folder.absolute().parents if parent.exists())
+    free = shutil.disk_usage(parent).free
+    if free < needed:
+        raise ConversionError(
+            f"{folder} needs {needed / 1e9:.1f} GB, {parent} has {free / 1e9:.1f} GB left; free some or choose another"
+        )
+
+
+def _bar(what: str, total: int) -> "tqdm[Any]":
+    return tqdm(total=total, desc=what, unit="B", unit_scale=True, delay=2)
