@@ -149,7 +149,7 @@ def _attention(pair: StepOfTwo) -> Iterator[Change]:
 
 def _pool(pair: StepOfTwo) -> Iterator[Change]:
     a = pair.options_a
-    places = ("before", "after") if "weight" in pair.leaves_a else ()
+    places = ("before", "after", "none") if "weight" in pair.leaves_a else ()
     for place in places:
         if place != a.pool_norm:
             yield _option("place", NORM_PLACE, f"{a.pool_norm} in A, {place} in B", partial(replace, pool_norm=place))

@@ -4,14 +4,14 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
 from clipa_eqx.data.pixel_values import IMAGENET_MEAN, IMAGENET_STD
-from clipa_eqx.data.resize import Method, resize
+from clipa_eqx.data.resize import Method, resize, resize_small_size
 from conversion.open_clip_config import OPENAI_MEAN, OPENAI_STD, Pictures
 
 MEAN_STD = "mean or std"
@@ -24,7 +24,9 @@ LEVEL = 1.05 / 255
 
 Picture = UInt8[np.ndarray, "height width 3"]
 Pixels = Float32[np.ndarray, "height width 3"]
-Mode = Literal["squash", "shortest", "longest"]
+
+OUR_SHORTEST = "shortest, longer side rounded"
+"""The reference's resize_small and central_crop; torchvision cuts where these round, and rounds where they cut."""
 
 _PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _NORMS = (
@@ -114,7 +116,7 @@ def _changes(a: Pictures, b: Pictures | None) -> Iterator[_Change]:
     for name, mean, std in (*_NORMS, *theirs):
         if (tuple(mean), tuple(std)) != (tuple(a.mean), tuple(a.std)):
             yield _Change("values", MEAN_STD, f"B's are {name}", partial(_with, mean=tuple(mean), std=tuple(std)))
-    for mode in ("squash", "shortest", "longest"):
+    for mode in ("squash", "shortest", "longest", OUR_SHORTEST):
         if mode != a.resize_mode:
             detail = f"{a.resize_mode} in A, {mode} in B"
             yield _Change("mode", RESIZE_MODE, detail, partial(_with, resize_mode=mode))
@@ -170,6 +172,8 @@ def _placed(height: int, width: int, settings: Pictures, to_size: Callable[[tupl
     ratios = height / size[0], width / size[1]
     if settings.resize_mode == "longest":
         out = to_size((max(round(height / max(ratios)), 1), max(round(width / max(ratios)), 1)))
+    elif settings.resize_mode == OUR_SHORTEST:
+        out = to_size(resize_small_size((height, width), shorter=size[0]))
     elif size[0] == size[1]:
         # torchvision's Resize of the shorter side.
         short, long = min(height, width), max(height, width)
@@ -179,7 +183,9 @@ def _placed(height: int, width: int, settings: Pictures, to_size: Callable[[tupl
         out = to_size((round(height / min(ratios)), round(width / min(ratios))))
     pads = [max(want - have, 0) for want, have in zip(size, out.shape, strict=False)]
     out = np.pad(out, [*((pad // 2, (pad + 1) // 2) for pad in pads), (0, 0)])
-    top, left = (round((have - want) / 2) for want, have in zip(size, out.shape, strict=False))
+    is_cut = settings.resize_mode == OUR_SHORTEST
+    spare = [have - want for want, have in zip(size, out.shape, strict=False)]
+    top, left = (pixels // 2 if is_cut else round(pixels / 2) for pixels in spare)
     return out[top : top + size[0], left : left + size[1]]
 
 

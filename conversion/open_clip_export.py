@@ -24,6 +24,7 @@ from clipa_eqx.leaf_file import Leaf, LeafReader, LeafWriter
 from clipa_eqx.models.clip import CLIPConfig
 from clipa_eqx.tokenizer import Tokenizer
 from conversion.open_clip_config import CONFIG_FILE
+from conversion.open_clip_files import FORMAT
 from conversion.open_clip_files import WEIGHTS_FILE as OPEN_CLIP_WEIGHTS
 from conversion.open_clip_mapping import from_clip_config
 from conversion.open_clip_names import open_clip_rules
@@ -47,7 +48,8 @@ def export_open_clip(folder: Path, target: Path, *, overwrite: bool = False) -> 
     tokenizer = Tokenizer.load(folder / TOKENIZER_FOLDER)
     described = from_clip_config(config, resize=str(preprocess.get("resize")))
     placed = foreign_tensors(open_clip_rules(config), config)
-    came_from_open_clip = read_json(folder / PROVENANCE_FILE).get("format") == "open_clip"
+    provenance = read_json(folder / PROVENANCE_FILE)
+    came_from_open_clip = provenance.get("format") == FORMAT and config.text.blocks.gelu == "exact"
     try:
         with LeafReader(folder / WEIGHTS_FILE) as leaves, _new_folder(target, overwrite=overwrite) as new:
             raise_problems(_leaf_problems(leaves, config), where=str(folder))

@@ -11,9 +11,11 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from clipa_eqx.errors import ConversionError
+from clipa_eqx.leaf_file import LeafReader
 from conversion.open_clip_config import CONFIG_FILE
 from conversion.tensors import BFLOAT16, TensorInfo
 
+FORMAT = "open_clip"
 HUB = "hf-hub:"
 WEIGHTS_FILE = "open_clip_model.safetensors"
 WEIGHTS_FILES = (
@@ -73,6 +75,28 @@ def renamed(names: Mapping[str, TensorInfo]) -> dict[str, str]:
             raise ConversionError(f"the file holds {short} twice, as {found[short]} and as {name}")
         found[short] = name
     return found
+
+
+class SafetensorsFile:
+    """A foreign safetensors file as a ``TensorFile``. Raises ``CheckpointError`` for a damaged one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._reader = LeafReader(path)
+        self.tensors: Mapping[str, TensorInfo] = {
+            name: TensorInfo(leaf.shape, leaf.dtype) for name, leaf in self._reader.leaves.items()
+        }
+
+    def read(self, name: str) -> np.ndarray:
+        return self._reader.read(name)
+
+    def __enter__(self) -> "SafetensorsFile":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        self._reader.__exit__(kind, error, trace)
 
 
 class TorchFile:

@@ -10,40 +10,28 @@ from typing import Any, NamedTuple
 
 from clipa_eqx.data.eval_images import EvalImageConfig
 from clipa_eqx.data.pixel_values import IMAGENET_MEAN, IMAGENET_STD
-from clipa_eqx.errors import ConversionError
-from clipa_eqx.leaf_file import LeafReader
+from clipa_eqx.errors import ConfigError, ConversionError
 from clipa_eqx.models.clip import CLIPConfig
 from clipa_eqx.tokenizer import Tokenizer
 from clipa_eqx.tokenizer.vocabulary import check_vocab, look_up_classes
 from conversion.compare_texts import folder_pieces
 from conversion.infer import PROFILES, Choices, Resolved, resolve_config
 from conversion.open_clip_config import CONFIG_FILE, OpenClipConfig, Pictures, load_open_clip_config
-from conversion.open_clip_files import HUB, TORCH_SUFFIXES, OpenClipSource, TorchFile, find_source, renamed
-from conversion.open_clip_mapping import BERT_NAME, to_clip_config
+from conversion.open_clip_files import (
+    FORMAT,
+    HUB,
+    TORCH_SUFFIXES,
+    OpenClipSource,
+    SafetensorsFile,
+    TorchFile,
+    find_source,
+    renamed,
+)
+from conversion.open_clip_mapping import BERT_NAME, check_expressible, to_clip_config
 from conversion.open_clip_shapes import open_clip_facts, position_facts
-from conversion.tensors import TensorFile, TensorInfo, TensorView
-
-FORMAT = "open_clip"
+from conversion.tensors import TensorFile, TensorView
 
 _log = logging.getLogger(__name__)
-
-
-class SafetensorsFile:
-    """A foreign safetensors file as a ``TensorFile``. Raises ``CheckpointError`` for a damaged one."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._reader = LeafReader(path)
-        self.tensors = {name: TensorInfo(leaf.shape, leaf.dtype) for name, leaf in self._reader.leaves.items()}
-
-    def read(self, name: str) -> Any:
-        return self._reader.read(name)
-
-    def __enter__(self) -> "SafetensorsFile":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._reader.__exit__(None, None, None)
 
 
 class OpenedClip(NamedTuple):
@@ -111,12 +99,17 @@ def resolve(opened: OpenedClip, choices: Choices, *, where: str) -> Resolved:
     Raises:
         ConversionError: they do not, or nobody says.
     """
-    stated = None if opened.config is None else to_clip_config(opened.config, where=f"{where}: {CONFIG_FILE}")
+    stated = None
+    if opened.config is not None:
+        check_expressible(opened.config, where=f"{where}: {CONFIG_FILE}")
+        stated = to_config(opened.config, where=where)
     facts = open_clip_facts(opened.tensors.tensors, stated)
     size = choices.image_size
     positions = position_facts(opened.tensors, facts, image_size=None if size is None else (size, size))
     facts |= positions
-    notes: list[str] = [f"{name}: {fact.values[0]} ({fact.why})" for name, fact in positions.items()]
+    # Learned text positions are the rule and need no word.
+    shown = {n: f for n, f in positions.items() if n == "image.position" or f.values != ("learned",)}
+    notes: list[str] = [f"{name}: {fact.values[0]} ({fact.why})" for name, fact in shown.items()]
     image = positions.get("image.position")
     if image is not None and image.values == ("learned",) and choices.image_position is None:
         choices = replace(choices, image_position="learned")
@@ -125,6 +118,14 @@ def resolve(opened: OpenedClip, choices: Choices, *, where: str) -> Resolved:
         resolved = _with_stated_numerics(resolved, stated, choices)
     preprocess, note = _preprocess(opened.config, resolved)
     return resolved._replace(preprocess=preprocess, notes=(*notes, *resolved.notes, note))
+
+
+def to_config(config: OpenClipConfig, *, where: str) -> CLIPConfig:
+    """Our config nearest to a stated one. Raises ``ConversionError`` for sizes that make no model."""
+    try:
+        return to_clip_config(config)
+    except ConfigError as error:
+        raise ConversionError(f"{where}: {CONFIG_FILE} makes no model: {error}") from error
 
 
 def _with_stated_numerics(resolved: Resolved, stated: CLIPConfig, choices: Choices) -> Resolved:

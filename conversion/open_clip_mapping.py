@@ -14,12 +14,8 @@ from conversion.open_clip_config import DEFAULT_EPS, OpenClipConfig, OpenClipTow
 BERT_NAME = "bert-base-uncased"
 
 
-def to_clip_config(config: OpenClipConfig, *, where: str) -> CLIPConfig:
-    """Our config with fixed image positions and learned text positions, which the caller compares with the file's.
-
-    Raises:
-        ConversionError: lists what our model cannot be.
-    """
+def check_expressible(config: OpenClipConfig, *, where: str) -> None:
+    """Raises ``ConversionError`` listing what our model cannot be."""
     image, text = config.image.options, config.text.options
     problems = ["quick_gelu is set"] if "quick" in (image.gelu, text.gelu) else []
     if image.pool == "gap" and image.pool_norm != "after":
@@ -30,18 +26,22 @@ def to_clip_config(config: OpenClipConfig, *, where: str) -> CLIPConfig:
         problems.append("text tower: attention is causal (no_causal_mask is not set)")
     if problems:
         raise ConversionError(f"{where} is no model of ours:\n  " + "\n  ".join(problems))
+
+
+def to_clip_config(config: OpenClipConfig) -> CLIPConfig:
+    """The config of our model that is nearest, with fixed image positions and learned text positions."""
     vision = VisionConfig(
         blocks=_blocks(config.image, init="xavier"),
         image_size=config.image_size,
         patch_size=config.patch_size,
-        pool="gap" if image.pool == "gap" else "tok",
+        pool="gap" if config.image.options.pool == "gap" else "tok",
         embed=config.embed,
     )
     words = TextConfig(
         blocks=_blocks(config.text, init="scaled"),
         length=config.length,
         vocab=config.vocab,
-        pool="last" if text.pool == "last" else "tok",
+        pool="last" if config.text.options.pool == "last" else "tok",
         embed=config.embed,
     )
     return CLIPConfig(image=vision, text=words)

@@ -1,13 +1,14 @@
 """Two models side by side through their towers: every step on the same inputs, and what comes out at the end."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from clipa_eqx.models.clip import CLIPConfig
 from conversion.causes import Explanation, StepOfTwo, explain, leaves_of
+from conversion.compare_texts import TextHabits
 from conversion.open_clip_config import Pictures
 from conversion.replay import Array, State, TowerOptions, replay, run_step
 
@@ -32,9 +33,9 @@ class Side:
         config: sizes; of the numerics ``image`` and ``text`` decide.
         read: a leaf in float64 by path, blocks by their layer's path; None where the file lacks it.
         log_temperature: as stored.
-        tokenise: texts to ids (texts, length), if this side says how.
-        picture: a decoded picture to pixels of the image tower, if this side says how.
-        pictures: the same as settings, for explaining.
+        tokenise: texts to ids (texts, length), if this side says how; ``pieces`` and ``habits`` say the same as
+            settings, for explaining.
+        picture: a decoded picture to pixels of the image tower, if this side says how; ``pictures`` as settings.
         notes: what the report should say of this side.
     """
 
@@ -46,9 +47,11 @@ class Side:
     read: Callable[[str], Array | None]
     log_temperature: float
     tokenise: Callable[[list[str]], np.ndarray] | None = None
+    pieces: tuple[str, ...] | None = None
+    habits: TextHabits | None = None
     picture: Callable[[np.ndarray], np.ndarray] | None = None
     pictures: Pictures | None = None
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
 
 class Divergence(NamedTuple):
@@ -75,7 +78,10 @@ def walk_tower(
 
     Three evaluations go along: A; each of B's steps on A's inputs, which is what tells steps apart; and B.
     """
-    steps, _ = replay(a.config, tower)
+    # With a place for the bias that one of the two may have.
+    is_linear = "linear" in (a.config.image.patch, b.config.image.patch)
+    image = replace(a.config.image, patch="linear" if is_linear else "conv")
+    steps, _ = replay(replace(a.config, image=image), tower)
     options_a, options_b = (side.image if tower == "image" else side.text for side in (a, b))
     grid = a.config.image.grid if tower == "image" else None
     state_a: State = {"input": inputs}
