@@ -1,9 +1,8 @@
 """From a foreign file to a model folder, one tensor at a time: weights, optimiser state, provenance, self-check."""
 
 import importlib.metadata
-import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +24,7 @@ from clipa_eqx.data.eval_images import EvalImageConfig
 from clipa_eqx.errors import ConversionError
 from clipa_eqx.leaf_file import Leaf, LeafReader, LeafWriter
 from clipa_eqx.models.clip import CLIPConfig
+from clipa_eqx.optimiser_file import Counts, Kind, MomentSlice, write_optimiser_state
 from clipa_eqx.tokenizer import Tokenizer
 from conversion.rules import (
     Rule,
@@ -38,7 +38,7 @@ from conversion.rules import (
 from conversion.self_check import embed_fixed_inputs
 from conversion.tensors import InBackground, TensorFile, sha256_of
 
-FLOAT32, INT32 = np.dtype(np.float32), np.dtype(np.int32)
+FLOAT32 = np.dtype(np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,30 +163,25 @@ def _write_weights(
 def _write_moments(
     moments: Moments, rules: Sequence[Rule], config: CLIPConfig, path: Path, advance: Callable[[int], object]
 ) -> dict[str, str]:
-    shapes = leaf_shapes(config)
-    dtype = next((info.dtype for info in moments.mu.tensors.values()), FLOAT32)
+    placed = foreign_tensors(rules, config)
     absent = set(moments.absent)
-    names = {one.name: one for one in foreign_tensors(rules, config).values()}
-    frozen = {(rule.path, one.layer) for name, one in names.items() if name in absent for rule in one.rules}
-    live = {
-        path: shape
-        for path, shape in shapes.items()
-        if any((rule.path == path and (path, one.layer) not in frozen) for one in names.values() for rule in one.rules)
-    }
-    leaves = {f"mu/{name}": Leaf(shape, dtype) for name, shape in live.items()}
-    leaves |= {f"nu/{name}": Leaf(shape, FLOAT32) for name, shape in live.items()}
-    leaves |= {"updates": Leaf((), INT32), "schedule_steps": Leaf((), INT32)}
-    layers = sorted([name, layer] for name, layer in frozen if layer is not None and name in live)
-    metadata = {"frozen_layers": json.dumps(layers), "about": json.dumps(dict(moments.about))}
-    with LeafWriter(path, leaves, metadata=metadata) as writer:
-        writer.write("updates", np.asarray(moments.updates, INT32))
-        writer.write("schedule_steps", np.asarray(moments.schedule_steps, INT32))
-        for kind, file in (("mu", moments.mu), ("nu", moments.nu)):
+
+    def slices() -> Iterator[MomentSlice]:
+        both: tuple[tuple[Kind, TensorFile], ...] = (("mu", moments.mu), ("nu", moments.nu))
+        for kind, file in both:
             for name, layer, values in import_slices(rules, config, file, absent=moments.absent, keep_dtype=True):
-                if name in live:
-                    writer.write(f"{kind}/{name}", values, layer=layer)
+                yield MomentSlice(kind, name, layer, values)
                 advance(values.size * 4)
-    return {f"{OPTIMISER_FILE}/{name}": digest for name, digest in writer.checksums.items()}
+
+    checksums = write_optimiser_state(
+        path,
+        leaf_shapes(config),
+        slices(),
+        counts=Counts(moments.updates, moments.schedule_steps, moments.about),
+        mu_dtype=next((info.dtype for info in moments.mu.tensors.values()), FLOAT32),
+        frozen=[(rule.path, one.layer) for name, one in placed.items() if name in absent for rule in one.rules],
+    )
+    return {f"{OPTIMISER_FILE}/{name}": digest for name, digest in checksums.items()}
 
 
 def _round_trip(

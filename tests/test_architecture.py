@@ -29,11 +29,11 @@ LEVELS = {
     " clipa_eqx.training.health",
     3: "clipa_eqx.surgery clipa_eqx.sharding clipa_eqx.training.state clipa_eqx.training.step clipa_eqx.checkpoint"
     " clipa_eqx.artefact clipa_eqx.artefact_folder clipa_eqx.evals.encode clipa_eqx.evals.counting"
-    " clipa_eqx.evals.zero_shot",
+    " clipa_eqx.evals.zero_shot clipa_eqx.optimiser_file",
     4: "clipa_eqx.experiment",
-    5: "clipa_eqx.config_files clipa_eqx.cli clipa_eqx.training.inputs clipa_eqx.training.loop"
-    " clipa_eqx.training.reporting clipa_eqx.training.run_folder clipa_eqx.training.start"
-    " clipa_eqx.training.trackers",
+    5: "clipa_eqx.config_files clipa_eqx.cli clipa_eqx.training.continued clipa_eqx.training.inputs"
+    " clipa_eqx.training.loop clipa_eqx.training.reporting clipa_eqx.training.run_folder"
+    " clipa_eqx.training.start clipa_eqx.training.trackers",
     # The package's front imports everything, on first use.
     6: "clipa_eqx",
 }
