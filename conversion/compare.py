@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipa_eqx.cli import FAILED, OK, run
+from conversion.arguments import add_config_arguments
 
 if TYPE_CHECKING:
     from conversion.walk import Side, TowerWalk
 
-EPILOG = """Both sides get the same pictures and texts. Every operation is computed in float64 with the weights and settings of
-each side on the same inputs, so that the first that differs is named, with its error; each known mistake of converters
-is then tried on it, and a cause is named only if it explains the difference to rounding.
+EPILOG = """Both sides get the same pictures and texts. Every operation is computed in float64 with the weights and settings
+of each side on the same inputs, so that the first that differs is named, with its error; each known mistake of
+converters is then tried on it, and a cause is named only if it explains the difference to rounding.
 What a file does not say of itself is taken from the flags, else from the other side.
 --recorded-a and --recorded-b replace a side's tokens and pixels by what your own pipeline made of the fixed inputs
 (--write-inputs): an npz with `tokens` (texts, length) and/or `pixels_0`, `pixels_1`, `pixels_2` (height, width, 3).
@@ -32,8 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         allow_abbrev=False,
     )
     for side in ("a", "b"):
-        parser.add_argument(side, metavar=side.upper(), help="model folder, FILE.npz, or file, folder, hf-hub: of open_clip")
-    _add_choices(parser)
+        parser.add_argument(
+            side, metavar=side.upper(), help="model folder, FILE.npz, or file, folder, hf-hub: of open_clip"
+        )
+    add_config_arguments(parser)
     parser.add_argument("--recorded-a", type=Path, metavar="FILE.npz")
     parser.add_argument("--recorded-b", type=Path, metavar="FILE.npz")
     parser.add_argument("--write-inputs", type=Path, metavar="DIR", help="write the fixed pictures and texts there")
@@ -46,12 +49,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return OK if report["first"] is None else FAILED
-
-
-def _add_choices(parser: argparse.ArgumentParser) -> None:
-    from conversion.arguments import add_config_arguments
-
-    add_config_arguments(parser)
 
 
 def compare(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -210,4 +207,3 @@ def report_lines(report: dict[str, Any]) -> list[str]:
 
 if __name__ == "__main__":
     sys.exit(run(main))
-

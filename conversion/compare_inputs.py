@@ -1,6 +1,7 @@
 """The fixed pictures and texts of a comparison: for the towers, on disk, and as another program took them."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,11 +59,15 @@ def recorded(side: Side, file: Path) -> Side:
     pictures = fixed_pictures((height, width))
     tokens, pixels = arrays.pop("tokens", None), [arrays.pop(f"pixels_{i}", None) for i in range(len(pictures))]
     if arrays or (tokens is None and not any(one is not None for one in pixels)):
-        raise ConversionError(f"{file} holds {', '.join(arrays) or 'nothing'}; expected tokens, pixels_0, pixels_1, ...")
+        raise ConversionError(
+            f"{file} holds {', '.join(arrays) or 'nothing'}; expected tokens, pixels_0, pixels_1, ..."
+        )
     if tokens is not None:
         ids = tokens
         if ids.ndim != 2 or len(ids) != len(FIXED_TEXTS) or ids.dtype.kind not in "iu":
-            raise ConversionError(f"{file}: tokens are {ids.dtype}{ids.shape}, expected whole numbers ({len(FIXED_TEXTS)}, n)")
+            raise ConversionError(
+                f"{file}: tokens are {ids.dtype}{ids.shape}, expected whole numbers ({len(FIXED_TEXTS)}, n)"
+            )
         side = replace(side, tokenise=lambda _: ids)
     found = [one for one in pixels if one is not None]
     if not found:
@@ -78,5 +83,5 @@ def recorded(side: Side, file: Path) -> Side:
     return replace(side, picture=prepare)
 
 
-def _plain(size: tuple[int, int]):
+def _plain(size: tuple[int, int]) -> Callable[[Picture], np.ndarray]:
     return lambda picture: normalise_imagenet(resize(picture, size=size))

@@ -66,7 +66,6 @@ def choices_like(config: CLIPConfig, choices: Choices) -> Choices:
         choices,
         image_pool=choices.image_pool or config.image.pool,
         text_pool=choices.text_pool or config.text.pool,
-        image_position=choices.image_position or config.image.position,
         image_heads=choices.image_heads or config.image.blocks.heads,
         text_heads=choices.text_heads or config.text.blocks.heads,
         image_size=choices.image_size or (size[0] if size[0] == size[1] else None),
@@ -115,6 +114,9 @@ def _flax(path: str, choices: Choices, stack: ExitStack) -> Side:
     from conversion.flax_shapes import flax_facts
 
     source = stack.enter_context(open_flax(path))
+    if choices.image_position is None and choices.config is None and "img/pos_embedding" not in source.params.tensors:
+        # Nothing is written here: a wrong guess shows as a divergence.
+        choices = replace(choices, image_position="sincos2d")
     resolved = resolve_config(flax_facts(source.params.tensors), choices, format_profile="flax")
     config = resolved.config
     read = _reader(source.params, flax_rules(config, source.layout), config, bias_end="/bias")
