@@ -15,9 +15,9 @@ from conversion.arguments import add_config_arguments
 if TYPE_CHECKING:
     from conversion.walk import Side, TowerWalk
 
-EPILOG = """Both sides get the same pictures and texts. Every operation is computed in float64 with the weights and settings
-of each side on the same inputs, so that the first that differs is named, with its error; each known mistake of
-converters is then tried on it, and a cause is named only if it explains the difference to rounding.
+EPILOG = """Both sides get the same pictures and texts. Every operation is computed in float64 with the weights and
+settings of each side on the same inputs, so that the first that differs is named, with its error. Each known mistake
+of converters is then tried on it, and a cause is named only if it explains the difference to rounding.
 What a file does not say of itself is taken from the flags, else from the other side.
 --recorded-a and --recorded-b replace a side's tokens and pixels by what your own pipeline made of the fixed inputs
 (--write-inputs): an npz with `tokens` (texts, length) and/or `pixels_0`, `pixels_1`, `pixels_2` (height, width, 3).
@@ -129,6 +129,9 @@ def _pictures(a: "Side", b: "Side", report: dict[str, Any]) -> None:
     if a.picture is None or b.picture is None or a.pictures is None:
         missing = " and ".join(side.name for side in (a, b) if side.picture is None)
         report["notes"].append(f"pictures: not compared, {missing} does not say how they are prepared")
+        return
+    if a.config.image.image_size != b.config.image.image_size:
+        report["notes"].append("pictures: not compared, they have other sizes")
         return
     found = compare_pictures(a.picture, b.picture, settings_a=a.pictures, settings_b=b.pictures)
     what = f"pixels differ by up to {found.levels:.1f} levels of 255"

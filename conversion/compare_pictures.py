@@ -22,7 +22,7 @@ ANTIALIAS = "antialias"
 LEVEL = 1.05 / 255
 """One level of 255, and rounding: how far two good resizers are apart, one cutting, the other rounding."""
 
-Picture = UInt8[np.ndarray, "height width 3"]
+Picture = UInt8[np.ndarray, "in_height in_width 3"]
 Pixels = Float32[np.ndarray, "height width 3"]
 
 OUR_SHORTEST = "shortest, longer side rounded"

@@ -65,7 +65,7 @@ def import_open_clip(source: str, folder: Path, choices: Choices, *, vocab: Path
         CheckpointError: the destination exists, or the source is damaged.
     """
     from conversion.arguments import config_provenance, show_resolved, tokenizer_of
-    from conversion.open_clip_names import open_clip_rules
+    from conversion.open_clip_names import open_clip_rules, temperature_shape
     from conversion.to_artefact import write_artefact
 
     with open_open_clip(source) as opened:
@@ -81,7 +81,7 @@ def import_open_clip(source: str, folder: Path, choices: Choices, *, vocab: Path
             about["repository"] = source.removeprefix(HUB)
         converted = write_artefact(
             opened.tensors,
-            open_clip_rules(resolved.config),
+            open_clip_rules(resolved.config, temperature_shape(opened.tensors.tensors)),
             resolved.config,
             folder,
             tokenizer=tokenizer,

@@ -1,5 +1,7 @@
 """Our leaves under the names and shapes of open_clip's ``CLIP`` (facts 4.3)."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from clipa_eqx.errors import ConversionError
@@ -7,6 +9,7 @@ from clipa_eqx.models.blocks import BlockConfig
 from clipa_eqx.models.clip import CLIPConfig
 from clipa_eqx.models.embed import sincos_1d, sincos_2d
 from conversion.rules import ComputedRule, LeafRule, Rule
+from conversion.tensors import TensorInfo
 
 IMAGE_POSITION, TEXT_POSITION = "visual.positional_embedding", "positional_embedding"
 
@@ -14,7 +17,13 @@ POSITION_ATOL = 1e-5
 """A stored table this near to a formula is that formula: float32 alone moves it by 1e-6, q in place of q-1 by 0.02."""
 
 
-def open_clip_rules(config: CLIPConfig) -> tuple[Rule, ...]:
+def temperature_shape(tensors: Mapping[str, TensorInfo]) -> tuple[int, ...]:
+    """(1,) where a file has it so (open_clip's ``nonscalar_logit_scale``), else ()."""
+    info = tensors.get("logit_scale")
+    return (1,) if info is not None and info.shape == (1,) else ()
+
+
+def open_clip_rules(config: CLIPConfig, temperature: tuple[int, ...] = ()) -> tuple[Rule, ...]:
     """Exactly one row per leaf of the model, and one per table that open_clip stores and we compute.
 
     Raises:
@@ -42,7 +51,7 @@ def open_clip_rules(config: CLIPConfig) -> tuple[Rule, ...]:
         *_block_rules("text/blocks", "transformer.resblocks.{i}", text.blocks),
         *_pair("text/norm", "ln_final", words),
         LeafRule(path="text/head/weight", name="text_projection", shape=(words, text.embed), axes=(1, 0)),
-        LeafRule(path="log_temperature", name="logit_scale", shape=()),
+        LeafRule(path="log_temperature", name="logit_scale", shape=temperature),
     )
 
 

@@ -28,7 +28,7 @@ from conversion.compare_texts import HabitTokenizer, TextHabits, folder_pieces, 
 from conversion.infer import Choices, resolve_config
 from conversion.open_clip_config import OpenClipConfig, Pictures
 from conversion.open_clip_import import OpenedClip, open_open_clip, resolve, to_config
-from conversion.open_clip_names import image_table, open_clip_rules, text_table
+from conversion.open_clip_names import image_table, open_clip_rules, temperature_shape, text_table
 from conversion.replay import Array, image_options, text_options
 from conversion.rules import LeafRule, Rule, check_tensors, foreign_tensors, leaf_shapes, raise_problems
 from conversion.tensors import TensorFile
@@ -145,7 +145,9 @@ def _open_clip(path: str, choices: Choices, stack: ExitStack) -> Side:
     config = replace(
         config, image=replace(config.image, position="learned"), text=replace(config.text, position="learned")
     )
-    read = _reader(opened.tensors, open_clip_rules(config), config, bias_end="bias")
+    read = _reader(
+        opened.tensors, open_clip_rules(config, temperature_shape(opened.tensors.tensors)), config, bias_end="bias"
+    )
     pictures = None if opened.config is None else opened.config.pictures
     side = Side(
         name=path,
