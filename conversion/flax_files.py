@@ -70,6 +70,8 @@ def open_flax(source: str) -> Generator[FlaxSource]:
         if prefix == "opt/target/":
             # The rest of an old optimiser: its state has no place in ours.
             rest = [name for name in rest if not name.startswith("opt/")]
+        if rest and not any(name.startswith("opt/") for name in rest):
+            _refuse_others(file, rest, source, prefix)
         moments = _moments(file, rest, set(params), where=str(path)) if rest else None
         view = TensorView(file, params)
         yield FlaxSource(params=view, moments=moments, layout=layout_of(view.tensors), prefix=prefix)
@@ -103,6 +105,16 @@ def _check_towers(params: Mapping[str, object], source: str, prefix: str) -> Non
     raise ConversionError(f"{source} holds no two-tower model{under}: it has {shown}, expected img, txt and t")
 
 
+def _refuse_others(file: NpzFile, rest: list[str], source: str, prefix: str) -> None:
+    others = [name for name in rest if not name.startswith("chrono/")]
+    if others:
+        lines = [f"unused: {name} {file.tensors[name].shape}" for name in others]
+        raise ConversionError(
+            f"{source} holds more than parameters, {len(lines)} problem(s) ({source}:{prefix.strip('/')} converts the "
+            "parameters alone):\n  " + "\n  ".join(lines)
+        )
+
+
 def _tops(names: Mapping[str, object], prefix: str) -> str:
     tops = dict.fromkeys(name.removeprefix(prefix).split("/")[0] for name in names if name.startswith(prefix))
     shown = [repr(top) for top in sorted(tops)]
@@ -118,8 +130,8 @@ def _moments(file: NpzFile, rest: list[str], params: set[str], *, where: str) ->
     nu = {name.removeprefix(NU): name for name in rest if name.startswith(NU)}
     known = {*counts.values(), *chrono, *mu.values(), *nu.values(), ADAM_COUNT}
     problems = [f"unused: {name} {file.tensors[name].shape}" for name in rest if name not in known]
-    if not problems and not any(name.startswith("opt/") for name in rest):
-        return None
+    if not any(name.startswith("opt/") for name in rest):
+        return None  # only the clock
     if not mu or ADAM_COUNT not in rest:
         problems.append(f"missing: Adam's state ({ADAM_COUNT}, {MU}..., {NU}...)")
     if not counts:

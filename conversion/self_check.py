@@ -44,7 +44,9 @@ class Embeddings(NamedTuple):
         return bool(np.isfinite(self.image).all() and np.isfinite(self.text).all())
 
 
-def fixed_inputs(config: CLIPConfig) -> tuple[UInt8[np.ndarray, "n height width 3"], Int32[np.ndarray, "n length"]]:
+def fixed_inputs(
+    config: CLIPConfig,
+) -> tuple[UInt8[np.ndarray, "images height width 3"], Int32[np.ndarray, "texts length"]]:
     """Pictures and token ids that are the same on every machine."""
     size, length = config.image.image_size, config.text.length
     values = np.arange(IMAGES * size[0] * size[1] * 3, dtype=np.int64)
