@@ -93,6 +93,14 @@ class Placed(NamedTuple):
     computed: ComputedRule | None
 
 
+class Tensor(NamedTuple):
+    """A foreign tensor as it was read, and what it holds of ours."""
+
+    placed: Placed
+    values: np.ndarray
+    slices: tuple[LeafSlice, ...]
+
+
 def foreign_tensors(rules: Sequence[Rule], config: CLIPConfig) -> dict[str, Placed]:
     """Every tensor of the foreign file of a model, those of a block together, layers rising.
 
@@ -157,7 +165,20 @@ def import_slices(
     absent: Sequence[str] = (),
     keep_dtype: bool = False,
 ) -> Iterator[LeafSlice]:
-    """Our leaves layer by layer in float32, read one foreign tensor at a time; layers of a leaf rise.
+    """Our leaves layer by layer, layers rising; as ``import_tensors``, whose slices they are."""
+    for tensor in import_tensors(rules, config, file, absent=absent, keep_dtype=keep_dtype):
+        yield from tensor.slices
+
+
+def import_tensors(
+    rules: Sequence[Rule],
+    config: CLIPConfig,
+    file: TensorFile,
+    *,
+    absent: Sequence[str] = (),
+    keep_dtype: bool = False,
+) -> Iterator[Tensor]:
+    """Foreign tensors one at a time, each with what it holds of ours, in float32; layers of a leaf rise.
 
     Args:
         absent: names that need not be there; their layers come as zeros.
@@ -165,30 +186,32 @@ def import_slices(
 
     Raises:
         ConversionError: before anything is read, with all that is missing, unused, mis-shaped or of another kind; after
-            the last slice, with all that is damaged, not finite or not what we compute.
+            the last tensor, with all that is damaged, not finite or not what we compute.
     """
     raise_problems(check_tensors(rules, config, file.tensors, absent=absent), where=str(file.path))
     leaves, problems = leaf_shapes(config), list[str]()
     for name, one in foreign_tensors(rules, config).items():
-        if name in file.tensors:
-            try:
-                tensor = file.read(name)
-            except ConversionError as error:
-                problems.append(str(error))
-                continue
-            if not np.isfinite(tensor).all():
-                problems.append(f"not finite: {name} for {_ours(one)}")
-                continue
-        else:
-            tensor = np.zeros(one.shape, np.float32)
+        try:
+            tensor = file.read(name) if name in file.tensors else np.zeros(one.shape, np.float32)
+        except ConversionError as error:
+            problems.append(str(error))
+            continue
+        if not np.isfinite(tensor).all():
+            problems.append(f"not finite: {name} for {_ours(one)}")
+            continue
         if one.computed is not None:
             off = float(np.abs(tensor.astype(np.float32) - one.computed.value()).max(initial=0.0))
             if off > one.computed.atol:
                 problems.append(f"value: {name} is up to {off:.2g} off what this model computes")
-        for rule in one.rules:
-            shape = leaves[rule.path] if one.layer is None else leaves[rule.path][1:]
-            values = rule.to_ours(tensor, shape)
-            yield LeafSlice(rule.path, one.layer, values if keep_dtype else values.astype(np.float32, copy=False))
+        if problems:
+            continue  # nothing will come of this file; only look for what else is wrong with it
+        shapes = [leaves[rule.path] if one.layer is None else leaves[rule.path][1:] for rule in one.rules]
+        ours = [rule.to_ours(tensor, shape) for rule, shape in zip(one.rules, shapes, strict=True)]
+        slices = [
+            LeafSlice(rule.path, one.layer, values if keep_dtype else values.astype(np.float32, copy=False))
+            for rule, values in zip(one.rules, ours, strict=True)
+        ]
+        yield Tensor(one, tensor, tuple(slices))
     raise_problems(problems, where=str(file.path))
 
 

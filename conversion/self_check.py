@@ -13,6 +13,8 @@ from clipa_eqx.artefact_folder import WEIGHTS_FILE, load_model_config
 from clipa_eqx.leaf_file import LeafReader
 from clipa_eqx.models.blocks import Block
 from clipa_eqx.models.clip import CLIP, CLIPConfig, abstract_clip
+from clipa_eqx.models.text import TextTower
+from clipa_eqx.models.vision import VisionTower
 from clipa_eqx.pixels import normalise_pixels
 from clipa_eqx.trees import leaf_paths
 
@@ -64,44 +66,54 @@ def embed_fixed_inputs(folder: Path, *, advance: Callable[[int], object] | None 
         CheckpointError: the folder is no saved model.
     """
     config = load_model_config(folder)
+    skeleton = abstract_clip(config)
     pictures, tokens = fixed_inputs(config)
     with LeafReader(folder / WEIGHTS_FILE) as leaves:
-        model = _without_blocks(config, leaves)
-        x = jax.jit(jax.vmap(lambda one: model.image.before_blocks(one)[1]))(normalise_pixels(jnp.asarray(pictures)))
-        x = _through_blocks(x, model.image.blocks, "image/blocks", leaves, advance)
-        image = jax.jit(jax.vmap(lambda one: model.image.after_blocks(one)[-1]))(x)
-        # Not compiled: a table that is closed over would be folded into the program.
-        x = jnp.stack([model.text.before_blocks(one)[1] for one in jnp.asarray(tokens)])
-        x = _through_blocks(x, model.text.blocks, "text/blocks", leaves, advance)
-        text = jax.jit(jax.vmap(lambda one: model.text.after_blocks(one)[-1]))(x)
-        return Embeddings(np.asarray(image), np.asarray(text))
+        model = _without_blocks(skeleton, leaves)
+        x = _before_image(model.image, jnp.asarray(pictures))
+        x = _through_blocks(x, skeleton.image.blocks, "image/blocks", leaves, advance)
+        image = np.asarray(_after(model.image, x))
+        x = _before_text(model.text, jnp.asarray(tokens))
+        x = _through_blocks(x, skeleton.text.blocks, "text/blocks", leaves, advance)
+        return Embeddings(image, np.asarray(_after(model.text, x)))
 
 
-def _without_blocks(config: CLIPConfig, leaves: LeafReader) -> CLIP:
-    """The model with abstract blocks and everything else read."""
-    skeleton = abstract_clip(config)
-    found = [
-        leaf if "/blocks/" in path else jnp.asarray(leaves.read(path))
-        for path, leaf in zip(leaf_paths(skeleton), jax.tree.leaves(skeleton), strict=True)
-    ]
+def _without_blocks(skeleton: CLIP, leaves: LeafReader) -> CLIP:
+    """The model with a zero for each leaf of its blocks, everything else read."""
+    found = [jnp.zeros(()) if "/blocks/" in path else jnp.asarray(leaves.read(path)) for path in leaf_paths(skeleton)]
     return jax.tree.unflatten(jax.tree.structure(skeleton), found)
 
 
 def _through_blocks(
     x: Float[Array, "batch seq dim"],
-    abstract: Block,
+    skeleton: Block,
     path: str,
     leaves: LeafReader,
     advance: Callable[[int], object] | None,
 ) -> Float[Array, "batch seq dim"]:
-    names, structure = leaf_paths(abstract), jax.tree.structure(abstract)
-    for layer in range(jax.tree.leaves(abstract)[0].shape[0]):
+    names, structure = leaf_paths(skeleton), jax.tree.structure(skeleton)
+    for layer in range(jax.tree.leaves(skeleton)[0].shape[0]):
         views = [leaves.read(f"{path}/{name}", layer) for name in names]
-        x = _one_block(jax.tree.unflatten(structure, [jnp.asarray(view) for view in views]), x)
+        x = _one_block(jax.tree.unflatten(structure, views), x)
         x.block_until_ready()
         if advance is not None:
             advance(sum(view.nbytes for view in views))
     return x
+
+
+@jax.jit
+def _before_image(tower: VisionTower, pictures: UInt8[Array, "batch height width 3"]) -> Float[Array, "batch seq dim"]:
+    return jax.vmap(lambda one: tower.before_blocks(one)[1])(normalise_pixels(pictures))
+
+
+@jax.jit
+def _before_text(tower: TextTower, tokens: Int32[Array, "batch length"]) -> Float[Array, "batch seq dim"]:
+    return jax.vmap(lambda one: tower.before_blocks(one)[1])(tokens)
+
+
+@jax.jit
+def _after(tower: VisionTower | TextTower, x: Float[Array, "batch seq dim"]) -> Float[Array, "batch embed"]:
+    return jax.vmap(lambda one: tower.after_blocks(one)[-1])(x)
 
 
 @jax.jit

@@ -2,7 +2,9 @@
 
 import importlib.metadata
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,10 +30,12 @@ from clipa_eqx.optimiser_file import Counts, Kind, MomentSlice, write_optimiser_
 from clipa_eqx.tokenizer import Tokenizer
 from conversion.rules import (
     Rule,
+    Tensor,
     check_tensors,
     export_tensor,
     foreign_tensors,
     import_slices,
+    import_tensors,
     leaf_shapes,
     raise_problems,
 )
@@ -39,6 +43,7 @@ from conversion.self_check import embed_fixed_inputs
 from conversion.tensors import InBackground, TensorFile, sha256_of
 
 FLOAT32 = np.dtype(np.float32)
+_COMPARED_AT_ONCE = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,13 +106,12 @@ def write_artefact(
         _check_space(folder, 4 * size if moments else size)
         with (
             new_model_folder(folder, overwrite=overwrite) as new,
-            _bar("convert", (3 if moments is None else 5) * size) as bar,
+            _bar("convert", (2 if moments is None else 4) * size) as bar,
         ):
-            checksums = _write_weights(source, rules, config, new / WEIGHTS_FILE, bar.update)
+            checksums, compared = _write_weights(source, rules, config, new / WEIGHTS_FILE, bar.update)
             if moments is not None:
                 checksums |= _write_moments(moments, rules, config, new / OPTIMISER_FILE, bar.update)
             write_description(new, config, tokenizer=tokenizer, preprocess=preprocess, provenance={})
-            compared = _round_trip(source, rules, config, new / WEIGHTS_FILE, bar.update)
             embeddings = embed_fixed_inputs(new, advance=bar.update)
             if not embeddings.is_finite:
                 raise ConversionError(
@@ -151,13 +155,36 @@ def _problems(source: TensorFile, rules: Sequence[Rule], config: CLIPConfig, mom
 
 def _write_weights(
     source: TensorFile, rules: Sequence[Rule], config: CLIPConfig, path: Path, advance: Callable[[int], object]
-) -> dict[str, str]:
+) -> tuple[dict[str, str], int]:
+    """Write, and export what was written to compare it with the source, bit by bit.
+
+    Returns the checksums of the leaves, and how many tensors were compared. The disk is the slowest part of all this,
+    so the comparison, in a thread, costs no time.
+    """
     leaves = {name: Leaf(shape, FLOAT32) for name, shape in leaf_shapes(config).items()}
-    with LeafWriter(path, leaves) as writer:
-        for name, layer, values in import_slices(rules, config, source):
-            writer.write(name, values, layer=layer)
-            advance(values.nbytes)
-    return writer.checksums
+    problems: list[str] = []
+
+    def compare(tensor: Tensor, written: LeafReader) -> None:
+        ours = export_tensor(tensor.placed, written.read)
+        # float32 holds bfloat16 and float16 exactly, so casting back must give the same bits.
+        if not np.array_equal(_bits(ours.astype(tensor.values.dtype, copy=False)), _bits(tensor.values)):
+            problems.append(f"round trip: {tensor.placed.name} does not come back as it was; please report this")
+        advance(ours.nbytes)
+
+    compared, pending = 0, deque[Future[None]]()
+    with LeafWriter(path, leaves) as writer, LeafReader(path) as written, ThreadPoolExecutor(1) as checker:
+        for tensor in import_tensors(rules, config, source):
+            for name, layer, values in tensor.slices:
+                writer.write(name, values, layer=layer)
+            if tensor.placed.computed is None:
+                compared += 1
+                pending.append(checker.submit(compare, tensor, written))
+            while len(pending) > _COMPARED_AT_ONCE:
+                pending.popleft().result()
+        for future in pending:
+            future.result()
+    raise_problems(problems, where=str(source.path))
+    return writer.checksums, compared
 
 
 def _write_moments(
@@ -182,24 +209,6 @@ def _write_moments(
         frozen=[(rule.path, one.layer) for name, one in placed.items() if name in absent for rule in one.rules],
     )
     return {f"{OPTIMISER_FILE}/{name}": digest for name, digest in checksums.items()}
-
-
-def _round_trip(
-    source: TensorFile, rules: Sequence[Rule], config: CLIPConfig, path: Path, advance: Callable[[int], object]
-) -> int:
-    """Export what was written and compare it with the source, bit by bit; returns how many tensors were compared."""
-    problems: list[str] = []
-    placed = {name: one for name, one in foreign_tensors(rules, config).items() if one.computed is None}
-    with LeafReader(path) as leaves:
-        for name, one in placed.items():
-            theirs = source.read(name)
-            ours = export_tensor(one, leaves.read)
-            # float32 holds bfloat16 and float16 exactly, so casting back must give the same bits.
-            if not np.array_equal(_bits(ours.astype(theirs.dtype, copy=False)), _bits(theirs)):
-                problems.append(f"round trip: {name} does not come back as it was; please report this")
-            advance(ours.nbytes)
-    raise_problems(problems, where=str(source.path))
-    return len(placed)
 
 
 def _bits(array: np.ndarray) -> np.ndarray:
