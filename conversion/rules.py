@@ -1,5 +1,6 @@
 """One table per weight format: our leaf path <-> the foreign name, one-to-one, both directions from the same rows."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -271,8 +272,16 @@ def import_leaves(rules: Sequence[Rule], arrays: Mapping[str, np.ndarray], confi
 
 def leaf_shapes(config: CLIPConfig) -> dict[str, tuple[int, ...]]:
     """Shape of each of our leaves."""
+    return dict(_leaf_shapes(config))
+
+
+@functools.lru_cache(maxsize=8)
+def _leaf_shapes(config: CLIPConfig) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    # A conversion asks several times, and tracing the initialisation takes tens of milliseconds.
     skeleton = abstract_clip(config)
-    return {p: tuple(leaf.shape) for p, leaf in zip(leaf_paths(skeleton), jax.tree.leaves(skeleton), strict=True)}
+    return tuple(
+        (p, tuple(leaf.shape)) for p, leaf in zip(leaf_paths(skeleton), jax.tree.leaves(skeleton), strict=True)
+    )
 
 
 def permuted(array: np.ndarray, axes: tuple[int, ...] | None) -> np.ndarray:
