@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import logging
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +31,8 @@ WEIGHTS_FILES = (
 TORCH_SUFFIXES = (".bin", ".pt", ".pth")
 
 _LARGEST_PICKLE = 1 << 26
+
+_log = logging.getLogger(__name__)
 
 
 class OpenClipSource(NamedTuple):
@@ -145,6 +148,8 @@ def _download(repo: str) -> OpenClipSource:
             f'{HUB}{repo} needs the package huggingface_hub: pip install "clipa_eqx[hub]"; or download the repository '
             "by other means and give its folder"
         ) from error
+    _log.info("downloading %s%s", HUB, repo)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns of every retry, twice
     problem: Exception | None = None
     try:
         config = Path(huggingface_hub.hf_hub_download(repo, CONFIG_FILE))
@@ -159,7 +164,7 @@ def _download(repo: str) -> OpenClipSource:
                 with contextlib.suppress(EntryNotFoundError):  # then the config names the vocabulary
                     huggingface_hub.hf_hub_download(repo, extra)
             return OpenClipSource(weights, config, config.parent)
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+    except (HfHubHTTPError, HFValidationError, EntryNotFoundError, OSError, ValueError) as error:
         problem = error
     if problem is None:
         raise ConversionError(f"{HUB}{repo} holds none of {', '.join(WEIGHTS_FILES)}")

@@ -82,7 +82,7 @@ def _position_fact(file: TensorFile, name: str, formula: str, table: np.ndarray 
 
 def _with_config(facts: dict[str, Fact], config: CLIPConfig) -> dict[str, Fact]:
     """The config's values where shapes leave a choice; where they do not, both must agree."""
-    stated = {
+    stated: dict[str, object] = {
         "image.blocks.heads": config.image.blocks.heads,
         "text.blocks.heads": config.text.blocks.heads,
         "image.pool": config.image.pool,
@@ -109,6 +109,8 @@ def _with_config(facts: dict[str, Fact], config: CLIPConfig) -> dict[str, Fact]:
     ]
     if problems:
         raise ConversionError(f"{CONFIG_FILE} and the weights differ:\n  " + "\n  ".join(problems))
+    # What the weights lack, is reported as missing later, by the name that it should have.
+    stated |= {name: value for name, value in told.items() if name not in facts}
     return facts | {name: Fact((value,), CONFIG_FILE) for name, value in stated.items()}
 
 

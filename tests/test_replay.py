@@ -4,12 +4,11 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
 import pytest
 from tiny import model_config, quick_compile  # noqa: F401
 
-from clipa_eqx.models.clip import CLIP
+from clipa_eqx.models.clip import abstract_clip
 from clipa_eqx.trees import layer_path, leaf_paths, stacked_depth
 from conversion.replay import patches_of, replay, run_step
 
@@ -23,11 +22,14 @@ CASES = {
 
 
 def random_model(config, seed=0):
-    """Nothing is exactly zero or one, so that every leaf matters."""
-    model = CLIP.init(config, key=jr.key(seed))
-    leaves, structure = jax.tree.flatten(model)
+    """Nothing is exactly zero or one, so that every leaf matters; nothing is compiled."""
+    skeleton = abstract_clip(config)
     rng = np.random.default_rng(seed)
-    return jax.tree.unflatten(structure, [leaf + 0.1 * rng.normal(size=leaf.shape).astype("f4") for leaf in leaves])
+    leaves = [
+        jnp.asarray("norm" in path and path.endswith("weight")) + jnp.asarray(0.2 * rng.normal(size=leaf.shape), "f4")
+        for path, leaf in zip(leaf_paths(skeleton), jax.tree.leaves(skeleton), strict=True)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(skeleton), leaves)
 
 
 def leaves_of(model):
