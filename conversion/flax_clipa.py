@@ -49,14 +49,21 @@ def _import(arguments: argparse.Namespace) -> None:
     from conversion.flax_names import flax_rules
     from conversion.flax_shapes import flax_facts
     from conversion.infer import resolve_config
+    from conversion.rules import check_tensors
     from conversion.to_artefact import write_artefact
 
     with open_flax(arguments.source) as source:
-        resolved = resolve_config(flax_facts(source.params.tensors), choices_of(arguments), format_profile="flax")
+        tensors, layout = source.params.tensors, source.layout
+        resolved = resolve_config(
+            flax_facts(tensors),
+            choices_of(arguments),
+            format_profile="flax",
+            misfits=lambda config: check_tensors(flax_rules(config, layout), config, tensors),
+        )
         show_resolved(resolved)
         converted = write_artefact(
             source.params,
-            flax_rules(resolved.config, source.layout),
+            flax_rules(resolved.config, layout),
             resolved.config,
             arguments.folder,
             tokenizer=tokenizer_of(arguments.vocab, rows=resolved.config.text.vocab),

@@ -4,7 +4,7 @@ import dataclasses
 import importlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -104,15 +104,24 @@ _FLAGS: dict[str, str | None] = {
     "text.pool": "--text-pool",
     "text.embed": None,
 }
+_SHOWN = 100  # misfits: with the wrong preset, every tensor is one
 _TEXT_SIZES = tuple(f"text.blocks.{name}" for name in Size._fields)
 
 
-def resolve_config(facts: Mapping[str, Fact], choices: Choices, *, format_profile: Profile | None) -> Resolved:
+def resolve_config(
+    facts: Mapping[str, Fact],
+    choices: Choices,
+    *,
+    format_profile: Profile | None,
+    misfits: Callable[[CLIPConfig], Sequence[str]] | None = None,
+) -> Resolved:
     """The config that shapes, preset and flags agree on.
 
     Args:
         facts: by dotted name of the field, as ``image.blocks.width``.
         format_profile: the numerics of the code that writes such files; None if several do.
+        misfits: what of the file does not fit a config, a line for each tensor (``rules.check_tensors``); if file and
+            named config disagree, these lines say which tensors are to blame.
 
     Raises:
         ConversionError: lists every field that nobody tells and every contradiction.
@@ -158,6 +167,8 @@ def resolve_config(facts: Mapping[str, Fact], choices: Choices, *, format_profil
         rows = [f"{one.name} ({one.size.heads} heads)" for one in _matching_text(facts)]
         if rows:
             problems.append(f"by the way, the text tower has the sizes of {', '.join(rows)}")
+        lines = list(misfits(base.config)) if base is not None and misfits is not None else []
+        problems += lines[:_SHOWN] + ([f"... and {len(lines) - _SHOWN} tensors more"] if len(lines) > _SHOWN else [])
         raise ConversionError("the config cannot be told:\n  " + "\n  ".join(problems))
     numerics, profile, why = _profile(choices, base, format_profile)
     try:

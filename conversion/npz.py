@@ -22,24 +22,6 @@ _LARGEST_EXPANSION = 30
 _ALWAYS_FINE_BYTES = 2**28
 _LONGEST_HEADER = 4096
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
-# What zipfile, zlib, struct and numpy raise on bytes that are not what they should be.
-_DAMAGE = (
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    OSError,
-    EOFError,
-    ValueError,
-    NotImplementedError,
-    RuntimeError,
-    OverflowError,
-    KeyError,
-    IndexError,
-    TypeError,
-    SyntaxError,
-    MemoryError,
-    AttributeError,
-)
 
 
 class _Member(NamedTuple):
@@ -77,10 +59,11 @@ class NpzFile:
         except OSError as error:
             raise ConversionError(f"{path} cannot be read ({error})") from error
         try:
+            # Here and below: on damaged bytes zipfile, zlib and numpy's header parser raise nearly anything.
             try:
                 self._archive = zipfile.ZipFile(self._raw)
                 entries = self._archive.infolist()
-            except _DAMAGE as error:
+            except Exception as error:
                 raise ConversionError(
                     f"{path} is no readable npz archive ({error!r}): it is truncated, damaged or of another format; "
                     "get the file again and compare its checksum"
@@ -100,7 +83,7 @@ class NpzFile:
         member = self._members[name]
         try:
             flat = self._inflated(member) if member.data_at is None else self._mapped(name, member, member.data_at)
-        except _DAMAGE as error:
+        except Exception as error:
             raise ConversionError(f"damaged: {name} cannot be read ({error}); get the file again") from error
         order = "F" if member.fortran_order else "C"
         array = flat.view(member.stored).reshape(member.shape, order=order)
@@ -146,7 +129,7 @@ class NpzFile:
                 members[entry.filename.removesuffix(".npy")] = self._read_header(entry)
             except ConversionError as error:
                 problems.append(str(error))
-            except _DAMAGE as error:
+            except Exception as error:
                 problems.append(f"damaged: {entry.filename} has no readable header ({error})")
         if sum(entry.compress_size for entry in entries) > self._bytes:
             problems.append("damaged: the members are larger together than the archive; they overlap")

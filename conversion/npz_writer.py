@@ -3,7 +3,7 @@
 import os
 import zipfile
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +50,8 @@ def new_npz(path: Path, *, overwrite: bool) -> Generator[NpzWriter]:
     except OSError as error:
         raise ConversionError(f"{path} cannot be written ({error}); nothing was left there") from error
     finally:
-        new.unlink(missing_ok=True)
+        with suppress(OSError):
+            new.unlink()
 
 
 def check_target(path: Path, *, overwrite: bool) -> None:

@@ -270,7 +270,8 @@ def import_leaves(rules: Sequence[Rule], arrays: Mapping[str, np.ndarray], confi
     return jax.tree.unflatten(jax.tree.structure(skeleton), leaves)
 
 
-def leaf_shapes(config: CLIPConfig) -> dict[str, tuple[int, ...]]:
+@functools.lru_cache(maxsize=8)
+def leaf_shapes(config: CLIPConfig) -> Mapping[str, tuple[int, ...]]:
     """Shape of each of our leaves."""
     return dict(_leaf_shapes(config))
 
