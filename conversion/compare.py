@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipa_eqx.cli import FAILED, OK, run
+from clipa_eqx.errors import ConversionError
 from conversion.arguments import add_config_arguments
 
 if TYPE_CHECKING:
@@ -47,7 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for line in report_lines(report):
         print(line)
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        try:
+            arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise ConversionError(f"--json {arguments.json} cannot be written ({error})") from error
     return OK if report["first"] is None else FAILED
 
 

@@ -37,11 +37,18 @@ def tower_inputs(a: Side, b: Side, tower: Tower) -> Array:
 
 
 def write_inputs(folder: Path, side: Side) -> None:
-    """``picture_0.png``, ... and ``texts.json``, for a program of your own."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for i, picture in enumerate(fixed_pictures(side.config.image.image_size)):
-        Image.fromarray(picture).save(folder / f"picture_{i}.png")
-    (folder / "texts.json").write_text(json.dumps(list(FIXED_TEXTS), indent=1) + "\n", encoding="utf-8")
+    """``picture_0.png``, ... and ``texts.json``, for a program of your own.
+
+    Raises:
+        ConversionError: they cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for i, picture in enumerate(fixed_pictures(side.config.image.image_size)):
+            Image.fromarray(picture).save(folder / f"picture_{i}.png")
+        (folder / "texts.json").write_text(json.dumps(list(FIXED_TEXTS), indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConversionError(f"{folder} cannot be written ({error})") from error
 
 
 def recorded(side: Side, file: Path) -> Side:

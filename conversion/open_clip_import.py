@@ -102,6 +102,10 @@ def resolve(opened: OpenedClip, choices: Choices, *, where: str) -> Resolved:
     stated = None
     if opened.config is not None:
         check_expressible(opened.config, where=f"{where}: {CONFIG_FILE}")
+        if not opened.config.texts.strips_sep:
+            raise ConversionError(
+                f"{where}: {CONFIG_FILE} keeps [SEP] (no strip_sep_token), which our tokenizer never writes"
+            )
         stated = to_config(opened.config, where=where)
     facts = open_clip_facts(opened.tensors.tensors, stated)
     size = choices.image_size
@@ -180,10 +184,6 @@ def _own_tokenizer(opened: OpenedClip, rows: int) -> Tokenizer:
     from conversion.arguments import tokenizer_of
 
     config = opened.config
-    if config is not None and not config.texts.strips_sep:
-        raise ConversionError(
-            f"{CONFIG_FILE} keeps [SEP] (no strip_sep_token), which our tokenizer never writes: texts would differ"
-        )
     pieces = folder_pieces(opened.source.folder) if config is not None else None
     if pieces is not None:
         check_vocab(pieces, where=str(opened.source.folder))

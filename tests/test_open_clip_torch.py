@@ -25,7 +25,9 @@ from conversion.compare_pictures import fixed_pictures, pillow_pixels
 from conversion.compare_texts import clean
 from conversion.open_clip import main
 from conversion.open_clip_config import load_open_clip_config
+from conversion.open_clip_names import image_table
 from conversion.open_clip_tokenizer import write_tokenizer
+from conversion.released import RELEASED
 
 EXTRA = 'not installed: pip install "clipa_eqx[open-clip]"'
 torch = pytest.importorskip("torch", reason=EXTRA)
@@ -140,12 +142,16 @@ def test_the_full_size_l14_of_open_clip_gives_its_features(open_clip, tmp_path):
     torch.manual_seed(0)
     config = open_clip.get_model_config("ViT-L-14-CLIPA")
     model = shake(open_clip.create_model("ViT-L-14-CLIPA"))
+    # As the released twins have it.
+    model.visual.positional_embedding.data[:] = torch.from_numpy(image_table((16, 16), 1024))
     write_folder(tmp_path / "theirs", model, config)
     main(
-        ["import", str(tmp_path / "theirs"), str(tmp_path / "ours"), "--preset", "L/14", "--image-position", "learned"]
+        ["import", str(tmp_path / "theirs"), str(tmp_path / "ours"), "--released", "l14-224px-t32-datacomp1b-open-clip"]
     )
     loaded = load_model(tmp_path / "ours")
     assert loaded.provenance["profile"]["name"] == "open_clip"
+    assert loaded.model.config.image.position == "sincos2d"
+    assert loaded.provenance["parameters"] == RELEASED["l14-224px-t32-datacomp1b-open-clip"].parameters
     assert_same_features(model, loaded.model)
 
 
