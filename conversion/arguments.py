@@ -22,6 +22,13 @@ flags, 1 anything else."""
 def add_import_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of an import, which are the same for every format."""
     parser.add_argument("folder", metavar="DIR", type=Path, help="the model folder to write")
+    add_config_arguments(parser)
+    parser.add_argument("--vocab", metavar="F", type=Path, help="vocabulary file or tokenizer folder; else BERT's")
+    parser.add_argument("--overwrite", action="store_true", help="replace the model that DIR holds, once this is done")
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """What tells of a model that its file does not."""
     whole = parser.add_mutually_exclusive_group()
     whole.add_argument("--preset", metavar="N", help="an architecture: L/14, H/14, bigG/14, ...")
     whole.add_argument("--released", metavar="N", help="a released model; `python -m conversion.released` lists them")
@@ -33,8 +40,6 @@ def add_import_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text-heads", metavar="N", type=int)
     parser.add_argument("--image-size", metavar="N", type=int, help="pixels per side")
     parser.add_argument("--profile", choices=("flax", "open_clip"), help="norm epsilon and kind of GELU")
-    parser.add_argument("--vocab", metavar="F", type=Path, help="vocabulary file or tokenizer folder; else BERT's")
-    parser.add_argument("--overwrite", action="store_true", help="replace the model that DIR holds, once this is done")
 
 
 def choices_of(arguments: argparse.Namespace) -> "Choices":

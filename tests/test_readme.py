@@ -85,6 +85,8 @@ def test_a_command_names_programs_flags_and_files_that_exist(command):
         assert set(re.findall(r"\[(.*)\]", command[-1])) <= set(project["optional-dependencies"])
     else:
         _, program, *arguments = command
+        if program == "-m":
+            program, *arguments = [arguments[0].replace(".", "/") + ".py", *arguments[1:]]
         source = (ROOT / program).read_text(encoding="utf-8")
         if arguments and arguments[0].startswith("configs/"):
             parser = argparse.ArgumentParser(allow_abbrev=False)
