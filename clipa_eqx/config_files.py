@@ -50,7 +50,7 @@ def load_config(path: Path | str) -> ExperimentConfig:
 
 
 def apply_overrides(config: ExperimentConfig, argv: Sequence[str], *, program: str | None = None) -> ExperimentConfig:
-    """The configuration with scalars changed by flags such as ``--optim.peak-lr 4e-4 --data.folder X``.
+    """The configuration with scalars changed by flags such as ``--optim.peak-lr 4e-4 --data.sources.0.folder X``.
 
     Parts that the file leaves out (None) and the choice between kinds, such as of a schedule, are fixed by the file.
     ``--help`` among the flags prints all of them and exits with 0.

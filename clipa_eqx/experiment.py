@@ -7,6 +7,7 @@ from typing import Literal
 from clipa_eqx.data.augment import ImageConfig
 from clipa_eqx.data.eval_images import EvalImageConfig
 from clipa_eqx.data.prefetch import StreamConfig
+from clipa_eqx.data.stream import OnBadRecord
 from clipa_eqx.durations import Duration
 from clipa_eqx.errors import ConfigError
 from clipa_eqx.evals.zero_shot import ZeroShotConfig
@@ -18,27 +19,56 @@ from clipa_eqx.tokenizer import Reduction
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataSource:
+    """A set of records and how often it is drawn from.
+
+    Attributes:
+        folder: records with their manifest; a local path or `gs://`.
+        weight: its share of the samples is this over the sum of all weights, exactly as the decimal number is written.
+    """
+
+    folder: str
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.folder == "":
+            raise ConfigError("a data source has an empty folder; give a path")
+        if not (self.weight > 0 and math.isfinite(self.weight)):
+            raise ConfigError(f"data source {self.folder} has weight {self.weight}; it must be a positive number")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """What is trained on.
 
     Attributes:
-        folder: records with their manifest.
+        sources: one or several sets of records, mixed by weight. An epoch is as many samples as they hold records.
         image: size and augmentation of training pictures.
         text_reduction: how captions longer than the text tower are cut.
         vocab: a vocabulary file or a saved tokenizer's folder; None is the shipped vocabulary of BERT.
+        on_bad_record: "error" stops at a record that cannot be read; "substitute" takes another of the same source,
+            drawn from (seed, sample), and counts it as `bad_records` in the metrics.
         stream: how batches are prepared ahead; it changes no batch.
     """
 
-    folder: str
+    sources: tuple[DataSource, ...]
     image: ImageConfig
     text_reduction: Reduction = "truncate"
     vocab: str | None = None
+    on_bad_record: OnBadRecord = "error"
     stream: StreamConfig = field(default_factory=StreamConfig)
 
     def __post_init__(self) -> None:
-        for name in ("folder", "vocab"):
-            if getattr(self, name) == "":
-                raise ConfigError(f"data.{name} is empty; give a path")
+        if self.vocab == "":
+            raise ConfigError("data.vocab is empty; give a path")
+        folders = [source.folder for source in self.sources]
+        if not folders:
+            raise ConfigError("data.sources is empty; name at least one set of records")
+        repeated = sorted({folder for folder in folders if folders.count(folder) > 1})
+        if repeated:
+            raise ConfigError(
+                f"data.sources names {', '.join(repeated)} more than once; name it once, with more weight"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,8 @@ Command:   python scripts/train.py configs/h14_84px_t8.py --workdir runs/h14_84p
 Hardware:  TPU pod slice; laid out for 512 TPU v3 cores (16 GB each). Any number of devices that is a multiple of 8
            works.
 Hours:     7,776 A100 hours published for this stage and the one at 224 px together; not re-run here.
-Expect:    72.1 % zero-shot ImageNet top-1 with LAION-2B, 75.6 % with DataComp-1B (--data.folder data/datacomp1b).
-           Published by the reference, not re-run here.
+Expect:    72.1 % zero-shot ImageNet top-1 with LAION-2B, 75.6 % with DataComp-1B
+           (--data.sources.0.folder data/datacomp1b). Published by the reference, not re-run here.
 Notes:     Captions and prompts are cut to 8 tokens by part of speech (nouns first), as the reference trains and
            scores.
 """
@@ -18,7 +18,7 @@ from clipa_eqx.data.eval_images import EvalImageConfig
 from clipa_eqx.data.prefetch import StreamConfig
 from clipa_eqx.durations import Duration
 from clipa_eqx.evals.zero_shot import ZeroShotConfig
-from clipa_eqx.experiment import DataConfig, ExperimentConfig
+from clipa_eqx.experiment import DataConfig, DataSource, ExperimentConfig
 from clipa_eqx.models.presets import preset
 from clipa_eqx.optim import OptimConfig
 from clipa_eqx.precision import Precision
@@ -38,7 +38,7 @@ def config() -> ExperimentConfig:
     return ExperimentConfig(
         model=model,
         data=DataConfig(
-            folder="data/laion2b",
+            sources=(DataSource(folder="data/laion2b"),),
             image=ImageConfig(size=(84, 84), colour=ColourConfig()),
             text_reduction="syntax",
             # Per host; it changes no batch. Set it to what the hosts have.

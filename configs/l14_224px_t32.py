@@ -17,7 +17,7 @@ from clipa_eqx.data.eval_images import EvalImageConfig
 from clipa_eqx.data.prefetch import StreamConfig
 from clipa_eqx.durations import Duration
 from clipa_eqx.evals.zero_shot import ZeroShotConfig
-from clipa_eqx.experiment import DataConfig, ExperimentConfig, InitConfig
+from clipa_eqx.experiment import DataConfig, DataSource, ExperimentConfig, InitConfig
 from clipa_eqx.models.presets import preset
 from clipa_eqx.optim import OptimConfig
 from clipa_eqx.precision import Precision
@@ -38,7 +38,7 @@ def config() -> ExperimentConfig:
     return ExperimentConfig(
         model=model,
         data=DataConfig(
-            folder="data/datacomp1b",
+            sources=(DataSource(folder="data/datacomp1b"),),
             image=ImageConfig(size=(224, 224), colour=ColourConfig()),
             # Per host; it changes no batch. Set it to what the hosts have.
             stream=StreamConfig(workers=32, threads=2),

@@ -11,7 +11,7 @@ from clipa_eqx.data.augment import ImageConfig
 from clipa_eqx.data.eval_images import EvalImageConfig
 from clipa_eqx.durations import Duration
 from clipa_eqx.evals.zero_shot import ZeroShotConfig
-from clipa_eqx.experiment import CheckpointConfig, DataConfig, ExperimentConfig
+from clipa_eqx.experiment import CheckpointConfig, DataConfig, DataSource, ExperimentConfig
 from clipa_eqx.models.blocks import BlockConfig
 from clipa_eqx.models.clip import CLIPConfig
 from clipa_eqx.models.text import TextConfig
@@ -46,7 +46,7 @@ def model(*, image_size: int, length: int) -> CLIPConfig:
 def data(*, image_size: int) -> DataConfig:
     """Whole drawings, turned, scaled and shifted; no colours (docs/quickstart.md says why)."""
     return DataConfig(
-        folder=f"{DATA}/train",
+        sources=(DataSource(folder=f"{DATA}/train"),),
         image=ImageConfig(
             size=(image_size, image_size),
             min_area=1.0,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from clipa_eqx.cli import FAILED, OK, run, set_up_logging
 
-EPILOG = """Any field of the config is a flag: --batch-size 64 --optim.peak-lr 4e-4 --data.folder DIR --mesh.fsdp 8.
+EPILOG = """Any field of the config is a flag: --batch-size 64 --optim.peak-lr 4e-4 --data.sources.0.folder DIR.
 `train.py CONFIG.py --help-config` lists them all. The same command goes on with an interrupted run.
 Exit codes: 0 done, 2 a mistake in config, data or work folder, 1 anything else (interrupted runs too)."""
 

@@ -17,7 +17,7 @@ import tiny
 
 from clipa_eqx.cli import run
 from clipa_eqx.data.array_record_writer import write_records
-from clipa_eqx.data.stream import shuffled_order
+from clipa_eqx.data.mixture import shuffled_order
 from clipa_eqx.sharding import make_mesh
 from clipa_eqx.training import loop
 from clipa_eqx.training.metrics import read_metrics
@@ -88,7 +88,7 @@ def contents(folder):
         (["--optim.peak-lr", "fast"], ["--optim.peak-lr", "fast"]),
         (["--mesh.data", "4"], ["mesh data=4", "8 devices"]),
         (["--batch-size", "12"], ["batch_size 12", "multiple of 8"]),
-        (["--data.folder", "/nowhere/records"], ["/nowhere/records", "does not exist"]),
+        (["--data.sources.0.folder", "/nowhere/records"], ["/nowhere/records", "does not exist"]),
         (["--model.text.vocab", "60"], ["model.text.vocab is 60", "64 pieces", "at least 64"]),
         (["--model.image.blocks.heads", "5"], ["heads=5", "width=32"]),
         (["--data.vocab", "/nowhere/vocab.txt"], ["/nowhere/vocab.txt"]),
@@ -113,7 +113,7 @@ def test_the_script_as_a_process_says_one_message_and_ends_with_2(tmp_path):
     done = subprocess.run(
         [sys.executable, "scripts/train.py", str(config), "--workdir", str(tmp_path / "work"), "--batch-sise", "4"],
         cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT / "tests")},
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join((str(ROOT / "tests"), str(ROOT)))},
         capture_output=True,
         text=True,
     )
@@ -135,7 +135,7 @@ def test_the_work_folder_of_another_run_is_refused_with_every_difference(train_s
 def test_other_data_under_the_same_name_is_another_run(train_script, finished, one_device, tmp_path):
     write_records(tiny.make_records(30), tmp_path / "records")
     before = contents(finished)
-    code, error = train_script("--workdir", finished, "--data.folder", tmp_path / "records")
+    code, error = train_script("--workdir", finished, "--data.sources.0.folder", tmp_path / "records")
     assert (code, "the data's hash" in error) == (2, True)
     assert contents(finished) == before
 
@@ -207,10 +207,10 @@ def test_a_corrupt_record_ends_the_run_by_name_and_a_mended_one_goes_on(train_sc
     assert data.count(picture) == 1
     shard.write_bytes(data.replace(picture, picture[:40] + bytes(len(picture) - 40)))
     work = tmp_path / "work"
-    code, error = train_script("--workdir", work, "--data.folder", bad)
+    code, error = train_script("--workdir", work, "--data.sources.0.folder", bad)
     assert code == 2
     assert f"record {broken}" in error
     assert [line["step"] for line in read_metrics(work / "metrics.jsonl")][-1] in (4, 5, 6)
     assert not (work / "model").exists()
-    assert train_script("--workdir", work, "--data.folder", good)[0] == 0
+    assert train_script("--workdir", work, "--data.sources.0.folder", good)[0] == 0
     assert [line["step"] for line in read_metrics(work / "metrics.jsonl")] == list(range(1, 13))

@@ -55,9 +55,9 @@ def test_no_flags_change_nothing():
 
 
 def test_flags_change_scalars_at_any_depth():
-    flags = "--optim.peak-lr 4e-4 --data.folder elsewhere --batch-size 64 --mesh.fsdp 8 --optim.clip-norm 1.0"
+    flags = "--optim.peak-lr 4e-4 --data.sources.0.folder elsewhere --batch-size 64 --mesh.fsdp 8 --optim.clip-norm 1.0"
     changed = apply_overrides(tiny_run(), [*flags.split(), "--optim.schedules.0.1.min-ratio", "0.5"])
-    assert (changed.optim.peak_lr, changed.data.folder, changed.batch_size) == (4e-4, "elsewhere", 64)
+    assert (changed.optim.peak_lr, changed.data.sources[0].folder, changed.batch_size) == (4e-4, "elsewhere", 64)
     assert (changed.mesh.fsdp, changed.optim.clip_norm, changed.optim.schedules[0][1].min_ratio) == (8, 1.0, 0.5)
     assert changed.model == tiny_run().model
 

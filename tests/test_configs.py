@@ -120,4 +120,4 @@ def test_a_fine_tuning_starts_from_the_run_of_another_recipe(name):
     assert config.init.resize_text == (source.model.text.length != config.model.text.length)
     assert source.model.image.pool == config.model.image.pool
     assert source.model.image.patch_size == config.model.image.patch_size
-    assert source.data.folder == config.data.folder
+    assert source.data.sources[0].folder == config.data.sources[0].folder

@@ -119,8 +119,8 @@ def workdir(data, tmp_path):
     vocab = tmp_path / "vocab.txt"
     write_vocab(WORDS, vocab)
     config = tiny_run()
-    config = tiny_run(data=DataConfig(folder="records", image=config.data.image, vocab=str(vocab)))
-    record = run_record(config, open_records(data / "labelled").manifest, vocab_sha256=VOCAB)
+    config = tiny_run(data=DataConfig(sources=config.data.sources, image=config.data.image, vocab=str(vocab)))
+    record = run_record(config, [open_records(data / "labelled").manifest], vocab_sha256=VOCAB)
     claim(tmp_path / "run", record)
     optimizer = make_optimizer(config.optim, tiny_clip(), total_steps=10, batch_size=8, data_size=8)
     with Checkpoints(tmp_path / "run" / "checkpoints", keep=1) as checkpoints:
@@ -183,7 +183,7 @@ def test_a_missing_templates_file_and_an_unfinished_run_are_the_users_mistakes(d
     flags = ("--suite", "zero-shot", "--data", data / "labelled", "--out", tmp_path / "result.json")
     assert call(tmp_path, *flags, "--templates-file", tmp_path / "none.txt") == USAGE
     assert "none.txt cannot be read" in capsys.readouterr().err
-    claim(tmp_path / "run", run_record(tiny_run(), open_records(data / "labelled").manifest, vocab_sha256=VOCAB))
+    claim(tmp_path / "run", run_record(tiny_run(), [open_records(data / "labelled").manifest], vocab_sha256=VOCAB))
     assert call(tmp_path / "run", *flags) == USAGE
     assert "no checkpoint yet" in capsys.readouterr().err
 

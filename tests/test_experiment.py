@@ -8,8 +8,12 @@ from clipa_eqx.data.eval_images import EvalImageConfig
 from clipa_eqx.durations import Duration
 from clipa_eqx.errors import ConfigError
 from clipa_eqx.evals.zero_shot import ZeroShotConfig
-from clipa_eqx.experiment import CheckpointConfig, DataConfig, InitConfig, WandbConfig
+from clipa_eqx.experiment import CheckpointConfig, DataConfig, DataSource, InitConfig, WandbConfig
 from clipa_eqx.sharding import MeshConfig
+
+
+def data_config(*folders):
+    return DataConfig(sources=tuple(DataSource(folder=name) for name in folders), image=ImageConfig(size=(8, 8)))
 
 
 def test_a_run_is_frozen_hashable_and_equal_by_value():
@@ -30,7 +34,7 @@ def test_a_run_is_frozen_hashable_and_equal_by_value():
         ({"seed": -1}, "seed is -1"),
         ({"log_every_steps": 0}, "log_every_steps is 0"),
         ({"eval_image": EvalImageConfig(size=(8, 8))}, r"eval_image.size is \(8, 8\)"),
-        ({"data": DataConfig(folder="x", image=ImageConfig(size=(8, 8)))}, r"data.image.size is \(8, 8\)"),
+        ({"data": data_config("x")}, r"data.image.size is \(8, 8\)"),
         ({"zero_shot": (ZeroShotConfig(data="y"),) * 2}, "names y more than once"),
     ],
 )
@@ -55,7 +59,11 @@ def test_an_unknown_data_axis_restricts_the_batch_by_the_known_axes_only():
         lambda: CheckpointConfig(keep=0),
         lambda: InitConfig(source=""),
         lambda: WandbConfig(project=""),
-        lambda: DataConfig(folder="", image=ImageConfig(size=(8, 8))),
+        lambda: data_config(""),
+        lambda: data_config(),
+        lambda: data_config("x", "x"),
+        lambda: DataSource(folder="x", weight=0.0),
+        lambda: DataSource(folder="x", weight=float("nan")),
     ],
 )
 def test_parts_refuse_empty_and_zero(make):

@@ -11,7 +11,7 @@ from clipa_eqx.data.colour import ColourConfig
 from clipa_eqx.durations import Duration
 from clipa_eqx.errors import ConfigError
 from clipa_eqx.evals.zero_shot import ZeroShotConfig
-from clipa_eqx.experiment import DataConfig, ExperimentConfig, InitConfig, WandbConfig
+from clipa_eqx.experiment import DataConfig, DataSource, ExperimentConfig, InitConfig, WandbConfig
 from clipa_eqx.json_config import from_json, to_json
 from clipa_eqx.optim import OptimConfig
 from clipa_eqx.schedules import Cosine, Polynomial, Rsqrt, Stair
@@ -52,7 +52,9 @@ def random_run(seed):
         ),
         duration=random_duration(rng),
         data=DataConfig(
-            folder='\\ "ü',
+            sources=(DataSource(folder='\\ "ü'), DataSource(folder="y", weight=rng.random() + 0.1))[
+                : rng.randrange(1, 3)
+            ],
             image=ImageConfig(
                 size=(16, 16),
                 colour=rng.choice([None, ColourConfig(strength=rng.random())]),

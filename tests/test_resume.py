@@ -48,7 +48,7 @@ def start(config, workdir, *, log):
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "PYTHONPATH": str(ROOT / "tests"),
+        "PYTHONPATH": os.pathsep.join((str(ROOT / "tests"), str(ROOT))),
     }
     command = [sys.executable, "scripts/train.py", str(config), "--workdir", str(workdir)]
     with log.open("w") as file:

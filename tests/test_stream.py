@@ -1,12 +1,5 @@
 """Streams: batches are a function of (seed, step) for any machine layout; evaluation sees each record once."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,8 +7,9 @@ from hypothesis import strategies as st
 
 from clipa_eqx.data.array_record_reader import open_records
 from clipa_eqx.data.array_record_writer import write_records
+from clipa_eqx.data.mixture import shuffled_order
 from clipa_eqx.data.records import Record
-from clipa_eqx.data.stream import StreamConfig, eval_stream, shuffled_order, train_stream
+from clipa_eqx.data.stream import StreamConfig, eval_stream, train_stream
 from clipa_eqx.errors import DataError
 
 _RECORDS = 200  # Grain's shuffle takes milliseconds a sample below a few dozen records
@@ -27,16 +21,12 @@ _HERE = StreamConfig(workers=0, threads=0, prefetch_batches=0)
 
 
 def draw(record, rng):
-    """A random transform that also uses child generators; runs in worker processes, which must not touch jax."""
-    jax_backends = sys.modules.get("jax._src.xla_bridge")
-    if os.environ.get("CLIPA_EQX_TEST_PARENT", "") not in ("", str(os.getpid())) and jax_backends is not None:
-        assert not jax_backends._backends, "a worker process created a jax backend"
+    """A random transform that also uses child generators."""
     child, _ = rng.spawn(2)
     return {
         "value": np.int64(int(record.key)),
         "noise": rng.random(2).astype(np.float32),
         "child": child.integers(1 << 30),
-        "pid": np.int64(os.getpid()),
     }
 
 
@@ -78,7 +68,7 @@ def assert_same(got, expected):
     assert len(got) == len(expected)
     for a, b in zip(got, expected, strict=True):
         assert a.keys() == b.keys()
-        for name in a.keys() - {"pid"}:
+        for name in a:
             assert a[name].dtype == b[name].dtype
             np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
@@ -104,55 +94,6 @@ def test_batches_do_not_depend_on_processes_threads_or_start(source, references,
         source, processes=processes, steps=2, batch_size=24, seed=seed, start_step=start, config=config
     )
     assert_same(got, references[seed][start : start + 2])
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_worker_processes_give_the_same_batches_and_no_jax_backend(source, monkeypatch, workers):
-    monkeypatch.setenv("CLIPA_EQX_TEST_PARENT", str(os.getpid()))
-    options = {"batch_size": 4, "seed": 3, "start_step": 2}
-    reference = take(train_stream(source, draw, **options, config=_HERE), 5)
-    stream = train_stream(source, draw, **options, config=StreamConfig(workers=workers, threads=1))
-    got = take(stream, 5)
-    assert_same(got, reference)
-    pids = {int(pid) for batch in got for pid in batch["pid"]}
-    assert len(pids) == workers
-    assert os.getpid() not in pids
-    assert not [pid for pid in pids if is_running(pid)], "close() left worker processes behind"
-
-
-def test_workers_end_when_their_parent_is_killed(source):
-    code = (
-        "import sys, test_stream as t\n"
-        "if __name__ == '__main__':\n"
-        "    stream = t.train_stream(t.open_records(sys.argv[1]), t.draw, batch_size=2, seed=0,\n"
-        "                            config=t.StreamConfig(workers=1, threads=1))\n"
-        "    print(int(next(stream)['pid'][0]), flush=True)\n"
-        "    sys.stdin.read()\n"
-    )
-    root = Path(__file__).parent
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), str(root.parent)])}
-    with subprocess.Popen(
-        [sys.executable, "-c", code, str(source.folder)],
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as parent:
-        worker = int(parent.stdout.readline())
-        assert is_running(worker)
-        parent.send_signal(signal.SIGKILL)
-        parent.wait()
-        deadline = time.monotonic() + 10
-        while is_running(worker) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert not is_running(worker)
-
-
-def is_running(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_each_epoch_is_another_permutation(source):

@@ -15,14 +15,13 @@ import jax
 import numpy as np
 from PIL import Image
 
-from clipa_eqx.data.array_record_reader import open_records
 from clipa_eqx.data.array_record_writer import write_records
 from clipa_eqx.data.augment import ImageConfig
 from clipa_eqx.data.eval_images import EvalImageConfig
 from clipa_eqx.data.prefetch import StreamConfig
 from clipa_eqx.data.records import Record
 from clipa_eqx.durations import Duration
-from clipa_eqx.experiment import CheckpointConfig, DataConfig, ExperimentConfig
+from clipa_eqx.experiment import CheckpointConfig, DataConfig, DataSource, ExperimentConfig
 from clipa_eqx.models.blocks import BlockConfig
 from clipa_eqx.models.clip import CLIPConfig, abstract_clip
 from clipa_eqx.models.text import TextConfig
@@ -32,7 +31,7 @@ from clipa_eqx.schedules import Cosine
 from clipa_eqx.sharding import make_mesh, put_global_batch, shardings_for
 from clipa_eqx.tokenizer.vocabulary import SPECIAL, write_vocab
 from clipa_eqx.training import loop
-from clipa_eqx.training.inputs import load_tokenizer, train_batches
+from clipa_eqx.training.inputs import load_tokenizer, open_sources, train_batches
 from clipa_eqx.training.start import first_state
 from clipa_eqx.training.state import TrainState, abstract_state
 from clipa_eqx.training.step import make_train_step
@@ -92,7 +91,7 @@ def run_config(**fields) -> ExperimentConfig:
     chosen = {
         "model": model_config(),
         "data": DataConfig(
-            folder=str(folder() / "records"),
+            sources=(DataSource(folder=str(folder() / "records")),),
             image=ImageConfig(size=SIZE),
             vocab=str(folder() / "vocab.txt"),
             stream=StreamConfig(threads=1, prefetch_batches=1),
@@ -140,7 +139,7 @@ def train_on_one_device(config: ExperimentConfig, workdir: Path) -> loop.TrainRe
 def drive(config: ExperimentConfig, *, devices: int, steps: int) -> Driven:
     """The first steps of a run on some of the devices, without work folder, log and checkpoints."""
     mesh = make_mesh(config.mesh, devices=jax.devices()[:devices])
-    source = open_records(config.data.folder)
+    source = open_sources(config)
     tokenizer = load_tokenizer(config.data.vocab, model_vocab=config.model.text.vocab)
     optimizer = make_optimizer(config.optim, abstract_clip(config.model), total_steps=config.duration.steps)
     abstract = abstract_state(config.model, optimizer)

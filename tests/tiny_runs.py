@@ -8,7 +8,7 @@ import jax.random as jr
 from clipa_eqx.data.augment import ImageConfig
 from clipa_eqx.data.eval_images import EvalImageConfig
 from clipa_eqx.durations import Duration
-from clipa_eqx.experiment import DataConfig, ExperimentConfig
+from clipa_eqx.experiment import DataConfig, DataSource, ExperimentConfig
 from clipa_eqx.models.blocks import BlockConfig
 from clipa_eqx.models.clip import CLIP, CLIPConfig
 from clipa_eqx.models.text import TextConfig
@@ -47,7 +47,7 @@ def tiny_run(**fields) -> ExperimentConfig:
     size = (16, 16)
     chosen = {
         "model": tiny_clip_config(),
-        "data": DataConfig(folder="records", image=ImageConfig(size=size)),
+        "data": DataConfig(sources=(DataSource(folder="records"),), image=ImageConfig(size=size)),
         "optim": OptimConfig(peak_lr=1e-3),
         "batch_size": 8,
         "duration": Duration(steps=10),

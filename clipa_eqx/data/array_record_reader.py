@@ -3,13 +3,15 @@
 import bisect
 import importlib
 import itertools
+import re
+import resource
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from clipa_eqx.data.array_record_writer import hash_file
-from clipa_eqx.data.manifest import Manifest, read_manifest
+from clipa_eqx.data.manifest import MANIFEST_NAME, Manifest, manifest_from_json, read_manifest
 from clipa_eqx.data.records import Record, decode_record
 from clipa_eqx.errors import DataError
 
@@ -21,7 +23,7 @@ class RecordSource:
     each process.
     """
 
-    def __init__(self, *, folder: Path, manifest: Manifest) -> None:
+    def __init__(self, *, folder: str, manifest: Manifest) -> None:
         self.folder = folder
         self.manifest = manifest
         self._ends = list(itertools.accumulate(shard.count for shard in manifest.shards))
@@ -50,15 +52,29 @@ class RecordSource:
             IndexError: an index outside the source.
             DataError: a record is damaged; the message names its shard, its index there and its key if legible.
         """
+        records: list[Record] = []
+        for record in self.read_each(indices):
+            if isinstance(record, DataError):
+                raise record
+            records.append(record)
+        return records
+
+    def read_each(self, indices: Sequence[int]) -> list[Record | DataError]:
+        """As `read`, but a damaged record is returned as its error.
+
+        Raises:
+            IndexError: an index outside the source.
+            DataError: a whole shard is missing or damaged.
+        """
         wanted: dict[int, list[tuple[int, int]]] = {}
         for row, index in enumerate(indices):
             shard, position = self.locate(index)
             wanted.setdefault(shard, []).append((row, position))
-        records: dict[int, Record] = {}
+        records: dict[int, Record | DataError] = {}
         for shard, rows in wanted.items():
             blobs = self._read_shard(shard, [position for _, position in rows])
             for (row, position), blob in zip(rows, blobs, strict=True):
-                records[row] = decode_record(blob, where=self._where(shard, position))
+                records[row] = blob if isinstance(blob, DataError) else self._decode(blob, shard, position)
         return [records[row] for row in range(len(indices))]
 
     def locate(self, index: int) -> tuple[int, int]:
@@ -86,19 +102,27 @@ class RecordSource:
         RecordSource.__init__(self, folder=state["folder"], manifest=state["manifest"])
 
     def _where(self, shard: int, position: int) -> str:
-        return f"{self.folder / self.manifest.shards[shard].name}, record {position}"
+        return f"{self.folder}/{self.manifest.shards[shard].name}, record {position}"
 
-    def _read_shard(self, shard: int, positions: list[int]) -> list[bytes]:
+    def _decode(self, blob: bytes, shard: int, position: int) -> Record | DataError:
+        try:
+            return decode_record(blob, where=self._where(shard, position))
+        except DataError as error:
+            return error
+
+    def _read_shard(self, shard: int, positions: list[int]) -> list[bytes | DataError]:
         reader = self._open(shard)
         try:
             return reader.read(positions)
         except RuntimeError as error:
             if len(positions) > 1:  # read one by one, so that the message names the damaged one
                 return [self._read_shard(shard, [position])[0] for position in positions]
-            raise DataError(
+            problem = DataError(
                 f"{self._where(shard, positions[0])} cannot be read: {error}; "
                 "the file is damaged, restore it from its source (verify() lists every damaged shard)"
-            ) from error
+            )
+            problem.__cause__ = error
+            return [problem]
 
     def _open(self, shard: int) -> Any:
         with self._lock:
@@ -107,11 +131,13 @@ class RecordSource:
                 array_record = importlib.import_module("array_record.python.array_record_module")
 
                 info = self.manifest.shards[shard]
-                path = self.folder / info.name
-                _check_size(path, expected=info.bytes)
-                reader = array_record.ArrayRecordReader(str(path), options="readahead_buffer_size:0")
+                path = f"{self.folder}/{info.name}"
+                if not is_url(self.folder):
+                    _check_size(Path(path), expected=info.bytes)
+                    _allow_open_files(len(self.manifest.shards))
                 # A cut file can open without an error and claim to hold nothing, so the count is compared here.
                 try:
+                    reader = array_record.ArrayRecordReader(path, options="readahead_buffer_size:0")
                     count: int = reader.num_records()
                 except RuntimeError as error:
                     raise DataError(f"shard {path} is damaged: {error}; restore it from its source") from error
@@ -124,19 +150,32 @@ class RecordSource:
 def open_records(folder: str | Path) -> RecordSource:
     """Open a record folder; sizes of all shards are compared with the manifest, contents are not read.
 
+    A `gs://` folder works too: array_record reads shards from buckets itself. Its manifest is read through fsspec,
+    which needs the package gcsfs; sizes are not compared, because that would be a request per shard.
+
     ```python
     source = open_records("data/cc12m")
     source[0].captions
     ```
 
     Raises:
-        DataError: folder, manifest or a shard is missing, or a shard has another size than the manifest says.
+        DataError: folder, manifest or a shard is missing, a shard has another size than the manifest says, or the
+            folder is a URL that array_record cannot read.
     """
-    folder = Path(folder)
+    if is_url(folder):
+        return RecordSource(folder=str(folder).rstrip("/"), manifest=_read_bucket_manifest(str(folder).rstrip("/")))
     manifest = read_manifest(folder)
     for shard in manifest.shards:
-        _check_size(folder / shard.name, expected=shard.bytes)
-    return RecordSource(folder=folder, manifest=manifest)
+        _check_size(Path(folder) / shard.name, expected=shard.bytes)
+    return RecordSource(folder=str(folder), manifest=manifest)
+
+
+def is_url(folder: str | Path) -> bool:
+    """Whether a folder lies in a bucket. DataError for a `Path` made of a URL, which has lost a slash."""
+    text = str(folder)
+    if re.match(r"[A-Za-z0-9+.-]+:/(?!/)", text):
+        raise DataError(f"data folder {text} looks like a URL with one slash; give it as text, not as a Path")
+    return "://" in text
 
 
 def verify(folder: str | Path) -> Manifest:
@@ -159,6 +198,36 @@ def verify(folder: str | Path) -> Manifest:
     if problems:
         raise DataError(f"data folder {folder} is damaged: {'; '.join(problems)}; restore these files")
     return manifest
+
+
+def _read_bucket_manifest(folder: str) -> Manifest:
+    where = f"{folder}/{MANIFEST_NAME}"
+    if not folder.startswith("gs://"):
+        raise DataError(
+            f"data folder {folder}: records are read from local paths and gs:// only; copy it, or mount the bucket"
+        )
+    fsspec = importlib.import_module("fsspec")  # no type stubs
+    try:
+        with fsspec.open(where, "rb") as file:
+            content: bytes = file.read()
+    except ImportError as error:
+        raise DataError(f"{where} cannot be read: {error}; pip install 'clipa_eqx[gcs]'") from error
+    # Drivers raise errors of their own for missing files, credentials and connections.
+    except Exception as error:
+        raise DataError(
+            f"{where} cannot be read ({type(error).__name__}: {error}); give a folder of a finished conversion, and "
+            "check the credentials with `gcloud auth application-default login`"
+        ) from error
+    return manifest_from_json(content, where=where)
+
+
+def _allow_open_files(shards: int) -> None:
+    """Raise this process's limit of open files to what one open file per shard needs, as far as the system lets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * shards + 512
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(limit, soft), hard))
 
 
 def _check_size(path: Path, *, expected: int) -> None:

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
@@ -39,26 +40,30 @@ class StreamConfig:
 
 
 class BatchIterator(Iterator[Batch]):
-    """Batches in order; close it (or use it in `with`) to end its threads and processes."""
+    """Batches in order; close it (or use it in `with`) to end its threads and processes.
+
+    One that is forgotten is closed when it is collected, or at the end of the program.
+    """
 
     def __init__(self, batches: Any) -> None:
-        self._batches = batches
-        self._is_closed = False
+        self._batches: Any = batches
+        self._end = weakref.finalize(self, batches.close)
 
     def __next__(self) -> Batch:
-        if self._is_closed:
+        if not self._end.alive:
             raise StopIteration
         try:
-            return next(self._batches)
+            # Workers send batches in shared memory. It is given back at once: arrays that live until the program ends
+            # are never unlinked, and whoever keeps a batch would keep its files open.
+            return {name: _own(value) for name, value in next(self._batches).items()}
         except BaseException:  # the end, a damaged record, a dead worker or Ctrl-C: nothing can follow
             self.close()
             raise
 
     def close(self) -> None:
         """Stop prefetching and end the worker processes; safe to call again."""
-        if not self._is_closed:
-            self._is_closed = True
-            self._batches.close()
+        self._end()
+        self._batches = None
 
     def __enter__(self) -> "BatchIterator":
         return self
@@ -87,14 +92,25 @@ def prefetch(steps: Any, *, config: StreamConfig) -> BatchIterator:
         batches = batches.mp_prefetch(options, worker_init_fn=_start_worker)
         _log.info("reading with %d worker processes of %d threads", config.workers, config.threads)
     iterator = iter(batches)
-    iterator.start_prefetch()
+    # Threads and processes inherit what is blocked here, so that a signal to the whole group, as Ctrl-C and Slurm send
+    # it, is the main thread's alone, also while workers are still starting.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        iterator.start_prefetch()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return BatchIterator(iterator)
 
 
+def _own(value: np.ndarray) -> np.ndarray:
+    return value if type(value) is np.ndarray else np.array(value, subok=False)
+
+
 def _start_worker(worker: int, workers: int) -> None:
-    """Tie a worker's life to its parent: Ctrl-C is the parent's to handle, and no worker outlives it."""
+    """Tie a worker's life to its parent: signals are the parent's to handle, and no worker outlives it."""
     del worker, workers
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_exit_after, args=(parent,), name="parent-watch", daemon=True).start()

@@ -1,14 +1,17 @@
 """Batches as a function of (seed, step): the shuffled train stream and the exact-once evaluation stream."""
 
+import functools
+import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import grain
 import numpy as np
 
 from clipa_eqx.data.array_record_reader import RecordSource
+from clipa_eqx.data.mixture import Mixture
 from clipa_eqx.data.prefetch import Batch as Batch
 from clipa_eqx.data.prefetch import BatchIterator as BatchIterator
 from clipa_eqx.data.prefetch import StreamConfig as StreamConfig
@@ -20,12 +23,19 @@ Row = Mapping[str, Any]
 TrainTransformFn = Callable[[Record, np.random.Generator], Row]
 EvalTransformFn = Callable[[Record], Row]
 
+_log = logging.getLogger(__name__)
+
+OnBadRecord = Literal["error", "substitute"]
+
+# More is no rot but another problem, and would shift what is trained on.
+_MOST_SUBSTITUTED = 0.1
+_MOST_ATTEMPTS = 8
 # Records held as bytes at once while a batch is built; larger reads save nothing and only cost memory.
 _READ_RECORDS = 256
 
 
 def train_stream(
-    source: RecordSource,
+    source: RecordSource | Mixture,
     transform: TrainTransformFn,
     *,
     batch_size: int,
@@ -33,14 +43,20 @@ def train_stream(
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
+    on_bad_record: OnBadRecord = "error",
     config: StreamConfig | None = None,
 ) -> BatchIterator:
     """Endless training batches from `start_step` on; batch `step` depends on (source, transform, seed, step) only.
 
-    Sample n = step * batch_size + row is record `shuffled_order(...)[n]`, a new permutation of the source in every
-    epoch, transformed with a generator made from (seed, n). A batch may reach into the next epoch. Process p gets rows
-    [p * local, (p + 1) * local), local = batch_size // process_count, so the processes' batches laid end to end are
-    the same global batch for any count. Each batch also holds `sample_id` int64[local], the index of the record.
+    Sample n = step * batch_size + row comes from the source that `Mixture.drawn(n)` names, and there from entry
+    `draw` of its shuffled order: a new permutation of each source in each of its epochs. The transform gets a generator
+    made from (seed, n). A batch may reach into the next epoch. Process p gets rows [p * local, (p + 1) * local),
+    local = batch_size // process_count, so the processes' batches laid end to end are the same global batch for any
+    count. Each batch also holds, per row, `sample_id` int64 (the mixture's id of the record, unique over all
+    sources), `source` int32 (its number) and `substituted` bool.
+
+    A record that cannot be read or transformed is an error, or with "substitute" replaced by another record of its
+    source, drawn from (seed, n): logged, marked in `substituted`, and bounded to a tenth of a batch.
 
     The transform must be picklable when `config.workers` > 0, must not use jax, and returns arrays or numbers of one
     shape and type for every record.
@@ -49,21 +65,21 @@ def train_stream(
         DataError: no records, a bad size, step or seed, or a `process_count` that does not divide `batch_size`.
     """
     _check_processes(batch_size=batch_size, process_index=process_index, process_count=process_count)
-    if len(source) == 0:
-        raise DataError(f"data folder {source.folder} holds no records; there is nothing to train on")
+    mixture = source if isinstance(source, Mixture) else Mixture(sources=(source,))
     if batch_size % process_count:
         raise DataError(f"batch_size {batch_size} does not divide over {process_count} processes; choose a multiple")
     if start_step < 0 or seed < 0:
         raise DataError(f"start_step and seed must not be negative, got {start_step} and {seed}")
     local = batch_size // process_count
     load = _LoadTrainBatch(
-        source=source,
+        mixture=mixture,
         transform=transform,
-        order=shuffled_order(len(source), seed=seed),
+        orders=mixture.orders(seed=seed),
         seed=seed,
         batch_size=batch_size,
         first_row=process_index * local,
         local_size=local,
+        on_bad_record=on_bad_record,
     )
     last_step = sys.maxsize // batch_size
     return prefetch(grain.MapDataset.range(start_step, last_step).map(load), config=config or StreamConfig())
@@ -96,13 +112,6 @@ def eval_stream(
     return prefetch(grain.MapDataset.range(steps).map(load), config=config or StreamConfig())
 
 
-def shuffled_order(records: int, *, seed: int) -> Any:
-    """Random access order: `order[n]` is the record of sample n; each epoch of `records` samples is a permutation."""
-    # Grain adds the epoch to the seed of a shuffle. Hashing first keeps seeds 1 and 2 from sharing shifted epochs.
-    shuffle_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
-    return grain.MapDataset.range(records).shuffle(seed=shuffle_seed).repeat()
-
-
 def sample_generator(*, seed: int, sample: int) -> np.random.Generator:
     """The generator of sample n = step * batch_size + row; fresh each time, so that `spawn` depends on (seed, n) too.
 
@@ -113,25 +122,57 @@ def sample_generator(*, seed: int, sample: int) -> np.random.Generator:
 
 @dataclass(frozen=True, kw_only=True)
 class _LoadTrainBatch:
-    source: RecordSource
+    mixture: Mixture
     transform: TrainTransformFn
-    order: Any
+    orders: tuple[Any, ...]
     seed: int
     batch_size: int
     first_row: int
     local_size: int
+    on_bad_record: OnBadRecord
 
     def __call__(self, step: int) -> Batch:
         first = step * self.batch_size + self.first_row
-        samples = range(first, first + self.local_size)
-        ids = [int(self.order[sample]) for sample in samples]
-
-        def transform(at: int, record: Record) -> Row:
-            return self.transform(record, sample_generator(seed=self.seed, sample=samples[at]))
-
-        batch = _load(self.source, ids, transform, size=self.local_size)
+        drawn = [self.mixture.drawn(sample) for sample in range(first, first + self.local_size)]
+        ids = [self.mixture.record_id(source, int(self.orders[source][draw])) for source, draw in drawn]
+        substituted = np.zeros(self.local_size, np.bool_)
+        batch: Batch = {}
+        for chunk in range(0, self.local_size, _READ_RECORDS):
+            for at, found in enumerate(self.mixture.read(ids[chunk : chunk + _READ_RECORDS]), start=chunk):
+                row, used = self._row(first + at, ids[at], found)
+                substituted[at] = used != ids[at]
+                ids[at] = used
+                batch = _put(batch, at, row, size=self.local_size, where=lambda used=used: self.mixture.describe(used))
+        if substituted.sum() > max(1, _MOST_SUBSTITUTED * self.local_size):
+            raise DataError(
+                f"step {step}: {substituted.sum()} of {self.local_size} records are bad, more than "
+                f"{_MOST_SUBSTITUTED:.0%}; the log names them. Restore the data, or convert them again without these"
+            )
         batch["sample_id"] = np.array(ids, np.int64)
+        batch["source"] = np.array([source for source, _ in drawn], np.int32)
+        batch["substituted"] = substituted
         return batch
+
+    def _row(self, sample: int, record_id: int, found: Record | DataError) -> tuple[Row, int]:
+        """The row of a sample and the id of the record that it shows."""
+        for attempt in range(_MOST_ATTEMPTS):
+            try:
+                if isinstance(found, DataError):
+                    raise found
+                return self.transform(found, sample_generator(seed=self.seed, sample=sample)), record_id
+            except DataError as error:
+                # What cannot be read names its place already.
+                place = f"{self.mixture.describe(record_id)}, key {found.key!r}: " if isinstance(found, Record) else ""
+                problem = DataError(f"{place}{error}")
+                if self.on_bad_record == "error":
+                    raise problem from error
+            source, _ = self.mixture.locate(record_id)
+            # Drawn, because damage comes in runs: the next record is likely to be bad too.
+            rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence((self.seed, sample, 1 + attempt))))
+            record_id = self.mixture.record_id(source, int(rng.integers(len(self.mixture.sources[source]))))
+            _log.warning("sample %d: %s; takes %s instead", sample, problem, self.mixture.describe(record_id))
+            (found,) = self.mixture.read([record_id])
+        raise DataError(f"sample {sample}: {_MOST_ATTEMPTS} records of one source in a row are bad; restore the data")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +190,15 @@ class _LoadEvalBatch:
         ids: list[int] = index[mask].tolist()
         # A process without a record in this batch still needs the shapes: it pads from the first record of the batch.
         read = ids or [step * self.batch_size]
-        batch = _load(self.source, read, lambda _, record: self.transform(record), size=self.local_size)
+        batch: Batch = {}
+        for chunk in range(0, len(read), _READ_RECORDS):
+            for at, record in enumerate(self.source.read(read[chunk : chunk + _READ_RECORDS]), start=chunk):
+                place = functools.partial(_place, self.source, read[at], record)
+                try:
+                    row = self.transform(record)
+                except DataError as error:
+                    raise DataError(f"{place()}: {error}") from error
+                batch = _put(batch, at, row, size=self.local_size, where=place)
         for values in batch.values():
             values[len(ids) :] = 0
         batch["sample_id"] = np.where(mask, index, -1)
@@ -157,33 +206,27 @@ class _LoadEvalBatch:
         return batch
 
 
-def _load(source: RecordSource, ids: Sequence[int], transform: Callable[[int, Record], Row], *, size: int) -> Batch:
-    """Rows into arrays with a leading axis of `size`; rows beyond `ids` stay zero."""
-    batch: Batch = {}
-    for first in range(0, len(ids), _READ_RECORDS):
-        for at, record in enumerate(source.read(ids[first : first + _READ_RECORDS]), start=first):
-            try:
-                row = {name: np.asarray(value) for name, value in transform(at, record).items()}
-                if not batch:
-                    batch = {name: np.zeros((size, *value.shape), value.dtype) for name, value in row.items()}
-                _fill(batch, at, row)
-            except DataError as error:
-                raise DataError(f"{source.describe(ids[at])}, key {record.key!r}: {error}") from error
-    return batch
+def _place(source: RecordSource, index: int, record: Record) -> str:
+    return f"{source.describe(index)}, key {record.key!r}"
 
 
-def _fill(batch: Batch, at: int, row: Mapping[str, np.ndarray]) -> None:
-    if row.keys() != batch.keys():
-        raise DataError(f"the transform gave {sorted(row)}, for the first record of the batch {sorted(batch)}")
-    for name, value in row.items():
-        values = batch[name]
+def _put(batch: Batch, at: int, row: Row, *, size: int, where: Callable[[], str]) -> Batch:
+    """Write row `at`; the first one decides names, shapes and types of a batch of `size` rows of zeros."""
+    values = {name: np.asarray(value) for name, value in row.items()}
+    if not batch:
+        batch = {name: np.zeros((size, *value.shape), value.dtype) for name, value in values.items()}
+    if values.keys() != batch.keys():
+        raise DataError(f"{where()}: the transform gave {sorted(values)}, for the first of the batch {sorted(batch)}")
+    for name, value in values.items():
+        rows = batch[name]
         # Checked, because numpy would broadcast or cast silently.
-        if value.shape != values.shape[1:] or value.dtype != values.dtype:
+        if value.shape != rows.shape[1:] or value.dtype != rows.dtype:
             raise DataError(
-                f"the transform gave {name} {value.dtype}{value.shape}, "
-                f"for the first record of the batch {values.dtype}{values.shape[1:]}"
+                f"{where()}: the transform gave {name} {value.dtype}{value.shape}, "
+                f"for the first record of the batch {rows.dtype}{rows.shape[1:]}"
             )
-        values[at] = value
+        rows[at] = value
+    return batch
 
 
 def _check_processes(*, batch_size: int, process_index: int, process_count: int) -> None:

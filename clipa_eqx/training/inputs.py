@@ -8,6 +8,7 @@ import jax
 
 from clipa_eqx.data.array_record_reader import RecordSource, open_records
 from clipa_eqx.data.eval_images import eval_image
+from clipa_eqx.data.mixture import Mixture
 from clipa_eqx.data.stream import BatchIterator, eval_stream, train_stream
 from clipa_eqx.data.transforms import TrainTransform
 from clipa_eqx.errors import ConfigError
@@ -44,8 +45,16 @@ def load_tokenizer(vocab: str | None, *, model_vocab: int) -> Tokenizer:
     return tokenizer
 
 
+def open_sources(config: ExperimentConfig) -> Mixture:
+    """The record sets of a run; a DataError names the one that is missing, damaged or empty."""
+    return Mixture(
+        sources=tuple(open_records(source.folder) for source in config.data.sources),
+        weights=tuple(source.weight for source in config.data.sources),
+    )
+
+
 def train_batches(
-    config: ExperimentConfig, source: RecordSource, tokenizer: Tokenizer, *, start_step: int
+    config: ExperimentConfig, mixture: Mixture, tokenizer: Tokenizer, *, start_step: int
 ) -> BatchIterator:
     """This process's rows of the batches from ``start_step`` on."""
     transform = TrainTransform(
@@ -55,13 +64,14 @@ def train_batches(
         reduction=config.data.text_reduction,
     )
     return train_stream(
-        source,
+        mixture,
         transform,
         batch_size=config.batch_size,
         seed=config.seed,
         start_step=start_step,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        on_bad_record=config.data.on_bad_record,
         config=config.data.stream,
     )
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import signal
 import threading
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.experimental import multihost_utils
@@ -18,7 +20,6 @@ from jax.sharding import Mesh
 
 from clipa_eqx.artefact import save_model
 from clipa_eqx.checkpoint import Checkpoints
-from clipa_eqx.data.array_record_reader import open_records
 from clipa_eqx.data.stream import BatchIterator
 from clipa_eqx.durations import is_time
 from clipa_eqx.errors import ConfigError
@@ -26,9 +27,16 @@ from clipa_eqx.evals.zero_shot import evaluate
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.models.clip import CLIP, abstract_clip
 from clipa_eqx.optim import make_optimizer
-from clipa_eqx.sharding import check_batch, make_mesh, put_global_batch
+from clipa_eqx.sharding import check_batch, make_mesh, put_global_batch, replicated
 from clipa_eqx.tokenizer import Tokenizer
-from clipa_eqx.training.inputs import Evaluation, eval_batches, load_tokenizer, prepare_evaluations, train_batches
+from clipa_eqx.training.inputs import (
+    Evaluation,
+    eval_batches,
+    load_tokenizer,
+    open_sources,
+    prepare_evaluations,
+    train_batches,
+)
 from clipa_eqx.training.reporting import Reports, StepNumbers
 from clipa_eqx.training.run_folder import CHECKPOINTS_NAME, MODEL_NAME, check_same_run, claim_on_all, run_record
 from clipa_eqx.training.start import first_state
@@ -55,6 +63,7 @@ class _DeviceBatch(NamedTuple):
     arrays: dict[str, jax.Array]
     sample_id: np.ndarray
     truncated: float
+    bad_records: jax.Array | None
     starved_seconds: float
 
 
@@ -65,31 +74,33 @@ def train(config: ExperimentConfig, workdir: Path) -> TrainResult:
         ClipaError: anything the caller can mend: config, mesh, data, work folder, non-finite loss.
         Interrupted: a signal asked for the end; the state is saved.
     """
-    _check_local(workdir=str(workdir), **{"data.folder": config.data.folder})
-    source = open_records(config.data.folder)
+    _check_local(workdir)
+    mixture = open_sources(config)
     tokenizer = load_tokenizer(config.data.vocab, model_vocab=config.model.text.vocab)
     evaluations = prepare_evaluations(config, tokenizer)
     mesh = make_mesh(config.mesh)
     check_batch(config.batch_size, mesh)
-    total_steps = config.duration.to_steps(batch_size=config.batch_size, data_size=len(source))
+    total_steps = config.duration.to_steps(batch_size=config.batch_size, data_size=len(mixture))
     model = abstract_clip(config.model)
     optimizer = make_optimizer(
-        config.optim, model, total_steps=total_steps, batch_size=config.batch_size, data_size=len(source)
+        config.optim, model, total_steps=total_steps, batch_size=config.batch_size, data_size=len(mixture)
     )
     abstract = abstract_state(config.model, optimizer)
-    record = run_record(config, source.manifest, vocab_sha256=tokenizer.vocab_sha256)
+    record = run_record(config, [s.manifest for s in mixture.sources], vocab_sha256=tokenizer.vocab_sha256)
     claim_on_all(workdir, record)
     _log.info("%s: %s parameters, mesh %s", workdir, f"{count_params(model):,}", dict(mesh.shape))
-    _log.info("%d steps of %d pairs from %d records", total_steps, config.batch_size, len(source))
+    _log.info("%d steps of %d pairs from %d records", total_steps, config.batch_size, len(mixture))
 
     with ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
         is_stop_requested = stack.enter_context(_stop_requests())
         checkpoints = stack.enter_context(Checkpoints(workdir / CHECKPOINTS_NAME, keep=config.checkpoint.keep))
         start = checkpoints.latest() or 0
+        bad_records = 0
         if start:
             check_same_run(checkpoints.about(start), record, where=f"checkpoint {start} of {workdir}")
             state = checkpoints.restore(abstract, mesh, step=start)
+            bad_records = int(checkpoints.about(start).get("bad_records", 0))
             _log.info("going on after step %d", start)
         else:
             state = first_state(config, optimizer, abstract=abstract, mesh=mesh, vocab_sha256=tokenizer.vocab_sha256)
@@ -100,20 +111,23 @@ def train(config: ExperimentConfig, workdir: Path) -> TrainResult:
                     f"{total_steps}; give a longer duration"
                 )
         step_fn = _compile(config, optimizer, abstract, mesh)
-        batches = stack.enter_context(train_batches(config, source, tokenizer, start_step=start))
+        batches = stack.enter_context(train_batches(config, mixture, tokenizer, start_step=start))
         reports = stack.enter_context(
-            Reports(config, workdir, start=start, total_steps=total_steps, data_size=len(source))
+            Reports(
+                config, workdir, start=start, total_steps=total_steps, data_size=len(mixture), bad_records=bad_records
+            )
         )
+        count_bad = None if config.data.on_bad_record == "error" else jax.jit(jnp.sum, out_shardings=replicated(mesh))
 
-        batch = _next_batch(batches, mesh) if start < total_steps else None
+        batch = _next_batch(batches, mesh, count_bad) if start < total_steps else None
         pending: StepNumbers | None = None
         for step in range(start + 1, total_steps + 1):
             if batch is None:
                 raise RuntimeError("the train stream ended; it never should")
             state, metrics = step_fn(state, batch.arrays)
-            previous, pending = pending, StepNumbers(step, metrics, batch.sample_id, batch.truncated)
+            previous, pending = pending, StepNumbers(step, metrics, batch.sample_id, batch.truncated, batch.bad_records)
             # While the devices work on this step, fetch the next batch and read the numbers of the step before.
-            batch = _next_batch(batches, mesh, running=metrics["loss"]) if step < total_steps else None
+            batch = _next_batch(batches, mesh, count_bad, running=metrics["loss"]) if step < total_steps else None
             reports.throughput.step(starved_seconds=batch.starved_seconds if batch else 0.0)
             if previous is not None:
                 reports.finish(previous, last_checkpoint=checkpoints.committed)
@@ -131,7 +145,7 @@ def train(config: ExperimentConfig, workdir: Path) -> TrainResult:
                 pending = None
                 if is_saved:
                     with reports.throughput.paused(metrics):
-                        checkpoints.save(state, step=step, about=record)
+                        checkpoints.save(state, step=step, about={**record, "bad_records": reports.bad_records})
             if is_stop and step < total_steps:
                 checkpoints.wait()
                 raise Interrupted(f"stopped after step {step} of {total_steps} and saved; the same command goes on")
@@ -140,11 +154,12 @@ def train(config: ExperimentConfig, workdir: Path) -> TrainResult:
         return TrainResult(total_steps, reports.last, folder)
 
 
-def _check_local(**paths: str) -> None:
+def _check_local(workdir: Path) -> None:
     # pathlib would make a local folder "gs:" of a bucket and say nothing.
-    for name, path in paths.items():
-        if "://" in path or path.startswith(("gs:/", "s3:/")):
-            raise ConfigError(f"{name} is {path}: only local and mounted paths work yet; mount the bucket or copy it")
+    if re.match(r"[A-Za-z0-9+.-]+:/", str(workdir)):
+        raise ConfigError(
+            f"workdir is {workdir}: only local and mounted paths work yet; mount the bucket or copy later"
+        )
 
 
 def _compile(
@@ -177,7 +192,9 @@ def _compile(
     return compiled
 
 
-def _next_batch(batches: BatchIterator, mesh: Mesh, *, running: Any = None) -> _DeviceBatch:
+def _next_batch(
+    batches: BatchIterator, mesh: Mesh, count_bad: Callable[[jax.Array], jax.Array] | None, *, running: Any = None
+) -> _DeviceBatch:
     """The next batch on its way to the devices; ``running`` is an output of the step they work on meanwhile."""
     since = time.perf_counter()
     rows = next(batches)
@@ -185,7 +202,10 @@ def _next_batch(batches: BatchIterator, mesh: Mesh, *, running: Any = None) -> _
     # If the step was over when its successor's batch came, the devices stood idle for at most this wait.
     is_starved = running is not None and running.is_ready()
     arrays = put_global_batch({name: rows[name] for name in ("image", "tokens")}, mesh)
-    return _DeviceBatch(arrays, rows["sample_id"], float(rows["truncated"].mean()), waited if is_starved else 0.0)
+    # Counted on the devices, over the rows of all processes: the host waits for nothing.
+    bad = None if count_bad is None else count_bad(put_global_batch({"rows": rows["substituted"]}, mesh)["rows"])
+    truncated = float(rows["truncated"].mean())
+    return _DeviceBatch(arrays, rows["sample_id"], truncated, bad, waited if is_starved else 0.0)
 
 
 def _is_due(evaluation: Evaluation, step: int, total_steps: int) -> bool:

@@ -27,17 +27,26 @@ class StepNumbers(NamedTuple):
     metrics: Mapping[str, jax.Array]
     sample_id: np.ndarray
     truncated: float
+    bad_records: jax.Array | None
 
 
 class Reports:
     """Use it in a ``with`` block. Process 0 writes; all processes check."""
 
     def __init__(
-        self, config: ExperimentConfig, workdir: Path, *, start: int, total_steps: int, data_size: int
+        self,
+        config: ExperimentConfig,
+        workdir: Path,
+        *,
+        start: int,
+        total_steps: int,
+        data_size: int,
+        bad_records: int = 0,
     ) -> None:
         self._config, self._total, self._data_size = config, total_steps, data_size
         self._is_writer = jax.process_index() == 0
         self.throughput: Throughput = Throughput(batch_size=config.batch_size)
+        self.bad_records: int = bad_records
         self.last: dict[str, Any] = {}
         self._log = MetricLog(workdir / METRICS_NAME, step=start) if self._is_writer else None
         self._track: Callable[[int, Mapping[str, Any]], None] | None = None
@@ -68,6 +77,8 @@ class Reports:
         step, values = numbers.step, to_host(numbers.metrics)
         if not is_finite(values):
             raise NonFiniteError(self._alarm(numbers, values, last_checkpoint()))
+        if numbers.bad_records is not None:
+            self.bad_records += int(numbers.bad_records)
         self._bar.update(step - self._bar.n)
         if not (self.is_logged(step) or extra):
             return
@@ -82,6 +93,7 @@ class Reports:
             "examples_seen": samples,
             "epoch": samples / self._data_size,
             "truncated_fraction": numbers.truncated,
+            **({} if numbers.bad_records is None else {"bad_records": self.bad_records}),
             **(extra or {}),
             **self.throughput.rates(),
             "time": time.time(),

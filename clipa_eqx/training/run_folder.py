@@ -3,7 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ MODEL_NAME = "model"
 # What may change when a run goes on: where things lie and how they are spread, watched and kept; none changes a number.
 _FREE = (
     "mesh",
-    "data/folder",
+    "data/sources/*/folder",
     "data/vocab",
+    "data/on_bad_record",
     "data/stream",
     "log_every_steps",
     "checkpoint",
@@ -35,19 +37,20 @@ _FREE = (
 )
 
 
-def run_record(config: ExperimentConfig, manifest: Manifest, *, vocab_sha256: str) -> dict[str, Any]:
+def run_record(config: ExperimentConfig, manifests: Sequence[Manifest], *, vocab_sha256: str) -> dict[str, Any]:
     """What a work folder and its checkpoints say of their run: the config, and which data and vocabulary it means."""
     return {
         "version": 1,
         "config": to_json(config),
-        "data_sha256": data_identity(manifest),
+        "data_sha256": data_identity(manifests),
         "vocab_sha256": vocab_sha256,
     }
 
 
-def data_identity(manifest: Manifest) -> str:
-    """A hash of the shards' hashes: equal data, wherever they lie."""
-    return hashlib.sha256("".join(shard.sha256 for shard in manifest.shards).encode()).hexdigest()
+def data_identity(manifests: Sequence[Manifest]) -> str:
+    """A hash of the shards' hashes, source by source: equal data, wherever they lie."""
+    sources = ("".join(shard.sha256 for shard in manifest.shards) for manifest in manifests)
+    return hashlib.sha256("\n".join(sources).encode()).hexdigest()
 
 
 def claim(workdir: Path, record: Mapping[str, Any]) -> None:
@@ -121,7 +124,8 @@ def check_same_run(ours: Mapping[str, Any], theirs: Mapping[str, Any], *, where:
     differing = [
         f"{name}: {before.get(name, 'absent')} there, {now.get(name, 'absent')} now"
         for name in sorted({*before, *now})
-        if before.get(name) != now.get(name) and not any(name == f or name.startswith(f"{f}/") for f in _FREE)
+        if before.get(name) != now.get(name)
+        and not any(fnmatchcase(name, f) or fnmatchcase(name, f"{f}/*") for f in _FREE)
     ]
     if differing:
         raise CheckpointError(

@@ -1,0 +1,165 @@
+"""Worker processes: the same batches, no jax backend, and nothing left behind however the program ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clipa_eqx.data.array_record_reader import open_records
+from clipa_eqx.data.array_record_writer import write_records
+from clipa_eqx.data.records import Record
+from clipa_eqx.data.stream import StreamConfig, train_stream
+
+ROOT = Path(__file__).parents[1]
+_HERE = StreamConfig(workers=0, threads=0, prefetch_batches=0)
+
+PROGRAM = '''"""Take batches with two workers, say their process ids, then end in the way asked for."""
+import os
+import signal
+import sys
+
+import test_workers as t
+
+if __name__ == "__main__":
+    folder, how = sys.argv[1:]
+    stop = []  # as training stops: a flag, looked at between batches
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: stop.append(number))
+    stream = t.train_stream(
+        t.open_records(folder), t.draw, batch_size=2, seed=0, config=t.StreamConfig(workers=2, threads=1)
+    )
+    batches = [next(stream) for _ in range(4)]
+    print(*{int(batch["pid"][0]) for batch in batches}, flush=True)
+    if how == "close":
+        stream.close()
+    elif how == "fail":
+        raise ZeroDivisionError
+    elif how == "signal":
+        while not stop:
+            next(stream)
+        stream.close()
+        sys.exit(stop[0])
+    elif how == "wait":
+        sys.stdin.read()
+'''
+
+
+def draw(record, rng):
+    """Runs in worker processes, which must not touch jax."""
+    jax_backends = sys.modules.get("jax._src.xla_bridge")
+    if os.environ.get("CLIPA_EQX_TEST_PARENT", "") not in ("", str(os.getpid())) and jax_backends is not None:
+        assert not jax_backends._backends, "a worker process created a jax backend"
+    return {
+        "value": np.int64(int(record.key)),
+        "noise": rng.random((64, 64)),  # large enough for shared memory
+        "pid": np.int64(os.getpid()),
+    }
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "set"
+    write_records((Record(key=str(i), image=b"") for i in range(200)), folder)
+    return open_records(folder)
+
+
+@pytest.fixture
+def program(source, tmp_path):
+    """Start PROGRAM in a process group of its own; gives (process, worker ids)."""
+    path = tmp_path / "program.py"
+    path.write_text(PROGRAM)
+    started = []
+
+    def start(how):
+        process = subprocess.Popen(
+            [sys.executable, str(path), str(source.folder), how],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT / "tests"), str(ROOT)))},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process, [int(pid) for pid in process.stdout.readline().split()]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def assert_gone(pids):
+    deadline = time.monotonic() + 20
+    while any(map(is_running, pids)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not [pid for pid in pids if is_running(pid)]
+
+
+def shared_blocks():
+    return {path.name for path in Path("/dev/shm").glob("psm_*")}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_worker_processes_give_the_same_batches_and_no_jax_backend(source, monkeypatch, workers):
+    monkeypatch.setenv("CLIPA_EQX_TEST_PARENT", str(os.getpid()))
+    options = {"batch_size": 4, "seed": 3, "start_step": 2}
+    with train_stream(source, draw, **options, config=_HERE) as stream:
+        reference = [next(stream) for _ in range(5)]
+    with train_stream(source, draw, **options, config=StreamConfig(workers=workers, threads=1)) as stream:
+        got = [next(stream) for _ in range(5)]
+    for a, b in zip(got, reference, strict=True):
+        assert a.keys() == b.keys()
+        for name in a.keys() - {"pid"}:
+            assert type(a[name]) is np.ndarray  # own memory, not the shared block it came in
+            np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+    pids = {int(pid) for batch in got for pid in batch["pid"]}
+    assert len(pids) == workers
+    assert os.getpid() not in pids
+    assert_gone(pids)
+
+
+@pytest.mark.parametrize(("how", "code"), [("close", 0), ("forget", 0), ("fail", 1)])
+def test_a_program_that_ends_leaves_neither_workers_nor_shared_memory(program, how, code):
+    process, workers = program(how)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert "leaked" not in errors
+    assert "resource_tracker" not in errors
+    assert len(workers) == 2
+    assert_gone(workers)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_is_the_programs_to_handle(program, number):
+    process, workers = program("signal")
+    os.killpg(process.pid, number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == number, errors
+    assert "leaked" not in errors
+    assert "terminated unexpectedly" not in errors
+    assert_gone(workers)
+
+
+def test_workers_and_shared_memory_go_when_their_parent_is_killed(program):
+    before = shared_blocks()
+    process, workers = program("wait")
+    assert all(map(is_running, workers))
+    process.send_signal(signal.SIGKILL)
+    assert_gone(workers)
+    deadline = time.monotonic() + 20
+    while shared_blocks() - before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not shared_blocks() - before
