@@ -79,6 +79,11 @@ def _spelling(folder: Path) -> _Spelling:
 
 
 def _export_leaves(folder: Path, config: CLIPConfig, target: Path, spelling: _Spelling, *, overwrite: bool) -> str:
+    if any(tower.blocks.norm_eps != 1e-6 or tower.blocks.gelu != "tanh" for tower in (config.image, config.text)):
+        _log.warning(
+            "this model's norms or GELU are not the Flax profile's, the only one that the reference's code has: there "
+            "the same weights will give slightly other embeddings"
+        )
     rules = flax_rules(config, spelling.layout)
     placed = foreign_tensors(rules, config)
     with ExitStack() as stack:
