@@ -66,7 +66,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
 
     from conversion.arguments import choices_of
     from conversion.compare_inputs import recorded, write_inputs
-    from conversion.sides import choices_like, is_described, open_side
+    from conversion.sides import is_described, open_side
 
     choices = choices_of(arguments)
     with ExitStack() as stack:
@@ -74,8 +74,8 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         # The side that says all of itself first: the other may ask it.
         for key in sorted(("a", "b"), key=lambda key: not is_described(getattr(arguments, key))):
             known = next(iter(sides.values()), None)
-            mine = choices if known is None else choices_like(known.config, choices)
-            sides[key] = open_side(getattr(arguments, key), mine, stack)
+            other = None if known is None else known.config
+            sides[key] = open_side(getattr(arguments, key), choices, stack, other=other)
         for key, file in (("a", arguments.recorded_a), ("b", arguments.recorded_b)):
             if file is not None:
                 sides[key] = recorded(sides[key], file)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,10 +26,11 @@ from clipa_eqx.tokenizer import Tokenizer
 from clipa_eqx.tokenizer.vocabulary import bert_pieces
 from conversion.compare_pictures import OUR_SHORTEST, pillow_pixels
 from conversion.compare_texts import HabitTokenizer, TextHabits, folder_pieces, json_tokenizer
-from conversion.infer import Choices, resolve_config
+from conversion.infer import Choices, Fact, resolve_config
 from conversion.open_clip_config import OpenClipConfig, Pictures
 from conversion.open_clip_import import OpenedClip, open_open_clip, resolve, to_config
 from conversion.open_clip_names import image_table, open_clip_rules, temperature_shape, text_table
+from conversion.open_clip_shapes import open_clip_facts
 from conversion.replay import Array, image_options, text_options
 from conversion.rules import LeafRule, Rule, check_tensors, foreign_tensors, leaf_shapes, raise_problems
 from conversion.tensors import TensorFile
@@ -44,8 +46,8 @@ def is_described(path: str) -> bool:
     return (Path(path) / CONFIG_FILE).is_file() or (Path(path) / "open_clip_config.json").is_file()
 
 
-def open_side(path: str, choices: Choices, stack: ExitStack) -> Side:
-    """Open one side; it stays open as long as the stack.
+def open_side(path: str, choices: Choices, stack: ExitStack, *, other: CLIPConfig | None = None) -> Side:
+    """Open one side; it stays open as long as the stack. ``other`` is asked for what neither file nor flags say.
 
     Raises:
         ConversionError: it is none of the three kinds, is damaged, or its config cannot be told.
@@ -55,21 +57,28 @@ def open_side(path: str, choices: Choices, stack: ExitStack) -> Side:
     if (folder / WEIGHTS_FILE).is_file() and (folder / CONFIG_FILE).is_file():
         return _artefact(folder, stack)
     if ".npz" in folder.name:
-        return _flax(path, choices, stack)
-    return _open_clip(path, choices, stack)
+        return _flax(path, choices, stack, other)
+    return _open_clip(path, choices, stack, other)
 
 
-def choices_like(config: CLIPConfig, choices: Choices) -> Choices:
-    """What the other side's config tells of a file that does not say it; flags go before it."""
-    size = config.image.image_size
-    return replace(
-        choices,
-        image_pool=choices.image_pool or config.image.pool,
-        text_pool=choices.text_pool or config.text.pool,
-        image_heads=choices.image_heads or config.image.blocks.heads,
-        text_heads=choices.text_heads or config.text.blocks.heads,
-        image_size=choices.image_size or (size[0] if size[0] == size[1] else None),
-    )
+def _filled(choices: Choices, facts: Mapping[str, Fact], other: CLIPConfig | None) -> Choices:
+    """What the other side's config tells, where neither file nor flags do; so that what they do tell is compared."""
+    if other is None or choices.config is not None or choices.preset is not None or choices.released is not None:
+        return choices
+    size = other.image.image_size
+    theirs: dict[str, tuple[str, Any]] = {
+        "image_pool": ("image.pool", other.image.pool),
+        "text_pool": ("text.pool", other.text.pool),
+        "image_heads": ("image.blocks.heads", other.image.blocks.heads),
+        "text_heads": ("text.blocks.heads", other.text.blocks.heads),
+        "image_size": ("image.image_size", size[0] if size[0] == size[1] else None),
+    }
+    filled: dict[str, Any] = {}
+    for name, (field, value) in theirs.items():
+        fact = facts.get(field)
+        if getattr(choices, name) is None and (fact is None or (len(fact.values) > 1 and value in fact.values)):
+            filled[name] = value
+    return replace(choices, **filled)
 
 
 def _artefact(folder: Path, stack: ExitStack) -> Side:
@@ -108,7 +117,7 @@ def _artefact(folder: Path, stack: ExitStack) -> Side:
     )
 
 
-def _flax(path: str, choices: Choices, stack: ExitStack) -> Side:
+def _flax(path: str, choices: Choices, stack: ExitStack, other: CLIPConfig | None) -> Side:
     from conversion.flax_files import open_flax
     from conversion.flax_names import flax_rules
     from conversion.flax_shapes import flax_facts
@@ -117,7 +126,8 @@ def _flax(path: str, choices: Choices, stack: ExitStack) -> Side:
     if choices.image_position is None and choices.config is None and "img/pos_embedding" not in source.params.tensors:
         # Nothing is written here: a wrong guess shows as a divergence.
         choices = replace(choices, image_position="sincos2d")
-    resolved = resolve_config(flax_facts(source.params.tensors), choices, format_profile="flax")
+    facts = flax_facts(source.params.tensors)
+    resolved = resolve_config(facts, _filled(choices, facts, other), format_profile="flax")
     config = resolved.config
     read = _reader(source.params, flax_rules(config, source.layout), config, bias_end="/bias")
     return Side(
@@ -132,10 +142,11 @@ def _flax(path: str, choices: Choices, stack: ExitStack) -> Side:
     )
 
 
-def _open_clip(path: str, choices: Choices, stack: ExitStack) -> Side:
+def _open_clip(path: str, choices: Choices, stack: ExitStack, other: CLIPConfig | None) -> Side:
     opened = stack.enter_context(open_open_clip(path))
     if opened.config is None:
-        resolved = resolve(opened, choices, where=path)
+        filled = _filled(choices, open_clip_facts(opened.tensors.tensors, None), other)
+        resolved = resolve(opened, filled, where=path)
         config, notes = resolved.config, resolved.notes
         image, text = image_options(config.image), text_options(config.text)
     else:

@@ -1,12 +1,13 @@
 """Every known mistake of converters, planted, is named; and where nothing is wrong, nothing is."""
 
+import dataclasses
 import json
 import shutil
 
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from open_clip_folders import WEIGHTS, edit_config, edit_weights, set_in
 from test_replay import random_model
 from tiny import model_config, quick_compile  # noqa: F401
 
@@ -15,6 +16,7 @@ from clipa_eqx.cli import run
 from clipa_eqx.data.eval_images import EvalImageConfig
 from clipa_eqx.data.pixel_values import normalise_imagenet
 from clipa_eqx.data.resize import resize
+from clipa_eqx.models.blocks import BlockConfig
 from clipa_eqx.tokenizer import Tokenizer
 from conversion import causes, compare_pictures, compare_texts
 from conversion.causes import _sincos_2d
@@ -26,7 +28,6 @@ from conversion.open_clip_export import export_open_clip
 from conversion.open_clip_tokenizer import write_tokenizer
 
 SIZE, LENGTH, HEADS, DIM = (16, 16), 16, 2, 32
-WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
 VISION, TEXT = ("model_cfg", "vision_cfg"), ("model_cfg", "text_cfg")
 IMAGE_BLOCK, TEXT_BLOCK = "visual.transformer.resblocks.1", "transformer.resblocks.0"
 
@@ -68,21 +69,6 @@ def named(report):
     return {cause for one in report["divergences"] for cause, _ in one["causes"]}
 
 
-def set_config(folder, keys, **values):
-    found = json.loads((folder / CONFIG).read_text())
-    inner = found
-    for key in keys:
-        inner = inner[key]
-    inner.update(values)
-    (folder / CONFIG).write_text(json.dumps(found))
-
-
-def set_weights(folder, change):
-    tensors = load_file(folder / WEIGHTS)
-    change(tensors)
-    save_file({name: np.require(array, requirements="C") for name, array in tensors.items()}, folder / WEIGHTS)
-
-
 def test_a_model_and_its_export_do_not_differ(folders, tmp_path, capsys):
     report = compared(folders / "ours", folders / "theirs", tmp_path)
     assert report["divergences"] == []
@@ -118,7 +104,7 @@ CONFIGS = {
 @pytest.mark.parametrize("case", CONFIGS)
 def test_another_setting_is_named(case, folders, theirs, tmp_path):
     keys, values, where, cause = CONFIGS[case]
-    set_config(theirs, keys, **values)
+    edit_config(theirs, set_in(*keys, **values))
     report = compared(folders / "ours", theirs, tmp_path)
     assert report["first"]["where"] == where
     assert report["first"]["causes"][0][0] == cause
@@ -176,10 +162,10 @@ WEIGHT_CASES = {
 @pytest.mark.parametrize("case", WEIGHT_CASES)
 def test_a_mistake_in_the_weights_of_a_block_is_named(case, folders, theirs, tmp_path):
     changes, step, cause = WEIGHT_CASES[case]
-    set_weights(theirs, lambda t: t.update({name: change(t[name]) for name, change in changes.items()}))
+    edit_weights(theirs, lambda t: t.update({name: change(t[name]) for name, change in changes.items()}))
     if cause == causes.ROUNDED:
         # All of the step's leaves are rounded by such a converter.
-        set_weights(
+        edit_weights(
             theirs,
             lambda t: t.update(
                 {f"{IMAGE_BLOCK}.mlp.c_fc.bias": t[f"{IMAGE_BLOCK}.mlp.c_fc.bias"].astype("bfloat16").astype("f4")}
@@ -215,7 +201,7 @@ OUTER_CASES = {
 @pytest.mark.parametrize("case", OUTER_CASES)
 def test_a_mistake_outside_the_blocks_is_named(case, folders, theirs, tmp_path):
     name, change, where, cause = OUTER_CASES[case]
-    set_weights(theirs, lambda t: t.update({name: change(t[name])}))
+    edit_weights(theirs, lambda t: t.update({name: change(t[name])}))
     report = compared(folders / "ours", theirs, tmp_path)
     assert report["first"]["where"] == where
     assert named(report) == {cause}
@@ -223,7 +209,7 @@ def test_a_mistake_outside_the_blocks_is_named(case, folders, theirs, tmp_path):
 
 @pytest.mark.parametrize("name", [f"{TEXT_BLOCK}.attn.in_proj_bias", f"{TEXT_BLOCK}.mlp.c_fc.bias", "ln_final.bias"])
 def test_a_bias_that_is_not_in_the_file_is_named(name, folders, theirs, tmp_path):
-    set_weights(theirs, lambda t: t.pop(name))
+    edit_weights(theirs, lambda t: t.pop(name))
     report = compared(folders / "ours", theirs, tmp_path)
     assert named(report) == {causes.NO_BIAS}
     assert "B has none" in report["first"]["causes"][0][1]
@@ -242,12 +228,27 @@ def test_mistakes_of_a_flax_file_are_named(model, folders, tmp_path):
     assert compared(tmp_path / "same.npz", folders / "theirs", tmp_path)["first"] is None
 
 
+def test_what_a_file_says_is_compared_and_the_rest_is_asked_of_the_other(model, folders, tmp_path):
+    config = dataclasses.replace(
+        model.config,
+        text=dataclasses.replace(model.config.text, blocks=BlockConfig(width=32, depth=2, mlp_dim=64, heads=4)),
+    )
+    other = dataclasses.replace(model, config=config, text=dataclasses.replace(model.text, config=config.text))
+    np.savez(tmp_path / "heads.npz", **to_flax(other))
+    report = compared(folders / "ours", tmp_path / "heads.npz", tmp_path)
+    assert report["first"]["where"] == "text/blocks/0/attention"
+    assert named(report) == {causes.HEADS}
+    shutil.copy(folders / "theirs" / WEIGHTS, tmp_path / WEIGHTS)
+    report = compared(tmp_path / WEIGHTS, folders / "ours", tmp_path)
+    assert named(report) == {causes.EPS, causes.GELU}
+
+
 def test_open_clips_own_tokenizer_is_told_from_ours(folders, theirs, tmp_path):
     write_tokenizer(theirs, Tokenizer.bert(), length=LENGTH, as_reference=False)
     report = compared(folders / "ours", theirs, tmp_path)
     assert report["first"]["where"] == "tokenisation"
     assert named(report) == {compare_texts.NORMALISATION, compare_texts.SEP_PLACE}
-    set_config(theirs, TEXT, tokenizer_kwargs={})
+    edit_config(theirs, set_in(*TEXT, tokenizer_kwargs={}))
     report = compared(folders / "ours", theirs, tmp_path)
     assert named(report) == {compare_texts.NORMALISATION, compare_texts.SEP_KEPT}
     report = compared(theirs, folders / "ours", tmp_path)
@@ -336,7 +337,7 @@ def test_other_sizes_are_said_and_nothing_is_walked(folders, tmp_path):
     ],
 )
 def test_mistakes_are_one_message_and_exit_code_2(argv, words, folders, theirs, capsys):
-    set_weights(theirs, lambda t: t.pop("visual.proj"))
+    edit_weights(theirs, lambda t: t.pop("visual.proj"))
     filled = [arg.format(ours=folders / "ours", broken=theirs) for arg in argv]
     assert run(lambda: main(filled)) == 2
     err = capsys.readouterr().err

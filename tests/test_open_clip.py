@@ -273,7 +273,7 @@ def configs(draw):
     return CLIPConfig(image=image, text=text)
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
 @given(config=configs(), seed=st.integers(0, 99))
 def test_import_undoes_export_for_any_config(config, seed):
     model = random_model(config, seed=seed)

@@ -8,6 +8,7 @@ import unicodedata
 import goldens
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
 import pytest
 from open_clip_folders import VOCAB, assert_same_leaves, edit_config, export_tiny, set_in, tiny_model
@@ -19,8 +20,10 @@ from tiny import model_config
 from clipa_eqx.artefact import load_model, save_model
 from clipa_eqx.data.eval_images import EvalImageConfig
 from clipa_eqx.errors import ClipaError
+from clipa_eqx.models.clip import CLIP
 from clipa_eqx.models.presets import preset
 from clipa_eqx.tokenizer import Tokenizer
+from clipa_eqx.trees import map_with_path
 from conversion.compare_pictures import fixed_pictures, pillow_pixels
 from conversion.compare_texts import clean
 from conversion.open_clip import main
@@ -76,6 +79,7 @@ def inputs(config, count=2):
 def assert_same_features(torch_model, model):
     images, tokens = inputs(model.config)
     for theirs, ours in zip(features(torch_model, images, tokens), our_features(model, images, tokens), strict=True):
+        print(f"largest difference: {np.abs(np.asarray(ours) - theirs).max():.1e}")  # for docs/open_clip.md; pytest -s
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=TOLERANCE)
 
 
@@ -175,7 +179,15 @@ def test_exported_flax_weights_give_our_features_in_torch(changes, open_clip, tm
 
 
 def test_the_full_size_h14_flax_profile_gives_our_features_in_torch(open_clip, tmp_path):
-    model = random_model(preset("H/14", image_size=84, length=8))
+    # As initialised, so that 32 layers do not blow rounding up; biases and norms are shaken.
+    fresh = CLIP.init(preset("H/14", image_size=84, length=8), key=jr.key(0))
+    rng = np.random.default_rng(0)
+    model = map_with_path(
+        lambda path, leaf: (
+            leaf + 0.1 * rng.normal(size=leaf.shape).astype("f4") if "norm" in path or path.endswith("bias") else leaf
+        ),
+        fresh,
+    )
     save_model(
         tmp_path / "ours",
         model,
