@@ -9,7 +9,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tiny
-from tiny import quick_compile  # noqa: F401
 
 from clipa_eqx.artefact_folder import OPTIMISER_FILE
 from clipa_eqx.durations import Duration
@@ -21,6 +20,8 @@ from clipa_eqx.optim import OptimConfig, chain_shape
 from clipa_eqx.schedules import Cosine, Polynomial
 from clipa_eqx.training.metrics import read_metrics
 from conversion.flax_clipa import main
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 COSINE = Cosine(warmup=Duration(steps=2))
 

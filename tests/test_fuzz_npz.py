@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from flax_checkpoints import convert, tiny_arrays, training_arrays, write_npz
 from safetensors.numpy import load_file
-from tiny import quick_compile  # noqa: F401
 
 from clipa_eqx.errors import ClipaError
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 # Each mutation is tried on a params-only, a compressed and a training checkpoint in turn.
 DEFAULT, MANY = 510, 6000

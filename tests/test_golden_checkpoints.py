@@ -13,7 +13,6 @@ import pytest
 from reference_models import clip_config
 from test_golden_facts_models import load as load_facts
 from test_golden_train import METAS, NOISE, bare, load_batch, reference_optimiser
-from tiny import quick_compile  # noqa: F401
 from tiny_runs import tiny_run
 
 from clipa_eqx.artefact import load_model
@@ -32,6 +31,8 @@ from clipa_eqx.training.state import abstract_state
 from clipa_eqx.training.step import make_train_step
 from conversion.flax_clipa import main
 from conversion.flax_names import to_flax
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 goldens.require("models")
 goldens.require("facts")

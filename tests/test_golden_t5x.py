@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from reference_models import clip_config
-from tiny import quick_compile  # noqa: F401
 
 from clipa_eqx.artefact import load_model
 from clipa_eqx.json_config import to_json
@@ -24,6 +23,8 @@ from conversion.flax_shapes import FlaxLayout
 from conversion.rules import export_leaves
 from conversion.t5x import main
 from conversion.t5x_files import T5xFolder
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 goldens.require("t5x")
 META = goldens.load_json("t5x/meta.json")

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from flax_checkpoints import convert, tiny_arrays, training_arrays, write_npz
 from safetensors.numpy import load_file
-from tiny import quick_compile  # noqa: F401
 
 from clipa_eqx.errors import ConversionError
 from conversion.npz import NpzFile
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 KERNEL = "params/txt/head/kernel"
 

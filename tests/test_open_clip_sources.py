@@ -8,13 +8,14 @@ import zipfile
 import numpy as np
 import pytest
 from open_clip_folders import CONFIG, WEIGHTS, assert_same_leaves, convert, export_tiny, tiny_model
-from tiny import quick_compile  # noqa: F401
 
 from clipa_eqx.cli import run
 from clipa_eqx.errors import ConversionError
 from conversion import open_clip_files
 from conversion.open_clip import main
 from conversion.tensors import TensorInfo
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 @pytest.fixture(scope="module")
