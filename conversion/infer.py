@@ -1,7 +1,6 @@
 """The config of a foreign model: what its shapes say, checked against a preset, the rest named; nothing is guessed."""
 
 import dataclasses
-import importlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +17,7 @@ from clipa_eqx.models.pool import ImagePool, TextPool
 from clipa_eqx.models.presets import T5X_TEXT, VARIANTS, Size, preset
 from clipa_eqx.models.text import TextConfig
 from clipa_eqx.models.vision import VisionConfig
+from conversion.released import RELEASED
 
 Profile = Literal["flax", "open_clip"]
 PROFILES: Mapping[Profile, dict[str, Any]] = {
@@ -193,12 +193,11 @@ def _base(choices: Choices) -> _Base | None:
             f"preset {choices.preset}", preset(choices.preset), free=("image.image_size", "text.length"), letter=letter
         )
     if choices.released is not None:
-        released = importlib.import_module("conversion.released").RELEASED
-        if choices.released not in released:
+        if choices.released not in RELEASED:
             raise ConversionError(
                 f"no released model is called {choices.released!r}; `python -m conversion.released` lists them"
             )
-        row = released[choices.released]
+        row = RELEASED[choices.released]
         return _Base(
             f"released model {choices.released}", row.config(), profile=row.profile, preprocess=row.preprocess()
         )
