@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 from clipa_eqx.data.eval_images import EvalImageConfig
 from clipa_eqx.errors import ClipaError, ConversionError
@@ -78,7 +78,7 @@ class _Base(NamedTuple):
     config: CLIPConfig
     free: tuple[str, ...] = ()
     letter: str | None = None
-    profile: str | None = None
+    profile: Profile | None = None
     preprocess: EvalImageConfig | None = None
 
 
@@ -249,7 +249,7 @@ def _profile(
         chosen, why = format_profile, f"files of this layout are written by {format_profile} code; --profile overrides"
     else:
         raise ConversionError("the numerics profile is not known; give --profile flax or --profile open_clip")
-    return dict.fromkeys(("image", "text"), PROFILES[chosen]), chosen, why  # type: ignore[index]
+    return dict.fromkeys(("image", "text"), PROFILES[chosen]), chosen, why
 
 
 def _build(values: Mapping[str, Any], numerics: Mapping[str, dict[str, Any]], base: _Base | None) -> CLIPConfig:
@@ -321,7 +321,3 @@ def square_side(count: int) -> int | None:
     """The side of a square of ``count`` cells, or None if there is none."""
     side = math.isqrt(count)
     return side if side * side == count and side else None
-
-
-IMAGE_POOLS: tuple[str, ...] = get_args(ImagePool)
-TEXT_POOLS: tuple[str, ...] = get_args(TextPool)
