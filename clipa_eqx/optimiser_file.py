@@ -13,6 +13,11 @@ from clipa_eqx.errors import CheckpointError
 from clipa_eqx.leaf_file import Leaf, LeafReader, LeafWriter
 
 Kind = Literal["mu", "nu"]
+
+FIRST_SCHEDULE = 3
+"""Where the reference's chain has the count of its first schedule, before each pattern of decay and each learning-rate
+multiplier moves it up by one (facts 2.1)."""
+
 _FLOAT32, _INT32 = np.dtype(np.float32), np.dtype(np.int32)
 
 

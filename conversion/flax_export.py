@@ -15,9 +15,9 @@ from clipa_eqx.artefact_folder import OPTIMISER_FILE, PROVENANCE_FILE, WEIGHTS_F
 from clipa_eqx.errors import CheckpointError, ConversionError
 from clipa_eqx.leaf_file import Leaf, LeafReader
 from clipa_eqx.models.clip import CLIPConfig
-from clipa_eqx.optimiser_file import Kind, OptimiserState, open_optimiser_state
+from clipa_eqx.optimiser_file import FIRST_SCHEDULE, Kind, OptimiserState, open_optimiser_state
 from clipa_eqx.training.run_folder import CHECKPOINTS_NAME
-from conversion.flax_files import ADAM_COUNT, FIRST_SCHEDULE, FORMAT, MU, NU
+from conversion.flax_files import ADAM_COUNT, FORMAT, MU, NU
 from conversion.flax_names import flax_rules
 from conversion.flax_shapes import FlaxLayout
 from conversion.npz import NpzFile
@@ -54,11 +54,14 @@ def export_flax(folder: Path, target: Path, *, overwrite: bool = False) -> str:
     if (folder / WEIGHTS_FILE).exists():
         return _export_leaves(folder, load_model_config(folder), target, _spelling(folder), overwrite=overwrite)
     if (folder / CHECKPOINTS_NAME).is_dir():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # Orbax stores stacked leaves, the target one tensor per layer: sort them on disk, beside the target.
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
-            config = unpack_work_folder(folder, Path(scratch))
-            return _export_leaves(Path(scratch), config, target, _Spelling(), overwrite=overwrite)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            # Orbax stores stacked leaves, the target one tensor per layer: sort them on disk, beside the target.
+            with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
+                config = unpack_work_folder(folder, Path(scratch))
+                return _export_leaves(Path(scratch), config, target, _Spelling(), overwrite=overwrite)
+        except OSError as error:
+            raise ConversionError(f"{target} cannot be written ({error}); nothing was left there") from error
     raise CheckpointError(
         f"{folder} is neither a model folder (no {WEIGHTS_FILE}) nor a work folder (no {CHECKPOINTS_NAME}/)"
     )

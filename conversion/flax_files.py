@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from clipa_eqx.errors import ConversionError
+from clipa_eqx.optimiser_file import FIRST_SCHEDULE
 from conversion.flax_shapes import FlaxLayout, layout_of
 from conversion.npz import NpzFile
 from conversion.tensors import TensorFile, TensorInfo, TensorView
@@ -21,8 +22,6 @@ MU, NU, ADAM_COUNT = "opt/1/0/1/", "opt/1/0/2/", "opt/1/0/0"
 """Where the reference's chain keeps Adam's state: entry 1, after clipping."""
 
 _SCHEDULE_COUNT = re.compile(r"opt/(\d+)/0/0")
-FIRST_SCHEDULE = 3
-"""Index of the schedule's count without decay and multipliers; each pattern of either shifts it by one."""
 
 
 @dataclass(frozen=True, kw_only=True)

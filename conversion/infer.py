@@ -1,13 +1,12 @@
 """The config of a foreign model: what its shapes say, checked against a preset, the rest named; nothing is guessed."""
 
 import dataclasses
-import importlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 from clipa_eqx.data.eval_images import EvalImageConfig
 from clipa_eqx.errors import ClipaError, ConversionError
@@ -18,6 +17,7 @@ from clipa_eqx.models.pool import ImagePool, TextPool
 from clipa_eqx.models.presets import T5X_TEXT, VARIANTS, Size, preset
 from clipa_eqx.models.text import TextConfig
 from clipa_eqx.models.vision import VisionConfig
+from conversion.released import RELEASED
 
 Profile = Literal["flax", "open_clip"]
 PROFILES: Mapping[Profile, dict[str, Any]] = {
@@ -78,7 +78,7 @@ class _Base(NamedTuple):
     config: CLIPConfig
     free: tuple[str, ...] = ()
     letter: str | None = None
-    profile: str | None = None
+    profile: Profile | None = None
     preprocess: EvalImageConfig | None = None
 
 
@@ -193,12 +193,11 @@ def _base(choices: Choices) -> _Base | None:
             f"preset {choices.preset}", preset(choices.preset), free=("image.image_size", "text.length"), letter=letter
         )
     if choices.released is not None:
-        released = importlib.import_module("conversion.released").RELEASED
-        if choices.released not in released:
+        if choices.released not in RELEASED:
             raise ConversionError(
                 f"no released model is called {choices.released!r}; `python -m conversion.released` lists them"
             )
-        row = released[choices.released]
+        row = RELEASED[choices.released]
         return _Base(
             f"released model {choices.released}", row.config(), profile=row.profile, preprocess=row.preprocess()
         )
@@ -250,7 +249,7 @@ def _profile(
         chosen, why = format_profile, f"files of this layout are written by {format_profile} code; --profile overrides"
     else:
         raise ConversionError("the numerics profile is not known; give --profile flax or --profile open_clip")
-    return dict.fromkeys(("image", "text"), PROFILES[chosen]), chosen, why  # type: ignore[index]
+    return dict.fromkeys(("image", "text"), PROFILES[chosen]), chosen, why
 
 
 def _build(values: Mapping[str, Any], numerics: Mapping[str, dict[str, Any]], base: _Base | None) -> CLIPConfig:
@@ -322,7 +321,3 @@ def square_side(count: int) -> int | None:
     """The side of a square of ``count`` cells, or None if there is none."""
     side = math.isqrt(count)
     return side if side * side == count and side else None
-
-
-IMAGE_POOLS: tuple[str, ...] = get_args(ImagePool)
-TEXT_POOLS: tuple[str, ...] = get_args(TextPool)

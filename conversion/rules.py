@@ -273,16 +273,9 @@ def import_leaves(rules: Sequence[Rule], arrays: Mapping[str, np.ndarray], confi
 @functools.lru_cache(maxsize=8)
 def leaf_shapes(config: CLIPConfig) -> Mapping[str, tuple[int, ...]]:
     """Shape of each of our leaves."""
-    return dict(_leaf_shapes(config))
-
-
-@functools.lru_cache(maxsize=8)
-def _leaf_shapes(config: CLIPConfig) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    # A conversion asks several times, and tracing the initialisation takes tens of milliseconds.
+    # Cached: a conversion asks several times, and tracing the initialisation takes tens of milliseconds.
     skeleton = abstract_clip(config)
-    return tuple(
-        (p, tuple(leaf.shape)) for p, leaf in zip(leaf_paths(skeleton), jax.tree.leaves(skeleton), strict=True)
-    )
+    return {p: tuple(leaf.shape) for p, leaf in zip(leaf_paths(skeleton), jax.tree.leaves(skeleton), strict=True)}
 
 
 def permuted(array: np.ndarray, axes: tuple[int, ...] | None) -> np.ndarray:

@@ -103,7 +103,7 @@ def write_artefact(
     size = sum(4 * int(np.prod(shape)) for shape in leaf_shapes(config).values())
     digest = InBackground(lambda: sha256_of(source.path))
     try:
-        _check_space(folder, 4 * size if moments else size)
+        _check_space(folder, 3 * size if moments else size)
         with (
             new_model_folder(folder, overwrite=overwrite) as new,
             _bar("convert", (2 if moments is None else 4) * size) as bar,

@@ -12,7 +12,7 @@ import tiny
 
 from clipa_eqx.artefact_folder import OPTIMISER_FILE
 from clipa_eqx.durations import Duration
-from clipa_eqx.errors import CheckpointError, ConfigError
+from clipa_eqx.errors import CheckpointError, ConfigError, ConversionError
 from clipa_eqx.experiment import InitConfig
 from clipa_eqx.json_config import to_json
 from clipa_eqx.models.clip import abstract_clip
@@ -71,6 +71,14 @@ def test_the_exported_training_state_has_the_references_entries(half):
         params = {name.removeprefix("params/") for name in found.files if name.startswith("params/")}
         for prefix in ("opt/1/0/1/", "opt/1/0/2/"):
             assert {n.removeprefix(prefix) for n in found.files if n.startswith(prefix)} == params
+
+
+def test_a_work_folder_is_not_exported_where_nothing_can_be_written(half):
+    folder, _ = half
+    with pytest.raises(ConversionError, match="cannot be written"):
+        main(["export", str(folder / "whole"), str(folder / "half.npz" / "x.npz")])
+    with pytest.raises(ConversionError, match="exists already"):
+        main(["export", str(folder / "whole"), str(folder / "half.npz")])
 
 
 OTHERS = {

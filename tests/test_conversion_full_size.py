@@ -18,4 +18,3 @@ def test_the_largest_fine_tuned_weights_but_one_convert_both_ways_in_bounded_mem
     assert result["bytes"] > 4 * 967_906_049
     assert result["import_peak_anonymous_gib"] < 2
     assert result["export_peak_anonymous_gib"] < 2
-    print(result)

@@ -24,9 +24,9 @@ from clipa_eqx.optim import (
     make_optimizer,
     update_count,
 )
+from clipa_eqx.optimiser_file import FIRST_SCHEDULE
 from clipa_eqx.schedules import Cosine, Polynomial, Rsqrt, Stair, make_multiplier
 from clipa_eqx.trees import leaf_paths, match_by_path
-from conversion.flax_files import FIRST_SCHEDULE
 
 goldens.require("optim")
 

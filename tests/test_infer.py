@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from clipa_eqx.models.presets import T5X_TEXT, preset
 from conversion.flax_names import flax_rules
 from conversion.flax_shapes import FlaxLayout, flax_facts
 from conversion.infer import TEXT_TABLES, Choices, resolve_config
+from conversion.released import RELEASED
 from conversion.rules import foreign_tensors
 from conversion.tensors import TensorInfo
 
@@ -162,3 +164,26 @@ def test_a_config_file_that_is_none_is_refused(content, tmp_path):
 
 def test_two_whole_configs_are_one_too_many():
     assert "give one of them" in problems(shapes_of(tiny_clip_config()), preset="H/14", released="x")
+
+
+@pytest.mark.parametrize("name", [name for name, row in RELEASED.items() if row.format == "flax"])
+def test_a_released_name_gives_everything(name):
+    row = RELEASED[name]
+    tensors = shapes_of(row.config())
+    assert sum(math.prod(info.shape) for info in tensors.values()) == row.parameters
+    for layout in ("split", "flat"):
+        resolved = resolve(shapes_of(row.config(), FlaxLayout(attention=layout)), released=name)
+        assert resolved.config == row.config()
+        assert resolved.preprocess == row.preprocess()
+        assert (resolved.profile, resolved.profile_why) == ("flax", f"released model {name} was published with it")
+    assert "text.length: 9 by the file" in problems(shapes_of(with_length(row.config(), 9)), released=name)
+
+
+def test_an_unknown_released_name_is_refused():
+    assert "no released model is called 'h15'; `python -m conversion.released` lists them" in problems(
+        shapes_of(tiny_clip_config()), released="h15"
+    )
+
+
+def with_length(config, length):
+    return dataclasses.replace(config, text=dataclasses.replace(config.text, length=length))

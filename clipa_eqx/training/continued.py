@@ -12,12 +12,10 @@ from jax.sharding import Mesh
 from clipa_eqx.errors import CheckpointError
 from clipa_eqx.models.clip import CLIP, abstract_clip
 from clipa_eqx.optim import ChainShape, OptimConfig, chain_shape
-from clipa_eqx.optimiser_file import OptimiserState, open_optimiser_state
+from clipa_eqx.optimiser_file import FIRST_SCHEDULE, OptimiserState, open_optimiser_state
 from clipa_eqx.sharding import shardings_for
 from clipa_eqx.training.state import TrainState
 from clipa_eqx.trees import leaf_paths
-
-_FIRST_SCHEDULE = 3  # index of the schedule's count in the reference's chain without decay and multipliers
 
 
 def continued_state(model: CLIP, folder: Path, optim: OptimConfig, *, abstract: TrainState, mesh: Mesh) -> TrainState:
@@ -74,7 +72,7 @@ def _contradictions(stored: OptimiserState, optim: OptimConfig, chain: ChainShap
     entries = stored.counts.about.get("schedule_entries")
     if entries is None:
         return problems
-    between = min(entries) - _FIRST_SCHEDULE
+    between = min(entries) - FIRST_SCHEDULE
     here = chain.decays + chain.factors
     if between == 0 and here:
         problems.append(
