@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from open_clip_folders import WEIGHTS, edit_config, edit_weights, set_in
 from test_replay import random_model
-from tiny import model_config, quick_compile  # noqa: F401
+from tiny import model_config
 
 from clipa_eqx.artefact import save_model
 from clipa_eqx.cli import run
@@ -26,6 +26,8 @@ from conversion.compare_texts import FIXED_TEXTS
 from conversion.flax_names import to_flax
 from conversion.open_clip_export import export_open_clip
 from conversion.open_clip_tokenizer import write_tokenizer
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 SIZE, LENGTH, HEADS, DIM = (16, 16), 16, 2, 32
 VISION, TEXT = ("model_cfg", "vision_cfg"), ("model_cfg", "text_cfg")

@@ -13,7 +13,7 @@ import pytest
 from flax_checkpoints import convert, random_clip, tiny_arrays, write_npz
 from hypothesis import HealthCheck, given, settings
 from safetensors.numpy import load_file
-from tiny import assert_bit_equal, quick_compile  # noqa: F401
+from tiny import assert_bit_equal
 from tiny_runs import tiny_clip_config, tiny_tokenizer
 
 from clipa_eqx.artefact import load_model, save_model
@@ -28,6 +28,8 @@ from clipa_eqx.pixels import normalise_pixels
 from conversion.flax_clipa import main
 from conversion.flax_names import from_flax, to_flax
 from conversion.self_check import embed_fixed_inputs, fixed_inputs
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 BARE = {name.removeprefix("params/"): array for name, array in tiny_arrays().items()}
 FLAGS = ("--image-pool", "gap", "--text-pool", "last", "--image-position", "sincos2d", "--image-size", "16")

@@ -4,13 +4,14 @@ import ml_dtypes
 import numpy as np
 import pytest
 from flax_checkpoints import convert, training_arrays, write_npz
-from tiny import quick_compile  # noqa: F401
 
 from clipa_eqx.artefact import load_model
 from clipa_eqx.errors import ConversionError
 from clipa_eqx.optimiser_file import open_optimiser_state
 from clipa_eqx.trees import leaf_paths
 from conversion.flax_clipa import main
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 @pytest.mark.parametrize("entries", [(3,), (4,), (6,), (4, 5), (9, 10, 11)])

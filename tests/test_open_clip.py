@@ -25,7 +25,6 @@ from open_clip_folders import (
 from safetensors.numpy import load_file
 from test_replay import random_model
 from test_t5x import mutate, no_self_check  # noqa: F401
-from tiny import model_config, quick_compile  # noqa: F401
 
 from clipa_eqx.cli import run
 from clipa_eqx.data.eval_images import EvalImageConfig
@@ -39,6 +38,8 @@ from conversion.open_clip_config import parse_open_clip_config
 from conversion.open_clip_mapping import from_clip_config, to_clip_config
 from conversion.open_clip_names import open_clip_rules
 from conversion.rules import export_leaves, import_leaves
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 @pytest.fixture(scope="module")

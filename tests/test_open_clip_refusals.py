@@ -7,11 +7,13 @@ import pytest
 from open_clip_folders import CONFIG, WEIGHTS, convert, edit_config, edit_weights, export_tiny, save, set_in
 from test_replay import random_model
 from test_t5x import mutate, no_self_check  # noqa: F401
-from tiny import model_config, quick_compile  # noqa: F401
+from tiny import model_config
 
 from clipa_eqx.cli import run
 from clipa_eqx.errors import ClipaError
 from conversion.open_clip import main
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import model_config, quick_compile  # noqa: F401
+from tiny import model_config
 
 from clipa_eqx.models.clip import abstract_clip
 from clipa_eqx.trees import layer_path, leaf_paths, stacked_depth
 from conversion.replay import patches_of, replay, run_step
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 CASES = {
     "gap, last": {},

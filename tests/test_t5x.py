@@ -10,7 +10,7 @@ import msgpack
 import numpy as np
 import pytest
 from test_replay import random_model
-from tiny import model_config, quick_compile  # noqa: F401
+from tiny import model_config
 
 from clipa_eqx.artefact import load_model
 from clipa_eqx.cli import run
@@ -23,6 +23,8 @@ from conversion.rules import export_leaves
 from conversion.self_check import Embeddings
 from conversion.t5x import main
 from conversion.t5x_files import T5xFolder
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 CONFIG = model_config(blocks={"depth": 1})
 FLAGS = "--image-pool gap --text-pool last --image-position sincos2d --image-size 16 --image-heads 2 --text-heads 2"

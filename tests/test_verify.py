@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_replay import random_model
 from tiny import folder as tiny_folder
-from tiny import model_config, quick_compile  # noqa: F401
+from tiny import model_config
 
 from clipa_eqx.artefact import save_model
 from clipa_eqx.cli import run
@@ -18,6 +18,8 @@ from clipa_eqx.trees import count_params
 from conversion.flax_clipa import main as flax
 from conversion.flax_names import to_flax
 from conversion.verify import _identity, main
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 @pytest.fixture(scope="module")
