@@ -171,6 +171,45 @@ def test_an_unfinished_conversion_is_not_gone_on_with_by_another_command(source,
     assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("steps", range(9))
+def test_a_kill_while_overwriting_lets_the_same_command_overwrite(steps, source, tmp_path, monkeypatch):
+    from conversion.ingest import destination
+
+    ingest(source, tmp_path / "whole", min_side=9)
+    ingest(source, tmp_path / "out")
+    done = 0
+
+    def counting(real):
+        def step(*arguments, **options):
+            nonlocal done
+            if done == steps:
+                raise Stopped
+            done += 1
+            return real(*arguments, **options)
+
+        return step
+
+    with monkeypatch.context() as patch:
+        patch.setattr(destination, "write_file", counting(destination.write_file))
+        patch.setattr(destination.Path, "unlink", counting(destination.Path.unlink))
+        try:
+            ingest(source, tmp_path / "out", min_side=9, overwrite=True)
+            finished = True
+        except Stopped:
+            finished = False
+    assert finished == (steps >= 8)
+    ingest(source, tmp_path / "out", min_side=9, overwrite=not finished)
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+def test_a_kill_at_the_very_beginning_leaves_nothing_in_the_way(source, tmp_path):
+    left = tmp_path / "out/_unfinished/command.json.tmp-1"
+    left.parent.mkdir(parents=True)
+    left.write_text("{")
+    ingest(source, tmp_path / "out")
+    assert "manifest.json" in content(tmp_path / "out")
+
+
 def test_two_conversions_do_not_write_to_one_folder_at_once(source, tmp_path, monkeypatch):
     from conversion.ingest import convert as module
 

@@ -27,38 +27,44 @@ def begin(target: Place, command: Mapping[str, object], *, overwrite: bool) -> M
     """
     names = list_names(target)
     wanted = cast(dict[str, object], json.loads(json.dumps(command)))
-    if not names:
-        if not target.is_local and target.fs.isfile(target.path):
-            raise DataError(f"{target.url} is a file; give a folder")
-        write_file(target, _COMMAND, json.dumps(command).encode())
-        return None
+    manifest = read_manifest_of(target) if MANIFEST_NAME in names else None
     begun = _read_command(target) if UNFINISHED in names else None
-    if MANIFEST_NAME in names:
-        manifest = read_manifest_of(target)
-        if not overwrite:
-            if manifest.info.get("command") == wanted:
-                _remove_unfinished(target)  # killed between the last two steps
-                return manifest
-            raise DataError(
-                f"{target.url} holds records already ({_differences(manifest.info.get('command'), wanted)}); "
-                "choose another folder, or --overwrite"
-            )
-    elif begun is not None:
-        if begun == wanted:
-            return None
-        if not overwrite:
-            raise DataError(
-                f"{target.url} holds an unfinished conversion by another command ({_differences(begun, wanted)}); "
-                "repeat that command to go on with it, choose another folder, or --overwrite"
-            )
-    elif set(names) != {UNFINISHED} or list_names(target, UNFINISHED):
+    if manifest is not None and not overwrite:
+        if manifest.info.get("command") == wanted:
+            _remove_unfinished(target)  # a kill between the last two steps has left it
+            return manifest
+        raise DataError(
+            f"{target.url} holds records already ({_differences(manifest.info.get('command'), wanted)}); "
+            "choose another folder, or --overwrite"
+        )
+    if manifest is None and begun == wanted:
+        return None
+    if manifest is None and begun is not None and not overwrite:
+        raise DataError(
+            f"{target.url} holds an unfinished conversion by another command ({_differences(begun, wanted)}); "
+            "repeat that command to go on with it, choose another folder, or --overwrite"
+        )
+    if manifest is None and begun is None and not _is_empty(target, names):
         raise DataError(f"{target.url} exists and holds other things than records; choose another folder")
-    # The manifest goes first: without it nothing takes what is left for a whole set.
-    _remove(target, [MANIFEST_NAME] if MANIFEST_NAME in names else [])
-    _remove(target, [name for name in names if _SHARD.fullmatch(name) or name.endswith(".array_record")])
-    _remove_unfinished(target)
+    if manifest is not None or begun is not None:
+        _clear(target, names, manifest)
     write_file(target, _COMMAND, json.dumps(command).encode())
     return None
+
+
+def _clear(target: Place, names: list[str], manifest: Manifest | None) -> None:
+    # Whenever it is killed, the next --overwrite finds a mark that this is its to clear, and no other command goes on.
+    write_file(target, _COMMAND, json.dumps({"kind": "being overwritten"}).encode())
+    _remove(target, [MANIFEST_NAME])  # before the shards: without it nothing takes what is left for a whole set
+    old = {shard.name for shard in manifest.shards} if manifest is not None else set[str]()
+    _remove(target, [name for name in names if name in old or _SHARD.fullmatch(name)])
+    _remove(target, [f"{UNFINISHED}/{name}" for name in list_names(target, UNFINISHED) if name.startswith("part-")])
+
+
+def _is_empty(target: Place, names: list[str]) -> bool:
+    """Nothing there, or what is left of a conversion that was killed as it began."""
+    left = list_names(target, UNFINISHED) if UNFINISHED in names else []
+    return set(names) <= {UNFINISHED} and all(name.startswith("command.json.tmp-") for name in left)
 
 
 def finished_parts(target: Place) -> Iterator[PartReport]:

@@ -1,12 +1,14 @@
 """TFRecord files of img2dataset and of TFDS, read by TensorFlow (extra `tfrecord`)."""
 
+import contextlib
 import importlib
 import importlib.util
 import json
 import os
 import re
+import sys
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from clipa_eqx.data.records import ExtraValue
@@ -218,9 +220,24 @@ def _tensorflow() -> Any:
     _check_tensorflow()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    tf: Any = importlib.import_module("tensorflow")
-    tf.config.set_visible_devices([], "GPU")
+    with _silent_stderr():
+        tf: Any = importlib.import_module("tensorflow")
+        tf.config.set_visible_devices([], "GPU")
     return tf
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Generator[None]:
+    """TensorFlow's libraries write about missing accelerators before any setting of theirs is read."""
+    sys.stderr.flush()
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
 
 
 def _check_tensorflow() -> None:
