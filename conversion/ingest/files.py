@@ -141,10 +141,8 @@ def check_readable(place: Place, files: Iterable[Found]) -> None:
     """
     for file in files if place.is_local else ():
         if not os.access(file.path, os.R_OK):
-            gone = not os.path.exists(file.path)
-            raise unreadable(
-                file.path, FileNotFoundError("a link to nothing") if gone else PermissionError("forbidden")
-            )
+            why = "not for this user to read" if os.path.exists(file.path) else "a link to nothing"
+            raise unreadable(file.path, OSError(why))
 
 
 def write_file(place: Place, name: str, content: bytes) -> None:
@@ -194,8 +192,8 @@ def list_names(place: Place, folder: str = "") -> list[str]:
 
 def unreadable(path: str, error: Exception) -> DataError:
     return DataError(
-        f"{path} cannot be read: {error}; mend it, and the same command goes on, or take it out of the source and begin "
-        "again with --overwrite"
+        f"{path} cannot be read: {error}; mend it, and the same command goes on, or take it out of the source and begin"
+        " again with --overwrite"
     )
 
 
