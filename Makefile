@@ -23,6 +23,11 @@ setup: .venv/.quickstart
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@ .venv/.quickstart
 
+# The slow tests also compare with open_clip itself: PyTorch, several GB where pip has no smaller build.
+.venv/.slow: pyproject.toml constraints.txt | .venv/.created
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,open-clip]'
+	touch $@ .venv/.dev .venv/.quickstart
+
 quickstart: .venv/.quickstart
 	$(BIN)/python scripts/quickstart.py
 
@@ -40,7 +45,7 @@ lint: .venv/.dev
 test: lint
 	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile
 
-test-slow: .venv/.dev
+test-slow: .venv/.slow
 	$(BIN)/python -m pytest -m slow
 
 clean:

@@ -1,8 +1,5 @@
 """A model as a folder: weights, tokenizer, how pictures are prepared, and where it all comes from."""
 
-import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,20 +13,37 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from clipa_eqx.artefact_folder import (
+    PIXELS,
+    PREPROCESS_FILE,
+    PROVENANCE_FILE,
+    TOKENIZER_FOLDER,
+    WEIGHTS_FILE,
+    check_parts,
+    check_replaceable,
+    load_model_config,
+    new_model_folder,
+    read_json,
+    write_description,
+)
 from clipa_eqx.data.eval_images import EvalImageConfig, eval_image, resize_for_eval
-from clipa_eqx.data.pixel_values import IMAGENET_MEAN, IMAGENET_STD, normalise_imagenet
-from clipa_eqx.errors import CheckpointError, ClipaError, ConfigError, DataError
-from clipa_eqx.json_config import from_json, to_json
+from clipa_eqx.data.pixel_values import normalise_imagenet
+from clipa_eqx.errors import CheckpointError, ClipaError, DataError
+from clipa_eqx.json_config import from_json
 from clipa_eqx.models.clip import CLIP, CLIPConfig, abstract_clip
 from clipa_eqx.tokenizer import Tokenizer, Tokens
 from clipa_eqx.tokenizer.reduce import Reduction
 from clipa_eqx.trees import leaf_paths
 
-CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FOLDER = "config.json", "model.safetensors", "tokenizer"
-PREPROCESS_FILE, PROVENANCE_FILE = "preprocess.json", "provenance.json"
-
-_SCHEMA = 1
-_PIXELS = {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
+__all__ = [
+    "WEIGHTS_FILE",
+    "LoadedModel",
+    "ModelTokenizer",
+    "Preprocess",
+    "load_model",
+    "load_model_config",
+    "save_model",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,27 +132,17 @@ def save_model(
         ConfigError: ``preprocess`` or ``tokenizer`` do not fit the model.
     """
     folder = Path(folder)
-    _check_parts(model, tokenizer, preprocess)
-    _check_replaceable(folder, overwrite=overwrite)
+    check_parts(model.config, tokenizer, preprocess)
+    check_replaceable(folder, overwrite=overwrite)
     weights = {
         path: np.asarray(jax.device_get(leaf), dtype=np.float32, order="C")
         for path, leaf in zip(leaf_paths(model), jax.tree.leaves(model), strict=True)
     }
     found = {path: (array.shape, bool(np.isfinite(array).all())) for path, array in weights.items()}
     _check_leaves(found, model.config, where=f"the model to be saved as {folder}")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    new = folder.with_name(f".{folder.name}.new-{os.getpid()}")
-    shutil.rmtree(new, ignore_errors=True)
-    try:
-        new.mkdir()
+    with new_model_folder(folder, overwrite=overwrite) as new:
         save_file(weights, new / WEIGHTS_FILE)
-        tokenizer.save(new / TOKENIZER_FOLDER)
-        _write_json(new / CONFIG_FILE, {"schema": _SCHEMA, "model": to_json(model.config)})
-        _write_json(new / PREPROCESS_FILE, to_json(preprocess) | _PIXELS)
-        _write_json(new / PROVENANCE_FILE, dict(provenance))
-        _replace(folder, new)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+        write_description(new, model.config, tokenizer=tokenizer, preprocess=preprocess, provenance=provenance)
     return folder
 
 
@@ -156,8 +160,8 @@ def load_model(folder: Path | str) -> LoadedModel:
     folder = Path(folder)
     config = load_model_config(folder)
     weights = _read_weights(folder / WEIGHTS_FILE, config)
-    about = _read_json(folder / PREPROCESS_FILE)
-    if {key: about.pop(key, None) for key in _PIXELS} != _PIXELS:
+    about = read_json(folder / PREPROCESS_FILE)
+    if {key: about.pop(key, None) for key in PIXELS} != PIXELS:
         raise CheckpointError(
             f"{folder / PREPROCESS_FILE} asks for another mean or std than ImageNet's, which this version cannot give"
         )
@@ -167,67 +171,15 @@ def load_model(folder: Path | str) -> LoadedModel:
         skeleton = abstract_clip(config)
         leaves = [jnp.asarray(weights[path]) for path in leaf_paths(skeleton)]
         model = jax.tree.unflatten(jax.tree.structure(skeleton), leaves)
-        _check_parts(model, tokenizer, preprocess)
+        check_parts(config, tokenizer, preprocess)
     except ClipaError as error:
         raise CheckpointError(f"model folder {folder}: {error}") from error
     return LoadedModel(
         model=model,
         tokenizer=ModelTokenizer(tokenizer=tokenizer, length=config.text.length),
         preprocess=Preprocess(config=preprocess),
-        provenance=_read_json(folder / PROVENANCE_FILE),
+        provenance=read_json(folder / PROVENANCE_FILE),
     )
-
-
-def load_model_config(folder: Path | str) -> CLIPConfig:
-    """The architecture of a saved model, without its weights.
-
-    Raises:
-        CheckpointError: no such folder, no saved model in it, or one of a later version.
-    """
-    path = Path(folder) / CONFIG_FILE
-    if not path.parent.is_dir():
-        raise CheckpointError(f"there is no model folder {folder}; give a folder that save_model wrote")
-    found = _read_json(path)
-    if found.get("schema") != _SCHEMA or not isinstance(found.get("model"), dict):
-        raise CheckpointError(
-            f"{path} has schema {found.get('schema')!r}, this version of clipa_eqx reads {_SCHEMA}; "
-            "use the version that wrote it, or a folder that save_model wrote"
-        )
-    try:
-        return from_json(CLIPConfig, found["model"], where=str(path))
-    except ConfigError as error:
-        raise CheckpointError(str(error)) from error
-
-
-def _check_parts(model: CLIP, tokenizer: Tokenizer, preprocess: EvalImageConfig) -> None:
-    if preprocess.size != model.config.image.image_size:
-        raise ConfigError(f"preprocess.size is {preprocess.size}, the model's images {model.config.image.image_size}")
-    if tokenizer.vocab_size > model.config.text.vocab:
-        raise ConfigError(f"the tokenizer has {tokenizer.vocab_size} pieces, the model {model.config.text.vocab} rows")
-
-
-def _check_replaceable(folder: Path, *, overwrite: bool) -> None:
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    if not overwrite:
-        raise CheckpointError(f"{folder} exists already; give another name, or overwrite it (overwrite=True)")
-    if not (folder / WEIGHTS_FILE).is_file() or not (folder / CONFIG_FILE).is_file():
-        raise CheckpointError(f"{folder} exists and is no saved model, so it is not overwritten; give another name")
-
-
-def _replace(folder: Path, new: Path) -> None:
-    """Rename ``new`` to ``folder``; what was there stays until then, and comes back if renaming fails."""
-    old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    try:
-        new.rename(folder)
-    except OSError:
-        if old.exists():
-            old.rename(folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _read_weights(path: Path, config: CLIPConfig) -> dict[str, np.ndarray]:
@@ -260,17 +212,3 @@ def _check_leaves(found: Mapping[str, tuple[tuple[int, ...], bool]], config: CLI
         raise CheckpointError(
             f"{where} does not fit its config, {len(problems)} problem(s):\n  " + "\n  ".join(problems)
         )
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); it is part of every saved model") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path} holds {type(found).__name__}, expected an object; save the model again")
-    return found

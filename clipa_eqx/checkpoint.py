@@ -94,6 +94,32 @@ class Checkpoints:
         restored = self._read(step, model=_nested(_with_shardings(abstract, shardings_for(abstract, mesh))))
         return _unnested(abstract, restored["model"])
 
+    def leaves(self, step: int) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and dtype of each stored leaf, by the paths of a ``TrainState``."""
+        return {path: (tuple(shape), dtype) for path, (shape, dtype) in self._record(step)["leaves"].items()}
+
+    def read_leaf(self, step: int, path: str) -> np.ndarray:
+        """One leaf of a step, by its path in a ``TrainState``, without the others.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        part, _, rest = path.partition("/")
+        item: Any = 0
+        how: Any = ocp.RestoreArgs(restore_type=np.ndarray)
+        for name in reversed(rest.split("/")):
+            item, how = {name: item}, {name: how}
+        args = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
+        folder = (self.folder / str(step) / {"model": "model", "opt_state": "optimiser"}[part]).absolute()
+        try:
+            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+                node = reader.restore(folder, args=args)
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{path} of checkpoint {self.folder / str(step)} is damaged ({error})") from error
+        for name in rest.split("/"):
+            node = node[name]
+        return np.asarray(node)
+
     def about(self, step: int) -> dict[str, Any]:
         """What ``save`` was told of the run."""
         return self._record(step)["about"]

@@ -80,16 +80,24 @@ class InitConfig:
         resize_text: resample learned text positions to this run's text length.
         resize_image: resample learned image positions to this run's image size.
         keep_initial: patterns of leaf paths that keep their random start, such as a new head; each must decide a leaf.
+        optimiser: take over the optimiser's state and step too, which models imported from a full training checkpoint
+            have: the run goes on where the source's stopped, instead of starting at step 0.
     """
 
     source: str
     resize_text: bool = False
     resize_image: bool = False
     keep_initial: tuple[str, ...] = ()
+    optimiser: bool = False
 
     def __post_init__(self) -> None:
         if not self.source:
             raise ConfigError("init.source is empty; give the folder of a run or of a saved model, or leave out init")
+        if self.optimiser and (self.resize_text or self.resize_image or self.keep_initial):
+            raise ConfigError(
+                "init.optimiser goes on with another run, whose leaves are then all taken over as they are; leave out "
+                "resize_text, resize_image and keep_initial, or start afresh without it"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,10 +36,11 @@ def main() -> int:
     config = load_config(arguments.config)
     if arguments.help_config:
         apply_overrides(config, ["--help"], program=f"train.py {arguments.config}")
-    config = apply_overrides(config, rest, program=f"train.py {arguments.config}")
     if arguments.init_from is not None:
+        # First, so that --init.optimiser and its like have something to change where the file names no source.
         init = config.init or InitConfig(source=arguments.init_from)
         config = dataclasses.replace(config, init=dataclasses.replace(init, source=arguments.init_from))
+    config = apply_overrides(config, rest, program=f"train.py {arguments.config}")
     if arguments.print_config:
         print(json.dumps(to_json(config), indent=1))
         return OK

@@ -16,7 +16,15 @@ import pytest
 
 from clipa_eqx.durations import Duration, is_time
 from clipa_eqx.errors import ConfigError
-from clipa_eqx.optim import OptimConfig, layer_decay_rules, learning_rates, make_optimizer, update_count
+from clipa_eqx.optim import (
+    OptimConfig,
+    chain_shape,
+    layer_decay_rules,
+    learning_rates,
+    make_optimizer,
+    update_count,
+)
+from clipa_eqx.optimiser_file import FIRST_SCHEDULE
 from clipa_eqx.schedules import Cosine, Polynomial, Rsqrt, Stair, make_multiplier
 from clipa_eqx.trees import leaf_paths, match_by_path
 
@@ -242,6 +250,23 @@ def test_exactly_the_recorded_leaves_have_moments(case):
         ours = {path.split(f"/{kind}/")[1]: str(leaf.dtype) for path, leaf in found.items() if f"/{kind}/" in path}
         theirs = {re.sub(r"/blocks/\d+/", "/blocks/", _our_path(name)): dtype for name, dtype in recorded.items()}
         assert ours == theirs
+
+
+def _is_countable(config):
+    """Whether our rules, which do not keep the patterns apart, tell how many entries the reference's patterns make."""
+    decays, factors = (config.get(name, [[".*", 1.0]]) for name in ("wd_mults", "lr_mults"))
+    distinct = all(len({value for _, value in rules}) == len(rules) for rules in (decays, factors))
+    return distinct and factors[-1][0] == ".*" and "lwd" not in config
+
+
+@pytest.mark.parametrize("case", sorted(case for case in META if _is_countable(META[case]["config"])))
+def test_counts_of_schedules_stand_where_the_reference_has_them(case):
+    config, _ = _optim_config(META[case]["config"], 2)
+    chain = chain_shape(config, _stack(goldens.under(INPUTS, "params0/")))
+    names = [name for name, shape, dtype in META[case]["opt_state_names"] if not shape and dtype == "int32"]
+    recorded = sorted(int(name.split("/")[0]) for name in names if name != "1/0/0")
+    first = FIRST_SCHEDULE + chain.decays + chain.factors
+    assert recorded == list(range(first, first + chain.schedules))
 
 
 SCHEDULES = goldens.load_json("optim/schedules.json")

@@ -103,7 +103,11 @@ def test_the_first_line_equals_a_recomputation(finished):
     config, line = config_of_run(), read_metrics(finished[0] / "metrics.jsonl")[0]
     source = open_sources(config)
     with train_batches(config, source, load_tokenizer(config.data.vocab, model_vocab=64), start_step=0) as batches:
-        rows = {name: jnp.asarray(value) for name, value in next(batches).items() if name in ("image", "tokens")}
+        rows = {
+            name: jnp.asarray(value)
+            for name, value in next(batches).items()
+            if name in ("image", "tokens", "truncated")
+        }
     model = start_of(config).model
 
     @jax.jit

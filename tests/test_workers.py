@@ -1,6 +1,7 @@
 """Worker processes: the same batches, no jax backend, and nothing left behind however the program ends."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -108,8 +109,10 @@ def assert_gone(pids):
     assert not [pid for pid in pids if is_running(pid)]
 
 
-def shared_blocks():
-    return {path.name for path in Path("/dev/shm").glob("psm_*")}
+def shared_blocks(pids):
+    """Blocks of shared memory that these processes have mapped."""
+    maps = [Path(f"/proc/{pid}/maps").read_text() for pid in pids]
+    return {Path(found) for text in maps for found in re.findall(r"/dev/shm/psm_\w+", text)}
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -154,12 +157,13 @@ def test_a_signal_to_the_whole_group_is_the_programs_to_handle(program, number):
 
 
 def test_workers_and_shared_memory_go_when_their_parent_is_killed(program):
-    before = shared_blocks()
     process, workers = program("wait")
     assert all(map(is_running, workers))
+    blocks = shared_blocks([process.pid, *workers])
+    assert blocks
     process.send_signal(signal.SIGKILL)
     assert_gone(workers)
     deadline = time.monotonic() + 20
-    while shared_blocks() - before and time.monotonic() < deadline:
+    while any(block.exists() for block in blocks) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not shared_blocks() - before
+    assert not [block for block in blocks if block.exists()]

@@ -104,19 +104,29 @@ class TextTower(eqx.Module):
         self, tokens: Int[Array, " seq"], *, key: PRNGKeyArray | None, keep: Callable[[BlockTrace], Kept]
     ) -> tuple[Float[Array, "seq dim"], Kept, Float[Array, "seq dim"], Float[Array, " dim"], Float[Array, " embed"]]:
         config = self.config
-        if tokens.shape != (config.length,):
+        k_drop, k_blocks = (None,) * 2 if key is None else jr.split(key, 2)
+        vectors, x = self.before_blocks(tokens)
+        x = dropout(x, config.blocks.dropout, key=k_drop)
+        x, blocks = run_blocks(self.blocks, x, config=config.blocks, key=k_blocks, keep=keep)
+        return vectors, blocks, *self.after_blocks(x)
+
+    def before_blocks(self, tokens: Int[Array, " seq"]) -> tuple[Float[Array, "seq dim"], Float[Array, "seq dim"]]:
+        """Token vectors, and what enters the first block without dropout."""
+        if tokens.shape != (self.config.length,):
             raise ConfigError(
-                f"the text tower takes {config.length} tokens, got {tokens.shape[0]}; tokenise to that length, or "
+                f"the text tower takes {self.config.length} tokens, got {tokens.shape[0]}; tokenise to that length, or "
                 "resize the model with clipa_eqx.surgery.resize_text"
             )
-        k_drop, k_blocks = (None,) * 2 if key is None else jr.split(key, 2)
         vectors = self.token(tokens)
-        x = dropout(vectors + self._positions().astype(vectors.dtype), config.blocks.dropout, key=k_drop)
-        x, blocks = run_blocks(self.blocks, x, config=config.blocks, key=k_blocks, keep=keep)
+        return vectors, vectors + self._positions().astype(vectors.dtype)
+
+    def after_blocks(
+        self, x: Float[Array, "seq dim"]
+    ) -> tuple[Float[Array, "seq dim"], Float[Array, " dim"], Float[Array, " embed"]]:
+        """Normalised tokens, what enters the head, and the embedding, from what leaves the last block."""
         normed = self.norm(x)
-        pooled = pool_text(normed, config.pool)
-        embedding = pooled if self.head is None else self.head(pooled)
-        return vectors, blocks, normed, pooled, embedding
+        pooled = pool_text(normed, self.config.pool)
+        return normed, pooled, pooled if self.head is None else self.head(pooled)
 
     def _positions(self) -> Float[Array, "seq dim"]:
         if self.position is not None:

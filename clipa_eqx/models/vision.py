@@ -153,16 +153,8 @@ class VisionTower(eqx.Module):
         Float[Array, "patches dim"], Float[Array, "seq dim"], Kept, Float[Array, " dim"], Float[Array, " embed"]
     ]:
         config = self.config
-        if image.shape[:2] != config.image_size:
-            raise ConfigError(
-                f"the image tower takes images of {config.image_size}, got {image.shape[:2]}; resize the images, or "
-                "the model with clipa_eqx.surgery.resize_image"
-            )
         k_drop, k_mask, k_blocks = (None,) * 3 if key is None else jr.split(key, 3)
-        stem = self.patch(to_patches(image, config.patch_size))
-        tokens = jnp.concatenate([self.class_token[None].astype(stem.dtype), stem]) + self._positions().astype(
-            stem.dtype
-        )
+        stem, tokens = self.before_blocks(image)
         x = dropout(tokens, config.blocks.dropout, key=k_drop)
         if mask_noise is None and k_mask is not None and config.mask_ratio:
             mask_noise = jr.uniform(k_mask, (config.patches,))
@@ -170,9 +162,27 @@ class VisionTower(eqx.Module):
             kept, _ = keep_random_tokens(x[1:], mask_noise, kept_tokens(config.patches, config.mask_ratio))
             x = jnp.concatenate([x[:1], kept])
         x, blocks = run_blocks(self.blocks, x, config=config.blocks, key=k_blocks, keep=keep)
-        pooled = pool_image(x, config.pool, norm=self.norm, map_head=self.map_head)
-        embedding = pooled if self.head is None else self.head(pooled)
+        pooled, embedding = self.after_blocks(x)
         return stem, tokens, blocks, pooled, embedding
+
+    def before_blocks(
+        self, image: Float[Array, "height width 3"]
+    ) -> tuple[Float[Array, "patches dim"], Float[Array, "seq dim"]]:
+        """Patch vectors, and what enters the first block without dropout and masking."""
+        config = self.config
+        if image.shape[:2] != config.image_size:
+            raise ConfigError(
+                f"the image tower takes images of {config.image_size}, got {image.shape[:2]}; resize the images, or "
+                "the model with clipa_eqx.surgery.resize_image"
+            )
+        stem = self.patch(to_patches(image, config.patch_size))
+        positions = self._positions().astype(stem.dtype)
+        return stem, jnp.concatenate([self.class_token[None].astype(stem.dtype), stem]) + positions
+
+    def after_blocks(self, x: Float[Array, "seq dim"]) -> tuple[Float[Array, " dim"], Float[Array, " embed"]]:
+        """What enters the head, and the embedding, from what leaves the last block."""
+        pooled = pool_image(x, self.config.pool, norm=self.norm, map_head=self.map_head)
+        return pooled, pooled if self.head is None else self.head(pooled)
 
     def _positions(self) -> Float[Array, "seq dim"]:
         if self.position is not None:

@@ -104,6 +104,12 @@ def train(config: ExperimentConfig, workdir: Path) -> TrainResult:
             _log.info("going on after step %d", start)
         else:
             state = first_state(config, optimizer, abstract=abstract, mesh=mesh, vocab_sha256=tokenizer.vocab_sha256)
+            start = int(state.step)
+            if start >= total_steps:
+                raise ConfigError(
+                    f"init.source {config.init and config.init.source} is at step {start}, the run is over after "
+                    f"{total_steps}; give a longer duration"
+                )
         step_fn = _compile(config, optimizer, abstract, mesh)
         batches = stack.enter_context(train_batches(config, mixture, tokenizer, start_step=start))
         reports = stack.enter_context(

@@ -18,6 +18,7 @@ from clipa_eqx.json_config import from_json
 from clipa_eqx.models.clip import CLIP, CLIPConfig
 from clipa_eqx.sharding import shardings_for
 from clipa_eqx.surgery import adopt
+from clipa_eqx.training.continued import continued_state
 from clipa_eqx.training.run_folder import CHECKPOINTS_NAME, CONFIG_NAME, read_record
 from clipa_eqx.training.state import TrainState, init_state, start_state
 
@@ -35,10 +36,11 @@ def first_state(
     mesh: Mesh,
     vocab_sha256: str,
 ) -> TrainState:
-    """The state of step 0, born where it will live.
+    """The state a run starts with, where it will live: that of step 0, or with ``init.optimiser`` a later one.
 
     Raises:
-        CheckpointError: the source of ``config.init`` is missing, damaged, or differs in what no surgery was named for.
+        CheckpointError: the source of ``config.init`` is missing, damaged, or differs in what no surgery was named for;
+            with ``init.optimiser``, it has no optimiser state, or one of another optimiser.
     """
     key = jr.fold_in(jr.key(config.seed), _INIT_STREAM)
     shardings = shardings_for(abstract, mesh)
@@ -63,6 +65,8 @@ def first_state(
         keep_initial=config.init.keep_initial,
     )
     _log.info("initialised from %s: %s", config.init.source, report)
+    if config.init.optimiser:
+        return continued_state(model, Path(config.init.source), config.optim, abstract=abstract, mesh=mesh)
     model = jax.device_put(model, shardings.model)
     return jax.jit(lambda model: start_state(model, optimizer), out_shardings=shardings)(model)
 

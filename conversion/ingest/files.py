@@ -4,7 +4,7 @@ import contextlib
 import os
 import re
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -133,6 +133,18 @@ def staged(fs: Any, path: str) -> Generator[str]:
         os.unlink(copy)
 
 
+def check_readable(place: Place, files: Iterable[Found]) -> None:
+    """Look at local files before work begins on any of them; those in buckets show when they are opened.
+
+    Raises:
+        DataError: one is a broken link, or not for this user to read.
+    """
+    for file in files if place.is_local else ():
+        if not os.access(file.path, os.R_OK):
+            why = "not for this user to read" if os.path.exists(file.path) else "a link to nothing"
+            raise unreadable(file.path, OSError(why))
+
+
 def write_file(place: Place, name: str, content: bytes) -> None:
     """Write a file of the folder `place` so that it is there whole or not at all, also after a crash."""
     if not place.is_local:
@@ -180,7 +192,8 @@ def list_names(place: Place, folder: str = "") -> list[str]:
 
 def unreadable(path: str, error: Exception) -> DataError:
     return DataError(
-        f"{path} cannot be read: {error}; mend it or take it out of the source, then run the command again"
+        f"{path} cannot be read: {error}; mend it, and the same command goes on, or take it out of the source and begin"
+        " again with --overwrite"
     )
 
 

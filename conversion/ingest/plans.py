@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import cast
 
 from clipa_eqx.errors import DataError
-from conversion.ingest.files import Found, Place
+from conversion.ingest.files import Found, Place, check_readable
 from conversion.ingest.rows import Kind, Part, Plan, printable
 
 # What a folder is most likely meant for, by what lies in it.
@@ -39,10 +39,11 @@ def parts_of(place: Place, found: Sequence[Found], chosen: Sequence[Found], *, k
     """One part per chosen file.
 
     Raises:
-        DataError: none was chosen.
+        DataError: none was chosen, or one cannot be read.
     """
     if not chosen:
         raise wrong_kind(place, found, kind=kind, what=what)
+    check_readable(place, chosen)
     taken = {file.path for file in chosen}
     return Plan(
         parts=tuple(Part(source=file.name, path=file.path, size=file.size) for file in chosen),

@@ -1,0 +1,131 @@
+"""The files of a saved model but for its weights, and how such a folder appears: complete, or not at all."""
+
+import json
+import os
+import shutil
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from clipa_eqx.data.eval_images import EvalImageConfig
+from clipa_eqx.data.pixel_values import IMAGENET_MEAN, IMAGENET_STD
+from clipa_eqx.errors import CheckpointError, ConfigError
+from clipa_eqx.json_config import from_json, to_json
+from clipa_eqx.models.clip import CLIPConfig
+from clipa_eqx.tokenizer import Tokenizer
+
+CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FOLDER = "config.json", "model.safetensors", "tokenizer"
+PREPROCESS_FILE, PROVENANCE_FILE = "preprocess.json", "provenance.json"
+OPTIMISER_FILE = "optimiser.safetensors"
+"""Moments and counts of an imported training checkpoint; not every model has them."""
+
+PIXELS: dict[str, Any] = {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
+
+_SCHEMA = 1
+
+
+@contextmanager
+def new_model_folder(folder: Path, *, overwrite: bool) -> Generator[Path]:
+    """A folder to write a model into; it becomes ``folder`` when the block ends without an error.
+
+    What was there stays until then. Whatever goes wrong, nothing half-written is left.
+
+    Raises:
+        CheckpointError: the folder exists and not ``overwrite``, or it is no saved model.
+    """
+    check_replaceable(folder, overwrite=overwrite)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = folder.with_name(f".{folder.name}.new-{os.getpid()}")
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        new.mkdir()
+        yield new
+        _replace(folder, new)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def write_description(
+    folder: Path,
+    config: CLIPConfig,
+    *,
+    tokenizer: Tokenizer,
+    preprocess: EvalImageConfig,
+    provenance: Mapping[str, Any],
+) -> None:
+    """Write everything but the weights."""
+    tokenizer.save(folder / TOKENIZER_FOLDER)
+    write_json(folder / CONFIG_FILE, {"schema": _SCHEMA, "model": to_json(config)})
+    write_json(folder / PREPROCESS_FILE, to_json(preprocess) | PIXELS)
+    write_json(folder / PROVENANCE_FILE, dict(provenance))
+
+
+def load_model_config(folder: Path | str) -> CLIPConfig:
+    """The architecture of a saved model, without its weights.
+
+    Raises:
+        CheckpointError: no such folder, no saved model in it, or one of a later version.
+    """
+    path = Path(folder) / CONFIG_FILE
+    if not path.parent.is_dir():
+        raise CheckpointError(f"there is no model folder {folder}; give a folder that save_model wrote")
+    found = read_json(path)
+    if found.get("schema") != _SCHEMA or not isinstance(found.get("model"), dict):
+        raise CheckpointError(
+            f"{path} has schema {found.get('schema')!r}, this version of clipa_eqx reads {_SCHEMA}; "
+            "use the version that wrote it, or a folder that save_model wrote"
+        )
+    try:
+        return from_json(CLIPConfig, found["model"], where=str(path))
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def check_parts(config: CLIPConfig, tokenizer: Tokenizer, preprocess: EvalImageConfig) -> None:
+    """Raises ConfigError where a tokenizer or preprocessing does not fit a model."""
+    if preprocess.size != config.image.image_size:
+        raise ConfigError(f"preprocess.size is {preprocess.size}, the model's images {config.image.image_size}")
+    if tokenizer.vocab_size > config.text.vocab:
+        raise ConfigError(f"the tokenizer has {tokenizer.vocab_size} pieces, the model {config.text.vocab} rows")
+
+
+def check_replaceable(folder: Path, *, overwrite: bool) -> None:
+    """Raises CheckpointError where a model may not be written."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not overwrite:
+        raise CheckpointError(f"{folder} exists already; give another name, or overwrite it (overwrite=True)")
+    if not (folder / WEIGHTS_FILE).is_file() or not (folder / CONFIG_FILE).is_file():
+        raise CheckpointError(f"{folder} exists and is no saved model, so it is not overwritten; give another name")
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """An object as an indented JSON file."""
+    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object of a JSON file; raises CheckpointError where there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); it is part of every saved model") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} holds {type(found).__name__}, expected an object; save the model again")
+    return found
+
+
+def _replace(folder: Path, new: Path) -> None:
+    """Rename ``new`` to ``folder``; what was there stays until then, and comes back if renaming fails."""
+    old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    try:
+        new.rename(folder)
+    except OSError:
+        if old.exists():
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,286 @@
+"""What an ``open_clip_config.json`` says: sizes, numerics, pictures and texts."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+from clipa_eqx.errors import ConversionError
+from conversion.replay import ReplayGelu, TowerOptions
+
+CONFIG_FILE = "open_clip_config.json"
+
+OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+"""open_clip's defaults."""
+
+DEFAULT_EPS = 1e-5
+"""Of torch's LayerNorm."""
+
+# Options that open_clip's own weights may have and nothing here can compute, with the value that leaves them off.
+_UNKNOWN_VISION: dict[str, Any] = {
+    "ls_init_value": None,
+    "attentional_pool": False,
+    "timm_model_name": None,
+    "block_type": None,
+    "qk_norm": False,
+    "scaled_cosine_attn": False,
+    "scale_heads": False,
+    "scale_attn_inner": False,
+    "scale_attn": False,
+    "scale_fc": False,
+    "in_chans": 3,
+}
+_UNKNOWN_TEXT: dict[str, Any] = {
+    "ls_init_value": None,
+    "hf_model_name": None,
+    "embed_cls": False,
+    "proj_bias": False,
+    "proj_type": "linear",
+    "tokenizer_mode": None,
+    **{key: _UNKNOWN_VISION[key] for key in ("block_type", "qk_norm", "scaled_cosine_attn", "scale_heads")},
+    **{key: _UNKNOWN_VISION[key] for key in ("scale_attn_inner", "scale_attn", "scale_fc")},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenClipTower:
+    """Sizes of a tower as its config has them, and how it computes."""
+
+    width: int
+    layers: int
+    mlp_dim: int
+    options: TowerOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """How pictures are prepared: resized by Pillow, rounded to levels, normalised."""
+
+    size: tuple[int, int]
+    mean: tuple[float, ...] = OPENAI_MEAN
+    std: tuple[float, ...] = OPENAI_STD
+    interpolation: str = "bicubic"
+    resize_mode: str = "shortest"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texts:
+    """How texts are tokenised: the vocabulary's name, and whether [SEP] is replaced by padding."""
+
+    tokenizer_name: str | None
+    strips_sep: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenClipConfig:
+    """A whole config; ``pictures`` is None where the file has no ``preprocess_cfg``."""
+
+    image: OpenClipTower
+    text: OpenClipTower
+    image_size: tuple[int, int]
+    patch_size: tuple[int, int]
+    length: int
+    vocab: int
+    embed: int
+    pictures: Pictures | None
+    texts: Texts
+
+
+def load_open_clip_config(path: Path) -> OpenClipConfig:
+    """Read a config file. Raises ``ConversionError`` listing all that is missing or that nothing here can compute."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConversionError(f"{path} cannot be read ({error}); expected open_clip's JSON") from error
+    if not isinstance(found, dict):
+        raise ConversionError(f"{path} holds {type(found).__name__}, expected an object")
+    return parse_open_clip_config(cast("dict[str, Any]", found), where=str(path))
+
+
+def parse_open_clip_config(found: Mapping[str, Any], *, where: str) -> OpenClipConfig:
+    """As ``load_open_clip_config``; a bare ``model_cfg``, as open_clip ships them, is taken too."""
+    model = found.get("model_cfg", found)
+    if not isinstance(model, dict):
+        raise ConversionError(f"{where}: model_cfg is {type(model).__name__}, expected an object")
+    reader = _Reader(cast("dict[str, Any]", model))
+    vision, text = reader.child("vision_cfg"), reader.child("text_cfg")
+    for tower, unknown in ((vision, _UNKNOWN_VISION), (text, _UNKNOWN_TEXT)):
+        tower.refuse(unknown)
+    if vision.get("no_ln_pre", default=False) is not True:
+        vision.problems.append("vision_cfg.no_ln_pre is not set: a norm before the blocks is unknown here")
+    if reader.get("init_logit_bias", default=None) is not None:
+        reader.problems.append("init_logit_bias: a bias of the logits is unknown here")
+    is_quick = reader.get("quick_gelu", default=False) is True
+    image_size, patch_size = vision.pair("image_size", 224), vision.pair("patch_size", 16)
+    image_tower = _tower(vision, heads=None, options=_image_options(vision, is_quick))
+    text_tower = _tower(text, heads=text.count("heads", 8), options=_text_options(text, is_quick))
+    parsed = OpenClipConfig(
+        image=image_tower,
+        text=text_tower,
+        image_size=image_size,
+        patch_size=patch_size,
+        length=text.count("context_length", 77),
+        vocab=text.count("vocab_size", 49408),
+        embed=reader.count("embed_dim", None),
+        pictures=_pictures(found.get("preprocess_cfg"), image_size, reader.problems),
+        texts=_texts(text),
+    )
+    problems = reader.problems + vision.problems + text.problems
+    if problems:
+        raise ConversionError(f"{where}: {len(problems)} problem(s):\n  " + "\n  ".join(problems))
+    return parsed
+
+
+class _Reader:
+    """An object of the JSON, and what is wrong with it."""
+
+    def __init__(self, values: Mapping[str, Any], prefix: str = "") -> None:
+        self.values, self.prefix = values, prefix
+        self.problems: list[str] = []
+
+    def child(self, key: str) -> "_Reader":
+        value = self.values.get(key)
+        if not isinstance(value, dict):
+            self.problems.append(f"{key} is missing")
+            return _Reader({}, f"{key}.")
+        return _Reader(cast("dict[str, Any]", value), f"{key}.")
+
+    def get(self, key: str, *, default: object) -> object:
+        return self.values.get(key, default)
+
+    def count(self, key: str, default: int | None) -> int:
+        value = self.values.get(key, default)
+        if type(value) is not int or not 1 <= value < 1 << 31:
+            self.problems.append(f"{self.prefix}{key} is {value!r}, expected a positive whole number")
+            return 1
+        return value
+
+    def number(self, key: str, default: float) -> float:
+        value = self.values.get(key, default)
+        if type(value) not in (int, float) or not math.isfinite(value) or not 0 < value < 1e6:
+            self.problems.append(f"{self.prefix}{key} is {value!r}, expected a positive number")
+            return 1.0
+        return float(value)
+
+    def pair(self, key: str, default: int) -> tuple[int, int]:
+        value = self.values.get(key, default)
+        if isinstance(value, list):
+            sizes = cast("list[object]", value)
+            if len(sizes) == 2:
+                down, across = sizes
+                if type(down) is int and type(across) is int and down > 0 and across > 0:
+                    return down, across
+        elif type(value) is int and value > 0:
+            return value, value
+        self.problems.append(f"{self.prefix}{key} is {value!r}, expected pixels or a list of two")
+        return 1, 1
+
+    def one_of(self, key: str, default: str, known: Mapping[str, str]) -> str:
+        value = self.values.get(key, default)
+        if not isinstance(value, str) or value not in known:
+            self.problems.append(f"{self.prefix}{key} is {value!r}, expected one of {', '.join(known)}")
+            return next(iter(known.values()))
+        return known[value]
+
+    def refuse(self, unknown: Mapping[str, Any]) -> None:
+        for key, off in unknown.items():
+            if self.values.get(key, off) not in (off, None):
+                self.problems.append(f"{self.prefix}{key} is {self.values[key]!r}, which is unknown here")
+
+
+def _tower(reader: _Reader, *, heads: int | None, options: TowerOptions) -> OpenClipTower:
+    width, layers = reader.count("width", 768 if heads is None else 512), reader.count("layers", 12)
+    mlp_dim = int(width * reader.number("mlp_ratio", 4.0))
+    number = max(width // reader.count("head_width", 64), 1) if heads is None else heads
+    if width % number:
+        reader.problems.append(f"{reader.prefix}width {width} is not divided by {number} heads")
+    return OpenClipTower(
+        width=width,
+        layers=layers,
+        mlp_dim=max(mlp_dim, 1),
+        options=replace(options, heads=number),
+    )
+
+
+def _image_options(reader: _Reader, is_quick: bool) -> TowerOptions:
+    # Old versions of open_clip had this option; their mean took the class token, then came the norm.
+    is_old_mean = reader.get("global_average_pool", default=False) is True
+    pool = "gap" if is_old_mean else reader.one_of("pool_type", "tok", {"avg": "gap", "tok": "tok"})
+    is_after = is_old_mean or reader.get("final_ln_after_pool", default=False) is True
+    return TowerOptions(
+        heads=1,
+        eps=_eps(reader),
+        gelu=_gelu(reader, is_quick),
+        pool="gap" if pool == "gap" else "tok",
+        pool_norm="after" if is_after and pool == "gap" else "before",
+        has_class_in_mean=is_old_mean,
+    )
+
+
+def _text_options(reader: _Reader, is_quick: bool) -> TowerOptions:
+    pool = reader.one_of("pool_type", "argmax", {"last": "last", "first": "tok"})
+    return TowerOptions(
+        heads=1,
+        eps=_eps(reader),
+        gelu=_gelu(reader, is_quick),
+        pool="last" if pool == "last" else "tok",
+        pool_norm="before",
+        is_causal=reader.get("no_causal_mask", default=False) is not True,
+    )
+
+
+def _eps(reader: _Reader) -> float:
+    kwargs = reader.get("norm_kwargs", default=None)
+    inner = _Reader(cast("dict[str, Any]", kwargs) if isinstance(kwargs, dict) else {}, f"{reader.prefix}norm_kwargs.")
+    inner.problems += [f"{inner.prefix}{key} is unknown here" for key in inner.values if key != "eps"]
+    value = inner.number("eps", DEFAULT_EPS)
+    reader.problems += inner.problems
+    return value
+
+
+def _gelu(reader: _Reader, is_quick: bool) -> ReplayGelu:
+    kwargs = reader.get("act_kwargs", default=None)
+    inner = _Reader(cast("dict[str, Any]", kwargs) if isinstance(kwargs, dict) else {}, f"{reader.prefix}act_kwargs.")
+    inner.problems += [f"{inner.prefix}{key} is unknown here" for key in inner.values if key != "approximate"]
+    kind = inner.one_of("approximate", "none", {"none": "exact", "tanh": "tanh"})
+    reader.problems += inner.problems
+    return "quick" if is_quick else "tanh" if kind == "tanh" else "exact"
+
+
+def _pictures(found: object, size: tuple[int, int], problems: list[str]) -> Pictures | None:
+    if found is None:
+        return None
+    if not isinstance(found, dict):
+        problems.append(f"preprocess_cfg is {type(found).__name__}, expected an object")
+        return None
+    reader = _Reader(cast("dict[str, Any]", found), "preprocess_cfg.")
+    modes = {name: name for name in ("squash", "shortest", "longest")}
+    made = Pictures(
+        size=reader.pair("size", 224) if "size" in reader.values else size,
+        mean=_triple(reader, "mean", OPENAI_MEAN),
+        std=_triple(reader, "std", OPENAI_STD),
+        interpolation=reader.one_of("interpolation", "bicubic", {"bilinear": "bilinear", "bicubic": "bicubic"}),
+        resize_mode=reader.one_of("resize_mode", "shortest", modes),
+    )
+    if made.size != size:
+        reader.problems.append(f"preprocess_cfg.size is {made.size}, vision_cfg.image_size {size}")
+    problems += reader.problems
+    return made
+
+
+def _triple(reader: _Reader, key: str, default: tuple[float, ...]) -> tuple[float, ...]:
+    value = reader.values.get(key, default)
+    if isinstance(value, list | tuple):
+        numbers = cast("list[object]", value)
+        if len(numbers) == 3 and all(type(x) in (int, float) for x in numbers):
+            return tuple(float(cast("float", x)) for x in numbers)
+    reader.problems.append(f"preprocess_cfg.{key} is {value!r}, expected three numbers")
+    return default
+
+
+def _texts(reader: _Reader) -> Texts:
+    name, kwargs = reader.get("hf_tokenizer_name", default=None), reader.get("tokenizer_kwargs", default=None)
+    strips = isinstance(kwargs, dict) and cast("dict[str, Any]", kwargs).get("strip_sep_token") is True
+    return Texts(tokenizer_name=name if isinstance(name, str) else None, strips_sep=strips)

@@ -1,0 +1,335 @@
+"""Folders of the t5x branch: what is read, what is refused, and that damage never leaves anything behind."""
+
+import gzip
+import json
+import re
+import shutil
+
+import jax
+import msgpack
+import numpy as np
+import pytest
+from test_replay import random_model
+from tiny import model_config
+
+from clipa_eqx.artefact import load_model
+from clipa_eqx.cli import run
+from clipa_eqx.errors import ClipaError, ConversionError
+from clipa_eqx.tokenizer.vocabulary import SPECIAL, write_vocab
+from conversion import to_artefact
+from conversion.flax_names import flax_rules
+from conversion.flax_shapes import FlaxLayout
+from conversion.rules import export_leaves
+from conversion.self_check import Embeddings
+from conversion.t5x import main
+from conversion.t5x_files import T5xFolder
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+CONFIG = model_config(blocks={"depth": 1})
+FLAGS = "--image-pool gap --text-pool last --image-position sincos2d --image-size 16 --image-heads 2 --text-heads 2"
+
+
+def inline(array, *, code=1):
+    packed = msgpack.packb((list(array.shape), array.dtype.name, array.tobytes()))
+    return msgpack.ExtType(code, packed)
+
+
+def spec(name, array, *, chunks=None, driver="file", path=None):
+    return {
+        "driver": "zarr",
+        "dtype": array.dtype.name,
+        "kvstore": {"driver": driver, "path": f"{name}/" if path is None else path, "bucket": "t5x-dummy-bucket"},
+        "metadata": {
+            "shape": list(array.shape),
+            "chunks": list(chunks or array.shape),
+            "compressor": {"id": "gzip", "level": 1},
+        },
+    }
+
+
+def write_zarr(folder, array, *, chunks=None):
+    chunks = tuple(chunks or array.shape)
+    folder.mkdir(parents=True)
+    about = {"zarr_format": 2, "order": "C", "filters": None, "fill_value": None, "dimension_separator": "."}
+    about |= {"compressor": {"id": "gzip", "level": 1}, "shape": list(array.shape), "chunks": list(chunks)}
+    (folder / ".zarray").write_text(json.dumps(about | {"dtype": array.dtype.str}))
+    grid = [-(-size // chunk) for size, chunk in zip(array.shape, chunks, strict=True)]
+    for index in np.ndindex(*grid):
+        start = [i * chunk for i, chunk in zip(index, chunks, strict=True)]
+        part = array[tuple(slice(s, s + c) for s, c in zip(start, chunks, strict=True))]
+        whole = np.zeros(chunks, array.dtype)
+        whole[tuple(slice(0, n) for n in part.shape)] = part
+        (folder / (".".join(map(str, index)) or "0")).write_bytes(gzip.compress(whole.tobytes(), 1, mtime=0))
+
+
+def nested(flat):
+    tree = {}
+    for name, value in flat.items():
+        *parents, last = name.split("/")
+        inner = tree
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[last] = value
+    return tree
+
+
+def write_index(folder, leaves, *, version=3):
+    index = {"version": version, "optimizer": nested(leaves)}
+    (folder / "checkpoint").write_bytes(msgpack.packb(index))
+
+
+def write_checkpoint(folder, arrays, *, stored=3, **spec_options):
+    """A checkpoint of parameters and optimiser state; the first leaves lie in folders, the others in the index."""
+    folder.mkdir()
+    leaves = {}
+    for i, (name, array) in enumerate(arrays.items()):
+        for kind, values in (("target", array), ("mu", 0.1 * array), ("nu", array**2)):
+            path = f"target/{name}" if kind == "target" else f"state/param_states/0/{kind}/{name}"
+            if i < stored:
+                own = path.replace("/", ".")
+                leaves[path] = spec(own, values, **spec_options)
+                write_zarr(folder / own, values)
+            else:
+                leaves[path] = inline(values)
+    for path, count in (("0/count", 3), ("2/count", 3)):
+        leaves[f"state/param_states/{path}"] = inline(np.asarray(count, np.int32), code=3)
+    leaves["state/step"] = 3
+    leaves["state/param_states/1"] = {}
+    write_index(folder, leaves)
+    return leaves
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_model(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def arrays(model):
+    return export_leaves(flax_rules(CONFIG, FlaxLayout("flat", (1,))), model)
+
+
+@pytest.fixture
+def vocab(tmp_path):
+    write_vocab(SPECIAL, tmp_path / "vocab.txt")
+    return tmp_path / "vocab.txt"
+
+
+def convert(source, target, vocab, *flags):
+    main(["import", str(source), str(target), *FLAGS.split(), "--vocab", str(vocab), *flags])
+
+
+@pytest.mark.parametrize("options", [{}, {"stored": 0}, {"driver": "gcs"}])
+def test_a_checkpoint_gives_its_parameters_wherever_they_lie(options, model, arrays, vocab, tmp_path):
+    write_checkpoint(tmp_path / "checkpoint_3", arrays, **options)
+    convert(tmp_path / "checkpoint_3", tmp_path / "model", vocab)
+    loaded = load_model(tmp_path / "model")
+    for ours, theirs in zip(jax.tree.leaves(loaded.model), jax.tree.leaves(model), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert (tmp_path / "model" / "optimiser.safetensors").exists()
+    assert loaded.provenance["format"] == "t5x checkpoint"
+    convert(tmp_path / "checkpoint_3", tmp_path / "weights", vocab, "--no-optimiser")
+    assert not (tmp_path / "weights" / "optimiser.safetensors").exists()
+
+
+def test_paths_in_a_bucket_are_looked_for_in_the_folder(arrays, tmp_path):
+    folder, array = tmp_path / "checkpoint_3", arrays["img/head/kernel"]
+    folder.mkdir()
+    write_zarr(folder / "target.x", array, chunks=(20, 5))
+    leaf = spec("target.x", array, driver="gcs", path="runs/t5x/checkpoint_3/target.x/")
+    write_index(folder, {"target/x": leaf})
+    with T5xFolder(folder) as found:
+        np.testing.assert_array_equal(found.read("optimizer/target/x"), array)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["../secret/", "/etc/", "a/../../b/", "..", ".", "", "/", "x/y/", "target.x\0/"],
+)
+def test_no_path_leads_out_of_the_folder(path, arrays, tmp_path):
+    folder, array = tmp_path / "inner" / "checkpoint_3", arrays["img/head/kernel"]
+    folder.mkdir(parents=True)
+    write_zarr(tmp_path / "inner" / "secret", array)
+    write_index(folder, {"target/x": spec("x", array, path=path)})
+    with pytest.raises(ConversionError, match=r"leads out of the checkpoint|expected the name of a folder"):
+        T5xFolder(folder)
+
+
+def test_links_are_not_followed(arrays, tmp_path):
+    folder, array = tmp_path / "checkpoint_3", arrays["img/head/kernel"]
+    folder.mkdir()
+    write_zarr(tmp_path / "secret", array)
+    (folder / "x").symlink_to(tmp_path / "secret")
+    write_index(folder, {"target/x": spec("x", array)})
+    with pytest.raises(ConversionError, match="missing \\(or no folder\\)"):
+        T5xFolder(folder)
+
+
+def broken(change):
+    """Reads an array after its folder was changed; returns the message."""
+
+    def check(tmp_path):
+        folder, array = tmp_path / "checkpoint_3", np.arange(600, dtype=np.float32).reshape(20, 30)
+        folder.mkdir()
+        write_zarr(folder / "x", array, chunks=(20, 20))
+        write_index(folder, {"target/x": spec("x", array, chunks=(20, 20))})
+        change(folder / "x")
+        with pytest.raises(ConversionError) as raised, T5xFolder(folder) as found:
+            found.read("optimizer/target/x")
+        return str(raised.value)
+
+    return check
+
+
+def edit(**values):
+    def change(folder):
+        about = json.loads((folder / ".zarray").read_text())
+        (folder / ".zarray").write_text(json.dumps(about | values))
+
+    return change
+
+
+def truncate(folder):
+    data = (folder / "0.0").read_bytes()
+    (folder / "0.0").write_bytes(data[: len(data) // 2])
+
+
+BROKEN = {
+    "a chunk is gone": (lambda f: (f / "0.1").unlink(), "chunk 0.1 is missing"),
+    "all chunks are gone": (lambda f: [p.unlink() for p in f.glob("0.*")], "the copy is not complete"),
+    "another file instead": (lambda f: (f / "0.1").rename(f / "0.7"), "chunk 0.1 is missing"),
+    "a chunk is cut": (truncate, "chunk 0.0 is damaged"),
+    "a bomb": (lambda f: (f / "0.0").write_bytes(gzip.compress(bytes(50_000_000))), "chunk 0.0 is damaged"),
+    "too few bytes": (lambda f: (f / "0.0").write_bytes(gzip.compress(bytes(100))), "chunk 0.0 is damaged"),
+    "bytes after the end": (
+        lambda f: (f / "0.0").write_bytes((f / "0.0").read_bytes() + b"more"),
+        "chunk 0.0 is damaged",
+    ),
+    "no description": (lambda f: (f / ".zarray").unlink(), "cannot be read"),
+    "absurd shape": (edit(shape=[1 << 50, 30]), "the index \\(20, 30\\)"),
+    "absurd chunks": (edit(chunks=[0, 20]), "the index"),
+    "tiny chunks": (edit(chunks=[1, 1]), "2 files for 600 chunks|3 files for 600 chunks"),
+    "other dtype": (edit(dtype="<f8"), "expected"),
+    "objects": (edit(dtype="|O"), "expected"),
+    "filters": (edit(filters=[{"id": "pickle"}]), "filters"),
+    "pickled": (edit(compressor={"id": "pickle"}), "names the compressor 'pickle'"),
+    "not an object": (lambda f: (f / ".zarray").write_text("[1]"), "expected an object"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_damaged_array_is_one_clear_error(case, tmp_path):
+    change, words = BROKEN[case]
+    message = broken(change)(tmp_path)
+    assert re.search(words, message), message
+
+
+@pytest.mark.parametrize(
+    ("index", "words"),
+    [
+        (b"", "no msgpack index"),
+        (b"\x93\x01\x02\x03", "expected version and optimizer"),
+        (msgpack.packb({"version": 2, "optimizer": {}}), "has version 2"),
+        (msgpack.packb({"version": 3, "optimizer": {"target": {"x": msgpack.ExtType(99, b"x")}}}), "type 99"),
+        (msgpack.packb({"version": 3, "optimizer": {"target": {"x": msgpack.ExtType(1, b"\xc0")}}}), "known dtype"),
+        (msgpack.packb({"version": 3, "optimizer": {"target": {"x": "text"}}}), "is str, expected an array"),
+        (msgpack.packb({"version": 3, "optimizer": {"target": {"x": {"driver": "n5"}}}}), "driver 'n5'"),
+        (b"\x81\xa1a" * 2000 + b"\xc0", "no msgpack index"),
+    ],
+)
+def test_a_damaged_index_is_one_clear_error(index, words, tmp_path):
+    (tmp_path / "checkpoint").write_bytes(index)
+    with pytest.raises(ConversionError, match=words):
+        T5xFolder(tmp_path)
+
+
+def test_a_work_folder_names_its_checkpoints(tmp_path):
+    (tmp_path / "t5x" / "checkpoint_12").mkdir(parents=True)
+    with pytest.raises(ConversionError, match="it holds t5x/checkpoint_12: give one of them"):
+        T5xFolder(tmp_path)
+
+
+def test_everything_that_does_not_fit_is_listed_at_once(arrays, vocab, tmp_path, capsys):
+    leaves = write_checkpoint(tmp_path / "checkpoint_3", arrays, stored=0)
+    del leaves["state/param_states/0/nu/t"], leaves["state/param_states/2/count"]
+    leaves["extra/thing"] = inline(np.zeros(2, np.float32))
+    write_index(tmp_path / "checkpoint_3", leaves)
+    assert run(lambda: convert(tmp_path / "checkpoint_3", tmp_path / "model", vocab)) == 2
+    err = capsys.readouterr().err
+    for words in (
+        "unused: optimizer/extra/thing (2,)",
+        "missing: optimizer/state/param_states/0/nu/t",
+        "missing: optimizer/state/param_states/2/count",
+    ):
+        assert words in err
+    assert not (tmp_path / "model").exists()
+
+
+def test_flat_attention_needs_its_heads_named(arrays, vocab, tmp_path, capsys):
+    write_checkpoint(tmp_path / "checkpoint_3", arrays, stored=0)
+    flags = "--image-pool gap --text-pool last --image-position sincos2d --image-size 16".split()  # noqa: SIM905
+    argv = ["import", str(tmp_path / "checkpoint_3"), str(tmp_path / "model"), *flags, "--vocab", str(vocab)]
+    assert run(lambda: main(argv)) == 2
+    assert "image.blocks.heads is not known" in capsys.readouterr().err
+
+
+def mutate(data, rng):
+    """The bytes with one to eight of them changed, or some cut, or some put in."""
+    data = bytearray(data)
+    match rng.integers(4):
+        case 0:
+            return bytes(data[: rng.integers(len(data))])
+        case 1:
+            at = rng.integers(len(data) + 1)
+            data[at:at] = rng.bytes(int(rng.integers(1, 9)))
+        case 2:
+            at = int(rng.integers(len(data)))
+            del data[at : at + int(rng.integers(1, 9))]
+        case _:
+            for _ in range(rng.integers(1, 9)):
+                data[rng.integers(len(data))] = rng.integers(256)
+    return bytes(data)
+
+
+@pytest.fixture
+def no_self_check(monkeypatch):
+    """Compiling the towers anew for each file takes a second and reads no foreign bytes."""
+    ones = Embeddings(np.ones((1, 16), np.float32), np.ones((2, 16), np.float32))
+    monkeypatch.setattr(to_artefact, "embed_fixed_inputs", lambda folder, *, advance: ones)
+
+
+def fuzz(count, seed, arrays, vocab, tmp_path):
+    """How many of ``count`` damaged checkpoints were refused; each time nothing or a whole model is left."""
+    rng = np.random.default_rng(seed)
+    source, target = tmp_path / "checkpoint_3", tmp_path / "out" / "model"
+    write_checkpoint(source, arrays, stored=2)
+    files = sorted(path for path in source.rglob("*") if path.is_file())
+    refused = 0
+    for _ in range(count):
+        # Half of them in the index, where most can go wrong.
+        file = source / "checkpoint" if rng.random() < 0.5 else files[rng.integers(len(files))]
+        before = file.read_bytes()
+        file.write_bytes(mutate(before, rng))
+        try:
+            convert(source, target, vocab)
+        except ClipaError:
+            refused += 1
+            assert not target.parent.exists() or not any(target.parent.iterdir())
+        else:
+            load_model(target)
+            shutil.rmtree(target)
+        file.write_bytes(before)
+    return refused
+
+
+@pytest.mark.usefixtures("no_self_check")
+def test_damage_never_leaves_anything_behind(arrays, vocab, tmp_path):
+    assert fuzz(60, 0, arrays, vocab, tmp_path) > 30
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_self_check")
+@pytest.mark.parametrize("seed", range(1, 5))
+def test_five_hundred_damaged_checkpoints(seed, arrays, vocab, tmp_path):
+    assert fuzz(150, seed, arrays, vocab, tmp_path) > 75

@@ -1,0 +1,132 @@
+import json
+import re
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from test_replay import random_model
+from tiny import folder as tiny_folder
+from tiny import model_config
+
+from clipa_eqx.artefact import save_model
+from clipa_eqx.cli import run
+from clipa_eqx.data.eval_images import EvalImageConfig
+from clipa_eqx.models.presets import preset
+from clipa_eqx.tokenizer import Tokenizer
+from clipa_eqx.trees import count_params
+from conversion.flax_clipa import main as flax
+from conversion.flax_names import to_flax
+from conversion.verify import _identity, main
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    """A model folder as an importer writes it."""
+    root = tmp_path_factory.mktemp("verify")
+    np.savez(root / "model.npz", **to_flax(random_model(model_config())))
+    flags = ["--image-pool", "gap", "--text-pool", "last", "--image-position", "sincos2d", "--image-size", "16"]
+    flax(["import", str(root / "model.npz"), str(root / "model"), *flags, "--vocab", str(tiny_folder() / "vocab.txt")])
+    return root / "model"
+
+
+@pytest.fixture
+def copy(imported, tmp_path):
+    return shutil.copytree(imported, tmp_path / "model")
+
+
+def test_a_model_as_imported_is_right_and_says_what_scores_it(imported, capsys):
+    main([str(imported)])
+    out = capsys.readouterr().out
+    count = count_params(random_model(model_config()))
+    leaves = len(jax.tree.leaves(random_model(model_config())))
+    assert f"{count:,} parameters in {leaves} leaves, all finite; {leaves} of {leaves} leaves have the recorded" in out
+    assert "embeddings of fixed inputs: norm 1; as at the import" in out
+    assert "source: model.npz, sha256 " in out
+    assert "numerics profile: flax" in out
+    command = out.splitlines()[-1]
+    assert command.startswith(f"python scripts/evaluate.py {imported} --suite zero-shot ")
+    assert "--templates clip_paper" in command
+
+
+def test_a_model_that_was_trained_here_has_no_checksums(tmp_path, capsys):
+    save_model(
+        tmp_path / "model",
+        random_model(model_config()),
+        tokenizer=Tokenizer.from_file(tiny_folder() / "vocab.txt"),
+        preprocess=EvalImageConfig(size=(16, 16)),
+        provenance={},
+    )
+    main([str(tmp_path / "model")])
+    out = capsys.readouterr().out
+    assert "no checksums are recorded" in out
+    assert "none are recorded to compare with" in out
+
+
+def refused(folder, capsys):
+    assert run(lambda: main([str(folder)])) == 2
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    return captured.err
+
+
+def test_a_flipped_bit_is_found(copy, capsys):
+    data = bytearray((copy / "model.safetensors").read_bytes())
+    data[-1000] ^= 1
+    (copy / "model.safetensors").write_bytes(data)
+    assert re.search(r"sha256 of \S+ is not the recorded one", refused(copy, capsys))
+
+
+def test_values_that_are_not_finite_are_found(copy, capsys):
+    data = bytearray((copy / "model.safetensors").read_bytes())
+    data[-4:] = np.array([np.nan], "<f4").tobytes()
+    (copy / "model.safetensors").write_bytes(data)
+    assert "not finite: " in refused(copy, capsys)
+
+
+def test_other_weights_under_the_same_names_are_found(copy, tmp_path, capsys):
+    other = save_model(
+        tmp_path / "other",
+        random_model(model_config(), seed=3),
+        tokenizer=Tokenizer.from_file(tiny_folder() / "vocab.txt"),
+        preprocess=EvalImageConfig(size=(16, 16)),
+        provenance={},
+    )
+    provenance = json.loads((copy / "provenance.json").read_text())
+    del provenance["leaves_sha256"]
+    (copy / "provenance.json").write_text(json.dumps(provenance))
+    shutil.copy(other / "model.safetensors", copy / "model.safetensors")
+    assert "embeddings of fixed inputs are not those recorded" in refused(copy, capsys)
+
+
+def test_a_config_that_the_weights_are_not_of_is_found(copy, capsys):
+    config = json.loads((copy / "config.json").read_text())
+    config["model"]["image"]["embed"] = config["model"]["text"]["embed"] = 8
+    (copy / "config.json").write_text(json.dumps(config))
+    err = refused(copy, capsys)
+    assert "image/head/weight is float32(16, 32), expected float32(8, 32)" in err
+    assert "text/head/weight" in err
+
+
+def test_an_optimiser_state_that_was_taken_away_is_missed(copy, capsys):
+    provenance = json.loads((copy / "provenance.json").read_text())
+    provenance["leaves_sha256"]["optimiser.safetensors/updates"] = "0" * 64
+    (copy / "provenance.json").write_text(json.dumps(provenance))
+    assert "optimiser.safetensors is missing" in refused(copy, capsys)
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path, capsys):
+    assert "config.json" in refused(tmp_path, capsys)
+
+
+def test_a_released_architecture_is_recognised(tmp_path):
+    # The whole model would be large: only what it is called is asked here.
+    config = preset("H/14", image_size=84, length=8)
+    lines = _identity(tmp_path, config)
+    assert "preset: H/14 at 84 px with 8 tokens" in lines
+    named = [line.split()[4].rstrip(",") for line in lines if line.startswith("has the sizes of")]
+    assert named == ["h14-84px-t8-laion2b", "h14-84px-t8-datacomp1b"]
+    assert "--text-reduction syntax" in lines[-1]
+    assert _identity(tmp_path, model_config())[1] == "preset: none"
