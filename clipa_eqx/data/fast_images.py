@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from clipa_eqx.data.decode import decode_image, decode_jpeg_scaled, image_size, is_jpeg, jpeg_scale
 
 # Of each thread its own, because it keeps buffers between calls.
-_resizers = threading.local()
+_own = threading.local()
 
 
 class Region(NamedTuple):
@@ -68,9 +68,9 @@ def resample(
         return part.copy()
     source = ImageData(part.shape[1], part.shape[0], PixelType.U8x3, part.tobytes())
     target = ImageData(size[1], size[0], PixelType.U8x3)
-    box = CropBox(from_left, from_top, across, down)
-    options = ResizeOptions(ResizeAlg.convolution(FilterType.bilinear), crop_box=box, use_alpha=False)
-    _resizer().resize(source, target, options)
+    resizer, options = _resizer()
+    options.crop_box = CropBox(from_left, from_top, across, down)
+    resizer.resize(source, target, options)
     return np.frombuffer(target.get_buffer(), np.uint8).reshape(*size, 3)
 
 
@@ -79,7 +79,8 @@ def _within(start: float, length: float, limit: int) -> float:
     return length if start + length <= limit else limit - start - 1e-6
 
 
-def _resizer() -> Resizer:
-    if not hasattr(_resizers, "own"):
-        _resizers.own = Resizer()
-    return _resizers.own
+def _resizer() -> tuple[Resizer, ResizeOptions]:
+    if not hasattr(_own, "resizer"):
+        _own.resizer = Resizer()
+        _own.options = ResizeOptions(ResizeAlg.convolution(FilterType.bilinear), use_alpha=False)
+    return _own.resizer, _own.options

@@ -30,8 +30,8 @@ OnBadRecord = Literal["error", "substitute"]
 # More is no rot but another problem, and would shift what is trained on.
 _MOST_SUBSTITUTED = 0.1
 _MOST_ATTEMPTS = 8
-# Records held as bytes at once while a batch is built: few enough to stay in the processor's cache until decoded.
-_READ_RECORDS = 32
+# Records held as bytes at once while a batch is built; larger reads save nothing and only cost memory.
+_READ_RECORDS = 64
 
 
 def train_stream(
