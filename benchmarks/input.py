@@ -153,7 +153,14 @@ def start_reference(folder: Path, pictures: list[bytes], *, size: int, options: 
             "r.write_tfrecords(pathlib.Path(sys.argv[1]), pictures, caption=caption, records=records)"
         )
         given = pickle.dumps((pictures, _CAPTION, options.records))
-        subprocess.run([sys.executable, "-c", code, str(path)], input=given, check=True, cwd=_ROOT, env=_QUIET)
+        subprocess.run(
+            [sys.executable, "-c", code, str(path)],
+            input=given,
+            check=True,
+            stderr=subprocess.DEVNULL,
+            cwd=_ROOT,
+            env=_QUIET,
+        )
     sides = ("--size", size, "--length", options.length, "--batch", options.batch, "--seconds", options.seconds)
     command = [sys.executable, "-m", "conversion.reference_input", str(path), *map(str, sides)]
     process = subprocess.Popen(
