@@ -1,8 +1,18 @@
-"""Images per second and core from ArrayRecord to uint8 batches, next to the bare JPEG decoder in the same run."""
+"""Images per second of one core from ArrayRecord to uint8 batches, beside tf.data and the bare decoder, in one run.
+
+All sides share one core, also their threads: (a) the reference's pipeline rebuilt with tf.data, from TFRecord, with a
+cheaper stand-in for its tokeniser (conversion/reference_input.py says which), (b) simplejpeg decoding the same JPEGs at
+the scale that covers the wanted size, and ours with crop and tokens, with colour jitter, and in the exact mode. Rounds
+are interleaved.
+"""
 
 import argparse
 import io
+import os
+import pickle
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,49 +27,55 @@ from clipa_eqx.data.array_record_writer import write_records
 from clipa_eqx.data.augment import ImageConfig
 from clipa_eqx.data.colour import ColourConfig
 from clipa_eqx.data.records import Record
-from clipa_eqx.data.stream import StreamConfig, train_stream
+from clipa_eqx.data.stream import BatchIterator, StreamConfig, train_stream
 from clipa_eqx.data.transforms import TrainTransform
 from clipa_eqx.tokenizer import Tokenizer
+from conversion.ingest.checks import fit_image
+from conversion.ingest.rows import IngestOptions
 
 _CAPTION = "an old wooden boat lies on the quiet shore of the lake under a heavy evening sky, photographed in 2019"
+_ROOT = Path(__file__).parents[1]
+_QUIET = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+_REFERENCE = "(a) tf.data"
+_BARE = "(b) bare scaled decode"
 
 
 def main() -> None:
     options = parse_options()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         pictures = make_pictures(options.pictures, width=options.width, height=options.height)
-        write_records(
-            (
-                Record(key=str(i), image=pictures[i % len(pictures)], captions=(_CAPTION,))
-                for i in range(options.records)
-            ),
-            Path(folder) / "set",
-        )
-        source = open_records(Path(folder) / "set")
-        kilobytes = statistics.mean(len(picture) for picture in pictures) / 1000
-        print(f"{options.records} records of {options.pictures} different JPEGs,", end=" ")
-        print(f"{options.width}x{options.height}, {kilobytes:.0f} kB each")
-        print(
-            f"stream: {options.workers} worker processes, {options.threads} threads, batch {options.batch}, "
-            f"{options.length} tokens; best of {options.rounds} rounds of {options.seconds} s, rounds interleaved"
-        )
+        sets = {"": write_set(folder / "set", pictures, records=options.records)}
+        if options.soak:
+            soak(sets[""], options)
+            return
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        shrink = IngestOptions(max_side=options.max_side)
+        small = [data for data in (fit_image(p, options=shrink) for p in pictures) if isinstance(data, bytes)]
+        sets[f", max-side {options.max_side}"] = write_set(folder / "small", small, records=options.records)
+        sizes = ", ".join(f"{statistics.mean(map(len, some)) / 1000:.0f} kB" for some in (pictures, small))
+        print(f"{options.records} records of {len(pictures)} different JPEGs, {options.width}x{options.height} px,")
+        print(f"as they are and ingested with --max-side {options.max_side} ({sizes} each on average); one core;")
+        print(f"batch {options.batch}, {options.length} tokens, best of {options.rounds} rounds of {options.seconds} s")
         for size in options.sizes:
-            measure_size(source, pictures, size=size, options=options)
+            measure_size(folder, sets, pictures, size=size, options=options)
 
 
 def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[112], help="sides of the square training picture, px")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 112, 224], help="sides of the pictures made, px")
     parser.add_argument("--pictures", type=int, default=128, help="number of different JPEGs")
     parser.add_argument("--records", type=int, default=4096, help="Grain shuffles sets of a few hundred slowly")
     parser.add_argument("--width", type=int, default=512, help="of the JPEGs, px")
     parser.add_argument("--height", type=int, default=384, help="of the JPEGs, px")
+    parser.add_argument("--max-side", type=int, default=256, help="of the JPEGs after ingest, px")
     parser.add_argument("--batch", type=int, default=64, help="records per batch")
-    parser.add_argument("--length", type=int, default=16, help="text tokens; the stream tokenises too")
-    parser.add_argument("--workers", type=int, default=0, help="worker processes of the stream (0: this process)")
-    parser.add_argument("--threads", type=int, default=0, help="threads of the stream (0: this one only)")
+    parser.add_argument("--length", type=int, default=16, help="text tokens")
     parser.add_argument("--seconds", type=float, default=1.5, help="per round and path")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--soak", type=float, metavar="MINUTES", help="run one stream that long and print its curve")
+    parser.add_argument("--workers", type=int, default=0, help="worker processes of the soak (0: this process)")
+    parser.add_argument("--threads", type=int, default=2, help="threads of the soak, per process")
     return parser.parse_args()
 
 
@@ -84,50 +100,90 @@ def make_pictures(count: int, *, width: int, height: int) -> list[bytes]:
     return pictures
 
 
-def measure_size(source: RecordSource, pictures: list[bytes], *, size: int, options: argparse.Namespace) -> None:
-    """Print one row per path: rate, share of the bare scaled decode, time per picture."""
-    paths: dict[str, Callable[[], int]] = {
-        "bare simplejpeg, scaled": decoder(pictures, size=size),
-        "bare simplejpeg, full": decoder(pictures, size=None),
-    }
-    streams = []
-    tokenizer = Tokenizer.bert()
-    for mode in ("fast", "exact"):
-        for colour in (None, ColourConfig()):
-            image = ImageConfig(size=(size, size), mode=mode, colour=colour)
-            transform = TrainTransform(image=image, tokenizer=tokenizer, length=options.length)
-            stream = train_stream(
-                source,
-                transform,
-                batch_size=options.batch,
-                seed=0,
-                config=StreamConfig(workers=options.workers, threads=options.threads),
-            )
-            streams.append(stream)
-            name = f"{mode}: crop, tokens" + ("" if colour is None else ", colour")
-            paths[name] = lambda stream=stream: len(next(stream)["image"])
-    rates = dict.fromkeys(paths, 0.0)
+def write_set(folder: Path, pictures: list[bytes], *, records: int) -> RecordSource:
+    rows = (Record(key=str(i), image=pictures[i % len(pictures)], captions=(_CAPTION,)) for i in range(records))
+    write_records(rows, folder)
+    return open_records(folder)
+
+
+def make_stream(source: RecordSource, image: ImageConfig, options: argparse.Namespace, **stream: int) -> BatchIterator:
+    transform = TrainTransform(image=image, tokenizer=Tokenizer.bert(), length=options.length)
+    return train_stream(source, transform, batch_size=options.batch, seed=0, config=StreamConfig(**stream))
+
+
+def measure_size(
+    folder: Path, sets: dict[str, RecordSource], pictures: list[bytes], *, size: int, options: argparse.Namespace
+) -> None:
+    """Print one row per path: rate, ratios to both other sides, time per picture."""
+    rounds: dict[str, Callable[[], float]] = {}
+    streams: list[BatchIterator] = []
+    reference = start_reference(folder, pictures, size=size, options=options)
     try:
+        rounds[_REFERENCE] = lambda: ask(reference)
+        rounds[_BARE] = lambda: rate(decoder(pictures, size=size), seconds=options.seconds)
+        for name, source in sets.items():
+            for mode, colour in (("fast", None), ("fast", ColourConfig()), ("exact", None)):
+                image = ImageConfig(size=(size, size), mode=mode, colour=colour)
+                stream = make_stream(source, image, options, threads=0)
+                streams.append(stream)
+                title = f"{mode}{name}" + ("" if colour is None else ", colour")
+                rounds[title] = lambda stream=stream: rate(lambda: len(next(stream)["image"]), seconds=options.seconds)
+        rates = dict.fromkeys(rounds, 0.0)
         for _ in range(options.rounds):
-            for name, take in paths.items():
-                rates[name] = max(rates[name], rate(take, seconds=options.seconds))
+            for title, take in rounds.items():
+                rates[title] = max(rates[title], take())
     finally:
         for stream in streams:
             stream.close()
-    bare = rates["bare simplejpeg, scaled"]
-    print(f"\n{size} px{'':26}images/s   of bare   us/image")
-    for name, per_second in rates.items():
-        print(f"{name:30}{per_second:10.0f}{per_second / bare:10.2f}{1e6 / per_second:11.0f}")
+        reference.kill()
+        reference.communicate()
+    print(f"\n{size} px{'':24}images/s   / (a)   / (b)   us/image")
+    for title, per_second in rates.items():
+        ratios = (per_second / rates[one] for one in (_REFERENCE, _BARE))
+        print(f"{title:28}{per_second:10.0f}", *(f"{ratio:7.2f}" for ratio in ratios), f"{1e6 / per_second:10.0f}")
 
 
-def decoder(pictures: list[bytes], *, size: int | None) -> Callable[[], int]:
-    """Decode from memory to at least `size` a side (None: in full); crops of the stream often need a larger scale."""
-    side = size or 0  # 0: no least size, hence no scaling
+def start_reference(folder: Path, pictures: list[bytes], *, size: int, options: argparse.Namespace) -> subprocess.Popen:
+    """The other side in a process of its own, on the same core; it rests until asked."""
+    path = folder / "set.tfrecord"
+    if not path.exists():
+        code = (
+            "import pickle, sys, pathlib, conversion.reference_input as r\n"
+            "pictures, caption, records = pickle.load(sys.stdin.buffer)\n"
+            "r.write_tfrecords(pathlib.Path(sys.argv[1]), pictures, caption=caption, records=records)"
+        )
+        given = pickle.dumps((pictures, _CAPTION, options.records))
+        subprocess.run([sys.executable, "-c", code, str(path)], input=given, check=True, cwd=_ROOT, env=_QUIET)
+    sides = ("--size", size, "--length", options.length, "--batch", options.batch, "--seconds", options.seconds)
+    command = [sys.executable, "-m", "conversion.reference_input", str(path), *map(str, sides)]
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=_QUIET,
+        cwd=_ROOT,
+    )
+    if process.stdout is None or process.stdout.readline().strip() != "ready":
+        raise SystemExit("conversion.reference_input did not start; it needs: pip install 'clipa_eqx[tfrecord]'")
+    return process
+
+
+def ask(reference: subprocess.Popen) -> float:
+    """One round of the other side."""
+    reference.stdin.write("\n")
+    reference.stdin.flush()
+    return float(reference.stdout.readline())
+
+
+def decoder(pictures: list[bytes], *, size: int) -> Callable[[], int]:
+    """Decode from memory to at least `size` a side; crops of the stream often need a larger scale."""
     part = pictures[:64]
 
     def decode() -> int:
         for picture in part:
-            simplejpeg.decode_jpeg(picture, "RGB", min_height=side, min_width=side)
+            simplejpeg.decode_jpeg(picture, "RGB", min_height=size, min_width=size)
         return len(part)
 
     return decode
@@ -140,6 +196,36 @@ def rate(take: Callable[[], int], *, seconds: float) -> float:
     while (elapsed := time.perf_counter() - start) < seconds:
         images += take()
     return images / elapsed
+
+
+def soak(source: RecordSource, options: argparse.Namespace) -> None:
+    """One stream as training reads it, for minutes: rate and memory of all its processes each tenth of the time."""
+    size = options.sizes[0]
+    image = ImageConfig(size=(size, size), colour=ColourConfig())
+    print(f"soak: {size} px with colour, batch {options.batch}, {options.workers} workers of {options.threads} threads")
+    print("minute   images/s   memory MiB (this process, workers)")
+    with make_stream(source, image, options, workers=options.workers, threads=options.threads) as stream:
+        next(stream)
+        start = since = time.monotonic()
+        images = 0
+        while (now := time.monotonic()) - start < 60 * options.soak:
+            images += len(next(stream)["image"])
+            if now - since >= 6 * options.soak:
+                own, workers = memory_mib()
+                print(f"{(now - start) / 60:6.1f} {images / (now - since):10.0f} {own:8.0f} {workers:8.0f}", flush=True)
+                images, since = 0, now
+
+
+def memory_mib() -> tuple[float, float]:
+    """Resident memory of this process and of its children."""
+    children = Path(f"/proc/{os.getpid()}/task").glob("*/children")
+    ids = [pid for file in children for pid in file.read_text().split()]
+    return _resident_mib("self"), sum(map(_resident_mib, ids))
+
+
+def _resident_mib(pid: str) -> float:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Training and scoring pictures: draws, colours, and the fast path against the exact one."""
 
 import io
+import math
 import pickle
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from clipa_eqx.data.affine import AffineConfig, AffineDraws, apply_affine, draw_
 from clipa_eqx.data.augment import ImageConfig, draw_image, train_image
 from clipa_eqx.data.colour import COLOUR_OPS, ColourConfig, ColourDraws, apply_colour, draw_colour
 from clipa_eqx.data.eval_images import EvalImageConfig, eval_image
+from clipa_eqx.data.fast_images import Region, ScaledImage, resample
 from clipa_eqx.errors import ConfigError, DataError
 
 # What the docstring of ImageConfig states, with room for other encoders; levels of 255 and decibels.
@@ -84,6 +86,31 @@ def test_without_jpeg_fast_differs_by_rounding_only():
     for difference in differences(png(photo(90, 120, seed=3, roughness=0.5)), (40, 40), seeds=4):
         assert np.abs(difference).max() <= 2
         assert 0.3 < difference.mean() < 0.7  # exact truncates
+
+
+@pytest.mark.parametrize("size", [(112, 112), (20, 31), (190, 250)])
+@pytest.mark.parametrize(
+    "region", [(15, 20, 148, 148), (0, 0, 192, 256), (10.5, 3.5, 91, 150.5), (0.25, 7.5, 191.75, 60)]
+)
+def test_resampling_is_pillows_up_to_one_level(size, region):
+    pixels = photo(192, 256, seed=4, roughness=0.5)
+    top, left, height, width = region
+    first_row, first_column = math.floor(top), math.floor(left)
+    part = pixels[first_row : math.ceil(top + height), first_column : math.ceil(left + width)]
+    box = (left - first_column, top - first_row, left - first_column + width, top - first_row + height)
+    slow = Image.fromarray(np.ascontiguousarray(part)).resize((size[1], size[0]), Image.Resampling.BILINEAR, box=box)
+    fast = resample(ScaledImage(pixels, 1.0), Region(*region), size=size)
+    assert np.abs(fast.astype(int) - np.asarray(slow)).max() <= 1
+
+
+def test_a_box_that_rounding_pushes_past_the_edge_is_kept_inside():
+    pixels = photo(50, 70, seed=4, roughness=0.5)
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        scale = float(rng.choice([0.125, 0.25, 0.5, 1.0]))
+        top, left = rng.random(2) * (30, 50)
+        region = Region(top / scale, left / scale, (50 - top) / scale, (70 - left) / scale)
+        assert resample(ScaledImage(pixels, scale), region, size=(9, 7)).shape == (9, 7, 3)
 
 
 def test_both_modes_show_the_same_region_and_leave_the_generator_alike():

@@ -120,7 +120,7 @@ def test_exit_codes_of_other_ends(capsys):
 
 
 def test_the_script_shows_shardings_without_devices(config_file):
-    env = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    env = os.environ | {"PYTHONPATH": os.pathsep.join((str(Path(__file__).parent), str(SCRIPT.parents[1])))}
     command = [sys.executable, str(SCRIPT), str(config_file), "--mesh", "64x8x1"]
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120, check=True)
     rows = {line.split()[0]: line.split()[3:] for line in done.stdout.splitlines() if line.startswith("image/")}

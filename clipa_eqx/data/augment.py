@@ -21,8 +21,8 @@ class ImageConfig:
     """Training pictures. ``exact`` has the reference's pixels, ``fast`` the same crops and colours but its own filter.
 
     Fast minus exact, measured: on synthetic photographs (JPEG of 320 to 1024 pixels to 64 and 112) 0.7 levels mean
-    absolute (worst picture 1.3), PSNR 49 dB (worst 44); on the small recorded pictures 1.1 levels, 50 dB (worst 8.3 and
-    28, a JPEG of pure noise). Half a level of it is the reference's truncation, which fast does not repeat.
+    absolute (worst picture 1.3), PSNR 49 dB (worst 43); on the small recorded pictures 0.8 levels, 49 dB (worst 3.5 and
+    33, a JPEG of pure noise). Half a level of it is the reference's truncation, which fast does not repeat.
     """
 
     size: tuple[int, int]  # height, width

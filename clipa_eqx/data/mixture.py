@@ -122,4 +122,5 @@ def shuffled_order(records: int, *, seed: int, source: int = 0) -> Any:
     # Grain adds the epoch to the seed of a shuffle. Hashing first keeps seeds 1 and 2, and the sources of a mixture,
     # from sharing shifted epochs.
     shuffle_seed = int(np.random.SeedSequence((seed, source)).generate_state(1)[0])
-    return grain.MapDataset.range(records).shuffle(seed=shuffle_seed).repeat()
+    # It needs no repeat(): an index beyond the end is one of a later epoch.
+    return grain.MapDataset.range(records).shuffle(seed=shuffle_seed)

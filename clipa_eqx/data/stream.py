@@ -31,7 +31,7 @@ OnBadRecord = Literal["error", "substitute"]
 _MOST_SUBSTITUTED = 0.1
 _MOST_ATTEMPTS = 8
 # Records held as bytes at once while a batch is built; larger reads save nothing and only cost memory.
-_READ_RECORDS = 256
+_READ_RECORDS = 64
 
 
 def train_stream(

@@ -53,19 +53,23 @@ def open_sources(config: ExperimentConfig) -> Mixture:
     )
 
 
-def train_batches(
-    config: ExperimentConfig, mixture: Mixture, tokenizer: Tokenizer, *, start_step: int
-) -> BatchIterator:
-    """This process's rows of the batches from ``start_step`` on."""
-    transform = TrainTransform(
+def train_transform(config: ExperimentConfig, tokenizer: Tokenizer) -> TrainTransform:
+    """What makes a batch row of a record."""
+    return TrainTransform(
         image=config.data.image,
         tokenizer=tokenizer,
         length=config.model.text.length,
         reduction=config.data.text_reduction,
     )
+
+
+def train_batches(
+    config: ExperimentConfig, mixture: Mixture, tokenizer: Tokenizer, *, start_step: int
+) -> BatchIterator:
+    """This process's rows of the batches from ``start_step`` on."""
     return train_stream(
         mixture,
-        transform,
+        train_transform(config, tokenizer),
         batch_size=config.batch_size,
         seed=config.seed,
         start_step=start_step,

@@ -1,0 +1,120 @@
+"""A picture of training samples: what the model sees, the record's captions, and the tokens as text again."""
+
+import os
+import textwrap
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from clipa_eqx.data.mixture import Mixture
+from clipa_eqx.data.prefetch import StreamConfig
+from clipa_eqx.data.records import Record
+from clipa_eqx.data.stream import OnBadRecord, train_stream
+from clipa_eqx.data.transforms import TrainTransform
+from clipa_eqx.errors import ConfigError, DataError
+
+_CELL, _GAP, _LINE, _FONT = 192, 8, 13, 11
+_CAPTION_LINES, _TOKEN_LINES = 4, 3
+
+
+def write_sheet(
+    path: Path,
+    mixture: Mixture,
+    transform: TrainTransform,
+    *,
+    samples: int,
+    seed: int,
+    on_bad_record: OnBadRecord = "error",
+) -> None:
+    """Draw the first samples that training with this seed sees; PNG, JPEG or WebP by the file's name.
+
+    Pictures are enlarged by repeating pixels. A labelled record without captions is shown with its class name.
+    """
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise ConfigError(f"--sheet is {path}; give a name that ends in .png, .jpg or .webp")
+    if samples < 1:
+        raise ConfigError(f"--samples is {samples}; it must be at least 1")
+    cells: list[Image.Image] = []
+
+    def captioned(record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        return dict(transform(with_caption(record, mixture), rng))
+
+    # Samples are numbered through, so one batch of them shows what batches of any size begin with.
+    stream = train_stream(
+        mixture, captioned, batch_size=samples, seed=seed, on_bad_record=on_bad_record, config=StreamConfig(threads=0)
+    )
+    with stream:
+        batch = next(stream)
+    for row, record in enumerate(mixture.read(batch["sample_id"].tolist())):
+        if isinstance(record, DataError):
+            raise record
+        cut = " ..." if batch["truncated"][row] else ""
+        source = f" of source {batch['source'][row]}" if len(mixture.sources) > 1 else ""
+        cells.append(
+            _cell(
+                batch["image"][row],
+                title=f"{record.key}{source}",
+                caption=" | ".join(with_caption(record, mixture).captions),
+                tokens=f"{transform.tokenizer.decode(batch['tokens'][row])}{cut}",
+            )
+        )
+    _save(_tile(cells), path)
+
+
+def with_caption(record: Record, mixture: Mixture) -> Record:
+    """The record, with its class name where it has a label only."""
+    if record.captions or record.label is None:
+        return record
+    names = next((s.manifest.class_names for s in mixture.sources if s.manifest.class_names), None)
+    return replace(record, captions=(names[record.label] if names else f"class {record.label}",))
+
+
+def _cell(pixels: np.ndarray, *, title: str, caption: str, tokens: str) -> Image.Image:
+    height, width = pixels.shape[:2]
+    factor = max(1, _CELL // max(height, width))
+    picture = Image.fromarray(np.ascontiguousarray(pixels)).resize(
+        (width * factor, height * factor), Image.Resampling.NEAREST
+    )
+    if max(picture.size) > _CELL:
+        picture.thumbnail((_CELL, _CELL))
+    lines = 1 + _CAPTION_LINES + _TOKEN_LINES
+    cell = Image.new("RGB", (_CELL, _CELL + lines * _LINE + 2), "white")
+    cell.paste(picture, ((_CELL - picture.width) // 2, (_CELL - picture.height) // 2))
+    draw, font = ImageDraw.Draw(cell), ImageFont.load_default(_FONT)
+    y = _CELL + 2
+    for text, count, colour in (
+        (title, 1, "#777777"),
+        (caption, _CAPTION_LINES, "black"),
+        (tokens, _TOKEN_LINES, "#0050a0"),
+    ):
+        for line in _wrap(text, count):
+            draw.text((0, y), line, fill=colour, font=font)
+            y += _LINE
+    return cell
+
+
+def _wrap(text: str, lines: int) -> Sequence[str]:
+    return textwrap.wrap(text, width=_CELL // 6, max_lines=lines, placeholder=" ...") or [""]
+
+
+def _tile(cells: Sequence[Image.Image]) -> Image.Image:
+    across = min(len(cells), 6)
+    down = -(-len(cells) // across)
+    width, height = cells[0].width + _GAP, cells[0].height + _GAP
+    sheet = Image.new("RGB", (across * width + _GAP, down * height + _GAP), "white")
+    for number, cell in enumerate(cells):
+        sheet.paste(cell, (_GAP + number % across * width, _GAP + number // across * height))
+    return sheet
+
+
+def _save(sheet: Image.Image, path: Path) -> None:
+    unfinished = path.with_name(f"{path.stem}.tmp-{os.getpid()}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(unfinished)
+        unfinished.replace(path)
+    except OSError as error:
+        raise ConfigError(f"--sheet {path} cannot be written: {error}") from error

@@ -1,0 +1,114 @@
+"""The contact sheet shows what training sees: the stream's own pixels, captions, and tokens as text."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+
+from clipa_eqx.data.array_record_reader import open_records
+from clipa_eqx.data.array_record_writer import write_records
+from clipa_eqx.data.mixture import Mixture
+from clipa_eqx.data.records import Record
+from clipa_eqx.errors import ConfigError, DataError
+from clipa_eqx.training.inputs import load_tokenizer, open_sources, train_batches, train_transform
+from scripts import contact_sheet
+from scripts.show import main
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Config, its mixture and its transform, and the same run as a file."""
+    config = tiny.run_config()
+    tokenizer = load_tokenizer(config.data.vocab, model_vocab=config.model.text.vocab)
+    path = tmp_path / "run.py"
+    path.write_text("import tiny\n\ndef config():\n    return tiny.run_config()\n")
+    return config, open_sources(config), train_transform(config, tokenizer), path
+
+
+def test_a_sheet_holds_the_first_pictures_of_the_run_pixel_by_pixel(run, tmp_path):
+    config, mixture, transform, _ = run
+    contact_sheet.write_sheet(tmp_path / "sheet.png", mixture, transform, samples=8, seed=config.seed)
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    with train_batches(config, mixture, transform.tokenizer, start_step=0) as batches:
+        images = next(batches)["image"]
+    cell, gap, side = contact_sheet._CELL, contact_sheet._GAP, config.data.image.size[0]
+    factor = cell // side
+    for number in range(8):
+        left, shown = gap + number % 6 * (cell + gap), images[number].repeat(factor, 0).repeat(factor, 1)
+        assert any(
+            (sheet[top : top + cell, left : left + cell] == shown).all()
+            for top in range(gap, sheet.shape[0] - cell)
+            if number < 6 or top > cell
+        )
+
+
+def test_captions_and_reduced_tokens_are_written_below(run, tmp_path):
+    config, mixture, transform, _ = run
+    with mock.patch.object(contact_sheet, "_cell", wraps=contact_sheet._cell) as cells:
+        contact_sheet.write_sheet(tmp_path / "sheet.png", mixture, transform, samples=16, seed=config.seed)
+    with train_batches(config, mixture, transform.tokenizer, start_step=0) as batches:
+        batch = next(batches)
+    for number, call in enumerate(cells.call_args_list):
+        record = mixture.sources[0][int(batch["sample_id"][number])]
+        assert call.kwargs["title"] == record.key
+        assert call.kwargs["caption"] == record.captions[0]
+        assert call.kwargs["tokens"] == transform.tokenizer.decode(batch["tokens"][number])
+
+
+def test_a_source_is_named_in_mixtures_and_a_class_where_there_is_no_caption(run, tmp_path):
+    _, mixture, transform, _ = run
+    image = mixture.sources[0][0].image
+    rows = (Record(key=f"k{i}", image=image, label=i % 2) for i in range(50))
+    write_records(rows, tmp_path / "labelled", class_names=("w1 w2", "w3"))
+    both = Mixture(sources=(*mixture.sources, open_records(tmp_path / "labelled")), weights=(1.0, 1.0))
+    with mock.patch.object(contact_sheet, "_cell", wraps=contact_sheet._cell) as cells:
+        contact_sheet.write_sheet(tmp_path / "sheet.webp", both, transform, samples=4, seed=0)
+    labelled = [call.kwargs for call in cells.call_args_list if call.kwargs["title"].endswith("of source 1")]
+    assert len(labelled) == 2
+    assert all(one["caption"] == one["tokens"] for one in labelled)
+    assert all(one["caption"] in ("w1 w2", "w3") for one in labelled)
+
+
+def test_the_script_draws_configs_and_data_folders(run, tmp_path, capsys):
+    config, _, _, path = run
+    for target in (path, config.data.sources[0].folder):
+        sheet = tmp_path / "sheets" / f"{Path(target).name}.jpg"
+        main([str(target), "--sheet", str(sheet), "--samples", "7"])
+        assert f"7 samples drawn to {sheet}" in capsys.readouterr().out
+        with Image.open(sheet) as picture:
+            assert picture.width > 6 * contact_sheet._CELL
+    assert [file.suffix for file in (tmp_path / "sheets").iterdir()] == [".jpg", ".jpg"]
+
+
+def test_the_script_runs_as_a_program(run, tmp_path):
+    command = [sys.executable, "scripts/show.py", run[0].data.sources[0].folder, "--sheet", str(tmp_path / "a.png")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "a.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "error", "said"),
+    [
+        (["--sheet", "x.bmp"], ConfigError, "ends in .png"),
+        (["--sheet", "x.png", "--samples", "0"], ConfigError, "at least 1"),
+        (["--sheet", "/proc/none/x.png"], ConfigError, "cannot be written"),
+    ],
+)
+def test_a_sheet_that_cannot_be_drawn_says_why(run, flags, error, said):
+    with pytest.raises(error, match=said):
+        main([run[0].data.sources[0].folder, *flags])
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(DataError, match="does not exist"):
+        main([str(tmp_path / "none"), "--sheet", "x.png"])
