@@ -49,7 +49,7 @@ def start(source, target, *options):
     return subprocess.Popen(
         command(source, target, *options),
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(target.parent)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -135,18 +135,19 @@ def test_a_conversion_killed_at_each_of_twenty_moments_goes_on_to_the_same_bytes
     assert killed >= 15  # the others were too quick
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_stops_at_once_with_a_word_and_without_orphans(number, code, source, whole, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "send", "code"),
+    [(signal.SIGINT, os.killpg, 130), (signal.SIGTERM, os.kill, 143), (signal.SIGTERM, os.killpg, 143)],
+    ids=["terminal", "supervisor", "scheduler"],
+)
+def test_a_signal_stops_at_once_with_a_word_and_without_orphans(number, send, code, source, whole, tmp_path):
     process = start(source, tmp_path / "out", "--workers", "2")
     wait_until(lambda: finished_parts(tmp_path / "out") >= 1)
     workers = descendants(process.pid)
     for worker in workers:  # on a busy machine they could be done before the signal comes
         with contextlib.suppress(ProcessLookupError):
             os.kill(worker, signal.SIGSTOP)
-    if number == signal.SIGINT:
-        os.killpg(process.pid, number)  # as a terminal does
-    else:
-        process.send_signal(number)
+    send(process.pid, number)
     for worker in workers:
         with contextlib.suppress(ProcessLookupError):
             os.kill(worker, signal.SIGCONT)

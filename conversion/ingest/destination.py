@@ -16,7 +16,7 @@ from conversion.ingest.part import UNFINISHED, PartReport, read_report
 
 _COMMAND = f"{UNFINISHED}/command.json"
 _AT_ONCE = 64  # reports fetched together
-_SHARD = re.compile(r"shard-\d{6}-\d{3,}\.array_record")
+_SHARD = re.compile(r"shard-\d{6,}-\d{3,}\.array_record")
 
 
 def begin(target: Place, command: Mapping[str, object], *, overwrite: bool) -> Manifest | None:
@@ -69,7 +69,7 @@ def _is_empty(target: Place, names: list[str]) -> bool:
 
 def finished_parts(target: Place) -> Iterator[PartReport]:
     """Reports of the parts that are converted already."""
-    names = [name for name in list_names(target, UNFINISHED) if re.fullmatch(r"part-\d{6}\.json", name)]
+    names = [name for name in list_names(target, UNFINISHED) if re.fullmatch(r"part-\d{6,}\.json", name)]
     for i in range(0, len(names), _AT_ONCE):
         yield from map(
             read_report, read_files(target, [f"{UNFINISHED}/{name}" for name in names[i : i + _AT_ONCE]]).values()

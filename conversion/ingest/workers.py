@@ -8,6 +8,7 @@ import multiprocessing.connection
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures.process import BrokenProcessPool
@@ -63,8 +64,9 @@ def run_jobs(
 ) -> Generator[tuple[Job, Result]]:
     """`work(job, seen)` for each job, yielded as they end. 1 worker is this process, one job after the other.
 
-    Workers are started fresh (spawn), ignore Ctrl-C, which is the parent's to handle, and exit when it is gone. However
-    the iteration ends, no worker is left. `seen(n)` is for the work to say that it has seen n more units.
+    Workers are started fresh (spawn), leave Ctrl-C and SIGTERM to the parent, and exit when it is gone. However the
+    iteration ends, no worker is left, and none of their temporary files unless the parent was killed too. `seen(n)` is
+    for the work to say that it has seen n more units.
 
     Raises:
         DataError: a worker died, as when memory ran out; also whatever `work` raises.
@@ -81,24 +83,25 @@ def run_jobs(
             under_way = 0
             yield job, work(job, count)
         return
-    yield from _run_in_processes(work, jobs, workers=workers, progress=progress)
+    with tempfile.TemporaryDirectory(prefix="clipa_eqx-") as folder:
+        yield from _run_in_processes(work, jobs, workers=workers, progress=progress, folder=folder)
 
 
 def _run_in_processes(
-    work: Work[Job, Result], jobs: Iterable[Job], *, workers: int, progress: Progress
+    work: Work[Job, Result], jobs: Iterable[Job], *, workers: int, progress: Progress, folder: str
 ) -> Generator[tuple[Job, Result]]:
     context = multiprocessing.get_context("spawn")
     counter = context.Value("q", 0)
     others = set(multiprocessing.active_children())
     pool = concurrent.futures.ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_start_worker, initargs=(counter,)
+        workers, mp_context=context, initializer=_start_worker, initargs=(counter, folder)
     )
     rest = iter(jobs)
     running: dict[concurrent.futures.Future[tuple[Result, int]], Job] = {}
     try:
         while True:
             for job in itertools.islice(rest, 2 * workers - len(running)):
-                with _interrupts_blocked():  # the first of these starts the workers, which inherit it
+                with _signals_blocked():  # the first of these starts the workers, which inherit it
                     running[pool.submit(_work, work, job)] = job
             if not running:
                 return
@@ -117,25 +120,26 @@ def _run_in_processes(
     finally:
         if running:
             for process in set(multiprocessing.active_children()) - others:
-                process.terminate()
+                process.kill()
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 @contextlib.contextmanager
-def _interrupts_blocked() -> Generator[None]:
-    """Ctrl-C reaches every process of a terminal; only this one is to hear it, and not before the block ends."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _signals_blocked() -> Generator[None]:
+    """Terminals and schedulers signal all processes; only this one is to hear them, and not before the block ends."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _start_worker(counter: Any) -> None:
+def _start_worker(counter: Any, folder: str) -> None:
     global _counter
     _counter = counter
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    tempfile.tempdir = folder
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_exit_with, args=(parent.sentinel,), daemon=True).start()
