@@ -206,31 +206,41 @@ def rate(take: Callable[[], int], *, seconds: float) -> float:
 
 
 def soak(source: RecordSource, options: argparse.Namespace) -> None:
-    """One stream as training reads it, for minutes: rate and memory of all its processes each tenth of the time."""
+    """One stream as training reads it, for minutes: rates and memory of all its processes each tenth of the time.
+
+    Images per second of processor time stay comparable where other programs share the machine.
+    """
     size = options.sizes[0]
     image = ImageConfig(size=(size, size), colour=ColourConfig())
     print(f"soak: {size} px with colour, batch {options.batch}, {options.workers} workers of {options.threads} threads")
-    print("minute   images/s   memory MiB (this process, workers)")
+    print("minute  images/s  per CPU second  memory MiB: this process, workers", flush=True)
     with make_stream(source, image, options, workers=options.workers, threads=options.threads) as stream:
         next(stream)
         start = since = time.monotonic()
-        images = 0
-        while (now := time.monotonic()) - start < 60 * options.soak:
+        images, used = 0, cpu_seconds()
+        while (now := time.monotonic()) - start < 60 * options.soak + 1:
             images += len(next(stream)["image"])
             if now - since >= 6 * options.soak:
-                own, workers = memory_mib()
-                print(f"{(now - start) / 60:6.1f} {images / (now - since):10.0f} {own:8.0f} {workers:8.0f}", flush=True)
-                images, since = 0, now
+                cpu = cpu_seconds()
+                own, *workers = map(resident_mib, processes())
+                rates = f"{images / (now - since):10.0f}{images / (cpu - used):16.0f}"
+                print(f"{(now - start) / 60:6.1f}{rates}{own:18.0f}{sum(workers):9.0f}", flush=True)
+                images, since, used = 0, now, cpu
 
 
-def memory_mib() -> tuple[float, float]:
-    """Resident memory of this process and of its children."""
-    children = Path(f"/proc/{os.getpid()}/task").glob("*/children")
-    ids = [pid for file in children for pid in file.read_text().split()]
-    return _resident_mib("self"), sum(map(_resident_mib, ids))
+def processes() -> list[int]:
+    """This process and its children."""
+    files = Path(f"/proc/{os.getpid()}/task").glob("*/children")
+    return [os.getpid(), *(int(pid) for file in files for pid in file.read_text().split())]
 
 
-def _resident_mib(pid: str) -> float:
+def cpu_seconds() -> float:
+    """Processor time that all processes have used."""
+    stats = (Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in processes())
+    return sum(int(fields[11]) + int(fields[12]) for fields in stats) / os.sysconf("SC_CLK_TCK")
+
+
+def resident_mib(pid: int) -> float:
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
