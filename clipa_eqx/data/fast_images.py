@@ -3,18 +3,31 @@
 Only the filtering of pixels differs from the exact path; which region is shown does not.
 """
 
+import importlib.util
 import math
 import threading
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from cykooz_resizer import CropBox, FilterType, ImageData, PixelType, ResizeAlg, ResizeOptions, Resizer
 from jaxtyping import UInt8
+from PIL import Image
 
 from clipa_eqx.data.decode import decode_image, decode_jpeg_scaled, image_size, is_jpeg, jpeg_scale
 
+# There is no wheel of it for Linux on ARM; there Pillow does the same, in five times the time.
+_IS_VECTORISED = importlib.util.find_spec("cykooz_resizer") is not None
+
 # Of each thread its own, because it keeps buffers between calls.
 _own = threading.local()
+
+
+class Box(NamedTuple):
+    """A part of an array of pixels; edges may lie inside pixels."""
+
+    left: float
+    top: float
+    width: float
+    height: float
 
 
 class Region(NamedTuple):
@@ -50,10 +63,7 @@ def decode_for_region(data: bytes, region: Region, *, size: tuple[int, int]) -> 
 def resample(
     image: ScaledImage, region: Region, *, size: tuple[int, int]
 ) -> UInt8[np.ndarray, "out_height out_width 3"]:
-    """Squash ``region`` to ``size`` (height, width), bilinear with antialias, rounded to nearest.
-
-    The arithmetic is Pillow's (the same fixed-point sums, up to one level), in vector instructions.
-    """
+    """Squash ``region`` to ``size`` (height, width), bilinear with antialias, rounded to nearest."""
     height, width = image.pixels.shape[:2]
     top, left = region.top * image.scale, region.left * image.scale
     bottom = min(top + region.height * image.scale, height)
@@ -62,25 +72,42 @@ def resample(
     first_row, first_column = math.floor(top), math.floor(left)
     part = image.pixels[first_row : math.ceil(bottom), first_column : math.ceil(right)]
     from_left, from_top = left - first_column, top - first_row
-    across = _within(from_left, right - left, part.shape[1])
-    down = _within(from_top, bottom - top, part.shape[0])
-    if part.shape[:2] == size == (down, across):
+    box = Box(
+        from_left,
+        from_top,
+        _within(from_left, right - left, part.shape[1]),
+        _within(from_top, bottom - top, part.shape[0]),
+    )
+    if part.shape[:2] == size == (box.height, box.width):
         return part.copy()
-    source = ImageData(part.shape[1], part.shape[0], PixelType.U8x3, part.tobytes())
-    target = ImageData(size[1], size[0], PixelType.U8x3)
-    resizer, options = _resizer()
-    options.crop_box = CropBox(from_left, from_top, across, down)
-    resizer.resize(source, target, options)
+    return resize_vectorised(part, box, size=size) if _IS_VECTORISED else resize_with_pillow(part, box, size=size)
+
+
+def resize_vectorised(
+    part: UInt8[np.ndarray, "height width 3"], box: Box, *, size: tuple[int, int]
+) -> UInt8[np.ndarray, "out_height out_width 3"]:
+    """``resize_with_pillow`` in vector instructions; at most one level of 255 apart, as the sums are rounded alike."""
+    import cykooz_resizer as fast
+
+    if not hasattr(_own, "resizer"):
+        _own.resizer = fast.Resizer()
+        _own.options = fast.ResizeOptions(fast.ResizeAlg.convolution(fast.FilterType.bilinear), use_alpha=False)
+    source: Any = fast.ImageData(part.shape[1], part.shape[0], fast.PixelType.U8x3, part.tobytes())
+    target: Any = fast.ImageData(size[1], size[0], fast.PixelType.U8x3)
+    _own.options.crop_box = fast.CropBox(*box)
+    _own.resizer.resize(source, target, _own.options)
     return np.frombuffer(target.get_buffer(), np.uint8).reshape(*size, 3)
+
+
+def resize_with_pillow(
+    part: UInt8[np.ndarray, "height width 3"], box: Box, *, size: tuple[int, int]
+) -> UInt8[np.ndarray, "out_height out_width 3"]:
+    """Squash a box of pixels to ``size`` (height, width): bilinear with antialias, rounded to nearest."""
+    edges = (box.left, box.top, box.left + box.width, box.top + box.height)
+    picture = Image.fromarray(np.ascontiguousarray(part))
+    return np.array(picture.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=edges))
 
 
 def _within(start: float, length: float, limit: int) -> float:
     """The length of a box that rounding might have pushed past the edge."""
     return length if start + length <= limit else limit - start - 1e-6
-
-
-def _resizer() -> tuple[Resizer, ResizeOptions]:
-    if not hasattr(_own, "resizer"):
-        _own.resizer = Resizer()
-        _own.options = ResizeOptions(ResizeAlg.convolution(FilterType.bilinear), use_alpha=False)
-    return _own.resizer, _own.options
