@@ -7,26 +7,11 @@ from dataclasses import replace
 import dumps
 import fsspec
 import pytest
+from conversions import Stopped, content, ingest, interrupted, keys
 from dumps import samples
 
 from clipa_eqx.data.array_record_reader import open_records, verify
 from clipa_eqx.errors import DataError
-from conversion.ingest.convert import convert
-from conversion.ingest.rows import IngestOptions
-
-
-def content(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def keys(folder):
-    return [record.key for record in open_records(folder)]
-
-
-def ingest(source, target, *, kind="webdataset", workers=1, overwrite=False, **options):
-    return convert(
-        kind, str(source), str(target), options=IngestOptions(**options), workers=workers, overwrite=overwrite
-    )
 
 
 @pytest.fixture
@@ -123,30 +108,6 @@ def test_a_folder_with_other_things_is_refused_even_with_overwrite(source, tmp_p
     with pytest.raises(DataError, match="is a file; give a folder"):
         ingest(source, tmp_path / "thesis/chapter.txt", overwrite=True)
     assert (tmp_path / "thesis/chapter.txt").exists()
-
-
-class Stopped(Exception):
-    pass
-
-
-def interrupted(monkeypatch, source, target, *, after, **options):
-    """A conversion that ends without a word after some parts, in this process."""
-    from conversion.ingest import convert as module
-
-    real = module.convert_part
-    done = 0
-
-    def stopping(job, seen):
-        nonlocal done
-        if done == after:
-            raise Stopped
-        done += 1
-        return real(job, seen)
-
-    monkeypatch.setattr(module, "convert_part", stopping)
-    with pytest.raises(Stopped):
-        ingest(source, target, **options)
-    monkeypatch.undo()
 
 
 @pytest.mark.parametrize("after", range(5))  # four parts, and one again for its duplicates

@@ -1,6 +1,6 @@
 """JSON lists of pictures and captions: COCO, Karpathy's splits, and plain lists of maps."""
 
-import json
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -8,16 +8,18 @@ from clipa_eqx.errors import DataError
 from conversion.ingest.class_folders import list_parts
 from conversion.ingest.columns import (
     CAPTION_COLUMNS,
+    IMAGE_SUFFIXES,
     PATH_COLUMNS,
     as_captions,
     as_extra,
     as_label,
-    choose_column,
-    no_column,
+    check_listed,
+    first_of,
+    from_json,
 )
 from conversion.ingest.files import Found, Place, find_files, open_place, unreadable
 from conversion.ingest.pictures import is_complete
-from conversion.ingest.plans import wrong_kind
+from conversion.ingest.plans import digest_of, ignored_files, wrong_kind
 from conversion.ingest.rows import IngestOptions, ListedRow, Part, Plan
 from conversion.ingest.tables import TABLE_SUFFIXES, table_parts
 
@@ -33,23 +35,28 @@ def plan_captions(place: Place, *, options: IngestOptions) -> Plan:
     if not lists:
         raise wrong_kind(place, found, kind="captions", what="lists (.json, .csv, .tsv, .jsonl)")
     parts: list[Part] = []
-    info: dict[str, object] = {}
+    pictures = [file for file in found if file.name.lower().endswith(IMAGE_SUFFIXES)]
+    digest = hashlib.sha256(digest_of(pictures).encode())
+    unlisted = 0
     for file in lists:
         if file.name.lower().endswith(".json"):
-            rows, unlisted = _json_rows(place, file, options)
+            rows, more = _json_rows(place, file, options)
             parts += list_parts(rows, [1] * len(rows), source=file.name, options=options)
-            if unlisted:
-                info["captions_of_unlisted_pictures"] = unlisted
+            unlisted += more
         else:
-            parts += table_parts(place, file, options=options)
-    return Plan(parts=tuple(parts), info=info)
+            pieces, content = table_parts(place, file, options=options)
+            parts += pieces
+            digest.update(content.encode())
+    info = ignored_files(set(found) - set(lists) - set(pictures))
+    if unlisted:
+        info["captions_of_unlisted_pictures"] = unlisted
+    return Plan(parts=tuple(parts), info=info, digest=digest.hexdigest())
 
 
 def _json_rows(place: Place, file: Found, options: IngestOptions) -> tuple[list[ListedRow], int]:
     """The rows of a list, and how many captions name a picture that it does not list."""
     try:
-        # Bytes that are not UTF-8 are kept apart, so that they concern the one caption that holds them.
-        content: object = json.loads(place.fs.cat_file(file.path).decode(errors="surrogateescape"))
+        content = from_json(place.fs.cat_file(file.path))
     except OSError as error:
         raise unreadable(file.path, error) from error
     except ValueError as error:
@@ -59,16 +66,18 @@ def _json_rows(place: Place, file: Found, options: IngestOptions) -> tuple[list[
     captions: dict[object, list[str | bytes | None]] = {}
     if "annotations" in fields:
         for note in _maps(fields["annotations"], file):
-            captions.setdefault(note.get("image_id"), []).append(cast(Any, note.get("caption")))
+            captions.setdefault(_identity(note.get("image_id")), []).extend(as_captions(note.get("caption")))
     entries = _of_split(entries, file, options)
     if not entries:
         return [], sum(map(len, captions.values()))
+    names = dict.fromkeys(name for entry in entries for name in entry)
+    # COCO's captions are those of its annotations.
+    asked = replace(options, caption_column="annotations") if "annotations" in fields else options
+    check_listed({**names, **dict.fromkeys(fields)}, options=asked, where=file.path)
     # Karpathy's lists of COCO give folder and name apart.
-    usual = ("filename",) if {"filename", "filepath"} <= entries[0].keys() else PATH_COLUMNS
-    name = _column(options.image_column, entries, usual, "image", file)
-    text = None
-    if "annotations" not in fields:
-        text = _column(options.caption_column, entries, CAPTION_COLUMNS, "caption", file)
+    usual = ("filename",) if {"filename", "filepath"} <= names.keys() else PATH_COLUMNS
+    name = options.image_column or first_of(names, usual)
+    text = None if "annotations" in fields else options.caption_column or first_of(names, CAPTION_COLUMNS)
     rows: list[ListedRow] = []
     for entry in entries:
         found = captions.pop(entry.get("id"), ()) if text is None else as_captions(entry.get(text))

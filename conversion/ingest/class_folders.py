@@ -6,7 +6,7 @@ from clipa_eqx.errors import DataError
 from conversion.ingest.columns import IMAGE_SUFFIXES
 from conversion.ingest.files import Found, Place, find_files
 from conversion.ingest.pictures import read_picture
-from conversion.ingest.plans import ignored_files, wrong_kind
+from conversion.ingest.plans import digest_of, ignored_files, wrong_kind
 from conversion.ingest.rows import NO_CLASS_FOLDER, IngestOptions, ListedRow, Lost, Part, Plan, Row, printable
 
 
@@ -33,6 +33,7 @@ def plan_folder(place: Place, *, options: IngestOptions) -> Plan:
         parts=list_parts(rows, [file.size for file in pictures], source=place.url, options=options),
         class_names=tuple(classes),
         info=ignored_files(file for file in found if file.path not in taken),
+        digest=digest_of(pictures),
     )
 
 

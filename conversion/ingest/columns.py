@@ -6,12 +6,15 @@ from typing import cast
 
 from clipa_eqx.data.records import ExtraValue
 from clipa_eqx.errors import DataError
+from conversion.ingest.rows import IngestOptions
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 IMAGE_COLUMNS = ("jpg", "image", "jpeg", "png", "webp", "image_bytes", "img", "bytes")
 PATH_COLUMNS = ("image_path", "filepath", "file_path", "path", "file_name", "filename", "file", "image_name", "image")
 CAPTION_COLUMNS = ("txt", "caption", "text", "captions", "texts", "title", "comment", "sentences", "TEXT")
 KEY_COLUMNS = ("key", "__key__", "id", "uid")
+_MOST_LABELS = 2**31
+_DEEPEST = 64  # levels of JSON
 
 
 def first_of(names: Collection[str], candidates: Iterable[str]) -> str | None:
@@ -37,7 +40,86 @@ def choose_column(
 
 
 def no_column(*, what: str, flag: str, where: str, names: Iterable[str]) -> DataError:
-    return DataError(f"{where}: no column looks like the {what}; name it with {flag}; it has: {', '.join(names)}")
+    hint = ", or give --label-column if the set has labels instead" if what == "caption" else ""
+    return DataError(f"{where}: no column looks like the {what}; name it with {flag}{hint}; it has: {', '.join(names)}")
+
+
+def check_names(names: Collection[str], *, options: IngestOptions, labelled: bool, where: str, is_first: bool) -> None:
+    """Compare what the samples of a file hold with what is asked for.
+
+    What the first file of a source lacks is most likely a slip; a later one may well lack all captions.
+
+    Raises:
+        DataError: no sample has a column that is asked for; in the first file also one to keep, or any picture or
+            caption.
+    """
+    if not names:
+        return
+    asked = [options.image_column, options.caption_column, options.label_column, options.key_column]
+    wanted = [*filter(None, asked), *(options.keep if is_first else ())]
+    if absent := [name for name in wanted if name not in names]:
+        raise DataError(
+            f"no sample of {where} has {', '.join(map(repr, absent))}, which an option asks for; "
+            f"the samples have: {', '.join(sorted(names))}"
+        )
+    for what, column, usual in (
+        ("image", options.image_column, (*IMAGE_COLUMNS, *(suffix[1:] for suffix in IMAGE_SUFFIXES))),
+        ("caption", options.caption_column or options.label_column, () if labelled else CAPTION_COLUMNS),
+    ):
+        if is_first and usual and column is None and first_of(names, usual) is None:
+            raise no_column(what=what, flag=f"--{what}-column", where=where, names=sorted(names))
+
+
+def check_listed(names: Collection[str], *, options: IngestOptions, where: str) -> None:
+    """Check the columns of a list of pictures.
+
+    Raises:
+        DataError: it has none for pictures, or none for captions and no label is asked for, or none that is asked for.
+    """
+    for what, asked, usual in (
+        ("image", options.image_column, PATH_COLUMNS),
+        ("caption", options.caption_column, () if options.label_column else CAPTION_COLUMNS),
+        ("label", options.label_column, ()),
+        ("key", options.key_column, ()),
+    ):
+        found = choose_column(asked, names, usual, what=what, flag=f"--{what}-column", where=where)
+        if found is None and usual:
+            raise no_column(what=what, flag=f"--{what}-column", where=where, names=names)
+    check_kept(names, options=options, where=where)
+
+
+def check_kept(names: Collection[str], *, options: IngestOptions, where: str) -> None:
+    """Raise DataError if there is no column of a name in `keep`."""
+    for name in options.keep:
+        choose_column(name, names, (), what="extra", flag="--keep", where=where)
+
+
+def from_json(text: str | bytes) -> object:
+    """What JSON holds; bytes that are not UTF-8 are kept apart, so that they concern the one text that holds them.
+
+    Raises:
+        ValueError: it is not valid, or nested too deeply for any use.
+    """
+    if isinstance(text, bytes):
+        text = text.decode(json.detect_encoding(text), errors="surrogateescape")
+    try:
+        content: object = json.loads(text.removeprefix("\ufeff"))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if text.count("[") + text.count("{") > _DEEPEST and _is_deep(content):
+        raise ValueError("nested too deeply")
+    return content
+
+
+def _is_deep(content: object) -> bool:
+    level = [content]
+    for _ in range(_DEEPEST):
+        lists = [cast(list[object], item) for item in level if isinstance(item, list)]
+        maps = [cast(dict[str, object], item) for item in level if isinstance(item, dict)]
+        level = [child for items in (*lists, *(one.values() for one in maps)) for child in items]
+        if not level:
+            return False
+    return True
 
 
 def as_captions(value: object) -> tuple[str | bytes | None, ...]:
@@ -55,7 +137,7 @@ def as_captions(value: object) -> tuple[str | bytes | None, ...]:
 
 
 def as_label(value: object) -> int | None:
-    """A class number >= 0; None for anything else, such as TFDS's -1 for "not known"."""
+    """A class number >= 0 and < 2^31; None for anything else, such as TFDS's -1 for "not known"."""
     if isinstance(value, bytes | str):
         try:
             value = int(value)
@@ -63,7 +145,7 @@ def as_label(value: object) -> int | None:
             return None
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return int(value) if isinstance(value, int) and value >= 0 else None
+    return int(value) if isinstance(value, int) and 0 <= value < _MOST_LABELS else None
 
 
 def as_extra(value: object) -> ExtraValue:
@@ -79,4 +161,8 @@ def as_extra(value: object) -> ExtraValue:
         return str(value)
     if value is None or isinstance(value, int | float):
         return value
-    return json.dumps(value, ensure_ascii=True, sort_keys=True, default=str)
+    return json.dumps(value, ensure_ascii=True, sort_keys=True, default=_as_text)
+
+
+def _as_text(value: object) -> str:
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)

@@ -1,16 +1,19 @@
 """Local paths and fsspec URLs: open, list, stage, and write in one step."""
 
 import contextlib
+import logging
 import os
 import re
 import tempfile
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 from clipa_eqx.errors import DataError
+
+_log = logging.getLogger(__name__)
 
 
 class Place(NamedTuple):
@@ -50,11 +53,33 @@ def open_place(url: str | Path) -> Place:
     from fsspec.core import url_to_fs
 
     text = os.fspath(url)
+    if not text:
+        raise DataError("a source or destination is empty; give . for the working folder")
     try:
         fs, path = url_to_fs(text)
-    except (ValueError, ImportError) as error:
+    # Drivers raise errors of their own for missing archives, credentials and connections.
+    except Exception as error:
         raise DataError(f"{text} cannot be opened: {error}") from error
     return Place(text, fs, str(path))
+
+
+def is_pattern(place: Place) -> bool:
+    return re.search(r"[*?\[]", place.path) is not None and not place.fs.exists(place.path)
+
+
+def root_of(place: Place) -> str:
+    """Path of the folder that a source is searched from: itself, that of the file, or that before a pattern."""
+    if is_pattern(place):
+        return re.split(r"[*?\[]", place.path)[0].rpartition("/")[0]
+    return place.path.rpartition("/")[0] if place.fs.isfile(place.path) else place.path.rstrip("/")
+
+
+def holds(outer: Place, inner: Place) -> bool:
+    """Whether `inner` is `outer` or lies inside of it, also by way of links."""
+    if set(_protocols(outer.fs)).isdisjoint(_protocols(inner.fs)):
+        return False
+    above, below = (os.path.realpath(one.path) if one.is_local else one.path for one in (outer, inner))
+    return f"{below.rstrip('/')}/".startswith(f"{above.rstrip('/')}/")
 
 
 def find_files(place: Place, *, may_be_empty: bool = False) -> list[Found]:
@@ -65,14 +90,14 @@ def find_files(place: Place, *, may_be_empty: bool = False) -> list[Found]:
     """
     fs = place.fs
     try:
-        if re.search(r"[*?\[]", place.path) and not fs.exists(place.path):
+        root = root_of(place)
+        if is_pattern(place):
             found: dict[str, Any] = fs.glob(place.path, detail=True)
-            root = re.split(r"[*?\[]", place.path)[0].rpartition("/")[0]
             found = {path: info for path, info in found.items() if info["type"] != "directory"}
         elif fs.isfile(place.path):
-            found, root = {place.path: fs.info(place.path)}, place.path.rpartition("/")[0]
+            found = {place.path: fs.info(place.path)}
         elif fs.isdir(place.path):
-            found, root = _walk(place), place.path.rstrip("/")
+            found = _walk(place)
         else:
             raise DataError(
                 f"the source {place.url} does not exist; give a folder, a file or a pattern like 'dir/*.tar'"
@@ -87,9 +112,6 @@ def find_files(place: Place, *, may_be_empty: bool = False) -> list[Found]:
 
 
 def _walk(place: Place) -> dict[str, Any]:
-    def fail(error: OSError) -> None:
-        raise error
-
     found: dict[str, Any] = {}
     with tqdm(desc=f"list {place.url}", unit=" files", delay=2) as bar:
         if not place.is_local:
@@ -97,13 +119,40 @@ def _walk(place: Place) -> dict[str, Any]:
                 found.update({f"{parent.rstrip('/')}/{name}": info for name, info in files.items()})
                 bar.update(len(files))
             return found
-        # fsspec follows no links to folders, and class folders are often just that.
-        for parent, _, names in os.walk(place.path, followlinks=True, onerror=fail):
+        for parent, names in _walk_links(place.path):
             for name in names:
                 path = f"{parent.rstrip('/')}/{name}"
                 found[path] = {"size": os.path.getsize(path) if os.path.exists(path) else 0}
             bar.update(len(names))
     return found
+
+
+def _walk_links(root: str) -> Iterator[tuple[str, list[str]]]:
+    """Folders and the names of their files. fsspec follows no links to folders, and class folders are often just that.
+
+    A link to a folder that it lies in is not followed: there would be no end.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    above = {root: frozenset({_identity(root)})}  # of each folder to come: itself and those it lies in
+    for parent, folders, names in os.walk(root, followlinks=True, onerror=fail):
+        held = above.pop(parent)
+        for name in list(folders):
+            path = os.path.join(parent, name)
+            identity = _identity(path)
+            if identity in held:
+                _log.warning("%s leads back to a folder that it lies in: not followed", path)
+                folders.remove(name)
+            else:
+                above[path] = held | {identity}
+        yield parent, names
+
+
+def _identity(path: str) -> tuple[int, int]:
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
 
 
 @contextlib.contextmanager
@@ -188,6 +237,18 @@ def list_names(place: Place, folder: str = "") -> list[str]:
     except FileNotFoundError:
         return []
     return sorted(path.rstrip("/").rpartition("/")[2] for path in paths)
+
+
+def list_sizes(place: Place, folder: str = "") -> dict[str, int]:
+    """Sizes in bytes by name of the files directly in `place/folder`; nothing if there is no such folder."""
+    try:
+        found: list[dict[str, Any]] = place.fs.ls(
+            place.child(folder) if folder else place.path, detail=True, refresh=True
+        )
+    except FileNotFoundError:
+        return {}
+    files = (info for info in found if info["type"] == "file")
+    return {str(info["name"]).rpartition("/")[2]: int(info.get("size") or 0) for info in files}
 
 
 def unreadable(path: str, error: Exception) -> DataError:

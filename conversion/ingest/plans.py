@@ -1,11 +1,12 @@
 """Sources whose parts are files: which files belong to them, and how many rows img2dataset says they hold."""
 
-import json
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import cast
 
 from clipa_eqx.errors import DataError
+from conversion.ingest.columns import from_json
 from conversion.ingest.files import Found, Place, check_readable
 from conversion.ingest.rows import Kind, Part, Plan, printable
 
@@ -21,7 +22,8 @@ _KIND_OF: dict[str, Kind] = {
     ".jpeg": "folder",
     ".png": "folder",
 }
-_IMG2DATASET_SIDECARS = ("_stats.json", ".parquet")
+_STATS = "_stats.json"
+_IMG2DATASET_SIDECARS = (_STATS, ".parquet")
 
 
 def file_parts(place: Place, found: Sequence[Found], *, suffixes: tuple[str, ...], kind: Kind, what: str) -> Plan:
@@ -48,7 +50,16 @@ def parts_of(place: Place, found: Sequence[Found], chosen: Sequence[Found], *, k
     return Plan(
         parts=tuple(Part(source=file.name, path=file.path, size=file.size) for file in chosen),
         info=ignored_files(file for file in found if file.path not in taken),
+        digest=digest_of(file for file in found if file.name.endswith(_STATS)),
     )
+
+
+def digest_of(files: Iterable[Found]) -> str:
+    """A hash of names and sizes."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name}\0{file.size}\0".encode(errors="backslashreplace"))
+    return digest.hexdigest()
 
 
 def ignored_files(files: Iterable[Found]) -> dict[str, object]:
@@ -59,10 +70,10 @@ def ignored_files(files: Iterable[Found]) -> dict[str, object]:
 
 def wrong_kind(place: Place, found: Sequence[Found], *, kind: Kind, what: str) -> DataError:
     counts = Counter(_suffix(file.name) for file in found)
-    held = ", ".join(f"{count:,} {suffix or 'without a suffix'}" for suffix, count in counts.most_common(5))
+    held = ", ".join(f"{count:,} {suffix or 'without a suffix'}" for suffix, count in counts.most_common(5)) or "no"
     likely: list[str] = [_KIND_OF[suffix] for suffix, _ in counts.most_common() if suffix in _KIND_OF]
     if any(".tfrecord" in file.name for file in found):
-        likely.insert(0, "img2dataset or tfds")
+        likely.insert(0, {"img2dataset": "tfds", "tfds": "img2dataset"}.get(kind, "img2dataset or tfds"))
     better = next((name for name in likely if name != kind), None)
     advice = f"is it for the source `{better}`?" if better else "is it the right folder?"
     return DataError(f"source {kind}: no {what} in {place.url}; it holds {held} files; {advice}")
@@ -71,11 +82,11 @@ def wrong_kind(place: Place, found: Sequence[Found], *, kind: Kind, what: str) -
 def img2dataset_count(place: Place, part: Part) -> int | None:
     """Rows that img2dataset says it wrote to a shard (`00012_stats.json` beside `00012.tar`), None if it is silent."""
     folder, _, base = part.path.rpartition("/")
-    path = f"{folder}/{base.partition('.')[0]}_stats.json"
+    path = f"{folder}/{base.partition('.')[0]}{_STATS}"
     if not place.fs.exists(path):
         return None
     try:
-        content: object = json.loads(place.fs.cat_file(path))
+        content = from_json(place.fs.cat_file(path))
     except ValueError:
         return None
     count = cast(dict[str, object], content).get("successes") if isinstance(content, dict) else None

@@ -84,11 +84,15 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """All parts in order; `info` goes to the manifest."""
+    """All parts in order; `info` goes to the manifest.
+
+    `digest` is a hash of what decides rows beside the parts: contents of lists, names and sizes of files beside shards.
+    """
 
     parts: tuple[Part, ...]
     class_names: tuple[str, ...] | None = None
     info: Mapping[str, object] = field(default_factory=dict[str, object])
+    digest: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,3 +123,11 @@ class Lost:
     detail: str = ""
     count: int = 1
     rest_unknown: bool = False
+
+
+@dataclass(kw_only=True)
+class Tally:
+    """What a reader met on its way: names of columns, features or members, and files in a tar that belong to no row."""
+
+    names: set[str] = field(default_factory=set[str])
+    ignored_members: int = 0

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from conversion.ingest.files import Place
-from conversion.ingest.rows import IngestOptions, Kind, Lost, Part, Plan, Row
+from conversion.ingest.rows import IngestOptions, Kind, Lost, Part, Plan, Row, Tally
 
 
 def plan_source(place: Place, *, kind: Kind, options: IngestOptions) -> Plan:
@@ -39,8 +39,13 @@ def plan_source(place: Place, *, kind: Kind, options: IngestOptions) -> Plan:
             return plan_captions(place, options=options)
 
 
-def read_part(place: Place, part: Part, *, kind: Kind, options: IngestOptions) -> Iterator[Row | Lost]:
+def read_part(
+    place: Place, part: Part, *, kind: Kind, options: IngestOptions, tally: Tally
+) -> Iterator[Row | Lost]:
     """The rows of a part in order, with those that cannot be had as lost rows.
+
+    Names go to `tally` where only the rows tell them: in tars and TFRecords. Tables and lists are checked as they are
+    planned.
 
     Raises:
         DataError: the part cannot be opened, or a column asked for is not there.
@@ -49,15 +54,15 @@ def read_part(place: Place, part: Part, *, kind: Kind, options: IngestOptions) -
         case "img2dataset":
             from conversion.ingest.tfrecords import read_img2dataset
 
-            return read_img2dataset(place, part, options=options)
+            return read_img2dataset(place, part, options=options, tally=tally)
         case "tfds":
             from conversion.ingest.tfrecords import read_tfds
 
-            return read_tfds(place, part, options=options)
+            return read_tfds(place, part, options=options, tally=tally)
         case "webdataset":
             from conversion.ingest.tars import read_webdataset
 
-            return read_webdataset(place, part, options=options)
+            return read_webdataset(place, part, options=options, tally=tally)
         case "parquet":
             from conversion.ingest.parquet import read_parquet
 

@@ -1,22 +1,23 @@
 """CSV, TSV and JSONL lists of pictures and captions; lines that follow each other and name one picture are one row."""
 
 import csv
+import hashlib
 import itertools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 from tqdm import tqdm
 
+from clipa_eqx.errors import DataError
 from conversion.ingest.columns import (
     CAPTION_COLUMNS,
     PATH_COLUMNS,
     as_captions,
     as_extra,
     as_label,
-    choose_column,
+    check_listed,
     first_of,
-    no_column,
+    from_json,
 )
 from conversion.ingest.files import Found, Place, unreadable
 from conversion.ingest.pictures import read_picture
@@ -46,33 +47,50 @@ class _Entry(NamedTuple):
     lines: int = 1
 
 
-def table_parts(place: Place, file: Found, *, options: IngestOptions) -> list[Part]:
-    """The table cut into parts of `records_per_shard` pictures; it is read once, and never held in memory.
+def table_parts(place: Place, file: Found, *, options: IngestOptions) -> tuple[list[Part], str]:
+    """The table cut into parts of `records_per_shard` pictures, and the SHA-256 of its content.
+
+    It is read once, and never held in memory. A line of JSON may lack a column, but not all of them.
 
     Raises:
-        DataError: the file cannot be opened, or has no column for pictures, or none for captions or labels.
+        DataError: the file cannot be opened, or has no column for pictures, or none for captions or labels, or none
+            that an option asks for.
     """
     parts: list[Part] = []
+    names: dict[str, None] = {}
+    content = hashlib.sha256()
+
+    def told() -> Iterator[_Entry]:
+        for entry in _entries(opened, table, table.body, content):
+            if not isinstance(entry.fields, str):
+                if table.delimiter is not None and not names:  # no need to read on if the header is wrong
+                    check_listed(entry.fields, where=file.path, options=options)
+                names.update(dict.fromkeys(entry.fields))
+            yield entry
+
     with (
         _open(place, file.path) as opened,
         tqdm(total=file.size, desc=f"scan {file.name}", unit="B", unit_scale=True, delay=2) as bar,
     ):
         table = _read_table(opened, file.path)
-        groups = _groups(opened, table, table.body, where=file.path, options=options)
+        content.update(repr(table).encode())
+        groups = _groups(told(), options)
         ranges = ((group[0].start, group[-1].end) for group in groups)
         while chunk := list(itertools.islice(ranges, options.records_per_shard)):
             start, end = chunk[0][0], chunk[-1][1]
             bar.update(end - start)
             source = f"{file.name}, byte {start} on"
             parts.append(Part(source=source, path=file.path, size=len(chunk), start=start, lines=len(chunk)))
-    return parts
+    if names:
+        check_listed(names, where=file.path, options=options)
+    return parts, content.hexdigest()
 
 
 def read_table(place: Place, part: Part, *, options: IngestOptions) -> Iterator[Row | Lost]:
     """The rows of a part of a table, with the pictures they name (see `read_picture`)."""
     with _open(place, part.path) as opened:
         table = _read_table(opened, part.path)
-        groups = _groups(opened, table, part.start, where=part.path, options=options)
+        groups = _groups(_entries(opened, table, part.start), options)
         for group in itertools.islice(groups, part.lines):
             yield _row(place, part, group, options)
 
@@ -85,9 +103,8 @@ def _row(place: Place, part: Part, group: Sequence[_Entry], options: IngestOptio
     path = _path(first, options)
     if not path:
         return Lost(reason=BAD_ROW, key=f"{part.path}, byte {group[0].start}", detail="no path of a picture")
-    caption = options.caption_column or first_of(first, CAPTION_COLUMNS)
-    fields = [entry.fields for entry in group if not isinstance(entry.fields, str)]
-    captions = [text for line in fields if caption is not None for text in as_captions(line.get(caption))]
+    lines = [entry.fields for entry in group if not isinstance(entry.fields, str)]
+    captions = [text for line in lines for text in _captions(line, options)]
     key = first.get(options.key_column) if options.key_column else None
     return Row(
         key=path if key is None else str(key),
@@ -98,33 +115,23 @@ def _row(place: Place, part: Part, group: Sequence[_Entry], options: IngestOptio
     )
 
 
-def _groups(opened: Any, table: _Table, start: int, *, where: str, options: IngestOptions) -> Iterator[list[_Entry]]:
-    """Entries that follow each other and name the same picture; an entry that cannot be read stands alone."""
+def _captions(fields: Fields, options: IngestOptions) -> tuple[str | bytes | None, ...]:
+    column = options.caption_column or first_of(fields, CAPTION_COLUMNS)
+    return () if column is None else as_captions(fields.get(column))
+
+
+def _groups(entries: Iterator[_Entry], options: IngestOptions) -> Iterator[list[_Entry]]:
+    """Entries that follow each other and name the same picture; one that names none, or cannot be read, stands alone."""
     group: list[_Entry] = []
-    last: str | None = None
-    checked = False
-    for entry in _entries(opened, table, start):
-        if not isinstance(entry.fields, str) and not checked:
-            _check_columns(entry.fields, where=where, options=options)
-            checked = True
-        path = None if isinstance(entry.fields, str) else _path(entry.fields, options)
-        if group and (path is None or path != last):
+    last = ""
+    for entry in entries:
+        path = "" if isinstance(entry.fields, str) else _path(entry.fields, options)
+        if group and (not path or path != last):
             yield group
             group = []
         group, last = [*group, entry], path
     if group:
         yield group
-
-
-def _check_columns(fields: Fields, *, where: str, options: IngestOptions) -> None:
-    for what, asked, usual in (
-        ("image", options.image_column, PATH_COLUMNS),
-        ("caption", options.caption_column, CAPTION_COLUMNS),
-        ("label", options.label_column, ()),
-    ):
-        found = choose_column(asked, fields, usual, what=what, flag=f"--{what}-column", where=where)
-        if found is None and (what == "image" or (what == "caption" and options.label_column is None)):
-            raise no_column(what=what, flag=f"--{what}-column", where=where, names=fields)
 
 
 def _path(fields: Fields, options: IngestOptions) -> str:
@@ -133,7 +140,8 @@ def _path(fields: Fields, options: IngestOptions) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _entries(opened: Any, table: _Table, start: int) -> Iterator[_Entry]:
+def _entries(opened: Any, table: _Table, start: int, content: Any = None) -> Iterator[_Entry]:
+    """The entries from byte `start` on; what is read is also given to the hash `content`."""
     opened.seek(start)
     read = start
     count = 0
@@ -143,6 +151,8 @@ def _entries(opened: Any, table: _Table, start: int) -> Iterator[_Entry]:
         for line in opened:
             read += len(line)
             count += 1
+            if content is not None:
+                content.update(line)
             # Bytes that are not UTF-8 are kept apart, so that they concern the one row that holds them.
             yield line.decode(errors="surrogateescape")
 
@@ -176,7 +186,7 @@ def _entries(opened: Any, table: _Table, start: int) -> Iterator[_Entry]:
 
 def _from_json(line: str) -> Fields | str:
     try:
-        content: object = json.loads(line.removeprefix("\ufeff"))
+        content = from_json(line)
     except ValueError as error:
         return str(error)
     return cast(dict[str, object], content) if isinstance(content, dict) else "not a map"
@@ -189,7 +199,10 @@ def _read_table(opened: Any, path: str) -> _Table:
     header = line.decode(encoding="utf-8-sig", errors="surrogateescape").rstrip("\r\n")
     is_tsv = path.lower().endswith(".tsv")
     delimiter = "\t" if is_tsv else max(",", "\t", ";", "|", key=header.count)
-    names = next(csv.reader([header], delimiter=delimiter), [])
+    try:
+        names = next(csv.reader([header], delimiter=delimiter), [])
+    except csv.Error as error:
+        raise DataError(f"{path}: its first line is no header: {error}; lines must end in LF or CR LF") from error
     return _Table(delimiter, not is_tsv, tuple(name.strip() for name in names), len(line))
 
 

@@ -2,18 +2,24 @@
 
 import gzip
 import io
-import json
 import tarfile
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 from clipa_eqx.data.records import ExtraValue
-from clipa_eqx.errors import DataError
-from conversion.ingest.columns import CAPTION_COLUMNS, IMAGE_SUFFIXES, as_captions, as_extra, as_label, first_of
+from conversion.ingest.columns import (
+    CAPTION_COLUMNS,
+    IMAGE_SUFFIXES,
+    as_captions,
+    as_extra,
+    as_label,
+    first_of,
+    from_json,
+)
 from conversion.ingest.files import Place, find_files, unreadable
 from conversion.ingest.plans import file_parts, img2dataset_count
-from conversion.ingest.rows import BAD_ROW, TRUNCATED, IngestOptions, Lost, Part, Plan, Row
+from conversion.ingest.rows import BAD_ROW, TRUNCATED, IngestOptions, Lost, Part, Plan, Row, Tally
 
 _SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _IMAGES = tuple(suffix[1:] for suffix in IMAGE_SUFFIXES)
@@ -31,29 +37,27 @@ def plan_webdataset(place: Place) -> Plan:
     return file_parts(place, find_files(place), suffixes=_SUFFIXES, kind="webdataset", what="tar files")
 
 
-def read_webdataset(place: Place, part: Part, *, options: IngestOptions) -> Iterator[Row | Lost]:
+def read_webdataset(place: Place, part: Part, *, options: IngestOptions, tally: Tally) -> Iterator[Row | Lost]:
     """The samples of a tar in order.
 
     A tar that is cut, or damaged between members, gives its whole samples and one lost row for what follows. If
-    img2dataset's `_stats.json` lies beside it, the count of the lost is known.
+    img2dataset's `_stats.json` lies beside it, the count of the lost is known. A member that is a link or a device has
+    no content.
 
     Raises:
-        DataError: the file cannot be opened, or no sample in it has a column that is asked for.
+        DataError: the file cannot be opened.
     """
     read = 0
     damage: Exception | None = None
     cut: str | None = None
     sample: Sample = {}
     name = ""
-    asked = [options.image_column, options.caption_column, options.label_column, options.key_column]
-    asked = [column for column in asked if column is not None]
-    seen: set[str] = set()  # suffixes and fields of all samples
     try:
-        for found, suffix, content in _members(place, part.path):
+        for found, suffix, content in _members(place, part.path, tally):
             # A second member with the same name and suffix begins a sample of its own, which is a duplicate key.
             if found != name or suffix in sample:
                 if sample:
-                    yield _row(name, sample, options, seen)
+                    yield _row(name, sample, options, tally)
                     read += 1
                 name, sample = found, {}
             if content is None:
@@ -65,13 +69,8 @@ def read_webdataset(place: Place, part: Part, *, options: IngestOptions) -> Iter
     # Of a damaged tar the last sample counts as whole if nothing of it was cut and it has a picture and a text.
     broken = cut is not None or damage is not None
     if sample and (not broken or (cut is None and _is_whole(sample))):
-        yield _row(name, sample, options, seen)
+        yield _row(name, sample, options, tally)
         read, name = read + 1, ""
-    if read and (absent := [name for name in asked if name not in seen]):
-        raise DataError(
-            f"no sample of {part.source} has {', '.join(map(repr, absent))}, which an option asks for as a suffix or a "
-            f"field of .json; the samples have: {', '.join(sorted(seen))}"
-        )
     expected = img2dataset_count(place, part)
     if broken or (expected is not None and expected > read):
         told = "the data of a member are cut" if cut else "fewer samples than its _stats.json says"
@@ -84,7 +83,7 @@ def read_webdataset(place: Place, part: Part, *, options: IngestOptions) -> Iter
         )
 
 
-def _members(place: Place, path: str) -> Iterator[tuple[str, str, bytes | None]]:
+def _members(place: Place, path: str, tally: Tally) -> Iterator[tuple[str, str, bytes | None]]:
     """(sample, suffix, content) of each file in the tar; content None where the file ends inside of it."""
     try:
         opened: Any = place.fs.open(path, "rb")
@@ -92,44 +91,66 @@ def _members(place: Place, path: str) -> Iterator[tuple[str, str, bytes | None]]
         raise unreadable(path, error) from error
     with opened as raw:
         magic = raw.read(2)
+        end: int | None = None if magic == b"\x1f\x8b" else raw.seek(0, io.SEEK_END)
         raw.seek(0)
         # The buffer makes the small step back at the end cheap.
         plain: Any = io.BufferedReader(cast(Any, gzip.GzipFile(fileobj=raw))) if magic == b"\x1f\x8b" else raw
         with plain as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            while (member := tar.next()) is not None:
-                cast(Any, tar).members = []  # it would keep a description of every member
+            while (member := _next(tar)) is not None:
                 folder, _, base = member.name.rpartition("/")
                 stem, _, suffix = base.partition(".")
-                if not member.isfile() or not stem or (stem.startswith("__") and stem.endswith("__")):
+                if member.isdir():
                     continue
-                content: Any = tar.extractfile(member)
-                try:
-                    data: bytes | None = content.read()
-                except tarfile.ReadError:
-                    data = None
-                yield f"{folder}/{stem}" if folder else stem, suffix.lower(), data
+                if not stem or (stem.startswith("__") and stem.endswith("__")):
+                    tally.ignored_members += 1
+                    continue
+                yield f"{folder}/{stem}" if folder else stem, suffix.lower(), _content(tar, member, end)
             # The library takes a broken header for the end of the archive; the end is a block of zeros.
             file.seek(tar.offset)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError(f"no end-of-archive mark at byte {tar.offset}")
 
 
+def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
+    """The next member. Headers are whatever somebody wrote: sizes may be negative, or larger than any memory."""
+    before = tar.offset
+    try:
+        member = tar.next()
+    except (ValueError, OverflowError, MemoryError) as error:
+        raise tarfile.ReadError(f"broken header at byte {before}: {error}") from error
+    if member is not None and (member.size < 0 or tar.offset <= before):
+        raise tarfile.ReadError(f"broken header at byte {before}: a size of {member.size}")
+    cast(Any, tar).members = []  # it would keep a description of every member
+    return member
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, end: int | None) -> bytes | None:
+    if not member.isfile():
+        return b""
+    if end is not None and member.offset_data + member.size > end and not member.issparse():
+        return None
+    try:
+        return cast(Any, tar.extractfile(member)).read()
+    except (tarfile.ReadError, MemoryError, OverflowError):
+        return None
+
+
 def _is_whole(sample: Sample) -> bool:
     return any(name in sample for name in _IMAGES) and any(name in sample for name in ("txt", "cls"))
 
 
-def _row(key: str, sample: Sample, options: IngestOptions, seen: set[str]) -> Row | Lost:
+def _row(key: str, sample: Sample, options: IngestOptions, tally: Tally) -> Row | Lost:
     fields: Mapping[str, object] = {}
     if "json" in sample:
         try:
-            parsed: object = json.loads(sample["json"])
+            parsed = from_json(sample["json"])
         except ValueError as error:
             # The sidecar matters only if something is wanted from it.
             if options.caption_column or options.label_column or options.key_column or options.keep:
                 return Lost(reason=BAD_ROW, key=key, detail=f"its JSON: {error}")
         else:
             fields = cast(dict[str, object], parsed) if isinstance(parsed, dict) else {}
-    seen |= {*sample, *fields}
+    tally.names |= {*sample, *fields}
     names = _IMAGES if options.image_column is None else (options.image_column,)
     image = next((sample[name] for name in names if name in sample), None)
     captions = _captions(sample, fields, options)
@@ -139,7 +160,8 @@ def _row(key: str, sample: Sample, options: IngestOptions, seen: set[str]) -> Ro
     elif "cls" in sample:
         label = as_label(sample["cls"])
     wanted = fields.get(options.key_column) if options.key_column else None
-    extra: dict[str, ExtraValue] = {name: as_extra(fields[name]) for name in options.keep if name in fields}
+    held = {**sample, **fields}
+    extra: dict[str, ExtraValue] = {name: as_extra(held[name]) for name in options.keep if name in held}
     return Row(key=key if wanted is None else str(wanted), image=image, captions=captions, label=label, extra=extra)
 
 

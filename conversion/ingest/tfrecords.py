@@ -3,7 +3,6 @@
 import contextlib
 import importlib
 import importlib.util
-import json
 import os
 import re
 import sys
@@ -20,24 +19,26 @@ from conversion.ingest.columns import (
     as_captions,
     as_extra,
     as_label,
-    choose_column,
-    no_column,
+    from_json,
 )
-from conversion.ingest.files import Found, Place, find_files, staged
-from conversion.ingest.plans import img2dataset_count, parts_of
-from conversion.ingest.rows import BAD_ROW, TRUNCATED, IngestOptions, Lost, Part, Plan, Row
+from conversion.ingest.files import Found, Place, find_files, is_pattern, staged, unreadable
+from conversion.ingest.plans import digest_of, ignored_files, img2dataset_count, parts_of
+from conversion.ingest.rows import BAD_ROW, TRUNCATED, IngestOptions, Lost, Part, Plan, Row, Tally
 
 _TFDS_NAME = re.compile(r"^(?P<data>.+)-(?P<split>[^-.]+)\.tfrecord-(?P<shard>\d+)-of-(?P<shards>\d+)$")
+_TFDS_NOTES = ("dataset_info.json", "features.json", "metadata.json")
 _NAME = re.compile(r"\.tfrecords?(\.gz)?(-\d+-of-\d+)?(\.gz)?$")
 
 Features = Mapping[str, list[object]]
 
 
 class _Columns(NamedTuple):
-    image: str
-    caption: str | None
-    label: str | None
-    key: str | None
+    """Names to look for in each example, the best first: an example leaves out what it does not have."""
+
+    image: tuple[str, ...]
+    caption: tuple[str, ...]
+    label: tuple[str, ...]
+    key: tuple[str, ...]
 
 
 def plan_img2dataset(place: Place) -> Plan:
@@ -57,10 +58,14 @@ def plan_tfds(place: Place, *, options: IngestOptions) -> Plan:
     """One part per shard of a split; class names from `label.labels.txt` where it is present.
 
     Raises:
-        DataError: no TFDS shards, several splits and none chosen, a shard is missing, or TensorFlow is not installed.
+        DataError: no TFDS shards, several data sets, several splits and none chosen, a shard is missing, class names
+            that are not UTF-8, or TensorFlow is not installed.
     """
     found = find_files(place)
     shards = {file: match for file in found if (match := _TFDS_NAME.match(file.name.rpartition("/")[2]))}
+    sets = sorted({f"{file.name[: -len(match[0])]}{match['data']}" for file, match in shards.items()})
+    if len(sets) > 1:
+        raise DataError(f"{place.url} holds several data sets, give the folder of one: {', '.join(sets[:5])}")
     splits = sorted({match["split"] for match in shards.values()})
     if options.split is not None and shards and options.split not in splits:
         raise DataError(f"{place.url} has no split {options.split!r}; it has: {', '.join(splits)}")
@@ -72,31 +77,53 @@ def plan_tfds(place: Place, *, options: IngestOptions) -> Plan:
     _check_tensorflow()
     label = options.label_column or "label"
     names = next((file for file in found if file.name.rpartition("/")[2] == f"{label}.labels.txt"), None)
-    classes = None if names is None else tuple(place.fs.cat_file(names.path).decode().splitlines())
-    return Plan(parts=plan.parts, class_names=classes, info={"split": options.split or splits[0]})
+    about = [file for file in found if file.name.endswith((*_TFDS_NOTES, ".labels.txt"))]
+    return Plan(
+        parts=plan.parts,
+        class_names=None if names is None else _class_names(place, names.path),
+        info={"split": options.split or splits[0], **ignored_files(set(found) - shards.keys() - set(about))},
+        digest=digest_of(about),
+    )
 
 
-def read_img2dataset(place: Place, part: Part, *, options: IngestOptions) -> Iterator[Row | Lost]:
+def read_img2dataset(place: Place, part: Part, *, options: IngestOptions, tally: Tally) -> Iterator[Row | Lost]:
     """The examples of a file in order; one lost row stands for what follows behind damage (see `read_webdataset`).
 
     Raises:
-        DataError: the file cannot be opened, or a column asked for is not there.
+        DataError: the file cannot be opened.
     """
-    yield from _read(place, part, options=options, expected=img2dataset_count(place, part), labelled=False)
+    columns = _columns(options, label=(), key=KEY_COLUMNS)
+    yield from _read(place, part, columns, options=options, expected=img2dataset_count(place, part), tally=tally)
 
 
-def read_tfds(place: Place, part: Part, *, options: IngestOptions) -> Iterator[Row | Lost]:
+def read_tfds(place: Place, part: Part, *, options: IngestOptions, tally: Tally) -> Iterator[Row | Lost]:
     """As `read_img2dataset`; the label is `label`, the key `file_name` (else `id`, else split, shard and row)."""
-    labelled = options.label_column is not None or options.caption_column is None
-    expected = _tfds_count(place, part)
-    yield from _read(place, part, options=options, expected=expected, labelled=labelled)
+    is_labelled = options.label_column is not None or options.caption_column is None
+    columns = _columns(
+        options,
+        label=("label",) if is_labelled else (),
+        key=("file_name", *KEY_COLUMNS) if is_labelled else KEY_COLUMNS,
+    )
+    yield from _read(place, part, columns, options=options, expected=_tfds_count(place, part), tally=tally)
+
+
+def _columns(options: IngestOptions, *, label: tuple[str, ...], key: tuple[str, ...]) -> _Columns:
+    def asked(column: str | None, usual: tuple[str, ...]) -> tuple[str, ...]:
+        return usual if column is None else (column,)
+
+    return _Columns(
+        image=asked(options.image_column, IMAGE_COLUMNS),
+        caption=asked(options.caption_column, CAPTION_COLUMNS),
+        label=asked(options.label_column, label),
+        key=asked(options.key_column, key),
+    )
 
 
 def _read(
-    place: Place, part: Part, *, options: IngestOptions, expected: int | None, labelled: bool
+    place: Place, part: Part, columns: _Columns, *, options: IngestOptions, expected: int | None, tally: Tally
 ) -> Iterator[Row | Lost]:
     tf = _tensorflow()
-    read, damage, columns = 0, None, None
+    read, damage = 0, None
     with staged(place.fs, part.path) as path:
         raw = tf.data.TFRecordDataset(path, compression_type="GZIP" if _is_gzip(path) else "", buffer_size=2**22)
         items: Iterator[bytes] = raw.as_numpy_iterator()
@@ -113,8 +140,7 @@ def _read(
             if isinstance(features, str):
                 yield Lost(reason=BAD_ROW, key=place_key, detail=features)
                 continue
-            if columns is None:
-                columns = _choose(features, part, options=options, labelled=labelled)
+            tally.names |= features.keys()
             yield _row(features, columns, place_key=place_key, options=options)
     if damage is not None or (expected is not None and expected > read):
         yield Lost(
@@ -126,30 +152,15 @@ def _read(
         )
 
 
-def _choose(features: Features, part: Part, *, options: IngestOptions, labelled: bool) -> _Columns:
-    def choose(asked: str | None, candidates: tuple[str, ...], what: str) -> str | None:
-        return choose_column(
-            asked, features, candidates, what=what, flag=f"--{what}-column", where=f"the first record of {part.source}"
-        )
-
-    image = choose(options.image_column, IMAGE_COLUMNS, "image")
-    if image is None:
-        raise no_column(what="image", flag="--image-column", where=part.source, names=features)
-    return _Columns(
-        image,
-        choose(options.caption_column, CAPTION_COLUMNS, "caption"),
-        choose(options.label_column, ("label",) if labelled else (), "label"),
-        choose(options.key_column, ("file_name", *KEY_COLUMNS) if labelled else KEY_COLUMNS, "key"),
-    )
-
-
 def _row(features: Features, columns: _Columns, *, place_key: str, options: IngestOptions) -> Row:
     key, image = _one(features, columns.key), _one(features, columns.image)
-    extra: dict[str, ExtraValue] = {name: as_extra(_one(features, name)) for name in options.keep if name in features}
+    extra: dict[str, ExtraValue] = {
+        name: as_extra(_one(features, (name,))) for name in options.keep if name in features
+    }
     return Row(
         key=place_key if key is None or key == b"" else key if isinstance(key, bytes) else str(key),
         image=image if isinstance(image, bytes) else None,
-        captions=as_captions(features.get(columns.caption)) if columns.caption is not None else (),
+        captions=next((as_captions(features[name]) for name in columns.caption if name in features), ()),
         label=as_label(_one(features, columns.label)),
         extra=extra,
     )
@@ -168,8 +179,8 @@ def _values(feature: Any) -> list[object]:
     return [] if kind is None else list(getattr(feature, kind).value)
 
 
-def _one(features: Features, name: str | None) -> object:
-    values = features.get(name) if name is not None else None
+def _one(features: Features, names: tuple[str, ...]) -> object:
+    values = next((features[name] for name in names if name in features), None)
     return values[0] if values else None
 
 
@@ -195,7 +206,7 @@ def _check_complete(place: Place, shards: Mapping[Found, re.Match[str]]) -> None
         )
     for (name, count), have in by_set.items():
         missing += [f"{name}.tfrecord-{i:05d}-of-{count:05d}" for i in range(count) if i not in have]
-    if missing and re.search(r"[*?\[]", place.path) is None and not place.fs.isfile(place.path):
+    if missing and not is_pattern(place) and not place.fs.isfile(place.path):
         shown = ", ".join(missing[:3])
         raise DataError(f"{place.url} lacks {len(missing)} of its shards: {shown}{', ...' if len(missing) > 3 else ''}")
 
@@ -207,12 +218,19 @@ def _tfds_count(place: Place, part: Part) -> int | None:
     if match is None or not place.fs.exists(path):
         return None
     try:
-        content: Any = json.loads(place.fs.cat_file(path))
+        content: Any = from_json(place.fs.cat_file(path))
         (split,) = (split for split in content["splits"] if split["name"] == match["split"])
         lengths = split["shardLengths"]
         return int(lengths[int(match["shard"])]) if len(lengths) == int(match["shards"]) else None
     except (ValueError, KeyError, TypeError, IndexError):
         return None  # an info of another form is no reason to refuse the data
+
+
+def _class_names(place: Place, path: str) -> tuple[str, ...]:
+    try:
+        return tuple(place.fs.cat_file(path).decode().splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise unreadable(path, error) from error
 
 
 def _tensorflow() -> Any:
