@@ -1,6 +1,5 @@
 """One table per weight format: our leaf path <-> the foreign name, one-to-one, both directions from the same rows."""
 
-import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clipa_eqx.errors import ConversionError
+from clipa_eqx.errors import ConversionError, listed
+from clipa_eqx.leaf_shapes import leaf_shapes
 from clipa_eqx.models.clip import CLIP, CLIPConfig, abstract_clip
 from clipa_eqx.trees import leaf_paths
 from conversion.tensors import FLOATS, Arrays, TensorFile, TensorInfo
@@ -270,14 +270,6 @@ def import_leaves(rules: Sequence[Rule], arrays: Mapping[str, np.ndarray], confi
     return jax.tree.unflatten(jax.tree.structure(skeleton), leaves)
 
 
-@functools.lru_cache(maxsize=8)
-def leaf_shapes(config: CLIPConfig) -> Mapping[str, tuple[int, ...]]:
-    """Shape of each of our leaves."""
-    # Cached: a conversion asks several times, and tracing the initialisation takes tens of milliseconds.
-    skeleton = abstract_clip(config)
-    return {p: tuple(leaf.shape) for p, leaf in zip(leaf_paths(skeleton), jax.tree.leaves(skeleton), strict=True)}
-
-
 def permuted(array: np.ndarray, axes: tuple[int, ...] | None) -> np.ndarray:
     """``array.transpose(axes)`` in C order; matrices are moved in strips, three times as fast as numpy's own copy."""
     if axes is None:
@@ -295,9 +287,7 @@ def permuted(array: np.ndarray, axes: tuple[int, ...] | None) -> np.ndarray:
 def raise_problems(problems: Sequence[str], *, where: str) -> None:
     """One ConversionError with all of them, if there are any."""
     if problems:
-        raise ConversionError(
-            f"{where} does not fit the model, {len(problems)} problem(s):\n  " + "\n  ".join(problems)
-        )
+        raise ConversionError(f"{where} does not fit the model, {listed(problems)}")
 
 
 def _ours(one: Placed) -> str:

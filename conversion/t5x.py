@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipa_eqx.cli import run
+from clipa_eqx.cli import exit_on_sigterm, run
 from clipa_eqx.errors import ConversionError
-from conversion.arguments import EPILOG, add_import_arguments
+from conversion.arguments import EPILOG, TERMINATED, add_import_arguments
 
 if TYPE_CHECKING:
     from conversion.t5x_files import T5xFolder
@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_import_arguments(importer)
     importer.add_argument("--no-optimiser", action="store_true", help="take the parameters alone")
     arguments = parser.parse_args(argv)
+    exit_on_sigterm(TERMINATED)
     # Nothing here needs an accelerator, and on a TPU host a training run may hold them.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     import_t5x(arguments)
