@@ -95,6 +95,13 @@ def _export_leaves(folder: Path, config: CLIPConfig, target: Path, spelling: _Sp
         state = None
         if (folder / OPTIMISER_FILE).exists():
             state = stack.enter_context(open_optimiser_state(folder))
+            if state.counts.updates != state.counts.schedule_steps:
+                _log.warning(
+                    "Adam has counted %d updates, the schedules %d, as in runs of the t5x trainer; the main branch "
+                    "never writes such a state, and an import takes it from the original only",
+                    state.counts.updates,
+                    state.counts.schedule_steps,
+                )
         size = sum(4 * int(np.prod(one.shape)) for one in placed.values())
         bar = stack.enter_context(
             tqdm(total=(2 if state is None else 4) * size, desc="export", unit="B", unit_scale=True, delay=2)

@@ -165,9 +165,11 @@ def import_slices(
     *,
     absent: Sequence[str] = (),
     keep_dtype: bool = False,
+    are_squares: bool = False,
 ) -> Iterator[LeafSlice]:
     """Our leaves layer by layer, layers rising; as ``import_tensors``, whose slices they are."""
-    for tensor in import_tensors(rules, config, file, absent=absent, keep_dtype=keep_dtype):
+    tensors = import_tensors(rules, config, file, absent=absent, keep_dtype=keep_dtype, are_squares=are_squares)
+    for tensor in tensors:
         yield from tensor.slices
 
 
@@ -178,16 +180,18 @@ def import_tensors(
     *,
     absent: Sequence[str] = (),
     keep_dtype: bool = False,
+    are_squares: bool = False,
 ) -> Iterator[Tensor]:
     """Foreign tensors one at a time, each with what it holds of ours, in float32; layers of a leaf rise.
 
     Args:
         absent: names that need not be there; their layers come as zeros.
         keep_dtype: leave bfloat16 and float16 as they are.
+        are_squares: no value may be below zero, as in second moments.
 
     Raises:
         ConversionError: before anything is read, with all that is missing, unused, mis-shaped or of another kind; after
-            the last tensor, with all that is damaged, not finite or not what we compute.
+            the last tensor, with all that is damaged, not finite, negative or not what we compute.
     """
     raise_problems(check_tensors(rules, config, file.tensors, absent=absent), where=str(file.path))
     leaves, problems = leaf_shapes(config), list[str]()
@@ -200,6 +204,8 @@ def import_tensors(
         if not np.isfinite(tensor).all():
             problems.append(f"not finite: {name} for {_ours(one)}")
             continue
+        if are_squares and (tensor < 0).any():
+            problems.append(f"negative: {name} for {_ours(one)} has values below zero, its root will be taken")
         if one.computed is not None:
             off = float(np.abs(tensor.astype(np.float32) - one.computed.value()).max(initial=0.0))
             if off > one.computed.atol:

@@ -196,7 +196,8 @@ def _write_moments(
     def slices() -> Iterator[MomentSlice]:
         both: tuple[tuple[Kind, TensorFile], ...] = (("mu", moments.mu), ("nu", moments.nu))
         for kind, file in both:
-            for name, layer, values in import_slices(rules, config, file, absent=moments.absent, keep_dtype=True):
+            found = import_slices(rules, config, file, absent=moments.absent, keep_dtype=True, are_squares=kind == "nu")
+            for name, layer, values in found:
                 yield MomentSlice(kind, name, layer, values)
                 advance(values.size * 4)
 

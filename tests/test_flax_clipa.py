@@ -236,7 +236,7 @@ def test_a_mistake_is_one_message_and_exit_code_2(tmp_path, capsys):
     source = write_npz(tmp_path / "x.npz", tiny_arrays())
     assert run(lambda: main(["import", str(source), str(tmp_path / "model")])) == 2
     said = capsys.readouterr().err
-    assert said.startswith("error: the config cannot be told:\n")
+    assert said.startswith("error: the config cannot be told, 4 problem(s):\n")
     assert "Traceback" not in said
 
 
