@@ -17,14 +17,14 @@ from clipa_eqx.artefact_folder import (
     load_model_config,
     read_json,
 )
-from clipa_eqx.data.eval_images import EvalImageConfig, resize_for_eval
-from clipa_eqx.data.pixel_values import IMAGENET_MEAN, IMAGENET_STD, normalise_imagenet
+from clipa_eqx.data.eval_images import EvalImageConfig
+from clipa_eqx.data.pixel_values import IMAGENET_MEAN, IMAGENET_STD
 from clipa_eqx.errors import ConversionError
 from clipa_eqx.leaf_file import LeafReader
 from clipa_eqx.models.clip import CLIPConfig
 from clipa_eqx.tokenizer import Tokenizer
 from clipa_eqx.tokenizer.vocabulary import bert_pieces
-from conversion.compare_pictures import OUR_SHORTEST, pillow_pixels
+from conversion.compare_pictures import OUR_SHORTEST, our_pixels, pillow_pixels
 from conversion.compare_texts import HabitTokenizer, TextHabits, folder_pieces, json_tokenizer
 from conversion.infer import Choices, Fact, resolve_config
 from conversion.open_clip_config import OpenClipConfig, Pictures
@@ -112,7 +112,7 @@ def _artefact(folder: Path, stack: ExitStack) -> Side:
         tokenise=lambda texts: tokenizer(texts, length=config.text.length).ids,
         pieces=tokenizer.pieces,
         habits=TextHabits(),
-        picture=lambda picture: normalise_imagenet(resize_for_eval(picture, preprocess)),
+        picture=lambda picture: our_pixels(picture, preprocess),
         pictures=_our_pictures(preprocess),
     )
 

@@ -24,6 +24,7 @@ from conversion.compare import main
 from conversion.compare_pictures import fixed_pictures
 from conversion.compare_texts import FIXED_TEXTS
 from conversion.flax_names import to_flax
+from conversion.open_clip_config import Pictures
 from conversion.open_clip_export import export_open_clip
 from conversion.open_clip_tokenizer import write_tokenizer
 
@@ -294,6 +295,40 @@ def test_recorded_tokens_are_explained(folders, tmp_path):
     assert named(report) == {"unexplained"}
 
 
+def flip(data):
+    return data[:400] + bytes([data[400] ^ 4]) + data[401:]
+
+
+def as_npy(data):
+    return b"\x93NUMPY\x01\x00" + data[8:]
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:300], flip, as_npy, lambda data: b""])
+def test_a_damaged_recording_is_one_clear_error(damage, folders, tmp_path, capsys):
+    np.savez(tmp_path / "mine.npz", tokens=np.arange(6 * LENGTH).reshape(6, LENGTH))
+    (tmp_path / "mine.npz").write_bytes(damage((tmp_path / "mine.npz").read_bytes()))
+    ours = str(folders / "ours")
+    assert run(lambda: main([ours, ours, "--recorded-a", str(tmp_path / "mine.npz")])) == 2
+    assert f"the recording {tmp_path / 'mine.npz'}" in capsys.readouterr().err
+
+
+def test_recorded_pixels_that_are_not_finite_are_refused_and_never_equal(folders, tmp_path, capsys):
+    pixels = {f"pixels_{i}": np.zeros((*SIZE, 3), np.float32) for i in range(3)}
+    pixels["pixels_1"][3, 4, 0] = np.nan
+    np.savez(tmp_path / "mine.npz", **pixels)
+    ours = str(folders / "ours")
+    assert run(lambda: main([ours, ours, "--recorded-b", str(tmp_path / "mine.npz")])) == 2
+    assert "pixels_1 hold values that are not finite" in capsys.readouterr().err
+    settings = Pictures(size=SIZE)
+
+    def broken(picture):
+        return np.full((*SIZE, 3), np.nan, np.float32)
+
+    found = compare_pictures.compare_pictures(broken, broken, settings_a=settings, settings_b=None)
+    assert not found.is_equal
+    assert found.levels == np.inf
+
+
 def test_inputs_for_a_program_of_ones_own_are_written(folders, tmp_path):
     compared(folders / "ours", folders / "ours", tmp_path, "--write-inputs", tmp_path / "inputs")
     assert json.loads((tmp_path / "inputs" / "texts.json").read_text()) == list(FIXED_TEXTS)
@@ -334,7 +369,7 @@ def test_other_sizes_are_said_and_nothing_is_walked(folders, tmp_path):
     ("argv", "words"),
     [
         (["nothing", "nothing"], "there is no file or folder nothing"),
-        (["{ours}", "{ours}", "--recorded-b", "nothing.npz"], "is no npz of plain arrays"),
+        (["{ours}", "{ours}", "--recorded-b", "nothing.npz"], "the recording nothing.npz"),
         (["{ours}", "{broken}"], "missing: visual.proj"),
     ],
 )
