@@ -244,6 +244,41 @@ def test_a_damaged_index_is_one_clear_error(index, words, tmp_path):
         T5xFolder(tmp_path)
 
 
+def packed(*pairs):
+    """A msgpack map, with keys as often as given."""
+    packer = msgpack.Packer()
+    return b"".join([packer.pack_map_header(len(pairs)), *(packer.pack(part) for pair in pairs for part in pair)])
+
+
+def test_names_that_two_leaves_could_have_are_refused(tmp_path):
+    one, two = (inline(np.full(1, value, np.float32)) for value in (1, 2))
+    whole = b"\x82" + packed(("version", 3))[1:] + msgpack.packb("optimizer")
+    for tree, words in (
+        (packed(("x", one), ("x", two)), "'x' is there twice"),
+        (msgpack.packb({"target": {"x": one}, "target/x": two}), "'target/x' is no name"),
+        (msgpack.packb({"target": {1: one, "1": two}}), "1 is no name"),
+        (msgpack.packb({"": one}), "'' is no name"),
+    ):
+        (tmp_path / "checkpoint").write_bytes(whole + tree)
+        with pytest.raises(ConversionError, match=words):
+            T5xFolder(tmp_path)
+
+
+def test_an_array_in_chunks_is_named_not_descended_into(tmp_path):
+    chunks = {"__msgpack_chunked_array__": True, "shape": {"0": 1}, "chunks": {"0": inline(np.ones(1, np.float32))}}
+    write_index(tmp_path, {"target/t": chunks})
+    with pytest.raises(ConversionError, match="optimizer/target/t: is an array that Flax cut into chunks"):
+        T5xFolder(tmp_path)
+
+
+def test_a_step_that_its_schedule_has_not_seen_is_refused(arrays, vocab, tmp_path, capsys):
+    leaves = write_checkpoint(tmp_path / "checkpoint_3", arrays, stored=0)
+    leaves["state/step"] = 99
+    write_index(tmp_path / "checkpoint_3", leaves)
+    assert run(lambda: convert(tmp_path / "checkpoint_3", tmp_path / "model", vocab)) == 2
+    assert "optimizer/state/step is 99, optimizer/state/param_states/2/count 3" in capsys.readouterr().err
+
+
 def test_a_work_folder_names_its_checkpoints(tmp_path):
     (tmp_path / "t5x" / "checkpoint_12").mkdir(parents=True)
     with pytest.raises(ConversionError, match="it holds t5x/checkpoint_12: give one of them"):
