@@ -14,14 +14,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from clipa_eqx.artefact_folder import (
-    PIXELS,
-    PREPROCESS_FILE,
     PROVENANCE_FILE,
     TOKENIZER_FOLDER,
     WEIGHTS_FILE,
     check_parts,
     check_replaceable,
     load_model_config,
+    load_preprocess,
     new_model_folder,
     read_json,
     write_description,
@@ -29,7 +28,6 @@ from clipa_eqx.artefact_folder import (
 from clipa_eqx.data.eval_images import EvalImageConfig, eval_image, resize_for_eval
 from clipa_eqx.data.pixel_values import normalise_imagenet
 from clipa_eqx.errors import CheckpointError, ClipaError, DataError
-from clipa_eqx.json_config import from_json
 from clipa_eqx.models.clip import CLIP, CLIPConfig, abstract_clip
 from clipa_eqx.tokenizer import Tokenizer, Tokens
 from clipa_eqx.tokenizer.reduce import Reduction
@@ -160,13 +158,8 @@ def load_model(folder: Path | str) -> LoadedModel:
     folder = Path(folder)
     config = load_model_config(folder)
     weights = _read_weights(folder / WEIGHTS_FILE, config)
-    about = read_json(folder / PREPROCESS_FILE)
-    if {key: about.pop(key, None) for key in PIXELS} != PIXELS:
-        raise CheckpointError(
-            f"{folder / PREPROCESS_FILE} asks for another mean or std than ImageNet's, which this version cannot give"
-        )
+    preprocess = load_preprocess(folder)
     try:
-        preprocess = from_json(EvalImageConfig, about, where=str(folder / PREPROCESS_FILE))
         tokenizer = Tokenizer.load(folder / TOKENIZER_FOLDER)
         skeleton = abstract_clip(config)
         leaves = [jnp.asarray(weights[path]) for path in leaf_paths(skeleton)]

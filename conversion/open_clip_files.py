@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from tqdm import tqdm
 
+from clipa_eqx.artefact_folder import PREPROCESS_FILE, TOKENIZER_FOLDER
 from clipa_eqx.errors import ConversionError
 from clipa_eqx.leaf_file import LeafReader
 from conversion.open_clip_config import CONFIG_FILE
@@ -54,6 +55,9 @@ def find_source(source: str) -> OpenClipSource:
     if source.startswith(HUB):
         return _download(source.removeprefix(HUB))
     path = Path(source)
+    ours = path if path.is_dir() else path.parent
+    if (ours / PREPROCESS_FILE).is_file() and (ours / TOKENIZER_FOLDER).is_dir():
+        raise ConversionError(f"{ours} is already a model folder of ours; there is nothing to import")
     if path.is_dir():
         found = [path / name for name in WEIGHTS_FILES if (path / name).is_file()]
         if not found:
@@ -88,6 +92,7 @@ class SafetensorsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._reader = LeafReader(path)
+        self.metadata: Mapping[str, str] = self._reader.metadata
         self.tensors: Mapping[str, TensorInfo] = {
             name: TensorInfo(leaf.shape, leaf.dtype) for name, leaf in self._reader.leaves.items()
         }
@@ -115,6 +120,7 @@ class TorchFile:
         self.path = Path(path)
         _check_archive(self.path)
         _check_stored(self.path)
+        self.metadata: Mapping[str, str] = {}
         self._arrays = _load_torch(self.path)
         self.tensors: Mapping[str, TensorInfo] = {
             name: TensorInfo(array.shape, array.dtype) for name, array in self._arrays.items()
@@ -164,7 +170,7 @@ def _download(repo: str) -> OpenClipSource:
                 raise
             except EntryNotFoundError:
                 continue
-            for extra in ("vocab.txt", "tokenizer.json"):
+            for extra in ("vocab.txt", "tokenizer.json", "tokenizer_config.json"):
                 with contextlib.suppress(EntryNotFoundError):  # then the config names the vocabulary
                     download(repo, extra)
             return OpenClipSource(weights, config, config.parent)

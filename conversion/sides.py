@@ -11,11 +11,10 @@ import numpy as np
 
 from clipa_eqx.artefact_folder import (
     CONFIG_FILE,
-    PREPROCESS_FILE,
     TOKENIZER_FOLDER,
     WEIGHTS_FILE,
     load_model_config,
-    read_json,
+    load_preprocess,
 )
 from clipa_eqx.data.eval_images import EvalImageConfig
 from clipa_eqx.data.pixel_values import IMAGENET_MEAN, IMAGENET_STD
@@ -98,9 +97,7 @@ def _artefact(folder: Path, stack: ExitStack) -> Side:
         return leaves.read(path, layer).astype(np.float64) if path in wanted else None
 
     tokenizer = Tokenizer.load(folder / TOKENIZER_FOLDER)
-    about = read_json(folder / PREPROCESS_FILE)
-    squash = about.get("resize") == "squash"
-    preprocess = EvalImageConfig(size=config.image.image_size, resize="squash" if squash else "resize_small_crop")
+    preprocess = load_preprocess(folder)
     return Side(
         name=str(folder),
         kind="model folder",
@@ -178,6 +175,8 @@ def _open_clip(path: str, choices: Choices, stack: ExitStack, other: CLIPConfig 
 def _with_texts(side: Side, opened: OpenedClip, config: OpenClipConfig) -> Side:
     folder = opened.source.folder
     habits = TextHabits(normaliser="bert", sep="stripped" if config.texts.strips_sep else "kept", cleans=True)
+    if config.texts.other:
+        return replace(side, notes=(*side.notes, *config.texts.other))
     pieces = folder_pieces(folder)
     if pieces is None and config.texts.tokenizer_name != "bert-base-uncased":
         return replace(side, notes=(*side.notes, f"no vocabulary of {config.texts.tokenizer_name} in {folder}"))

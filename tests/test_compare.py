@@ -241,7 +241,10 @@ def test_what_a_file_says_is_compared_and_the_rest_is_asked_of_the_other(model, 
     report = compared(folders / "ours", tmp_path / "heads.npz", tmp_path)
     assert report["first"]["where"] == "text/blocks/0/attention"
     assert named(report) == {causes.HEADS}
+    # Our export says its numerics in the file itself; a file that does not is taken as torch computes.
     shutil.copy(folders / "theirs" / WEIGHTS, tmp_path / WEIGHTS)
+    assert compared(tmp_path / WEIGHTS, folders / "ours", tmp_path)["first"] is None
+    edit_weights(tmp_path, lambda tensors: None)
     report = compared(tmp_path / WEIGHTS, folders / "ours", tmp_path)
     assert named(report) == {causes.EPS, causes.GELU}
 
@@ -256,6 +259,13 @@ def test_open_clips_own_tokenizer_is_told_from_ours(folders, theirs, tmp_path):
     assert named(report) == {compare_texts.NORMALISATION, compare_texts.SEP_KEPT}
     report = compared(theirs, folders / "ours", tmp_path)
     assert compare_texts.SEP_KEPT in named(report)
+
+
+def test_a_tokenizer_option_that_is_unknown_is_said_and_texts_are_not_compared(folders, theirs, tmp_path):
+    edit_config(theirs, set_in(*TEXT, tokenizer_kwargs={"strip_sep_token": True, "clean": "canonicalize"}))
+    report = compared(folders / "ours", theirs, tmp_path)
+    assert any("tokenizer_kwargs.clean" in note for note in report["b"]["notes"])
+    assert any("does not say how they are tokenised" in note for note in report["notes"])
 
 
 def test_a_vocabulary_alone_is_taken_as_bert(folders, theirs, tmp_path):

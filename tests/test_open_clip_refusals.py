@@ -55,7 +55,15 @@ REFUSED = {
     "openai": (set_in(*PICTURES, mean=[0.48, 0.45, 0.4]), "ours are ImageNet's"),
     "longest": (set_in(*PICTURES, resize_mode="longest"), "resize_mode longest"),
     "size": (set_in(*PICTURES, size=24), "preprocess_cfg.size is (24, 24)"),
-    "sep": (set_in(*TEXT, tokenizer_kwargs={}), "keeps [SEP]"),
+    "sep": (set_in(*TEXT, tokenizer_kwargs={}), "[SEP] is kept (no strip_sep_token)"),
+    "clean": (
+        set_in(*TEXT, tokenizer_kwargs={"strip_sep_token": True, "clean": "canonicalize"}),
+        "text_cfg.tokenizer_kwargs.clean is 'canonicalize'",
+    ),
+    "kwarg": (
+        set_in(*TEXT, tokenizer_kwargs={"strip_sep_token": True, "use_fast": False}),
+        "text_cfg.tokenizer_kwargs.use_fast (False) is no field",
+    ),
     "width": (set_in(*VISION, width=48), "image.blocks.width: 48 in open_clip_config.json, 32 in the file"),
     "heads": (set_in(*VISION, head_width=10), "is not divided by"),
     "text": (set_in(*TEXT, width="many"), "text_cfg.width is 'many'"),
