@@ -58,7 +58,7 @@ def measure(name: str, image_size: int, folder: Path) -> dict[str, float]:
     plain = run("sh", "-c", f"cp {source} {copy} && sha256sum {source} > {folder / 'sum'}")
     copy.unlink()
     converter = (sys.executable, "-m", "conversion.flax_clipa")
-    into = run(*converter, "import", source, model, "--preset", name, "--image-size", image_size)
+    into = run(*converter, "import", source, model, "--preset", name, "--image-size", image_size, "--image-pool", "gap")
     out = run(*converter, "export", model, back)
     compared = run("cmp", source, back)
     back.unlink()

@@ -16,7 +16,9 @@ _log = logging.getLogger(__name__)
 EPILOG = """What names and shapes do not tell (pooling, computed positions and the image size that goes with them, heads
 of flat attention) comes from --preset, --released or --config, or from the flag that names it; it is never guessed.
 Every difference between the file and the named config is printed. Exit codes: 0 done, 2 a mistake in file, folder or
-flags, 1 anything else."""
+flags, 1 anything else, 130 and 143 after Ctrl-C and SIGTERM, which leave nothing half-written."""
+
+TERMINATED = "terminated; nothing was written"
 
 
 def add_import_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from clipa_eqx.errors import ConversionError
+from clipa_eqx.errors import ConversionError, listed
 from conversion.replay import ReplayGelu, TowerOptions
 
 CONFIG_FILE = "open_clip_config.json"
@@ -148,7 +148,7 @@ def parse_open_clip_config(found: Mapping[str, Any], *, where: str) -> OpenClipC
     )
     problems = reader.problems + vision.problems + text.problems
     if problems:
-        raise ConversionError(f"{where}: {len(problems)} problem(s):\n  " + "\n  ".join(problems))
+        raise ConversionError(f"{where}: {listed(problems)}")
     return parsed
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from clipa_eqx.artefact_folder import PREPROCESS_FILE, TOKENIZER_FOLDER
-from clipa_eqx.errors import ConversionError
+from clipa_eqx.errors import ConversionError, listed
 from clipa_eqx.leaf_file import LeafReader
 from conversion.open_clip_config import CONFIG_FILE
 from conversion.tensors import BFLOAT16, TensorInfo
@@ -210,7 +210,7 @@ def _check_archive(path: Path) -> None:
     if sum(entry.file_size for entry in entries) > size:
         problems.append("its entries are larger than the file")
     if problems:
-        raise ConversionError(f"{path} is refused:\n  " + "\n  ".join(problems[:20]))
+        raise ConversionError(f"{path} is refused: {listed(problems)}")
 
 
 def _check_stored(path: Path) -> None:
@@ -261,5 +261,5 @@ def _load_torch(path: Path) -> dict[str, np.ndarray]:
             except (RuntimeError, TypeError) as error:  # without data, or to be negated or conjugated when read
                 problems.append(f"{name} has no plain values ({_first_line(error)})")
     if problems:
-        raise ConversionError(f"{path}: {len(problems)} problem(s):\n  " + "\n  ".join(problems[:20]))
+        raise ConversionError(f"{path}: {listed(problems)}")
     return arrays

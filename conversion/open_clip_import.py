@@ -122,8 +122,8 @@ def resolve(opened: OpenedClip, choices: Choices, *, where: str) -> Resolved:
     size = choices.image_size
     positions = position_facts(opened.tensors, facts, image_size=None if size is None else (size, size))
     facts |= positions
-    # Learned text positions are the rule and need no word.
-    shown = {n: f for n, f in positions.items() if n == "image.position" or f.values != ("learned",)}
+    # Learned text positions are the rule and need no word; of formulas, ``resolve_config`` has one.
+    shown = {n: f for n, f in positions.items() if n == "image.position" and not f.is_hint}
     notes += [f"{name}: {fact.values[0]} ({fact.why})" for name, fact in shown.items()]
     image = positions.get("image.position")
     if image is not None and image.values == ("learned",) and choices.image_position is None:
@@ -173,7 +173,7 @@ def _with_numerics(
 
 def _preprocess(config: OpenClipConfig | None, resolved: Resolved) -> tuple[EvalImageConfig, str]:
     if config is None or config.pictures is None:
-        return resolved.preprocess, f"preprocess: {resolved.preprocess.resize}; no file of this model says"
+        return resolved.preprocess, resolved.preprocess_note
     pictures = config.pictures
     problems = _picture_problems(pictures)
     if problems:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, cast
 import msgpack
 import numpy as np
 
-from clipa_eqx.errors import ConversionError
+from clipa_eqx.errors import ConversionError, listed
 from conversion.tensors import BFLOAT16, TensorInfo
 
 INDEX_FILE = "checkpoint"
@@ -55,7 +55,7 @@ class T5xFolder:
             except ConversionError as error:
                 problems.append(f"{name}: {error}")
         if problems:
-            raise ConversionError(f"{self.path}: {len(problems)} problem(s):\n  " + "\n  ".join(problems))
+            raise ConversionError(f"{self.path}: {listed(problems)}")
         inline = {name: TensorInfo(array.shape, array.dtype) for name, array in self._inline.items()}
         self.tensors: Mapping[str, TensorInfo] = inline | {name: one.info for name, one in self._stored.items()}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipa_eqx.cli import run
-from clipa_eqx.errors import CheckpointError
+from clipa_eqx.errors import CheckpointError, listed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,7 +87,7 @@ def verify(folder: Path) -> list[str]:
         # Of weights that are not what they should be, embeddings say nothing.
         lines += _check_embeddings(folder, provenance.get("self_check"), problems)
     if problems:
-        raise CheckpointError(f"{folder}: {len(problems)} problem(s):\n  " + "\n  ".join(problems))
+        raise CheckpointError(f"{folder}: {listed(problems)}")
     return [*lines, *_identity(folder, config)]
 
 
@@ -120,19 +120,15 @@ def _check_leaves(path: Path, config: "CLIPConfig", checksums: dict[str, str], p
     import numpy as np
 
     from clipa_eqx.leaf_file import LeafReader
-    from conversion.rules import leaf_shapes
+    from clipa_eqx.leaf_shapes import leaf_problems
 
-    wanted = leaf_shapes(config)
     with LeafReader(path) as leaves:
-        problems += [f"missing: {name} {shape}" for name, shape in wanted.items() if name not in leaves.leaves]
-        problems += [f"unused: {name}" for name in leaves.leaves if name not in wanted]
-        for name, leaf in leaves.leaves.items():
-            if name in wanted and (leaf.shape != wanted[name] or leaf.dtype != np.dtype(np.float32)):
-                problems.append(f"{name} is {leaf.dtype}{leaf.shape}, expected float32{wanted[name]}")
+        problems += leaf_problems(leaves.leaves, config)
         hashed = _check_values(leaves, checksums, problems, is_needed=bool(checksums))
         count = sum(int(np.prod(leaf.shape)) for leaf in leaves.leaves.values())
-    compared = f"{hashed} of {len(wanted)} leaves have the recorded sha256" if hashed else "no checksums are recorded"
-    return [f"weights: {count:,} parameters in {len(wanted)} leaves, all finite; {compared}"]
+        total = len(leaves.leaves)
+    compared = f"{hashed} of {total} leaves have the recorded sha256" if hashed else "no checksums are recorded"
+    return [f"weights: {count:,} parameters in {total} leaves, all finite; {compared}"]
 
 
 def _check_optimiser(path: Path, checksums: dict[str, str], problems: list[str], *, is_needed: bool) -> list[str]:
@@ -221,8 +217,8 @@ def _identity(folder: Path, config: "CLIPConfig") -> list[str]:
 
 
 def _presets(config: "CLIPConfig") -> list[str]:
+    from clipa_eqx.leaf_shapes import leaf_shapes
     from clipa_eqx.models.presets import PRESETS, preset
-    from conversion.rules import leaf_shapes
 
     shapes, (height, width) = leaf_shapes(config), config.image.image_size
     names: list[str] = []
@@ -236,8 +232,8 @@ def _presets(config: "CLIPConfig") -> list[str]:
 
 
 def _released_rows(config: "CLIPConfig", profile: str) -> "list[ReleasedModel]":
+    from clipa_eqx.leaf_shapes import leaf_shapes
     from conversion.released import RELEASED
-    from conversion.rules import leaf_shapes
 
     rows = [row for row in RELEASED.values() if row.profile == profile and row.length == config.text.length]
     fitting = [row for row in rows if config.image.image_size == (row.image_size, row.image_size)]

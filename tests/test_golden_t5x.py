@@ -1,5 +1,6 @@
 """Recorded checkpoints of the t5x branch through the converter: leaves, optimiser state, outputs, loss."""
 
+import dataclasses
 import functools
 import json
 import tarfile
@@ -11,9 +12,11 @@ import numpy as np
 import pytest
 from reference_models import clip_config
 from tiny import model_config
+from tiny_runs import tiny_run
 
 from clipa_eqx.artefact import load_model
 from clipa_eqx.durations import Duration
+from clipa_eqx.experiment import InitConfig
 from clipa_eqx.json_config import to_json
 from clipa_eqx.losses import softmax_contrastive
 from clipa_eqx.models.clip import abstract_clip
@@ -24,7 +27,7 @@ from clipa_eqx.precision import Precision
 from clipa_eqx.schedules import Cosine
 from clipa_eqx.sharding import MeshConfig, make_mesh, put_global_batch
 from clipa_eqx.tokenizer.vocabulary import SPECIAL, write_vocab
-from clipa_eqx.training.continued import continued_state
+from clipa_eqx.training.start import first_state
 from clipa_eqx.training.state import abstract_state
 from clipa_eqx.training.step import make_train_step
 from clipa_eqx.trees import match_by_path
@@ -161,12 +164,21 @@ def test_a_run_goes_on_to_the_recorded_end_if_it_decays_as_that_trainer_does(con
         peak_lr=run["lr"], weight_decay=run["wd"], decay=T5X_DECAY, schedules=((pattern, cosine),), **run["optax"]
     )
     _, folder = convert(first)
-    model = load_model(folder).model
-    optimizer = make_optimizer(optim, model, total_steps=run["total_steps"])
-    mesh = make_mesh(MeshConfig(data=1), devices=jax.devices()[:1])
-    abstract = abstract_state(model.config, optimizer)
+    size = config().image.image_size
+    whole = tiny_run(
+        model=config(),
+        optim=optim,
+        duration=Duration(steps=run["total_steps"]),
+        init=InitConfig(source=str(folder), optimiser=True),
+        data=dataclasses.replace(tiny_run().data, image=dataclasses.replace(tiny_run().data.image, size=size)),
+        eval_image=dataclasses.replace(tiny_run().eval_image, size=size),
+    )
+    optimizer = make_optimizer(optim, abstract_clip(config()), total_steps=run["total_steps"])
+    mesh, abstract = make_mesh(MeshConfig(), devices=jax.devices()[:1]), abstract_state(config(), optimizer)
+    vocab = load_model(folder).tokenizer.tokenizer.vocab_sha256
     with jax.set_mesh(mesh):
-        state = continued_state(model, folder, optim, abstract=abstract, mesh=mesh)
+        state = first_state(whole, optimizer, abstract=abstract, mesh=mesh, vocab_sha256=vocab)
+        assert int(state.step) == archive_number(first)
         step = make_train_step(optimizer, abstract=abstract, mesh=mesh, seed=0, precision=Precision(), kind="global")
         for number in range(archive_number(first) + 1, archive_number(last) + 1):
             batch = {"image": batches[f"image_{number}"], "tokens": batches[f"labels_{number}"]}

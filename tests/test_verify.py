@@ -106,7 +106,7 @@ def test_a_config_that_the_weights_are_not_of_is_found(copy, capsys):
     config["model"]["image"]["embed"] = config["model"]["text"]["embed"] = 8
     (copy / "config.json").write_text(json.dumps(config))
     err = refused(copy, capsys)
-    assert "image/head/weight is float32(16, 32), expected float32(8, 32)" in err
+    assert "shape: image/head/weight is (16, 32), expected (8, 32)" in err
     assert "text/head/weight" in err
 
 
@@ -149,7 +149,10 @@ def test_checksums_are_those_of_all_leaves_or_none(copy, capsys):
 
 
 def test_another_vocabulary_than_that_of_the_import_is_found(copy, capsys):
-    edit(copy / "provenance.json", lambda found: found.update(vocabulary={"sha256": "0" * 64}))
+    recorded = json.loads((copy / "provenance.json").read_text())["vocabulary"]
+    assert recorded["sha256"] == Tokenizer.load(copy / "tokenizer").vocab_sha256
+    assert recorded["origin"] == "--vocab vocab.txt"
+    edit(copy / "provenance.json", lambda found: found["vocabulary"].update(sha256="0" * 64))
     assert "the vocabulary is not that of the import" in refused(copy, capsys)
 
 
