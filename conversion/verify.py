@@ -78,7 +78,7 @@ def verify(folder: Path) -> list[str]:
     prefix = f"{OPTIMISER_FILE}/"
     of_weights = {name: one for name, one in checksums.items() if not name.startswith(prefix)}
     of_optimiser = {name.removeprefix(prefix): one for name, one in checksums.items() if name.startswith(prefix)}
-    lines += _check_leaves(folder / WEIGHTS_FILE, config, of_weights, problems)
+    lines += _check_leaves(folder / WEIGHTS_FILE, config, of_weights, problems, is_needed=bool(checksums))
     if (folder / OPTIMISER_FILE).exists():
         lines += _check_optimiser(folder / OPTIMISER_FILE, of_optimiser, problems, is_needed=bool(checksums))
     elif of_optimiser:
@@ -116,7 +116,9 @@ def _recorded_checksums(provenance: dict[str, Any], problems: list[str]) -> dict
     return {}
 
 
-def _check_leaves(path: Path, config: "CLIPConfig", checksums: dict[str, str], problems: list[str]) -> list[str]:
+def _check_leaves(
+    path: Path, config: "CLIPConfig", checksums: dict[str, str], problems: list[str], *, is_needed: bool
+) -> list[str]:
     import numpy as np
 
     from clipa_eqx.leaf_file import LeafReader
@@ -124,7 +126,7 @@ def _check_leaves(path: Path, config: "CLIPConfig", checksums: dict[str, str], p
 
     with LeafReader(path) as leaves:
         problems += leaf_problems(leaves.leaves, config)
-        hashed = _check_values(leaves, checksums, problems, is_needed=bool(checksums))
+        hashed = _check_values(leaves, checksums, problems, is_needed=is_needed)
         count = sum(int(np.prod(leaf.shape)) for leaf in leaves.leaves.values())
         total = len(leaves.leaves)
     compared = f"{hashed} of {total} leaves have the recorded sha256" if hashed else "no checksums are recorded"
