@@ -36,10 +36,12 @@ def real_path(path: Path) -> Path:
     """Absolute, without links: what lies behind a link is replaced, never the link.
 
     Raises:
-        CheckpointError: links go around in a circle.
+        CheckpointError: links go around in a circle, or no such path can be.
     """
     try:
-        return path.resolve()
+        real = path.resolve()
+        real.exists()  # raises for a name that is too long
+        return real
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f"{path} leads nowhere ({error}); give another name") from error
 

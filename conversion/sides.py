@@ -84,7 +84,7 @@ def _filled(choices: Choices, facts: Mapping[str, Fact], other: CLIPConfig | Non
 def _artefact(folder: Path, stack: ExitStack) -> Side:
     config = load_model_config(folder)
     leaves = stack.enter_context(LeafReader(folder / WEIGHTS_FILE))
-    check_leaves(leaves.leaves, config, where=str(folder))
+    check_leaves(leaves.leaves, config, where=str(leaves.path))
 
     def read(name: str) -> Array | None:
         found = _LAYER.fullmatch(name)

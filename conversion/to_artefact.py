@@ -25,6 +25,7 @@ from clipa_eqx.data.eval_images import EvalImageConfig
 from clipa_eqx.errors import ConversionError
 from clipa_eqx.in_place import check_replaceable, new_folder
 from clipa_eqx.leaf_file import Leaf, LeafReader, LeafWriter
+from clipa_eqx.leaf_shapes import leaf_shapes
 from clipa_eqx.models.clip import CLIPConfig
 from clipa_eqx.optimiser_file import Counts, Kind, MomentSlice, write_optimiser_state
 from clipa_eqx.tokenizer import Tokenizer
@@ -36,7 +37,6 @@ from conversion.rules import (
     foreign_tensors,
     import_slices,
     import_tensors,
-    leaf_shapes,
     raise_problems,
 )
 from conversion.self_check import embed_fixed_inputs
