@@ -15,13 +15,12 @@ from safetensors.numpy import save_file
 
 from clipa_eqx.artefact_folder import (
     MODEL_FOLDER,
-    PIXELS,
-    PREPROCESS_FILE,
     PROVENANCE_FILE,
     TOKENIZER_FOLDER,
     WEIGHTS_FILE,
     check_parts,
     load_model_config,
+    load_preprocess,
     read_json,
     write_description,
 )
@@ -29,7 +28,6 @@ from clipa_eqx.data.eval_images import EvalImageConfig, eval_image, resize_for_e
 from clipa_eqx.data.pixel_values import normalise_imagenet
 from clipa_eqx.errors import CheckpointError, ClipaError, DataError, listed
 from clipa_eqx.in_place import check_replaceable, new_folder
-from clipa_eqx.json_config import from_json
 from clipa_eqx.leaf_file import Leaf
 from clipa_eqx.leaf_shapes import leaf_problems
 from clipa_eqx.models.clip import CLIP, CLIPConfig, abstract_clip
@@ -161,13 +159,8 @@ def load_model(folder: Path | str) -> LoadedModel:
     folder = Path(folder)
     config = load_model_config(folder)
     weights = _read_weights(folder / WEIGHTS_FILE, config)
-    about = read_json(folder / PREPROCESS_FILE)
-    if {key: about.pop(key, None) for key in PIXELS} != PIXELS:
-        raise CheckpointError(
-            f"{folder / PREPROCESS_FILE} asks for another mean or std than ImageNet's, which this version cannot give"
-        )
+    preprocess = load_preprocess(folder)
     try:
-        preprocess = from_json(EvalImageConfig, about, where=str(folder / PREPROCESS_FILE))
         tokenizer = Tokenizer.load(folder / TOKENIZER_FOLDER)
         skeleton = abstract_clip(config)
         leaves = [jnp.asarray(weights[path]) for path in leaf_paths(skeleton)]

@@ -60,6 +60,22 @@ def load_model_config(folder: Path | str) -> CLIPConfig:
         raise CheckpointError(str(error)) from error
 
 
+def load_preprocess(folder: Path) -> EvalImageConfig:
+    """How the pictures of a saved model are prepared.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or asks for what this version cannot do.
+    """
+    path = folder / PREPROCESS_FILE
+    about = read_json(path)
+    if {key: about.pop(key, None) for key in PIXELS} != PIXELS:
+        raise CheckpointError(f"{path} asks for another mean or std than ImageNet's, which this version cannot give")
+    try:
+        return from_json(EvalImageConfig, about, where=str(path))
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
+
+
 def check_parts(config: CLIPConfig, tokenizer: Tokenizer, preprocess: EvalImageConfig) -> None:
     """Raises ConfigError where a tokenizer or preprocessing does not fit a model."""
     if preprocess.size != config.image.image_size:

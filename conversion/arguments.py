@@ -80,6 +80,13 @@ def show_resolved(resolved: "Resolved") -> None:
     _log.info("numerics profile %s: %s", resolved.profile, resolved.profile_why)
 
 
+def vocabulary_provenance(tokenizer: "Tokenizer", origin: Path | str | None) -> dict[str, Any]:
+    """The part of provenance that says which vocabulary the model got; ``origin`` is ``--vocab``, or words."""
+    where = f"--vocab {origin.name}" if isinstance(origin, Path) else origin or "BERT's, as --vocab names no other"
+    found = {"sha256": tokenizer.vocab_sha256, "pieces": tokenizer.vocab_size, "origin": where}
+    return {"vocabulary": found}
+
+
 def config_provenance(resolved: "Resolved") -> dict[str, Any]:
     """The part of provenance that says how the config was found."""
     blocks = {"image": resolved.config.image.blocks, "text": resolved.config.text.blocks}

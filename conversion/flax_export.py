@@ -24,12 +24,13 @@ from conversion.flax_shapes import FlaxLayout
 from conversion.npz import NpzFile
 from conversion.npz_writer import check_target, new_npz
 from conversion.rules import Placed, Rule, export_tensor, foreign_tensors, import_slices, raise_problems
-from conversion.tensors import TensorView
+from conversion.tensors import FLOATS, TensorView
 from conversion.work_folder import unpack_work_folder
 
 _log = logging.getLogger(__name__)
 
 FLOAT32 = np.dtype(np.float32)
+_STORED = tuple(map(str, FLOATS))
 
 
 class _Spelling(NamedTuple):
@@ -71,14 +72,19 @@ def _spelling(folder: Path) -> _Spelling:
     found = read_json(folder / PROVENANCE_FILE)
     if found.get("format") != FORMAT:
         return _Spelling()
-    try:
-        stored: dict[str, Any] = found["layout"]
-        layout = FlaxLayout(stored["attention"], tuple(stored["temperature"]))
-        return _Spelling(stored["prefix"], layout, stored["dtypes"])
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{folder / PROVENANCE_FILE} does not say how its source was laid out ({error!r})"
-        ) from error
+    stored: Any = found.get("layout")
+    match stored:
+        case {
+            "attention": "split" | "flat" as attention,
+            "temperature": [] | [1] as temperature,
+            "prefix": str(prefix),
+            "dtypes": dict(dtypes),
+        } if all(kind in _STORED for kind in dtypes.values()):
+            return _Spelling(prefix, FlaxLayout(attention, tuple(temperature)), dtypes)
+        case _:
+            raise CheckpointError(
+                f"{folder / PROVENANCE_FILE} does not say how its source was laid out; it has {str(stored)[:200]}"
+            )
 
 
 def _export_leaves(folder: Path, config: CLIPConfig, target: Path, spelling: _Spelling, *, overwrite: bool) -> str:

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from conversion.arguments import choices_of, config_provenance, show_resolved, tokenizer_of
+from conversion.arguments import choices_of, config_provenance, show_resolved, tokenizer_of, vocabulary_provenance
 from conversion.flax_names import flax_rules
 from conversion.flax_shapes import FlaxLayout, flax_facts
 from conversion.infer import resolve_config
@@ -52,14 +52,20 @@ def import_checkpoint(found: Checkpoint, arguments: argparse.Namespace) -> None:
     )
     resolved = resolved._replace(notes=(*resolved.notes, resolved.preprocess_note, *found.notes))
     show_resolved(resolved)
+    tokenizer = tokenizer_of(arguments.vocab, rows=resolved.config.text.vocab)
     converted = write_artefact(
         found.params,
         flax_rules(resolved.config, found.layout),
         resolved.config,
         arguments.folder,
-        tokenizer=tokenizer_of(arguments.vocab, rows=resolved.config.text.vocab),
+        tokenizer=tokenizer,
         preprocess=resolved.preprocess,
-        provenance={"format": found.format, "layout": dict(found.about), **config_provenance(resolved)},
+        provenance={
+            "format": found.format,
+            "layout": dict(found.about),
+            **config_provenance(resolved),
+            **vocabulary_provenance(tokenizer, arguments.vocab),
+        },
         moments=found.moments,
         overwrite=arguments.overwrite,
     )

@@ -24,7 +24,7 @@ STEP = "optimizer/state/step"
 
 DECAY_NOTE = (
     "weight decay: the t5x trainer decays the token table and the class token too, optim.decay does not by default; "
-    'to go on with its optimiser, put ("image/class_token|text/token/weight", 1.0) before the default rules'
+    "to go on with its optimiser, set optim.decay to clipa_eqx.optim.T5X_DECAY"
 )
 """Where going on with the default config would silently be another optimiser (facts 3.2, 6.2)."""
 
@@ -103,6 +103,9 @@ def split_checkpoint(source: "T5xFolder") -> "tuple[TensorFile, Moments | None]"
         problems += [f"missing: {MU}{name}" for name in sorted(set(trees[NU]) - set(trees[MU]))]
         problems += [f"missing: {name}" for name in (ADAM_COUNT, SCHEDULE_COUNT, STEP) if name not in counts]
     numbers = {name: _count(source, name, problems) for name in counts}
+    # A new stage sets both to zero; Adam's count alone goes on (facts 3.2).
+    if len(numbers) == 3 and numbers[STEP] != numbers[SCHEDULE_COUNT]:
+        problems.append(f"{STEP} is {numbers[STEP]}, {SCHEDULE_COUNT} {numbers[SCHEDULE_COUNT]}; expected the same")
     if problems:
         raise ConversionError(
             f"{source.path}: the checkpoint is not of the reference's t5x trainer, {listed(problems)}"

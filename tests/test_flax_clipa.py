@@ -330,3 +330,15 @@ def test_the_rule_table_is_its_own_inverse(config):
     model = random_clip(config)
     again = from_flax(to_flax(model), config)
     assert_bit_equal(again, model)
+
+
+@pytest.mark.parametrize("change", [{"dtypes": {"t": "odd"}}, {"temperature": ["x"]}, {"attention": "odd"}])
+def test_a_layout_that_no_import_wrote_is_one_clear_error(change, tmp_path, capsys):
+    convert(write_npz(tmp_path / "x.npz", tiny_arrays()), tmp_path / "model")
+    file = tmp_path / "model" / "provenance.json"
+    found = json.loads(file.read_text())
+    found["layout"] |= change
+    file.write_text(json.dumps(found))
+    assert run(lambda: main(["export", str(tmp_path / "model"), str(tmp_path / "back.npz")])) == 2
+    assert "does not say how its source was laid out" in capsys.readouterr().err
+    assert not (tmp_path / "back.npz").exists()
