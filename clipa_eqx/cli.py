@@ -41,7 +41,10 @@ def run(main: Callable[[], object]) -> int:
 
 
 def exit_on_sigterm(said: str) -> None:
-    """From now on SIGTERM ends the program by an exception, with 143 and this message, so that it tidies up."""
+    """From now on SIGTERM ends the program by an exception, with 143 and this message, so that it tidies up.
+
+    So does SIGHUP with 129, as when a terminal is closed; under `nohup`, which ignores it, it stays ignored.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_IGN)  # tidying up is not cut short
@@ -49,6 +52,8 @@ def exit_on_sigterm(said: str) -> None:
         raise SystemExit(128 + number)
 
     signal.signal(signal.SIGTERM, stop)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, stop)
 
 
 def set_up_logging(*, process_index: int = 0) -> None:

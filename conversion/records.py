@@ -13,13 +13,14 @@ from clipa_eqx.data.manifest import Manifest
 from clipa_eqx.errors import DataError
 from conversion.ingest.convert import convert
 from conversion.ingest.diff import diff
-from conversion.ingest.rows import IngestOptions, Kind
+from conversion.ingest.rows import IngestOptions, Kind, printable
 from conversion.ingest.verify import verify
 
 EPILOG = """SRC and DST are local paths or fsspec URLs (gs://, s3://, ...; their driver must be installed).
 SRC is a folder, a file, or a pattern in quotes. The same command goes on with an interrupted conversion.
-Exit codes: 0 done, 2 a mistake in source, destination or options, 1 anything else; verify: 1 a shard is damaged;
-diff: 0 the same samples under the same keys, 1 not; 130 and 143 after Ctrl-C and SIGTERM."""
+Exit codes: 0 done, 2 a mistake in source, destination or options, 1 anything else, also if no row was kept; verify:
+1 a shard is damaged; diff: 0 the same samples under the same keys, 1 not; 130, 143 and 129 after Ctrl-C, SIGTERM and
+SIGHUP."""
 
 _HELP: dict[Kind, str] = {
     "img2dataset": "img2dataset's TFRecords (extra tfrecord); gzip too",
@@ -36,11 +37,16 @@ _HAS_PATHS: tuple[Kind, ...] = ("parquet", "captions")
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     exit_on_sigterm("terminated; the same command goes on from here")
-    if arguments.task == "verify":
-        return _verify(arguments.folder, arguments.workers)
-    if arguments.task == "diff":
-        return _diff(arguments)
-    return _convert(arguments)
+    try:
+        if arguments.task == "verify":
+            return _verify(arguments.folder, arguments.workers)
+        if arguments.task == "diff":
+            return _diff(arguments)
+        return _convert(arguments)
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a full disk, a folder that is not for this user
+        raise DataError(f"{error}; the same command goes on from here") from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -72,7 +78,7 @@ def _add_options(parser: argparse.ArgumentParser, kind: Kind) -> None:
     parser.add_argument(
         "--workers", type=int, default=_processors(), help="processes (one per processor); 1: no others"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace records that are in DST")
+    parser.add_argument("--overwrite", action="store_true", help="begin anew; records that are in DST are replaced")
     parser.add_argument("--max-side", type=int, help="re-encode pictures with a longer side to this one, px (off)")
     parser.add_argument(
         "--jpeg-quality", type=int, default=default.jpeg_quality, help=f"of --max-side ({default.jpeg_quality})"
@@ -97,12 +103,18 @@ def _add_options(parser: argparse.ArgumentParser, kind: Kind) -> None:
     parser.add_argument("--key-column", help="unique name of each row (the usual names)")
     parser.add_argument("--label-column", help="class numbers; captions are then optional (none)")
     parser.add_argument(
-        "--keep", nargs="+", default=(), metavar="COLUMN", help="columns for `extra`: url sha256 ... (none)"
+        "--keep",
+        nargs="+",
+        default=(),
+        metavar="COLUMN",
+        help="columns, or suffixes and fields of .json in tars, for `extra`: url sha256 ... (none)",
     )
     if kind in ("img2dataset", "webdataset", "parquet"):
-        parser.add_argument("--prefix-keys", action="store_true", help="put the file's name before keys that repeat")
+        parser.add_argument(
+            "--prefix-keys", action="store_true", help="put the file's name before every key, for dumps that share keys"
+        )
     if kind in _HAS_SPLITS:
-        parser.add_argument("--split", help="train, test, ...; A,B for several")
+        parser.add_argument("--split", help="train, test, ..." + ("; A,B for several" if kind == "captions" else ""))
     if kind in _HAS_PATHS:
         parser.add_argument("--images", help="folder that paths are relative to (that of the list)")
 
@@ -122,8 +134,17 @@ def _convert(arguments: argparse.Namespace) -> int:
         workers=arguments.workers,
         overwrite=arguments.overwrite,
     )
-    _print_account(arguments.target, manifest)
+    _print_account(printable(arguments.target), manifest)
+    if manifest.rows_read and not manifest.rows_written:
+        print("no row was kept: were pictures, captions or labels looked for in the wrong place?", _advice(manifest))
+        return FAILED
     return OK
+
+
+def _advice(manifest: Manifest) -> str:
+    most = max(manifest.rows_dropped, key=lambda reason: manifest.rows_dropped[reason])
+    examples = cast(dict[str, list[dict[str, str]]], manifest.info["examples"]).get(most)
+    return f"{most}, such as {examples[0]['key']} of {examples[0]['source']}" if examples else most
 
 
 def _print_account(target: str, manifest: Manifest) -> None:
@@ -148,8 +169,8 @@ def _verify(folder: str, workers: int) -> int:
     manifest, problems = verify(folder, workers=workers)
     for problem in problems:
         print(f"damaged: {problem}")
-    good = len(manifest.shards) - len(problems)
-    print(f"{folder}: {good:,} of {len(manifest.shards):,} shards are as written, {manifest.rows_written:,} records")
+    good = f"{len(manifest.shards) - len(problems):,} of {len(manifest.shards):,} shards are as written"
+    print(f"{printable(folder)}: {good}, {manifest.rows_written:,} records")
     return FAILED if problems else OK
 
 
@@ -159,8 +180,8 @@ def _diff(arguments: argparse.Namespace) -> int:
     for key in found.examples_changed:
         print(f"  {key}")
     for name, count, keys, repeats in (
-        (arguments.a, found.only_a, found.examples_a, found.repeats_a),
-        (arguments.b, found.only_b, found.examples_b, found.repeats_b),
+        (printable(arguments.a), found.only_a, found.examples_a, found.repeats_a),
+        (printable(arguments.b), found.only_b, found.examples_b, found.repeats_b),
     ):
         print(f"{count:,} keys only in {name}" + (f"; {repeats:,} records repeat a key" if repeats else ""))
         for key in keys:

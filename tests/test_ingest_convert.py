@@ -93,7 +93,7 @@ def test_a_finished_conversion_is_left_alone_by_its_own_command_and_kept_from_ot
     with pytest.raises(DataError, match="max_side was None, now 32"):
         ingest(source, out, max_side=32)
     dumps.write_tars(source, [samples(30)])
-    with pytest.raises(DataError, match=r"out holds records already \(the files of the source have changed\)"):
+    with pytest.raises(DataError, match=r"out holds records already \(the source has changed\)"):
         ingest(source, out)
     assert content(out) == before
     ingest(source, out, max_side=32, overwrite=True)

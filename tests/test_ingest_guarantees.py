@@ -246,9 +246,9 @@ def test_versions_of_all_runs_are_told(tars, tmp_path, monkeypatch):
 
     interrupted(monkeypatch, tars, tmp_path / "out", after=1)
     before = ingest(tars, tmp_path / "whole").info["versions"]
-    monkeypatch.setattr(part, "library_versions", lambda: {name: "99" for name in before})
+    monkeypatch.setattr(part, "library_versions", lambda: dict.fromkeys(before, "99"))
     after = ingest(tars, tmp_path / "out").info["versions"]
-    assert after == {name: f"99, {version}" for name, version in before.items()}
+    assert after == {name: f"{version}, 99" for name, version in before.items()}
 
 
 def test_captions_of_pictures_that_no_list_has_are_counted_over_all_lists(tmp_path):

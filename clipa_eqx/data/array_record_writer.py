@@ -1,11 +1,12 @@
 """Write folders of records: ArrayRecord shards plus a manifest, complete or not there at all."""
 
+import contextlib
 import hashlib
 import importlib
 import itertools
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from clipa_eqx.data.manifest import MANIFEST_NAME, Manifest, ShardInfo, write_manifest
@@ -75,20 +76,36 @@ def write_shard(path: str | Path, records: Iterable[Record]) -> ShardInfo:
 
 
 def write_encoded_shard(path: str | Path, blobs: Iterable[bytes]) -> ShardInfo:
-    """`write_shard` for records that are encoded already."""
+    """`write_shard` for records that are encoded already.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
     # A compiled module without type stubs, hence by name.
     array_record = importlib.import_module("array_record.python.array_record_module")
 
     path = Path(path)
-    writer = array_record.ArrayRecordWriter(str(path), _WRITER_OPTIONS)
+    with _errors_of(path):
+        writer = array_record.ArrayRecordWriter(str(path), _WRITER_OPTIONS)
     count = 0
     try:
         for blob in blobs:
-            writer.write(blob)
+            with _errors_of(path):
+                writer.write(blob)
             count += 1
     finally:
-        writer.close()
+        with _errors_of(path):
+            writer.close()
     return ShardInfo(name=path.name, count=count, bytes=path.stat().st_size, sha256=hash_file(path))
+
+
+@contextlib.contextmanager
+def _errors_of(path: Path) -> Generator[None]:
+    """The writer has one error for all that can go wrong, and tells most of it as it is closed."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise DataError(f"{path} cannot be written: {error}; is the disk full?") from error
 
 
 def hash_file(path: Path) -> str:

@@ -2,9 +2,8 @@
 
 import heapq
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 
 from clipa_eqx.data.manifest import Manifest
 from conversion.ingest.keys import Fingerprint
@@ -65,6 +64,7 @@ def close_account(reports: Reports, plan: Plan, command: Mapping[str, object], o
     captions_dropped: Counter[str] = Counter()
     keys, content = Fingerprint(), Fingerprint()
     ordered = reports.in_order()
+    ignored = sum(report.ignored_members for report in ordered)
     for report in ordered:
         dropped.update(report.dropped)
         captions_dropped.update(report.captions_dropped)
@@ -84,10 +84,20 @@ def close_account(reports: Reports, plan: Plan, command: Mapping[str, object], o
             "damaged_sources": [damage for report in ordered for damage in report.damaged],
             "key_fingerprint": keys.hex(),
             "content_fingerprint": content.hex(),
-            "versions": {name: version(name) for name in ("array_record", "pillow", "simplejpeg")},
+            "versions": _versions(ordered),
+            **({"ignored_members": ignored} if ignored else {}),
             **plan.info,
         },
     )
+
+
+def _versions(reports: Sequence[PartReport]) -> dict[str, str]:
+    """Of each library all versions that took part: a conversion may be gone on with after an update."""
+    used: dict[str, dict[str, None]] = {}
+    for report in reports:
+        for name, version in report.versions.items():
+            used.setdefault(name, {})[version] = None
+    return {name: ", ".join(versions) for name, versions in used.items()}
 
 
 def describe_rows(rows: Mapping[str, int]) -> str:

@@ -2,7 +2,8 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from dataclasses import replace
+from typing import cast
 
 from clipa_eqx.errors import DataError
 from conversion.ingest.class_folders import list_parts
@@ -17,7 +18,7 @@ from conversion.ingest.columns import (
     first_of,
     from_json,
 )
-from conversion.ingest.files import Found, Place, find_files, open_place, unreadable
+from conversion.ingest.files import Found, Place, check_readable, find_files, open_place, unreadable
 from conversion.ingest.pictures import is_complete
 from conversion.ingest.plans import digest_of, ignored_files, wrong_kind
 from conversion.ingest.rows import IngestOptions, ListedRow, Part, Plan
@@ -34,6 +35,7 @@ def plan_captions(place: Place, *, options: IngestOptions) -> Plan:
     lists = [file for file in found if file.name.lower().endswith((".json", *TABLE_SUFFIXES))]
     if not lists:
         raise wrong_kind(place, found, kind="captions", what="lists (.json, .csv, .tsv, .jsonl)")
+    check_readable(place, lists)
     parts: list[Part] = []
     pictures = [file for file in found if file.name.lower().endswith(IMAGE_SUFFIXES)]
     digest = hashlib.sha256(digest_of(pictures).encode())
@@ -43,6 +45,8 @@ def plan_captions(place: Place, *, options: IngestOptions) -> Plan:
             rows, more = _json_rows(place, file, options)
             parts += list_parts(rows, [1] * len(rows), source=file.name, options=options)
             unlisted += more
+            for row in rows:
+                digest.update(repr(row).encode())
         else:
             pieces, content = table_parts(place, file, options=options)
             parts += pieces
@@ -63,7 +67,7 @@ def _json_rows(place: Place, file: Found, options: IngestOptions) -> tuple[list[
         raise DataError(f"{file.path} is not valid JSON: {error}; is it cut? fetch it again") from error
     fields = cast(dict[str, object], content) if isinstance(content, dict) else {}
     entries = _maps(content if isinstance(content, list) else fields.get("images"), file)
-    captions: dict[object, list[str | bytes | None]] = {}
+    captions: dict[str, list[str | bytes | None]] = {}
     if "annotations" in fields:
         for note in _maps(fields["annotations"], file):
             captions.setdefault(_identity(note.get("image_id")), []).extend(as_captions(note.get("caption")))
@@ -72,15 +76,19 @@ def _json_rows(place: Place, file: Found, options: IngestOptions) -> tuple[list[
         return [], sum(map(len, captions.values()))
     names = dict.fromkeys(name for entry in entries for name in entry)
     # COCO's captions are those of its annotations.
-    asked = replace(options, caption_column="annotations") if "annotations" in fields else options
-    check_listed({**names, **dict.fromkeys(fields)}, options=asked, where=file.path)
+    if "annotations" in fields:
+        check_listed(
+            {**names, "annotations": None}, options=replace(options, caption_column="annotations"), where=file.path
+        )
+    else:
+        check_listed(names, options=options, where=file.path)
     # Karpathy's lists of COCO give folder and name apart.
     usual = ("filename",) if {"filename", "filepath"} <= names.keys() else PATH_COLUMNS
-    name = options.image_column or first_of(names, usual)
+    name = options.image_column or first_of(names, usual) or ""
     text = None if "annotations" in fields else options.caption_column or first_of(names, CAPTION_COLUMNS)
     rows: list[ListedRow] = []
     for entry in entries:
-        found = captions.pop(entry.get("id"), ()) if text is None else as_captions(entry.get(text))
+        found = captions.pop(_identity(entry.get("id")), ()) if text is None else as_captions(entry.get(text))
         path = str(entry.get(name) or "")
         if name == "filename" and entry.get("filepath"):
             path = f"{entry['filepath']}/{path}"
@@ -122,13 +130,9 @@ def _of_split(
     return [entry for entry in entries if str(entry.get("split")) in wanted]
 
 
-def _column(
-    asked: str | None, entries: Sequence[Mapping[str, object]], usual: Sequence[str], what: str, file: Found
-) -> str:
-    column = choose_column(asked, entries[0], usual, what=what, flag=f"--{what}-column", where=file.path)
-    if column is None:
-        raise no_column(what=what, flag=f"--{what}-column", where=file.path, names=entries[0])
-    return column
+def _identity(value: object) -> str:
+    """What joins annotations to pictures: ids are whatever somebody wrote, also lists."""
+    return repr(value)
 
 
 def _maps(value: object, file: Found) -> list[dict[str, object]]:

@@ -44,19 +44,18 @@ def no_column(*, what: str, flag: str, where: str, names: Iterable[str]) -> Data
     return DataError(f"{where}: no column looks like the {what}; name it with {flag}{hint}; it has: {', '.join(names)}")
 
 
-def check_names(names: Collection[str], *, options: IngestOptions, labelled: bool, where: str, is_first: bool) -> None:
-    """Compare what the samples of a file hold with what is asked for.
+def check_names(names: Collection[str], *, options: IngestOptions, labelled: bool, where: str) -> None:
+    """Compare what the samples of a source's first file hold with what is asked for.
 
-    What the first file of a source lacks is most likely a slip; a later one may well lack all captions.
+    What all of them lack is most likely a slip; in a later file its rows are lost one by one.
 
     Raises:
-        DataError: no sample has a column that is asked for; in the first file also one to keep, or any picture or
-            caption.
+        DataError: no sample has a column that is asked for, or any picture or caption.
     """
     if not names:
         return
     asked = [options.image_column, options.caption_column, options.label_column, options.key_column]
-    wanted = [*filter(None, asked), *(options.keep if is_first else ())]
+    wanted = [*filter(None, asked), *options.keep]
     if absent := [name for name in wanted if name not in names]:
         raise DataError(
             f"no sample of {where} has {', '.join(map(repr, absent))}, which an option asks for; "
@@ -64,9 +63,9 @@ def check_names(names: Collection[str], *, options: IngestOptions, labelled: boo
         )
     for what, column, usual in (
         ("image", options.image_column, (*IMAGE_COLUMNS, *(suffix[1:] for suffix in IMAGE_SUFFIXES))),
-        ("caption", options.caption_column or options.label_column, () if labelled else CAPTION_COLUMNS),
+        ("caption", options.caption_column, () if labelled else CAPTION_COLUMNS),
     ):
-        if is_first and usual and column is None and first_of(names, usual) is None:
+        if usual and column is None and first_of(names, usual) is None:
             raise no_column(what=what, flag=f"--{what}-column", where=where, names=sorted(names))
 
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
+import json
 import logging
 import tempfile
 from collections import Counter
@@ -17,7 +18,7 @@ from clipa_eqx.data.manifest import Manifest
 from clipa_eqx.errors import DataError
 from conversion.ingest.account import Reports, close_account, describe_rows
 from conversion.ingest.destination import begin, finish, finished_parts, forget_part, locked
-from conversion.ingest.files import Place, open_place, read_files
+from conversion.ingest.files import Place, holds, is_pattern, open_place, read_files, root_of
 from conversion.ingest.keys import Buckets, Entries, repeated, unpack_entries
 from conversion.ingest.part import Job, PartReport, convert_part, counts_rows, keys_name
 from conversion.ingest.rows import DUPLICATE, DUPLICATE_OTHER, IngestOptions, Kind, Plan, printable
@@ -43,6 +44,7 @@ def convert(
     if workers < 1:
         raise DataError(f"--workers must be at least 1, got {workers}")
     _check_options(options)
+    _check_apart(given, place)
     plan = plan_source(given, kind=kind, options=options)
     command = _command(kind, source, options, plan)
     if not (given.crosses_processes and place.crosses_processes):
@@ -186,12 +188,14 @@ class _Run:
 def _command(kind: Kind, source: str, options: IngestOptions, plan: Plan) -> dict[str, object]:
     """What must be equal for a conversion to be gone on with: everything that decides its output."""
     files = hashlib.sha256()
+    files.update(json.dumps([plan.digest, plan.class_names]).encode())
     for part in plan.parts:
         files.update(f"{part.path}\0{part.source}\0{part.size}\0{part.start}\0".encode(errors="surrogateescape"))
         for row in part.rows or ():
             files.update(f"{row.path}\0".encode(errors="surrogateescape"))
     settings: dict[str, Any] = dataclasses.asdict(options)
     changed = {name: value for name, value in settings.items() if value != getattr(IngestOptions(), name)}
+    changed = {name: printable(value) if isinstance(value, str) else value for name, value in changed.items()}
     return {
         "kind": kind,
         "source": printable(source),
@@ -199,6 +203,19 @@ def _command(kind: Kind, source: str, options: IngestOptions, plan: Plan) -> dic
         "parts": len(plan.parts),
         "source_files": files.hexdigest(),
     }
+
+
+def _check_apart(source: Place, target: Place) -> None:
+    """Refuse a destination that would be read as source when the conversion is gone on with, and the reverse."""
+    if source.fs.isfile(source.path):
+        return
+    root = root_of(source)
+    if is_pattern(source) and "/" not in source.path[len(root) :].lstrip("/"):
+        return  # `folder/*.tar` reads nothing from the folders in it
+    searched = source._replace(path=root)
+    for outer, inner, what in ((searched, target, "the destination"), (target, searched, "the source")):
+        if holds(outer, inner):
+            raise DataError(f"{what} {inner.url} lies inside {outer.url}; choose a destination beside the source")
 
 
 def _check_options(options: IngestOptions) -> None:

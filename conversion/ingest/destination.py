@@ -11,10 +11,13 @@ from typing import cast
 
 from clipa_eqx.data.manifest import MANIFEST_NAME, Manifest, manifest_from_json, manifest_to_json
 from clipa_eqx.errors import DataError
-from conversion.ingest.files import Place, list_names, read_files, write_file
+from conversion.ingest.files import Place, list_names, list_sizes, read_files, write_file
 from conversion.ingest.part import UNFINISHED, PartReport, read_report
 
 _COMMAND = f"{UNFINISHED}/command.json"
+_OVERWRITING = "overwriting"  # in a command that began by overwriting
+_CLEARING = {"kind": "being overwritten"}
+_UNREADABLE = {"kind": "unreadable"}
 _AT_ONCE = 64  # reports fetched together
 _SHARD = re.compile(r"shard-\d{6,}-\d{3,}\.array_record")
 
@@ -22,24 +25,30 @@ _SHARD = re.compile(r"shard-\d{6,}-\d{3,}\.array_record")
 def begin(target: Place, command: Mapping[str, object], *, overwrite: bool) -> Manifest | None:
     """Make the folder ready for `command`; the manifest if this very command has finished there before.
 
+    What holds no record is in nobody's way. To overwrite is to begin anew, unless the same command has done that
+    before it was interrupted.
+
     Raises:
-        DataError: the folder holds something else, or another command has begun or finished there.
+        DataError: the folder holds something else, another command has begun or finished there, or a shard of the
+            finished set is missing.
     """
     names = list_names(target)
     wanted = cast(dict[str, object], json.loads(json.dumps(command)))
     manifest = read_manifest_of(target) if MANIFEST_NAME in names else None
     begun = _read_command(target) if UNFINISHED in names else None
-    if manifest is not None and not overwrite:
-        if manifest.info.get("command") == wanted:
-            _remove_unfinished(target)  # a kill between the last two steps has left it
-            return manifest
+    overwrote = begun is not None and begun.pop(_OVERWRITING, False)
+    if manifest is not None and not overwrite and manifest.info.get("command") == wanted:
+        _check_shards(target, manifest)
+        _remove_unfinished(target)  # a kill between the last two steps has left it
+        return manifest
+    if manifest is not None and not overwrite and manifest.rows_written > 0:
         raise DataError(
             f"{target.url} holds records already ({_differences(manifest.info.get('command'), wanted)}); "
             "choose another folder, or --overwrite"
         )
-    if manifest is None and begun == wanted:
+    if manifest is None and begun == wanted and (overwrote or not overwrite):
         return None
-    if manifest is None and begun is not None and not overwrite:
+    if manifest is None and begun is not None and not overwrite and (begun == _CLEARING or _has_parts(target)):
         raise DataError(
             f"{target.url} holds an unfinished conversion by another command ({_differences(begun, wanted)}); "
             "repeat that command to go on with it, choose another folder, or --overwrite"
@@ -48,13 +57,28 @@ def begin(target: Place, command: Mapping[str, object], *, overwrite: bool) -> M
         raise DataError(f"{target.url} exists and holds other things than records; choose another folder")
     if manifest is not None or begun is not None:
         _clear(target, names, manifest)
-    write_file(target, _COMMAND, json.dumps(command).encode())
+    write_file(target, _COMMAND, json.dumps({**command, **({_OVERWRITING: True} if overwrite else {})}).encode())
     return None
+
+
+def _check_shards(target: Place, manifest: Manifest) -> None:
+    sizes = list_sizes(target)
+    for shard in manifest.shards:
+        size = sizes.get(shard.name)
+        if size != shard.bytes:
+            problem = "is missing" if size is None else f"has {size:,} bytes instead of {shard.bytes:,}"
+            raise DataError(
+                f"{target.url}: {shard.name} {problem}; restore it, or convert the source again with --overwrite"
+            )
+
+
+def _has_parts(target: Place) -> bool:
+    return any(name.endswith(".json") for name in list_names(target, UNFINISHED) if name.startswith("part-"))
 
 
 def _clear(target: Place, names: list[str], manifest: Manifest | None) -> None:
     # Whenever it is killed, the next --overwrite finds a mark that this is its to clear, and no other command goes on.
-    write_file(target, _COMMAND, json.dumps({"kind": "being overwritten"}).encode())
+    write_file(target, _COMMAND, json.dumps(_CLEARING).encode())
     _remove(target, [MANIFEST_NAME])  # before the shards: without it nothing takes what is left for a whole set
     old = {shard.name for shard in manifest.shards} if manifest is not None else set[str]()
     _remove(target, [name for name in names if name in old or _SHARD.fullmatch(name)])
@@ -68,18 +92,22 @@ def _is_empty(target: Place, names: list[str]) -> bool:
 
 
 def finished_parts(target: Place) -> Iterator[PartReport]:
-    """Reports of the parts that are converted already."""
-    names = [name for name in list_names(target, UNFINISHED) if re.fullmatch(r"part-\d{6,}\.json", name)]
+    """Reports of the parts that are converted already: all their files are there in the sizes told."""
+    reports = list_sizes(target, UNFINISHED)
+    sizes = list_sizes(target) | {f"{UNFINISHED}/{name}": size for name, size in reports.items()}
+    names = [name for name in sorted(reports) if re.fullmatch(r"part-\d{6,}\.json", name)]
     for i in range(0, len(names), _AT_ONCE):
-        yield from map(
-            read_report, read_files(target, [f"{UNFINISHED}/{name}" for name in names[i : i + _AT_ONCE]]).values()
-        )
+        contents = read_files(target, [f"{UNFINISHED}/{name}" for name in names[i : i + _AT_ONCE]])
+        for report in map(read_report, contents.values()):
+            if report is not None and report.files().items() <= sizes.items():
+                yield report
 
 
 def finish(target: Place, manifest: Manifest) -> None:
     """Write the manifest, which makes the folder a set of records, and remove what it does not need."""
     held = {shard.name for shard in manifest.shards}
-    _remove(target, [name for name in list_names(target) if _SHARD.fullmatch(name) and name not in held])
+    left = [name for name in list_names(target) if _SHARD.fullmatch(name) or name.startswith(f"{MANIFEST_NAME}.tmp-")]
+    _remove(target, [name for name in left if name not in held])
     write_file(target, MANIFEST_NAME, manifest_to_json(manifest, where=target.child(MANIFEST_NAME)))
     _remove_unfinished(target)
 
@@ -138,7 +166,11 @@ def locked(target: Place) -> Generator[None]:
 def _read_command(target: Place) -> dict[str, object] | None:
     if "command.json" not in list_names(target, UNFINISHED):
         return None
-    return cast(dict[str, object], json.loads(read_files(target, [_COMMAND])[_COMMAND]))
+    try:
+        content: object = json.loads(read_files(target, [_COMMAND])[_COMMAND])
+    except ValueError:  # empty, as after a power cut
+        content = None
+    return cast(dict[str, object], content) if isinstance(content, dict) else dict(_UNREADABLE)
 
 
 def _differences(old: object, new: Mapping[str, object]) -> str:
@@ -148,7 +180,7 @@ def _differences(old: object, new: Mapping[str, object]) -> str:
     changed = [name for name in {**before, **new} if before.get(name) != new.get(name)]
     told = [f"{name} was {before.get(name)!r}, now {new.get(name)!r}" for name in changed if name != "source_files"]
     if "source_files" in changed:
-        told.append("the files of the source have changed")
+        told.append("the source has changed")
     return "; ".join(told) or "by the same command"
 
 

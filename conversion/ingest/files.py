@@ -186,12 +186,15 @@ def check_readable(place: Place, files: Iterable[Found]) -> None:
     """Look at local files before work begins on any of them; those in buckets show when they are opened.
 
     Raises:
-        DataError: one is a broken link, or not for this user to read.
+        DataError: one is a broken link, not a plain file, or not for this user to read.
     """
     for file in files if place.is_local else ():
+        if not os.path.exists(file.path):
+            raise unreadable(file.path, OSError("a link to nothing"))
+        if not os.path.isfile(file.path):  # to read a pipe may take for ever
+            raise unreadable(file.path, OSError("not a plain file"))
         if not os.access(file.path, os.R_OK):
-            why = "not for this user to read" if os.path.exists(file.path) else "a link to nothing"
-            raise unreadable(file.path, OSError(why))
+            raise unreadable(file.path, OSError("not for this user to read"))
 
 
 def write_file(place: Place, name: str, content: bytes) -> None:

@@ -2,7 +2,6 @@
 
 import importlib
 import importlib.util
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
@@ -12,18 +11,21 @@ from clipa_eqx.errors import DataError
 from conversion.ingest.columns import (
     CAPTION_COLUMNS,
     IMAGE_COLUMNS,
+    IMAGE_SUFFIXES,
     KEY_COLUMNS,
     PATH_COLUMNS,
     as_captions,
     as_extra,
     as_label,
+    check_kept,
     choose_column,
     first_of,
+    from_json,
     no_column,
 )
-from conversion.ingest.files import Place, find_files, staged, unreadable
+from conversion.ingest.files import Found, Place, find_files, staged, unreadable
 from conversion.ingest.pictures import read_picture
-from conversion.ingest.plans import file_parts
+from conversion.ingest.plans import digest_of, ignored_files, parts_of
 from conversion.ingest.rows import DOWNLOAD_FAILED, TRUNCATED, IngestOptions, Lost, Part, Plan, Row
 
 _ROWS_AT_ONCE = 64  # pictures of a few hundred kilobytes; bounds memory
@@ -43,23 +45,45 @@ def plan_parquet(place: Place, *, options: IngestOptions) -> Plan:
     """One part per table; class names from the hub's own notes in the first table, where it has them.
 
     Raises:
-        DataError: there is no table, or pyarrow is not installed.
+        DataError: there is no table, pyarrow is not installed, or the first table does not have the columns.
     """
     found = find_files(place)
-    plan = file_parts(place, found, suffixes=(".parquet",), kind="parquet", what=".parquet files")
+    tables = [file for file in found if file.name.lower().endswith(".parquet")]
+    plan = parts_of(place, found, tables, kind="parquet", what=".parquet files")
     if importlib.util.find_spec("pyarrow") is None:
         raise DataError("Parquet is read by pyarrow, which is not installed: pip install 'clipa_eqx[parquet]'")
-    names = None
-    if options.label_column is not None:
-        with staged(place.fs, plan.parts[0].path) as path:
-            try:
-                metadata: Any = _pyarrow("parquet").read_schema(path).metadata or {}
-                features = json.loads(metadata[b"huggingface"])["info"]["features"]
-                names = tuple(str(name) for name in features[options.label_column]["names"])
-            except (KeyError, TypeError, ValueError, OSError):  # the last two are pyarrow's for a broken file
-                names = None
+    schema = _read_schema(place, tables[0])
+    if schema is not None:
+        _choose(schema, place, plan.parts[0], options)
     # Pictures beside the tables are rows of the tables, not files left out.
-    return Plan(parts=plan.parts, class_names=names)
+    pictures = [file for file in found if file.name.lower().endswith(IMAGE_SUFFIXES)]
+    return Plan(
+        parts=plan.parts,
+        class_names=None if schema is None else _class_names(schema, options),
+        info=ignored_files(set(found) - set(tables) - set(pictures)),
+        digest=digest_of(pictures),
+    )
+
+
+def _read_schema(place: Place, file: Found) -> Any:
+    """The schema of a table, None if the table is damaged, which shows again when it is read."""
+    try:
+        with place.fs.open(file.path, "rb") as opened:
+            return _pyarrow("parquet").read_schema(opened)
+    except _pyarrow("").ArrowException:
+        return None
+    except OSError as error:
+        if error.errno is None:  # as pyarrow has it for a broken file
+            return None
+        raise unreadable(file.path, error) from error
+
+
+def _class_names(schema: Any, options: IngestOptions) -> tuple[str, ...] | None:
+    try:
+        content: Any = from_json((schema.metadata or {})[b"huggingface"])
+        return tuple(str(name) for name in content["info"]["features"][options.label_column]["names"])
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def read_parquet(place: Place, part: Part, *, options: IngestOptions) -> Iterator[Row | Lost]:
@@ -70,7 +94,7 @@ def read_parquet(place: Place, part: Part, *, options: IngestOptions) -> Iterato
     unless its end is cut off, which makes it unreadable from the start.
 
     Raises:
-        DataError: the file cannot be opened, or no column looks like a picture.
+        DataError: the file cannot be opened, or does not have the columns.
     """
     arrow, parquet = _pyarrow(""), _pyarrow("parquet")
     read, expected = 0, None
@@ -83,7 +107,7 @@ def read_parquet(place: Place, part: Part, *, options: IngestOptions) -> Iterato
                 columns = _choose(table.schema_arrow, place, part, options)
                 wanted = sorted({*filter(None, columns), *options.keep, _STATUS} & set(table.schema_arrow.names))
                 for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE, columns=wanted):
-                    for fields in cast(Sequence[Mapping[str, object]], _as_bytes(batch).to_pylist()):
+                    for fields in cast(Sequence[Mapping[str, object]], _rows(batch)):
                         yield _row(place, part, fields, columns, index=read, options=options)
                         read += 1
         # A broken page raises ArrowInvalid, or OSError without a number.
@@ -115,6 +139,9 @@ def _choose(schema: Any, place: Place, part: Part, options: IngestOptions) -> _C
     if image is None and path is None and (key is None or not place.fs.isdir(_beside(part))):
         raise no_column(what="image", flag="--image-column", where=part.source, names=names)
     caption = choose(options.caption_column, CAPTION_COLUMNS, "caption")
+    if caption is None and options.label_column is None:
+        raise no_column(what="caption", flag="--caption-column", where=part.source, names=names)
+    check_kept(names, options=options, where=part.source)
     return _Columns(image, path, caption, key, choose(options.label_column, (), "label"))
 
 
@@ -152,29 +179,55 @@ def _image(
     if isinstance(value, dict):
         nested = cast(dict[str, object], value)
         value, path = nested.get("bytes"), nested.get("path")
-        if value is None and isinstance(path, str):
-            return read_picture(place, path, part=part, images=options.images)
+        if value is None and isinstance(path, bytes):
+            return read_picture(place, os.fsdecode(path), part=part, images=options.images)
     return value if isinstance(value, bytes) else None
 
 
-def _as_bytes(batch: Any) -> Any:
-    """The batch with texts as bytes, so that one text that is not UTF-8 concerns one row only."""
+def _rows(batch: Any) -> list[dict[str, object]]:
+    """The batch as maps, with texts as bytes, so that one text that is not UTF-8 concerns one row only."""
+    columns = [_values(column.cast(_with_bytes(column.type))) for column in batch.columns]
+    return [dict(zip(batch.schema.names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _values(column: Any) -> list[object]:
+    try:
+        return list(column.to_pylist())
+    except (ValueError, OverflowError):  # a date that Python has no value for: the number that stands for it
+        return [_value(scalar) for scalar in column]
+
+
+def _value(scalar: Any) -> object:
+    try:
+        return scalar.as_py()
+    except (ValueError, OverflowError):
+        return getattr(scalar, "value", None)
+
+
+def _with_bytes(kind: Any) -> Any:
+    """The type with bytes for texts at any depth, and without dictionaries."""
     arrow, types = _pyarrow(""), _pyarrow("types")
-    columns: list[Any] = []
-    for column in batch.columns:
-        if types.is_string(column.type) or types.is_large_string(column.type):
-            column = column.cast(arrow.large_binary())
-        elif types.is_list(column.type) and types.is_string(column.type.value_type):
-            column = column.cast(arrow.list_(arrow.binary()))
-        columns.append(column)
-    return arrow.RecordBatch.from_arrays(columns, names=batch.schema.names)
+    if types.is_dictionary(kind):
+        return _with_bytes(kind.value_type)
+    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
+        return arrow.large_binary()
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return arrow.large_list(_with_bytes(kind.value_type))
+    if types.is_struct(kind):
+        fields = (kind.field(i) for i in range(kind.num_fields))
+        return arrow.struct([field.with_type(_with_bytes(field.type)) for field in fields])
+    if types.is_map(kind):
+        return arrow.map_(_with_bytes(kind.key_type), _with_bytes(kind.item_type))
+    return kind
 
 
 def _holds_bytes(kind: Any) -> bool:
     types = _pyarrow("types")
+    if types.is_dictionary(kind):
+        return _holds_bytes(kind.value_type)
     if types.is_struct(kind):
         return any(kind.field(i).name == "bytes" for i in range(kind.num_fields))
-    return bool(types.is_binary(kind) or types.is_large_binary(kind))
+    return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))
 
 
 def _beside(part: Part) -> str:

@@ -4,20 +4,24 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
 from clipa_eqx.data.array_record_writer import write_encoded_shard
 from clipa_eqx.data.manifest import ShardInfo
 from clipa_eqx.data.records import encode_record
+from clipa_eqx.errors import DataError
 from conversion.ingest.checks import check_row
+from conversion.ingest.columns import check_names
 from conversion.ingest.files import Place, move_in, open_place, write_file
-from conversion.ingest.keys import Fingerprint, content_digest, key_digest, pack_entry
-from conversion.ingest.rows import NO_CLASS, TRUNCATED, IngestOptions, Kind, Lost, Part, printable
+from conversion.ingest.keys import ENTRY, Fingerprint, content_digest, key_digest, pack_entry
+from conversion.ingest.rows import NO_CLASS, TRUNCATED, IngestOptions, Kind, Lost, Part, Tally, printable
 from conversion.ingest.sources import is_labelled, read_part
 
 UNFINISHED = "_unfinished"  # folder inside the destination; there only until the manifest is
@@ -43,6 +47,7 @@ class PartReport:
     """What became of a part. `dropped` counts rows by reason, `examples` has the first of each.
 
     `captions_dropped` are captions left out of rows that were kept. Fingerprints are sums (see `Fingerprint`).
+    `versions` are those of `library_versions`.
     """
 
     number: int
@@ -59,9 +64,18 @@ class PartReport:
     content: str
     limit: int | None
     duplicates: int
+    ignored_members: int
+    versions: dict[str, str]
 
     def shard_infos(self) -> list[ShardInfo]:
         return [ShardInfo(**shard) for shard in self.shards]
+
+    def files(self) -> dict[str, int]:
+        """Sizes by name of the files that the report says are complete."""
+        entries = self.rows_written + self.duplicates
+        return {shard.name: shard.bytes for shard in self.shard_infos()} | {
+            keys_name(self.number): entries * ENTRY.itemsize
+        }
 
 
 def counts_rows(kind: Kind, options: IngestOptions) -> bool:
@@ -77,8 +91,17 @@ def keys_name(number: int) -> str:
     return f"{UNFINISHED}/part-{number:06d}.keys"
 
 
-def read_report(data: bytes) -> PartReport:
-    return PartReport(**cast(dict[str, Any], json.loads(data)))
+def read_report(data: bytes) -> PartReport | None:
+    """The report, None if it is damaged or of another version of this program."""
+    try:
+        return PartReport(**cast(dict[str, Any], json.loads(data)))
+    except (ValueError, TypeError):
+        return None
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that decide bytes."""
+    return {name: version(name) for name in ("array_record", "pillow", "simplejpeg")}
 
 
 def convert_part(job: Job, seen: Callable[[int], None]) -> PartReport:
@@ -87,8 +110,16 @@ def convert_part(job: Job, seen: Callable[[int], None]) -> PartReport:
     `seen` is told the bytes of each picture, or 1 (see `counts_rows`).
 
     Raises:
-        DataError: the source cannot be read, or the options do not fit it.
+        DataError: the source cannot be read, or the options do not fit it, or the target cannot be written.
     """
+    try:
+        return _convert(job, seen)
+    except OSError as error:
+        where = f"{printable(job.part.source)} cannot be converted into {printable(job.target)}"
+        raise DataError(f"{where}: {error}; the same command goes on from here") from error
+
+
+def _convert(job: Job, seen: Callable[[int], None]) -> PartReport:
     source, target = open_place(job.source), open_place(job.target)
     account = _Account(job)
     blobs = _blobs(job, source, account, seen)
@@ -116,12 +147,12 @@ def _staging(target: Place) -> tempfile.TemporaryDirectory[str]:
 
 def _blobs(job: Job, source: Place, account: "_Account", seen: Callable[[int], None]) -> Iterator[bytes]:
     options = job.options
-    prefix = f"{os.path.splitext(job.part.source)[0]}/" if options.prefix_keys else ""
+    prefix = f"{_stem(job.part.source)}/" if options.prefix_keys else ""
     labelled, by_rows = is_labelled(job.kind, options), counts_rows(job.kind, options)
-    for item in read_part(source, job.part, kind=job.kind, options=options):
+    for item in read_part(source, job.part, kind=job.kind, options=options, tally=account.tally):
         left = None if job.limit is None else job.limit - account.rows_read
         if left == 0:
-            return
+            break
         row = account.rows_read
         if isinstance(item, Lost):
             account.drop(item if left is None else dataclasses.replace(item, count=min(left, item.count)))
@@ -144,6 +175,13 @@ def _blobs(job: Job, source: Place, account: "_Account", seen: Callable[[int], N
                 continue
             account.keep(key, content, captions=len(record.captions), captions_lost=kept.captions_lost)
             yield blob
+    if job.number == 0:
+        check_names(account.tally.names, options=options, labelled=labelled, where=job.part.source)
+
+
+def _stem(name: str) -> str:
+    """The name without its suffix; of `x.tfrecord-00000-of-00002` all of it, for the end tells it from its siblings."""
+    return name if re.search(r"-\d+-of-\d+$", name) else os.path.splitext(name)[0]
 
 
 class _Account:
@@ -158,6 +196,7 @@ class _Account:
         self.damaged: list[dict[str, object]] = []
         self.keys, self.content = Fingerprint(), Fingerprint()
         self.entries = bytearray()
+        self.tally = Tally()
 
     def keep(self, key: bytes, content: bytes, *, captions: int, captions_lost: tuple[str, ...]) -> None:
         self.rows_written += 1
@@ -203,4 +242,6 @@ class _Account:
             content=self.content.hex(),
             limit=self.job.limit,
             duplicates=len(self.job.duplicates),
+            ignored_members=self.tally.ignored_members,
+            versions=library_versions(),
         )

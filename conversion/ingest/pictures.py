@@ -1,6 +1,9 @@
 """Pictures that lists and tables name by path."""
 
+import errno
+import os
 import re
+import stat
 
 from clipa_eqx.errors import DataError
 from conversion.ingest.files import Place, open_place
@@ -8,7 +11,7 @@ from conversion.ingest.rows import Part
 
 
 def read_picture(place: Place, path: str, *, part: Part | None = None, images: str | None = None) -> bytes | None:
-    """The file's content, None if there is no such file.
+    """The file's content, None if there is no such file, or if there cannot be one of that name.
 
     A relative path is looked up in `images`, else beside the file that the part is read from; without a part `path` is
     complete.
@@ -16,20 +19,29 @@ def read_picture(place: Place, path: str, *, part: Part | None = None, images: s
     Raises:
         DataError: the file is there but cannot be read: no reason to drop a row, the next attempt may succeed.
     """
-    fs = place.fs
     if "://" in path:
-        fs, path = open_place(path)[1:]
+        try:
+            place = open_place(path)
+        except DataError as error:
+            if isinstance(error.__cause__, FileNotFoundError | ValueError | TypeError):
+                return None  # not a URL, or of an archive that is not there
+            raise
+        path = place.path
     elif part is not None and not path.startswith("/"):
         if images is not None:
-            other = open_place(images)
-            fs, path = other.fs, other.child(path)
+            place = open_place(images)
+            path = place.child(path)
         else:
             path = f"{part.path.rpartition('/')[0]}/{path}"
     try:
-        return bytes(fs.cat_file(path))
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        if place.is_local and not stat.S_ISREG(os.stat(path).st_mode):
+            return None  # to read a pipe or a device may take for ever
+        return bytes(place.fs.cat_file(path))
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError):  # the last: a NUL, a lone surrogate
         return None
     except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            return None
         raise DataError(f"picture {path} cannot be read: {error}; the same command goes on from here") from error
 
 

@@ -26,19 +26,8 @@ _STATS = "_stats.json"
 _IMG2DATASET_SIDECARS = (_STATS, ".parquet")
 
 
-def file_parts(place: Place, found: Sequence[Found], *, suffixes: tuple[str, ...], kind: Kind, what: str) -> Plan:
-    """One part per file whose name ends in one of the suffixes; all others are counted in the plan's info.
-
-    Raises:
-        DataError: there is none.
-    """
-    return parts_of(
-        place, found, [file for file in found if file.name.lower().endswith(suffixes)], kind=kind, what=what
-    )
-
-
 def parts_of(place: Place, found: Sequence[Found], chosen: Sequence[Found], *, kind: Kind, what: str) -> Plan:
-    """One part per chosen file.
+    """One part per chosen file; all others are counted in the plan's info.
 
     Raises:
         DataError: none was chosen, or one cannot be read.

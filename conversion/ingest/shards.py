@@ -23,7 +23,13 @@ class Shard(NamedTuple):
 def over_shards(
     work: Callable[[Shard, Callable[[int], None]], Result], place: Place, manifest: Manifest, *, workers: int, what: str
 ) -> Iterator[tuple[Shard, Result]]:
-    """`work(shard, seen)` for every shard, yielded as they end; `seen` is told bytes."""
+    """`work(shard, seen)` for every shard, yielded as they end; `seen` is told bytes.
+
+    Raises:
+        DataError: there is to be no worker; also whatever `work` raises.
+    """
+    if workers < 1:
+        raise DataError(f"--workers must be at least 1, got {workers}")
     shards = [Shard(place.url, number, info) for number, info in enumerate(manifest.shards)]
     progress = Progress(total=sum(shard.info.bytes for shard in shards), unit="B", what=what)
     workers = min(workers, len(shards)) if place.crosses_processes else 1

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-from conversion.ingest.files import Place
+from clipa_eqx.errors import DataError
+from conversion.ingest.files import Place, open_place
 from conversion.ingest.rows import IngestOptions, Kind, Lost, Part, Plan, Row, Tally
 
 
@@ -10,8 +11,13 @@ def plan_source(place: Place, *, kind: Kind, options: IngestOptions) -> Plan:
     """The parts of a source in order.
 
     Raises:
-        DataError: the source is of another kind, empty or not readable, or a package that reads it is not installed.
+        DataError: the source is of another kind, empty or not readable, a package that reads it is not installed, or
+            there is no folder `images`.
     """
+    if options.images is not None:
+        images = open_place(options.images)
+        if images.is_local and not images.fs.isdir(images.path):
+            raise DataError(f"--images: there is no folder {options.images}")
     match kind:
         case "img2dataset":
             from conversion.ingest.tfrecords import plan_img2dataset
@@ -39,13 +45,10 @@ def plan_source(place: Place, *, kind: Kind, options: IngestOptions) -> Plan:
             return plan_captions(place, options=options)
 
 
-def read_part(
-    place: Place, part: Part, *, kind: Kind, options: IngestOptions, tally: Tally
-) -> Iterator[Row | Lost]:
+def read_part(place: Place, part: Part, *, kind: Kind, options: IngestOptions, tally: Tally) -> Iterator[Row | Lost]:
     """The rows of a part in order, with those that cannot be had as lost rows.
 
-    Names go to `tally` where only the rows tell them: in tars and TFRecords. Tables and lists are checked as they are
-    planned.
+    Names go to `tally` where only the rows tell them: in tars and TFRecords.
 
     Raises:
         DataError: the part cannot be opened, or a column asked for is not there.

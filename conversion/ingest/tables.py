@@ -121,7 +121,7 @@ def _captions(fields: Fields, options: IngestOptions) -> tuple[str | bytes | Non
 
 
 def _groups(entries: Iterator[_Entry], options: IngestOptions) -> Iterator[list[_Entry]]:
-    """Entries that follow each other and name the same picture; one that names none, or cannot be read, stands alone."""
+    """Entries that follow each other and name the same picture; one that names none or is broken stands alone."""
     group: list[_Entry] = []
     last = ""
     for entry in entries:

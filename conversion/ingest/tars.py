@@ -1,10 +1,12 @@
 """Webdataset tars: members that share a name up to its first dot are one sample."""
 
+import contextlib
+import errno
 import gzip
 import io
 import tarfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any, cast
 
 from clipa_eqx.data.records import ExtraValue
@@ -18,7 +20,7 @@ from conversion.ingest.columns import (
     from_json,
 )
 from conversion.ingest.files import Place, find_files, unreadable
-from conversion.ingest.plans import file_parts, img2dataset_count
+from conversion.ingest.plans import img2dataset_count, parts_of
 from conversion.ingest.rows import BAD_ROW, TRUNCATED, IngestOptions, Lost, Part, Plan, Row, Tally
 
 _SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -34,7 +36,9 @@ def plan_webdataset(place: Place) -> Plan:
     Raises:
         DataError: there is no tar.
     """
-    return file_parts(place, find_files(place), suffixes=_SUFFIXES, kind="webdataset", what="tar files")
+    found = find_files(place)
+    tars = [file for file in found if file.name.lower().endswith(_SUFFIXES)]
+    return parts_of(place, found, tars, kind="webdataset", what="tar files")
 
 
 def read_webdataset(place: Place, part: Part, *, options: IngestOptions, tally: Tally) -> Iterator[Row | Lost]:
@@ -95,7 +99,7 @@ def _members(place: Place, path: str, tally: Tally) -> Iterator[tuple[str, str, 
         raw.seek(0)
         # The buffer makes the small step back at the end cheap.
         plain: Any = io.BufferedReader(cast(Any, gzip.GzipFile(fileobj=raw))) if magic == b"\x1f\x8b" else raw
-        with plain as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        with plain as file, _open_tar(file) as tar:
             while (member := _next(tar)) is not None:
                 folder, _, base = member.name.rpartition("/")
                 stem, _, suffix = base.partition(".")
@@ -111,15 +115,29 @@ def _members(place: Place, path: str, tally: Tally) -> Iterator[tuple[str, str, 
                 raise tarfile.ReadError(f"no end-of-archive mark at byte {tar.offset}")
 
 
-def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
-    """The next member. Headers are whatever somebody wrote: sizes may be negative, or larger than any memory."""
-    before = tar.offset
+def _open_tar(file: Any) -> tarfile.TarFile:
+    with _damage_of("first header"):  # which is read here
+        return tarfile.open(fileobj=file, mode="r:")
+
+
+@contextlib.contextmanager
+def _damage_of(what: str) -> Generator[None]:
+    """Headers are whatever somebody wrote: sizes may be negative, or larger than any memory or file."""
     try:
-        member = tar.next()
+        yield
     except (ValueError, OverflowError, MemoryError) as error:
-        raise tarfile.ReadError(f"broken header at byte {before}: {error}") from error
-    if member is not None and (member.size < 0 or tar.offset <= before):
-        raise tarfile.ReadError(f"broken header at byte {before}: a size of {member.size}")
+        raise tarfile.ReadError(f"broken {what}: {error!r}") from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # of a seek to before the beginning
+            raise
+        raise tarfile.ReadError(f"broken {what}: {error}") from error
+
+
+def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
+    with _damage_of(f"header at byte {tar.offset}"):
+        member = tar.next()
+    if member is not None and (member.size < 0 or tar.offset <= member.offset):
+        raise tarfile.ReadError(f"broken header at byte {member.offset}: a size of {member.size}")
     cast(Any, tar).members = []  # it would keep a description of every member
     return member
 

@@ -34,10 +34,13 @@ def _check(shard: Shard, seen: Callable[[int], None]) -> str | None:
     if (size := int(place.fs.size(path))) != info.bytes:
         return f"has {size:,} bytes instead of {info.bytes:,}"
     digest = hashlib.sha256()
-    with place.fs.open(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-            seen(len(block))
+    try:
+        with place.fs.open(path, "rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+                seen(len(block))
+    except OSError as error:
+        return f"cannot be read: {error}"
     if digest.hexdigest() != info.sha256:
         return f"has SHA-256 {digest.hexdigest()[:12]}... instead of {info.sha256[:12]}..."
     return None

@@ -1,4 +1,4 @@
-"""Jobs over processes that leave no orphans: progress, Ctrl-C, SIGTERM, and a parent that is killed."""
+"""Jobs over processes that leave no orphans: progress, Ctrl-C, SIGTERM, SIGHUP, and a parent that is killed."""
 
 import concurrent.futures
 import contextlib
@@ -22,6 +22,7 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 Work = Callable[[Job, Callable[[int], None]], Result]
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _counter: Any = None  # in worker processes: what this and the other workers have seen so far, shared with the parent
 
 
@@ -64,9 +65,9 @@ def run_jobs(
 ) -> Generator[tuple[Job, Result]]:
     """`work(job, seen)` for each job, yielded as they end. 1 worker is this process, one job after the other.
 
-    Workers are started fresh (spawn), leave Ctrl-C and SIGTERM to the parent, and exit when it is gone. However the
-    iteration ends, no worker is left, and none of their temporary files unless the parent was killed too. `seen(n)` is
-    for the work to say that it has seen n more units.
+    Workers are started fresh (spawn), leave Ctrl-C, SIGTERM and SIGHUP to the parent, and exit when it is gone. However
+    the iteration ends, no worker is left, and none of their temporary files unless the parent was killed too. `seen(n)`
+    is for the work to say that it has seen n more units.
 
     Raises:
         DataError: a worker died, as when memory ran out; also whatever `work` raises.
@@ -127,7 +128,7 @@ def _run_in_processes(
 @contextlib.contextmanager
 def _signals_blocked() -> Generator[None]:
     """Terminals and schedulers signal all processes; only this one is to hear them, and not before the block ends."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         yield
     finally:
@@ -138,7 +139,7 @@ def _start_worker(counter: Any, folder: str) -> None:
     global _counter
     _counter = counter
     tempfile.tempdir = folder
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
