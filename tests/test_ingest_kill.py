@@ -161,8 +161,13 @@ def send_all(pids, number):
 
 @pytest.mark.parametrize(
     ("number", "send", "code"),
-    [(signal.SIGINT, os.killpg, 130), (signal.SIGTERM, os.kill, 143), (signal.SIGTERM, os.killpg, 143)],
-    ids=["terminal", "supervisor", "scheduler"],
+    [
+        (signal.SIGINT, os.killpg, 130),
+        (signal.SIGTERM, os.kill, 143),
+        (signal.SIGTERM, os.killpg, 143),
+        (signal.SIGHUP, os.killpg, 129),
+    ],
+    ids=["terminal", "supervisor", "scheduler", "closed terminal"],
 )
 def test_a_signal_stops_at_once_with_a_word_and_without_orphans(number, send, code, source, whole, tmp_path):
     process, workers, target = start_and_hold(source, tmp_path)
@@ -174,6 +179,7 @@ def test_a_signal_stops_at_once_with_a_word_and_without_orphans(number, send, co
     assert "Traceback" not in shown
     wait_until(lambda: not any(map(is_alive, workers)), seconds=20)
     assert not (target / "manifest.json").exists()
+    assert not list(target.parent.glob("clipa_eqx-*"))
     assert finish(source, target, "--workers", "2") == whole
 
 

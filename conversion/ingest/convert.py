@@ -190,9 +190,7 @@ def _command(kind: Kind, source: str, options: IngestOptions, plan: Plan) -> dic
     files = hashlib.sha256()
     files.update(json.dumps([plan.digest, plan.class_names]).encode())
     for part in plan.parts:
-        files.update(f"{part.path}\0{part.source}\0{part.size}\0{part.start}\0".encode(errors="surrogateescape"))
-        for row in part.rows or ():
-            files.update(f"{row.path}\0".encode(errors="surrogateescape"))
+        files.update(f"{part.path}\0{part.source}\0{part.size}\0{part.start}\0".encode(errors="backslashreplace"))
     settings: dict[str, Any] = dataclasses.asdict(options)
     changed = {name: value for name, value in settings.items() if value != getattr(IngestOptions(), name)}
     changed = {name: printable(value) if isinstance(value, str) else value for name, value in changed.items()}

@@ -9,6 +9,8 @@ from clipa_eqx.errors import DataError
 from conversion.ingest.files import Place, open_place
 from conversion.ingest.rows import Part
 
+_ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError)  # the last: a NUL, a lone surrogate
+
 
 def read_picture(place: Place, path: str, *, part: Part | None = None, images: str | None = None) -> bytes | None:
     """The file's content, None if there is no such file, or if there cannot be one of that name.
@@ -23,7 +25,7 @@ def read_picture(place: Place, path: str, *, part: Part | None = None, images: s
         try:
             place = open_place(path)
         except DataError as error:
-            if isinstance(error.__cause__, FileNotFoundError | ValueError | TypeError):
+            if isinstance(error.__cause__, (*_ABSENT, TypeError)):
                 return None  # not a URL, or of an archive that is not there
             raise
         path = place.path
@@ -37,7 +39,7 @@ def read_picture(place: Place, path: str, *, part: Part | None = None, images: s
         if place.is_local and not stat.S_ISREG(os.stat(path).st_mode):
             return None  # to read a pipe or a device may take for ever
         return bytes(place.fs.cat_file(path))
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError):  # the last: a NUL, a lone surrogate
+    except _ABSENT:
         return None
     except OSError as error:
         if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
