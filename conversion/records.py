@@ -13,7 +13,7 @@ from clipa_eqx.data.manifest import Manifest
 from clipa_eqx.errors import DataError
 from conversion.ingest.convert import convert
 from conversion.ingest.diff import diff
-from conversion.ingest.rows import IngestOptions, Kind, printable
+from conversion.ingest.rows import IngestOptions, Kind
 from conversion.ingest.verify import verify
 
 EPILOG = """SRC and DST are local paths or fsspec URLs (gs://, s3://, ...; their driver must be installed).
@@ -134,7 +134,7 @@ def _convert(arguments: argparse.Namespace) -> int:
         workers=arguments.workers,
         overwrite=arguments.overwrite,
     )
-    _print_account(printable(arguments.target), manifest)
+    _print_account(arguments.target, manifest)
     if manifest.rows_read and not manifest.rows_written:
         print("no row was kept: were pictures, captions or labels looked for in the wrong place?", _advice(manifest))
         return FAILED
@@ -170,7 +170,7 @@ def _verify(folder: str, workers: int) -> int:
     for problem in problems:
         print(f"damaged: {problem}")
     good = f"{len(manifest.shards) - len(problems):,} of {len(manifest.shards):,} shards are as written"
-    print(f"{printable(folder)}: {good}, {manifest.rows_written:,} records")
+    print(f"{folder}: {good}, {manifest.rows_written:,} records")
     return FAILED if problems else OK
 
 
@@ -180,8 +180,8 @@ def _diff(arguments: argparse.Namespace) -> int:
     for key in found.examples_changed:
         print(f"  {key}")
     for name, count, keys, repeats in (
-        (printable(arguments.a), found.only_a, found.examples_a, found.repeats_a),
-        (printable(arguments.b), found.only_b, found.examples_b, found.repeats_b),
+        (arguments.a, found.only_a, found.examples_a, found.repeats_a),
+        (arguments.b, found.only_b, found.examples_b, found.repeats_b),
     ):
         print(f"{count:,} keys only in {name}" + (f"; {repeats:,} records repeat a key" if repeats else ""))
         for key in keys:

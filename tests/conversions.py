@@ -1,4 +1,7 @@
-"""Conversions in this process: whole, and interrupted after some parts."""
+"""Conversions in this process: whole, and interrupted after some parts; tars of any members."""
+
+import io
+import tarfile
 
 import pytest
 
@@ -27,6 +30,16 @@ def ingest(source, target, *, kind="webdataset", workers=1, overwrite=False, **o
     return module.convert(
         kind, str(source), str(target), options=IngestOptions(**options), workers=workers, overwrite=overwrite
     )
+
+
+def write_tar(path, members):
+    """(name, content) or a `TarInfo` each."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, value in members:
+            member = name if isinstance(name, tarfile.TarInfo) else tarfile.TarInfo(name)
+            member.size = len(value)
+            tar.addfile(member, io.BytesIO(value))
 
 
 def interrupted(monkeypatch, source, target, *, after, **options):

@@ -1,12 +1,11 @@
 """What a resumed or repeated conversion takes over, and that no row is lost without being counted."""
 
-import io
 import json
 import tarfile
 
 import dumps
 import pytest
-from conversions import captions, content, ingest, interrupted, keys
+from conversions import captions, content, ingest, interrupted, keys, write_tar
 from dumps import jpeg, samples
 
 from clipa_eqx.data.array_record_reader import open_records
@@ -201,16 +200,6 @@ def test_overwriting_begins_anew_and_its_own_interruption_goes_on(tars, tmp_path
     assert next(iter(open_records(tmp_path / "out"))).image == picture
 
 
-def write_members(path, members):
-    """(name, content) or a `TarInfo` each."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, value in members:
-            member = name if isinstance(name, tarfile.TarInfo) else tarfile.TarInfo(name)
-            member.size = len(value)
-            tar.addfile(member, io.BytesIO(value))
-
-
 def link(name, *, kind=tarfile.SYMTYPE):
     member = tarfile.TarInfo(name)
     member.type, member.linkname = kind, "0.jpg"
@@ -220,7 +209,7 @@ def link(name, *, kind=tarfile.SYMTYPE):
 def test_a_link_in_a_tar_is_a_missing_image_and_other_members_are_counted(tmp_path):
     folder = tarfile.TarInfo("folder")
     folder.type = tarfile.DIRTYPE
-    write_members(
+    write_tar(
         tmp_path / "0.tar",
         [
             (folder, b""), ("0.jpg", jpeg(0)), ("0.txt", b"x"), link("1.jpg"), ("1.txt", b"x"),

@@ -7,7 +7,7 @@ import tarfile
 
 import dumps
 import pytest
-from conversions import captions, ingest, keys
+from conversions import captions, ingest, keys, write_tar
 from dumps import jpeg, samples
 
 from clipa_eqx.data.array_record_reader import open_records
@@ -85,15 +85,6 @@ def test_json_that_is_nested_without_end_costs_its_row(tmp_path):
     (tmp_path / "tars/0_stats.json").write_text(DEEP)
     manifest = ingest(tmp_path / "tars", tmp_path / "c", keep=("url",))
     assert (manifest.rows_written, manifest.rows_dropped) == (1, {"row cannot be parsed": 1})
-
-
-def write_tar(path, members):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, value in members:
-            member = tarfile.TarInfo(name)
-            member.size = len(value)
-            tar.addfile(member, io.BytesIO(value))
 
 
 @pytest.mark.parametrize("size", [-512, -(10**6), 2**62, 2**80], ids=str)

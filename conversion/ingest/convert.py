@@ -17,7 +17,7 @@ from tqdm import tqdm
 from clipa_eqx.data.manifest import Manifest
 from clipa_eqx.errors import DataError
 from conversion.ingest.account import Reports, close_account, describe_rows
-from conversion.ingest.destination import begin, finish, finished_parts, forget_part, locked
+from conversion.ingest.destination import begin, check_name, finish, finished_parts, forget_part, locked
 from conversion.ingest.files import Place, holds, is_pattern, open_place, read_files, root_of
 from conversion.ingest.keys import Buckets, Entries, repeated, unpack_entries
 from conversion.ingest.part import Job, PartReport, convert_part, counts_rows, keys_name
@@ -44,6 +44,7 @@ def convert(
     if workers < 1:
         raise DataError(f"--workers must be at least 1, got {workers}")
     _check_options(options)
+    check_name(place)
     _check_apart(given, place)
     plan = plan_source(given, kind=kind, options=options)
     command = _command(kind, source, options, plan)

@@ -13,6 +13,7 @@ from clipa_eqx.data.manifest import MANIFEST_NAME, Manifest, manifest_from_json,
 from clipa_eqx.errors import DataError
 from conversion.ingest.files import Place, list_names, list_sizes, read_files, write_file
 from conversion.ingest.part import UNFINISHED, PartReport, read_report
+from conversion.ingest.rows import printable
 
 _COMMAND = f"{UNFINISHED}/command.json"
 _OVERWRITING = "overwriting"  # in a command that began by overwriting
@@ -20,6 +21,12 @@ _CLEARING = {"kind": "being overwritten"}
 _UNREADABLE = {"kind": "unreadable"}
 _AT_ONCE = 64  # reports fetched together
 _SHARD = re.compile(r"shard-\d{6,}-\d{3,}\.array_record")
+
+
+def check_name(target: Place) -> None:
+    """Raise DataError if no shard can be opened in a folder of this name: the library for them wants Unicode."""
+    if printable(target.path) != target.path:
+        raise DataError(f"{printable(target.path)} has a name that is not UTF-8; choose another for the records")
 
 
 def begin(target: Place, command: Mapping[str, object], *, overwrite: bool) -> Manifest | None:
@@ -124,6 +131,7 @@ def read_manifest_of(target: Place) -> Manifest:
     Raises:
         DataError: there is none, or it is not valid.
     """
+    check_name(target)
     where = f"{target.url.rstrip('/')}/{MANIFEST_NAME}"
     if MANIFEST_NAME not in list_names(target):
         raise DataError(f"{where} does not exist: no record folder, or its conversion did not finish")

@@ -92,7 +92,8 @@ def _run_in_processes(
     work: Work[Job, Result], jobs: Iterable[Job], *, workers: int, progress: Progress, folder: str
 ) -> Generator[tuple[Job, Result]]:
     context = multiprocessing.get_context("spawn")
-    counter = context.Value("q", 0)
+    with _signals_blocked():  # this starts a helper of the library, which inherits it
+        counter = context.Value("q", 0)
     others = set(multiprocessing.active_children())
     pool = concurrent.futures.ProcessPoolExecutor(
         workers, mp_context=context, initializer=_start_worker, initargs=(counter, folder)
