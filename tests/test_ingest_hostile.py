@@ -138,6 +138,12 @@ def test_line_ends_of_old_macs_are_told(tmp_path):
         ingest(path, tmp_path / "out", kind="captions")
 
 
+def test_a_list_without_a_header_is_told(tmp_path):
+    (tmp_path / "list.tsv").write_text("a cat\thttp://host/1.jpg\n")
+    with pytest.raises(DataError, match=r"no column looks like the image.*it has: a cat, http://host/1\.jpg"):
+        ingest(tmp_path / "list.tsv", tmp_path / "out", kind="captions")
+
+
 def test_class_names_that_are_not_utf8_are_told(tmp_path):
     dumps.write_tfds(tmp_path / "source", [samples(1)])
     (tmp_path / "source/label.labels.txt").write_bytes(b"caf\xe9\n")

@@ -63,8 +63,6 @@ def table_parts(place: Place, file: Found, *, options: IngestOptions) -> tuple[l
     def told() -> Iterator[_Entry]:
         for entry in _entries(opened, table, table.body, content):
             if not isinstance(entry.fields, str):
-                if table.delimiter is not None and not names:  # no need to read on if the header is wrong
-                    check_listed(entry.fields, where=file.path, options=options)
                 names.update(dict.fromkeys(entry.fields))
             yield entry
 
@@ -73,6 +71,8 @@ def table_parts(place: Place, file: Found, *, options: IngestOptions) -> tuple[l
         tqdm(total=file.size, desc=f"scan {file.name}", unit="B", unit_scale=True, delay=2) as bar,
     ):
         table = _read_table(opened, file.path)
+        if table.names:
+            check_listed(table.names, where=file.path, options=options)
         content.update(repr(table).encode())
         groups = _groups(told(), options)
         ranges = ((group[0].start, group[-1].end) for group in groups)
@@ -81,7 +81,7 @@ def table_parts(place: Place, file: Found, *, options: IngestOptions) -> tuple[l
             bar.update(end - start)
             source = f"{file.name}, byte {start} on"
             parts.append(Part(source=source, path=file.path, size=len(chunk), start=start, lines=len(chunk)))
-    if names:
+    if names and not table.names:
         check_listed(names, where=file.path, options=options)
     return parts, content.hexdigest()
 
