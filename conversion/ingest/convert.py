@@ -211,7 +211,7 @@ def _check_apart(source: Place, target: Place) -> None:
     root = root_of(source)
     if is_pattern(source) and "/" not in source.path[len(root) :].lstrip("/"):
         return  # `folder/*.tar` reads nothing from the folders in it
-    searched = source._replace(path=root)
+    searched = source._replace(path=root or "/")
     for outer, inner, what in ((searched, target, "the destination"), (target, searched, "the source")):
         if holds(outer, inner):
             raise DataError(f"{what} {inner.url} lies inside {outer.url}; choose a destination beside the source")
