@@ -108,8 +108,8 @@ def eval_stream(
     load = _LoadEvalBatch(
         source=source, transform=transform, batch_size=batch_size, first_row=process_index * local, local_size=local
     )
-    steps = -(-len(source) // batch_size)
-    return prefetch(grain.MapDataset.range(steps).map(load), config=config or StreamConfig())
+    last_step = sys.maxsize // batch_size
+    return prefetch(grain.MapDataset.range(last_step).map(load), config=config or StreamConfig())
 
 
 def sample_generator(*, seed: int, sample: int) -> np.random.Generator:
@@ -184,6 +184,9 @@ class _LoadEvalBatch:
     local_size: int
 
     def __call__(self, step: int) -> Batch:
+        """The batch of a step; no arrays beyond the last one."""
+        if step * self.batch_size >= len(self.source):
+            return {}
         rows = np.arange(self.first_row, self.first_row + self.local_size)
         index = step * self.batch_size + rows
         mask = (rows < self.batch_size) & (index < len(self.source))
