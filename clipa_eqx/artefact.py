@@ -14,22 +14,22 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from clipa_eqx.artefact_folder import (
-    PIXELS,
-    PREPROCESS_FILE,
+    MODEL_FOLDER,
     PROVENANCE_FILE,
     TOKENIZER_FOLDER,
     WEIGHTS_FILE,
     check_parts,
-    check_replaceable,
     load_model_config,
-    new_model_folder,
+    load_preprocess,
     read_json,
     write_description,
 )
 from clipa_eqx.data.eval_images import EvalImageConfig, eval_image, resize_for_eval
 from clipa_eqx.data.pixel_values import normalise_imagenet
-from clipa_eqx.errors import CheckpointError, ClipaError, DataError
-from clipa_eqx.json_config import from_json
+from clipa_eqx.errors import CheckpointError, ClipaError, DataError, listed
+from clipa_eqx.in_place import check_replaceable, new_folder
+from clipa_eqx.leaf_file import Leaf
+from clipa_eqx.leaf_shapes import leaf_problems
 from clipa_eqx.models.clip import CLIP, CLIPConfig, abstract_clip
 from clipa_eqx.tokenizer import Tokenizer, Tokens
 from clipa_eqx.tokenizer.reduce import Reduction
@@ -125,7 +125,7 @@ def save_model(
 
     Args:
         provenance: JSON: where the weights come from, for example source file, hashes, steps.
-        overwrite: replace a saved model of the same name; a folder of anything else is never replaced.
+        overwrite: replace a saved model of the same name; a folder that holds anything else is never replaced.
 
     Raises:
         CheckpointError: the folder exists, or the model has leaves that are not finite or not what its config says.
@@ -133,14 +133,13 @@ def save_model(
     """
     folder = Path(folder)
     check_parts(model.config, tokenizer, preprocess)
-    check_replaceable(folder, overwrite=overwrite)
+    check_replaceable(folder, MODEL_FOLDER, overwrite=overwrite)
     weights = {
         path: np.asarray(jax.device_get(leaf), dtype=np.float32, order="C")
         for path, leaf in zip(leaf_paths(model), jax.tree.leaves(model), strict=True)
     }
-    found = {path: (array.shape, bool(np.isfinite(array).all())) for path, array in weights.items()}
-    _check_leaves(found, model.config, where=f"the model to be saved as {folder}")
-    with new_model_folder(folder, overwrite=overwrite) as new:
+    _check_leaves(weights, model.config, where=f"the model to be saved as {folder}")
+    with new_folder(folder, MODEL_FOLDER, overwrite=overwrite) as new:
         save_file(weights, new / WEIGHTS_FILE)
         write_description(new, model.config, tokenizer=tokenizer, preprocess=preprocess, provenance=provenance)
     return folder
@@ -160,13 +159,8 @@ def load_model(folder: Path | str) -> LoadedModel:
     folder = Path(folder)
     config = load_model_config(folder)
     weights = _read_weights(folder / WEIGHTS_FILE, config)
-    about = read_json(folder / PREPROCESS_FILE)
-    if {key: about.pop(key, None) for key in PIXELS} != PIXELS:
-        raise CheckpointError(
-            f"{folder / PREPROCESS_FILE} asks for another mean or std than ImageNet's, which this version cannot give"
-        )
+    preprocess = load_preprocess(folder)
     try:
-        preprocess = from_json(EvalImageConfig, about, where=str(folder / PREPROCESS_FILE))
         tokenizer = Tokenizer.load(folder / TOKENIZER_FOLDER)
         skeleton = abstract_clip(config)
         leaves = [jnp.asarray(weights[path]) for path in leaf_paths(skeleton)]
@@ -193,22 +187,12 @@ def _read_weights(path: Path, config: CLIPConfig) -> dict[str, np.ndarray]:
             weights = {name: file.get_tensor(name) for name in kinds}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); restore the file or save the model again") from error
-    found = {name: (array.shape, bool(np.isfinite(array).all())) for name, array in weights.items()}
-    _check_leaves(found, config, where=str(path))
+    _check_leaves(weights, config, where=str(path))
     return weights
 
 
-def _check_leaves(found: Mapping[str, tuple[tuple[int, ...], bool]], config: CLIPConfig, *, where: str) -> None:
-    skeleton = abstract_clip(config)
-    wanted = {p: tuple(leaf.shape) for p, leaf in zip(leaf_paths(skeleton), jax.tree.leaves(skeleton), strict=True)}
-    problems = [f"missing: {path} {shape}" for path, shape in wanted.items() if path not in found]
-    problems += [f"unused: {path} {shape}" for path, (shape, _) in sorted(found.items()) if path not in wanted]
-    for path, (shape, is_finite) in found.items():
-        if path in wanted and shape != wanted[path]:
-            problems.append(f"shape: {path} is {shape}, expected {wanted[path]}")
-        if not is_finite:
-            problems.append(f"not finite: {path}")
+def _check_leaves(weights: Mapping[str, np.ndarray], config: CLIPConfig, *, where: str) -> None:
+    problems = leaf_problems({path: Leaf(array.shape, array.dtype) for path, array in weights.items()}, config)
+    problems += [f"not finite: {path}" for path, array in weights.items() if not np.isfinite(array).all()]
     if problems:
-        raise CheckpointError(
-            f"{where} does not fit its config, {len(problems)} problem(s):\n  " + "\n  ".join(problems)
-        )
+        raise CheckpointError(f"{where} does not fit its config, {listed(problems)}")

@@ -1,19 +1,18 @@
-"""The files of a saved model but for its weights, and how such a folder appears: complete, or not at all."""
+"""The files of a saved model but for its weights, and which folder is one."""
 
 import json
-import os
-import shutil
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from clipa_eqx.data.eval_images import EvalImageConfig
 from clipa_eqx.data.pixel_values import IMAGENET_MEAN, IMAGENET_STD
 from clipa_eqx.errors import CheckpointError, ConfigError
+from clipa_eqx.in_place import FolderKind
 from clipa_eqx.json_config import from_json, to_json
 from clipa_eqx.models.clip import CLIPConfig
 from clipa_eqx.tokenizer import Tokenizer
+from clipa_eqx.tokenizer.wordpiece import TOKENIZER_FILES
 
 CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FOLDER = "config.json", "model.safetensors", "tokenizer"
 PREPROCESS_FILE, PROVENANCE_FILE = "preprocess.json", "provenance.json"
@@ -23,27 +22,6 @@ OPTIMISER_FILE = "optimiser.safetensors"
 PIXELS: dict[str, Any] = {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
 
 _SCHEMA = 1
-
-
-@contextmanager
-def new_model_folder(folder: Path, *, overwrite: bool) -> Generator[Path]:
-    """A folder to write a model into; it becomes ``folder`` when the block ends without an error.
-
-    What was there stays until then. Whatever goes wrong, nothing half-written is left.
-
-    Raises:
-        CheckpointError: the folder exists and not ``overwrite``, or it is no saved model.
-    """
-    check_replaceable(folder, overwrite=overwrite)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    new = folder.with_name(f".{folder.name}.new-{os.getpid()}")
-    shutil.rmtree(new, ignore_errors=True)
-    try:
-        new.mkdir()
-        yield new
-        _replace(folder, new)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
 
 
 def write_description(
@@ -82,22 +60,28 @@ def load_model_config(folder: Path | str) -> CLIPConfig:
         raise CheckpointError(str(error)) from error
 
 
+def load_preprocess(folder: Path) -> EvalImageConfig:
+    """How the pictures of a saved model are prepared.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or asks for what this version cannot do.
+    """
+    path = folder / PREPROCESS_FILE
+    about = read_json(path)
+    if {key: about.pop(key, None) for key in PIXELS} != PIXELS:
+        raise CheckpointError(f"{path} asks for another mean or std than ImageNet's, which this version cannot give")
+    try:
+        return from_json(EvalImageConfig, about, where=str(path))
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
+
+
 def check_parts(config: CLIPConfig, tokenizer: Tokenizer, preprocess: EvalImageConfig) -> None:
     """Raises ConfigError where a tokenizer or preprocessing does not fit a model."""
     if preprocess.size != config.image.image_size:
         raise ConfigError(f"preprocess.size is {preprocess.size}, the model's images {config.image.image_size}")
     if tokenizer.vocab_size > config.text.vocab:
         raise ConfigError(f"the tokenizer has {tokenizer.vocab_size} pieces, the model {config.text.vocab} rows")
-
-
-def check_replaceable(folder: Path, *, overwrite: bool) -> None:
-    """Raises CheckpointError where a model may not be written."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    if not overwrite:
-        raise CheckpointError(f"{folder} exists already; give another name, or overwrite it (overwrite=True)")
-    if not (folder / WEIGHTS_FILE).is_file() or not (folder / CONFIG_FILE).is_file():
-        raise CheckpointError(f"{folder} exists and is no saved model, so it is not overwritten; give another name")
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -109,23 +93,27 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object of a JSON file; raises CheckpointError where there is none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); it is part of every saved model") from error
     if not isinstance(found, dict):
         raise CheckpointError(f"{path} holds {type(found).__name__}, expected an object; save the model again")
     return found
 
 
-def _replace(folder: Path, new: Path) -> None:
-    """Rename ``new`` to ``folder``; what was there stays until then, and comes back if renaming fails."""
-    old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
+def _is_model_folder(folder: Path) -> bool:
+    """Whether its config is one of ours; other programs have a ``config.json`` and ``model.safetensors`` too."""
     try:
-        new.rename(folder)
-    except OSError:
-        if old.exists():
-            old.rename(folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+        return read_json(folder / CONFIG_FILE).get("schema") == _SCHEMA and (folder / WEIGHTS_FILE).is_file()
+    except CheckpointError:
+        return False
+
+
+MODEL_FOLDER = FolderKind(
+    name="saved model",
+    files=frozenset(
+        {CONFIG_FILE, WEIGHTS_FILE, OPTIMISER_FILE, PREPROCESS_FILE, PROVENANCE_FILE}
+        | {f"{TOKENIZER_FOLDER}/{name}" for name in TOKENIZER_FILES}
+    ),
+    is_one=_is_model_folder,
+)
+"""What may be replaced by a saved model."""

@@ -1,8 +1,10 @@
 """What all scripts share: exit codes, messages and logging."""
 
 import logging
+import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
 
 from clipa_eqx.errors import ClipaError
 
@@ -36,6 +38,17 @@ def run(main: Callable[[], object]) -> int:
         _log.exception("unexpected error; please report it")
         return FAILED
     return code if isinstance(code, int) else OK
+
+
+def exit_on_sigterm(said: str) -> None:
+    """From now on SIGTERM ends the program by an exception, with 143 and this message, so that it tidies up."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)  # tidying up is not cut short
+        print(said, file=sys.stderr)
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, stop)
 
 
 def set_up_logging(*, process_index: int = 0) -> None:

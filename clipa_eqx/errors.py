@@ -1,5 +1,9 @@
 """The errors a user can cause; a script turns them into one message and exit code 2."""
 
+from collections.abc import Sequence
+
+_MOST_LINES, _LONGEST_LINE = 100, 500
+
 
 class ClipaError(Exception):
     """Base of all errors that are the caller's to fix. The message says what was wrong, where, and what to do."""
@@ -27,3 +31,17 @@ class ConversionError(ClipaError, ValueError):
 
 class NonFiniteError(ClipaError, RuntimeError):
     """The loss or a parameter became NaN or infinite; the message names step, samples and last good checkpoint."""
+
+
+def listed(problems: Sequence[str]) -> str:
+    """Problems as the end of a message, a line each; of very many or very long ones, the beginning.
+
+    >>> print(listed(["missing: a", "unused: b"]))
+    2 problem(s):
+      missing: a
+      unused: b
+    """
+    lines = [line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]} ..." for line in problems[:_MOST_LINES]]
+    if len(problems) > _MOST_LINES:
+        lines.append(f"... and {len(problems) - _MOST_LINES} more")
+    return f"{len(problems)} problem(s):\n  " + "\n  ".join(lines)

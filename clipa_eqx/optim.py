@@ -25,6 +25,12 @@ DEFAULT_DECAY: tuple[tuple[str, float], ...] = (
     (r".*", 0.0),
 )
 
+T5X_DECAY: tuple[tuple[str, float], ...] = (
+    # The reference's t5x trainer (bigG) decays all else: the token table, class token and probe too (facts 6.2).
+    (r"(.*/)?(bias|position|norm\d*/weight)|log_temperature", 0.0),
+    (r".*", 1.0),
+)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimConfig:

@@ -16,7 +16,9 @@ _log = logging.getLogger(__name__)
 EPILOG = """What names and shapes do not tell (pooling, computed positions and the image size that goes with them, heads
 of flat attention) comes from --preset, --released or --config, or from the flag that names it; it is never guessed.
 Every difference between the file and the named config is printed. Exit codes: 0 done, 2 a mistake in file, folder or
-flags, 1 anything else."""
+flags, 1 anything else, 130 and 143 after Ctrl-C and SIGTERM, which leave nothing half-written."""
+
+TERMINATED = "terminated; nothing was written"
 
 
 def add_import_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,6 +78,13 @@ def show_resolved(resolved: "Resolved") -> None:
     for note in resolved.notes:
         _log.info("%s", note)
     _log.info("numerics profile %s: %s", resolved.profile, resolved.profile_why)
+
+
+def vocabulary_provenance(tokenizer: "Tokenizer", origin: Path | str | None) -> dict[str, Any]:
+    """The part of provenance that says which vocabulary the model got; ``origin`` is ``--vocab``, or words."""
+    where = f"--vocab {origin.name}" if isinstance(origin, Path) else origin or "BERT's, as --vocab names no other"
+    found = {"sha256": tokenizer.vocab_sha256, "pieces": tokenizer.vocab_size, "origin": where}
+    return {"vocabulary": found}
 
 
 def config_provenance(resolved: "Resolved") -> dict[str, Any]:

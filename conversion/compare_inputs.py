@@ -13,6 +13,7 @@ from clipa_eqx.data.resize import resize
 from clipa_eqx.errors import ConversionError
 from conversion.compare_pictures import Picture, fixed_pictures
 from conversion.compare_texts import FIXED_TEXTS
+from conversion.npz import NpzFile
 from conversion.replay import Array, patches_of
 from conversion.walk import Side, Tower
 
@@ -58,10 +59,10 @@ def recorded(side: Side, file: Path) -> Side:
         ConversionError: the file cannot be read, or holds something else.
     """
     try:
-        with np.load(file, allow_pickle=False) as archive:
-            arrays: dict[str, np.ndarray] = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, KeyError) as error:
-        raise ConversionError(f"{file} is no npz of plain arrays ({error})") from error
+        with NpzFile(file) as archive:
+            arrays = {name: archive.read(name) for name in archive.tensors}
+    except ConversionError as error:
+        raise ConversionError(f"the recording {file}: {error}") from error
     height, width = side.config.image.image_size
     pictures = fixed_pictures((height, width))
     tokens, pixels = arrays.pop("tokens", None), [arrays.pop(f"pixels_{i}", None) for i in range(len(pictures))]
@@ -83,6 +84,9 @@ def recorded(side: Side, file: Path) -> Side:
         raise ConversionError(
             f"{file}: expected pixels_0 to pixels_{len(pictures) - 1}, each of floats ({height}, {width}, 3)"
         )
+    broken = [f"pixels_{i}" for i, one in enumerate(found) if not np.isfinite(one).all()]
+    if broken:
+        raise ConversionError(f"{file}: {', '.join(broken)} hold values that are not finite; look at what made them")
 
     def prepare(picture: Picture) -> np.ndarray:
         return next(one for known, one in zip(pictures, found, strict=True) if np.array_equal(known, picture))

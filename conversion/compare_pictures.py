@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
-from clipa_eqx.data.pixel_values import IMAGENET_MEAN, IMAGENET_STD
+from clipa_eqx.data.eval_images import EvalImageConfig, resize_for_eval
+from clipa_eqx.data.pixel_values import IMAGENET_MEAN, IMAGENET_STD, normalise_imagenet
 from clipa_eqx.data.resize import Method, resize, resize_small_size
 from conversion.open_clip_config import OPENAI_MEAN, OPENAI_STD, Pictures
 
@@ -76,9 +77,8 @@ def compare_pictures(
 ) -> PictureReport:
     """Prepare the fixed pictures both ways; where they differ, find the settings that turn A's into B's."""
     pictures = fixed_pictures(settings_a.size)
-    theirs = [b(picture) for picture in pictures]
-    std = np.asarray(settings_a.std if settings_b is None else settings_b.std, np.float64)
-    error = _levels([a(picture) for picture in pictures], theirs, std)
+    ours, theirs = ([make(picture) for picture in pictures] for make in (a, b))
+    error = _levels(ours, theirs, settings_a.std if settings_b is None else settings_b.std)
     if error <= LEVEL:
         return PictureReport(255 * error, True, ())
     changes = list(_changes(settings_a, settings_b))
@@ -90,10 +90,29 @@ def compare_pictures(
             for change in chosen:
                 made = change.make(made)
             # Normalised otherwise, a level is another step.
-            steps = np.asarray(made.pictures.std, np.float64)
-            if _levels([_own_pixels(picture, made) for picture in pictures], theirs, steps) <= LEVEL:
+            if _levels([_own_pixels(picture, made) for picture in pictures], theirs, made.pictures.std) <= LEVEL:
                 return PictureReport(255 * error, False, tuple((c.cause, c.detail) for c in chosen))
     return PictureReport(255 * error, False, ())
+
+
+def levels_apart(config: EvalImageConfig, settings: Pictures) -> float:
+    """The largest difference between our pixels and open_clip's on the fixed pictures, in levels of 255."""
+    pictures = fixed_pictures(config.size)
+    ours = [our_pixels(picture, config) for picture in pictures]
+    return 255 * _levels(ours, [pillow_pixels(picture, settings) for picture in pictures], settings.std)
+
+
+def pixels_note(config: EvalImageConfig, pictures: Pictures) -> str:
+    """How far our pixels are from open_clip's, measured on the fixed pictures, and why."""
+    why = "levels are cut, Pillow rounds them"
+    if config.resize != "squash":
+        why += "; the longer side is rounded and the crop cut, torchvision does the reverse: a shift by up to a pixel"
+    return f"up to {levels_apart(config, pictures):.0f} of 255 levels from open_clip's on the fixed pictures ({why})"
+
+
+def our_pixels(picture: Picture, config: EvalImageConfig) -> Pixels:
+    """What a model folder's preprocessing makes of a picture."""
+    return normalise_imagenet(resize_for_eval(picture, config))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,11 +213,13 @@ def _normalised(levels: Picture, settings: Pictures) -> Pixels:
     return (levels.astype(np.float32) / np.float32(255) - mean) / std
 
 
-def _levels(ours: list[Pixels], theirs: list[Pixels], std: np.ndarray) -> float:
-    """Largest difference as a share of the range of levels; infinite for other shapes."""
+def _levels(ours: list[Pixels], theirs: list[Pixels], std: tuple[float, ...]) -> float:
+    """Largest difference as a share of the range of levels; infinite for other shapes and what is not finite."""
     worst = 0.0
     for mine, other in zip(ours, theirs, strict=True):
-        if mine.shape != other.shape:
+        # max() would pass over NaN.
+        if mine.shape != other.shape or not (np.isfinite(mine).all() and np.isfinite(other).all()):
             return float("inf")
-        worst = max(worst, float(np.max(np.abs(mine.astype(np.float64) - other) * std, initial=0.0)))
+        steps = np.abs(mine.astype(np.float64) - other) * np.asarray(std, np.float64)
+        worst = max(worst, float(np.max(steps, initial=0.0)))
     return worst

@@ -104,18 +104,19 @@ def clean(text: str) -> str:
 
 
 def folder_pieces(folder: Path) -> tuple[str, ...] | None:
-    """The vocabulary that lies in an open_clip folder, or None.
+    """The vocabulary that open_clip takes from a folder, or None: ``tokenizer.json`` goes before ``vocab.txt``.
 
     Raises:
-        ConversionError: there is one, and it cannot be read, or is no WordPiece vocabulary.
+        ConversionError: there is one, and it cannot be read.
     """
-    file = folder / "tokenizer.json"
-    if (folder / "vocab.txt").is_file():
-        return read_vocab(folder / "vocab.txt")
-    if not file.is_file():
-        return None
-    made = load_tokenizer_json(file)
-    vocab: dict[str, int] = made.get_vocab(with_added_tokens=True)
+    if (folder / "tokenizer.json").is_file():
+        return json_pieces(folder / "tokenizer.json")
+    return read_vocab(folder / "vocab.txt") if (folder / "vocab.txt").is_file() else None
+
+
+def json_pieces(file: Path) -> tuple[str, ...]:
+    """The vocabulary of a ``tokenizer.json``. Raises ``ConversionError`` if it cannot be read or has other ids."""
+    vocab: dict[str, int] = load_tokenizer_json(file).get_vocab(with_added_tokens=True)
     if sorted(vocab.values()) != list(range(len(vocab))):
         raise ConversionError(f"{file}: the ids of its vocabulary are not 0 to {len(vocab) - 1}")
     return tuple(sorted(vocab, key=lambda piece: vocab[piece]))

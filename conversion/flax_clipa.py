@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from clipa_eqx.cli import run
-from conversion.arguments import EPILOG, add_import_arguments
+from clipa_eqx.cli import exit_on_sigterm, run
+from conversion.arguments import EPILOG, TERMINATED, add_import_arguments
 
 _log = logging.getLogger(__name__)
 
@@ -32,53 +32,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     exporter.add_argument("target", metavar="DST.npz", type=Path)
     exporter.add_argument("--overwrite", action="store_true", help="replace DST.npz, once the new one is done")
     arguments = parser.parse_args(argv)
+    exit_on_sigterm(TERMINATED)
     # Nothing here needs an accelerator, and on a TPU host a training run may hold them.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     if arguments.command == "import":
-        _import(arguments)
+        from conversion.flax_files import open_flax
+        from conversion.import_checkpoint import import_checkpoint
+
+        with open_flax(arguments.source) as found:
+            import_checkpoint(found.checkpoint(), arguments)
     else:
         from conversion.flax_export import export_flax
 
         written = export_flax(arguments.folder, arguments.target, overwrite=arguments.overwrite)
         _log.info("%s written: %s", arguments.target, written)
-
-
-def _import(arguments: argparse.Namespace) -> None:
-    from conversion.arguments import choices_of, config_provenance, show_resolved, tokenizer_of
-    from conversion.flax_files import FORMAT, open_flax
-    from conversion.flax_names import flax_rules
-    from conversion.flax_shapes import flax_facts
-    from conversion.infer import resolve_config
-    from conversion.rules import check_tensors
-    from conversion.to_artefact import write_artefact
-
-    with open_flax(arguments.source) as source:
-        tensors, layout = source.params.tensors, source.layout
-        resolved = resolve_config(
-            flax_facts(tensors),
-            choices_of(arguments),
-            format_profile="flax",
-            misfits=lambda config: check_tensors(flax_rules(config, layout), config, tensors),
-        )
-        show_resolved(resolved)
-        converted = write_artefact(
-            source.params,
-            flax_rules(resolved.config, layout),
-            resolved.config,
-            arguments.folder,
-            tokenizer=tokenizer_of(arguments.vocab, rows=resolved.config.text.vocab),
-            preprocess=resolved.preprocess,
-            provenance={"format": FORMAT, "layout": source.provenance(), **config_provenance(resolved)},
-            moments=source.moments,
-            overwrite=arguments.overwrite,
-        )
-    _log.info("%s: %s parameters", converted.folder, f"{converted.provenance['parameters']:,}")
-    if source.moments is not None:
-        _log.info(
-            "optimiser state of step %d: train.py --init-from %s --init.optimiser True goes on from there",
-            source.moments.schedule_steps,
-            converted.folder,
-        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """A model folder, or the training state of a work folder, as a checkpoint of the reference's JAX code."""
 
 import logging
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,7 +12,9 @@ from tqdm import tqdm
 
 from clipa_eqx.artefact_folder import OPTIMISER_FILE, PROVENANCE_FILE, WEIGHTS_FILE, load_model_config, read_json
 from clipa_eqx.errors import CheckpointError, ConversionError
-from clipa_eqx.leaf_file import Leaf, LeafReader
+from clipa_eqx.in_place import work_folder
+from clipa_eqx.leaf_file import LeafReader
+from clipa_eqx.leaf_shapes import check_leaves
 from clipa_eqx.models.clip import CLIPConfig
 from clipa_eqx.optimiser_file import FIRST_SCHEDULE, Kind, OptimiserState, open_optimiser_state
 from clipa_eqx.training.run_folder import CHECKPOINTS_NAME
@@ -22,13 +23,14 @@ from conversion.flax_names import flax_rules
 from conversion.flax_shapes import FlaxLayout
 from conversion.npz import NpzFile
 from conversion.npz_writer import check_target, new_npz
-from conversion.rules import Placed, Rule, export_tensor, foreign_tensors, import_slices, leaf_shapes, raise_problems
-from conversion.tensors import TensorView
+from conversion.rules import Placed, Rule, export_tensor, foreign_tensors, import_slices, raise_problems
+from conversion.tensors import FLOATS, TensorView
 from conversion.work_folder import unpack_work_folder
 
 _log = logging.getLogger(__name__)
 
 FLOAT32 = np.dtype(np.float32)
+_STORED = tuple(map(str, FLOATS))
 
 
 class _Spelling(NamedTuple):
@@ -50,16 +52,15 @@ def export_flax(folder: Path, target: Path, *, overwrite: bool = False) -> str:
         CheckpointError: the folder is neither, or damaged.
         ConversionError: ``target`` exists (and not ``overwrite``) or cannot be written; leaves that are not finite.
     """
-    check_target(target, overwrite=overwrite)
+    real = check_target(target, overwrite=overwrite)
     if (folder / WEIGHTS_FILE).exists():
         return _export_leaves(folder, load_model_config(folder), target, _spelling(folder), overwrite=overwrite)
     if (folder / CHECKPOINTS_NAME).is_dir():
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
             # Orbax stores stacked leaves, the target one tensor per layer: sort them on disk, beside the target.
-            with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
-                config = unpack_work_folder(folder, Path(scratch))
-                return _export_leaves(Path(scratch), config, target, _Spelling(), overwrite=overwrite)
+            with work_folder(real) as scratch:
+                config = unpack_work_folder(folder, scratch)
+                return _export_leaves(scratch, config, target, _Spelling(), overwrite=overwrite)
         except OSError as error:
             raise ConversionError(f"{target} cannot be written ({error}); nothing was left there") from error
     raise CheckpointError(
@@ -71,14 +72,19 @@ def _spelling(folder: Path) -> _Spelling:
     found = read_json(folder / PROVENANCE_FILE)
     if found.get("format") != FORMAT:
         return _Spelling()
-    try:
-        stored: dict[str, Any] = found["layout"]
-        layout = FlaxLayout(stored["attention"], tuple(stored["temperature"]))
-        return _Spelling(stored["prefix"], layout, stored["dtypes"])
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{folder / PROVENANCE_FILE} does not say how its source was laid out ({error!r})"
-        ) from error
+    stored: Any = found.get("layout")
+    match stored:
+        case {
+            "attention": "split" | "flat" as attention,
+            "temperature": [] | [1] as temperature,
+            "prefix": str(prefix),
+            "dtypes": dict(dtypes),
+        } if all(kind in _STORED for kind in dtypes.values()):
+            return _Spelling(prefix, FlaxLayout(attention, tuple(temperature)), dtypes)
+        case _:
+            raise CheckpointError(
+                f"{folder / PROVENANCE_FILE} does not say how its source was laid out; it has {str(stored)[:200]}"
+            )
 
 
 def _export_leaves(folder: Path, config: CLIPConfig, target: Path, spelling: _Spelling, *, overwrite: bool) -> str:
@@ -91,10 +97,17 @@ def _export_leaves(folder: Path, config: CLIPConfig, target: Path, spelling: _Sp
     placed = foreign_tensors(rules, config)
     with ExitStack() as stack:
         leaves = stack.enter_context(LeafReader(folder / WEIGHTS_FILE))
-        _check_leaves(leaves, config)
+        check_leaves(leaves.leaves, config, where=str(leaves.path))
         state = None
         if (folder / OPTIMISER_FILE).exists():
             state = stack.enter_context(open_optimiser_state(folder))
+            if state.counts.updates != state.counts.schedule_steps:
+                _log.warning(
+                    "Adam has counted %d updates, the schedules %d, as in runs of the t5x trainer; the main branch "
+                    "never writes such a state, and an import takes it from the original only",
+                    state.counts.updates,
+                    state.counts.schedule_steps,
+                )
         size = sum(4 * int(np.prod(one.shape)) for one in placed.values())
         bar = stack.enter_context(
             tqdm(total=(2 if state is None else 4) * size, desc="export", unit="B", unit_scale=True, delay=2)
@@ -164,15 +177,6 @@ def _optimiser_entries(placed: Mapping[str, Placed], state: OptimiserState) -> d
 def _order(name: str) -> tuple[tuple[int, str], ...]:
     """As the reference orders entries: keys of dictionaries by name, members of tuples by number."""
     return tuple((int(part) if part.isdigit() else -1, part) for part in name.split("/"))
-
-
-def _check_leaves(leaves: LeafReader, config: CLIPConfig) -> None:
-    wanted = {path: Leaf(shape, FLOAT32) for path, shape in leaf_shapes(config).items()}
-    if leaves.leaves != wanted:
-        differing = sorted(name for name in {*wanted, *leaves.leaves} if wanted.get(name) != leaves.leaves.get(name))
-        raise CheckpointError(
-            f"{leaves.path} does not fit its config, {len(differing)} problem(s): {', '.join(differing)}"
-        )
 
 
 def _check_written(

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from clipa_eqx.errors import ConversionError
+from clipa_eqx.errors import ConversionError, listed
 from clipa_eqx.optimiser_file import FIRST_SCHEDULE
 from conversion.flax_shapes import FlaxLayout, layout_of
+from conversion.import_checkpoint import Checkpoint
 from conversion.npz import NpzFile
 from conversion.tensors import TensorFile, TensorInfo, TensorView
 from conversion.to_artefact import Moments
@@ -32,16 +33,18 @@ class FlaxSource:
     moments: Moments | None
     layout: FlaxLayout
     prefix: str
+    notes: tuple[str, ...] = ()
 
-    def provenance(self) -> dict[str, Any]:
-        """What an export needs to write the same file again."""
+    def checkpoint(self) -> Checkpoint:
+        """What is imported; ``about`` is what an export needs to write the same file again."""
         other = {name: str(i.dtype) for name, i in self.params.tensors.items() if i.dtype != np.dtype(np.float32)}
-        return {
+        about = {
             "prefix": self.prefix,
             "attention": self.layout.attention,
             "temperature": list(self.layout.temperature),
             "dtypes": other,
         }
+        return Checkpoint(FORMAT, self.params, self.moments, self.layout, about, self.notes)
 
 
 @contextmanager
@@ -65,15 +68,19 @@ def open_flax(source: str) -> Generator[FlaxSource]:
             prefix = options[0]
         params = {name.removeprefix(prefix): name for name in file.tensors if name.startswith(prefix)}
         _check_towers(params, source, prefix)
+        notes: tuple[str, ...] = ()
         rest = [] if subtree else [name for name in file.tensors if not name.startswith(prefix)]
         if prefix == "opt/target/":
             # The rest of an old optimiser: its state has no place in ours.
-            rest = [name for name in rest if not name.startswith("opt/")]
+            old = [name for name in rest if name.startswith("opt/")]
+            rest = [name for name in rest if name not in set(old)]
+            if old:
+                notes = (f"left out: {len(old)} entries of an old Flax optimiser's state, {_some(old)}",)
         if rest and not any(name.startswith("opt/") for name in rest):
             _refuse_others(file, rest, source, prefix)
         moments = _moments(file, rest, set(params), where=str(path)) if rest else None
         view = TensorView(file, params)
-        yield FlaxSource(params=view, moments=moments, layout=layout_of(view.tensors), prefix=prefix)
+        yield FlaxSource(params=view, moments=moments, layout=layout_of(view.tensors), prefix=prefix, notes=notes)
 
 
 def split_subtree(source: str) -> tuple[Path, str]:
@@ -109,9 +116,13 @@ def _refuse_others(file: NpzFile, rest: list[str], source: str, prefix: str) -> 
     if others:
         lines = [f"unused: {name} {file.tensors[name].shape}" for name in others]
         raise ConversionError(
-            f"{source} holds more than parameters, {len(lines)} problem(s) ({source}:{prefix.strip('/')} converts the "
-            "parameters alone):\n  " + "\n  ".join(lines)
+            f"{source} holds more than parameters ({source}:{prefix.strip('/')} converts the parameters alone), "
+            f"{listed(lines)}"
         )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _tops(names: Mapping[str, object], prefix: str) -> str:
@@ -147,10 +158,13 @@ def _moments(file: NpzFile, rest: list[str], params: set[str], *, where: str) ->
     steps = {numbers[name] for name in counts.values() if name in numbers}
     if len(steps) > 1:
         problems.append(f"the schedules do not agree on the step: {sorted(steps)}")
+    elif steps and ADAM_COUNT in numbers and numbers[ADAM_COUNT] not in steps:
+        # Both rise with every update, and this trainer never resets one alone.
+        problems.append(f"{ADAM_COUNT}, Adam's count, is {numbers[ADAM_COUNT]}, that of the schedules {min(steps)}")
     if problems:
         raise ConversionError(
-            f"{where}: the optimiser state is not of the reference's chain, {len(problems)} problem(s) "
-            f"({where}:params converts the parameters alone):\n  " + "\n  ".join(problems)
+            f"{where}: the optimiser state is not of the reference's chain ({where}:params converts the parameters "
+            f"alone), {listed(problems)}"
         )
     [step] = steps
     about = {

@@ -1,11 +1,10 @@
 """What the names and shapes of a Flax checkpoint say of the model, and what they do not (facts 2.3)."""
 
-import math
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 from conversion.infer import Fact, square_side
-from conversion.tensors import TensorInfo
+from conversion.tensors import TensorInfo, shape_of
 
 
 class FlaxLayout(NamedTuple):
@@ -35,7 +34,7 @@ def flax_facts(tensors: Mapping[str, TensorInfo]) -> dict[str, Fact]:
     else:
         facts["image.pool"] = Fact(("first",), "there is no img/encoder_norm and no img/MAPHead_0")
     facts["text.pool"] = Fact(("last", "tok", "gap"), "last, tok and gap have the same arrays")
-    table = _shape(tensors, "txt/Embed_0/embedding", 2)
+    table = shape_of(tensors, "txt/Embed_0/embedding", 2)
     if table is not None:
         facts["text.vocab"] = Fact((table[0],), "rows of txt/Embed_0/embedding")
     return facts
@@ -48,16 +47,16 @@ def _tower_facts(ours: str, theirs: str, tensors: Mapping[str, TensorInfo]) -> d
     layers = {name.removeprefix(stem).split("/")[0] for name in tensors if name.startswith(stem)}
     if layers:
         facts[f"{ours}.blocks.depth"] = Fact((len(layers),), f"number of {stem}*")
-    first_norm = _shape(tensors, f"{stem}0/LayerNorm_0/scale", 1)
+    first_norm = shape_of(tensors, f"{stem}0/LayerNorm_0/scale", 1)
     if first_norm is not None:
         facts[f"{ours}.blocks.width"] = Fact(first_norm, f"length of {stem}0/LayerNorm_0/scale")
-    hidden = _shape(tensors, f"{stem}0/MlpBlock_0/Dense_0/bias", 1)
+    hidden = shape_of(tensors, f"{stem}0/MlpBlock_0/Dense_0/bias", 1)
     if hidden is not None:
         facts[f"{ours}.blocks.mlp_dim"] = Fact(hidden, f"length of {stem}0/MlpBlock_0/Dense_0/bias")
-    split = _shape(tensors, attention, 3)
+    split = shape_of(tensors, attention, 3)
     if split is not None:
         facts[f"{ours}.blocks.heads"] = Fact((split[1],), f"axis 1 of {attention}")
-    head = _shape(tensors, f"{theirs}/head/kernel", 2)
+    head = shape_of(tensors, f"{theirs}/head/kernel", 2)
     if head is not None:
         facts[f"{ours}.embed"] = Fact((head[1],), f"axis 1 of {theirs}/head/kernel")
     elif f"{theirs}/head/kernel" not in tensors:
@@ -67,7 +66,7 @@ def _tower_facts(ours: str, theirs: str, tensors: Mapping[str, TensorInfo]) -> d
 
 def _patch_facts(tensors: Mapping[str, TensorInfo]) -> dict[str, Fact]:
     name = "img/embedding/kernel"
-    conv, linear = _shape(tensors, name, 4), _shape(tensors, name, 2)
+    conv, linear = shape_of(tensors, name, 4), shape_of(tensors, name, 2)
     if conv is not None:
         return {
             "image.patch": Fact(("conv",), f"{name} has 4 axes"),
@@ -85,7 +84,7 @@ def _patch_facts(tensors: Mapping[str, TensorInfo]) -> dict[str, Fact]:
 
 def _position_facts(tensors: Mapping[str, TensorInfo], facts: Mapping[str, Fact]) -> dict[str, Fact]:
     found: dict[str, Fact] = {}
-    rows = _shape(tensors, "img/pos_embedding", 3)
+    rows = shape_of(tensors, "img/pos_embedding", 3)
     if rows is None:
         why = "without img/pos_embedding they are computed, or the file is not whole"
         found["image.position"] = Fact(("sincos2d", "learned"), why)
@@ -96,7 +95,7 @@ def _position_facts(tensors: Mapping[str, TensorInfo], facts: Mapping[str, Fact]
             size = (side * patch.values[0][0], side * patch.values[0][1])
             why = f"{rows[1]} rows of img/pos_embedding as class token and a square of {side}"
             found["image.image_size"] = Fact((size,), why, is_hint=True)
-    words = _shape(tensors, "txt/pos_embedding", 3)
+    words = shape_of(tensors, "txt/pos_embedding", 3)
     if words is None:
         why = "without txt/pos_embedding they are computed, or the file is not whole"
         found["text.position"] = Fact(("sincos1d", "learned"), why)
@@ -104,8 +103,3 @@ def _position_facts(tensors: Mapping[str, TensorInfo], facts: Mapping[str, Fact]
         found["text.position"] = Fact(("learned",), "txt/pos_embedding is there")
         found["text.length"] = Fact((words[1],), "rows of txt/pos_embedding")
     return found
-
-
-def _shape(tensors: Mapping[str, TensorInfo], name: str, axes: int) -> tuple[int, ...] | None:
-    info = tensors.get(name)
-    return info.shape if info is not None and len(info.shape) == axes and math.prod(info.shape) else None

@@ -1,7 +1,6 @@
 """The config of a foreign model: what its shapes say, checked against a preset, the rest named; nothing is guessed."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,15 +8,14 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from clipa_eqx.data.eval_images import EvalImageConfig
-from clipa_eqx.errors import ClipaError, ConversionError
-from clipa_eqx.json_config import from_json
+from clipa_eqx.errors import ClipaError, ConversionError, listed
 from clipa_eqx.models.blocks import BlockConfig
 from clipa_eqx.models.clip import CLIPConfig
 from clipa_eqx.models.pool import ImagePool, TextPool
-from clipa_eqx.models.presets import T5X_TEXT, VARIANTS, Size, preset
+from clipa_eqx.models.presets import T5X_TEXT, VARIANTS, Size
 from clipa_eqx.models.text import TextConfig
 from clipa_eqx.models.vision import VisionConfig
-from conversion.released import RELEASED
+from conversion.named_configs import NamedConfig, check_format, named_config
 
 Profile = Literal["flax", "open_clip"]
 PROFILES: Mapping[Profile, dict[str, Any]] = {
@@ -62,24 +60,14 @@ class Choices:
 
 
 class Resolved(NamedTuple):
-    """A config, its numerics profile and why, how pictures are prepared, and what was chosen or differs."""
+    """A config, its numerics profile and why, how pictures are prepared and who says so, what was chosen or differs."""
 
     config: CLIPConfig
     profile: str
     profile_why: str
     preprocess: EvalImageConfig
+    preprocess_note: str
     notes: tuple[str, ...]
-
-
-class _Base(NamedTuple):
-    """A whole config to start from; ``free`` are its fields that are mere defaults."""
-
-    name: str
-    config: CLIPConfig
-    free: tuple[str, ...] = ()
-    letter: str | None = None
-    profile: Profile | None = None
-    preprocess: EvalImageConfig | None = None
 
 
 # Fields that a weight file or someone must tell, and the flag that tells them.
@@ -104,7 +92,6 @@ _FLAGS: dict[str, str | None] = {
     "text.pool": "--text-pool",
     "text.embed": None,
 }
-_SHOWN = 100  # misfits: with the wrong preset, every tensor is one
 _TEXT_SIZES = tuple(f"text.blocks.{name}" for name in Size._fields)
 
 
@@ -119,14 +106,17 @@ def resolve_config(
 
     Args:
         facts: by dotted name of the field, as ``image.blocks.width``.
-        format_profile: the numerics of the code that writes such files; None if several do.
+        format_profile: the numerics of the code that writes such files; None if several do. A released model must be
+            of this format, unless ``choices`` name the profile.
         misfits: what of the file does not fit a config, a line for each tensor (``rules.check_tensors``); if file and
             named config disagree, these lines say which tensors are to blame.
 
     Raises:
         ConversionError: lists every field that nobody tells and every contradiction.
     """
-    base, flags = _base(choices), _flag_values(choices)
+    base, flags = named_config(preset=choices.preset, released=choices.released, file=choices.config), _flags(choices)
+    if base is not None and format_profile is not None and choices.profile is None:
+        check_format(base, format_profile)
     table = _text_table(facts, base)
     values: dict[str, Any] = {}
     problems: list[str] = []
@@ -140,20 +130,22 @@ def resolve_config(
                 notes.append(f"{name}: {default}, {expected} in {origin}: the text tower is that of {table.name}")
             origin = table.name
         is_default = base is not None and name in base.free
+        untold = None if base is None else _untold(name, base, facts)
         if name in flags:
             value, where = flags[name], str(flag)
         elif fact is not None and len(fact.values) == 1 and not fact.is_hint:
             value, where = fact.values[0], f"the file ({fact.why})"
-        elif base is not None and not is_default:
+        elif base is not None and not is_default and untold is None:
             value, where = default, origin
             notes.append(f"{name}: {value} by {origin} ({fact.why if fact else 'shapes do not tell'})")
         elif fact is not None and fact.is_hint:
             value, where = fact.values[0], f"the file ({fact.why})"
-        elif base is not None:
+            notes.append(f"{name}: {value} by {where}; another needs {f'{flag} or ' if flag else ''}--config")
+        elif base is not None and untold is None:
             value, where = default, origin
             notes.append(f"{name}: {value}, the default of {origin}; {flag or '--config'} gives another")
         else:
-            why = fact.why if fact else "shapes do not tell"
+            why = "; ".join(part for part in (fact.why if fact else "shapes do not tell", untold) if part)
             problems.append(f"{name} is not known ({why}); give {flag or '--config or --preset'}")
             continue
         values[name] = value
@@ -161,65 +153,48 @@ def resolve_config(
             allowed = " or ".join(map(str, fact.values))
             problems.append(f"{name}: {value} by {where}, but the file has {allowed} ({fact.why})")
         elif base is not None and value != default:
-            is_fine = name in flags or is_default
+            is_fine = name in flags or is_default or untold is not None
             (notes if is_fine else problems).append(f"{name}: {value} by {where}, {default} in {origin}")
     if problems:
         rows = [f"{one.name} ({one.size.heads} heads)" for one in _matching_text(facts)]
         if rows:
             problems.append(f"by the way, the text tower has the sizes of {', '.join(rows)}")
-        lines = list(misfits(base.config)) if base is not None and misfits is not None else []
-        problems += lines[:_SHOWN] + ([f"... and {len(lines) - _SHOWN} tensors more"] if len(lines) > _SHOWN else [])
-        raise ConversionError("the config cannot be told:\n  " + "\n  ".join(problems))
+        if base is not None and misfits is not None:
+            problems += misfits(base.config)
+        raise ConversionError(f"the config cannot be told, {listed(problems)}")
     numerics, profile, why = _profile(choices, base, format_profile)
     try:
         config = _build(values, numerics, base)
-        preprocess = base.preprocess if base and base.preprocess else None
-        if preprocess is None or preprocess.size != config.image.image_size:
-            # What every release was scored with (facts 4.2).
-            preprocess = EvalImageConfig(size=config.image.image_size, resize="squash")
+        preprocess, note = _preprocess(config, base)
     except ClipaError as error:
         raise ConversionError(f"shapes and flags make no config: {error}") from error
-    return Resolved(config, profile, why, preprocess, tuple(notes))
+    return Resolved(config, profile, why, preprocess, note, tuple(notes))
 
 
-def _base(choices: Choices) -> _Base | None:
-    given = {"--preset": choices.preset, "--released": choices.released, "--config": choices.config}
-    named = [name for name, value in given.items() if value is not None]
-    if len(named) > 1:
-        raise ConversionError(f"{' and '.join(named)} each name a whole config; give one of them")
-    if choices.preset is not None:
-        letter = choices.preset.split("/")[0].removeprefix("big")
-        return _Base(
-            f"preset {choices.preset}", preset(choices.preset), free=("image.image_size", "text.length"), letter=letter
-        )
-    if choices.released is not None:
-        if choices.released not in RELEASED:
-            raise ConversionError(
-                f"no released model is called {choices.released!r}; `python -m conversion.released` lists them"
-            )
-        row = RELEASED[choices.released]
-        return _Base(
-            f"released model {choices.released}", row.config(), profile=row.profile, preprocess=row.preprocess()
-        )
-    if choices.config is not None:
-        return _Base(str(choices.config), _read_config(choices.config))
-    return None
+def _untold(name: str, base: NamedConfig, facts: Mapping[str, Fact]) -> str | None:
+    """Why the named config does not tell a field of this file, or None if it does."""
+    length, own = facts.get("text.length"), base.config.text.length
+    if name == "image.image_size" and name in base.free and length is not None and own not in length.values:
+        # Models of few text tokens are those of few pixels.
+        size = base.config.image.image_size[0]
+        return f"{base.name} has {size} with {own} text tokens, this file has {length.values[0]}"
+    return dict(base.untold).get(name)
 
 
-def _read_config(path: Path) -> CLIPConfig:
-    """A model config as ``scripts/show.py`` prints it, a saved model's ``config.json``, or the model of a run's."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConversionError(f"--config {path} cannot be read ({error})") from error
-    while isinstance(found, dict) and "image" not in found and ("model" in found or "config" in found):
-        found = found.get("model", found.get("config"))
-    if not isinstance(found, dict):
-        raise ConversionError(f"--config {path} holds no model config; scripts/show.py MODEL prints one")
-    return from_json(CLIPConfig, found, where=f"--config {path}")
+def _preprocess(config: CLIPConfig, base: NamedConfig | None) -> tuple[EvalImageConfig, str]:
+    """How pictures are prepared, and a line that says who says so."""
+    size = config.image.image_size
+    if base is not None and base.preprocess is not None:
+        made = dataclasses.replace(base.preprocess, size=size)
+        return made, f"preprocess: {made.resize}, as {base.name} was scored"
+    # Right for released models of 32 tokens; those of 8 and the smaller recipes were scored otherwise (facts 4.2, 5.1).
+    return EvalImageConfig(size=size, resize="squash"), (
+        "preprocess: squash, a default that no file tells; models of 8 tokens and the reference's S, B and L recipes "
+        "were scored with resize_small_crop: --released names such a model, or set resize in preprocess.json"
+    )
 
 
-def _flag_values(choices: Choices) -> dict[str, Any]:
+def _flags(choices: Choices) -> dict[str, Any]:
     size = choices.image_size
     values = {
         "image.pool": choices.image_pool,
@@ -233,14 +208,14 @@ def _flag_values(choices: Choices) -> dict[str, Any]:
 
 
 def _profile(
-    choices: Choices, base: _Base | None, format_profile: Profile | None
+    choices: Choices, base: NamedConfig | None, format_profile: Profile | None
 ) -> tuple[Mapping[str, dict[str, Any]], str, str]:
     """Numerics of each tower's blocks, the profile's name, and why."""
     if choices.profile is not None:
         chosen, why = choices.profile, "--profile says so"
     elif base is not None and base.profile is not None:
         chosen, why = base.profile, f"{base.name} was published with it"
-    elif base is not None and choices.config is not None:
+    elif base is not None and base.is_file:
         towers = {"image": base.config.image.blocks, "text": base.config.text.blocks}
         numerics = {name: {"norm_eps": one.norm_eps, "gelu": one.gelu} for name, one in towers.items()}
         name = next((n for n, p in PROFILES.items() if all(one == p for one in numerics.values())), "custom")
@@ -252,7 +227,7 @@ def _profile(
     return dict.fromkeys(("image", "text"), PROFILES[chosen]), chosen, why
 
 
-def _build(values: Mapping[str, Any], numerics: Mapping[str, dict[str, Any]], base: _Base | None) -> CLIPConfig:
+def _build(values: Mapping[str, Any], numerics: Mapping[str, dict[str, Any]], base: NamedConfig | None) -> CLIPConfig:
     def blocks(tower: str) -> BlockConfig:
         sizes = {name: values[f"{tower}.blocks.{name}"] for name in Size._fields}
         if base is not None:
@@ -273,7 +248,7 @@ def _build(values: Mapping[str, Any], numerics: Mapping[str, dict[str, Any]], ba
     )
 
 
-def _text_table(facts: Mapping[str, Fact], base: _Base | None) -> "_Row | None":
+def _text_table(facts: Mapping[str, Fact], base: NamedConfig | None) -> "_Row | None":
     """Another text tower of the preset's letter that is just what the file holds, or None."""
     if base is None or base.letter is None:
         return None

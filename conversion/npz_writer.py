@@ -1,6 +1,5 @@
 """Npz archives as ``np.savez`` writes them, one array at a time; the file appears once it is complete."""
 
-import os
 import zipfile
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from clipa_eqx.errors import ConversionError
+from clipa_eqx.in_place import beside, real_path, remove_leftovers
 
 
 class NpzWriter:
@@ -37,8 +37,8 @@ def new_npz(path: Path, *, overwrite: bool) -> Generator[NpzWriter]:
     Raises:
         ConversionError: the file exists (and not ``overwrite``), or cannot be written.
     """
-    check_target(path, overwrite=overwrite)
-    new = path.with_name(f".{path.name}.new-{os.getpid()}")
+    path = check_target(path, overwrite=overwrite)
+    new = beside(path, "new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         writer = NpzWriter(new)
@@ -54,11 +54,21 @@ def new_npz(path: Path, *, overwrite: bool) -> Generator[NpzWriter]:
             new.unlink()
 
 
-def check_target(path: Path, *, overwrite: bool) -> None:
-    """Raises ConversionError where an archive may not be written."""
-    if path.suffix != ".npz":
+def check_target(path: Path, *, overwrite: bool) -> Path:
+    """The real path of an archive to be written.
+
+    Raises:
+        ConversionError: it exists and is not to be overwritten, or is no file.
+        CheckpointError: a link leads nowhere.
+    """
+    real = real_path(path)
+    if real.suffix != ".npz":
         raise ConversionError(f"{path} does not end in .npz; name the checkpoint to write")
-    if path.is_dir():
+    remove_leftovers(real)
+    if real.is_dir():
         raise ConversionError(f"{path} is a folder; give another name")
-    if path.exists() and not overwrite:
+    if real.exists() and not overwrite:
         raise ConversionError(f"{path} exists already; give another name, or --overwrite")
+    if real.exists() and not real.is_file():
+        raise ConversionError(f"{path} is no file and is not overwritten; give another name")
+    return real

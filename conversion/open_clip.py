@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from clipa_eqx.cli import run
-from conversion.arguments import EPILOG, add_import_arguments
+from clipa_eqx.cli import exit_on_sigterm, run
+from conversion.arguments import EPILOG, TERMINATED, add_import_arguments
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     exporter.add_argument("target", metavar="DST_FOLDER", type=Path)
     exporter.add_argument("--overwrite", action="store_true", help="replace an open_clip folder, once the new is done")
     arguments = parser.parse_args(argv)
+    exit_on_sigterm(TERMINATED)
     # Nothing here needs an accelerator, and on a TPU host a training run may hold them.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     if arguments.command == "import":

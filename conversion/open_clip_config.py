@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from clipa_eqx.errors import ConversionError
+from clipa_eqx.errors import ConversionError, listed
 from conversion.replay import ReplayGelu, TowerOptions
 
 CONFIG_FILE = "open_clip_config.json"
@@ -18,11 +18,24 @@ OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26
 DEFAULT_EPS = 1e-5
 """Of torch's LayerNorm."""
 
-# Options that open_clip's own weights may have and nothing here can compute, with the value that leaves them off.
-_UNKNOWN_VISION: dict[str, Any] = {
+# Fields of open_clip's config classes (its model.py and transform.py); any other is refused, as open_clip does itself.
+# Those that are read here, and those that change nothing that a model computes from given weights:
+_READ_MODEL = ("embed_dim", "vision_cfg", "text_cfg", "preprocess_cfg", "quick_gelu", "init_logit_bias")
+_IDLE_MODEL = ("init_logit_scale", "nonscalar_logit_scale", "cast_dtype", "output_dict", "custom_text")
+_READ_TOWER = ("width", "layers", "mlp_ratio", "act_kwargs", "norm_kwargs", "pool_type", "final_ln_after_pool")
+_READ_VISION = ("image_size", "patch_size", "head_width", "no_ln_pre", "global_average_pool")
+_READ_TEXT = ("context_length", "vocab_size", "heads", "no_causal_mask", "hf_tokenizer_name", "tokenizer_kwargs")
+_READ_PICTURES = ("size", "mean", "std", "interpolation", "resize_mode")
+# Of towers and poolers that are refused as such, of training, or (the kind of positions) stored as a table anyway.
+_IDLE_VISION = (
+    *("patch_dropout", "attn_pooler_queries", "attn_pooler_heads", "pos_embed_type", "timm_model_pretrained"),
+    *("timm_pool", "timm_proj", "timm_proj_bias", "timm_drop", "timm_drop_path"),
+)
+_IDLE_TEXT = ("pad_id", "eos_id", "hf_model_pretrained", "hf_proj_type", "hf_pooler_type")
+# Options that nothing here can compute, with the value that leaves them off; None does too.
+_OFF_TOWER: dict[str, Any] = {
     "ls_init_value": None,
-    "attentional_pool": False,
-    "timm_model_name": None,
+    "output_tokens": False,
     "block_type": None,
     "qk_norm": False,
     "scaled_cosine_attn": False,
@@ -30,18 +43,22 @@ _UNKNOWN_VISION: dict[str, Any] = {
     "scale_attn_inner": False,
     "scale_attn": False,
     "scale_fc": False,
-    "in_chans": 3,
 }
-_UNKNOWN_TEXT: dict[str, Any] = {
-    "ls_init_value": None,
+_OFF_VISION = _OFF_TOWER | {
+    "attentional_pool": False,
+    "timm_model_name": None,
+    "in_chans": 3,
+    "input_patchnorm": False,
+}
+_OFF_TEXT = _OFF_TOWER | {
     "hf_model_name": None,
     "embed_cls": False,
     "proj_bias": False,
     "proj_type": "linear",
     "tokenizer_mode": None,
-    **{key: _UNKNOWN_VISION[key] for key in ("block_type", "qk_norm", "scaled_cosine_attn", "scale_heads")},
-    **{key: _UNKNOWN_VISION[key] for key in ("scale_attn_inner", "scale_attn", "scale_fc")},
 }
+_OFF_PICTURES = {"mode": "RGB", "fill_color": 0}
+_OFF_TOKENIZER = {"clean": "whitespace"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +84,11 @@ class Pictures:
 
 @dataclass(frozen=True, kw_only=True)
 class Texts:
-    """How texts are tokenised: the vocabulary's name, and whether [SEP] is replaced by padding."""
+    """How texts are tokenised: the vocabulary's name, whether [SEP] is replaced by padding, what else is asked for."""
 
     tokenizer_name: str | None
     strips_sep: bool
+    other: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,13 +124,14 @@ def parse_open_clip_config(found: Mapping[str, Any], *, where: str) -> OpenClipC
         raise ConversionError(f"{where}: model_cfg is {type(model).__name__}, expected an object")
     reader = _Reader(cast("dict[str, Any]", model))
     vision, text = reader.child("vision_cfg"), reader.child("text_cfg")
-    for tower, unknown in ((vision, _UNKNOWN_VISION), (text, _UNKNOWN_TEXT)):
-        tower.refuse(unknown)
-    if vision.get("no_ln_pre", default=False) is not True:
+    reader.refuse_all_but(_READ_MODEL + _IDLE_MODEL)
+    vision.refuse_all_but(_READ_TOWER + _READ_VISION + _IDLE_VISION, off=_OFF_VISION)
+    text.refuse_all_but(_READ_TOWER + _READ_TEXT + _IDLE_TEXT, off=_OFF_TEXT)
+    if not vision.flag("no_ln_pre"):
         vision.problems.append("vision_cfg.no_ln_pre is not set: a norm before the blocks is unknown here")
-    if reader.get("init_logit_bias", default=None) is not None:
+    if reader.values.get("init_logit_bias") is not None:
         reader.problems.append("init_logit_bias: a bias of the logits is unknown here")
-    is_quick = reader.get("quick_gelu", default=False) is True
+    is_quick = reader.flag("quick_gelu")
     image_size, patch_size = vision.pair("image_size", 224), vision.pair("patch_size", 16)
     image_tower = _tower(vision, heads=None, options=_image_options(vision, is_quick))
     text_tower = _tower(text, heads=text.count("heads", 8), options=_text_options(text, is_quick))
@@ -129,7 +148,7 @@ def parse_open_clip_config(found: Mapping[str, Any], *, where: str) -> OpenClipC
     )
     problems = reader.problems + vision.problems + text.problems
     if problems:
-        raise ConversionError(f"{where}: {len(problems)} problem(s):\n  " + "\n  ".join(problems))
+        raise ConversionError(f"{where}: {listed(problems)}")
     return parsed
 
 
@@ -140,15 +159,20 @@ class _Reader:
         self.values, self.prefix = values, prefix
         self.problems: list[str] = []
 
-    def child(self, key: str) -> "_Reader":
+    def child(self, key: str, *, is_needed: bool = True) -> "_Reader":
+        """The object under a key; where it is absent or null, an empty one."""
         value = self.values.get(key)
-        if not isinstance(value, dict):
-            self.problems.append(f"{key} is missing")
-            return _Reader({}, f"{key}.")
-        return _Reader(cast("dict[str, Any]", value), f"{key}.")
+        if value is None and is_needed:
+            self.problems.append(f"{self.prefix}{key} is missing")
+        elif value is not None and not isinstance(value, dict):
+            self.problems.append(f"{self.prefix}{key} is {value!r}, expected an object")
+        return _Reader(cast("dict[str, Any]", value) if isinstance(value, dict) else {}, f"{self.prefix}{key}.")
 
-    def get(self, key: str, *, default: object) -> object:
-        return self.values.get(key, default)
+    def flag(self, key: str) -> bool:
+        value = self.values.get(key, False)
+        if type(value) is not bool:
+            self.problems.append(f"{self.prefix}{key} is {value!r}, expected true or false")
+        return value is True
 
     def count(self, key: str, default: int | None) -> int:
         value = self.values.get(key, default)
@@ -184,10 +208,14 @@ class _Reader:
             return next(iter(known.values()))
         return known[value]
 
-    def refuse(self, unknown: Mapping[str, Any]) -> None:
-        for key, off in unknown.items():
-            if self.values.get(key, off) not in (off, None):
-                self.problems.append(f"{self.prefix}{key} is {self.values[key]!r}, which is unknown here")
+    def refuse_all_but(self, known: tuple[str, ...], *, off: Mapping[str, Any] | None = None) -> None:
+        for key, value in self.values.items():
+            if off is not None and key in off:
+                # 0 == False, so types are compared too.
+                if value is not None and (type(value), value) != (type(off[key]), off[key]):
+                    self.problems.append(f"{self.prefix}{key} is {value!r}, which is unknown here")
+            elif key not in known:
+                self.problems.append(f"{self.prefix}{key} ({value!r}) is no field that is known here")
 
 
 def _tower(reader: _Reader, *, heads: int | None, options: TowerOptions) -> OpenClipTower:
@@ -206,9 +234,9 @@ def _tower(reader: _Reader, *, heads: int | None, options: TowerOptions) -> Open
 
 def _image_options(reader: _Reader, is_quick: bool) -> TowerOptions:
     # Old versions of open_clip had this option; their mean took the class token, then came the norm.
-    is_old_mean = reader.get("global_average_pool", default=False) is True
+    is_old_mean = reader.flag("global_average_pool")
     pool = "gap" if is_old_mean else reader.one_of("pool_type", "tok", {"avg": "gap", "tok": "tok"})
-    is_after = is_old_mean or reader.get("final_ln_after_pool", default=False) is True
+    is_after = reader.flag("final_ln_after_pool") or is_old_mean
     return TowerOptions(
         heads=1,
         eps=_eps(reader),
@@ -227,23 +255,21 @@ def _text_options(reader: _Reader, is_quick: bool) -> TowerOptions:
         gelu=_gelu(reader, is_quick),
         pool="last" if pool == "last" else "tok",
         pool_norm="before",
-        is_causal=reader.get("no_causal_mask", default=False) is not True,
+        is_causal=not reader.flag("no_causal_mask"),
     )
 
 
 def _eps(reader: _Reader) -> float:
-    kwargs = reader.get("norm_kwargs", default=None)
-    inner = _Reader(cast("dict[str, Any]", kwargs) if isinstance(kwargs, dict) else {}, f"{reader.prefix}norm_kwargs.")
-    inner.problems += [f"{inner.prefix}{key} is unknown here" for key in inner.values if key != "eps"]
+    inner = reader.child("norm_kwargs", is_needed=False)
+    inner.refuse_all_but(("eps",))
     value = inner.number("eps", DEFAULT_EPS)
     reader.problems += inner.problems
     return value
 
 
 def _gelu(reader: _Reader, is_quick: bool) -> ReplayGelu:
-    kwargs = reader.get("act_kwargs", default=None)
-    inner = _Reader(cast("dict[str, Any]", kwargs) if isinstance(kwargs, dict) else {}, f"{reader.prefix}act_kwargs.")
-    inner.problems += [f"{inner.prefix}{key} is unknown here" for key in inner.values if key != "approximate"]
+    inner = reader.child("act_kwargs", is_needed=False)
+    inner.refuse_all_but(("approximate",))
     kind = inner.one_of("approximate", "none", {"none": "exact", "tanh": "tanh"})
     reader.problems += inner.problems
     return "quick" if is_quick else "tanh" if kind == "tanh" else "exact"
@@ -256,11 +282,12 @@ def _pictures(found: object, size: tuple[int, int], problems: list[str]) -> Pict
         problems.append(f"preprocess_cfg is {type(found).__name__}, expected an object")
         return None
     reader = _Reader(cast("dict[str, Any]", found), "preprocess_cfg.")
+    reader.refuse_all_but(_READ_PICTURES, off=_OFF_PICTURES)
     modes = {name: name for name in ("squash", "shortest", "longest")}
     made = Pictures(
         size=reader.pair("size", 224) if "size" in reader.values else size,
         mean=_triple(reader, "mean", OPENAI_MEAN),
-        std=_triple(reader, "std", OPENAI_STD),
+        std=_triple(reader, "std", OPENAI_STD, above=0.0),
         interpolation=reader.one_of("interpolation", "bicubic", {"bilinear": "bilinear", "bicubic": "bicubic"}),
         resize_mode=reader.one_of("resize_mode", "shortest", modes),
     )
@@ -270,17 +297,26 @@ def _pictures(found: object, size: tuple[int, int], problems: list[str]) -> Pict
     return made
 
 
-def _triple(reader: _Reader, key: str, default: tuple[float, ...]) -> tuple[float, ...]:
+def _triple(reader: _Reader, key: str, default: tuple[float, ...], *, above: float = -math.inf) -> tuple[float, ...]:
     value = reader.values.get(key, default)
     if isinstance(value, list | tuple):
-        numbers = cast("list[object]", value)
-        if len(numbers) == 3 and all(type(x) in (int, float) for x in numbers):
-            return tuple(float(cast("float", x)) for x in numbers)
-    reader.problems.append(f"preprocess_cfg.{key} is {value!r}, expected three numbers")
+        numbers = [float(x) for x in cast("list[Any]", value) if type(x) in (int, float) and math.isfinite(x)]
+        if len(numbers) == len(cast("list[Any]", value)) == 3 and min(numbers) > above:
+            return tuple(numbers)
+    reader.problems.append(f"preprocess_cfg.{key} is {value!r}, expected three {'positive ' * (above == 0)}numbers")
     return default
 
 
 def _texts(reader: _Reader) -> Texts:
-    name, kwargs = reader.get("hf_tokenizer_name", default=None), reader.get("tokenizer_kwargs", default=None)
-    strips = isinstance(kwargs, dict) and cast("dict[str, Any]", kwargs).get("strip_sep_token") is True
-    return Texts(tokenizer_name=name if isinstance(name, str) else None, strips_sep=strips)
+    name = reader.values.get("hf_tokenizer_name")
+    if name is not None and not isinstance(name, str):
+        reader.problems.append(f"{reader.prefix}hf_tokenizer_name is {name!r}, expected a name")
+    kwargs = reader.child("tokenizer_kwargs", is_needed=False)
+    strips_sep = kwargs.flag("strip_sep_token")
+    reader.problems += kwargs.problems
+    # Nothing that weights depend on: who compares texts says that it cannot, who imports refuses.
+    kwargs.problems = []
+    kwargs.refuse_all_but(("strip_sep_token",), off=_OFF_TOKENIZER)
+    return Texts(
+        tokenizer_name=name if isinstance(name, str) else None, strips_sep=strips_sep, other=tuple(kwargs.problems)
+    )

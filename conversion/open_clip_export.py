@@ -2,61 +2,71 @@
 
 import json
 import logging
-import os
-import shutil
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from clipa_eqx.artefact_folder import (
-    PREPROCESS_FILE,
     PROVENANCE_FILE,
     TOKENIZER_FOLDER,
     WEIGHTS_FILE,
+    check_parts,
     load_model_config,
+    load_preprocess,
     read_json,
 )
 from clipa_eqx.errors import CheckpointError, ConversionError
+from clipa_eqx.in_place import FolderKind, new_folder
 from clipa_eqx.leaf_file import Leaf, LeafReader, LeafWriter
-from clipa_eqx.models.clip import CLIPConfig
+from clipa_eqx.leaf_shapes import check_leaves
 from clipa_eqx.tokenizer import Tokenizer
-from conversion.open_clip_config import CONFIG_FILE
+from conversion.compare_pictures import pixels_note
+from conversion.open_clip_config import CONFIG_FILE, parse_open_clip_config
 from conversion.open_clip_files import FORMAT
 from conversion.open_clip_files import WEIGHTS_FILE as OPEN_CLIP_WEIGHTS
-from conversion.open_clip_mapping import from_clip_config
+from conversion.open_clip_mapping import from_clip_config, numerics_metadata
 from conversion.open_clip_names import open_clip_rules
-from conversion.open_clip_tokenizer import write_tokenizer
-from conversion.rules import export_tensor, foreign_tensors, leaf_shapes, raise_problems
+from conversion.open_clip_tokenizer import JSON_FILE, SEP, SETTINGS_FILE, VOCAB_FILE, write_tokenizer
+from conversion.rules import export_tensor, foreign_tensors, raise_problems
 
 _log = logging.getLogger(__name__)
+
+WRITER = "clipa_eqx"
+"""How weights that were written here say so, among the metadata of their file."""
 
 
 def export_open_clip(folder: Path, target: Path, *, overwrite: bool = False) -> Path:
     """Write ``open_clip_config.json``, weights in float32, and the tokenizer; the folder appears once complete.
 
-    Weights that came from open_clip get the tokenizer that open_clip used, others one that gives our ids.
+    Weights that came from open_clip get the tokenizer that open_clip used, others (and those whose vocabulary has no
+    [SEP]) one that gives our ids.
 
     Raises:
-        CheckpointError: ``folder`` is no saved model, or ``target`` exists.
+        CheckpointError: ``folder`` is no saved model, or ``target`` exists and is not to be (or not safely) replaced.
+        ConfigError: tokenizer or preprocessing do not fit the model.
         ConversionError: open_clip has no such model, or there is no place for it.
     """
     config = load_model_config(folder)
-    preprocess = read_json(folder / PREPROCESS_FILE)
+    preprocess = load_preprocess(folder)
     tokenizer = Tokenizer.load(folder / TOKENIZER_FOLDER)
-    described = from_clip_config(config, resize=str(preprocess.get("resize")))
+    check_parts(config, tokenizer, preprocess)
+    described = from_clip_config(config, resize=preprocess.resize)
     placed = foreign_tensors(open_clip_rules(config), config)
     provenance = read_json(folder / PROVENANCE_FILE)
     came_from_open_clip = provenance.get("format") == FORMAT and config.text.blocks.gelu == "exact"
+    as_reference = not came_from_open_clip or SEP not in tokenizer.pieces
     try:
-        with LeafReader(folder / WEIGHTS_FILE) as leaves, _new_folder(target, overwrite=overwrite) as new:
-            raise_problems(_leaf_problems(leaves, config), where=str(folder))
+        with (
+            LeafReader(folder / WEIGHTS_FILE) as leaves,
+            new_folder(target, _EXPORTED, overwrite=overwrite, sources=[folder]) as new,
+        ):
+            check_leaves(leaves.leaves, config, where=str(leaves.path))
             shapes = {name: Leaf(one.shape, np.dtype(np.float32)) for name, one in placed.items()}
             size = sum(4 * int(np.prod(leaf.shape)) for leaf in shapes.values())
+            metadata = {"format": "pt", "writer": WRITER, **numerics_metadata(config)}
             with (
-                LeafWriter(new / OPEN_CLIP_WEIGHTS, shapes, metadata={"format": "pt"}) as writer,
+                LeafWriter(new / OPEN_CLIP_WEIGHTS, shapes, metadata=metadata) as writer,
                 tqdm(total=size, desc="export", unit="B", unit_scale=True, delay=2) as bar,
             ):
                 problems: list[str] = []
@@ -67,45 +77,29 @@ def export_open_clip(folder: Path, target: Path, *, overwrite: bool = False) -> 
                     writer.write(name, values)
                     bar.update(values.nbytes)
                 raise_problems(problems, where=str(folder))
-            write_tokenizer(new, tokenizer, length=config.text.length, as_reference=not came_from_open_clip)
+            write_tokenizer(new, tokenizer, length=config.text.length, as_reference=as_reference)
             text = json.dumps(described, indent=1) + "\n"
             (new / CONFIG_FILE).write_text(text, encoding="utf-8")
     except OSError as error:
         raise ConversionError(f"{target} cannot be written ({error}); nothing was left there") from error
+    pictures = parse_open_clip_config(described, where=str(target)).pictures
+    if preprocess.resize != "squash" and pictures is not None:
+        _log.warning("open_clip has no %s; its pixels are %s", preprocess.resize, pixels_note(preprocess, pictures))
     _log.info("%s: open_clip.create_model_and_transforms('local-dir:%s')", target, target)
     return target
 
 
-def _leaf_problems(leaves: LeafReader, config: CLIPConfig) -> list[str]:
-    wanted = {path: Leaf(shape, np.dtype(np.float32)) for path, shape in leaf_shapes(config).items()}
-    problems = [f"missing: {path}" for path in wanted if path not in leaves.leaves]
-    problems += [f"unused: {path}" for path in leaves.leaves if path not in wanted]
-    return problems + [
-        f"{path} is {leaf.dtype}{leaf.shape}, expected {wanted[path].dtype}{wanted[path].shape}"
-        for path, leaf in leaves.leaves.items()
-        if path in wanted and leaf != wanted[path]
-    ]
-
-
-@contextmanager
-def _new_folder(target: Path, *, overwrite: bool) -> Generator[Path]:
-    if target.exists() and any(target.iterdir() if target.is_dir() else [target]):
-        if not overwrite:
-            raise CheckpointError(f"{target} exists already; give another name, or --overwrite")
-        if not (target / CONFIG_FILE).is_file():
-            raise CheckpointError(f"{target} exists and is no open_clip folder, so it is not overwritten")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    new, old = (target.with_name(f".{target.name}.{kind}-{os.getpid()}") for kind in ("new", "old"))
-    for leftover in (new, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+def _is_ours(folder: Path) -> bool:
+    """Whether its weights were written here; a download has files of the same names."""
     try:
-        new.mkdir()
-        yield new
-        if target.exists():
-            target.rename(old)
-        new.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        if old.exists() and not target.exists():
-            old.rename(target)
-        shutil.rmtree(new, ignore_errors=True)
+        with LeafReader(folder / OPEN_CLIP_WEIGHTS) as leaves:
+            return leaves.metadata.get("writer") == WRITER
+    except CheckpointError:
+        return False
+
+
+_EXPORTED = FolderKind(
+    name="folder that was exported here",
+    files=frozenset({CONFIG_FILE, OPEN_CLIP_WEIGHTS, VOCAB_FILE, JSON_FILE, SETTINGS_FILE}),
+    is_one=_is_ours,
+)

@@ -10,8 +10,10 @@ from types import TracebackType
 from typing import Any, NamedTuple, cast
 
 import numpy as np
+from tqdm import tqdm
 
-from clipa_eqx.errors import ConversionError
+from clipa_eqx.artefact_folder import PREPROCESS_FILE, TOKENIZER_FOLDER
+from clipa_eqx.errors import ConversionError, listed
 from clipa_eqx.leaf_file import LeafReader
 from conversion.open_clip_config import CONFIG_FILE
 from conversion.tensors import BFLOAT16, TensorInfo
@@ -31,6 +33,7 @@ WEIGHTS_FILES = (
 TORCH_SUFFIXES = (".bin", ".pt", ".pth")
 
 _LARGEST_PICKLE = 1 << 26
+_READ_BYTES = 1 << 22
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +55,9 @@ def find_source(source: str) -> OpenClipSource:
     if source.startswith(HUB):
         return _download(source.removeprefix(HUB))
     path = Path(source)
+    ours = path if path.is_dir() else path.parent
+    if (ours / PREPROCESS_FILE).is_file() and (ours / TOKENIZER_FOLDER).is_dir():
+        raise ConversionError(f"{ours} is already a model folder of ours; there is nothing to import")
     if path.is_dir():
         found = [path / name for name in WEIGHTS_FILES if (path / name).is_file()]
         if not found:
@@ -86,6 +92,7 @@ class SafetensorsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._reader = LeafReader(path)
+        self.metadata: Mapping[str, str] = self._reader.metadata
         self.tensors: Mapping[str, TensorInfo] = {
             name: TensorInfo(leaf.shape, leaf.dtype) for name, leaf in self._reader.leaves.items()
         }
@@ -112,6 +119,8 @@ class TorchFile:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         _check_archive(self.path)
+        _check_stored(self.path)
+        self.metadata: Mapping[str, str] = {}
         self._arrays = _load_torch(self.path)
         self.tensors: Mapping[str, TensorInfo] = {
             name: TensorInfo(array.shape, array.dtype) for name, array in self._arrays.items()
@@ -148,21 +157,22 @@ def _download(repo: str) -> OpenClipSource:
             f'{HUB}{repo} needs the package huggingface_hub: pip install "clipa_eqx[hub]"; or download the repository '
             "by other means and give its folder"
         ) from error
-    _log.info("downloading %s%s", HUB, repo)
+    _log.info("downloading %s%s (where there is no network, it is tried for half a minute)", HUB, repo)
+    download = huggingface_hub.hf_hub_download  # loads a module that sets the level of the library's log
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns of every retry, twice
     problem: Exception | None = None
     try:
-        config = Path(huggingface_hub.hf_hub_download(repo, CONFIG_FILE))
+        config = Path(download(repo, CONFIG_FILE))
         for name in WEIGHTS_FILES:
             try:
-                weights = Path(huggingface_hub.hf_hub_download(repo, name))
+                weights = Path(download(repo, name))
             except LocalEntryNotFoundError:
                 raise
             except EntryNotFoundError:
                 continue
-            for extra in ("vocab.txt", "tokenizer.json"):
+            for extra in ("vocab.txt", "tokenizer.json", "tokenizer_config.json"):
                 with contextlib.suppress(EntryNotFoundError):  # then the config names the vocabulary
-                    huggingface_hub.hf_hub_download(repo, extra)
+                    download(repo, extra)
             return OpenClipSource(weights, config, config.parent)
     except (HfHubHTTPError, HFValidationError, EntryNotFoundError, OSError, ValueError) as error:
         problem = error
@@ -200,7 +210,24 @@ def _check_archive(path: Path) -> None:
     if sum(entry.file_size for entry in entries) > size:
         problems.append("its entries are larger than the file")
     if problems:
-        raise ConversionError(f"{path} is refused:\n  " + "\n  ".join(problems[:20]))
+        raise ConversionError(f"{path} is refused: {listed(problems)}")
+
+
+def _check_stored(path: Path) -> None:
+    """Every entry has the checksum that the archive states; torch, which maps the file, never looks."""
+    name = ""
+    try:
+        with (
+            zipfile.ZipFile(path) as archive,
+            tqdm(total=path.stat().st_size, desc="check", unit="B", unit_scale=True, delay=2) as bar,
+        ):
+            for entry in archive.infolist():
+                name = entry.filename
+                with archive.open(entry) as stored:
+                    while data := stored.read(_READ_BYTES):
+                        bar.update(len(data))
+    except Exception as error:  # on damaged bytes zipfile raises nearly anything
+        raise ConversionError(f"damaged: {name} of {path} cannot be read ({error}); get the file again") from error
 
 
 def _load_torch(path: Path) -> dict[str, np.ndarray]:
@@ -226,10 +253,13 @@ def _load_torch(path: Path) -> dict[str, np.ndarray]:
             problems.append(f"{name!r} is {type(value).__name__}, expected a tensor")
         elif value.dtype not in kinds or value.layout != torch.strided:
             problems.append(f"{name} is {value.dtype} {value.layout}, expected {', '.join(map(str, kinds))}")
-        elif value.dtype == torch.bfloat16:
-            arrays[name] = value.detach().view(torch.int16).numpy().view(BFLOAT16)
         else:
-            arrays[name] = value.detach().numpy()
+            try:
+                plain: Any = value.detach()
+                is_half = value.dtype == torch.bfloat16
+                arrays[name] = plain.view(torch.int16).numpy().view(BFLOAT16) if is_half else plain.numpy()
+            except (RuntimeError, TypeError) as error:  # without data, or to be negated or conjugated when read
+                problems.append(f"{name} has no plain values ({_first_line(error)})")
     if problems:
-        raise ConversionError(f"{path}: {len(problems)} problem(s):\n  " + "\n  ".join(problems[:20]))
+        raise ConversionError(f"{path}: {listed(problems)}")
     return arrays

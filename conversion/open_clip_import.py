@@ -1,9 +1,8 @@
 """From an open_clip model to a model folder: its config read, its positions compared, its numerics kept."""
 
 import contextlib
-import dataclasses
 import logging
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,11 +11,9 @@ from clipa_eqx.data.eval_images import EvalImageConfig
 from clipa_eqx.data.pixel_values import IMAGENET_MEAN, IMAGENET_STD
 from clipa_eqx.errors import ConfigError, ConversionError
 from clipa_eqx.models.clip import CLIPConfig
-from clipa_eqx.tokenizer import Tokenizer
-from clipa_eqx.tokenizer.vocabulary import check_vocab, look_up_classes
-from conversion.compare_texts import folder_pieces
+from conversion.compare_pictures import pixels_note
 from conversion.infer import PROFILES, Choices, Resolved, resolve_config
-from conversion.open_clip_config import CONFIG_FILE, OpenClipConfig, Pictures, load_open_clip_config
+from conversion.open_clip_config import CONFIG_FILE, OpenClipConfig, Pictures, Texts, load_open_clip_config
 from conversion.open_clip_files import (
     FORMAT,
     HUB,
@@ -27,19 +24,21 @@ from conversion.open_clip_files import (
     find_source,
     renamed,
 )
-from conversion.open_clip_mapping import BERT_NAME, check_expressible, to_clip_config
+from conversion.open_clip_mapping import check_expressible, numerics_in, numerics_of, to_clip_config
 from conversion.open_clip_shapes import open_clip_facts, position_facts
-from conversion.tensors import TensorFile, TensorView
+from conversion.open_clip_vocabulary import own_vocabulary
+from conversion.tensors import TensorFile, TensorView, sha256_of
 
 _log = logging.getLogger(__name__)
 
 
 class OpenedClip(NamedTuple):
-    """Where a model lies, its tensors under the rule table's names, and its config if there is one."""
+    """Where a model lies, its tensors under the rule table's names, and its config and its file's numerics, if any."""
 
     source: OpenClipSource
     tensors: TensorFile
     config: OpenClipConfig | None
+    numerics: dict[str, dict[str, Any]] | None
 
 
 @contextlib.contextmanager
@@ -47,14 +46,15 @@ def open_open_clip(source: str) -> Generator[OpenedClip]:
     """Open a weight file, a folder or ``hf-hub:REPO``.
 
     Raises:
-        ConversionError: nothing is there, it is damaged, or its config holds what nothing here can compute.
+        ConversionError: nothing is there, it is damaged, or its config or metadata hold what nothing here can compute.
         CheckpointError: the safetensors file is damaged.
     """
     found = find_source(source)
     config = None if found.config is None else load_open_clip_config(found.config)
     make = TorchFile if found.weights.suffix in TORCH_SUFFIXES else SafetensorsFile
     with make(found.weights) as file:
-        yield OpenedClip(found, TensorView(file, renamed(file.tensors)), config)
+        numerics = numerics_in(file.metadata, where=str(found.weights))
+        yield OpenedClip(found, TensorView(file, renamed(file.tensors)), config, numerics)
 
 
 def import_open_clip(source: str, folder: Path, choices: Choices, *, vocab: Path | None, overwrite: bool) -> Path:
@@ -64,7 +64,7 @@ def import_open_clip(source: str, folder: Path, choices: Choices, *, vocab: Path
         ConversionError: lists all that is missing, unused, mis-shaped, damaged, unknown to our model or not told.
         CheckpointError: the destination exists, or the source is damaged.
     """
-    from conversion.arguments import config_provenance, show_resolved, tokenizer_of
+    from conversion.arguments import config_provenance, show_resolved, tokenizer_of, vocabulary_provenance
     from conversion.open_clip_names import open_clip_rules, temperature_shape
     from conversion.to_artefact import write_artefact
 
@@ -72,10 +72,13 @@ def import_open_clip(source: str, folder: Path, choices: Choices, *, vocab: Path
         resolved = resolve(opened, choices, where=source)
         show_resolved(resolved)
         rows = resolved.config.text.vocab
-        tokenizer = tokenizer_of(vocab, rows=rows) if vocab is not None else _own_tokenizer(opened, rows)
+        if vocab is None:
+            tokenizer, origin = own_vocabulary(opened.source.folder, opened.config, rows=rows)
+        else:
+            tokenizer, origin = tokenizer_of(vocab, rows=rows), vocab
         about: dict[str, Any] = {
             "dtypes": sorted({str(info.dtype) for info in opened.tensors.tensors.values()}),
-            "config_sha256": None if opened.source.config is None else _sha256(opened.source.config),
+            "config_sha256": None if opened.source.config is None else sha256_of(opened.source.config),
         }
         if source.startswith(HUB):
             about["repository"] = source.removeprefix(HUB)
@@ -86,7 +89,12 @@ def import_open_clip(source: str, folder: Path, choices: Choices, *, vocab: Path
             folder,
             tokenizer=tokenizer,
             preprocess=resolved.preprocess,
-            provenance={"format": FORMAT, "layout": about, **config_provenance(resolved)},
+            provenance={
+                "format": FORMAT,
+                "layout": about,
+                **config_provenance(resolved),
+                **vocabulary_provenance(tokenizer, origin),
+            },
             overwrite=overwrite,
         )
     _log.info("%s: %s parameters", converted.folder, f"{converted.provenance['parameters']:,}")
@@ -99,27 +107,30 @@ def resolve(opened: OpenedClip, choices: Choices, *, where: str) -> Resolved:
     Raises:
         ConversionError: they do not, or nobody says.
     """
-    stated = None
+    stated, numerics = None, opened.numerics
+    said_by = f"the metadata of {opened.source.weights.name}"
+    notes: list[str] = []
     if opened.config is not None:
         check_expressible(opened.config, where=f"{where}: {CONFIG_FILE}")
-        if not opened.config.texts.strips_sep:
-            raise ConversionError(
-                f"{where}: {CONFIG_FILE} keeps [SEP] (no strip_sep_token), which our tokenizer never writes"
-            )
+        _check_texts(opened.config.texts, where=where)
         stated = to_config(opened.config, where=where)
+        if numerics not in (None, numerics_of(stated)):
+            notes.append(f"{CONFIG_FILE} has other numerics than {said_by} ({numerics}); the config is followed")
+        numerics = numerics_of(stated)
+        said_by = f"act_kwargs and norm_kwargs of {CONFIG_FILE}, where absent open_clip's own: exact GELU, epsilon 1e-5"
     facts = open_clip_facts(opened.tensors.tensors, stated)
     size = choices.image_size
     positions = position_facts(opened.tensors, facts, image_size=None if size is None else (size, size))
     facts |= positions
-    # Learned text positions are the rule and need no word.
-    shown = {n: f for n, f in positions.items() if n == "image.position" or f.values != ("learned",)}
-    notes: list[str] = [f"{name}: {fact.values[0]} ({fact.why})" for name, fact in shown.items()]
+    # Learned text positions are the rule and need no word; of formulas, ``resolve_config`` has one.
+    shown = {n: f for n, f in positions.items() if n == "image.position" and not f.is_hint}
+    notes += [f"{name}: {fact.values[0]} ({fact.why})" for name, fact in shown.items()]
     image = positions.get("image.position")
     if image is not None and image.values == ("learned",) and choices.image_position is None:
         choices = replace(choices, image_position="learned")
     resolved = resolve_config(facts, choices, format_profile="open_clip")
-    if stated is not None:
-        resolved = _with_stated_numerics(resolved, stated, choices)
+    if numerics is not None:
+        resolved = _with_numerics(resolved, numerics, choices, said_by=said_by)
     preprocess, note = _preprocess(opened.config, resolved)
     return resolved._replace(preprocess=preprocess, notes=(*notes, *resolved.notes, note))
 
@@ -132,40 +143,44 @@ def to_config(config: OpenClipConfig, *, where: str) -> CLIPConfig:
         raise ConversionError(f"{where}: {CONFIG_FILE} makes no model: {error}") from error
 
 
-def _with_stated_numerics(resolved: Resolved, stated: CLIPConfig, choices: Choices) -> Resolved:
-    """Epsilon and GELU as the config file has them, unless a flag or a released row says which."""
-    found = {
-        name: {"norm_eps": tower.blocks.norm_eps, "gelu": tower.blocks.gelu}
-        for name, tower in (("image", stated.image), ("text", stated.text))
-    }
-    profile = next((name for name, one in PROFILES.items() if all(one == f for f in found.values())), "custom")
+def _check_texts(texts: Texts, *, where: str) -> None:
+    problems = list(texts.other)
+    if not texts.strips_sep:
+        problems.append("[SEP] is kept (no strip_sep_token), which our tokenizer never writes")
+    if problems:
+        raise ConversionError(f"{where}: {CONFIG_FILE} tokenises as ours does not:\n  " + "\n  ".join(problems))
+
+
+def _with_numerics(
+    resolved: Resolved, numerics: Mapping[str, Mapping[str, Any]], choices: Choices, *, said_by: str
+) -> Resolved:
+    """Epsilon and GELU as the files have them, unless a flag or a released row says which."""
+    profile = next((name for name, one in PROFILES.items() if all(one == n for n in numerics.values())), "custom")
     if choices.profile is not None or choices.config is not None or choices.released is not None:
         if resolved.profile == profile:
             return resolved
-        other = f"the profile is {profile} by {CONFIG_FILE}, {resolved.profile} because {resolved.profile_why}"
+        other = f"the profile is {profile} by {said_by}; {resolved.profile} because {resolved.profile_why}"
         if choices.profile is None:
             raise ConversionError(f"{other}; say which with --profile")
         return resolved._replace(notes=(*resolved.notes, other))
-    config = resolved.config
-    config = replace(
-        config,
-        image=replace(config.image, blocks=dataclasses.replace(config.image.blocks, **found["image"])),
-        text=replace(config.text, blocks=dataclasses.replace(config.text.blocks, **found["text"])),
+    image, text = (
+        replace(tower, blocks=replace(tower.blocks, **numerics[name]))
+        for name, tower in (("image", resolved.config.image), ("text", resolved.config.text))
     )
-    why = f"act_kwargs and norm_kwargs of {CONFIG_FILE}, where absent open_clip's own: exact GELU, epsilon 1e-5"
-    return resolved._replace(config=config, profile=profile, profile_why=why)
+    config = replace(resolved.config, image=image, text=text)
+    return resolved._replace(config=config, profile=profile, profile_why=said_by)
 
 
 def _preprocess(config: OpenClipConfig | None, resolved: Resolved) -> tuple[EvalImageConfig, str]:
     if config is None or config.pictures is None:
-        return resolved.preprocess, f"preprocess: {resolved.preprocess.resize}, which no file says, as every release"
+        return resolved.preprocess, resolved.preprocess_note
     pictures = config.pictures
     problems = _picture_problems(pictures)
     if problems:
         raise ConversionError("pictures are prepared as this version cannot:\n  " + "\n  ".join(problems))
     resize = "squash" if pictures.resize_mode == "squash" else "resize_small_crop"
     made = EvalImageConfig(size=resolved.config.image.image_size, resize=resize)
-    return made, f"preprocess: {resize} by {CONFIG_FILE}; levels are cut, not rounded as Pillow does: at most one off"
+    return made, f"preprocess: {resize} by {CONFIG_FILE}; {pixels_note(made, pictures)}"
 
 
 def _picture_problems(pictures: Pictures) -> list[str]:
@@ -177,29 +192,3 @@ def _picture_problems(pictures: Pictures) -> list[str]:
     if pictures.resize_mode not in ("squash", "shortest"):
         problems.append(f"resize_mode {pictures.resize_mode}; ours are squash and shortest")
     return problems
-
-
-def _own_tokenizer(opened: OpenedClip, rows: int) -> Tokenizer:
-    """The vocabulary of the folder, or BERT's where the config names it or there is no config."""
-    from conversion.arguments import tokenizer_of
-
-    config = opened.config
-    pieces = folder_pieces(opened.source.folder) if config is not None else None
-    if pieces is not None:
-        check_vocab(pieces, where=str(opened.source.folder))
-        if len(pieces) > rows:
-            raise ConversionError(f"the token table has {rows} rows, the vocabulary of the folder {len(pieces)} pieces")
-        classes, unclassified = look_up_classes(pieces)
-        return Tokenizer(pieces=pieces, classes=classes, unclassified=unclassified)
-    if config is not None and config.texts.tokenizer_name != BERT_NAME:
-        raise ConversionError(
-            f"{CONFIG_FILE} names the tokenizer {config.texts.tokenizer_name!r}, which is not in the folder; "
-            "give its vocabulary with --vocab"
-        )
-    return tokenizer_of(None, rows=rows)
-
-
-def _sha256(path: Path) -> str:
-    from conversion.tensors import sha256_of
-
-    return sha256_of(path)

@@ -1,5 +1,7 @@
 """Our model config as open_clip's, and open_clip's as ours."""
 
+import json
+from collections.abc import Mapping
 from typing import Any
 
 from clipa_eqx.data.pixel_values import IMAGENET_MEAN, IMAGENET_STD
@@ -12,6 +14,7 @@ from clipa_eqx.models.vision import VisionConfig
 from conversion.open_clip_config import DEFAULT_EPS, OpenClipConfig, OpenClipTower
 
 BERT_NAME = "bert-base-uncased"
+_METADATA = "clipa_eqx_numerics"
 
 
 def check_expressible(config: OpenClipConfig, *, where: str) -> None:
@@ -94,6 +97,33 @@ def from_clip_config(config: CLIPConfig, *, resize: str) -> dict[str, Any]:
     }
     model = {"embed_dim": image.embed, "vision_cfg": vision, "text_cfg": words}
     return {"model_cfg": model, "preprocess_cfg": pictures}
+
+
+def numerics_of(config: CLIPConfig) -> dict[str, dict[str, Any]]:
+    """What no tensor tells of the towers."""
+    towers = {"image": config.image.blocks, "text": config.text.blocks}
+    return {name: {"norm_eps": blocks.norm_eps, "gelu": blocks.gelu} for name, blocks in towers.items()}
+
+
+def numerics_metadata(config: CLIPConfig) -> dict[str, str]:
+    """The numerics as metadata of a safetensors file, so that they are known where the file goes alone."""
+    return {_METADATA: json.dumps(numerics_of(config))}
+
+
+def numerics_in(metadata: Mapping[str, str], *, where: str) -> dict[str, dict[str, Any]] | None:
+    """What ``numerics_metadata`` wrote, or None. Raises ``ConversionError`` if it is something else."""
+    if _METADATA not in metadata:
+        return None
+    problem = ConversionError(f"{where}: its metadata {_METADATA} are {metadata[_METADATA][:200]!r}, which say nothing")
+    try:
+        found: Any = json.loads(metadata[_METADATA])
+        numerics = {name: {key: found[name][key] for key in ("norm_eps", "gelu")} for name in ("image", "text")}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise problem from error
+    for one in numerics.values():
+        if type(one["norm_eps"]) is not float or not 0 < one["norm_eps"] < 1 or one["gelu"] not in ("tanh", "exact"):
+            raise problem
+    return numerics
 
 
 def _blocks(tower: OpenClipTower, *, init: InitStyle) -> BlockConfig:

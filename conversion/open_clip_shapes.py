@@ -1,6 +1,5 @@
 """What the names, shapes and config of an open_clip model say of ours, and what they do not."""
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -10,7 +9,7 @@ from clipa_eqx.models.clip import CLIPConfig
 from conversion.infer import Fact, square_side
 from conversion.open_clip_config import CONFIG_FILE
 from conversion.open_clip_names import IMAGE_POSITION, POSITION_ATOL, TEXT_POSITION, image_table, text_table
-from conversion.tensors import TensorFile, TensorInfo
+from conversion.tensors import TensorFile, TensorInfo, shape_of
 
 
 def open_clip_facts(tensors: Mapping[str, TensorInfo], config: CLIPConfig | None) -> dict[str, Fact]:
@@ -22,10 +21,10 @@ def open_clip_facts(tensors: Mapping[str, TensorInfo], config: CLIPConfig | None
         "image.pool": Fact(("gap", "tok"), "the mean and the class token have the same arrays"),
         "text.pool": Fact(("last", "tok"), "the last and the first token have the same arrays"),
     }
-    kernel = _shape(tensors, "visual.conv1.weight", 4)
+    kernel = shape_of(tensors, "visual.conv1.weight", 4)
     if kernel is not None:
         facts["image.patch_size"] = Fact((kernel[2:],), "axes 2 and 3 of visual.conv1.weight")
-        rows = _shape(tensors, IMAGE_POSITION, 2)
+        rows = shape_of(tensors, IMAGE_POSITION, 2)
         side = None if rows is None else square_side(rows[0] - 1)
         if rows is not None and side is not None:
             size, why = (
@@ -34,10 +33,10 @@ def open_clip_facts(tensors: Mapping[str, TensorInfo], config: CLIPConfig | None
             )
             facts["image.image_size"] = Fact((size,), why, is_hint=config is None)
     for ours, name in (("image", "visual.proj"), ("text", "text_projection")):
-        head = _shape(tensors, name, 2)
+        head = shape_of(tensors, name, 2)
         if head is not None:
             facts[f"{ours}.embed"] = Fact((head[1],), f"axis 1 of {name}")
-    table, words = _shape(tensors, "token_embedding.weight", 2), _shape(tensors, TEXT_POSITION, 2)
+    table, words = shape_of(tensors, "token_embedding.weight", 2), shape_of(tensors, TEXT_POSITION, 2)
     if table is not None:
         facts["text.vocab"] = Fact((table[0],), "rows of token_embedding.weight")
     if words is not None:
@@ -59,7 +58,7 @@ def position_facts(
     found: dict[str, Fact] = {}
     size, patch = facts.get("image.image_size"), facts.get("image.patch_size")
     pixels = image_size or (size.values[0] if size is not None else None)
-    image, text = _shape(file.tensors, IMAGE_POSITION, 2), _shape(file.tensors, TEXT_POSITION, 2)
+    image, text = shape_of(file.tensors, IMAGE_POSITION, 2), shape_of(file.tensors, TEXT_POSITION, 2)
     if image is not None and pixels is not None and patch is not None:
         (height, width), (ph, pw) = pixels, patch.values[0]
         table = image_table((height // ph, width // pw), image[1])
@@ -119,14 +118,9 @@ def _tower_facts(ours: str, stem: str, tensors: Mapping[str, TensorInfo]) -> dic
     layers = {name.removeprefix(stem).split(".")[0] for name in tensors if name.startswith(stem)}
     if layers:
         facts[f"{ours}.blocks.depth"] = Fact((len(layers),), f"number of {stem}*")
-    norm, hidden = _shape(tensors, f"{stem}0.ln_1.weight", 1), _shape(tensors, f"{stem}0.mlp.c_fc.bias", 1)
+    norm, hidden = shape_of(tensors, f"{stem}0.ln_1.weight", 1), shape_of(tensors, f"{stem}0.mlp.c_fc.bias", 1)
     if norm is not None:
         facts[f"{ours}.blocks.width"] = Fact(norm, f"length of {stem}0.ln_1.weight")
     if hidden is not None:
         facts[f"{ours}.blocks.mlp_dim"] = Fact(hidden, f"length of {stem}0.mlp.c_fc.bias")
     return facts
-
-
-def _shape(tensors: Mapping[str, TensorInfo], name: str, axes: int) -> tuple[int, ...] | None:
-    info = tensors.get(name)
-    return info.shape if info is not None and len(info.shape) == axes and math.prod(info.shape) else None

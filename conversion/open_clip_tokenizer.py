@@ -11,6 +11,7 @@ from clipa_eqx.tokenizer import Tokenizer
 from clipa_eqx.tokenizer.vocabulary import CLASS, PAD, UNKNOWN, write_vocab
 from conversion.compare_texts import bert_tokenizer
 
+SEP = "[SEP]"
 VOCAB_FILE, JSON_FILE, SETTINGS_FILE = "vocab.txt", "tokenizer.json", "tokenizer_config.json"
 
 # Code points that the reference deletes, as ranges of the regular expressions of the library.
@@ -29,11 +30,10 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, *, length: int, as_refer
             the released models have them.
     """
     write_vocab(tokenizer.pieces, folder / VOCAB_FILE)
-    made = _reference(tokenizer) if as_reference else _bert(tokenizer)
-    made.save(str(folder / JSON_FILE))
+    tokenizer_json(tokenizer, as_reference=as_reference).save(str(folder / JSON_FILE))
     special = {"pad_token": PAD, "unk_token": UNKNOWN, "cls_token": CLASS}
     special |= {
-        name: token for name, token in (("sep_token", "[SEP]"), ("mask_token", "[MASK]")) if token in tokenizer.pieces
+        name: token for name, token in (("sep_token", SEP), ("mask_token", "[MASK]")) if token in tokenizer.pieces
     }
     settings: dict[str, Any] = {
         # The plain class takes the JSON as it is; BertTokenizer would put its own normaliser in place.
@@ -47,12 +47,15 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, *, length: int, as_refer
     (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
-def _bert(tokenizer: Tokenizer) -> Any:
+def tokenizer_json(tokenizer: Tokenizer, *, as_reference: bool) -> Any:
+    """The library's tokenizer that is written as ``tokenizer.json``, see ``write_tokenizer``; BERT's needs [SEP]."""
+    if as_reference:
+        return _reference(tokenizer)
     made = bert_tokenizer(tokenizer.pieces)
     made.post_processor = processors.TemplateProcessing(
-        single=f"{CLASS} $A [SEP]",
-        pair=f"{CLASS} $A [SEP] $B [SEP]",
-        special_tokens=[(CLASS, tokenizer.cls_id), ("[SEP]", tokenizer.pieces.index("[SEP]"))],
+        single=f"{CLASS} $A {SEP}",
+        pair=f"{CLASS} $A {SEP} $B {SEP}",
+        special_tokens=[(CLASS, tokenizer.cls_id), (SEP, tokenizer.pieces.index(SEP))],
     )
     return made
 

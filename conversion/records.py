@@ -3,14 +3,12 @@
 import argparse
 import json
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any, cast, get_args
 
-from clipa_eqx.cli import FAILED, OK, run
+from clipa_eqx.cli import FAILED, OK, exit_on_sigterm, run
 from clipa_eqx.data.manifest import Manifest
 from clipa_eqx.errors import DataError
 from conversion.ingest.convert import convert
@@ -37,7 +35,7 @@ _HAS_PATHS: tuple[Kind, ...] = ("parquet", "captions")
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    _stop_on_sigterm()
+    exit_on_sigterm("terminated; the same command goes on from here")
     if arguments.task == "verify":
         return _verify(arguments.folder, arguments.workers)
     if arguments.task == "diff":
@@ -183,14 +181,6 @@ def _read_class_names(path: Path) -> tuple[str, ...]:
 
 def _processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _stop_on_sigterm() -> None:
-    def stop(number: int, frame: FrameType | None) -> None:
-        print("terminated; the same command goes on from here", file=sys.stderr)
-        raise SystemExit(128 + number)
-
-    signal.signal(signal.SIGTERM, stop)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """One table per weight format: our leaf path <-> the foreign name, one-to-one, both directions from the same rows."""
 
-import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clipa_eqx.errors import ConversionError
+from clipa_eqx.errors import ConversionError, listed
+from clipa_eqx.leaf_shapes import leaf_shapes
 from clipa_eqx.models.clip import CLIP, CLIPConfig, abstract_clip
 from clipa_eqx.trees import leaf_paths
 from conversion.tensors import FLOATS, Arrays, TensorFile, TensorInfo
@@ -165,9 +165,11 @@ def import_slices(
     *,
     absent: Sequence[str] = (),
     keep_dtype: bool = False,
+    are_squares: bool = False,
 ) -> Iterator[LeafSlice]:
     """Our leaves layer by layer, layers rising; as ``import_tensors``, whose slices they are."""
-    for tensor in import_tensors(rules, config, file, absent=absent, keep_dtype=keep_dtype):
+    tensors = import_tensors(rules, config, file, absent=absent, keep_dtype=keep_dtype, are_squares=are_squares)
+    for tensor in tensors:
         yield from tensor.slices
 
 
@@ -178,16 +180,18 @@ def import_tensors(
     *,
     absent: Sequence[str] = (),
     keep_dtype: bool = False,
+    are_squares: bool = False,
 ) -> Iterator[Tensor]:
     """Foreign tensors one at a time, each with what it holds of ours, in float32; layers of a leaf rise.
 
     Args:
         absent: names that need not be there; their layers come as zeros.
         keep_dtype: leave bfloat16 and float16 as they are.
+        are_squares: no value may be below zero, as in second moments.
 
     Raises:
         ConversionError: before anything is read, with all that is missing, unused, mis-shaped or of another kind; after
-            the last tensor, with all that is damaged, not finite or not what we compute.
+            the last tensor, with all that is damaged, not finite, negative or not what we compute.
     """
     raise_problems(check_tensors(rules, config, file.tensors, absent=absent), where=str(file.path))
     leaves, problems = leaf_shapes(config), list[str]()
@@ -200,6 +204,8 @@ def import_tensors(
         if not np.isfinite(tensor).all():
             problems.append(f"not finite: {name} for {_ours(one)}")
             continue
+        if are_squares and (tensor < 0).any():
+            problems.append(f"negative: {name} for {_ours(one)} has values below zero, its root will be taken")
         if one.computed is not None:
             off = float(np.abs(tensor.astype(np.float32) - one.computed.value()).max(initial=0.0))
             if off > one.computed.atol:
@@ -270,14 +276,6 @@ def import_leaves(rules: Sequence[Rule], arrays: Mapping[str, np.ndarray], confi
     return jax.tree.unflatten(jax.tree.structure(skeleton), leaves)
 
 
-@functools.lru_cache(maxsize=8)
-def leaf_shapes(config: CLIPConfig) -> Mapping[str, tuple[int, ...]]:
-    """Shape of each of our leaves."""
-    # Cached: a conversion asks several times, and tracing the initialisation takes tens of milliseconds.
-    skeleton = abstract_clip(config)
-    return {p: tuple(leaf.shape) for p, leaf in zip(leaf_paths(skeleton), jax.tree.leaves(skeleton), strict=True)}
-
-
 def permuted(array: np.ndarray, axes: tuple[int, ...] | None) -> np.ndarray:
     """``array.transpose(axes)`` in C order; matrices are moved in strips, three times as fast as numpy's own copy."""
     if axes is None:
@@ -295,9 +293,7 @@ def permuted(array: np.ndarray, axes: tuple[int, ...] | None) -> np.ndarray:
 def raise_problems(problems: Sequence[str], *, where: str) -> None:
     """One ConversionError with all of them, if there are any."""
     if problems:
-        raise ConversionError(
-            f"{where} does not fit the model, {len(problems)} problem(s):\n  " + "\n  ".join(problems)
-        )
+        raise ConversionError(f"{where} does not fit the model, {listed(problems)}")
 
 
 def _ours(one: Placed) -> str:

@@ -13,6 +13,7 @@ from clipa_eqx.artefact_folder import WEIGHTS_FILE, load_model_config
 from clipa_eqx.leaf_file import LeafReader
 from clipa_eqx.models.blocks import Block
 from clipa_eqx.models.clip import CLIP, CLIPConfig, abstract_clip
+from clipa_eqx.models.layers import l2_normalise
 from clipa_eqx.models.text import TextTower
 from clipa_eqx.models.vision import VisionTower
 from clipa_eqx.pixels import normalise_pixels
@@ -23,7 +24,7 @@ IMAGES, TEXTS = 1, 2
 
 
 class Embeddings(NamedTuple):
-    """Of the fixed inputs, before they are brought to unit length, and their dot products after."""
+    """Of the fixed inputs, before they are brought to unit length."""
 
     image: Float32[np.ndarray, "images embed"]
     text: Float32[np.ndarray, "texts embed"]
@@ -32,11 +33,10 @@ class Embeddings(NamedTuple):
         """Norms, norms of what the model returns, and the first values: JSON for provenance."""
         out: dict[str, Any] = {}
         for name, raw in (("image", self.image), ("text", self.text)):
-            norm = np.linalg.norm(raw.astype(np.float64), axis=1)
-            unit = raw / (norm[:, None] + 1e-8)
+            unit = np.asarray(jax.vmap(l2_normalise)(jnp.asarray(raw)))
             out[name] = {
-                "norm": norm.tolist(),
-                "unit_norm": np.linalg.norm(unit, axis=1).tolist(),
+                "norm": np.linalg.norm(raw.astype(np.float64), axis=1).tolist(),
+                "unit_norm": np.linalg.norm(unit.astype(np.float64), axis=1).tolist(),
                 "first_values": unit[:, :8].round(6).tolist(),
             }
         return out

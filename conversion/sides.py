@@ -11,20 +11,19 @@ import numpy as np
 
 from clipa_eqx.artefact_folder import (
     CONFIG_FILE,
-    PREPROCESS_FILE,
     TOKENIZER_FOLDER,
     WEIGHTS_FILE,
     load_model_config,
-    read_json,
+    load_preprocess,
 )
-from clipa_eqx.data.eval_images import EvalImageConfig, resize_for_eval
-from clipa_eqx.data.pixel_values import IMAGENET_MEAN, IMAGENET_STD, normalise_imagenet
+from clipa_eqx.data.eval_images import EvalImageConfig
+from clipa_eqx.data.pixel_values import IMAGENET_MEAN, IMAGENET_STD
 from clipa_eqx.errors import ConversionError
 from clipa_eqx.leaf_file import LeafReader
 from clipa_eqx.models.clip import CLIPConfig
 from clipa_eqx.tokenizer import Tokenizer
 from clipa_eqx.tokenizer.vocabulary import bert_pieces
-from conversion.compare_pictures import OUR_SHORTEST, pillow_pixels
+from conversion.compare_pictures import OUR_SHORTEST, our_pixels, pillow_pixels
 from conversion.compare_texts import HabitTokenizer, TextHabits, folder_pieces, json_tokenizer
 from conversion.infer import Choices, Fact, resolve_config
 from conversion.open_clip_config import OpenClipConfig, Pictures
@@ -98,9 +97,7 @@ def _artefact(folder: Path, stack: ExitStack) -> Side:
         return leaves.read(path, layer).astype(np.float64) if path in wanted else None
 
     tokenizer = Tokenizer.load(folder / TOKENIZER_FOLDER)
-    about = read_json(folder / PREPROCESS_FILE)
-    squash = about.get("resize") == "squash"
-    preprocess = EvalImageConfig(size=config.image.image_size, resize="squash" if squash else "resize_small_crop")
+    preprocess = load_preprocess(folder)
     return Side(
         name=str(folder),
         kind="model folder",
@@ -112,7 +109,7 @@ def _artefact(folder: Path, stack: ExitStack) -> Side:
         tokenise=lambda texts: tokenizer(texts, length=config.text.length).ids,
         pieces=tokenizer.pieces,
         habits=TextHabits(),
-        picture=lambda picture: normalise_imagenet(resize_for_eval(picture, preprocess)),
+        picture=lambda picture: our_pixels(picture, preprocess),
         pictures=_our_pictures(preprocess),
     )
 
@@ -178,6 +175,8 @@ def _open_clip(path: str, choices: Choices, stack: ExitStack, other: CLIPConfig 
 def _with_texts(side: Side, opened: OpenedClip, config: OpenClipConfig) -> Side:
     folder = opened.source.folder
     habits = TextHabits(normaliser="bert", sep="stripped" if config.texts.strips_sep else "kept", cleans=True)
+    if config.texts.other:
+        return replace(side, notes=(*side.notes, *config.texts.other))
     pieces = folder_pieces(folder)
     if pieces is None and config.texts.tokenizer_name != "bert-base-uncased":
         return replace(side, notes=(*side.notes, f"no vocabulary of {config.texts.tokenizer_name} in {folder}"))

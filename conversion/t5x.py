@@ -1,16 +1,15 @@
 """Checkpoints of the reference's t5x branch: `python -m conversion.t5x import CHECKPOINT_DIR DIR`."""
 
 import argparse
-import logging
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from clipa_eqx.cli import run
-from clipa_eqx.errors import ConversionError
-from conversion.arguments import EPILOG, add_import_arguments
+from clipa_eqx.cli import exit_on_sigterm, run
+from clipa_eqx.errors import ConversionError, listed
+from conversion.arguments import EPILOG, TERMINATED, add_import_arguments
 
 if TYPE_CHECKING:
     from conversion.t5x_files import T5xFolder
@@ -23,7 +22,11 @@ MU, NU = "optimizer/state/param_states/0/mu/", "optimizer/state/param_states/0/n
 ADAM_COUNT, SCHEDULE_COUNT = "optimizer/state/param_states/0/count", "optimizer/state/param_states/2/count"
 STEP = "optimizer/state/step"
 
-_log = logging.getLogger(__name__)
+DECAY_NOTE = (
+    "weight decay: the t5x trainer decays the token table and the class token too, optim.decay does not by default; "
+    "to go on with its optimiser, set optim.decay to clipa_eqx.optim.T5X_DECAY"
+)
+"""Where going on with the default config would silently be another optimiser (facts 3.2, 6.2)."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -40,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_import_arguments(importer)
     importer.add_argument("--no-optimiser", action="store_true", help="take the parameters alone")
     arguments = parser.parse_args(argv)
+    exit_on_sigterm(TERMINATED)
     # Nothing here needs an accelerator, and on a TPU host a training run may hold them.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     import_t5x(arguments)
@@ -52,31 +56,27 @@ def import_t5x(arguments: argparse.Namespace) -> None:
         ConversionError: lists what is missing, unused, mis-shaped, damaged, or cannot be told from shapes.
         CheckpointError: the destination exists.
     """
-    from conversion.arguments import choices_of, config_provenance, show_resolved, tokenizer_of
-    from conversion.flax_names import flax_rules
-    from conversion.flax_shapes import flax_facts, layout_of
-    from conversion.infer import resolve_config
+    from conversion.flax_shapes import layout_of
+    from conversion.import_checkpoint import Checkpoint, import_checkpoint
     from conversion.t5x_files import T5xFolder
-    from conversion.to_artefact import write_artefact
 
     with T5xFolder(arguments.source) as source:
         params, moments = split_checkpoint(source)
+        moments = None if arguments.no_optimiser else moments
         layout = layout_of(params.tensors)
-        resolved = resolve_config(flax_facts(params.tensors), choices_of(arguments), format_profile="flax")
-        show_resolved(resolved)
-        about: dict[str, Any] = {"attention": layout.attention, "temperature": list(layout.temperature)}
-        converted = write_artefact(
-            params,
-            flax_rules(resolved.config, layout),
-            resolved.config,
-            arguments.folder,
-            tokenizer=tokenizer_of(arguments.vocab, rows=resolved.config.text.vocab),
-            preprocess=resolved.preprocess,
-            provenance={"format": FORMAT, "layout": about, **config_provenance(resolved)},
-            moments=None if arguments.no_optimiser else moments,
-            overwrite=arguments.overwrite,
+        about = {"attention": layout.attention, "temperature": list(layout.temperature)}
+        notes = () if moments is None else _optimiser_notes(moments)
+        import_checkpoint(Checkpoint(FORMAT, params, moments, layout, about, notes), arguments)
+
+
+def _optimiser_notes(moments: "Moments") -> tuple[str, ...]:
+    notes = [DECAY_NOTE]
+    if moments.updates != moments.schedule_steps:
+        notes.append(
+            f"Adam has counted {moments.updates} updates, the schedules {moments.schedule_steps}: this trainer keeps "
+            "Adam's count of the pre-training when it starts a fine-tuning"
         )
-    _log.info("%s: %s parameters", converted.folder, f"{converted.provenance['parameters']:,}")
+    return tuple(notes)
 
 
 def split_checkpoint(source: "T5xFolder") -> "tuple[TensorFile, Moments | None]":
@@ -103,10 +103,12 @@ def split_checkpoint(source: "T5xFolder") -> "tuple[TensorFile, Moments | None]"
         problems += [f"missing: {MU}{name}" for name in sorted(set(trees[NU]) - set(trees[MU]))]
         problems += [f"missing: {name}" for name in (ADAM_COUNT, SCHEDULE_COUNT, STEP) if name not in counts]
     numbers = {name: _count(source, name, problems) for name in counts}
+    # A new stage sets both to zero; Adam's count alone goes on (facts 3.2).
+    if len(numbers) == 3 and numbers[STEP] != numbers[SCHEDULE_COUNT]:
+        problems.append(f"{STEP} is {numbers[STEP]}, {SCHEDULE_COUNT} {numbers[SCHEDULE_COUNT]}; expected the same")
     if problems:
         raise ConversionError(
-            f"{source.path}: the checkpoint is not of the reference's t5x trainer, {len(problems)} problem(s):\n  "
-            + "\n  ".join(problems)
+            f"{source.path}: the checkpoint is not of the reference's t5x trainer, {listed(problems)}"
         )
     view = TensorView(source, trees[TARGET])
     if not has_state:

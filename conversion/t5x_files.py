@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, cast
 import msgpack
 import numpy as np
 
-from clipa_eqx.errors import ConversionError
+from clipa_eqx.errors import ConversionError, listed
 from conversion.tensors import BFLOAT16, TensorInfo
 
 INDEX_FILE = "checkpoint"
@@ -22,6 +22,7 @@ _LARGEST_INDEX = 1 << 28
 _NDARRAY, _SCALAR = 1, 3  # extension types of Flax's msgpack; 2, a complex number, is in no checkpoint
 _DTYPES = {name: np.dtype(name) for name in ("float32", "float16", "float64", "int32", "int64", "uint32", "bool")}
 _DTYPES["bfloat16"] = BFLOAT16
+_CHUNKED = "__msgpack_chunked_array__"
 _READ_BYTES = 1 << 20
 
 
@@ -54,7 +55,7 @@ class T5xFolder:
             except ConversionError as error:
                 problems.append(f"{name}: {error}")
         if problems:
-            raise ConversionError(f"{self.path}: {len(problems)} problem(s):\n  " + "\n  ".join(problems))
+            raise ConversionError(f"{self.path}: {listed(problems)}")
         inline = {name: TensorInfo(array.shape, array.dtype) for name, array in self._inline.items()}
         self.tensors: Mapping[str, TensorInfo] = inline | {name: one.info for name, one in self._stored.items()}
 
@@ -75,6 +76,8 @@ class T5xFolder:
     def _add(self, name: str, leaf: object) -> None:
         if isinstance(leaf, np.ndarray):
             self._inline[name] = leaf
+        elif isinstance(leaf, Mapping) and _CHUNKED in leaf:
+            raise ConversionError("is an array that Flax cut into chunks, which none of the reference's needs")
         elif isinstance(leaf, Mapping):
             self._stored[name] = _stored(self.path, cast("Mapping[str, Any]", leaf))
         elif isinstance(leaf, bool | int | float):
@@ -92,7 +95,9 @@ def _read_index(folder: Path) -> Mapping[str, Any]:
     try:
         if file.stat().st_size > _LARGEST_INDEX:
             raise ConversionError(f"{file} has {file.stat().st_size:,} bytes, far too many for an index")
-        tree = msgpack.unpackb(file.read_bytes(), ext_hook=_decode_extension, strict_map_key=False)
+        tree = msgpack.unpackb(
+            file.read_bytes(), ext_hook=_decode_extension, object_pairs_hook=_object, strict_map_key=False
+        )
     except (OSError, ValueError, TypeError, RecursionError, MemoryError, msgpack.UnpackException) as error:
         raise ConversionError(f"{file} is no msgpack index ({error or type(error).__name__})") from error
     if not isinstance(tree, dict):
@@ -102,6 +107,18 @@ def _read_index(folder: Path) -> Mapping[str, Any]:
             f"{file} has version {tree.get('version')!r}, this reads version {VERSION} of t5x's format"
         )
     return {"optimizer": tree["optimizer"]}
+
+
+def _object(pairs: list[tuple[Any, Any]]) -> dict[str, Any]:
+    """A map whose keys are names, each there once, so that no two leaves have one path."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if not isinstance(key, str) or not key or "/" in key:
+            raise ValueError(f"{key!r} is no name of a leaf or branch")
+        if key in found:
+            raise ValueError(f"{key!r} is there twice")
+        found[key] = value
+    return found
 
 
 def _decode_extension(code: int, data: bytes) -> object:
@@ -121,17 +138,17 @@ def _decode_extension(code: int, data: bytes) -> object:
     return np.frombuffer(values, _DTYPES[dtype]).reshape(shape)
 
 
-def _leaves(tree: Mapping[Any, Any], prefix: str) -> list[tuple[str, object]]:
-    """Paths and leaves; a zarr spec is a leaf, as is an array that Flax cut into chunks."""
+def _leaves(tree: Mapping[str, Any], prefix: str) -> list[tuple[str, object]]:
+    """Paths and leaves; zarr specs and arrays in chunks are leaves, though they are maps too."""
     found: list[tuple[str, object]] = []
     waiting: list[tuple[str, Any]] = [(prefix, tree)]
     while waiting:
         path, node = waiting.pop()
-        if not isinstance(node, dict) or "driver" in node:
+        if not isinstance(node, dict) or "driver" in node or _CHUNKED in node:
             found.append((path, node))
             continue
-        children = cast("dict[Any, Any]", node)
-        waiting += [(f"{path}/{key}" if path else str(key), value) for key, value in reversed(children.items())]
+        children = cast("dict[str, Any]", node)
+        waiting += [(f"{path}/{key}" if path else key, value) for key, value in reversed(children.items())]
     return found
 
 

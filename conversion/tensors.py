@@ -1,6 +1,7 @@
 """Files of named tensors, whatever their format: all names and shapes first, then one tensor at a time."""
 
 import hashlib
+import math
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,6 +23,12 @@ class TensorInfo(NamedTuple):
 
     shape: tuple[int, ...]
     dtype: np.dtype
+
+
+def shape_of(tensors: Mapping[str, TensorInfo], name: str, axes: int) -> tuple[int, ...] | None:
+    """The shape of a tensor that has so many axes and some values, else None."""
+    info = tensors.get(name)
+    return info.shape if info is not None and len(info.shape) == axes and math.prod(info.shape) else None
 
 
 @runtime_checkable

@@ -13,18 +13,19 @@ import numpy as np
 from tqdm import tqdm
 
 from clipa_eqx.artefact_folder import (
+    MODEL_FOLDER,
     OPTIMISER_FILE,
     PROVENANCE_FILE,
     WEIGHTS_FILE,
     check_parts,
-    check_replaceable,
-    new_model_folder,
     write_description,
     write_json,
 )
 from clipa_eqx.data.eval_images import EvalImageConfig
 from clipa_eqx.errors import ConversionError
+from clipa_eqx.in_place import check_replaceable, new_folder
 from clipa_eqx.leaf_file import Leaf, LeafReader, LeafWriter
+from clipa_eqx.leaf_shapes import leaf_shapes
 from clipa_eqx.models.clip import CLIPConfig
 from clipa_eqx.optimiser_file import Counts, Kind, MomentSlice, write_optimiser_state
 from clipa_eqx.tokenizer import Tokenizer
@@ -36,7 +37,6 @@ from conversion.rules import (
     foreign_tensors,
     import_slices,
     import_tensors,
-    leaf_shapes,
     raise_problems,
 )
 from conversion.self_check import embed_fixed_inputs
@@ -94,18 +94,18 @@ def write_artefact(
 
     Raises:
         ConversionError: lists every missing, unused, mis-shaped, damaged or non-finite tensor at once.
-        CheckpointError: the folder exists (and not ``overwrite``).
+        CheckpointError: the folder exists (and not ``overwrite``), holds more than a model, or the source.
         ConfigError: tokenizer or preprocessing do not fit the model.
     """
     check_parts(config, tokenizer, preprocess)
-    check_replaceable(folder, overwrite=overwrite)
+    check_replaceable(folder, MODEL_FOLDER, overwrite=overwrite, sources=[source.path])
     raise_problems(_problems(source, rules, config, moments), where=str(source.path))
     size = sum(4 * int(np.prod(shape)) for shape in leaf_shapes(config).values())
     digest = InBackground(lambda: sha256_of(source.path))
     try:
         _check_space(folder, 3 * size if moments else size)
         with (
-            new_model_folder(folder, overwrite=overwrite) as new,
+            new_folder(folder, MODEL_FOLDER, overwrite=overwrite, sources=[source.path]) as new,
             _bar("convert", (2 if moments is None else 4) * size) as bar,
         ):
             checksums, compared = _write_weights(source, rules, config, new / WEIGHTS_FILE, bar.update)
@@ -196,7 +196,8 @@ def _write_moments(
     def slices() -> Iterator[MomentSlice]:
         both: tuple[tuple[Kind, TensorFile], ...] = (("mu", moments.mu), ("nu", moments.nu))
         for kind, file in both:
-            for name, layer, values in import_slices(rules, config, file, absent=moments.absent, keep_dtype=True):
+            found = import_slices(rules, config, file, absent=moments.absent, keep_dtype=True, are_squares=kind == "nu")
+            for name, layer, values in found:
                 yield MomentSlice(kind, name, layer, values)
                 advance(values.size * 4)
 

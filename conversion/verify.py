@@ -5,23 +5,21 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from clipa_eqx.cli import run
-from clipa_eqx.errors import CheckpointError
+from clipa_eqx.errors import CheckpointError, listed
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from clipa_eqx.leaf_file import Leaf, LeafReader
     from clipa_eqx.models.clip import CLIPConfig
+    from clipa_eqx.tokenizer import Tokenizer
     from conversion.released import ReleasedModel
 
 NORM_ATOL, EMBEDDING_ATOL = 1e-5, 1e-4
 """Of unit norms, and of embeddings computed on another machine than that of the import."""
-
-
-class Verified(NamedTuple):
-    """What was found to be right, one line each."""
-
-    lines: tuple[str, ...]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -34,12 +32,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", metavar="DIR", type=Path, help="a model folder")
     arguments = parser.parse_args(argv)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # on a TPU host a training run may hold the devices
-    for line in verify(arguments.folder).lines:
+    for line in verify(arguments.folder):
         print(line)
 
 
-def verify(folder: Path) -> Verified:
+def verify(folder: Path) -> list[str]:
     """Read everything once: leaves against config, checksums, finite values, embeddings of the fixed inputs.
+
+    Returns what was found to be right, one line each.
 
     Raises:
         CheckpointError: lists all that is wrong; what cannot even be opened is said first, by itself.
@@ -49,86 +49,127 @@ def verify(folder: Path) -> Verified:
         PROVENANCE_FILE,
         TOKENIZER_FOLDER,
         WEIGHTS_FILE,
+        check_parts,
         load_model_config,
+        load_preprocess,
         read_json,
     )
+    from clipa_eqx.errors import ConfigError
     from clipa_eqx.tokenizer import Tokenizer
 
     config = load_model_config(folder)
     provenance = read_json(folder / PROVENANCE_FILE)
-    tokenizer = Tokenizer.load(folder / TOKENIZER_FOLDER)
+    tokenizer, preprocess = Tokenizer.load(folder / TOKENIZER_FOLDER), load_preprocess(folder)
     problems: list[str] = []
-    lines = [f"{folder}", f"tokenizer: {tokenizer.vocab_size} pieces, sha256 {tokenizer.vocab_sha256}"]
+    try:
+        check_parts(config, tokenizer, preprocess)
+    except ConfigError as error:
+        problems.append(str(error))
+    lines = [
+        f"{folder}",
+        f"tokenizer: {tokenizer.vocab_size} pieces, sha256 {tokenizer.vocab_sha256}",
+        f"pictures: {preprocess.resize} to {preprocess.size[0]}x{preprocess.size[1]}, {preprocess.mode}",
+    ]
     source = provenance.get("source")
     if isinstance(source, dict):
         lines.append(f"source: {source.get('name')}, sha256 {source.get('sha256')}")
-    recorded: Any = provenance.get("leaves_sha256")
-    checksums: dict[str, str] = recorded if isinstance(recorded, dict) else {}
-    lines += _check_leaves(folder / WEIGHTS_FILE, config, checksums, problems)
+    problems += _provenance_problems(provenance, config, tokenizer)
+    checksums = _recorded_checksums(provenance, problems)
+    prefix = f"{OPTIMISER_FILE}/"
+    of_weights = {name: one for name, one in checksums.items() if not name.startswith(prefix)}
+    of_optimiser = {name.removeprefix(prefix): one for name, one in checksums.items() if name.startswith(prefix)}
+    lines += _check_leaves(folder / WEIGHTS_FILE, config, of_weights, problems, is_needed=bool(checksums))
     if (folder / OPTIMISER_FILE).exists():
-        lines += _check_optimiser(folder / OPTIMISER_FILE, checksums, problems)
-    elif any(name.startswith(f"{OPTIMISER_FILE}/") for name in checksums):
+        lines += _check_optimiser(folder / OPTIMISER_FILE, of_optimiser, problems, is_needed=bool(checksums))
+    elif of_optimiser:
         problems.append(f"{OPTIMISER_FILE} is missing; the import wrote one")
     if not problems:
         # Of weights that are not what they should be, embeddings say nothing.
         lines += _check_embeddings(folder, provenance.get("self_check"), problems)
     if problems:
-        raise CheckpointError(f"{folder}: {len(problems)} problem(s):\n  " + "\n  ".join(problems))
-    return Verified((*lines, *_identity(folder, config)))
+        raise CheckpointError(f"{folder}: {listed(problems)}")
+    return [*lines, *_identity(folder, config)]
 
 
-def _check_leaves(path: Path, config: "CLIPConfig", checksums: dict[str, str], problems: list[str]) -> list[str]:
+def _provenance_problems(provenance: dict[str, Any], config: "CLIPConfig", tokenizer: "Tokenizer") -> list[str]:
+    """What was chosen at the import and is no longer so; on a small model the embeddings would not tell."""
+    problems: list[str] = []
+    profile, vocabulary = provenance.get("profile"), provenance.get("vocabulary")
+    if isinstance(profile, dict):
+        for tower, blocks in (("image", config.image.blocks), ("text", config.text.blocks)):
+            found = {"norm_eps": blocks.norm_eps, "gelu": blocks.gelu}
+            recorded: Any = profile.get(tower)
+            if recorded not in (None, found):
+                problems.append(
+                    f"the {tower} tower's numerics are {found} in config.json, were {recorded} at the import"
+                )
+    if isinstance(vocabulary, dict) and vocabulary.get("sha256") != tokenizer.vocab_sha256:
+        problems.append(f"the vocabulary is not that of the import, sha256 {vocabulary.get('sha256')}")
+    return problems
+
+
+def _recorded_checksums(provenance: dict[str, Any], problems: list[str]) -> dict[str, str]:
+    recorded: Any = provenance.get("leaves_sha256", {})
+    if isinstance(recorded, dict):
+        return recorded
+    problems.append(f"the recorded checksums are {type(recorded).__name__}, expected an object")
+    return {}
+
+
+def _check_leaves(
+    path: Path, config: "CLIPConfig", checksums: dict[str, str], problems: list[str], *, is_needed: bool
+) -> list[str]:
     import numpy as np
 
     from clipa_eqx.leaf_file import LeafReader
-    from conversion.rules import leaf_shapes
+    from clipa_eqx.leaf_shapes import leaf_problems
 
-    wanted = leaf_shapes(config)
     with LeafReader(path) as leaves:
-        problems += [f"missing: {name} {shape}" for name, shape in wanted.items() if name not in leaves.leaves]
-        problems += [f"unused: {name}" for name in leaves.leaves if name not in wanted]
-        for name, leaf in leaves.leaves.items():
-            if name in wanted and (leaf.shape != wanted[name] or leaf.dtype != np.dtype(np.float32)):
-                problems.append(f"{name} is {leaf.dtype}{leaf.shape}, expected float32{wanted[name]}")
-        hashed = _check_checksums(leaves, "", checksums, problems, desc="weights")
+        problems += leaf_problems(leaves.leaves, config)
+        hashed = _check_values(leaves, checksums, problems, is_needed=is_needed)
         count = sum(int(np.prod(leaf.shape)) for leaf in leaves.leaves.values())
-    compared = f"{hashed} of {len(wanted)} leaves have the recorded sha256" if hashed else "no checksums are recorded"
-    return [f"weights: {count:,} parameters in {len(wanted)} leaves, all finite; {compared}"]
+        total = len(leaves.leaves)
+    compared = f"{hashed} of {total} leaves have the recorded sha256" if hashed else "no checksums are recorded"
+    return [f"weights: {count:,} parameters in {total} leaves, all finite; {compared}"]
 
 
-def _check_optimiser(path: Path, checksums: dict[str, str], problems: list[str]) -> list[str]:
+def _check_optimiser(path: Path, checksums: dict[str, str], problems: list[str], *, is_needed: bool) -> list[str]:
     from clipa_eqx.leaf_file import LeafReader
 
     with LeafReader(path) as leaves:
-        hashed = _check_checksums(leaves, f"{path.name}/", checksums, problems, desc="optimiser")
+        hashed = _check_values(leaves, checksums, problems, is_needed=is_needed)
         return [f"optimiser state: {len(leaves.leaves)} leaves, {hashed} with the recorded sha256"]
 
 
-def _check_checksums(leaves: Any, prefix: str, checksums: dict[str, str], problems: list[str], *, desc: str) -> int:
-    """Hash and look at every leaf; returns how many have a recorded hash, which they then fulfil."""
+def _check_values(leaves: "LeafReader", checksums: dict[str, str], problems: list[str], *, is_needed: bool) -> int:
+    """Look at every leaf and hash it; returns how many have a recorded hash, which they then fulfil.
+
+    Args:
+        is_needed: every leaf must have one, as an import writes them all.
+    """
     import numpy as np
     from tqdm import tqdm
 
+    file = leaves.path.name
     size = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves.leaves.values())
-    hashed = 0
-    with tqdm(total=size, desc=desc, unit="B", unit_scale=True, delay=2) as bar:
+    with tqdm(total=size, desc=file, unit="B", unit_scale=True, delay=2) as bar:
         for name, leaf in leaves.leaves.items():
             if leaf.dtype.kind != "i" and not all(np.isfinite(part).all() for part in _parts(leaves, name, leaf)):
                 problems.append(f"not finite: {name}")
-            expected = checksums.get(prefix + name)
-            if expected is not None and leaves.checksum(name, advance=bar.update) != expected:
-                problems.append(f"sha256 of {prefix}{name} is not the recorded one: the file was changed or is damaged")
-            hashed += expected is not None
+            if name in checksums and leaves.checksum(name, advance=bar.update) != checksums[name]:
+                problems.append(f"sha256 of {name} is not the recorded one: {file} was changed or is damaged")
     problems += [
-        f"a checksum is recorded for {name}, which is not there"
-        for name in checksums
-        if name.startswith(prefix) and "safetensors/" not in name.removeprefix(prefix)
-        and name.removeprefix(prefix) not in leaves.leaves
-    ]  # fmt: skip
-    return hashed
+        f"a checksum is recorded for {name} of {file}, which is not there"
+        for name in checksums.keys() - leaves.leaves.keys()
+    ]
+    bare = sorted(leaves.leaves.keys() - checksums.keys())
+    if is_needed and bare:
+        more = f" and {len(bare) - 3} more" if len(bare) > 3 else ""
+        problems.append(f"no checksum is recorded for {', '.join(bare[:3])}{more} of {file}; the import writes all")
+    return len(leaves.leaves) - len(bare)
 
 
-def _parts(leaves: Any, name: str, leaf: Any) -> Iterator[Any]:
+def _parts(leaves: "LeafReader", name: str, leaf: "Leaf") -> Iterator["np.ndarray"]:
     """A leaf layer by layer, so that a large one needs no large temporary."""
     if "/blocks/" in name and leaf.shape:
         yield from (leaves.read(name, layer) for layer in range(leaf.shape[0]))
@@ -178,8 +219,8 @@ def _identity(folder: Path, config: "CLIPConfig") -> list[str]:
 
 
 def _presets(config: "CLIPConfig") -> list[str]:
+    from clipa_eqx.leaf_shapes import leaf_shapes
     from clipa_eqx.models.presets import PRESETS, preset
-    from conversion.rules import leaf_shapes
 
     shapes, (height, width) = leaf_shapes(config), config.image.image_size
     names: list[str] = []
@@ -193,8 +234,8 @@ def _presets(config: "CLIPConfig") -> list[str]:
 
 
 def _released_rows(config: "CLIPConfig", profile: str) -> "list[ReleasedModel]":
+    from clipa_eqx.leaf_shapes import leaf_shapes
     from conversion.released import RELEASED
-    from conversion.rules import leaf_shapes
 
     rows = [row for row in RELEASED.values() if row.profile == profile and row.length == config.text.length]
     fitting = [row for row in rows if config.image.image_size == (row.image_size, row.image_size)]

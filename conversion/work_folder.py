@@ -14,11 +14,11 @@ from clipa_eqx.errors import CheckpointError
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.json_config import from_json
 from clipa_eqx.leaf_file import Leaf, LeafWriter
+from clipa_eqx.leaf_shapes import leaf_shapes
 from clipa_eqx.models.clip import CLIPConfig, abstract_clip
 from clipa_eqx.optim import chain_shape
 from clipa_eqx.optimiser_file import FIRST_SCHEDULE, Counts, Kind, MomentSlice, write_optimiser_state
 from clipa_eqx.training.run_folder import CHECKPOINTS_NAME, read_record
-from conversion.rules import leaf_shapes
 
 FLOAT32 = np.dtype(np.float32)
 

@@ -152,9 +152,12 @@ def _make_data(folder: Path) -> None:
 def _placed(config: Any, folder: Path, *, seed: int, is_short: bool) -> Any:
     """The stage's config with its paths under ``folder``."""
     from clipa_eqx.durations import Duration
+    from clipa_eqx.experiment import DataSource
 
     data = dataclasses.replace(
-        config.data, folder=str(folder / "data" / "train"), vocab=str(folder / "data" / "vocab.txt")
+        config.data,
+        sources=(DataSource(folder=str(folder / "data" / "train")),),
+        vocab=str(folder / "data" / "vocab.txt"),
     )
     zero_shot = tuple(dataclasses.replace(one, data=str(folder / "data" / "validation")) for one in config.zero_shot)
     init = None if config.init is None else dataclasses.replace(config.init, source=str(folder / "pretrain"))

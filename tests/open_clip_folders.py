@@ -20,12 +20,12 @@ WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
 VOCAB = (*SPECIAL, *(f"w{i}" for i in range(64 - len(SPECIAL))))
 
 
-def save(folder, model, *, provenance=None, resize="squash"):
+def save(folder, model, *, provenance=None, resize="squash", pieces=VOCAB):
     size = model.config.image.image_size
     return save_model(
         folder,
         model,
-        tokenizer=Tokenizer(pieces=VOCAB, classes=bytes([4] * len(VOCAB))),
+        tokenizer=Tokenizer(pieces=pieces, classes=bytes([4] * len(pieces))),
         preprocess=EvalImageConfig(size=size, resize=resize if size[0] == size[1] else "squash"),
         provenance=provenance or {},
     )

@@ -15,7 +15,7 @@ LONGEST_FILE = 350
 # A module imports modules of lower levels or of its own. A new module gets its level here.
 LEVELS = {
     0: "clipa_eqx.errors clipa_eqx.leaf_file clipa_eqx.trees clipa_eqx.precision clipa_eqx.data clipa_eqx.evals"
-    " clipa_eqx.models clipa_eqx.training",
+    " clipa_eqx.in_place clipa_eqx.models clipa_eqx.training",
     1: "clipa_eqx.durations clipa_eqx.json_config clipa_eqx.losses clipa_eqx.pixels clipa_eqx.schedules"
     " clipa_eqx.tokenizer clipa_eqx.tokenizer.normalise clipa_eqx.tokenizer.reduce clipa_eqx.tokenizer.train"
     " clipa_eqx.tokenizer.vocabulary clipa_eqx.tokenizer.wordpiece"
@@ -30,7 +30,7 @@ LEVELS = {
     " clipa_eqx.training.health",
     3: "clipa_eqx.surgery clipa_eqx.sharding clipa_eqx.training.state clipa_eqx.training.step clipa_eqx.checkpoint"
     " clipa_eqx.artefact clipa_eqx.artefact_folder clipa_eqx.evals.encode clipa_eqx.evals.counting"
-    " clipa_eqx.evals.zero_shot clipa_eqx.optimiser_file",
+    " clipa_eqx.evals.zero_shot clipa_eqx.leaf_shapes clipa_eqx.optimiser_file",
     4: "clipa_eqx.experiment",
     5: "clipa_eqx.config_files clipa_eqx.cli clipa_eqx.training.continued clipa_eqx.training.inputs"
     " clipa_eqx.training.loop clipa_eqx.training.reporting clipa_eqx.training.run_folder"

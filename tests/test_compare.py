@@ -14,15 +14,11 @@ from tiny import model_config
 from clipa_eqx.artefact import save_model
 from clipa_eqx.cli import run
 from clipa_eqx.data.eval_images import EvalImageConfig
-from clipa_eqx.data.pixel_values import normalise_imagenet
-from clipa_eqx.data.resize import resize
 from clipa_eqx.models.blocks import BlockConfig
 from clipa_eqx.tokenizer import Tokenizer
 from conversion import causes, compare_pictures, compare_texts
 from conversion.causes import _sincos_2d
 from conversion.compare import main
-from conversion.compare_pictures import fixed_pictures
-from conversion.compare_texts import FIXED_TEXTS
 from conversion.flax_names import to_flax
 from conversion.open_clip_export import export_open_clip
 from conversion.open_clip_tokenizer import write_tokenizer
@@ -240,7 +236,10 @@ def test_what_a_file_says_is_compared_and_the_rest_is_asked_of_the_other(model, 
     report = compared(folders / "ours", tmp_path / "heads.npz", tmp_path)
     assert report["first"]["where"] == "text/blocks/0/attention"
     assert named(report) == {causes.HEADS}
+    # Our export says its numerics in the file itself; a file that does not is taken as torch computes.
     shutil.copy(folders / "theirs" / WEIGHTS, tmp_path / WEIGHTS)
+    assert compared(tmp_path / WEIGHTS, folders / "ours", tmp_path)["first"] is None
+    edit_weights(tmp_path, lambda tensors: None)
     report = compared(tmp_path / WEIGHTS, folders / "ours", tmp_path)
     assert named(report) == {causes.EPS, causes.GELU}
 
@@ -257,6 +256,13 @@ def test_open_clips_own_tokenizer_is_told_from_ours(folders, theirs, tmp_path):
     assert compare_texts.SEP_KEPT in named(report)
 
 
+def test_a_tokenizer_option_that_is_unknown_is_said_and_texts_are_not_compared(folders, theirs, tmp_path):
+    edit_config(theirs, set_in(*TEXT, tokenizer_kwargs={"strip_sep_token": True, "clean": "canonicalize"}))
+    report = compared(folders / "ours", theirs, tmp_path)
+    assert any("tokenizer_kwargs.clean" in note for note in report["b"]["notes"])
+    assert any("does not say how they are tokenised" in note for note in report["notes"])
+
+
 def test_a_vocabulary_alone_is_taken_as_bert(folders, theirs, tmp_path):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (theirs / name).unlink()
@@ -264,40 +270,6 @@ def test_a_vocabulary_alone_is_taken_as_bert(folders, theirs, tmp_path):
         compare_texts.NORMALISATION,
         compare_texts.SEP_PLACE,
     }
-
-
-def record(path, *, antialias=True, **arrays):
-    pixels = [normalise_imagenet(resize(p, size=SIZE, antialias=antialias)) for p in fixed_pictures(SIZE)]
-    np.savez(path, **{f"pixels_{i}": one for i, one in enumerate(pixels)}, **arrays)
-
-
-def test_antialias_is_named_from_recorded_pixels(folders, tmp_path):
-    record(tmp_path / "mine.npz")
-    same = compared(folders / "ours", folders / "ours", tmp_path, "--recorded-b", tmp_path / "mine.npz")
-    assert same["first"] is None
-    record(tmp_path / "mine.npz", antialias=False)
-    report = compared(folders / "ours", folders / "ours", tmp_path, "--recorded-b", tmp_path / "mine.npz")
-    assert named(report) == {compare_pictures.ANTIALIAS}
-
-
-def test_recorded_tokens_are_explained(folders, tmp_path):
-    ids = Tokenizer.bert()(FIXED_TEXTS, length=LENGTH).ids
-    with_sep = ids.copy()
-    for row in with_sep:
-        end = int(np.argmax(row == 0)) if (row == 0).any() else LENGTH - 1
-        row[end] = 102
-    np.savez(tmp_path / "mine.npz", tokens=with_sep)
-    report = compared(folders / "ours", folders / "ours", tmp_path, "--recorded-b", tmp_path / "mine.npz")
-    assert named(report) == {compare_texts.SEP_KEPT}
-    np.savez(tmp_path / "mine.npz", tokens=ids + 1)
-    report = compared(folders / "ours", folders / "ours", tmp_path, "--recorded-b", tmp_path / "mine.npz")
-    assert named(report) == {"unexplained"}
-
-
-def test_inputs_for_a_program_of_ones_own_are_written(folders, tmp_path):
-    compared(folders / "ours", folders / "ours", tmp_path, "--write-inputs", tmp_path / "inputs")
-    assert json.loads((tmp_path / "inputs" / "texts.json").read_text()) == list(FIXED_TEXTS)
-    assert sorted(p.name for p in (tmp_path / "inputs").glob("*.png")) == [f"picture_{i}.png" for i in range(3)]
 
 
 def test_no_cause_is_invented_for_other_weights(folders, tmp_path, capsys):
@@ -334,7 +306,7 @@ def test_other_sizes_are_said_and_nothing_is_walked(folders, tmp_path):
     ("argv", "words"),
     [
         (["nothing", "nothing"], "there is no file or folder nothing"),
-        (["{ours}", "{ours}", "--recorded-b", "nothing.npz"], "is no npz of plain arrays"),
+        (["{ours}", "{ours}", "--recorded-b", "nothing.npz"], "the recording nothing.npz"),
         (["{ours}", "{broken}"], "missing: visual.proj"),
     ],
 )

@@ -9,6 +9,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tiny
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from clipa_eqx.artefact_folder import OPTIMISER_FILE
 from clipa_eqx.durations import Duration
@@ -155,3 +157,14 @@ def test_the_chain_counts_entries_as_the_reference_has_patterns():
     assert ("text/blocks/norm1/bias", 0) in shape.frozen
     assert len(shape.frozen) == sum(path.startswith("image/") for path, _ in shape.frozen) + 16
     assert jax.tree.leaves(model)
+
+
+def test_a_negative_second_moment_in_a_model_folder_is_refused(half, tmp_path):
+    model = import_half(half, tmp_path)
+    path = model / OPTIMISER_FILE
+    with safe_open(path, framework="numpy") as file:
+        metadata, leaves = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    leaves["nu/image/class_token"][3] = -1e-9
+    save_file(leaves, path, metadata=metadata)
+    with pytest.raises(CheckpointError, match="negative: nu/image/class_token, a second moment"):
+        tiny.train_on_one_device(from_source(half[1], model), tmp_path / "on")

@@ -22,6 +22,7 @@ from clipa_eqx.data.eval_images import EvalImageConfig
 from clipa_eqx.errors import CheckpointError, ConversionError
 from clipa_eqx.models.blocks import BlockConfig
 from clipa_eqx.models.clip import CLIPConfig
+from clipa_eqx.models.presets import preset
 from clipa_eqx.models.text import TextConfig
 from clipa_eqx.models.vision import VisionConfig
 from clipa_eqx.pixels import normalise_pixels
@@ -236,8 +237,40 @@ def test_a_mistake_is_one_message_and_exit_code_2(tmp_path, capsys):
     source = write_npz(tmp_path / "x.npz", tiny_arrays())
     assert run(lambda: main(["import", str(source), str(tmp_path / "model")])) == 2
     said = capsys.readouterr().err
-    assert said.startswith("error: the config cannot be told:\n")
+    assert said.startswith("error: the config cannot be told, 4 problem(s):\n")
     assert "Traceback" not in said
+
+
+def test_a_model_of_few_tokens_is_not_taken_for_the_presets_size(tmp_path):
+    arrays = {f"params/{name}": array for name, array in to_flax(random_clip(preset("Ti/16", length=8))).items()}
+    source, target = write_npz(tmp_path / "x.npz", arrays), tmp_path / "model"
+    flags = ("import", str(source), str(target), "--preset", "Ti/16")
+    with pytest.raises(ConversionError) as caught:
+        main([*flags])
+    assert "image.image_size is not known (shapes do not tell; preset Ti/16 has 224 with 32" in str(caught.value)
+    assert "no model of preset Ti/16 was released, and recipes differ); give --image-pool" in str(caught.value)
+    assert not target.exists()
+    main([*flags, "--image-size", "80", "--image-pool", "tok"])
+    loaded = load_model(target)
+    assert (loaded.model.config.image.image_size, loaded.model.config.image.pool) == ((80, 80), "tok")
+
+
+def test_how_pictures_are_prepared_is_logged_and_recorded(tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        folder = convert(write_npz(tmp_path / "x.npz", tiny_arrays()), tmp_path / "model")
+    words = "preprocess: squash, a default that no file tells"
+    assert any(message.startswith(words) for message in caplog.messages)
+    assert any(note.startswith(words) for note in load_model(folder).provenance["config_notes"])
+
+
+def test_of_very_many_problems_the_first_are_shown(tmp_path):
+    many = {f"params/extra/{i}": np.zeros((), np.float32) for i in range(3000)} | {
+        "params/" + 4000 * "x": np.zeros((), np.float32)
+    }
+    with pytest.raises(ConversionError, match=r"3001 problem\(s\)") as caught:
+        convert(write_npz(tmp_path / "x.npz", tiny_arrays() | many), tmp_path / "model")
+    assert "... and 2901 more" in str(caught.value)
+    assert len(str(caught.value)) < 20_000
 
 
 sizes = st.integers(1, 3)
@@ -297,3 +330,15 @@ def test_the_rule_table_is_its_own_inverse(config):
     model = random_clip(config)
     again = from_flax(to_flax(model), config)
     assert_bit_equal(again, model)
+
+
+@pytest.mark.parametrize("change", [{"dtypes": {"t": "odd"}}, {"temperature": ["x"]}, {"attention": "odd"}])
+def test_a_layout_that_no_import_wrote_is_one_clear_error(change, tmp_path, capsys):
+    convert(write_npz(tmp_path / "x.npz", tiny_arrays()), tmp_path / "model")
+    file = tmp_path / "model" / "provenance.json"
+    found = json.loads(file.read_text())
+    found["layout"] |= change
+    file.write_text(json.dumps(found))
+    assert run(lambda: main(["export", str(tmp_path / "model"), str(tmp_path / "back.npz")])) == 2
+    assert "does not say how its source was laid out" in capsys.readouterr().err
+    assert not (tmp_path / "back.npz").exists()

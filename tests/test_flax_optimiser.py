@@ -3,7 +3,7 @@
 import ml_dtypes
 import numpy as np
 import pytest
-from flax_checkpoints import convert, training_arrays, write_npz
+from flax_checkpoints import convert, tiny_arrays, training_arrays, write_npz
 
 from clipa_eqx.artefact import load_model
 from clipa_eqx.errors import ConversionError
@@ -61,6 +61,10 @@ CHAINS = {
         "unused: the moments of x, which is no parameter",
     ),
     "two steps": (training_arrays(schedule_entries=(4, 5)) | {"opt/5/0/0": np.asarray(9, np.int32)}, "[7, 9]"),
+    "Adam's count alone": (
+        training_arrays() | {"opt/1/0/0": np.asarray(100, np.int32)},
+        "opt/1/0/0, Adam's count, is 100, that of the schedules 7",
+    ),
     "a count that is none": (training_arrays() | {"opt/4/0/0": np.asarray(1.5)}, "opt/4/0/0 is float64[]"),
     "a negative count": (training_arrays() | {"opt/1/0/0": np.asarray(-1, np.int32)}, "opt/1/0/0 is -1"),
 }
@@ -76,3 +80,25 @@ def test_an_optimiser_that_is_not_the_references_is_refused_with_the_way_around_
     assert "x.npz:params converts the parameters alone" in str(caught.value)
     convert(f"{source}:params", tmp_path / "model")
     assert not (tmp_path / "model" / "optimiser.safetensors").exists()
+
+
+def test_a_negative_second_moment_is_refused(tmp_path):
+    arrays = training_arrays()
+    spoilt = arrays["opt/1/0/2/img/head/kernel"].copy()
+    spoilt[1, 2] = -1e-12
+    source = write_npz(tmp_path / "x.npz", arrays | {"opt/1/0/2/img/head/kernel": spoilt})
+    with pytest.raises(ConversionError, match="negative: img/head/kernel for image/head/weight has values below zero"):
+        convert(source, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_an_old_optimisers_state_is_left_out_with_a_word(tmp_path, caplog):
+    params = {name.removeprefix("params/"): array for name, array in tiny_arrays().items()}
+    arrays = {f"opt/target/{name}": array for name, array in params.items()}
+    arrays |= {f"opt/state/param_states/{n}/grad_ema": a for n, a in params.items()} | {"opt/state/step": np.ones(())}
+    with caplog.at_level("INFO"):
+        folder = convert(write_npz(tmp_path / "x.npz", arrays), tmp_path / "model")
+    note = f"left out: {len(params) + 1} entries of an old Flax optimiser's state, opt/state/"
+    assert any(message.startswith(note) for message in caplog.messages)
+    assert any(one.startswith(note) for one in load_model(folder).provenance["config_notes"])
+    assert not (folder / "optimiser.safetensors").exists()

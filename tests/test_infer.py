@@ -6,17 +6,20 @@ import math
 
 import numpy as np
 import pytest
-from tiny_runs import tiny_clip_config
+from tiny_runs import tiny_clip, tiny_clip_config, tiny_tokenizer
 
+from clipa_eqx.artefact import save_model
+from clipa_eqx.data.eval_images import EvalImageConfig
 from clipa_eqx.errors import ConversionError
 from clipa_eqx.json_config import to_json
-from clipa_eqx.models.presets import T5X_TEXT, preset
+from clipa_eqx.models.presets import PRESETS, T5X_TEXT, preset
 from conversion.flax_names import flax_rules
 from conversion.flax_shapes import FlaxLayout, flax_facts
-from conversion.infer import TEXT_TABLES, Choices, resolve_config
+from conversion.infer import PROFILES, TEXT_TABLES, Choices, resolve_config
 from conversion.released import RELEASED
 from conversion.rules import foreign_tensors
 from conversion.tensors import TensorInfo
+from scripts.show import main as show
 
 FULL = {"image_pool": "gap", "text_pool": "last", "image_position": "sincos2d", "image_size": 16}
 
@@ -75,23 +78,85 @@ def test_pools_with_arrays_of_their_own_are_told():
 def test_learned_positions_tell_the_size_of_a_square_image_and_no_other():
     learned = {"image_pool": "tok", "text_pool": "last"}
     config = tiny_clip_config(image={"position": "learned", "pool": "tok"})
-    assert resolve(shapes_of(config), **learned).config.image.image_size == (16, 16)
+    resolved = resolve(shapes_of(config), **learned)
+    assert resolved.config.image.image_size == (16, 16)
+    why = "17 rows of img/pos_embedding as class token and a square of 4"
+    note = f"image.image_size: (16, 16) by the file ({why}); another needs --image-size or --config"
+    assert note in resolved.notes
     wide = tiny_clip_config(image={"position": "learned", "pool": "tok", "image_size": (8, 16)})
     assert "image.image_size is not known" in problems(shapes_of(wide), **learned)
 
 
 def test_a_preset_is_checked_and_every_difference_named():
-    tensors = shapes_of(preset("B/16", length=8))
-    resolved = resolve(tensors, preset="B/16")
-    assert resolved.config == preset("B/16", length=8)
+    tensors = shapes_of(preset("L/14", length=8))
+    resolved = resolve(tensors, preset="L/14", image_size=84)
+    assert resolved.config == preset("L/14", length=8, image_size=84)
     assert any(note.startswith("text.length: 8 by the file") for note in resolved.notes)
+    resolved = resolve(shapes_of(preset("L/14")), preset="L/14")
     assert any(
-        note == "image.image_size: (224, 224), the default of preset B/16; --image-size gives another"
+        note == "image.image_size: (224, 224), the default of preset L/14; --image-size gives another"
         for note in resolved.notes
     )
-    said = problems(tensors, preset="S/16")
-    for name in ("image.blocks.width: 768", "image.blocks.mlp_dim: 3072", "text.blocks.width: 512", "image.embed: 512"):
+    said = problems(tensors, preset="H/14", image_size=84)
+    for name in ("image.blocks.width: 1024", "image.blocks.depth: 24", "text.blocks.width: 768", "image.embed: 768"):
         assert name in said
+
+
+def test_a_preset_does_not_tell_the_image_size_of_a_model_of_other_texts():
+    said = problems(shapes_of(preset("H/14", image_size=84, length=8)), preset="H/14")
+    assert (
+        "image.image_size is not known (shapes do not tell; preset H/14 has 224 with 32 text tokens, this file" in said
+    )
+    assert "this file has 8); give --image-size" in said
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_only_presets_with_released_models_tell_the_pool(name):
+    config, known = preset(name), {row.preset for row in RELEASED.values()}
+    for pool in ("tok", "gap"):
+        resolved = resolve(shapes_of(config), preset=name, image_pool=pool)
+        assert resolved.config.image.pool == pool
+    if name in known:
+        assert resolve(shapes_of(config), preset=name).config.image.pool == "gap"
+    else:
+        said = problems(shapes_of(config), preset=name)
+        assert f"image.pool is not known (gap and tok have the same arrays; no model of preset {name} was" in said
+        assert "give --image-pool" in said
+    probed = dataclasses.replace(config, image=dataclasses.replace(config.image, pool="map"))
+    if name in known:
+        assert "image.pool: map by the file" in problems(shapes_of(probed), preset=name)
+    else:
+        assert resolve(shapes_of(probed), preset=name).config.image.pool == "map"
+
+
+def test_how_pictures_are_prepared_is_said_to_be_a_default_where_nobody_tells():
+    resolved = resolve(shapes_of(tiny_clip_config()), **FULL)
+    assert resolved.preprocess.resize == "squash"
+    assert "preprocess: squash, a default that no file tells" in resolved.preprocess_note
+    assert "resize_small_crop" in resolved.preprocess_note
+    name = "h14-84px-t8-laion2b"
+    resolved = resolve(shapes_of(RELEASED[name].config()), released=name)
+    assert resolved.preprocess_note == f"preprocess: resize_small_crop, as released model {name} was scored"
+
+
+@pytest.mark.parametrize(
+    ("format_profile", "name", "twin"),
+    [
+        ("flax", "l14-224px-t32-datacomp1b-open-clip", "--released l14-224px-t32-datacomp1b, "),
+        ("open_clip", "l14-224px-t32-datacomp1b", "--released l14-224px-t32-datacomp1b-open-clip, "),
+        ("open_clip", "h14-84px-t8-laion2b", "the row of this format, "),
+    ],
+)
+def test_a_released_model_of_another_format_needs_its_numerics_named(format_profile, name, twin):
+    row = RELEASED[name]
+    facts = flax_facts(shapes_of(row.config()))
+    with pytest.raises(ConversionError) as caught:
+        resolve_config(facts, Choices(released=name), format_profile=format_profile)
+    assert f"released model {name} is a file of {row.format}, this is one of {format_profile}" in str(caught.value)
+    assert f"give {twin}or say with --profile" in str(caught.value)
+    for profile in PROFILES:
+        resolved = resolve_config(facts, Choices(released=name, profile=profile), format_profile=format_profile)
+        assert (resolved.profile, resolved.profile_why) == (profile, "--profile says so")
 
 
 def test_flags_win_over_the_default_of_a_preset_and_are_noted():
@@ -115,7 +180,7 @@ def test_text_towers_of_all_three_tables_are_recognised(table, layout):
             continue
         name = {"L": "L/14", "H": "H/14", "g": "g/14", "G": "bigG/14"}[letter]
         config = with_text(preset(name), size)
-        resolved = resolve(shapes_of(config, FlaxLayout(attention=layout)), preset=name)
+        resolved = resolve(shapes_of(config, FlaxLayout(attention=layout)), preset=name, image_pool="gap")
         assert resolved.config.text == config.text
         is_presets = config == preset(name)
         assert is_presets != any("the text tower is that of the reference's" in note for note in resolved.notes)
@@ -155,7 +220,19 @@ def test_a_config_file_is_taken_whole_and_checked(tmp_path):
     assert "text.embed: None by the file" in said
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"image": 1}', "null"])
+@pytest.mark.usefixtures("quick_compile")
+def test_what_show_prints_of_a_model_is_a_config_file(tmp_path, capsys):
+    parts = {"tokenizer": tiny_tokenizer(), "preprocess": EvalImageConfig(size=(16, 16)), "provenance": {"a": "b"}}
+    folder = save_model(tmp_path / "model", tiny_clip(), **parts)
+    show([str(folder)])
+    (tmp_path / "F.json").write_text(capsys.readouterr().out)
+    assert resolve(shapes_of(tiny_clip_config()), config=tmp_path / "F.json").config == tiny_clip_config()
+
+
+DEEP = "[" * 200_000, '{"image":' * 100_000
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"image": 1}', "null", *DEEP], ids=lambda text: text[:12])
 def test_a_config_file_that_is_none_is_refused(content, tmp_path):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(ValueError, match=r"--config .*config.json"):

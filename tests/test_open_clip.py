@@ -22,7 +22,7 @@ from open_clip_folders import (
     save,
     tiny_model,
 )
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from test_replay import random_model
 from test_t5x import mutate, no_self_check  # noqa: F401
 
@@ -194,6 +194,38 @@ def test_a_file_alone_needs_what_shapes_do_not_tell(model, theirs, tmp_path, cap
     loaded = convert(source, tmp_path / "back", *flags, tmp_path / "vocab.txt")
     assert_same_leaves(loaded.model, model)
     assert loaded.model.config.image.blocks.gelu == "tanh"
+    assert loaded.provenance["vocabulary"]["origin"] == "--vocab vocab.txt"
+
+
+BARE = ("--image-heads", "2", "--text-heads", "2", "--image-pool", "gap", "--text-pool", "last", "--vocab")
+
+
+def test_our_export_says_its_numerics_in_the_weight_file_itself(theirs, tmp_path, caplog, capsys):
+    write_vocab(VOCAB, tmp_path / "vocab.txt")
+    source = shutil.copy(theirs / WEIGHTS, tmp_path / "weights.safetensors")
+    loaded = convert(source, tmp_path / "back", *BARE, tmp_path / "vocab.txt")
+    profile = loaded.provenance["profile"]
+    assert (profile["name"], profile["why"]) == ("flax", "the metadata of weights.safetensors")
+    assert loaded.model.config.text.blocks.norm_eps == 1e-6
+    with caplog.at_level("INFO"):
+        convert(source, tmp_path / "other", *BARE, tmp_path / "vocab.txt", "--profile", "open_clip")
+    assert "the profile is flax by the metadata of weights.safetensors; open_clip because --profile" in caplog.text
+    # Written by torch, it says nothing.
+    tensors = load_file(theirs / WEIGHTS)
+    save_file(tensors, source)
+    loaded = convert(source, tmp_path / "plain", *BARE, tmp_path / "vocab.txt")
+    assert loaded.provenance["profile"]["name"] == "open_clip"
+    save_file(tensors, source, metadata={"clipa_eqx_numerics": '{"image": {"norm_eps": 0, "gelu": "tanh"}}'})
+    argv = ["import", str(source), str(tmp_path / "bad"), *BARE, str(tmp_path / "vocab.txt")]
+    assert run(lambda: main(argv)) == 2
+    assert "metadata clipa_eqx_numerics" in capsys.readouterr().err
+
+
+def test_a_model_folder_of_ours_is_no_source(model, tmp_path, capsys):
+    save(tmp_path / "model", model)
+    for source in (tmp_path / "model", tmp_path / "model" / "model.safetensors"):
+        assert run(lambda source=source: main(["import", str(source), str(tmp_path / "back")])) == 2
+        assert f"{tmp_path / 'model'} is already a model folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("prefix", ["module.", "text."])

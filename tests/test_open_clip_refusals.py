@@ -4,14 +4,27 @@ import shutil
 
 import numpy as np
 import pytest
-from open_clip_folders import CONFIG, WEIGHTS, convert, edit_config, edit_weights, export_tiny, save, set_in
+from open_clip_folders import (
+    CONFIG,
+    WEIGHTS,
+    assert_same_leaves,
+    convert,
+    edit_config,
+    edit_weights,
+    export_tiny,
+    save,
+    set_in,
+    tiny_model,
+)
 from test_replay import random_model
 from test_t5x import mutate, no_self_check  # noqa: F401
 from tiny import model_config
 
+from clipa_eqx.artefact import load_model
 from clipa_eqx.cli import run
 from clipa_eqx.errors import ClipaError
 from conversion.open_clip import main
+from conversion.open_clip_config import load_open_clip_config
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -42,13 +55,38 @@ REFUSED = {
     "openai": (set_in(*PICTURES, mean=[0.48, 0.45, 0.4]), "ours are ImageNet's"),
     "longest": (set_in(*PICTURES, resize_mode="longest"), "resize_mode longest"),
     "size": (set_in(*PICTURES, size=24), "preprocess_cfg.size is (24, 24)"),
-    "sep": (set_in(*TEXT, tokenizer_kwargs={}), "keeps [SEP]"),
+    "sep": (set_in(*TEXT, tokenizer_kwargs={}), "[SEP] is kept (no strip_sep_token)"),
+    "clean": (
+        set_in(*TEXT, tokenizer_kwargs={"strip_sep_token": True, "clean": "canonicalize"}),
+        "text_cfg.tokenizer_kwargs.clean is 'canonicalize'",
+    ),
+    "kwarg": (
+        set_in(*TEXT, tokenizer_kwargs={"strip_sep_token": True, "use_fast": False}),
+        "text_cfg.tokenizer_kwargs.use_fast (False) is no field",
+    ),
     "width": (set_in(*VISION, width=48), "image.blocks.width: 48 in open_clip_config.json, 32 in the file"),
     "heads": (set_in(*VISION, head_width=10), "is not divided by"),
     "text": (set_in(*TEXT, width="many"), "text_cfg.width is 'many'"),
     "eps": (set_in(*TEXT, norm_kwargs={"eps": 0}), "norm_kwargs.eps is 0"),
-    "affine": (set_in(*TEXT, norm_kwargs={"elementwise_affine": False}), "elementwise_affine is unknown"),
+    "affine": (
+        set_in(*TEXT, norm_kwargs={"elementwise_affine": False}),
+        "norm_kwargs.elementwise_affine (False) is no",
+    ),
     "none": (lambda found: found["model_cfg"].pop("vision_cfg"), "vision_cfg is missing"),
+    "not an object": (set_in("model_cfg", vision_cfg=[1]), "vision_cfg is [1], expected an object"),
+    "unknown of vision": (set_in(*VISION, rope=True, layers=1), "vision_cfg.rope (True) is no field that is known"),
+    "unknown of text": (set_in(*TEXT, act="relu"), "text_cfg.act ('relu') is no field that is known here"),
+    "unknown of model": (set_in("model_cfg", multimodal_cfg={}), "multimodal_cfg ({}) is no field that is known"),
+    "unknown of pictures": (set_in(*PICTURES, blur=1), "preprocess_cfg.blur (1) is no field that is known here"),
+    "grey": (set_in(*PICTURES, mode="L"), "preprocess_cfg.mode is 'L'"),
+    "std": (set_in(*PICTURES, std=[0.2, 0, 0.2]), "preprocess_cfg.std is [0.2, 0, 0.2], expected three positive"),
+    "norm list": (set_in(*VISION, norm_kwargs=[1]), "vision_cfg.norm_kwargs is [1], expected an object"),
+    "act word": (set_in(*VISION, act_kwargs="tanh"), "vision_cfg.act_kwargs is 'tanh', expected an object"),
+    "act inplace": (set_in(*TEXT, act_kwargs={"inplace": True}), "text_cfg.act_kwargs.inplace (True) is no field"),
+    "quick word": (set_in("model_cfg", quick_gelu="yes"), "quick_gelu is 'yes', expected true or false"),
+    "causal word": (set_in(*TEXT, no_causal_mask="true"), "text_cfg.no_causal_mask is 'true', expected true or"),
+    "number for a flag": (set_in(*TEXT, embed_cls=0), "text_cfg.embed_cls is 0, which is unknown here"),
+    "kwargs": (set_in(*TEXT, tokenizer_kwargs=[1]), "text_cfg.tokenizer_kwargs is [1], expected an object"),
 }
 
 
@@ -61,6 +99,15 @@ def test_what_our_model_cannot_be_is_refused(case, theirs, tmp_path, capsys):
     assert words in err
     assert "Traceback" not in err
     assert not (tmp_path / "back").exists()
+
+
+def test_defaults_may_be_written_out(theirs):
+    change = {"patch_dropout": 0.5, "attentional_pool": False, "ls_init_value": None, "timm_pool": "avg", "in_chans": 3}
+    edit_config(theirs, set_in(*VISION, **change))
+    edit_config(theirs, set_in(*TEXT, pad_id=0, proj_type="linear", hf_model_name=None, final_ln_after_pool=False))
+    edit_config(theirs, set_in("model_cfg", custom_text=True, init_logit_bias=None, quick_gelu=False))
+    edit_config(theirs, set_in(*PICTURES, fill_color=0))
+    assert load_open_clip_config(theirs / CONFIG).image.layers == 1
 
 
 def test_tensors_that_do_not_fit_are_listed_at_once(theirs, tmp_path, capsys):
@@ -94,6 +141,11 @@ def test_what_open_clip_cannot_be_is_not_exported(changes, words, tmp_path, caps
 
 
 def fuzz(count, seed, exported, tmp_path):
+    """How many of ``count`` damaged folders were refused; each time nothing or a whole model is left.
+
+    Safetensors have no checksums: in the values a flipped bit is another number, and a config's numbers are as good
+    as others. With a damaged header or vocabulary, the weights are what they were or refused.
+    """
     rng = np.random.default_rng(seed)
     source, target = shutil.copytree(exported, tmp_path / "theirs"), tmp_path / "out" / "back"
     files = [source / name for name in (WEIGHTS, CONFIG, "vocab.txt")]
@@ -102,10 +154,12 @@ def fuzz(count, seed, exported, tmp_path):
         file = files[rng.choice(3, p=[0.6, 0.3, 0.1])]
         before = file.read_bytes()
         data = mutate(before, rng)
+        is_same = file.name == "vocab.txt"
         if file.name == WEIGHTS and rng.random() < 0.7:
             # The header is a small part of the file, and where a file can lie.
             size = 8 + int.from_bytes(before[:8], "little")
             data = mutate(before[:size], rng) + before[size:]
+            is_same = True
         file.write_bytes(data)
         try:
             convert(source, target)
@@ -113,6 +167,8 @@ def fuzz(count, seed, exported, tmp_path):
             refused += 1
             assert not target.parent.exists() or not any(target.parent.iterdir())
         else:
+            if is_same:
+                assert_same_leaves(load_model(target).model, tiny_model())
             shutil.rmtree(target)
         file.write_bytes(before)
     return refused

@@ -53,6 +53,18 @@ def test_an_archive_that_could_grow_is_refused_before_torch_sees_it(tmp_path, mo
     assert "../evil leads out of the archive" in err
 
 
+def test_a_flipped_bit_of_a_bin_is_found_before_torch_maps_the_file(tmp_path, monkeypatch, capsys):
+    with zipfile.ZipFile(tmp_path / "model.bin", "w") as archive:
+        archive.writestr("archive/data.pkl", b"x" * 1000)
+        archive.writestr("archive/data/0", b"weights" * 1000)
+    data = bytearray((tmp_path / "model.bin").read_bytes())
+    data[data.index(b"weights") + 99] ^= 4
+    (tmp_path / "model.bin").write_bytes(data)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert run(lambda: main(["import", str(tmp_path / "model.bin"), str(tmp_path / "back")])) == 2
+    assert "damaged: archive/data/0 of" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("argument", ["nothing", "nothing.bin", "{tmp}", "{tmp}/notes.txt"])
 def test_a_source_that_is_none_is_said(argument, tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("hello")
@@ -105,6 +117,19 @@ def test_offline_is_one_clear_message(tmp_path, monkeypatch, capsys):
     err = capsys.readouterr().err
     assert "hf-hub:UCSC-VLAA/ViT-L-14-CLIPA-datacomp1B cannot be downloaded" in err
     assert "copy the repository" in err
+
+
+def test_the_hubs_warnings_of_every_retry_are_not_shown(tmp_path):
+    # In a new process: its library sets the level of its own log when it is first used.
+    pytest.importorskip("huggingface_hub")
+    code = (
+        "import logging, sys\n"
+        "from conversion.open_clip import main\n"
+        f"try: main(['import', 'hf-hub:not a repo!', {str(tmp_path / 'back')!r}])\n"
+        "except Exception as error: print(type(error).__name__, logging.getLogger('huggingface_hub').level)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["ConversionError", "40"]
 
 
 def test_a_name_that_is_no_repository_is_said(tmp_path, capsys):

@@ -106,8 +106,54 @@ def test_a_config_that_the_weights_are_not_of_is_found(copy, capsys):
     config["model"]["image"]["embed"] = config["model"]["text"]["embed"] = 8
     (copy / "config.json").write_text(json.dumps(config))
     err = refused(copy, capsys)
-    assert "image/head/weight is float32(16, 32), expected float32(8, 32)" in err
+    assert "shape: image/head/weight is (16, 32), expected (8, 32)" in err
     assert "text/head/weight" in err
+
+
+def edit(file, change):
+    found = json.loads(file.read_text())
+    change(found)
+    file.write_text(json.dumps(found))
+
+
+def test_numerics_that_are_not_those_of_the_import_are_found(copy, capsys):
+    # On a small model, the embeddings are the same to the tolerance of other machines.
+    edit(copy / "config.json", lambda found: found["model"]["text"]["blocks"].update(gelu="exact", norm_eps=1e-5))
+    assert "the text tower's numerics are {'norm_eps': 1e-05, 'gelu': 'exact'} in config.json" in refused(copy, capsys)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"mean": [0.5, 0.5, 0.5]}, "asks for another mean or std"),
+        ({"resize": "stretch"}, "got 'stretch'"),
+        ({"size": [24, 24]}, "preprocess.size is (24, 24)"),
+    ],
+)
+def test_pictures_that_could_not_be_prepared_so_are_found(changes, words, copy, capsys):
+    edit(copy / "preprocess.json", lambda found: found.update(changes))
+    assert words in refused(copy, capsys)
+
+
+def test_checksums_are_those_of_all_leaves_or_none(copy, capsys):
+    def drop(found):
+        del found["leaves_sha256"]["log_temperature"]
+        found["leaves_sha256"]["image/nothing"] = "0" * 64
+
+    edit(copy / "provenance.json", drop)
+    err = refused(copy, capsys)
+    assert "no checksum is recorded for log_temperature of model.safetensors" in err
+    assert "a checksum is recorded for image/nothing of model.safetensors, which is not there" in err
+    edit(copy / "provenance.json", lambda found: found.update(leaves_sha256=[1]))
+    assert "the recorded checksums are list" in refused(copy, capsys)
+
+
+def test_another_vocabulary_than_that_of_the_import_is_found(copy, capsys):
+    recorded = json.loads((copy / "provenance.json").read_text())["vocabulary"]
+    assert recorded["sha256"] == Tokenizer.load(copy / "tokenizer").vocab_sha256
+    assert recorded["origin"] == "--vocab vocab.txt"
+    edit(copy / "provenance.json", lambda found: found["vocabulary"].update(sha256="0" * 64))
+    assert "the vocabulary is not that of the import" in refused(copy, capsys)
 
 
 def test_an_optimiser_state_that_was_taken_away_is_missed(copy, capsys):

@@ -17,6 +17,9 @@ from clipa_eqx.tokenizer import vocabulary
 from clipa_eqx.tokenizer.normalise import split_words
 from clipa_eqx.tokenizer.reduce import Reduction, reduce_words
 
+TOKENIZER_FILES = ("vocab.txt", "about.json")
+"""All that ``Tokenizer.save`` writes."""
+
 _LONGEST_WORD_BYTES = 100
 _CACHED_WORDS = 1 << 16
 _FORMAT = {"kind": "bert-wordpiece-uncased", "version": 1}
@@ -76,7 +79,7 @@ class Tokenizer:
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
         """Reads what ``save`` wrote. Raises DataError for a missing, foreign or altered folder."""
-        about = folder / "about.json"
+        about = folder / TOKENIZER_FILES[1]
         try:
             found = json.loads(about.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -85,7 +88,7 @@ class Tokenizer:
             raise DataError(
                 f"tokenizer: {about} says {found}, expected {_FORMAT}; load it with the version that wrote it"
             )
-        tokenizer = cls.from_file(folder / "vocab.txt")
+        tokenizer = cls.from_file(folder / TOKENIZER_FILES[0])
         if tokenizer.vocab_sha256 != found.get("vocab_sha256"):
             raise DataError(f"tokenizer: {folder / 'vocab.txt'} was altered since it was saved; restore the file")
         return tokenizer
@@ -96,9 +99,9 @@ class Tokenizer:
         Classes are looked up again by ``load``; a table that was set by hand is not stored.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        vocabulary.write_vocab(self.pieces, folder / "vocab.txt")
+        vocabulary.write_vocab(self.pieces, folder / TOKENIZER_FILES[0])
         about = _FORMAT | {"vocab_sha256": self.vocab_sha256}
-        (folder / "about.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        (folder / TOKENIZER_FILES[1]).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
     def __call__(
         self,

@@ -59,8 +59,10 @@ def _misfits(stored: OptimiserState, abstract: TrainState) -> list[str]:
         if found.dtype != leaf.dtype:
             setting = f"; set optim.mu_dtype to {found.dtype}" if name.startswith("mu/") else ""
             problems.append(f"dtype: {name} is {found.dtype}, expected {leaf.dtype}{setting}")
-        elif not np.isfinite(stored.file.read(name)).all():
+        elif not np.isfinite(values := stored.file.read(name)).all():
             problems.append(f"not finite: {name}")
+        elif name.startswith("nu/") and (values < 0).any():
+            problems.append(f"negative: {name}, a second moment, whose root is taken")
     return problems[:20] + ([f"... and {len(problems) - 20} more"] if len(problems) > 20 else [])
 
 

@@ -1,0 +1,78 @@
+"""From a checkpoint of the reference, whichever of its trainers wrote it, to a model folder."""
+
+import argparse
+import logging
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from conversion.arguments import choices_of, config_provenance, show_resolved, tokenizer_of, vocabulary_provenance
+from conversion.flax_names import flax_rules
+from conversion.flax_shapes import FlaxLayout, flax_facts
+from conversion.infer import resolve_config
+from conversion.rules import check_tensors
+from conversion.tensors import TensorFile
+from conversion.to_artefact import Moments, write_artefact
+
+_log = logging.getLogger(__name__)
+
+
+class Checkpoint(NamedTuple):
+    """An open checkpoint.
+
+    Attributes:
+        format: what provenance calls it.
+        params: the parameters, without any prefix.
+        moments: the optimiser state, if there is one and it is wanted.
+        layout: how the same arrays are spelt.
+        about: JSON of the layout, for provenance.
+        notes: what else a user should know of it.
+    """
+
+    format: str
+    params: TensorFile
+    moments: Moments | None
+    layout: FlaxLayout
+    about: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+def import_checkpoint(found: Checkpoint, arguments: argparse.Namespace) -> None:
+    """Convert; what was chosen and why is logged and recorded in the provenance.
+
+    Raises:
+        ConversionError: lists all that is missing, unused, mis-shaped, damaged, or cannot be told from shapes.
+        CheckpointError: the destination exists, or must not be replaced.
+    """
+    tensors = found.params.tensors
+    resolved = resolve_config(
+        flax_facts(tensors),
+        choices_of(arguments),
+        format_profile="flax",
+        misfits=lambda config: check_tensors(flax_rules(config, found.layout), config, tensors),
+    )
+    resolved = resolved._replace(notes=(*resolved.notes, resolved.preprocess_note, *found.notes))
+    show_resolved(resolved)
+    tokenizer = tokenizer_of(arguments.vocab, rows=resolved.config.text.vocab)
+    converted = write_artefact(
+        found.params,
+        flax_rules(resolved.config, found.layout),
+        resolved.config,
+        arguments.folder,
+        tokenizer=tokenizer,
+        preprocess=resolved.preprocess,
+        provenance={
+            "format": found.format,
+            "layout": dict(found.about),
+            **config_provenance(resolved),
+            **vocabulary_provenance(tokenizer, arguments.vocab),
+        },
+        moments=found.moments,
+        overwrite=arguments.overwrite,
+    )
+    _log.info("%s: %s parameters", converted.folder, f"{converted.provenance['parameters']:,}")
+    if found.moments is not None:
+        _log.info(
+            "optimiser state of step %d: train.py --init-from %s --init.optimiser True goes on from there",
+            found.moments.schedule_steps,
+            converted.folder,
+        )

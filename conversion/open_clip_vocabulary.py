@@ -1,0 +1,124 @@
+"""The tokenizer of an open_clip folder: its vocabulary, taken only if ours does what theirs does with it."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from clipa_eqx.errors import ConversionError
+from clipa_eqx.tokenizer import Tokenizer
+from clipa_eqx.tokenizer.vocabulary import CLASS, SPECIAL, check_vocab, look_up_classes, read_vocab
+from conversion.arguments import tokenizer_of
+from conversion.compare_texts import bert_tokenizer, json_pieces, load_tokenizer_json
+from conversion.open_clip_config import CONFIG_FILE, OpenClipConfig
+from conversion.open_clip_mapping import BERT_NAME
+from conversion.open_clip_tokenizer import JSON_FILE, SETTINGS_FILE, VOCAB_FILE, tokenizer_json
+
+_CLASSES = ("BertTokenizer", "BertTokenizerFast", "PreTrainedTokenizerFast")
+_FOLDING = ("do_lower_case", "strip_accents", "tokenize_chinese_chars")
+
+
+class Vocabulary(NamedTuple):
+    """A tokenizer, and where its vocabulary is from."""
+
+    tokenizer: Tokenizer
+    origin: str
+
+
+def own_vocabulary(folder: Path, config: OpenClipConfig | None, *, rows: int) -> Vocabulary:
+    """The vocabulary of a model's folder, or BERT's where the config names it or there is no config.
+
+    Raises:
+        ConversionError: another tokenizer than BERT's uncased is named, or the folder's files describe one that is no
+            uncased WordPiece, or differ from each other; or there are more pieces than rows.
+    """
+    if config is None:
+        return Vocabulary(tokenizer_of(None, rows=rows), "BERT's, as no file says")
+    problems: list[str] = []
+    if config.texts.tokenizer_name != BERT_NAME:
+        problems.append(f"{CONFIG_FILE} names the tokenizer {config.texts.tokenizer_name!r}, expected {BERT_NAME!r}")
+    pieces: tuple[str, ...] | None = None
+    origin = f"BERT's, which {CONFIG_FILE} names"
+    if (folder / VOCAB_FILE).is_file():
+        pieces, origin = read_vocab(folder / VOCAB_FILE), VOCAB_FILE
+        check_vocab(pieces, where=str(folder / VOCAB_FILE))
+    if (folder / JSON_FILE).is_file():
+        theirs = json_pieces(folder / JSON_FILE)
+        if pieces is None:
+            check_vocab(theirs, where=str(folder / JSON_FILE))
+            pieces, origin = theirs, JSON_FILE
+        elif pieces != theirs:
+            problems.append(
+                f"{VOCAB_FILE} and {JSON_FILE} hold other vocabularies, of which open_clip takes the latter"
+            )
+        problems += _json_problems(folder / JSON_FILE, pieces)
+    problems += _settings_problems(folder / SETTINGS_FILE)
+    if problems:
+        raise ConversionError(
+            f"{folder}: the tokenizer is not one that ours stands for; give the vocabulary with --vocab if our rules "
+            "are right for it:\n  " + "\n  ".join(problems)
+        )
+    if pieces is None:
+        return Vocabulary(tokenizer_of(None, rows=rows), origin)
+    if len(pieces) > rows:
+        raise ConversionError(
+            f"the token table has {rows} rows, the vocabulary of {folder / origin} {len(pieces)} pieces"
+        )
+    classes, unclassified = look_up_classes(pieces)
+    return Vocabulary(Tokenizer(pieces=pieces, classes=classes, unclassified=unclassified), origin)
+
+
+def _json_problems(file: Path, pieces: tuple[str, ...]) -> list[str]:
+    """Whether a ``tokenizer.json`` splits texts as BERT's uncased one does, or as the one that our export writes."""
+    made = load_tokenizer_json(file)
+    theirs = _rules(made)
+    kind = theirs["model"]["type"]
+    if kind != "WordPiece":
+        return [f"{JSON_FILE} holds a {kind}, expected WordPiece"]
+    tokenizer = Tokenizer(pieces=pieces, classes=bytes(len(pieces)))
+    known = [_rules(one) for one in (bert_tokenizer(pieces), tokenizer_json(tokenizer, as_reference=True))]
+    problems = [
+        f"{JSON_FILE}: its {what} is {json.dumps(theirs[what])[:200]}, expected that of BERT's uncased tokenizer"
+        for what in theirs
+        if all(theirs[what] != one[what] for one in known)
+    ]
+    added = [one.content for one in made.get_added_tokens_decoder().values() if one.content not in SPECIAL]
+    if added:
+        problems.append(f"{JSON_FILE} adds the tokens {', '.join(map(repr, added[:5]))}, which ours splits")
+    framed = made.encode("").tokens
+    if framed not in ([CLASS], [CLASS, "[SEP]"]):
+        problems.append(
+            f"{JSON_FILE} makes {framed} of an empty text, expected {CLASS} first and [SEP] or nothing last"
+        )
+    return problems
+
+
+def _rules(made: Any) -> dict[str, Any]:
+    about: dict[str, Any] = json.loads(made.to_str())
+    rules = {name: about[name] for name in ("model", "normalizer", "pre_tokenizer")}
+    rules["model"] = {key: value for key, value in rules["model"].items() if key != "vocab"}
+    normaliser = rules["normalizer"]
+    if isinstance(normaliser, dict) and cast("dict[str, Any]", normaliser).get("strip_accents") is True:
+        # Accents go with lower case where nothing is said of them.
+        rules["normalizer"] = {**cast("dict[str, Any]", normaliser), "strip_accents": None}
+    return rules
+
+
+def _settings_problems(file: Path) -> list[str]:
+    """What a ``tokenizer_config.json`` changes: transformers puts it above the normaliser of ``tokenizer.json``."""
+    if not file.is_file():
+        return []
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConversionError(f"{file} cannot be read ({error})") from error
+    if not isinstance(found, dict):
+        raise ConversionError(f"{file} holds {type(found).__name__}, expected an object")
+    settings = cast("dict[str, Any]", found)
+    problems = [
+        f"{SETTINGS_FILE}: {name} is {settings[name]!r}, expected true"
+        for name in _FOLDING
+        if settings.get(name) not in (None, True)
+    ]
+    if settings.get("tokenizer_class") not in (None, *_CLASSES):
+        problems.append(f"{SETTINGS_FILE}: the class is {settings['tokenizer_class']!r}, expected {_CLASSES[0]}")
+    return problems
