@@ -44,7 +44,8 @@ class LeafWriter:
 
     def __init__(self, path: Path, leaves: Mapping[str, Leaf], *, metadata: Mapping[str, str] | None = None) -> None:
         """Create the file. Raises OSError."""
-        self.path, self.leaves = path, dict(leaves)
+        self.path: Path = path
+        self.leaves: dict[str, Leaf] = dict(leaves)
         self.checksums: dict[str, str] = {}
         header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
         self._at: dict[str, int] = {}
@@ -134,7 +135,9 @@ class LeafReader:
         other = sorted({entry["dtype"] for entry in header.values()} - set(_DTYPES))
         if other:
             raise CheckpointError(f"{path} holds values of {', '.join(other)}, expected one of {', '.join(_DTYPES)}")
-        self.leaves = {name: Leaf(tuple(one["shape"]), _DTYPES[one["dtype"]]) for name, one in header.items()}
+        self.leaves: dict[str, Leaf] = {
+            name: Leaf(tuple(one["shape"]), _DTYPES[one["dtype"]]) for name, one in header.items()
+        }
         self._at = {name: 8 + length + one["data_offsets"][0] for name, one in header.items()}
 
     def read(self, name: str, layer: int | None = None) -> np.ndarray:

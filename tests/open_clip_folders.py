@@ -6,8 +6,8 @@ import json
 
 import jax
 import numpy as np
+from random_models import random_model
 from safetensors.numpy import load_file, save_file
-from test_replay import random_model
 from tiny import model_config
 
 from clipa_eqx.artefact import load_model, save_model

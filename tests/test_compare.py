@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from open_clip_folders import WEIGHTS, edit_config, edit_weights, set_in
-from test_replay import random_model
+from random_models import random_model
 from tiny import model_config
 
 from clipa_eqx.artefact import save_model

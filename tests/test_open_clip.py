@@ -22,9 +22,8 @@ from open_clip_folders import (
     save,
     tiny_model,
 )
+from random_models import random_model
 from safetensors.numpy import load_file, save_file
-from test_replay import random_model
-from test_t5x import mutate, no_self_check  # noqa: F401
 
 from clipa_eqx.cli import run
 from clipa_eqx.data.eval_images import EvalImageConfig

@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+from damage import mutate
 from open_clip_folders import (
     CONFIG,
     WEIGHTS,
@@ -16,8 +17,7 @@ from open_clip_folders import (
     set_in,
     tiny_model,
 )
-from test_replay import random_model
-from test_t5x import mutate, no_self_check  # noqa: F401
+from random_models import random_model
 from tiny import model_config
 
 from clipa_eqx.artefact import load_model

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from damage import mutate
 from open_clip_folders import VOCAB, assert_same_leaves, edit_config, export_tiny, set_in, tiny_model
 from PIL import Image
-from test_replay import random_model
-from test_t5x import mutate, no_self_check  # noqa: F401
+from random_models import random_model
 from tiny import model_config
 
 from clipa_eqx.artefact import load_model, save_model

@@ -5,8 +5,7 @@ import shutil
 
 import pytest
 from open_clip_folders import VOCAB, convert, edit_config, export_tiny, save, set_in
-from test_replay import random_model
-from test_t5x import no_self_check  # noqa: F401
+from random_models import random_model
 from tiny import model_config
 
 from clipa_eqx.cli import run

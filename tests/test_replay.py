@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_models import random_model
 from tiny import model_config
 
-from clipa_eqx.models.clip import abstract_clip
 from clipa_eqx.trees import layer_path, leaf_paths, stacked_depth
 from conversion.replay import patches_of, replay, run_step
 
@@ -21,17 +21,6 @@ CASES = {
     "map, linear, no head": {"image": {"pool": "map", "patch": "linear", "embed": None}, "text": {"embed": None}},
     "exact": {"blocks": {"gelu": "exact", "norm_eps": 1e-5}},
 }
-
-
-def random_model(config, seed=0):
-    """Nothing is exactly zero or one, so that every leaf matters; nothing is compiled."""
-    skeleton = abstract_clip(config)
-    rng = np.random.default_rng(seed)
-    leaves = [
-        jnp.asarray("norm" in path and path.endswith("weight")) + jnp.asarray(0.2 * rng.normal(size=leaf.shape), "f4")
-        for path, leaf in zip(leaf_paths(skeleton), jax.tree.leaves(skeleton), strict=True)
-    ]
-    return jax.tree.unflatten(jax.tree.structure(skeleton), leaves)
 
 
 def leaves_of(model):

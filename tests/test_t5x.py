@@ -9,18 +9,17 @@ import jax
 import msgpack
 import numpy as np
 import pytest
-from test_replay import random_model
+from damage import mutate
+from random_models import random_model
 from tiny import model_config
 
 from clipa_eqx.artefact import load_model
 from clipa_eqx.cli import run
 from clipa_eqx.errors import ClipaError, ConversionError
 from clipa_eqx.tokenizer.vocabulary import SPECIAL, write_vocab
-from conversion import to_artefact
 from conversion.flax_names import flax_rules
 from conversion.flax_shapes import FlaxLayout
 from conversion.rules import export_leaves
-from conversion.self_check import Embeddings
 from conversion.t5x import main
 from conversion.t5x_files import T5xFolder
 
@@ -261,31 +260,6 @@ def test_flat_attention_needs_its_heads_named(arrays, vocab, tmp_path, capsys):
     argv = ["import", str(tmp_path / "checkpoint_3"), str(tmp_path / "model"), *flags, "--vocab", str(vocab)]
     assert run(lambda: main(argv)) == 2
     assert "image.blocks.heads is not known" in capsys.readouterr().err
-
-
-def mutate(data, rng):
-    """The bytes with one to eight of them changed, or some cut, or some put in."""
-    data = bytearray(data)
-    match rng.integers(4):
-        case 0:
-            return bytes(data[: rng.integers(len(data))])
-        case 1:
-            at = rng.integers(len(data) + 1)
-            data[at:at] = rng.bytes(int(rng.integers(1, 9)))
-        case 2:
-            at = int(rng.integers(len(data)))
-            del data[at : at + int(rng.integers(1, 9))]
-        case _:
-            for _ in range(rng.integers(1, 9)):
-                data[rng.integers(len(data))] = rng.integers(256)
-    return bytes(data)
-
-
-@pytest.fixture
-def no_self_check(monkeypatch):
-    """Compiling the towers anew for each file takes a second and reads no foreign bytes."""
-    ones = Embeddings(np.ones((1, 16), np.float32), np.ones((2, 16), np.float32))
-    monkeypatch.setattr(to_artefact, "embed_fixed_inputs", lambda folder, *, advance: ones)
 
 
 def fuzz(count, seed, arrays, vocab, tmp_path):

@@ -5,7 +5,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from test_replay import random_model
+from random_models import random_model
 from tiny import folder as tiny_folder
 from tiny import model_config
 
