@@ -14,7 +14,7 @@ from clipa_eqx.errors import ConfigError
 
 EPILOG = """Prints the resolved config as JSON and a table of all parameters: shape, number of values and, with --mesh,
 how each is split over the devices. For a work folder also the saved steps and the last metrics. For a data folder
-its manifest, and a sheet is drawn in the current folder: its first samples as a model sees them, here random crops of 112 px with colour
+its manifest, and a sheet is drawn: its first samples as a model sees them, here random crops of 112 px with colour
 jitter, with captions and 32 tokens. With --sheet a config gets a sheet instead, of the samples of its run.
 After a config file come overrides, as for train.py: --optim.peak-lr 4e-4.
 Exit codes: 0 done, 2 a mistake in what is shown, 1 anything else."""
