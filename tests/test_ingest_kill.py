@@ -45,6 +45,12 @@ def command(source, target, *options):
     ]
 
 
+def hear_signals():
+    """A suite in the background of a shell or under `nohup` ignores some, and so would what it starts."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def start(source, target, *options):
     return subprocess.Popen(
         command(source, target, *options),
@@ -54,6 +60,7 @@ def start(source, target, *options):
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        preexec_fn=hear_signals,
     )
 
 
