@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from clipa_eqx.data.array_record_reader import RecordSource
 from clipa_eqx.data.mixture import Mixture
 from clipa_eqx.data.prefetch import StreamConfig
 from clipa_eqx.data.records import Record
@@ -37,17 +38,15 @@ def write_sheet(
         raise ConfigError(f"--sheet is {path}; give a name that ends in .png, .jpg or .webp")
     if samples < 1:
         raise ConfigError(f"--samples is {samples}; it must be at least 1")
-    cells: list[Image.Image] = []
-
-    def captioned(record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        return dict(transform(with_caption(record, mixture), rng))
-
+    named = tuple(_Named(folder=source.folder, manifest=source.manifest) for source in mixture.sources)
+    mixture = replace(mixture, sources=named)
     # Samples are numbered through, so one batch of them shows what batches of any size begin with.
     stream = train_stream(
-        mixture, captioned, batch_size=samples, seed=seed, on_bad_record=on_bad_record, config=StreamConfig(threads=0)
+        mixture, transform, batch_size=samples, seed=seed, on_bad_record=on_bad_record, config=StreamConfig(threads=0)
     )
     with stream:
         batch = next(stream)
+    cells: list[Image.Image] = []
     for row, record in enumerate(mixture.read(batch["sample_id"].tolist())):
         if isinstance(record, DataError):
             raise record
@@ -57,19 +56,25 @@ def write_sheet(
             _cell(
                 batch["image"][row],
                 title=f"{record.key}{source}",
-                caption=" | ".join(with_caption(record, mixture).captions),
+                caption=" | ".join(record.captions),
                 tokens=f"{transform.tokenizer.decode(batch['tokens'][row])}{cut}",
             )
         )
     _save(_tile(cells), path)
 
 
-def with_caption(record: Record, mixture: Mixture) -> Record:
-    """The record, with its class name where it has a label only."""
-    if record.captions or record.label is None:
-        return record
-    names = next((s.manifest.class_names for s in mixture.sources if s.manifest.class_names), None)
-    return replace(record, captions=(names[record.label] if names else f"class {record.label}",))
+class _Named(RecordSource):
+    """A set in which a record that has a label only has its class name for a caption."""
+
+    def read_each(self, indices: Sequence[int]) -> list[Record | DataError]:
+        return [
+            one if isinstance(one, DataError) or one.captions or one.label is None else self._named(one, one.label)
+            for one in super().read_each(indices)
+        ]
+
+    def _named(self, record: Record, label: int) -> Record:
+        names = self.manifest.class_names or ()
+        return replace(record, captions=(names[label] if 0 <= label < len(names) else f"class {label}",))
 
 
 def _cell(pixels: np.ndarray, *, title: str, caption: str, tokens: str) -> Image.Image:

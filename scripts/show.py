@@ -13,9 +13,9 @@ from clipa_eqx.cli import run
 from clipa_eqx.errors import ConfigError
 
 EPILOG = """Prints the resolved config as JSON and a table of all parameters: shape, number of values and, with --mesh,
-how each is split over the devices. For a work folder also the saved steps and the last metrics, for a data
-folder its manifest. With --sheet instead a picture of the first samples, as the model sees them, with captions and
-tokens: of a config those of the run, of a data folder random crops of 112 px with colour jitter and 32 tokens.
+how each is split over the devices. For a work folder also the saved steps and the last metrics. For a data folder
+its manifest, and a sheet is drawn: its first samples as a model sees them, here random crops of 112 px with colour
+jitter, with captions and 32 tokens. With --sheet a config gets a sheet instead, of the samples of its run.
 After a config file come overrides, as for train.py: --optim.peak-lr 4e-4.
 Exit codes: 0 done, 2 a mistake in what is shown, 1 anything else."""
 
@@ -25,7 +25,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("target", metavar="CONFIG.py|MODEL|WORKDIR|DATA_DIR")
-    parser.add_argument("--sheet", type=Path, metavar="FILE.png", help="of data or a config: draw its first samples")
+    parser.add_argument(
+        "--sheet", type=Path, metavar="FILE.png", help="draw here; default for data: DATA_DIR-sheet.png"
+    )
     parser.add_argument("--samples", type=int, default=24, help="number of samples on the sheet (default: 24)")
     parser.add_argument("--mesh", metavar="64x8x1", help="sizes of the axes data, fsdp and tensor; needs no devices")
     arguments, overrides = parser.parse_known_args(argv)
@@ -35,16 +37,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     mesh_sizes = None if arguments.mesh is None else _mesh_sizes(arguments.mesh)
     # Nothing here computes on a device, and on a TPU host a training run may hold them.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    if arguments.sheet is not None:
-        _write_sheet(target, overrides, arguments.sheet, samples=arguments.samples)
-    elif target.suffix == ".py":
-        _show_config(target, overrides, mesh_sizes)
+    sheet: Path | None = arguments.sheet
+    if target.suffix == ".py":
+        if sheet is None:
+            _show_config(target, overrides, mesh_sizes)
+        else:
+            _draw_config(target, overrides, sheet, samples=arguments.samples)
     elif (target / "model.safetensors").exists():
+        _refuse(sheet)
         _show_model(target, mesh_sizes)
     elif (target / "config.json").exists():
+        _refuse(sheet)
         _show_run(target, mesh_sizes)
     elif (target / "manifest.json").exists():
         _show_data(target)
+        _draw_data(target, sheet or Path(f"{target.resolve().name}-sheet.png"), samples=arguments.samples)
     else:
         raise ConfigError(
             f"{target} is nothing to show; give a Python config file, or a folder with model.safetensors (saved "
@@ -103,12 +110,12 @@ def _show_data(folder: Path) -> None:
     for reason, count in manifest.rows_dropped.items():
         print(f"dropped: {count:,} {reason}")
     names = manifest.class_names
-    print("class names: none" if names is None else f"class names: {len(names)}, from {names[0]!r} to {names[-1]!r}")
+    print("class names: none" if not names else f"class names: {len(names)}, from {names[0]!r} to {names[-1]!r}")
     for name, value in manifest.info.items():
         print(f"{name}: {value}")
 
 
-def _write_sheet(target: Path, overrides: Sequence[str], path: Path, *, samples: int) -> None:
+def _draw_data(folder: Path, path: Path, *, samples: int) -> None:
     from clipa_eqx.data.array_record_reader import open_records
     from clipa_eqx.data.augment import ImageConfig
     from clipa_eqx.data.colour import ColourConfig
@@ -117,19 +124,26 @@ def _write_sheet(target: Path, overrides: Sequence[str], path: Path, *, samples:
     from clipa_eqx.tokenizer import Tokenizer
     from scripts.contact_sheet import write_sheet
 
-    if target.suffix == ".py":
-        from clipa_eqx.config_files import apply_overrides, load_config
-        from clipa_eqx.training.inputs import load_tokenizer, open_sources, train_transform
+    source = open_records(folder)
+    if not len(source):
+        print("no sheet is drawn: there are no records")
+        return
+    image = ImageConfig(size=(112, 112), colour=ColourConfig())
+    transform = TrainTransform(image=image, tokenizer=Tokenizer.bert(), length=32)
+    write_sheet(path, Mixture(sources=(source,)), transform, samples=samples, seed=0)
+    print(f"{samples} samples drawn to {path}")
 
-        config = apply_overrides(load_config(target), overrides, program=f"show.py {target}")
-        tokenizer = load_tokenizer(config.data.vocab, model_vocab=config.model.text.vocab)
-        mixture, transform = open_sources(config), train_transform(config, tokenizer)
-        bad = config.data.on_bad_record
-        write_sheet(path, mixture, transform, samples=samples, seed=config.seed, on_bad_record=bad)
-    else:
-        image = ImageConfig(size=(112, 112), colour=ColourConfig())
-        transform = TrainTransform(image=image, tokenizer=Tokenizer.bert(), length=32)
-        write_sheet(path, Mixture(sources=(open_records(target),)), transform, samples=samples, seed=0)
+
+def _draw_config(config_path: Path, overrides: Sequence[str], path: Path, *, samples: int) -> None:
+    from clipa_eqx.config_files import apply_overrides, load_config
+    from clipa_eqx.training.inputs import load_tokenizer, open_sources, train_transform
+    from scripts.contact_sheet import write_sheet
+
+    config = apply_overrides(load_config(config_path), overrides, program=f"show.py {config_path}")
+    tokenizer = load_tokenizer(config.data.vocab, model_vocab=config.model.text.vocab)
+    mixture, transform = open_sources(config), train_transform(config, tokenizer)
+    bad = config.data.on_bad_record
+    write_sheet(path, mixture, transform, samples=samples, seed=config.seed, on_bad_record=bad)
     print(f"{samples} samples drawn to {path}")
 
 
@@ -169,6 +183,11 @@ def _mesh_sizes(text: str) -> tuple[int, ...]:
     if len(parts) != 3 or not all(part.isdigit() for part in parts):
         raise ConfigError(f"--mesh is {text!r}; give the sizes of data, fsdp and tensor, such as 64x8x1")
     return tuple(map(int, parts))
+
+
+def _refuse(sheet: Path | None) -> None:
+    if sheet is not None:
+        raise ConfigError("--sheet draws samples of a data folder or of a config file; give one of these")
 
 
 def _print_json(value: Any) -> None:

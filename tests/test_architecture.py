@@ -23,8 +23,8 @@ LEVELS = {
     " clipa_eqx.data.affine clipa_eqx.data.array_record_reader clipa_eqx.data.array_record_writer"
     " clipa_eqx.data.augment clipa_eqx.data.colour clipa_eqx.data.crops clipa_eqx.data.decode"
     " clipa_eqx.data.eval_images clipa_eqx.data.fast_images clipa_eqx.data.manifest clipa_eqx.data.mixture"
-    " clipa_eqx.data.pixel_values clipa_eqx.data.prefetch clipa_eqx.data.records clipa_eqx.data.resize"
-    " clipa_eqx.evals.prompts",
+    " clipa_eqx.data.open_shards clipa_eqx.data.pixel_values clipa_eqx.data.prefetch clipa_eqx.data.records"
+    " clipa_eqx.data.resize clipa_eqx.data.worker_processes clipa_eqx.evals.prompts",
     2: "clipa_eqx.models.vision clipa_eqx.models.text clipa_eqx.models.clip clipa_eqx.models.presets clipa_eqx.optim"
     " clipa_eqx.data.stream clipa_eqx.data.transforms clipa_eqx.flops clipa_eqx.training.metrics"
     " clipa_eqx.training.health",

@@ -11,7 +11,7 @@ from clipa_eqx.data.array_record_reader import open_records
 from clipa_eqx.data.array_record_writer import write_records
 from clipa_eqx.data.mixture import Mixture, shuffled_order
 from clipa_eqx.data.records import Record
-from clipa_eqx.data.stream import StreamConfig, train_stream
+from clipa_eqx.data.stream import StreamConfig, check_substituted, train_stream
 from clipa_eqx.errors import DataError
 from clipa_eqx.experiment import DataSource
 from clipa_eqx.training.metrics import read_metrics
@@ -24,11 +24,14 @@ BAD = {*REJECTED, *ROTTEN}
 _HERE = StreamConfig(workers=0, threads=0, prefetch_batches=0)
 
 
+def accept(record, rng):
+    return {"value": np.int64(int(record.key)), "noise": rng.random(2).astype(np.float32)}
+
+
 def draw(record, rng):
-    index = int(record.key)
-    if index in REJECTED:
-        raise DataError(f"picture {index} is damaged")
-    return {"value": np.int64(index), "noise": rng.random(2).astype(np.float32)}
+    if int(record.key) in REJECTED:
+        raise DataError(f"picture {record.key} is damaged")
+    return accept(record, rng)
 
 
 def payload(index):
@@ -103,10 +106,6 @@ def test_substitutes_are_good_records_of_the_same_source_and_are_marked(mixture,
 def test_substitution_changes_the_bad_rows_only(tmp_path, sources):
     """As against the same records without damage, read with a transform that rejects none."""
     write_records((Record(key=str(i), image=payload(i)) for i in range(RECORDS)), tmp_path / "whole")
-
-    def accept(record, rng):
-        return {"value": np.int64(int(record.key)), "noise": rng.random(2).astype(np.float32)}
-
     with train_stream(open_records(tmp_path / "whole"), accept, batch_size=24, seed=5, config=_HERE) as stream:
         for batch in take(sources[1], 9):
             whole = next(stream)
@@ -136,11 +135,34 @@ def test_each_substitution_is_logged_with_both_places(mixture, caplog):
         assert record.getMessage().count(".array_record, record ") == 2
 
 
-def test_too_much_damage_is_an_error(tmp_path):
-    write_records((Record(key=str(i), image=payload(i)) for i in range(RECORDS)), tmp_path / "set")
-    rot(tmp_path / "set", range(0, RECORDS, 4))
-    with pytest.raises(DataError, match=r"step 0: \d+ of 24 records are bad, more than 10%"):
-        take(open_records(tmp_path / "set"), 1)
+@pytest.mark.parametrize("processes", [1, 2, 3, 8])
+def test_bad_records_that_all_fall_to_one_process_stop_none(sources, processes):
+    """2 of 24 are less than a tenth; of the 8 or 3 rows of a process they are not."""
+    with train_stream(sources[0], accept, batch_size=24, seed=5, config=_HERE) as stream:
+        bad = set(next(stream)["value"][:2].tolist())
+
+    def reject(record, rng):
+        if int(record.key) in bad:
+            raise DataError("damaged")
+        return accept(record, rng)
+
+    options = {"batch_size": 24, "seed": 5, "on_bad_record": "substitute", "config": _HERE}
+    marked = []
+    for process in range(processes):
+        with train_stream(sources[0], reject, process_index=process, process_count=processes, **options) as stream:
+            marked.extend(next(stream)["substituted"].tolist())
+    assert marked == [True, True] + [False] * 22
+
+
+def test_a_tenth_of_the_batch_or_one_record_may_be_bad():
+    for count, batch_size in ((0, 4), (1, 4), (2, 24), (3, 30)):
+        check_substituted(count, step=7, batch_size=batch_size)
+    for count, batch_size in ((2, 4), (3, 24), (4, 30)):
+        with pytest.raises(DataError, match=f"step 7: {count} of {batch_size} records are bad, more than 10%"):
+            check_substituted(count, step=7, batch_size=batch_size)
+
+
+def test_a_sample_without_a_good_record_is_an_error(tmp_path):
     write_records((Record(key="0", image=payload(0)) for i in range(RECORDS)), tmp_path / "set", overwrite=True)
     shard = tmp_path / "set/shard-00000.array_record"
     shard.write_bytes(shard.read_bytes().replace(payload(0), payload(1)))
@@ -202,3 +224,19 @@ def test_the_count_of_bad_records_goes_on_after_a_resume(runs, tmp_path, monkeyp
     monkeypatch.undo()
     tiny.train_on_one_device(counting, tmp_path / "run")  # from the checkpoint of step 8
     assert lines_of(tmp_path / "run") == lines
+
+
+def test_too_many_bad_records_stop_the_run_at_their_step(runs, tmp_path):
+    """On whatever devices the rows lie; nothing is logged or saved of that step."""
+    _, counting, _ = runs
+    records = list(tiny.make_records(tiny.RECORDS))
+    order = shuffled_order(tiny.RECORDS, seed=0)
+    write_records(records, tmp_path / "records")
+    # 1 of 16 in the second batch, 2 in the fourth, which is where a checkpoint is due.
+    bad = [int(order[n]) for n in (20, 50, 63)]
+    rot(tmp_path / "records", bad, make=lambda index: records[index].image[100:150])
+    data = dataclasses.replace(counting.data, sources=(DataSource(folder=str(tmp_path / "records")),))
+    with pytest.raises(DataError, match=r"step 4: 2 of 16 records are bad, more than 10%"):
+        tiny.train_on_one_device(dataclasses.replace(counting, data=data), tmp_path / "run")
+    assert [(step, count) for step, _, count in lines_of(tmp_path / "run")] == [(1, 0), (2, 1), (3, 1)]
+    assert not list((tmp_path / "run/checkpoints").glob("4*"))

@@ -15,7 +15,7 @@ from clipa_eqx.data.array_record_reader import open_records
 from clipa_eqx.data.array_record_writer import write_records
 from clipa_eqx.data.mixture import Mixture
 from clipa_eqx.data.records import Record
-from clipa_eqx.errors import ConfigError, DataError
+from clipa_eqx.errors import ConfigError
 from clipa_eqx.training.inputs import load_tokenizer, open_sources, train_batches, train_transform
 from scripts import contact_sheet
 from scripts.show import main
@@ -63,18 +63,25 @@ def test_captions_and_reduced_tokens_are_written_below(run, tmp_path):
         assert call.kwargs["tokens"] == transform.tokenizer.decode(batch["tokens"][number])
 
 
-def test_a_source_is_named_in_mixtures_and_a_class_where_there_is_no_caption(run, tmp_path):
+def test_a_source_is_named_in_mixtures_and_its_own_class_where_there_is_no_caption(run, tmp_path):
     _, mixture, transform, _ = run
     image = mixture.sources[0][0].image
-    rows = (Record(key=f"k{i}", image=image, label=i % 2) for i in range(50))
-    write_records(rows, tmp_path / "labelled", class_names=("w1 w2", "w3"))
-    both = Mixture(sources=(*mixture.sources, open_records(tmp_path / "labelled")), weights=(1.0, 1.0))
+
+    def labelled(name, class_names):
+        rows = (Record(key=f"k{i}", image=image, label=i % 2) for i in range(50))
+        write_records(rows, tmp_path / name, class_names=class_names)
+        return open_records(tmp_path / name)
+
+    words = {1: {"w1 w2", "w3"}, 2: {"w4", "w5"}, 3: {"class 0", "class 1"}}
+    named = (labelled("a", ("w1 w2", "w3")), labelled("b", ("w4", "w5")), labelled("c", None))
+    mixed = Mixture(sources=(*mixture.sources, *named), weights=(1.0, 2.0, 2.0, 2.0))
     with mock.patch.object(contact_sheet, "_cell", wraps=contact_sheet._cell) as cells:
-        contact_sheet.write_sheet(tmp_path / "sheet.webp", both, transform, samples=4, seed=0)
-    labelled = [call.kwargs for call in cells.call_args_list if call.kwargs["title"].endswith("of source 1")]
-    assert len(labelled) == 2
-    assert all(one["caption"] == one["tokens"] for one in labelled)
-    assert all(one["caption"] in ("w1 w2", "w3") for one in labelled)
+        contact_sheet.write_sheet(tmp_path / "sheet.webp", mixed, transform, samples=42, seed=0)
+    calls = [call.kwargs for call in cells.call_args_list]
+    for source, names in words.items():
+        of_source = [call for call in calls if call["title"].endswith(f"of source {source}")]
+        assert {call["caption"] for call in of_source} == names
+        assert source == 3 or all(call["tokens"] == call["caption"] for call in of_source)
 
 
 def test_the_script_draws_configs_and_data_folders(run, tmp_path, capsys):
@@ -86,6 +93,18 @@ def test_the_script_draws_configs_and_data_folders(run, tmp_path, capsys):
         with Image.open(sheet) as picture:
             assert picture.width > 6 * contact_sheet._CELL
     assert [file.suffix for file in (tmp_path / "sheets").iterdir()] == [".jpg", ".jpg"]
+
+
+def test_a_data_folder_alone_gives_manifest_and_sheet(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folder = Path(run[0].data.sources[0].folder)
+    for argv, name in (([], f"{folder.name}-sheet.png"), (["--sheet", "mine.png"], "mine.png")):
+        main([str(folder), "--samples", "3", *argv])
+        out = capsys.readouterr().out
+        assert "rows: " in out
+        assert f"3 samples drawn to {name}" in out
+        with Image.open(tmp_path / name) as picture:
+            assert picture.width > 3 * contact_sheet._CELL
 
 
 def test_the_script_runs_as_a_program(run, tmp_path):
@@ -110,5 +129,5 @@ def test_a_sheet_that_cannot_be_drawn_says_why(run, flags, error, said):
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(DataError, match="does not exist"):
+    with pytest.raises(ConfigError, match="none is nothing to show"):
         main([str(tmp_path / "none"), "--sheet", "x.png"])

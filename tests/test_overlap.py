@@ -82,8 +82,8 @@ def test_waiting_counts_as_input_bound_only_while_the_devices_stand_idle():
             yield rows
 
     mesh = make_mesh(tiny.run_config().mesh)
-    busy = loop._next_batch(BatchIterator(slow()), mesh, None, running=Running(is_over=False))
-    idle = loop._next_batch(BatchIterator(slow()), mesh, None, running=Running(is_over=True))
+    busy = loop._next_batch(BatchIterator(slow()), mesh, dict, running=Running(is_over=False))
+    idle = loop._next_batch(BatchIterator(slow()), mesh, dict, running=Running(is_over=True))
     assert busy.starved_seconds == 0.0
     assert idle.starved_seconds >= 0.02
 

@@ -1,9 +1,11 @@
 """Two processes train as one with as many devices, and stop together when one of them gets a signal."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 import tiny
 
 from clipa_eqx.artefact import load_model
+from clipa_eqx.data.array_record_writer import write_records
 from clipa_eqx.training.metrics import read_metrics
 from clipa_eqx.trees import leaf_paths
 
@@ -63,6 +66,10 @@ except loop.Interrupted as stop:
 def test_two_processes_train_restore_and_save_as_one_process_with_as_many_devices(tmp_path):
     script = tmp_path / "process.py"
     script.write_text(PROCESS)
+    records = tiny.make_records(tiny.RECORDS)  # every third of them with a caption that is too long
+    records = (replace(r, captions=(" ".join(r.captions * (4 if i % 3 == 0 else 1)),)) for i, r in enumerate(records))
+    write_records(records, tmp_path / "data/records")
+    shutil.copy(tiny.folder() / "vocab.txt", tmp_path / "data")
 
     def start(workdir, *, processes, is_stopped):
         with socket.socket() as free:
@@ -74,7 +81,7 @@ def test_two_processes_train_restore_and_save_as_one_process_with_as_many_device
                 [
                     sys.executable,
                     script,
-                    *map(str, (i, processes, 4 // processes, port, tiny.folder(), workdir, is_stopped)),
+                    *map(str, (i, processes, 4 // processes, port, tmp_path / "data", workdir, is_stopped)),
                 ],
                 env=environment,
                 stdout=subprocess.PIPE,
@@ -101,8 +108,9 @@ def test_two_processes_train_restore_and_save_as_one_process_with_as_many_device
     start(two, processes=2, is_stopped=False)
     lines, expected = read_metrics(two / "metrics.jsonl"), read_metrics(one / "metrics.jsonl")
     assert [line["step"] for line in lines] == list(range(1, 13))
-    for name in ("loss", "accuracy", "grad_norm", "param_norm/text"):
+    for name in ("loss", "accuracy", "grad_norm", "param_norm/text", "truncated_fraction"):
         np.testing.assert_allclose([x[name] for x in lines], [x[name] for x in expected], rtol=1e-5, err_msg=name)
+    assert len({line["truncated_fraction"] for line in lines}) > 1
     ours, theirs = (load_model(folder / "model").model for folder in (two, one))
     for path, a, b in zip(leaf_paths(ours), tiny.as_numpy(ours), tiny.as_numpy(theirs), strict=True):
         if not path.endswith("attn/k/bias"):  # without a gradient in exact arithmetic: noise, made steps by Adam

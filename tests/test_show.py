@@ -9,8 +9,9 @@ from tiny_runs import tiny_clip, tiny_run, tiny_tokenizer
 
 from clipa_eqx.artefact import save_model
 from clipa_eqx.cli import run
+from clipa_eqx.data.array_record_writer import write_records
 from clipa_eqx.data.manifest import Manifest, ShardInfo, write_manifest
-from clipa_eqx.errors import ConfigError
+from clipa_eqx.errors import ConfigError, DataError
 from clipa_eqx.json_config import to_json
 from scripts.show import main
 
@@ -77,15 +78,35 @@ def test_a_work_folder_is_shown_with_its_steps_and_last_metrics(tmp_path, capsys
 
 
 def test_a_data_folder_is_shown_by_its_manifest(tmp_path, capsys):
+    """Before its sheet, so also where there are no shards to draw from."""
     shard = ShardInfo(name="a.arrayrecord", count=5, bytes=100, sha256="0" * 64)
     manifest = Manifest(
         shards=(shard,), rows_read=7, rows_written=5, rows_dropped={"no caption": 2}, class_names=("cat", "dog")
     )
     write_manifest(tmp_path, manifest)
-    out = shown(capsys, tmp_path)
+    with pytest.raises(DataError, match=r"a\.arrayrecord is missing"):
+        main([str(tmp_path)])
+    out = capsys.readouterr().out
     assert "7 read, 5 written" in out
     assert "2 no caption" in out
     assert "class names: 2" in out
+
+
+def test_a_data_folder_without_records_or_classes_is_shown(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_records([], tmp_path / "none", class_names=())
+    out = shown(capsys, "none")
+    assert "class names: none" in out
+    assert "no sheet is drawn: there are no records" in out
+    assert [path.name for path in tmp_path.iterdir()] == ["none"]
+
+
+def test_a_sheet_of_a_model_or_run_is_refused(tmp_path):
+    for name in ("model.safetensors", "config.json"):
+        (tmp_path / name).touch()
+        with pytest.raises(ConfigError, match="--sheet draws samples of a data folder or of a config file"):
+            main([str(tmp_path), "--sheet", "x.png"])
+        (tmp_path / name).unlink()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
-"""The standard transforms: one row per record, with picture and text drawn apart."""
+"""The standard transform: one row per record, with picture and text drawn apart, the same on any layout."""
 
 import dataclasses
+import functools
 import io
 import pickle
 
@@ -8,14 +9,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clipa_eqx.data.affine import AffineConfig
 from clipa_eqx.data.array_record_reader import open_records
 from clipa_eqx.data.array_record_writer import write_records
 from clipa_eqx.data.augment import ImageConfig
-from clipa_eqx.data.eval_images import EvalImageConfig
+from clipa_eqx.data.colour import ColourConfig
+from clipa_eqx.data.eval_images import EvalImageConfig, eval_image
+from clipa_eqx.data.mixture import Mixture
 from clipa_eqx.data.records import Record
 from clipa_eqx.data.stream import StreamConfig, eval_stream, train_stream
-from clipa_eqx.data.transforms import EvalTransform, TrainTransform
+from clipa_eqx.data.transforms import TrainTransform
 from clipa_eqx.errors import ConfigError, DataError
+from clipa_eqx.evals.zero_shot import ZeroShotTransform
 from clipa_eqx.tokenizer import Tokenizer
 
 _CAPTIONS = ("a red cat sleeps on the old wooden chair", "the dog", "two birds over a very quiet lake at night")
@@ -31,6 +36,14 @@ def picture(seed):
 RECORD = Record(key="cat", image=picture(0), captions=_CAPTIONS, label=3)
 TRAIN = TrainTransform(
     image=ImageConfig(size=(16, 16), mode="exact"), tokenizer=Tokenizer.bert(), length=6, reduction="random"
+)
+_HERE = StreamConfig(threads=0)
+# All that is drawn: caption, part of it, crop, affine map, colour, gray.
+WHOLE = TrainTransform(
+    image=ImageConfig(size=(16, 16), affine=AffineConfig(max_rotate_degrees=20.0), colour=ColourConfig()),
+    tokenizer=Tokenizer.bert(),
+    length=6,
+    reduction="block",
 )
 
 
@@ -72,20 +85,52 @@ def test_truncation_is_reported_per_row():
     assert TRAIN(dataclasses.replace(RECORD, captions=_CAPTIONS[:1]), np.random.default_rng(0))["truncated"]
 
 
-def test_an_evaluation_row_has_picture_and_class():
-    transform = EvalTransform(image=EvalImageConfig(size=(16, 16)))
-    row = transform(RECORD)
-    assert row["image"].shape == (16, 16, 3)
-    assert row["label"].dtype == np.int32
-    assert row["label"] == 3
-    assert transform(dataclasses.replace(RECORD, label=None))["label"] == -1
-
-
 def test_transforms_can_be_sent_to_worker_processes():
     copy = pickle.loads(pickle.dumps(TRAIN))
     a, b = TRAIN(RECORD, np.random.default_rng(1)), copy(RECORD, np.random.default_rng(1))
     for name in a:
         np.testing.assert_array_equal(a[name], b[name])
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    """Two sets of pictures with one to three captions, mixed 1 to 2, and the first batches made here alone."""
+    folder = tmp_path_factory.mktemp("sets")
+    for name in ("a", "b"):
+        records = (Record(key=f"{name}{i}", image=picture(i), captions=_CAPTIONS[: 1 + i % 3]) for i in range(40))
+        write_records(records, folder / name, records_per_shard=15)
+    sources = (open_records(folder / "a"), open_records(folder / "b"))
+    mixture = Mixture(sources=sources, weights=(1.0, 2.0))
+    with train_stream(mixture, WHOLE, batch_size=24, seed=3, config=_HERE) as stream:
+        return mixture, [next(stream) for _ in range(7)]  # beyond an epoch of both
+
+
+@pytest.mark.parametrize(
+    ("processes", "workers", "start"),
+    [(1, 0, 4), (2, 0, 1), (3, 0, 0), (8, 0, 3), (2, 1, 3), (1, 2, 0), pytest.param(1, 4, 2, marks=pytest.mark.slow)],
+)
+def test_pictures_and_tokens_do_not_depend_on_processes_workers_or_start(mixed, processes, workers, start):
+    mixture, expected = mixed
+    options = {"batch_size": 24, "seed": 3, "start_step": start, "process_count": processes}
+    config = StreamConfig(workers=workers, threads=2)
+    parts = []
+    for process in range(processes):
+        with train_stream(mixture, WHOLE, **options, process_index=process, config=config) as stream:
+            parts.append([next(stream) for _ in range(3)])
+    for same, one in zip(zip(*parts, strict=True), expected[start:], strict=False):
+        for name, values in one.items():
+            np.testing.assert_array_equal(np.concatenate([part[name] for part in same]), values, err_msg=name)
+
+
+def test_those_batches_show_the_settings_at_work(mixed):
+    """Otherwise their equality would say little."""
+    _, batches = mixed
+    rows = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+    first, again = np.nonzero(rows["sample_id"] == np.bincount(rows["sample_id"]).argmax())[0][:2]
+    assert (rows["image"][first] != rows["image"][again]).any()
+    assert len({row.tobytes() for row in rows["tokens"]}) > 10
+    assert rows["truncated"].any()
+    assert not rows["truncated"].all()
 
 
 def test_a_length_without_tokens_is_refused():
@@ -94,11 +139,11 @@ def test_a_length_without_tokens_is_refused():
 
 
 def test_bad_records_are_named_by_the_stream(tmp_path):
-    good = [Record(key=f"good-{i}", image=picture(i), captions=("a cat",)) for i in range(3)]
-    write_records([*good, Record(key="broken", image=b"\xff\xd8\xff no picture")], tmp_path / "set")
+    good = [Record(key=f"good-{i}", image=picture(i), captions=("a cat",), label=0) for i in range(3)]
+    write_records([*good, Record(key="broken", image=b"\xff\xd8\xff no picture", label=0)], tmp_path / "set")
     source = open_records(tmp_path / "set")
-    with pytest.raises(DataError, match=r"shard-00000\.array_record, record 3, key 'broken'"):
-        list(eval_stream(source, EvalTransform(image=EvalImageConfig(size=(8, 8))), batch_size=2))
-    config = StreamConfig(threads=0)
+    evaluate = ZeroShotTransform(picture=functools.partial(eval_image, config=EvalImageConfig(size=(8, 8))))
+    with pytest.raises(DataError, match=r"shard-00000\.array_record, record 3, key 'broken': cannot"):
+        list(eval_stream(source, evaluate, batch_size=2))
     with pytest.raises(DataError, match=r"key 'broken': the record has no caption"):
-        next(train_stream(source, TRAIN, batch_size=4, seed=0, config=config))
+        next(train_stream(source, TRAIN, batch_size=4, seed=0, config=_HERE))

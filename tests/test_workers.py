@@ -1,5 +1,7 @@
 """Worker processes: the same batches, no jax backend, and nothing left behind however the program ends."""
 
+import functools
+import itertools
 import os
 import re
 import signal
@@ -14,12 +16,14 @@ import pytest
 from clipa_eqx.data.array_record_reader import open_records
 from clipa_eqx.data.array_record_writer import write_records
 from clipa_eqx.data.records import Record
-from clipa_eqx.data.stream import StreamConfig, train_stream
+from clipa_eqx.data.stream import StreamConfig, eval_stream, train_stream
+from clipa_eqx.errors import DataError
 
 ROOT = Path(__file__).parents[1]
 _HERE = StreamConfig(workers=0, threads=0, prefetch_batches=0)
 
 PROGRAM = '''"""Take batches with two workers, say their process ids, then end in the way asked for."""
+import itertools
 import os
 import signal
 import sys
@@ -31,9 +35,15 @@ if __name__ == "__main__":
     stop = []  # as training stops: a flag, looked at between batches
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: stop.append(number))
-    stream = t.train_stream(
-        t.open_records(folder), t.draw, batch_size=2, seed=0, config=t.StreamConfig(workers=2, threads=1)
-    )
+    source, config = t.open_records(folder), t.StreamConfig(workers=2, threads=1)
+    if how.startswith("evaluate"):
+        _, transform, *counts = how.split()
+        for count in counts:
+            with t.eval_stream(source, getattr(t, transform), batch_size=4, config=config) as stream:
+                pids = {int(batch["pid"][0]) for batch in itertools.islice(stream, int(count))}
+        print(*pids, flush=True)
+        sys.exit(0)
+    stream = t.train_stream(source, t.draw, batch_size=2, seed=0, config=config)
     batches = [next(stream) for _ in range(4)]
     print(*{int(batch["pid"][0]) for batch in batches}, flush=True)
     if how == "close":
@@ -60,6 +70,26 @@ def draw(record, rng):
         "noise": rng.random((64, 64)),  # large enough for shared memory
         "pid": np.int64(os.getpid()),
     }
+
+
+def evaluate(record):
+    return draw(record, np.random.default_rng(0))
+
+
+def up_to_100(record):
+    if record.key == "100":
+        raise DataError("a damaged picture")
+    return evaluate(record)
+
+
+def counted(record, rng, path):
+    with open(path, "ab") as file:
+        file.write(b".")
+    return draw(record, rng)
+
+
+def die(record, rng, number):
+    os.kill(os.getpid(), number)
 
 
 @pytest.fixture(scope="module")
@@ -134,15 +164,71 @@ def test_worker_processes_give_the_same_batches_and_no_jax_backend(source, monke
     assert_gone(pids)
 
 
-@pytest.mark.parametrize(("how", "code"), [("close", 0), ("forget", 0), ("fail", 1)])
+@pytest.mark.parametrize(
+    ("how", "code"),
+    [
+        ("close", 0),
+        ("forget", 0),
+        ("fail", 1),
+        # To the end, which is after 50 batches, and up to where workers have met it already.
+        ("evaluate evaluate 99 48", 0),
+        ("evaluate up_to_100 99", 1),  # a damaged record
+    ],
+)
 def test_a_program_that_ends_leaves_neither_workers_nor_shared_memory(program, how, code):
     process, workers = program(how)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code, errors
     assert "leaked" not in errors
     assert "resource_tracker" not in errors
-    assert len(workers) == 2
+    assert len(workers) == (0 if "up_to_100" in how else 2)
     assert_gone(workers)
+
+
+@pytest.mark.parametrize(
+    ("config", "most"),
+    [
+        (StreamConfig(threads=3, prefetch_batches=2), 3),
+        (StreamConfig(threads=1, prefetch_batches=4), 4),
+        (StreamConfig(threads=0, prefetch_batches=4), 0),
+        (StreamConfig(workers=2, threads=1, prefetch_batches=2), 12),
+    ],
+    ids=str,
+)
+def test_as_many_batches_are_made_ahead_as_the_config_says(source, tmp_path, config, most):
+    assert config.batches_ahead == most
+    path = tmp_path / "made"
+    with train_stream(source, functools.partial(counted, path=path), batch_size=1, seed=0, config=config) as stream:
+        for taken in (1, 2):
+            next(stream)
+            deadline = time.monotonic() + 20
+            while path.stat().st_size < taken + most and time.monotonic() < deadline:
+                time.sleep(0.05)
+            time.sleep(0.2)  # for one too many
+            assert path.stat().st_size == taken + most
+
+
+def test_an_evaluation_that_ends_leaves_no_shared_memory(source):
+    before = shared_blocks([os.getpid()])
+    with eval_stream(source, evaluate, batch_size=4, config=StreamConfig(workers=2, threads=1)) as stream:
+        seen = [batch["sample_id"] for batch in itertools.islice(stream, 48)]
+    np.testing.assert_array_equal(np.concatenate(seen), range(4 * 48))
+    deadline = time.monotonic() + 20
+    while shared_blocks([os.getpid()]) - before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not shared_blocks([os.getpid()]) - before
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [(signal.SIGBUS, "SIGBUS: shared memory is full.*--shm-size"), (signal.SIGKILL, "SIGKILL: killed.*memory")],
+)
+def test_what_a_worker_died_of_is_said(source, number, said):
+    stream = train_stream(
+        source, functools.partial(die, number=number), batch_size=2, seed=0, config=StreamConfig(workers=1, threads=1)
+    )
+    with pytest.raises(DataError, match=said), stream:
+        next(stream)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

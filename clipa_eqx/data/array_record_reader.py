@@ -3,32 +3,31 @@
 import bisect
 import importlib
 import itertools
-import re
-import resource
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from clipa_eqx.data.array_record_writer import hash_file
 from clipa_eqx.data.manifest import MANIFEST_NAME, Manifest, manifest_from_json, read_manifest
+from clipa_eqx.data.open_shards import OpenShards, check_size, is_url
 from clipa_eqx.data.records import Record, decode_record
 from clipa_eqx.errors import DataError
+
+Item = TypeVar("Item")
 
 
 class RecordSource:
     """The records of a folder in a fixed order: `len(source)`, `source[i]`, `source.read([i, j, ...])`.
 
     Threads may share one source. Pickling sends the folder and manifest only; files are opened at the first read in
-    each process.
+    each process, and `OpenShards` says how many stay open.
     """
 
     def __init__(self, *, folder: str, manifest: Manifest) -> None:
         self.folder = folder
         self.manifest = manifest
         self._ends = list(itertools.accumulate(shard.count for shard in manifest.shards))
-        self._readers: dict[int, Any] = {}
-        self._lock = threading.Lock()
+        self._shards = OpenShards(folder, manifest.shards)
 
     def __len__(self) -> int:
         return self.manifest.rows_written
@@ -36,10 +35,6 @@ class RecordSource:
     def __getitem__(self, index: int) -> Record:
         """The record at `index` (0 <= index < len); IndexError outside, DataError if it is damaged."""
         return self.read([index])[0]
-
-    def __getitems__(self, indices: Sequence[int]) -> list[Record]:
-        """Several records by one read per shard; the name is the one that batching libraries look for."""
-        return self.read(indices)
 
     def __iter__(self) -> Iterator[Record]:
         for index in range(len(self)):
@@ -66,16 +61,7 @@ class RecordSource:
             IndexError: an index outside the source.
             DataError: a whole shard is missing or damaged.
         """
-        wanted: dict[int, list[tuple[int, int]]] = {}
-        for row, index in enumerate(indices):
-            shard, position = self.locate(index)
-            wanted.setdefault(shard, []).append((row, position))
-        records: dict[int, Record | DataError] = {}
-        for shard, rows in wanted.items():
-            blobs = self._read_shard(shard, [position for _, position in rows])
-            for (row, position), blob in zip(rows, blobs, strict=True):
-                records[row] = blob if isinstance(blob, DataError) else self._decode(blob, shard, position)
-        return [records[row] for row in range(len(indices))]
+        return read_grouped(map(self.locate, indices), self._read_shard)
 
     def locate(self, index: int) -> tuple[int, int]:
         """(number of the shard, position inside it) of a record."""
@@ -90,10 +76,7 @@ class RecordSource:
 
     def close(self) -> None:
         """Close the open files; the next read opens them again."""
-        with self._lock:
-            for reader in self._readers.values():
-                reader.close()
-            self._readers.clear()
+        self._shards.close()
 
     def __getstate__(self) -> dict[str, object]:
         return {"folder": self.folder, "manifest": self.manifest}
@@ -110,13 +93,20 @@ class RecordSource:
         except DataError as error:
             return error
 
-    def _read_shard(self, shard: int, positions: list[int]) -> list[bytes | DataError]:
-        reader = self._open(shard)
+    def _read_shard(self, shard: int, positions: list[int]) -> list[Record | DataError]:
+        blobs = self._read_blobs(shard, positions)
+        return [
+            blob if isinstance(blob, DataError) else self._decode(blob, shard, position)
+            for position, blob in zip(positions, blobs, strict=True)
+        ]
+
+    def _read_blobs(self, shard: int, positions: list[int]) -> list[bytes | DataError]:
+        reader = self._shards.reader(shard)
         try:
             return reader.read(positions)
         except RuntimeError as error:
             if len(positions) > 1:  # read one by one, so that the message names the damaged one
-                return [self._read_shard(shard, [position])[0] for position in positions]
+                return [self._read_blobs(shard, [position])[0] for position in positions]
             problem = DataError(
                 f"{self._where(shard, positions[0])} cannot be read: {error}; "
                 "the file is damaged, restore it from its source (verify() lists every damaged shard)"
@@ -124,27 +114,17 @@ class RecordSource:
             problem.__cause__ = error
             return [problem]
 
-    def _open(self, shard: int) -> Any:
-        with self._lock:
-            if shard not in self._readers:
-                # A compiled module without type stubs, hence by name.
-                array_record = importlib.import_module("array_record.python.array_record_module")
 
-                info = self.manifest.shards[shard]
-                path = f"{self.folder}/{info.name}"
-                if not is_url(self.folder):
-                    _check_size(Path(path), expected=info.bytes)
-                    _allow_open_files(len(self.manifest.shards))
-                # A cut file can open without an error and claim to hold nothing, so the count is compared here.
-                try:
-                    reader = array_record.ArrayRecordReader(path, options="readahead_buffer_size:0")
-                    count: int = reader.num_records()
-                except RuntimeError as error:
-                    raise DataError(f"shard {path} is damaged: {error}; restore it from its source") from error
-                if count != info.count:
-                    raise DataError(f"shard {path} holds {count} records, its manifest says {info.count}; restore it")
-                self._readers[shard] = reader
-            return self._readers[shard]
+def read_grouped(places: Iterable[tuple[int, int]], read: Callable[[int, list[int]], Sequence[Item]]) -> list[Item]:
+    """What lies at each (group, position), in that order, by one `read(group, positions)` per group."""
+    wanted: dict[int, list[tuple[int, int]]] = {}
+    for row, (group, position) in enumerate(places):
+        wanted.setdefault(group, []).append((row, position))
+    found: dict[int, Item] = {}
+    for group, rows in wanted.items():
+        items = read(group, [position for _, position in rows])
+        found.update(zip((row for row, _ in rows), items, strict=True))
+    return [found[row] for row in range(len(found))]
 
 
 def open_records(folder: str | Path) -> RecordSource:
@@ -166,16 +146,8 @@ def open_records(folder: str | Path) -> RecordSource:
         return RecordSource(folder=str(folder).rstrip("/"), manifest=_read_bucket_manifest(str(folder).rstrip("/")))
     manifest = read_manifest(folder)
     for shard in manifest.shards:
-        _check_size(Path(folder) / shard.name, expected=shard.bytes)
+        check_size(Path(folder) / shard.name, expected=shard.bytes)
     return RecordSource(folder=str(folder), manifest=manifest)
-
-
-def is_url(folder: str | Path) -> bool:
-    """Whether a folder lies in a bucket. DataError for a `Path` made of a URL, which has lost a slash."""
-    text = str(folder)
-    if re.match(r"[A-Za-z0-9+.-]+:/(?!/)", text):
-        raise DataError(f"data folder {text} looks like a URL with one slash; give it as text, not as a Path")
-    return "://" in text
 
 
 def verify(folder: str | Path) -> Manifest:
@@ -219,22 +191,3 @@ def _read_bucket_manifest(folder: str) -> Manifest:
             "check the credentials with `gcloud auth application-default login`"
         ) from error
     return manifest_from_json(content, where=where)
-
-
-def _allow_open_files(shards: int) -> None:
-    """Raise this process's limit of open files to what one open file per shard needs, as far as the system lets it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 2 * shards + 512
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(limit, soft), hard))
-
-
-def _check_size(path: Path, *, expected: int) -> None:
-    if not path.is_file():
-        raise DataError(f"shard {path} is missing; restore it or convert the data again")
-    size = path.stat().st_size
-    if size != expected:
-        raise DataError(
-            f"shard {path} has {size} bytes, its manifest says {expected}: it is cut or changed; restore it"
-        )

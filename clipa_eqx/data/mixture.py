@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 
-from clipa_eqx.data.array_record_reader import RecordSource
+from clipa_eqx.data.array_record_reader import RecordSource, read_grouped
 from clipa_eqx.data.records import Record
 from clipa_eqx.errors import DataError
 
@@ -76,15 +76,9 @@ class Mixture:
 
     def read(self, record_ids: Sequence[int]) -> list[Record | DataError]:
         """The records in the order asked for, with one read per shard; a damaged one is its error."""
-        wanted: dict[int, list[tuple[int, int]]] = {}
-        for at, record_id in enumerate(record_ids):
-            source, index = self.locate(record_id)
-            wanted.setdefault(source, []).append((at, index))
-        found: dict[int, Record | DataError] = {}
-        for source, rows in wanted.items():
-            for (at, _), record in zip(rows, self.sources[source].read_each([i for _, i in rows]), strict=True):
-                found[at] = record
-        return [found[at] for at in range(len(record_ids))]
+        return read_grouped(
+            map(self.locate, record_ids), lambda source, indices: self.sources[source].read_each(indices)
+        )
 
     @cached_property
     def _ends(self) -> list[int]:

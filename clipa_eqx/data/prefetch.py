@@ -1,10 +1,8 @@
 """Work ahead on batches in threads and processes, and end all of them when the batches are no longer wanted."""
 
 import logging
-import multiprocessing
-import os
+import re
 import signal
-import threading
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,9 +13,13 @@ import grain
 import numpy as np
 from absl import flags
 
+from clipa_eqx.data.worker_processes import follow_parent, signals_blocked
 from clipa_eqx.errors import DataError
 
 Batch = dict[str, np.ndarray]
+
+BATCHES_SENT = 4
+"""Batches per worker on their way to this process, in shared memory: at each end one in hand and one in a queue."""
 
 _log = logging.getLogger(__name__)
 
@@ -26,8 +28,9 @@ _log = logging.getLogger(__name__)
 class StreamConfig:
     """How batches are prepared ahead; it never changes what is in them.
 
-    `workers` processes (0: this process) each prepare whole batches on `threads` threads (0: on demand), and keep up
-    to `prefetch_batches` ready. Processes get round Python's lock, so use them once decoding is the bottleneck.
+    `workers` processes (0: this process) each prepare whole batches on `threads` threads (0: on demand), and keep
+    `prefetch_batches` ready or under way, or as many as there are threads if these are more. Processes get round
+    Python's lock, so use them once decoding is the bottleneck.
     """
 
     workers: int = 0
@@ -37,6 +40,12 @@ class StreamConfig:
     def __post_init__(self) -> None:
         if min(self.workers, self.threads, self.prefetch_batches) < 0:
             raise DataError(f"stream: workers, threads and prefetch_batches must not be negative, got {self}")
+
+    @property
+    def batches_ahead(self) -> int:
+        """The most batches that exist before they are asked for, for the memory that they take."""
+        made = max(self.threads, self.prefetch_batches) if self.threads and self.prefetch_batches else 0
+        return self.workers * (made + BATCHES_SENT) if self.workers else made
 
 
 class BatchIterator(Iterator[Batch]):
@@ -53,11 +62,14 @@ class BatchIterator(Iterator[Batch]):
         if not self._end.alive:
             raise StopIteration
         try:
-            # Workers send batches in shared memory. It is given back at once: arrays that live until the program ends
-            # are never unlinked, and whoever keeps a batch would keep its files open.
-            return {name: _own(value) for name, value in next(self._batches).items()}
-        except BaseException:  # the end, a damaged record, a dead worker or Ctrl-C: nothing can follow
+            batch = {name: _own(value) for name, value in next(self._batches).items()}
+            if not batch:
+                raise StopIteration
+            return batch
+        except BaseException as error:  # the end, a damaged record, a dead worker or Ctrl-C: nothing can follow
             self.close()
+            if isinstance(error, RuntimeError) and (found := re.search(r"exit code (-\d+)", str(error))):
+                raise DataError(_death(-int(found[1]))) from error
             raise
 
     def close(self) -> None:
@@ -75,10 +87,15 @@ class BatchIterator(Iterator[Batch]):
 
 
 def prefetch(steps: Any, *, config: StreamConfig) -> BatchIterator:
-    """Iterate over a Grain `MapDataset` of whole batches, with threads and processes working ahead from now on."""
+    """Iterate over a Grain `MapDataset` of whole batches, with threads and processes working ahead from now on.
+
+    The data set is endless, and a batch without arrays says that no other follows: where Grain itself ends a stream,
+    the exception keeps the last batch of each worker in shared memory.
+    """
     is_ahead = config.threads > 0 and config.prefetch_batches > 0
     read_options = grain.ReadOptions(
         num_threads=config.threads if is_ahead else 0,
+        # Grain's buffer holds what is ready and what is under way.
         prefetch_buffer_size=max(config.prefetch_batches, config.threads) if is_ahead else 0,
     )
     batches = steps.to_iter_dataset(read_options)
@@ -86,36 +103,47 @@ def prefetch(steps: Any, *, config: StreamConfig) -> BatchIterator:
         # Grain reads absl flags, which only absl programs parse; the defaults are what we want.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
-        options = grain.MultiprocessingOptions(
-            num_workers=config.workers, per_worker_buffer_size=max(1, config.prefetch_batches)
-        )
+        # Grain keeps that many on both ends of the way besides what the worker has ready: one is enough.
+        options = grain.MultiprocessingOptions(num_workers=config.workers, per_worker_buffer_size=1)
         batches = batches.mp_prefetch(options, worker_init_fn=_start_worker)
-        _log.info("reading with %d worker processes of %d threads", config.workers, config.threads)
+        _log.info(
+            "reading with %d worker processes of %d threads, at most %d batches ahead",
+            config.workers,
+            config.threads,
+            config.batches_ahead,
+        )
     iterator = iter(batches)
-    # Threads and processes inherit what is blocked here, so that a signal to the whole group, as Ctrl-C and Slurm send
-    # it, is the main thread's alone, also while workers are still starting.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-    try:
+    with signals_blocked():  # also while workers are still starting
         iterator.start_prefetch()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return BatchIterator(iterator)
 
 
-def _own(value: np.ndarray) -> np.ndarray:
-    return value if type(value) is np.ndarray else np.array(value, subok=False)
+def _own(value: Any) -> np.ndarray:
+    """A copy of an array that a worker sent in shared memory, which is given back at once.
+
+    Grain does so when the array is collected, which may be never if an exception or the end of the program comes first.
+    """
+    if type(value) is np.ndarray:
+        return value
+    own = np.array(value, subok=False)
+    value.shm.unlink()
+    value._unlink_on_del = False
+    return own
+
+
+def _death(number: int) -> str:
+    reasons = {
+        signal.SIGBUS: "shared memory is full, as in containers that have 64 MB of it. Give it more (docker run "
+        "--shm-size=16g, or a larger /dev/shm)",
+        signal.SIGKILL: "killed, most likely for want of memory. Give the machine more",
+    }
+    what = reasons.get(signal.Signals(number), "the log above may say why. If it happens again, take other settings")
+    return (
+        f"a worker process of the input died by {signal.Signals(number).name}: {what}, or set fewer "
+        "data.stream.workers, threads or prefetch_batches"
+    )
 
 
 def _start_worker(worker: int, workers: int) -> None:
-    """Tie a worker's life to its parent: signals are the parent's to handle, and no worker outlives it."""
     del worker, workers
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_exit_after, args=(parent,), name="parent-watch", daemon=True).start()
-
-
-def _exit_after(parent: Any) -> None:
-    parent.join()
-    os._exit(1)
+    follow_parent()

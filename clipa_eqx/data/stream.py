@@ -56,7 +56,7 @@ def train_stream(
     sources), `source` int32 (its number) and `substituted` bool.
 
     A record that cannot be read or transformed is an error, or with "substitute" replaced by another record of its
-    source, drawn from (seed, n): logged, marked in `substituted`, and bounded to a tenth of a batch.
+    source, drawn from (seed, n): logged, and marked in `substituted`. `check_substituted` says how many are too many.
 
     The transform must be picklable when `config.workers` > 0, must not use jax, and returns arrays or numbers of one
     shape and type for every record.
@@ -108,8 +108,21 @@ def eval_stream(
     load = _LoadEvalBatch(
         source=source, transform=transform, batch_size=batch_size, first_row=process_index * local, local_size=local
     )
-    steps = -(-len(source) // batch_size)
-    return prefetch(grain.MapDataset.range(steps).map(load), config=config or StreamConfig())
+    last_step = sys.maxsize // batch_size
+    return prefetch(grain.MapDataset.range(last_step).map(load), config=config or StreamConfig())
+
+
+def check_substituted(count: int, *, step: int, batch_size: int) -> None:
+    """For the count over all processes, so that a run stops at the same step however many there are.
+
+    Raises:
+        DataError: more than a tenth of the global batch, and more than one record, are substitutes.
+    """
+    if count > max(1, _MOST_SUBSTITUTED * batch_size):
+        raise DataError(
+            f"step {step}: {count} of {batch_size} records are bad, more than {_MOST_SUBSTITUTED:.0%}; the log of "
+            "each process names its own. Restore the data, or convert them again without these"
+        )
 
 
 def sample_generator(*, seed: int, sample: int) -> np.random.Generator:
@@ -143,11 +156,6 @@ class _LoadTrainBatch:
                 substituted[at] = used != ids[at]
                 ids[at] = used
                 batch = _put(batch, at, row, size=self.local_size, where=lambda used=used: self.mixture.describe(used))
-        if substituted.sum() > max(1, _MOST_SUBSTITUTED * self.local_size):
-            raise DataError(
-                f"step {step}: {substituted.sum()} of {self.local_size} records are bad, more than "
-                f"{_MOST_SUBSTITUTED:.0%}; the log names them. Restore the data, or convert them again without these"
-            )
         batch["sample_id"] = np.array(ids, np.int64)
         batch["source"] = np.array([source for source, _ in drawn], np.int32)
         batch["substituted"] = substituted
@@ -184,6 +192,9 @@ class _LoadEvalBatch:
     local_size: int
 
     def __call__(self, step: int) -> Batch:
+        """The batch of a step; no arrays beyond the last one."""
+        if step * self.batch_size >= len(self.source):
+            return {}
         rows = np.arange(self.first_row, self.first_row + self.local_size)
         index = step * self.batch_size + rows
         mask = (rows < self.batch_size) & (index < len(self.source))

@@ -1,16 +1,13 @@
-"""A record to the arrays of one batch row: the standard transforms of the train and evaluation streams."""
+"""A record to the arrays of one batch row: the standard transform of the train stream."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
 from clipa_eqx.data.augment import ImageConfig, train_image
-from clipa_eqx.data.eval_images import EvalImageConfig, eval_image
 from clipa_eqx.data.records import Record
 from clipa_eqx.errors import ConfigError, DataError
 from clipa_eqx.tokenizer import Reduction, Tokenizer
-
-NO_LABEL = -1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,18 +41,6 @@ class TrainTransform:
             "tokens": encoded.ids,
             "truncated": np.asarray(encoded.is_truncated),
         }
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvalTransform:
-    """The picture without any draw and its class: `image` uint8[h w 3], `label` int32 (-1: none)."""
-
-    image: EvalImageConfig
-
-    def __call__(self, record: Record) -> dict[str, np.ndarray]:
-        """Raises DataError for a damaged picture."""
-        label = NO_LABEL if record.label is None else record.label
-        return {"image": eval_image(record.image, self.image), "label": np.asarray(label, np.int32)}
 
 
 def _check_length(length: int) -> None:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,8 +63,7 @@ class TrainResult(NamedTuple):
 class _DeviceBatch(NamedTuple):
     arrays: dict[str, jax.Array]
     sample_id: np.ndarray
-    truncated: float
-    bad_records: jax.Array | None
+    counts: dict[str, jax.Array]
     starved_seconds: float
 
 
@@ -117,17 +117,17 @@ def train(config: ExperimentConfig, workdir: Path) -> TrainResult:
                 config, workdir, start=start, total_steps=total_steps, data_size=len(mixture), bad_records=bad_records
             )
         )
-        count_bad = None if config.data.on_bad_record == "error" else jax.jit(jnp.sum, out_shardings=replicated(mesh))
+        count = jax.jit(partial(jax.tree.map, jnp.sum), out_shardings=replicated(mesh))
 
-        batch = _next_batch(batches, mesh, count_bad) if start < total_steps else None
+        batch = _next_batch(batches, mesh, count) if start < total_steps else None
         pending: StepNumbers | None = None
         for step in range(start + 1, total_steps + 1):
             if batch is None:
                 raise RuntimeError("the train stream ended; it never should")
             state, metrics = step_fn(state, batch.arrays)
-            previous, pending = pending, StepNumbers(step, metrics, batch.sample_id, batch.truncated, batch.bad_records)
+            previous, pending = pending, StepNumbers(step, metrics, batch.sample_id, batch.counts)
             # While the devices work on this step, fetch the next batch and read the numbers of the step before.
-            batch = _next_batch(batches, mesh, count_bad, running=metrics["loss"]) if step < total_steps else None
+            batch = _next_batch(batches, mesh, count, running=metrics["loss"]) if step < total_steps else None
             reports.throughput.step(starved_seconds=batch.starved_seconds if batch else 0.0)
             if previous is not None:
                 reports.finish(previous, last_checkpoint=checkpoints.committed)
@@ -193,7 +193,11 @@ def _compile(
 
 
 def _next_batch(
-    batches: BatchIterator, mesh: Mesh, count_bad: Callable[[jax.Array], jax.Array] | None, *, running: Any = None
+    batches: BatchIterator,
+    mesh: Mesh,
+    count: Callable[[dict[str, jax.Array]], dict[str, jax.Array]],
+    *,
+    running: Any = None,
 ) -> _DeviceBatch:
     """The next batch on its way to the devices; ``running`` is an output of the step they work on meanwhile."""
     since = time.perf_counter()
@@ -203,9 +207,8 @@ def _next_batch(
     is_starved = running is not None and running.is_ready()
     arrays = put_global_batch({name: rows[name] for name in ("image", "tokens")}, mesh)
     # Counted on the devices, over the rows of all processes: the host waits for nothing.
-    bad = None if count_bad is None else count_bad(put_global_batch({"rows": rows["substituted"]}, mesh)["rows"])
-    truncated = float(rows["truncated"].mean())
-    return _DeviceBatch(arrays, rows["sample_id"], truncated, bad, waited if is_starved else 0.0)
+    counts = count(put_global_batch({name: rows[name] for name in ("truncated", "substituted")}, mesh))
+    return _DeviceBatch(arrays, rows["sample_id"], counts, waited if is_starved else 0.0)
 
 
 def _is_due(evaluation: Evaluation, step: int, total_steps: int) -> bool:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from clipa_eqx.data.stream import check_substituted
 from clipa_eqx.durations import is_time
 from clipa_eqx.errors import NonFiniteError
 from clipa_eqx.experiment import ExperimentConfig
@@ -21,13 +22,12 @@ from clipa_eqx.training.trackers import open_wandb
 
 
 class StepNumbers(NamedTuple):
-    """A step's device metrics and the host's facts about its batch."""
+    """A step's device metrics, the records of this process, and counts over the rows of all: truncated, substituted."""
 
     step: int
     metrics: Mapping[str, jax.Array]
     sample_id: np.ndarray
-    truncated: float
-    bad_records: jax.Array | None
+    counts: Mapping[str, jax.Array]
 
 
 class Reports:
@@ -73,12 +73,14 @@ class Reports:
 
         Raises:
             NonFiniteError: loss, gradient or update is NaN or infinite; names step, samples and last good checkpoint.
+            DataError: too many records of the step were bad; on all processes at the same step.
         """
         step, values = numbers.step, to_host(numbers.metrics)
         if not is_finite(values):
             raise NonFiniteError(self._alarm(numbers, values, last_checkpoint()))
-        if numbers.bad_records is not None:
-            self.bad_records += int(numbers.bad_records)
+        counts = {name: int(count) for name, count in numbers.counts.items()}
+        check_substituted(counts["substituted"], step=step, batch_size=self._config.batch_size)
+        self.bad_records += counts["substituted"]
         self._bar.update(step - self._bar.n)
         if not (self.is_logged(step) or extra):
             return
@@ -92,8 +94,8 @@ class Reports:
             **({f"lr/{pattern}": float(rate) for pattern, rate in rates.items()} if len(rates) > 1 else {}),
             "examples_seen": samples,
             "epoch": samples / self._data_size,
-            "truncated_fraction": numbers.truncated,
-            **({} if numbers.bad_records is None else {"bad_records": self.bad_records}),
+            "truncated_fraction": counts["truncated"] / config.batch_size,
+            **({"bad_records": self.bad_records} if config.data.on_bad_record == "substitute" else {}),
             **(extra or {}),
             **self.throughput.rates(),
             "time": time.time(),

@@ -1,28 +1,23 @@
 """Jobs over processes that leave no orphans: progress, Ctrl-C, SIGTERM, SIGHUP, and a parent that is killed."""
 
 import concurrent.futures
-import contextlib
 import itertools
 import multiprocessing
-import multiprocessing.connection
-import os
-import signal
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from clipa_eqx.data.worker_processes import follow_parent, signals_blocked
 from clipa_eqx.errors import DataError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 Work = Callable[[Job, Callable[[int], None]], Result]
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _counter: Any = None  # in worker processes: what this and the other workers have seen so far, shared with the parent
 
 
@@ -65,9 +60,9 @@ def run_jobs(
 ) -> Generator[tuple[Job, Result]]:
     """`work(job, seen)` for each job, yielded as they end. 1 worker is this process, one job after the other.
 
-    Workers are started fresh (spawn), leave Ctrl-C, SIGTERM and SIGHUP to the parent, and exit when it is gone. However
-    the iteration ends, no worker is left, and none of their temporary files unless the parent was killed too. `seen(n)`
-    is for the work to say that it has seen n more units.
+    Workers are started fresh (spawn), leave Ctrl-C, SIGTERM and SIGHUP to the parent, and exit when it is gone.
+    However the iteration ends, no worker is left, and none of their temporary files unless the parent was killed too.
+    `seen(n)` is for the work to say that it has seen n more units.
 
     Raises:
         DataError: a worker died, as when memory ran out; also whatever `work` raises.
@@ -92,7 +87,7 @@ def _run_in_processes(
     work: Work[Job, Result], jobs: Iterable[Job], *, workers: int, progress: Progress, folder: str
 ) -> Generator[tuple[Job, Result]]:
     context = multiprocessing.get_context("spawn")
-    with _signals_blocked():  # this starts a helper of the library, which inherits it
+    with signals_blocked():  # this starts a helper of the library, which inherits it
         counter = context.Value("q", 0)
     others = set(multiprocessing.active_children())
     pool = concurrent.futures.ProcessPoolExecutor(
@@ -103,7 +98,7 @@ def _run_in_processes(
     try:
         while True:
             for job in itertools.islice(rest, 2 * workers - len(running)):
-                with _signals_blocked():  # the first of these starts the workers, which inherit it
+                with signals_blocked():  # the first of these starts the workers, which inherit it
                     running[pool.submit(_work, work, job)] = job
             if not running:
                 return
@@ -126,30 +121,11 @@ def _run_in_processes(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-@contextlib.contextmanager
-def _signals_blocked() -> Generator[None]:
-    """Terminals and schedulers signal all processes; only this one is to hear them, and not before the block ends."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _start_worker(counter: Any, folder: str) -> None:
     global _counter
     _counter = counter
     tempfile.tempdir = folder
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_exit_with, args=(parent.sentinel,), daemon=True).start()
-
-
-def _exit_with(sentinel: int) -> None:
-    multiprocessing.connection.wait([sentinel])
-    os._exit(1)
+    follow_parent()
 
 
 def _work(work: Work[Job, Result], job: Job) -> tuple[Result, int]:
