@@ -45,12 +45,18 @@ def command(source, target, *options):
     ]
 
 
-def hear_signals():
+@contextlib.contextmanager
+def signals_heard():
     """A suite in the background of a shell or under `nohup` ignores some, and so would what it starts."""
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
+    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
+@signals_heard()
 def start(source, target, *options):
     return subprocess.Popen(
         command(source, target, *options),
@@ -60,7 +66,6 @@ def start(source, target, *options):
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        preexec_fn=hear_signals,
     )
 
 
