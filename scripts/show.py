@@ -97,7 +97,10 @@ def _show_run(folder: Path, mesh_sizes: tuple[int, ...] | None) -> None:
     print(f"\nsaved steps: {', '.join(map(str, steps)) or 'none yet'}")
     print(f"latest checkpoint: {steps[-1] if steps else 'none yet'}")
     lines = read_metrics(folder / METRICS_NAME) if (folder / METRICS_NAME).exists() else []
-    print(f"last metrics: {json.dumps(lines[-1]) if lines else 'none yet'}")
+    print(f"last metrics: {'(those per block are in ' + METRICS_NAME + ')' if lines else 'none yet'}")
+    for name, value in (lines[-1] if lines else {}).items():
+        if name != "time" and not isinstance(value, list):
+            print(f"  {name}: {value:,.6g}" if isinstance(value, float) else f"  {name}: {value}")
     print(f"model: {folder / MODEL_NAME if (folder / MODEL_NAME).exists() else 'not written yet'}")
 
 
