@@ -109,8 +109,9 @@ def _baseline_text(recorded: Mapping[str, Any] | None) -> str:
     if recorded is None:
         return "<p>No recorded run at full size only; <code>make quickstart-baseline</code> makes one.</p>"
     return (
-        f"<p>Recorded with <code>make quickstart-baseline</code> ({html.escape(recorded['machine'])}): the same "
-        f"training time at full size only reaches top-1 {100 * recorded['top1']:.1f} %, top-5 "
+        f"<p>Recorded with <code>make quickstart-baseline</code> ({html.escape(recorded['machine'])}): "
+        f"{recorded['stages'][0]['steps']:,} steps at full size only, which take as long as both stages on an idle "
+        f"machine, reach top-1 {100 * recorded['top1']:.1f} %, top-5 "
         f"{100 * recorded['top5']:.1f} % on the held-out family.</p>"
     )
 
