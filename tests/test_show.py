@@ -69,7 +69,9 @@ def test_a_work_folder_is_shown_with_its_steps_and_last_metrics(tmp_path, capsys
     assert "latest checkpoint: none yet" in shown(capsys, tmp_path)
     for name in ("9", "10", "11.orbax-checkpoint-tmp-1"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 3.5}\n{"step": 10, "loss": 2.5, "norm/blocks": [7.25]}\n')
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 1, "loss": 3.5}\n{"step": 10, "loss": 2.5, "norm/blocks": [7.25]}\n'
+    )
     out = shown(capsys, tmp_path)
     assert "saved steps: 9, 10\n" in out
     assert "latest checkpoint: 10\n" in out
