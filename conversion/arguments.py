@@ -89,9 +89,9 @@ def vocabulary_provenance(tokenizer: "Tokenizer", origin: Path | str | None) -> 
 
 def config_provenance(resolved: "Resolved") -> dict[str, Any]:
     """The part of provenance that says how the config was found."""
-    blocks = {"image": resolved.config.image.blocks, "text": resolved.config.text.blocks}
-    numerics = {tower: {"norm_eps": one.norm_eps, "gelu": one.gelu} for tower, one in blocks.items()}
+    from conversion.numerics import numerics_of
+
     return {
-        "profile": {"name": resolved.profile, "why": resolved.profile_why, **numerics},
+        "profile": {"name": resolved.profile, "why": resolved.profile_why, **numerics_of(resolved.config)},
         "config_notes": list(resolved.notes),
     }

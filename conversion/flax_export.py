@@ -23,6 +23,7 @@ from conversion.flax_names import flax_rules
 from conversion.flax_shapes import FlaxLayout
 from conversion.npz import NpzFile
 from conversion.npz_writer import check_target, new_npz
+from conversion.numerics import numerics_of, profile_of
 from conversion.rules import Placed, Rule, export_tensor, foreign_tensors, import_slices, raise_problems
 from conversion.tensors import FLOATS, TensorView
 from conversion.work_folder import unpack_work_folder
@@ -88,7 +89,7 @@ def _spelling(folder: Path) -> _Spelling:
 
 
 def _export_leaves(folder: Path, config: CLIPConfig, target: Path, spelling: _Spelling, *, overwrite: bool) -> str:
-    if any(tower.blocks.norm_eps != 1e-6 or tower.blocks.gelu != "tanh" for tower in (config.image, config.text)):
+    if profile_of(numerics_of(config)) != "flax":
         _log.warning(
             "this model's norms or GELU are not the Flax profile's, the only one that the reference's code has: there "
             "the same weights will give slightly other embeddings"

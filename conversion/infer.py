@@ -16,13 +16,7 @@ from clipa_eqx.models.presets import T5X_TEXT, VARIANTS, Size
 from clipa_eqx.models.text import TextConfig
 from clipa_eqx.models.vision import VisionConfig
 from conversion.named_configs import NamedConfig, check_format, named_config
-
-Profile = Literal["flax", "open_clip"]
-PROFILES: Mapping[Profile, dict[str, Any]] = {
-    "flax": {"norm_eps": 1e-6, "gelu": "tanh"},
-    "open_clip": {"norm_eps": 1e-5, "gelu": "exact"},
-}
-"""Numerics that no weight file records (facts 4.4)."""
+from conversion.numerics import PROFILES, Profile, numerics_of, profile_of
 
 TEXT_TABLES: dict[str, dict[str, Size]] = {
     "master": {letter: variant.text for letter, variant in VARIANTS.items()},
@@ -216,10 +210,8 @@ def _profile(
     elif base is not None and base.profile is not None:
         chosen, why = base.profile, f"{base.name} was published with it"
     elif base is not None and base.is_file:
-        towers = {"image": base.config.image.blocks, "text": base.config.text.blocks}
-        numerics = {name: {"norm_eps": one.norm_eps, "gelu": one.gelu} for name, one in towers.items()}
-        name = next((n for n, p in PROFILES.items() if all(one == p for one in numerics.values())), "custom")
-        return numerics, name, f"{base.name} says so"
+        numerics = numerics_of(base.config)
+        return numerics, profile_of(numerics), f"{base.name} says so"
     elif format_profile is not None:
         chosen, why = format_profile, f"files of this layout are written by {format_profile} code; --profile overrides"
     else:

@@ -12,7 +12,8 @@ from clipa_eqx.data.pixel_values import IMAGENET_MEAN, IMAGENET_STD
 from clipa_eqx.errors import ConfigError, ConversionError
 from clipa_eqx.models.clip import CLIPConfig
 from conversion.compare_pictures import pixels_note
-from conversion.infer import PROFILES, Choices, Resolved, resolve_config
+from conversion.infer import Choices, Resolved, resolve_config
+from conversion.numerics import numerics_of, profile_of
 from conversion.open_clip_config import CONFIG_FILE, OpenClipConfig, Pictures, Texts, load_open_clip_config
 from conversion.open_clip_files import (
     FORMAT,
@@ -24,7 +25,7 @@ from conversion.open_clip_files import (
     find_source,
     renamed,
 )
-from conversion.open_clip_mapping import check_expressible, numerics_in, numerics_of, to_clip_config
+from conversion.open_clip_mapping import check_expressible, numerics_in, to_clip_config
 from conversion.open_clip_shapes import open_clip_facts, position_facts
 from conversion.open_clip_vocabulary import own_vocabulary
 from conversion.tensors import TensorFile, TensorView, sha256_of
@@ -155,11 +156,11 @@ def _with_numerics(
     resolved: Resolved, numerics: Mapping[str, Mapping[str, Any]], choices: Choices, *, said_by: str
 ) -> Resolved:
     """Epsilon and GELU as the files have them, unless a flag or a released row says which."""
-    profile = next((name for name, one in PROFILES.items() if all(one == n for n in numerics.values())), "custom")
     if choices.profile is not None or choices.config is not None or choices.released is not None:
-        if resolved.profile == profile:
+        chosen = numerics_of(resolved.config)
+        if chosen == numerics:
             return resolved
-        other = f"the profile is {profile} by {said_by}; {resolved.profile} because {resolved.profile_why}"
+        other = f"the profile is {_named(numerics)} by {said_by}; {_named(chosen)} because {resolved.profile_why}"
         if choices.profile is None:
             raise ConversionError(f"{other}; say which with --profile")
         return resolved._replace(notes=(*resolved.notes, other))
@@ -168,7 +169,13 @@ def _with_numerics(
         for name, tower in (("image", resolved.config.image), ("text", resolved.config.text))
     )
     config = replace(resolved.config, image=image, text=text)
-    return resolved._replace(config=config, profile=profile, profile_why=said_by)
+    return resolved._replace(config=config, profile=profile_of(numerics), profile_why=said_by)
+
+
+def _named(numerics: Mapping[str, Mapping[str, Any]]) -> str:
+    """A profile's name; two that have none may differ, so of them the numbers."""
+    name = profile_of(numerics)
+    return f"custom, {dict(numerics)}," if name == "custom" else name
 
 
 def _preprocess(config: OpenClipConfig | None, resolved: Resolved) -> tuple[EvalImageConfig, str]:

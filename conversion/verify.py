@@ -93,11 +93,12 @@ def verify(folder: Path) -> list[str]:
 
 def _provenance_problems(provenance: dict[str, Any], config: "CLIPConfig", tokenizer: "Tokenizer") -> list[str]:
     """What was chosen at the import and is no longer so; on a small model the embeddings would not tell."""
+    from conversion.numerics import numerics_of
+
     problems: list[str] = []
     profile, vocabulary = provenance.get("profile"), provenance.get("vocabulary")
     if isinstance(profile, dict):
-        for tower, blocks in (("image", config.image.blocks), ("text", config.text.blocks)):
-            found = {"norm_eps": blocks.norm_eps, "gelu": blocks.gelu}
+        for tower, found in numerics_of(config).items():
             recorded: Any = profile.get(tower)
             if recorded not in (None, found):
                 problems.append(
@@ -200,10 +201,9 @@ def _check_embeddings(folder: Path, recorded: Any, problems: list[str]) -> list[
 
 def _identity(folder: Path, config: "CLIPConfig") -> list[str]:
     """What it is by its config, what it should score, and the command that scores it."""
-    from conversion.infer import PROFILES
+    from conversion.numerics import numerics_of, profile_of
 
-    numerics = {tower.blocks.norm_eps: tower.blocks.gelu for tower in (config.image, config.text)}
-    profile = next((n for n, p in PROFILES.items() if numerics == {p["norm_eps"]: p["gelu"]}), "custom")
+    profile = profile_of(numerics_of(config))
     rows = _released_rows(config, profile)
     lines = [f"numerics profile: {profile}"]
     lines += [f"preset: {', '.join(_presets(config)) or 'none'}"]

@@ -15,7 +15,8 @@ from clipa_eqx.json_config import to_json
 from clipa_eqx.models.presets import PRESETS, T5X_TEXT, preset
 from conversion.flax_names import flax_rules
 from conversion.flax_shapes import FlaxLayout, flax_facts
-from conversion.infer import PROFILES, TEXT_TABLES, Choices, resolve_config
+from conversion.infer import TEXT_TABLES, Choices, resolve_config
+from conversion.numerics import PROFILES
 from conversion.released import RELEASED
 from conversion.rules import foreign_tensors
 from conversion.tensors import TensorInfo

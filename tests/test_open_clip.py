@@ -20,10 +20,12 @@ from open_clip_folders import (
     export_tiny,
     same_config,
     save,
+    set_in,
     tiny_model,
 )
 from random_models import random_model
 from safetensors.numpy import load_file, save_file
+from tiny import model_config
 
 from clipa_eqx.cli import run
 from clipa_eqx.data.eval_images import EvalImageConfig
@@ -218,6 +220,18 @@ def test_our_export_says_its_numerics_in_the_weight_file_itself(theirs, tmp_path
     argv = ["import", str(source), str(tmp_path / "bad"), *BARE, str(tmp_path / "vocab.txt")]
     assert run(lambda: main(argv)) == 2
     assert "metadata clipa_eqx_numerics" in capsys.readouterr().err
+
+
+def test_two_numerics_that_are_no_profile_are_not_taken_for_equal(theirs, tmp_path, capsys):
+    for tower in ("vision_cfg", "text_cfg"):
+        edit_config(theirs, set_in("model_cfg", tower, norm_kwargs={"eps": 1e-3}))
+    named = save(tmp_path / "named", random_model(model_config(blocks={"depth": 1, "norm_eps": 1e-4}))) / "config.json"
+    argv = ["import", str(theirs), str(tmp_path / "back"), "--config", str(named)]
+    assert run(lambda: main(argv)) == 2
+    err = capsys.readouterr().err
+    assert "'norm_eps': 0.001" in err
+    assert "'norm_eps': 0.0001" in err
+    assert "say which with --profile" in err
 
 
 def test_a_model_folder_of_ours_is_no_source(model, tmp_path, capsys):

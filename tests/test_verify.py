@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 import shutil
@@ -176,3 +177,13 @@ def test_a_released_architecture_is_recognised(tmp_path):
     assert named == ["h14-84px-t8-laion2b", "h14-84px-t8-datacomp1b"]
     assert "--text-reduction syntax" in lines[-1]
     assert _identity(tmp_path, model_config())[1] == "preset: none"
+
+
+def test_towers_of_two_kinds_are_no_profile(tmp_path):
+    # Their epsilons are equal, which is all that the two have in common.
+    config = model_config()
+    image = dataclasses.replace(config.image, blocks=dataclasses.replace(config.image.blocks, gelu="exact"))
+    config = dataclasses.replace(config, image=image)
+    assert config.image.blocks.norm_eps == config.text.blocks.norm_eps
+    lines = _identity(tmp_path, config)
+    assert "numerics profile: custom" in lines
