@@ -20,6 +20,7 @@ from clipa_eqx.data.eval_images import EvalImageConfig
 from clipa_eqx.data.pixel_values import IMAGENET_MEAN, IMAGENET_STD
 from clipa_eqx.errors import ConversionError
 from clipa_eqx.leaf_file import LeafReader
+from clipa_eqx.leaf_shapes import check_leaves, leaf_shapes
 from clipa_eqx.models.clip import CLIPConfig
 from clipa_eqx.tokenizer import Tokenizer
 from clipa_eqx.tokenizer.vocabulary import bert_pieces
@@ -31,7 +32,7 @@ from conversion.open_clip_import import OpenedClip, open_open_clip, resolve, to_
 from conversion.open_clip_names import image_table, open_clip_rules, temperature_shape, text_table
 from conversion.open_clip_shapes import open_clip_facts
 from conversion.replay import Array, image_options, text_options
-from conversion.rules import LeafRule, Rule, check_tensors, foreign_tensors, leaf_shapes, raise_problems
+from conversion.rules import LeafRule, Rule, check_tensors, foreign_tensors, raise_problems
 from conversion.tensors import TensorFile
 from conversion.walk import Side
 
@@ -83,18 +84,12 @@ def _filled(choices: Choices, facts: Mapping[str, Fact], other: CLIPConfig | Non
 def _artefact(folder: Path, stack: ExitStack) -> Side:
     config = load_model_config(folder)
     leaves = stack.enter_context(LeafReader(folder / WEIGHTS_FILE))
-    wanted = leaf_shapes(config)
-    problems = [
-        f"missing or mis-shaped: {p}"
-        for p, s in wanted.items()
-        if p not in leaves.leaves or leaves.leaves[p].shape != s
-    ]
-    raise_problems(problems, where=str(folder))
+    check_leaves(leaves.leaves, config, where=str(leaves.path))
 
     def read(name: str) -> Array | None:
         found = _LAYER.fullmatch(name)
         path, layer = (f"{found[1]}/{found[3]}", int(found[2])) if found else (name, None)
-        return leaves.read(path, layer).astype(np.float64) if path in wanted else None
+        return leaves.read(path, layer).astype(np.float64) if path in leaves.leaves else None
 
     tokenizer = Tokenizer.load(folder / TOKENIZER_FOLDER)
     preprocess = load_preprocess(folder)

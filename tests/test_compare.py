@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from open_clip_folders import WEIGHTS, edit_config, edit_weights, set_in
 from random_models import random_model
+from safetensors.numpy import load_file, save_file
 from tiny import model_config
 
 from clipa_eqx.artefact import save_model
@@ -300,6 +301,17 @@ def test_other_sizes_are_said_and_nothing_is_walked(folders, tmp_path):
     whats = {one["where"]: one["what"] for one in report["divergences"]}
     assert whats["image tower"] == "image size is (16, 16) in A, (24, 24) in B"
     assert whats["text tower"] == "tokens is 16 in A, 8 in B"
+
+
+def test_a_model_folder_is_checked_as_everywhere_else(folders, tmp_path, capsys):
+    folder = shutil.copytree(folders / "ours", tmp_path / "extra")
+    leaves = load_file(folder / "model.safetensors")
+    leaves["log_temperature"] = leaves["log_temperature"].astype(np.float16)
+    save_file(leaves | {"image/more": np.zeros(1, np.float32)}, folder / "model.safetensors")
+    assert run(lambda: main([str(folders / "ours"), str(folder)])) == 2
+    err = capsys.readouterr().err
+    assert "unused: image/more (1,)" in err
+    assert "dtype: log_temperature is float16, expected float32" in err
 
 
 @pytest.mark.parametrize(
