@@ -27,19 +27,20 @@ from conversion.open_clip_files import (
 )
 from conversion.open_clip_mapping import check_expressible, numerics_in, to_clip_config
 from conversion.open_clip_shapes import open_clip_facts, position_facts
-from conversion.open_clip_vocabulary import own_vocabulary
+from conversion.open_clip_vocabulary import own_rules, own_vocabulary
 from conversion.tensors import TensorFile, TensorView, sha256_of
 
 _log = logging.getLogger(__name__)
 
 
 class OpenedClip(NamedTuple):
-    """Where a model lies, its tensors under the rule table's names, and its config and its file's numerics, if any."""
+    """Where a model lies, its tensors under the rule table's names, its config if any, what its weight file says."""
 
     source: OpenClipSource
     tensors: TensorFile
     config: OpenClipConfig | None
     numerics: dict[str, dict[str, Any]] | None
+    metadata: Mapping[str, str]
 
 
 @contextlib.contextmanager
@@ -55,7 +56,7 @@ def open_open_clip(source: str) -> Generator[OpenedClip]:
     make = TorchFile if found.weights.suffix in TORCH_SUFFIXES else SafetensorsFile
     with make(found.weights) as file:
         numerics = numerics_in(file.metadata, where=str(found.weights))
-        yield OpenedClip(found, TensorView(file, renamed(file.tensors)), config, numerics)
+        yield OpenedClip(found, TensorView(file, renamed(file.tensors)), config, numerics, file.metadata)
 
 
 def import_open_clip(source: str, folder: Path, choices: Choices, *, vocab: Path | None, overwrite: bool) -> Path:
@@ -94,7 +95,9 @@ def import_open_clip(source: str, folder: Path, choices: Choices, *, vocab: Path
                 "format": FORMAT,
                 "layout": about,
                 **config_provenance(resolved),
-                **vocabulary_provenance(tokenizer, origin),
+                **vocabulary_provenance(
+                    tokenizer, origin, rules=own_rules(opened.source.folder, opened.config, opened.metadata)
+                ),
             },
             overwrite=overwrite,
         )

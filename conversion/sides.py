@@ -103,7 +103,6 @@ def _artefact(folder: Path, stack: ExitStack) -> Side:
         log_temperature=float(leaves.read("log_temperature")),
         tokenise=lambda texts: tokenizer(texts, length=config.text.length).ids,
         pieces=tokenizer.pieces,
-        habits=TextHabits(),
         picture=lambda picture: our_pixels(picture, preprocess),
         pictures=_our_pictures(preprocess),
     )
@@ -169,7 +168,6 @@ def _open_clip(path: str, choices: Choices, stack: ExitStack, other: CLIPConfig 
 
 def _with_texts(side: Side, opened: OpenedClip, config: OpenClipConfig) -> Side:
     folder = opened.source.folder
-    habits = TextHabits(normaliser="bert", sep="stripped" if config.texts.strips_sep else "kept", cleans=True)
     if config.texts.other:
         return replace(side, notes=(*side.notes, *config.texts.other))
     pieces = folder_pieces(folder)
@@ -180,8 +178,9 @@ def _with_texts(side: Side, opened: OpenedClip, config: OpenClipConfig) -> Side:
     if json_file.is_file():
         tokenise = json_tokenizer(json_file, length=config.length, strips_sep=config.texts.strips_sep)
     else:
+        habits = TextHabits(normaliser="bert", sep="stripped" if config.texts.strips_sep else "kept", cleans=True)
         tokenise = HabitTokenizer(pieces=pieces, length=config.length, habits=habits)
-    return replace(side, tokenise=tokenise, pieces=pieces, habits=habits)
+    return replace(side, tokenise=tokenise, pieces=pieces)
 
 
 def _reader(file: TensorFile, rules: Sequence[Rule], config: CLIPConfig, *, bias_end: str) -> Read:
