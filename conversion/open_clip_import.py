@@ -183,7 +183,10 @@ def _named(numerics: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _preprocess(config: OpenClipConfig | None, resolved: Resolved) -> tuple[EvalImageConfig, str]:
     if config is None or config.pictures is None:
-        return resolved.preprocess, resolved.preprocess_note
+        return (
+            resolved.preprocess,
+            f"{resolved.preprocess_note}; bilinear, with ImageNet's mean and std, as ours always",
+        )
     pictures = config.pictures
     problems = _picture_problems(pictures)
     if problems:
