@@ -187,6 +187,10 @@ def _tower(a: "Side", b: "Side", tower: Any, inputs: Any, report: dict[str, Any]
 
 
 def _temperature(a: "Side", b: "Side", report: dict[str, Any]) -> None:
+    import numpy as np
+
+    from conversion.causes import HALVES, ROUNDED, round_to
+
     x, y = a.log_temperature, b.log_temperature
     if math.isclose(x, y, rel_tol=1e-7, abs_tol=1e-9):
         return
@@ -194,6 +198,10 @@ def _temperature(a: "Side", b: "Side", report: dict[str, Any]) -> None:
     for one, two, who in ((x, y, "B"), (y, x, "A")):
         if one < 80 and math.isclose(math.exp(one), two, rel_tol=1e-5):
             causes.append(["temperature stored as exp", f"{who} has the multiplier itself"])
+        other = "A" if who == "B" else "B"
+        halves = [name for name in HALVES if round_to(np.asarray(one), name) == two]
+        if halves:
+            causes.append([ROUNDED, f"{who}'s is {other}'s in {' or '.join(halves)}"])
     report["divergences"].append({"where": "log_temperature", "what": f"{x:.6g} in A, {y:.6g} in B", "causes": causes})
 
 

@@ -74,18 +74,20 @@ def verify(folder: Path) -> list[str]:
     if isinstance(source, dict):
         lines.append(f"source: {source.get('name')}, sha256 {source.get('sha256')}")
     problems += _provenance_problems(provenance, config, tokenizer)
+    # An import writes both, and all that is checked here; models trained here have neither.
+    is_imported = bool({"converter", "leaves_sha256"} & provenance.keys())
     checksums = _recorded_checksums(provenance, problems)
     prefix = f"{OPTIMISER_FILE}/"
     of_weights = {name: one for name, one in checksums.items() if not name.startswith(prefix)}
     of_optimiser = {name.removeprefix(prefix): one for name, one in checksums.items() if name.startswith(prefix)}
-    lines += _check_leaves(folder / WEIGHTS_FILE, config, of_weights, problems, is_needed=bool(checksums))
+    lines += _check_leaves(folder / WEIGHTS_FILE, config, of_weights, problems, is_needed=is_imported)
     if (folder / OPTIMISER_FILE).exists():
-        lines += _check_optimiser(folder / OPTIMISER_FILE, of_optimiser, problems, is_needed=bool(checksums))
+        lines += _check_optimiser(folder / OPTIMISER_FILE, of_optimiser, problems, is_needed=is_imported)
     elif of_optimiser:
         problems.append(f"{OPTIMISER_FILE} is missing; the import wrote one")
     if not problems:
         # Of weights that are not what they should be, embeddings say nothing.
-        lines += _check_embeddings(folder, provenance.get("self_check"), problems)
+        lines += _check_embeddings(folder, provenance.get("self_check"), problems, is_needed=is_imported)
     if problems:
         raise CheckpointError(f"{folder}: {listed(problems)}")
     return [*lines, *_identity(folder, config)]
@@ -178,7 +180,7 @@ def _parts(leaves: "LeafReader", name: str, leaf: "Leaf") -> Iterator["np.ndarra
         yield leaves.read(name)
 
 
-def _check_embeddings(folder: Path, recorded: Any, problems: list[str]) -> list[str]:
+def _check_embeddings(folder: Path, recorded: Any, problems: list[str], *, is_needed: bool) -> list[str]:
     import numpy as np
 
     from conversion.self_check import embed_fixed_inputs
@@ -196,6 +198,8 @@ def _check_embeddings(folder: Path, recorded: Any, problems: list[str]) -> list[
         compared = f"as at the import, to {EMBEDDING_ATOL:g}"
     except (KeyError, TypeError, ValueError):
         compared = "none are recorded to compare with"
+        if is_needed:
+            problems.append("no embeddings to compare with are recorded; the import writes them")
     return [f"embeddings of fixed inputs: norm 1; {compared}"]
 
 

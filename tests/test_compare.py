@@ -214,6 +214,35 @@ def test_a_bias_that_is_not_in_the_file_is_named(name, folders, theirs, tmp_path
     assert "B has none" in report["first"]["causes"][0][1]
 
 
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_half_precision_is_named_on_either_side_and_nothing_else_is(dtype, folders, theirs, tmp_path):
+    """Tables and temperature too."""
+    edit_weights(theirs, lambda t: t.update({name: array.astype(dtype) for name, array in t.items()}))
+    name = np.dtype(dtype).name
+    for sides, detail in (
+        ((folders / "ours", theirs), f"B's are A's in {name}"),
+        ((theirs, folders / "ours"), f"A's are B's in {name}"),
+    ):
+        report = compared(*sides, tmp_path)
+        assert {one["where"] for one in report["divergences"]} >= {"image/patch", "log_temperature"}
+        steps = {step for one in report["divergences"] for step in one.get("steps", ())}
+        assert {"image/+position", "text/+position", "text/blocks/0/mlp/fc_in"} <= steps
+        assert named(report) == {causes.ROUNDED}
+        of_towers = [one["causes"] for one in report["divergences"] if one["where"] != "log_temperature"]
+        assert of_towers == [[[causes.ROUNDED, detail]]] * 2
+
+
+def test_the_denominator_is_named_in_either_order_and_only_of_a_formula(folders, theirs, tmp_path):
+    name = "visual.positional_embedding"
+    edit_weights(theirs, lambda t: t.update({name: _sincos_2d((2, 2), DIM, 0).astype(np.float32)}))
+    report = compared(theirs, folders / "ours", tmp_path)
+    assert report["first"]["causes"] == [[causes.DENOMINATOR, "B divides by q-1"]]
+    edit_weights(theirs, lambda t: t.update({name: np.random.default_rng(0).normal(size=t[name].shape).astype("f4")}))
+    report = compared(theirs, folders / "ours", tmp_path)
+    assert report["first"]["where"] == "image/+position"
+    assert named(report) == set()
+
+
 def test_mistakes_of_a_flax_file_are_named(model, folders, tmp_path):
     arrays = to_flax(model)
     name = "txt/Transformer/encoderblock_1/MultiHeadDotProductAttention_0/value/kernel"

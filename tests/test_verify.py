@@ -95,11 +95,21 @@ def test_other_weights_under_the_same_names_are_found(copy, tmp_path, capsys):
         preprocess=EvalImageConfig(size=(16, 16)),
         provenance={},
     )
-    provenance = json.loads((copy / "provenance.json").read_text())
-    del provenance["leaves_sha256"]
-    (copy / "provenance.json").write_text(json.dumps(provenance))
     shutil.copy(other / "model.safetensors", copy / "model.safetensors")
+    assert "sha256 of image/patch/weight is not the recorded one" in refused(copy, capsys)
+    edit(copy / "provenance.json", lambda found: found.pop("leaves_sha256"))
+    assert "no checksum is recorded for" in refused(copy, capsys)
+    # Of weights that no importer wrote, only the embeddings tell.
+    edit(copy / "provenance.json", lambda found: found.pop("converter"))
     assert "embeddings of fixed inputs are not those recorded" in refused(copy, capsys)
+
+
+@pytest.mark.parametrize(
+    "values", [None, {}, {"embeddings": {"image": [1]}}, {"embeddings": {"image": {"first_values": ["x"]}}}]
+)
+def test_an_imported_folder_without_recorded_embeddings_is_not_whole(values, copy, capsys):
+    edit(copy / "provenance.json", lambda found: found.update(self_check=values))
+    assert "no embeddings to compare with are recorded; the import writes them" in refused(copy, capsys)
 
 
 def test_a_config_that_the_weights_are_not_of_is_found(copy, capsys):
