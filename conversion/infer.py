@@ -147,8 +147,11 @@ def resolve_config(
             allowed = " or ".join(map(str, fact.values))
             problems.append(f"{name}: {value} by {where}, but the file has {allowed} ({fact.why})")
         elif base is not None and value != default:
-            is_fine = name in flags or is_default or untold is not None
-            (notes if is_fine else problems).append(f"{name}: {value} by {where}, {default} in {origin}")
+            differs = f"{name}: {value} by {where}, {default} in {origin}"
+            if name in flags or is_default or untold is not None:
+                notes.append(differs)
+            else:
+                problems.append(differs + (f"; {flag} overrules" if flag else ""))
     if problems:
         rows = [f"{one.name} ({one.size.heads} heads)" for one in _matching_text(facts)]
         if rows:

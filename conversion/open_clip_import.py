@@ -129,9 +129,6 @@ def resolve(opened: OpenedClip, choices: Choices, *, where: str) -> Resolved:
     # Learned text positions are the rule and need no word; of formulas, ``resolve_config`` has one.
     shown = {n: f for n, f in positions.items() if n == "image.position" and not f.is_hint}
     notes += [f"{name}: {fact.values[0]} ({fact.why})" for name, fact in shown.items()]
-    image = positions.get("image.position")
-    if image is not None and image.values == ("learned",) and choices.image_position is None:
-        choices = replace(choices, image_position="learned")
     resolved = resolve_config(facts, choices, format_profile="open_clip")
     if numerics is not None:
         resolved = _with_numerics(resolved, numerics, choices, said_by=said_by)

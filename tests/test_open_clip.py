@@ -27,6 +27,7 @@ from random_models import random_model
 from safetensors.numpy import load_file, save_file
 from tiny import model_config
 
+from clipa_eqx.artefact import load_model
 from clipa_eqx.cli import run
 from clipa_eqx.data.eval_images import EvalImageConfig
 from clipa_eqx.models.blocks import BlockConfig
@@ -174,6 +175,19 @@ def test_positions_that_are_no_formula_of_ours_are_loaded_as_learned(model, thei
     np.testing.assert_array_equal(loaded.model.image.position, table)
     assert "visual.positional_embedding is up to" in caplog.text
     assert any("off sincos2d with denominator q-1" in note for note in loaded.provenance["config_notes"])
+
+
+def test_positions_that_contradict_a_named_config_are_an_error_that_a_flag_overrules(model, theirs, tmp_path, capsys):
+    table = np.random.default_rng(0).normal(size=(5, 32)).astype(np.float32)
+    edit_weights(theirs, lambda t: t.update({"visual.positional_embedding": table}))
+    named = save(tmp_path / "model", model) / "config.json"
+    argv = ["import", str(theirs), str(tmp_path / "back"), "--config", str(named)]
+    assert run(lambda: main(argv)) == 2
+    err = capsys.readouterr().err
+    assert "image.position: learned by the file (visual.positional_embedding is up to" in err
+    assert f"sincos2d in {named}; --image-position overrules" in err
+    main([*argv, "--image-position", "learned"])
+    np.testing.assert_array_equal(load_model(tmp_path / "back").model.image.position, table)
 
 
 def test_computed_positions_are_dropped_and_can_be_kept(exported, tmp_path):
