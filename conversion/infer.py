@@ -86,6 +86,9 @@ _FLAGS: dict[str, str | None] = {
     "text.pool": "--text-pool",
     "text.embed": None,
 }
+_LONGEST_SIDE = 4096
+"""Of pictures; more is a slip of the pen, for which the self-check would ask for all memory."""
+
 _TEXT_SIZES = tuple(f"text.blocks.{name}" for name in Size._fields)
 
 
@@ -143,6 +146,8 @@ def resolve_config(
             problems.append(f"{name} is not known ({why}); give {flag or '--config or --preset'}")
             continue
         values[name] = value
+        if name == "image.image_size" and max(value) > _LONGEST_SIDE:
+            problems.append(f"{name}: {value} by {where}, but no model takes more than {_LONGEST_SIDE} pixels a side")
         if fact is not None and not fact.is_hint and value not in fact.values:
             allowed = " or ".join(map(str, fact.values))
             problems.append(f"{name}: {value} by {where}, but the file has {allowed} ({fact.why})")

@@ -346,6 +346,13 @@ def test_no_cause_is_invented_for_other_weights(folders, tmp_path, capsys):
     assert "the weights or tables themselves differ" in capsys.readouterr().out
 
 
+def test_flags_that_nothing_asks_are_said_to_be_unused(folders, theirs, tmp_path, caplog):
+    flags = ("--released", "h14-84px-t8-laion2b", "--image-heads", "2")
+    with caplog.at_level("WARNING"):
+        assert compared(folders / "ours", theirs, tmp_path, *flags)["first"] is None
+    assert "--released, --image-heads: not used, both sides say all of it themselves" in caplog.text
+
+
 def test_other_sizes_are_said_and_nothing_is_walked(folders, tmp_path):
     config = model_config(image={"embed": 32, "image_size": (24, 24)}, text={"vocab": 30522, "length": 8, "embed": 32})
     save_model(
@@ -378,6 +385,11 @@ def test_a_model_folder_is_checked_as_everywhere_else(folders, tmp_path, capsys)
         (["nothing", "nothing"], "there is no file or folder nothing"),
         (["{ours}", "{ours}", "--recorded-b", "nothing.npz"], "the recording nothing.npz"),
         (["{ours}", "{broken}"], "missing: visual.proj"),
+        (["{ours}", "{ours}", "--released", "foo"], "no released model is called 'foo'"),
+        (["{ours}", "{ours}", "--preset", "nonsense"], "nonsense"),
+        (["{ours}", "{ours}", "--config", "nothing.json"], "nothing.json"),
+        (["{ours}", "{ours}", "--json", "{broken}"], "is a folder"),
+        (["{ours}", "{ours}", "--json", "{broken}/no/report.json"], "there is no folder"),
     ],
 )
 def test_mistakes_are_one_message_and_exit_code_2(argv, words, folders, theirs, capsys):

@@ -88,6 +88,11 @@ def test_learned_positions_tell_the_size_of_a_square_image_and_no_other():
     assert "image.image_size is not known" in problems(shapes_of(wide), **learned)
 
 
+def test_an_image_size_that_is_a_slip_of_the_pen_is_refused_before_memory_is_asked_for():
+    said = problems(shapes_of(tiny_clip_config()), **(FULL | {"image_size": 100_000_000}))
+    assert "image.image_size: (100000000, 100000000) by --image-size, but no model takes more than 4096 pixels" in said
+
+
 def test_a_preset_is_checked_and_every_difference_named():
     tensors = shapes_of(preset("L/14", length=8))
     resolved = resolve(tensors, preset="L/14", image_size=84)

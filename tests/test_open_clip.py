@@ -190,6 +190,22 @@ def test_positions_that_contradict_a_named_config_are_an_error_that_a_flag_overr
     np.testing.assert_array_equal(load_model(tmp_path / "back").model.image.position, table)
 
 
+def test_an_image_size_that_cannot_be_is_an_error_and_no_table_is_made_for_it(theirs, tmp_path, capsys):
+    source = shutil.copy(theirs / WEIGHTS, tmp_path / "weights.safetensors")
+    write_vocab(VOCAB, tmp_path / "vocab.txt")
+    argv = [
+        "import",
+        str(source),
+        str(tmp_path / "back"),
+        *BARE,
+        str(tmp_path / "vocab.txt"),
+        "--image-size",
+        "99999992",
+    ]
+    assert run(lambda: main(argv)) == 2
+    assert "no model takes more than 4096 pixels" in capsys.readouterr().err
+
+
 def test_computed_positions_are_dropped_and_can_be_kept(exported, tmp_path):
     dropped = convert(exported, tmp_path / "dropped")
     assert dropped.model.image.position is None
