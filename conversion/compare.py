@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import math
 import os
 import sys
@@ -15,6 +16,8 @@ from conversion.arguments import add_config_arguments
 
 if TYPE_CHECKING:
     from conversion.walk import Side, TowerWalk
+
+_log = logging.getLogger(__name__)
 
 EPILOG = """Both sides get the same pictures and texts. Every operation is computed in float64 with the weights and
 settings of each side on the same inputs, so that the first that differs is named, with its error. Each known mistake
@@ -44,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON too")
     arguments = parser.parse_args(argv)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # only shapes are asked of jax
+    if arguments.json is not None:
+        _check_report(arguments.json)
     report = compare(arguments)
     for line in report_lines(report):
         print(line)
@@ -53,6 +58,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         except OSError as error:
             raise ConversionError(f"--json {arguments.json} cannot be written ({error})") from error
     return OK if report["first"] is None else FAILED
+
+
+def _check_report(file: Path) -> None:
+    """A walk through large models takes minutes; that its report has no place is said before."""
+    if file.is_dir():
+        raise ConversionError(f"--json {file} is a folder; name a file")
+    if not file.absolute().parent.is_dir():
+        raise ConversionError(f"--json {file} cannot be written: there is no folder {file.parent}")
 
 
 def compare(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -66,9 +79,16 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
 
     from conversion.arguments import choices_of
     from conversion.compare_inputs import recorded, write_inputs
+    from conversion.named_configs import named_config
     from conversion.sides import is_described, open_side
 
     choices = choices_of(arguments)
+    # Asked of neither side, a mistake in it is one all the same.
+    named_config(preset=choices.preset, released=choices.released, file=choices.config)
+    if is_described(arguments.a) and is_described(arguments.b):
+        unused = [f"--{name.replace('_', '-')}" for name, value in vars(choices).items() if value is not None]
+        if unused:
+            _log.warning("%s: not used, both sides say all of it themselves", ", ".join(unused))
     with ExitStack() as stack:
         sides: dict[str, Side] = {}
         # The side that says all of itself first: the other may ask it.
