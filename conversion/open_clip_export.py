@@ -85,8 +85,9 @@ def export_open_clip(folder: Path, target: Path, *, overwrite: bool = False) -> 
     except OSError as error:
         raise ConversionError(f"{target} cannot be written ({error}); nothing was left there") from error
     pictures = parse_open_clip_config(described, where=str(target)).pictures
-    if preprocess.resize != "squash" and pictures is not None:
-        _log.warning("open_clip has no %s; its pixels are %s", preprocess.resize, pixels_note(preprocess, pictures))
+    if (preprocess.resize, preprocess.mode) != ("squash", "exact") and pictures is not None:
+        ours = preprocess.resize + (" in mode fast" if preprocess.mode == "fast" else "")
+        _log.warning("open_clip has no %s; its pixels are %s", ours, pixels_note(preprocess, pictures))
     _log.info("%s: open_clip.create_model_and_transforms('local-dir:%s')", target, target)
     return target
 

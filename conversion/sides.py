@@ -24,7 +24,7 @@ from clipa_eqx.leaf_shapes import check_leaves, leaf_shapes
 from clipa_eqx.models.clip import CLIPConfig
 from clipa_eqx.tokenizer import Tokenizer
 from clipa_eqx.tokenizer.vocabulary import bert_pieces
-from conversion.compare_pictures import OUR_SHORTEST, our_pixels, pillow_pixels
+from conversion.compare_pictures import FAST_NOTE, OUR_SHORTEST, our_pixels, pillow_pixels
 from conversion.compare_texts import HabitTokenizer, TextHabits, folder_pieces, json_tokenizer
 from conversion.infer import Choices, Fact, resolve_config
 from conversion.open_clip_config import OpenClipConfig, Pictures
@@ -105,6 +105,7 @@ def _artefact(folder: Path, stack: ExitStack) -> Side:
         pieces=tokenizer.pieces,
         picture=lambda picture: our_pixels(picture, preprocess),
         pictures=_our_pictures(preprocess),
+        notes=(FAST_NOTE,) if preprocess.mode == "fast" else (),
     )
 
 

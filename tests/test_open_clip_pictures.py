@@ -56,3 +56,12 @@ def test_a_bare_model_config_says_nothing_of_pictures_and_the_note_says_all_that
     note = convert(theirs, tmp_path / "back").provenance["config_notes"][-1]
     assert note.startswith("preprocess: squash, a default that no file tells")
     assert "bilinear, with ImageNet's mean and std" in note
+
+
+def test_an_export_says_that_open_clip_has_no_fast_mode(model, tmp_path, caplog):
+    file = save(tmp_path / "model", model) / "preprocess.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"mode": "fast"}))
+    with caplog.at_level("WARNING"):
+        main(["export", str(tmp_path / "model"), str(tmp_path / "theirs")])
+    assert "open_clip has no squash in mode fast; its pixels are up to" in caplog.text
+    assert "of JPEGs, which it decodes smaller" in caplog.text
