@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from clipa_eqx.artefact_folder import OPTIMISER_FILE, PROVENANCE_FILE, WEIGHTS_FILE, load_model_config, read_json
 from clipa_eqx.errors import CheckpointError, ConversionError
-from clipa_eqx.in_place import work_folder
+from clipa_eqx.in_place import check_apart, work_folder
 from clipa_eqx.leaf_file import LeafReader
 from clipa_eqx.leaf_shapes import check_leaves
 from clipa_eqx.models.clip import CLIPConfig
@@ -50,11 +50,13 @@ def export_flax(folder: Path, target: Path, *, overwrite: bool = False) -> str:
     last committed checkpoint, optimiser state included.
 
     Raises:
-        CheckpointError: the folder is neither, or damaged.
+        CheckpointError: the folder is neither, or damaged; or ``target`` would lie in a model folder.
         ConversionError: ``target`` exists (and not ``overwrite``) or cannot be written; leaves that are not finite.
     """
     real = check_target(target, overwrite=overwrite)
     if (folder / WEIGHTS_FILE).exists():
+        # With a foreign file in it, a model folder is never replaced again.
+        check_apart(target, [folder])
         return _export_leaves(folder, load_model_config(folder), target, _spelling(folder), overwrite=overwrite)
     if (folder / CHECKPOINTS_NAME).is_dir():
         try:

@@ -21,17 +21,30 @@ DEFAULT_EPS = 1e-5
 # Fields of open_clip's config classes (its model.py and transform.py); any other is refused, as open_clip does itself.
 # Those that are read here, and those that change nothing that a model computes from given weights:
 _READ_MODEL = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "init_logit_bias")
-_IDLE_MODEL = ("init_logit_scale", "nonscalar_logit_scale", "cast_dtype", "output_dict", "custom_text")
-_READ_TOWER = ("width", "layers", "mlp_ratio", "act_kwargs", "norm_kwargs", "pool_type", "final_ln_after_pool")
-_READ_VISION = ("image_size", "patch_size", "head_width", "no_ln_pre", "global_average_pool")
+_IDLE_MODEL: dict[str, type] = {
+    "init_logit_scale": float,
+    "nonscalar_logit_scale": bool,
+    "cast_dtype": str,
+    "output_dict": bool,
+    "custom_text": bool,
+}
+_READ_TOWER = ("width", "layers", "mlp_ratio", "act_kwargs", "norm_kwargs", "pool_type")
+_READ_VISION = ("image_size", "patch_size", "head_width", "no_ln_pre", "global_average_pool", "final_ln_after_pool")
 _READ_TEXT = ("context_length", "vocab_size", "heads", "no_causal_mask", "hf_tokenizer_name", "tokenizer_kwargs")
 _READ_PICTURES = ("size", "mean", "std", "interpolation", "resize_mode")
 # Of towers and poolers that are refused as such, of training, or (the kind of positions) stored as a table anyway.
-_IDLE_VISION = (
-    *("patch_dropout", "attn_pooler_queries", "attn_pooler_heads", "pos_embed_type", "timm_model_pretrained"),
-    *("timm_pool", "timm_proj", "timm_proj_bias", "timm_drop", "timm_drop_path"),
-)
-_IDLE_TEXT = ("pad_id", "eos_id", "hf_model_pretrained", "hf_proj_type", "hf_pooler_type")
+_IDLE_VISION: dict[str, type] = {
+    **dict.fromkeys(("patch_dropout", "timm_drop", "timm_drop_path"), float),
+    **dict.fromkeys(("attn_pooler_queries", "attn_pooler_heads"), int),
+    **dict.fromkeys(("pos_embed_type", "timm_pool", "timm_proj"), str),
+    **dict.fromkeys(("timm_model_pretrained", "timm_proj_bias"), bool),
+}
+_IDLE_TEXT: dict[str, type] = {
+    **dict.fromkeys(("pad_id", "eos_id"), int),
+    **dict.fromkeys(("hf_proj_type", "hf_pooler_type"), str),
+    **dict.fromkeys(("hf_model_pretrained", "final_ln_after_pool"), bool),
+}
+_NONE: dict[str, Any] = {}
 # Options that nothing here can compute, with the value that leaves them off; None does too.
 _OFF_TOWER: dict[str, Any] = {
     "ls_init_value": None,
@@ -127,9 +140,9 @@ def parse_open_clip_config(found: Mapping[str, Any], *, where: str) -> OpenClipC
         raise ConversionError(f"{where}: model_cfg is {type(model).__name__}, expected an object")
     reader = _Reader(cast("dict[str, Any]", model))
     vision, text = reader.child("vision_cfg"), reader.child("text_cfg")
-    reader.refuse_all_but(_READ_MODEL + _IDLE_MODEL)
-    vision.refuse_all_but(_READ_TOWER + _READ_VISION + _IDLE_VISION, off=_OFF_VISION)
-    text.refuse_all_but(_READ_TOWER + _READ_TEXT + _IDLE_TEXT, off=_OFF_TEXT)
+    reader.refuse_all_but(_READ_MODEL, idle=_IDLE_MODEL)
+    vision.refuse_all_but(_READ_TOWER + _READ_VISION, idle=_IDLE_VISION, off=_OFF_VISION)
+    text.refuse_all_but(_READ_TOWER + _READ_TEXT, idle=_IDLE_TEXT, off=_OFF_TEXT)
     if not vision.flag("no_ln_pre"):
         vision.problems.append("vision_cfg.no_ln_pre is not set: a norm before the blocks is unknown here")
     if reader.values.get("init_logit_bias") is not None:
@@ -213,9 +226,16 @@ class _Reader:
             return next(iter(known.values()))
         return known[value]
 
-    def refuse_all_but(self, known: tuple[str, ...], *, off: Mapping[str, Any] | None = None) -> None:
+    def refuse_all_but(
+        self, known: tuple[str, ...], *, idle: Mapping[str, type] = _NONE, off: Mapping[str, Any] = _NONE
+    ) -> None:
+        """List fields that are not ``known``, not ``idle`` of that type, and not ``off`` by that value."""
         for key, value in self.values.items():
-            if off is not None and key in off:
+            if key in idle:
+                kinds = (int, float) if idle[key] is float else (idle[key],)
+                if value is not None and type(value) not in kinds:
+                    self.problems.append(f"{self.prefix}{key} is {value!r}, expected {idle[key].__name__}")
+            elif key in off:
                 # 0 == False, so types are compared too.
                 if value is not None and (type(value), value) != (type(off[key]), off[key]):
                     self.problems.append(f"{self.prefix}{key} is {value!r}, which is unknown here")

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from clipa_eqx.data.eval_images import EvalImageConfig
 from clipa_eqx.data.pixel_values import IMAGENET_MEAN, IMAGENET_STD
 from clipa_eqx.errors import ConfigError, ConversionError
+from clipa_eqx.in_place import check_apart
 from clipa_eqx.models.clip import CLIPConfig
 from conversion.compare_pictures import pixels_note
 from conversion.infer import Choices, Resolved, resolve_config
@@ -64,12 +65,14 @@ def import_open_clip(source: str, folder: Path, choices: Choices, *, vocab: Path
 
     Raises:
         ConversionError: lists all that is missing, unused, mis-shaped, damaged, unknown to our model or not told.
-        CheckpointError: the destination exists, or the source is damaged.
+        CheckpointError: the destination exists or lies in the source, or the source is damaged.
     """
     from conversion.arguments import config_provenance, show_resolved, tokenizer_of, vocabulary_provenance
     from conversion.open_clip_names import open_clip_rules, temperature_shape
     from conversion.to_artefact import write_artefact
 
+    if not source.startswith(HUB):
+        check_apart(folder, [Path(source)])
     with open_open_clip(source) as opened:
         resolved = resolve(opened, choices, where=source)
         show_resolved(resolved)

@@ -24,6 +24,7 @@ from clipa_eqx.leaf_shapes import check_leaves, leaf_shapes
 from clipa_eqx.models.clip import CLIPConfig
 from clipa_eqx.tokenizer import Tokenizer
 from clipa_eqx.tokenizer.vocabulary import bert_pieces
+from clipa_eqx.training.run_folder import CHECKPOINTS_NAME
 from conversion.compare_pictures import FAST_NOTE, OUR_SHORTEST, our_pixels, pillow_pixels
 from conversion.compare_texts import HabitTokenizer, TextHabits, folder_pieces, json_tokenizer
 from conversion.infer import Choices, Fact, resolve_config
@@ -54,7 +55,7 @@ def open_side(path: str, choices: Choices, stack: ExitStack, *, other: CLIPConfi
         CheckpointError: a model folder is damaged.
     """
     folder = Path(path)
-    if (folder / WEIGHTS_FILE).is_file() and (folder / CONFIG_FILE).is_file():
+    if (folder / CONFIG_FILE).is_file() and any((folder / name).exists() for name in (WEIGHTS_FILE, CHECKPOINTS_NAME)):
         return _artefact(folder, stack)
     if ".npz" in folder.name:
         return _flax(path, choices, stack, other)

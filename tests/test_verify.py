@@ -16,8 +16,10 @@ from clipa_eqx.data.eval_images import EvalImageConfig
 from clipa_eqx.models.presets import preset
 from clipa_eqx.tokenizer import Tokenizer
 from clipa_eqx.trees import count_params
+from conversion.compare import main as compare
 from conversion.flax_clipa import main as flax
 from conversion.flax_names import to_flax
+from conversion.open_clip import main as open_clip
 from conversion.verify import _identity, main
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -197,3 +199,18 @@ def test_towers_of_two_kinds_are_no_profile(tmp_path):
     assert config.image.blocks.norm_eps == config.text.blocks.norm_eps
     lines = _identity(tmp_path, config)
     assert "numerics profile: custom" in lines
+
+
+def test_a_work_folder_is_told_from_a_model_folder_and_its_model_named(tmp_path, capsys):
+    """By whatever takes a model folder: verify, exports, compare."""
+    work = tmp_path / "run"
+    (work / "checkpoints").mkdir(parents=True)
+    record = {"version": 1, "config": {}, "data_sha256": "0", "vocab_sha256": "0"}
+    (work / "config.json").write_text(json.dumps(record))
+    words = f"{work} is the work folder of a run; its model is {work / 'model'}, once the run has ended"
+    assert words in refused(work, capsys)
+    for command in ("export", "import"):
+        assert run(lambda command=command: open_clip([command, str(work), str(tmp_path / "new")])) == 2
+        assert words in capsys.readouterr().err
+    assert run(lambda: compare([str(work), str(work)])) == 2
+    assert words in capsys.readouterr().err
