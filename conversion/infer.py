@@ -146,7 +146,7 @@ def resolve_config(
             problems.append(f"{name} is not known ({why}); give {flag or '--config or --preset'}")
             continue
         values[name] = value
-        if name == "image.image_size" and max(value) > _LONGEST_SIDE:
+        if name == "image.image_size" and max(values[name]) > _LONGEST_SIDE:
             problems.append(f"{name}: {value} by {where}, but no model takes more than {_LONGEST_SIDE} pixels a side")
         if fact is not None and not fact.is_hint and value not in fact.values:
             allowed = " or ".join(map(str, fact.values))
