@@ -133,11 +133,11 @@ def compare_sides(a: "Side", b: "Side") -> dict[str, Any]:
 def _texts(a: "Side", b: "Side", report: dict[str, Any]) -> None:
     from conversion.compare_texts import compare_texts
 
-    if a.tokenise is None or b.tokenise is None or a.pieces is None or b.pieces is None:
+    if a.tokenise is None or b.tokenise is None:
         missing = " and ".join(side.name for side in (a, b) if side.tokenise is None)
         report["notes"].append(f"texts: not compared, {missing} does not say how they are tokenised")
         return
-    found = compare_texts(a.tokenise, b.tokenise, pieces=(a.pieces, b.pieces))
+    found = compare_texts(a.tokenise, b.tokenise, pieces=(a.pieces or b.pieces, b.pieces or a.pieces))
     report["notes"].append(f"texts: {found.equal} of {found.texts} have equal ids")
     if found.causes or found.unexplained:
         left = [["unexplained", repr(text[:40])] for text in found.unexplained]

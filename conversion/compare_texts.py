@@ -34,6 +34,7 @@ Ids = Int[np.ndarray, "texts length"]
 Rules = Literal["reference", "bert"]
 """How texts are normalised and split: as tensorflow-text does, and our tokenizer, or as Hugging Face's BERT does."""
 Sep = Literal["none", "kept", "stripped"]
+Vocabularies = tuple[tuple[str, ...] | None, tuple[str, ...] | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,12 +153,12 @@ def compare_texts(
     a: Callable[[list[str]], Ids],
     b: Callable[[list[str]], Ids],
     *,
-    pieces: tuple[tuple[str, ...], tuple[str, ...]],
+    pieces: Vocabularies,
 ) -> TextReport:
     """Tokenise the fixed texts both ways, find the habits that give A's ids, and what B does else.
 
     Args:
-        pieces: the vocabularies of both.
+        pieces: the vocabularies of both; without them, nothing is explained.
     """
     texts = list(FIXED_TEXTS)
     ours, theirs = a(texts), b(texts)
@@ -185,9 +186,11 @@ class _Subset(NamedTuple):
     tokenise: HabitTokenizer
 
 
-def _subsets(texts: list[str], ids: Ids, pieces: tuple[tuple[str, ...], tuple[str, ...]]) -> list[_Subset]:
+def _subsets(texts: list[str], ids: Ids, pieces: Vocabularies) -> list[_Subset]:
     """Other habits and vocabularies than those that give A's ids, the fewest changes first; none if nothing does."""
     a, b = pieces
+    if a is None or b is None:
+        return []
     rules: tuple[Rules, ...] = ("reference", "bert")
     seps: tuple[Sep, ...] = ("none", "stripped", "kept")
     known = [

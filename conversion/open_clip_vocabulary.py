@@ -72,20 +72,20 @@ def own_vocabulary(folder: Path, config: OpenClipConfig | None, *, rows: int) ->
 
 
 def own_rules(folder: Path, config: OpenClipConfig | None, metadata: Mapping[str, str]) -> Rules:
-    """Whose rules the texts of an open_clip model are split by: its tokenizer's, else BERT's but for our exports.
+    """Whose rules the texts of an open_clip model are split by: BERT's, unless its files say otherwise.
 
     Args:
-        metadata: of the weight file, which say it where that goes alone.
-
-    Raises:
-        ConversionError: there is a ``tokenizer.json``, and it cannot be read.
+        metadata: of the weight file, which our export lets say it where that goes alone.
     """
     if config is None:
         return "reference" if metadata.get(_METADATA) == "reference" else "bert"
-    file = folder / JSON_FILE
-    if file.is_file() and _rules(load_tokenizer_json(file)) == _rules(tokenizer_json(_SMALL, as_reference=True)):
-        return "reference"
-    return "bert"
+    if not (folder / JSON_FILE).is_file():
+        return "bert"
+    try:
+        found = _rules(load_tokenizer_json(folder / JSON_FILE))
+    except ConversionError:
+        return "reference"  # whoever gave --vocab for such a file, says that our rules are right
+    return "bert" if found == _rules(tokenizer_json(_SMALL, as_reference=False)) else "reference"
 
 
 def rules_metadata(rules: Rules) -> dict[str, str]:

@@ -106,6 +106,13 @@ def test_a_tokenizer_that_ours_does_not_stand_for_is_refused(case, theirs, tmp_p
     assert not (tmp_path / "back").exists()
 
 
+@pytest.mark.parametrize("text", ["{", '{"model": 1}'])
+def test_the_users_word_goes_before_a_file_that_cannot_be_read(text, theirs, tmp_path):
+    (theirs / "tokenizer.json").write_text(text)
+    loaded = convert(theirs, tmp_path / "back", "--vocab", theirs / "vocab.txt")
+    assert loaded.provenance["vocabulary"]["rules"] == "reference"
+
+
 def test_the_users_word_goes_before_the_folders(theirs, tmp_path):
     swapped(theirs)
     loaded = convert(theirs, tmp_path / "back", "--vocab", theirs / "vocab.txt")
