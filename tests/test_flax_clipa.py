@@ -28,7 +28,6 @@ from clipa_eqx.models.vision import VisionConfig
 from clipa_eqx.pixels import normalise_pixels
 from conversion.flax_clipa import main
 from conversion.flax_names import from_flax, to_flax
-from conversion.npz_writer import new_npz
 from conversion.self_check import embed_fixed_inputs, fixed_inputs
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -215,37 +214,6 @@ def test_an_export_never_replaces_what_it_was_not_told_to(tmp_path):
     with pytest.raises(CheckpointError, match="neither a model folder"):
         main(["export", str(tmp_path), str(tmp_path / "y.npz")])
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
-
-
-def test_a_file_that_appears_during_an_export_is_not_lost(tmp_path):
-    target = tmp_path / "back.npz"
-
-    def export():
-        with new_npz(target, overwrite=False) as archive:
-            archive.write("x", np.zeros(3, np.float32))
-            target.write_bytes(b"mine")
-
-    with pytest.raises(ConversionError, match="exists already"):
-        export()
-    assert target.read_bytes() == b"mine"
-    assert [path.name for path in tmp_path.iterdir()] == ["back.npz"]
-
-
-def test_an_export_does_not_go_into_the_model_folder_which_could_not_be_replaced_then(tmp_path):
-    folder = convert(write_npz(tmp_path / "x.npz", tiny_arrays()), tmp_path / "model")
-    for target in (folder / "y.npz", folder / "more" / "y.npz"):
-        with pytest.raises(CheckpointError, match="would lie in the source"):
-            main(["export", str(folder), str(target)])
-    assert not (folder / "more").exists()
-
-
-def test_a_damaged_model_is_not_exported(tmp_path):
-    folder = convert(write_npz(tmp_path / "x.npz", tiny_arrays()), tmp_path / "model")
-    weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        main(["export", str(folder), str(tmp_path / "y.npz")])
-    assert not (tmp_path / "y.npz").exists()
 
 
 def test_models_of_our_own_get_the_layout_of_the_main_branch(tmp_path):
