@@ -49,7 +49,7 @@ def load_model_config(folder: Path | str) -> CLIPConfig:
     if not path.parent.is_dir():
         raise CheckpointError(f"there is no model folder {folder}; give a folder that save_model wrote")
     found = read_json(path)
-    if "data_sha256" in found:
+    if "data_sha256" in found:  # the record of a run (training.run_folder), which has the same name
         raise CheckpointError(
             f"{folder} is the work folder of a run; its model is {path.parent / 'model'}, once the run has ended"
         )

@@ -84,7 +84,7 @@ def show_resolved(resolved: "Resolved") -> None:
 def vocabulary_provenance(
     tokenizer: "Tokenizer", origin: Path | str | None, *, rules: "Rules" = "reference"
 ) -> dict[str, Any]:
-    """The part of provenance that says which vocabulary the model got, and which rules its source splits texts by.
+    """The part of provenance that says which vocabulary the model got, and how its source splits texts.
 
     Args:
         origin: ``--vocab``, or words.

@@ -185,7 +185,7 @@ def _preprocess(config: OpenClipConfig | None, resolved: Resolved) -> tuple[Eval
     if config is None or config.pictures is None:
         return (
             resolved.preprocess,
-            f"{resolved.preprocess_note}; bilinear, with ImageNet's mean and std, as ours always",
+            f"{resolved.preprocess_note}; bilinear, with ImageNet's mean and std, as always here",
         )
     pictures = config.pictures
     problems = _picture_problems(pictures)

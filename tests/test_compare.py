@@ -295,16 +295,6 @@ def test_flags_that_nothing_asks_are_said_to_be_unused(folders, theirs, tmp_path
     assert "--released, --image-heads: not used, both sides say all of it themselves" in caplog.text
 
 
-def test_pictures_of_mode_fast_are_prepared_so_and_it_is_said(model, folders, tmp_path):
-    fast = EvalImageConfig(size=SIZE, resize="squash", mode="fast")
-    save_model(tmp_path / "fast", model, tokenizer=Tokenizer.bert(), preprocess=fast, provenance={})
-    report = compared(folders / "ours", tmp_path / "fast", tmp_path)
-    assert any("mode fast" in note for note in report["b"]["notes"])
-    assert report["a"]["notes"] == []
-    # One level, of pictures that are not JPEGs.
-    assert any(note.startswith("pictures: pixels differ by up to 1.0 levels") for note in report["notes"])
-
-
 def test_other_sizes_are_said_and_nothing_is_walked(folders, tmp_path):
     config = model_config(image={"embed": 32, "image_size": (24, 24)}, text={"vocab": 30522, "length": 8, "embed": 32})
     save_model(

@@ -1,12 +1,14 @@
-"""Where two models tokenise otherwise: the habit is named that makes the difference, and no other."""
+"""Where two models tokenise or prepare pictures otherwise: what makes the difference is named, and nothing else."""
 
 import dataclasses
 
 import numpy as np
 import pytest
 from open_clip_folders import edit_config, set_in
-from test_compare import LENGTH, TEXT, compared, folders, model, named, theirs
+from test_compare import LENGTH, SIZE, TEXT, compared, folders, model, named, theirs
 
+from clipa_eqx.artefact import save_model
+from clipa_eqx.data.eval_images import EvalImageConfig
 from clipa_eqx.tokenizer import Tokenizer
 from conversion import compare_texts
 from conversion.open_clip_tokenizer import write_tokenizer
@@ -71,3 +73,13 @@ def test_a_vocabulary_alone_is_taken_as_bert(folders, theirs, tmp_path):
         compare_texts.NORMALISATION,
         compare_texts.SEP_PLACE,
     }
+
+
+def test_pictures_of_mode_fast_are_prepared_so_and_it_is_said(model, folders, tmp_path):
+    fast = EvalImageConfig(size=SIZE, resize="squash", mode="fast")
+    save_model(tmp_path / "fast", model, tokenizer=Tokenizer.bert(), preprocess=fast, provenance={})
+    report = compared(folders / "ours", tmp_path / "fast", tmp_path)
+    assert any("mode fast" in note for note in report["b"]["notes"])
+    assert report["a"]["notes"] == []
+    # One level, of pictures that are not JPEGs.
+    assert any(note.startswith("pictures: pixels differ by up to 1.0 levels") for note in report["notes"])
