@@ -43,12 +43,16 @@ def load_model_config(folder: Path | str) -> CLIPConfig:
     """The architecture of a saved model, without its weights.
 
     Raises:
-        CheckpointError: no such folder, no saved model in it, or one of a later version.
+        CheckpointError: no such folder, no saved model in it (but a run, for one), or one of a later version.
     """
     path = Path(folder) / CONFIG_FILE
     if not path.parent.is_dir():
         raise CheckpointError(f"there is no model folder {folder}; give a folder that save_model wrote")
     found = read_json(path)
+    if "data_sha256" in found:  # the record of a run (training.run_folder), which has the same name
+        raise CheckpointError(
+            f"{folder} is the work folder of a run; its model is {path.parent / 'model'}, once the run has ended"
+        )
     if found.get("schema") != _SCHEMA or not isinstance(found.get("model"), dict):
         raise CheckpointError(
             f"{path} has schema {found.get('schema')!r}, this version of clipa_eqx reads {_SCHEMA}; "

@@ -84,14 +84,7 @@ def check_replaceable(folder: Path, kind: FolderKind, *, overwrite: bool, source
     """
     real = real_path(folder)
     remove_leftovers(real)
-    for source in sources:
-        for path in {source.absolute(), real_path(source)}:
-            if path.is_relative_to(real) and real.exists():
-                raise CheckpointError(
-                    f"{source} lies in {folder} and would be deleted with it; give another name to write to"
-                )
-            if path.is_dir() and real.is_relative_to(path):
-                raise CheckpointError(f"{folder} would lie in the source {source}; give a name outside of it")
+    check_apart(folder, sources)
     if not real.exists() or (real.is_dir() and not any(real.iterdir())):
         return real
     if not overwrite:
@@ -108,6 +101,19 @@ def check_replaceable(folder: Path, kind: FolderKind, *, overwrite: bool, source
             "move that elsewhere or give another name"
         )
     return real
+
+
+def check_apart(target: Path, sources: Sequence[Path]) -> None:
+    """Raises CheckpointError if ``target`` is to replace a folder that holds a source, or would lie in a source."""
+    real = real_path(target)
+    for source in sources:
+        for path in {source.absolute(), real_path(source)}:
+            if path.is_relative_to(real) and real.exists():
+                raise CheckpointError(
+                    f"{source} lies in {target} and would be deleted with it; give another name to write to"
+                )
+            if path.is_dir() and real.is_relative_to(path):
+                raise CheckpointError(f"{target} would lie in the source {source}; give a name outside of it")
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from clipa_eqx.errors import ConversionError
 
 if TYPE_CHECKING:
     from clipa_eqx.tokenizer import Tokenizer
+    from conversion.compare_texts import Rules
     from conversion.infer import Choices, Resolved
 
 _log = logging.getLogger(__name__)
@@ -80,18 +81,24 @@ def show_resolved(resolved: "Resolved") -> None:
     _log.info("numerics profile %s: %s", resolved.profile, resolved.profile_why)
 
 
-def vocabulary_provenance(tokenizer: "Tokenizer", origin: Path | str | None) -> dict[str, Any]:
-    """The part of provenance that says which vocabulary the model got; ``origin`` is ``--vocab``, or words."""
+def vocabulary_provenance(
+    tokenizer: "Tokenizer", origin: Path | str | None, *, rules: "Rules" = "reference"
+) -> dict[str, Any]:
+    """The part of provenance that says which vocabulary the model got, and how its source splits texts.
+
+    Args:
+        origin: ``--vocab``, or words.
+    """
     where = f"--vocab {origin.name}" if isinstance(origin, Path) else origin or "BERT's, as --vocab names no other"
-    found = {"sha256": tokenizer.vocab_sha256, "pieces": tokenizer.vocab_size, "origin": where}
+    found = {"sha256": tokenizer.vocab_sha256, "pieces": tokenizer.vocab_size, "origin": where, "rules": rules}
     return {"vocabulary": found}
 
 
 def config_provenance(resolved: "Resolved") -> dict[str, Any]:
     """The part of provenance that says how the config was found."""
-    blocks = {"image": resolved.config.image.blocks, "text": resolved.config.text.blocks}
-    numerics = {tower: {"norm_eps": one.norm_eps, "gelu": one.gelu} for tower, one in blocks.items()}
+    from conversion.numerics import numerics_of
+
     return {
-        "profile": {"name": resolved.profile, "why": resolved.profile_why, **numerics},
+        "profile": {"name": resolved.profile, "why": resolved.profile_why, **numerics_of(resolved.config)},
         "config_notes": list(resolved.notes),
     }

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -30,6 +30,11 @@ ROUNDED = "weights rounded to half precision"
 
 _LEFT_OVER = 1e-9
 """Explained is what leaves no more than this share of the largest value: everything here is float64."""
+
+HALVES: Mapping[str, Any] = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+
+_HALF_ATOL = 4e-3
+"""Of values up to 1 that were rounded to one of them."""
 
 _TABLE_ATOL = 1e-5
 """Tables of positions are float32, and their makers sum in different precision."""
@@ -91,6 +96,7 @@ def explain(pair: StepOfTwo, value_a: Array, value_b: Array, *, first: tuple[str
 
 
 def _changes(pair: StepOfTwo) -> Iterator[Change]:
+    yield from _rounding(pair)
     match pair.step.kind:
         case "norm":
             yield from _eps(pair)
@@ -109,7 +115,6 @@ def _changes(pair: StepOfTwo) -> Iterator[Change]:
         case "none":
             pass
     yield from _biases(pair)
-    yield from _rounding(pair)
 
 
 def _option(group: str, cause: str, detail: str, changed: Callable[[TowerOptions], TowerOptions]) -> Change:
@@ -170,20 +175,18 @@ def _positions(pair: StepOfTwo) -> Iterator[Change]:
     table = pair.leaves_a["table"]
     yield _leaf("table", NO_POSITION, "B adds none", {"table": np.zeros_like(table)})
     rows, dim = table.shape
+    tables: list[Array] = []
     if pair.grid is not None and dim % 4 == 0 and dim >= 8:
-        for name, less in (("q", 0), ("q-1", 1)):
-            made = _sincos_2d(pair.grid, dim, less)
-            change = _leaf("table", DENOMINATOR, f"B divides by {name}", {"table": made}, _TABLE_ATOL)
-            if np.abs(made - table).max() > _TABLE_ATOL:
-                yield change
+        tables = [_sincos_2d(pair.grid, dim, less) for less in (0, 1)]
         half = dim // 2
         swapped = np.concatenate([table[:, half:], table[:, :half]], axis=1)
         yield _leaf("table", SWAPPED_AXES, "B has y first", {"table": swapped}, _TABLE_ATOL)
     if pair.grid is None and dim % 2 == 0 and dim >= 4:
-        for name, less in (("q", 0), ("q-1", 1)):
-            made = _sincos_1d(rows, dim, less)
-            if np.abs(made - table).max() > _TABLE_ATOL:
-                yield _leaf("table", DENOMINATOR, f"B divides by {name}", {"table": made}, _TABLE_ATOL)
+        tables = [_sincos_1d(rows, dim, less) for less in (0, 1)]
+    for own, made, name in zip(tables, reversed(tables), ("q-1", "q"), strict=True):
+        # Only of a table that is the one formula can it be said that the other is the other.
+        if own.shape == table.shape and np.abs(own - table).max() <= _HALF_ATOL:
+            yield _leaf("table", DENOMINATOR, f"B divides by {name}", {"table": made}, _TABLE_ATOL)
 
 
 def _sincos_2d(grid: tuple[int, int], dim: int, less: int) -> Array:
@@ -258,11 +261,23 @@ def _biases(pair: StepOfTwo) -> Iterator[Change]:
 
 
 def _rounding(pair: StepOfTwo) -> Iterator[Change]:
-    for name, dtype in (("float16", np.float16), ("bfloat16", ml_dtypes.bfloat16)):
-        with np.errstate(over="ignore"):
-            rounded = {kind: leaf.astype(dtype).astype(np.float64) for kind, leaf in pair.leaves_a.items()}
-        if any((rounded[kind] != leaf).any() for kind, leaf in pair.leaves_a.items()):
+    a, b = pair.leaves_a, pair.leaves_b
+    for name in HALVES:
+        rounded = {kind: round_to(leaf, name) for kind, leaf in a.items()}
+        if not _equal(rounded, a):
             yield _leaf("rounding", ROUNDED, f"B's are A's in {name}", rounded)
+        if not _equal(a, b) and _equal(a, {kind: round_to(leaf, name) for kind, leaf in b.items()}):
+            yield _leaf("rounding", ROUNDED, f"A's are B's in {name}", b)
+
+
+def round_to(values: Array, dtype: str) -> Array:
+    """Values as half precision holds them; what is too large becomes infinite."""
+    with np.errstate(over="ignore"):
+        return values.astype(HALVES[dtype]).astype(np.float64)
+
+
+def _equal(a: Mapping[str, Array], b: Mapping[str, Array]) -> bool:
+    return a.keys() == b.keys() and all(np.array_equal(a[kind], b[kind]) for kind in a)
 
 
 def leaves_of(step: Step, read: Callable[[str], Array | None]) -> dict[str, Array]:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import math
 import os
 import sys
@@ -15,6 +16,8 @@ from conversion.arguments import add_config_arguments
 
 if TYPE_CHECKING:
     from conversion.walk import Side, TowerWalk
+
+_log = logging.getLogger(__name__)
 
 EPILOG = """Both sides get the same pictures and texts. Every operation is computed in float64 with the weights and
 settings of each side on the same inputs, so that the first that differs is named, with its error. Each known mistake
@@ -44,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON too")
     arguments = parser.parse_args(argv)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # only shapes are asked of jax
+    if arguments.json is not None:
+        _check_report(arguments.json)
     report = compare(arguments)
     for line in report_lines(report):
         print(line)
@@ -53,6 +58,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         except OSError as error:
             raise ConversionError(f"--json {arguments.json} cannot be written ({error})") from error
     return OK if report["first"] is None else FAILED
+
+
+def _check_report(file: Path) -> None:
+    """A walk through large models takes minutes; that its report has no place is said before."""
+    if file.is_dir():
+        raise ConversionError(f"--json {file} is a folder; name a file")
+    if not file.absolute().parent.is_dir():
+        raise ConversionError(f"--json {file} cannot be written: there is no folder {file.parent}")
 
 
 def compare(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -66,9 +79,16 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
 
     from conversion.arguments import choices_of
     from conversion.compare_inputs import recorded, write_inputs
+    from conversion.named_configs import named_config
     from conversion.sides import is_described, open_side
 
     choices = choices_of(arguments)
+    # Asked of neither side, a mistake in it is one all the same.
+    named_config(preset=choices.preset, released=choices.released, file=choices.config)
+    if is_described(arguments.a) and is_described(arguments.b):
+        unused = [f"--{name.replace('_', '-')}" for name, value in vars(choices).items() if value is not None]
+        if unused:
+            _log.warning("%s: not used, both sides say all of it themselves", ", ".join(unused))
     with ExitStack() as stack:
         sides: dict[str, Side] = {}
         # The side that says all of itself first: the other may ask it.
@@ -113,11 +133,11 @@ def compare_sides(a: "Side", b: "Side") -> dict[str, Any]:
 def _texts(a: "Side", b: "Side", report: dict[str, Any]) -> None:
     from conversion.compare_texts import compare_texts
 
-    if a.tokenise is None or b.tokenise is None or a.pieces is None or a.habits is None:
+    if a.tokenise is None or b.tokenise is None:
         missing = " and ".join(side.name for side in (a, b) if side.tokenise is None)
         report["notes"].append(f"texts: not compared, {missing} does not say how they are tokenised")
         return
-    found = compare_texts(a.tokenise, b.tokenise, pieces=a.pieces, length=a.config.text.length, habits=a.habits)
+    found = compare_texts(a.tokenise, b.tokenise, pieces=(a.pieces or b.pieces, b.pieces or a.pieces))
     report["notes"].append(f"texts: {found.equal} of {found.texts} have equal ids")
     if found.causes or found.unexplained:
         left = [["unexplained", repr(text[:40])] for text in found.unexplained]
@@ -187,6 +207,10 @@ def _tower(a: "Side", b: "Side", tower: Any, inputs: Any, report: dict[str, Any]
 
 
 def _temperature(a: "Side", b: "Side", report: dict[str, Any]) -> None:
+    import numpy as np
+
+    from conversion.causes import HALVES, ROUNDED, round_to
+
     x, y = a.log_temperature, b.log_temperature
     if math.isclose(x, y, rel_tol=1e-7, abs_tol=1e-9):
         return
@@ -194,6 +218,10 @@ def _temperature(a: "Side", b: "Side", report: dict[str, Any]) -> None:
     for one, two, who in ((x, y, "B"), (y, x, "A")):
         if one < 80 and math.isclose(math.exp(one), two, rel_tol=1e-5):
             causes.append(["temperature stored as exp", f"{who} has the multiplier itself"])
+        other = "A" if who == "B" else "B"
+        halves = [name for name in HALVES if round_to(np.asarray(one), name) == two]
+        if halves:
+            causes.append([ROUNDED, f"{who}'s is {other}'s in {' or '.join(halves)}"])
     report["divergences"].append({"where": "log_temperature", "what": f"{x:.6g} in A, {y:.6g} in B", "causes": causes})
 
 

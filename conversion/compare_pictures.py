@@ -1,5 +1,6 @@
 """Whether two models prepare pictures alike, and if not, which setting differs: each is tried on fixed pictures."""
 
+import io
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
-from clipa_eqx.data.eval_images import EvalImageConfig, resize_for_eval
+from clipa_eqx.data.eval_images import EvalImageConfig, eval_image, resize_for_eval
 from clipa_eqx.data.pixel_values import IMAGENET_MEAN, IMAGENET_STD, normalise_imagenet
 from clipa_eqx.data.resize import Method, resize, resize_small_size
 from conversion.open_clip_config import OPENAI_MEAN, OPENAI_STD, Pictures
@@ -28,6 +29,10 @@ Pixels = Float32[np.ndarray, "height width 3"]
 
 OUR_SHORTEST = "shortest, longer side rounded"
 """The reference's resize_small and central_crop; torchvision cuts where these round, and rounds where they cut."""
+
+FAST_NOTE = (
+    "mode fast: of JPEGs, which it decodes smaller, pixels are further from the exact ones than of the fixed pictures"
+)
 
 _PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _NORMS = (
@@ -107,12 +112,18 @@ def pixels_note(config: EvalImageConfig, pictures: Pictures) -> str:
     why = "levels are cut, Pillow rounds them"
     if config.resize != "squash":
         why += "; the longer side is rounded and the crop cut, torchvision does the reverse: a shift by up to a pixel"
+    if config.mode == "fast":
+        why += f"; {FAST_NOTE}"
     return f"up to {levels_apart(config, pictures):.0f} of 255 levels from open_clip's on the fixed pictures ({why})"
 
 
 def our_pixels(picture: Picture, config: EvalImageConfig) -> Pixels:
     """What a model folder's preprocessing makes of a picture."""
-    return normalise_imagenet(resize_for_eval(picture, config))
+    if config.mode == "exact":
+        return normalise_imagenet(resize_for_eval(picture, config))
+    with io.BytesIO() as file:
+        Image.fromarray(picture).save(file, "png")
+        return normalise_imagenet(eval_image(file.getvalue(), config))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from clipa_eqx.errors import ConversionError
 from clipa_eqx.tokenizer import Tokenizer
 from clipa_eqx.tokenizer.vocabulary import CLASS, PAD, UNKNOWN, read_vocab
 
+VOCABULARY = "other vocabulary"
 SEP_KEPT = "SEP kept"
 SEP_PLACE = "a place kept for SEP"
 NORMALISATION = "tokeniser normalisation"
@@ -30,6 +31,10 @@ FIXED_TEXTS: tuple[str, ...] = (
 )
 
 Ids = Int[np.ndarray, "texts length"]
+Rules = Literal["reference", "bert"]
+"""How texts are normalised and split: as tensorflow-text does, and our tokenizer, or as Hugging Face's BERT does."""
+Sep = Literal["none", "kept", "stripped"]
+Vocabularies = tuple[tuple[str, ...] | None, tuple[str, ...] | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +42,13 @@ class TextHabits:
     """How texts become ids, beyond the vocabulary.
 
     Attributes:
-        normaliser: "reference" is tensorflow-text's, which our tokenizer has; "bert" is Hugging Face's.
+        normaliser: whose rules.
         sep: none at all; kept as a token; or replaced by padding after it has taken its place.
         cleans: HTML entities and white space are cleaned up first.
     """
 
-    normaliser: Literal["reference", "bert"] = "reference"
-    sep: Literal["none", "kept", "stripped"] = "none"
+    normaliser: Rules = "reference"
+    sep: Sep = "none"
     cleans: bool = False
 
 
@@ -148,11 +153,13 @@ def compare_texts(
     a: Callable[[list[str]], Ids],
     b: Callable[[list[str]], Ids],
     *,
-    pieces: tuple[str, ...],
-    length: int,
-    habits: TextHabits,
+    pieces: Vocabularies,
 ) -> TextReport:
-    """Tokenise the fixed texts both ways; ``pieces``, ``length`` and ``habits`` are A's, to find what B does else."""
+    """Tokenise the fixed texts both ways, find the habits that give A's ids, and what B does else.
+
+    Args:
+        pieces: the vocabularies of both; without them, nothing is explained.
+    """
     texts = list(FIXED_TEXTS)
     ours, theirs = a(texts), b(texts)
     if ours.shape != theirs.shape:
@@ -161,10 +168,10 @@ def compare_texts(
     differ = [i for i in range(len(texts)) if (ours[i] != theirs[i]).any()]
     causes: dict[str, str] = {}
     left = list(differ)
-    for chosen in _subsets(habits):
+    for chosen in _subsets(texts, ours, pieces) if differ else ():
         if not left:
             break
-        made = HabitTokenizer(pieces=pieces, length=length, habits=chosen.habits)([texts[i] for i in left])
+        made = chosen.tokenise([texts[i] for i in left])
         hits = [i for i, row in zip(left, made, strict=True) if (row == theirs[i]).all()]
         for i in hits:
             for cause in chosen.causes:
@@ -176,24 +183,33 @@ def compare_texts(
 
 class _Subset(NamedTuple):
     causes: tuple[str, ...]
-    habits: TextHabits
+    tokenise: HabitTokenizer
 
 
-def _subsets(habits: TextHabits) -> list[_Subset]:
-    """Other habits, the fewest changes first."""
-    changes: list[tuple[str, str, TextHabits]] = []
-    flipped = "bert" if habits.normaliser == "reference" else "reference"
-    changes.append(("normaliser", NORMALISATION, replace(habits, normaliser=flipped)))
-    changes.append(("cleans", CLEANING, replace(habits, cleans=not habits.cleans)))
-    for sep in ("none", "kept", "stripped"):
-        if sep != habits.sep:
-            cause = SEP_KEPT if "kept" in (sep, habits.sep) else SEP_PLACE
-            changes.append(("sep", cause, replace(habits, sep=sep)))
+def _subsets(texts: list[str], ids: Ids, pieces: Vocabularies) -> list[_Subset]:
+    """Other habits and vocabularies than those that give A's ids, the fewest changes first; none if nothing does."""
+    a, b = pieces
+    if a is None or b is None:
+        return []
+    rules: tuple[Rules, ...] = ("reference", "bert")
+    seps: tuple[Sep, ...] = ("none", "stripped", "kept")
+    known = [
+        HabitTokenizer(pieces=a, length=ids.shape[1], habits=TextHabits(normaliser=rule, sep=sep, cleans=cleans))
+        for rule, sep, cleans in itertools.product(rules, seps, (False, True))
+    ]
+    own = next((one for one in known if np.array_equal(one(texts), ids)), None)
+    if own is None:
+        return []
     found: list[_Subset] = []
-    for count in (1, 2, 3):
-        for chosen in itertools.combinations(changes, count):
-            if len({field for field, _, _ in chosen}) < count:
-                continue
-            fields = {field: getattr(one, field) for field, _, one in chosen}
-            found.append(_Subset(tuple(cause for _, cause, _ in chosen), replace(habits, **fields)))
-    return found
+    for other in known:
+        causes: list[str] = []
+        if other.habits.normaliser != own.habits.normaliser:
+            causes.append(NORMALISATION)
+        if other.habits.cleans != own.habits.cleans:
+            causes.append(CLEANING)
+        if other.habits.sep != own.habits.sep:
+            causes.append(SEP_KEPT if "kept" in (other.habits.sep, own.habits.sep) else SEP_PLACE)
+        found.append(_Subset(tuple(causes), other))
+        if a != b:
+            found.append(_Subset((VOCABULARY, *causes), replace(other, pieces=b)))
+    return sorted(found, key=lambda one: len(one.causes))

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from clipa_eqx.artefact_folder import OPTIMISER_FILE, PROVENANCE_FILE, WEIGHTS_FILE, load_model_config, read_json
 from clipa_eqx.errors import CheckpointError, ConversionError
-from clipa_eqx.in_place import work_folder
+from clipa_eqx.in_place import check_apart, work_folder
 from clipa_eqx.leaf_file import LeafReader
 from clipa_eqx.leaf_shapes import check_leaves
 from clipa_eqx.models.clip import CLIPConfig
@@ -23,6 +23,7 @@ from conversion.flax_names import flax_rules
 from conversion.flax_shapes import FlaxLayout
 from conversion.npz import NpzFile
 from conversion.npz_writer import check_target, new_npz
+from conversion.numerics import numerics_of, profile_of
 from conversion.rules import Placed, Rule, export_tensor, foreign_tensors, import_slices, raise_problems
 from conversion.tensors import FLOATS, TensorView
 from conversion.work_folder import unpack_work_folder
@@ -49,11 +50,13 @@ def export_flax(folder: Path, target: Path, *, overwrite: bool = False) -> str:
     last committed checkpoint, optimiser state included.
 
     Raises:
-        CheckpointError: the folder is neither, or damaged.
+        CheckpointError: the folder is neither, or damaged; or ``target`` would lie in a model folder.
         ConversionError: ``target`` exists (and not ``overwrite``) or cannot be written; leaves that are not finite.
     """
     real = check_target(target, overwrite=overwrite)
     if (folder / WEIGHTS_FILE).exists():
+        # With a foreign file in it, a model folder is never replaced again.
+        check_apart(target, [folder])
         return _export_leaves(folder, load_model_config(folder), target, _spelling(folder), overwrite=overwrite)
     if (folder / CHECKPOINTS_NAME).is_dir():
         try:
@@ -88,7 +91,7 @@ def _spelling(folder: Path) -> _Spelling:
 
 
 def _export_leaves(folder: Path, config: CLIPConfig, target: Path, spelling: _Spelling, *, overwrite: bool) -> str:
-    if any(tower.blocks.norm_eps != 1e-6 or tower.blocks.gelu != "tanh" for tower in (config.image, config.text)):
+    if profile_of(numerics_of(config)) != "flax":
         _log.warning(
             "this model's norms or GELU are not the Flax profile's, the only one that the reference's code has: there "
             "the same weights will give slightly other embeddings"

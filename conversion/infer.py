@@ -16,13 +16,7 @@ from clipa_eqx.models.presets import T5X_TEXT, VARIANTS, Size
 from clipa_eqx.models.text import TextConfig
 from clipa_eqx.models.vision import VisionConfig
 from conversion.named_configs import NamedConfig, check_format, named_config
-
-Profile = Literal["flax", "open_clip"]
-PROFILES: Mapping[Profile, dict[str, Any]] = {
-    "flax": {"norm_eps": 1e-6, "gelu": "tanh"},
-    "open_clip": {"norm_eps": 1e-5, "gelu": "exact"},
-}
-"""Numerics that no weight file records (facts 4.4)."""
+from conversion.numerics import PROFILES, Profile, numerics_of, profile_of
 
 TEXT_TABLES: dict[str, dict[str, Size]] = {
     "master": {letter: variant.text for letter, variant in VARIANTS.items()},
@@ -92,6 +86,9 @@ _FLAGS: dict[str, str | None] = {
     "text.pool": "--text-pool",
     "text.embed": None,
 }
+_LONGEST_SIDE = 4096
+"""Of pictures; more is a slip of the pen, for which the self-check would ask for all memory."""
+
 _TEXT_SIZES = tuple(f"text.blocks.{name}" for name in Size._fields)
 
 
@@ -149,12 +146,17 @@ def resolve_config(
             problems.append(f"{name} is not known ({why}); give {flag or '--config or --preset'}")
             continue
         values[name] = value
+        if name == "image.image_size" and max(values[name]) > _LONGEST_SIDE:
+            problems.append(f"{name}: {value} by {where}, but no model takes more than {_LONGEST_SIDE} pixels a side")
         if fact is not None and not fact.is_hint and value not in fact.values:
             allowed = " or ".join(map(str, fact.values))
             problems.append(f"{name}: {value} by {where}, but the file has {allowed} ({fact.why})")
         elif base is not None and value != default:
-            is_fine = name in flags or is_default or untold is not None
-            (notes if is_fine else problems).append(f"{name}: {value} by {where}, {default} in {origin}")
+            differs = f"{name}: {value} by {where}, {default} in {origin}"
+            if name in flags or is_default or untold is not None:
+                notes.append(differs)
+            else:
+                problems.append(differs + (f"; {flag} overrules" if flag else ""))
     if problems:
         rows = [f"{one.name} ({one.size.heads} heads)" for one in _matching_text(facts)]
         if rows:
@@ -216,10 +218,8 @@ def _profile(
     elif base is not None and base.profile is not None:
         chosen, why = base.profile, f"{base.name} was published with it"
     elif base is not None and base.is_file:
-        towers = {"image": base.config.image.blocks, "text": base.config.text.blocks}
-        numerics = {name: {"norm_eps": one.norm_eps, "gelu": one.gelu} for name, one in towers.items()}
-        name = next((n for n, p in PROFILES.items() if all(one == p for one in numerics.values())), "custom")
-        return numerics, name, f"{base.name} says so"
+        numerics = numerics_of(base.config)
+        return numerics, profile_of(numerics), f"{base.name} says so"
     elif format_profile is not None:
         chosen, why = format_profile, f"files of this layout are written by {format_profile} code; --profile overrides"
     else:

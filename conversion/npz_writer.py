@@ -46,6 +46,8 @@ def new_npz(path: Path, *, overwrite: bool) -> Generator[NpzWriter]:
             yield writer
         finally:
             writer.close()
+        # Again: what appeared there meanwhile is not lost.
+        check_target(path, overwrite=overwrite)
         new.replace(path)
     except OSError as error:
         raise ConversionError(f"{path} cannot be written ({error}); nothing was left there") from error

@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     exporter.add_argument("folder", metavar="DIR", type=Path)
     exporter.add_argument("target", metavar="DST_FOLDER", type=Path)
-    exporter.add_argument("--overwrite", action="store_true", help="replace an open_clip folder, once the new is done")
+    exporter.add_argument("--overwrite", action="store_true", help="replace a folder that was exported here, once done")
     arguments = parser.parse_args(argv)
     exit_on_sigterm(TERMINATED)
     # Nothing here needs an accelerator, and on a TPU host a training run may hold them.

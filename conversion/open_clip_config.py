@@ -20,18 +20,31 @@ DEFAULT_EPS = 1e-5
 
 # Fields of open_clip's config classes (its model.py and transform.py); any other is refused, as open_clip does itself.
 # Those that are read here, and those that change nothing that a model computes from given weights:
-_READ_MODEL = ("embed_dim", "vision_cfg", "text_cfg", "preprocess_cfg", "quick_gelu", "init_logit_bias")
-_IDLE_MODEL = ("init_logit_scale", "nonscalar_logit_scale", "cast_dtype", "output_dict", "custom_text")
-_READ_TOWER = ("width", "layers", "mlp_ratio", "act_kwargs", "norm_kwargs", "pool_type", "final_ln_after_pool")
-_READ_VISION = ("image_size", "patch_size", "head_width", "no_ln_pre", "global_average_pool")
+_READ_MODEL = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "init_logit_bias")
+_IDLE_MODEL: dict[str, type] = {
+    "init_logit_scale": float,
+    "nonscalar_logit_scale": bool,
+    "cast_dtype": str,
+    "output_dict": bool,
+    "custom_text": bool,
+}
+_READ_TOWER = ("width", "layers", "mlp_ratio", "act_kwargs", "norm_kwargs", "pool_type")
+_READ_VISION = ("image_size", "patch_size", "head_width", "no_ln_pre", "global_average_pool", "final_ln_after_pool")
 _READ_TEXT = ("context_length", "vocab_size", "heads", "no_causal_mask", "hf_tokenizer_name", "tokenizer_kwargs")
 _READ_PICTURES = ("size", "mean", "std", "interpolation", "resize_mode")
 # Of towers and poolers that are refused as such, of training, or (the kind of positions) stored as a table anyway.
-_IDLE_VISION = (
-    *("patch_dropout", "attn_pooler_queries", "attn_pooler_heads", "pos_embed_type", "timm_model_pretrained"),
-    *("timm_pool", "timm_proj", "timm_proj_bias", "timm_drop", "timm_drop_path"),
-)
-_IDLE_TEXT = ("pad_id", "eos_id", "hf_model_pretrained", "hf_proj_type", "hf_pooler_type")
+_IDLE_VISION: dict[str, type] = {
+    **dict.fromkeys(("patch_dropout", "timm_drop", "timm_drop_path"), float),
+    **dict.fromkeys(("attn_pooler_queries", "attn_pooler_heads"), int),
+    **dict.fromkeys(("pos_embed_type", "timm_pool", "timm_proj"), str),
+    **dict.fromkeys(("timm_model_pretrained", "timm_proj_bias"), bool),
+}
+_IDLE_TEXT: dict[str, type] = {
+    **dict.fromkeys(("pad_id", "eos_id"), int),
+    **dict.fromkeys(("hf_proj_type", "hf_pooler_type"), str),
+    **dict.fromkeys(("hf_model_pretrained", "final_ln_after_pool"), bool),
+}
+_NONE: dict[str, Any] = {}
 # Options that nothing here can compute, with the value that leaves them off; None does too.
 _OFF_TOWER: dict[str, Any] = {
     "ls_init_value": None,
@@ -93,7 +106,7 @@ class Texts:
 
 @dataclass(frozen=True, kw_only=True)
 class OpenClipConfig:
-    """A whole config; ``pictures`` is None where the file has no ``preprocess_cfg``."""
+    """A whole config; ``pictures`` is None where the file is a bare ``model_cfg``."""
 
     image: OpenClipTower
     text: OpenClipTower
@@ -119,18 +132,22 @@ def load_open_clip_config(path: Path) -> OpenClipConfig:
 
 def parse_open_clip_config(found: Mapping[str, Any], *, where: str) -> OpenClipConfig:
     """As ``load_open_clip_config``; a bare ``model_cfg``, as open_clip ships them, is taken too."""
+    outer, is_bare = _Reader(found), "model_cfg" not in found
+    if not is_bare:
+        outer.refuse_all_but(("model_cfg", "preprocess_cfg"))
     model = found.get("model_cfg", found)
     if not isinstance(model, dict):
         raise ConversionError(f"{where}: model_cfg is {type(model).__name__}, expected an object")
     reader = _Reader(cast("dict[str, Any]", model))
     vision, text = reader.child("vision_cfg"), reader.child("text_cfg")
-    reader.refuse_all_but(_READ_MODEL + _IDLE_MODEL)
-    vision.refuse_all_but(_READ_TOWER + _READ_VISION + _IDLE_VISION, off=_OFF_VISION)
-    text.refuse_all_but(_READ_TOWER + _READ_TEXT + _IDLE_TEXT, off=_OFF_TEXT)
+    reader.refuse_all_but(_READ_MODEL, idle=_IDLE_MODEL)
+    vision.refuse_all_but(_READ_TOWER + _READ_VISION, idle=_IDLE_VISION, off=_OFF_VISION)
+    text.refuse_all_but(_READ_TOWER + _READ_TEXT, idle=_IDLE_TEXT, off=_OFF_TEXT)
     if not vision.flag("no_ln_pre"):
         vision.problems.append("vision_cfg.no_ln_pre is not set: a norm before the blocks is unknown here")
     if reader.values.get("init_logit_bias") is not None:
         reader.problems.append("init_logit_bias: a bias of the logits is unknown here")
+    pictures = outer.child("preprocess_cfg", is_needed=False)
     is_quick = reader.flag("quick_gelu")
     image_size, patch_size = vision.pair("image_size", 224), vision.pair("patch_size", 16)
     image_tower = _tower(vision, heads=None, options=_image_options(vision, is_quick))
@@ -143,10 +160,11 @@ def parse_open_clip_config(found: Mapping[str, Any], *, where: str) -> OpenClipC
         length=text.count("context_length", 77),
         vocab=text.count("vocab_size", 49408),
         embed=reader.count("embed_dim", None),
-        pictures=_pictures(found.get("preprocess_cfg"), image_size, reader.problems),
+        # What open_clip makes of a whole config without preprocess_cfg: its defaults.
+        pictures=None if is_bare else _pictures(pictures, image_size),
         texts=_texts(text),
     )
-    problems = reader.problems + vision.problems + text.problems
+    problems = outer.problems + reader.problems + vision.problems + text.problems + pictures.problems
     if problems:
         raise ConversionError(f"{where}: {listed(problems)}")
     return parsed
@@ -208,9 +226,16 @@ class _Reader:
             return next(iter(known.values()))
         return known[value]
 
-    def refuse_all_but(self, known: tuple[str, ...], *, off: Mapping[str, Any] | None = None) -> None:
+    def refuse_all_but(
+        self, known: tuple[str, ...], *, idle: Mapping[str, type] = _NONE, off: Mapping[str, Any] = _NONE
+    ) -> None:
+        """List fields that are not ``known``, not ``idle`` of that type, and not ``off`` by that value."""
         for key, value in self.values.items():
-            if off is not None and key in off:
+            if key in idle:
+                kinds = (int, float) if idle[key] is float else (idle[key],)
+                if value is not None and type(value) not in kinds:
+                    self.problems.append(f"{self.prefix}{key} is {value!r}, expected {idle[key].__name__}")
+            elif key in off:
                 # 0 == False, so types are compared too.
                 if value is not None and (type(value), value) != (type(off[key]), off[key]):
                     self.problems.append(f"{self.prefix}{key} is {value!r}, which is unknown here")
@@ -275,26 +300,19 @@ def _gelu(reader: _Reader, is_quick: bool) -> ReplayGelu:
     return "quick" if is_quick else "tanh" if kind == "tanh" else "exact"
 
 
-def _pictures(found: object, size: tuple[int, int], problems: list[str]) -> Pictures | None:
-    if found is None:
-        return None
-    if not isinstance(found, dict):
-        problems.append(f"preprocess_cfg is {type(found).__name__}, expected an object")
-        return None
-    reader = _Reader(cast("dict[str, Any]", found), "preprocess_cfg.")
+def _pictures(reader: _Reader, size: tuple[int, int]) -> Pictures:
+    stated = reader.pair("size", 224) if "size" in reader.values else size
+    if stated != size and not reader.problems:
+        reader.problems.append(f"preprocess_cfg.size is {stated}, vision_cfg.image_size {size}")
     reader.refuse_all_but(_READ_PICTURES, off=_OFF_PICTURES)
     modes = {name: name for name in ("squash", "shortest", "longest")}
-    made = Pictures(
-        size=reader.pair("size", 224) if "size" in reader.values else size,
+    return Pictures(
+        size=stated,
         mean=_triple(reader, "mean", OPENAI_MEAN),
         std=_triple(reader, "std", OPENAI_STD, above=0.0),
         interpolation=reader.one_of("interpolation", "bicubic", {"bilinear": "bilinear", "bicubic": "bicubic"}),
         resize_mode=reader.one_of("resize_mode", "shortest", modes),
     )
-    if made.size != size:
-        reader.problems.append(f"preprocess_cfg.size is {made.size}, vision_cfg.image_size {size}")
-    problems += reader.problems
-    return made
 
 
 def _triple(reader: _Reader, key: str, default: tuple[float, ...], *, above: float = -math.inf) -> tuple[float, ...]:

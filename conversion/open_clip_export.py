@@ -3,6 +3,7 @@
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -22,12 +23,13 @@ from clipa_eqx.leaf_file import Leaf, LeafReader, LeafWriter
 from clipa_eqx.leaf_shapes import check_leaves
 from clipa_eqx.tokenizer import Tokenizer
 from conversion.compare_pictures import pixels_note
+from conversion.compare_texts import Rules
 from conversion.open_clip_config import CONFIG_FILE, parse_open_clip_config
-from conversion.open_clip_files import FORMAT
 from conversion.open_clip_files import WEIGHTS_FILE as OPEN_CLIP_WEIGHTS
 from conversion.open_clip_mapping import from_clip_config, numerics_metadata
 from conversion.open_clip_names import open_clip_rules
 from conversion.open_clip_tokenizer import JSON_FILE, SEP, SETTINGS_FILE, VOCAB_FILE, write_tokenizer
+from conversion.open_clip_vocabulary import rules_metadata
 from conversion.rules import export_tensor, foreign_tensors, raise_problems
 
 _log = logging.getLogger(__name__)
@@ -39,8 +41,8 @@ WRITER = "clipa_eqx"
 def export_open_clip(folder: Path, target: Path, *, overwrite: bool = False) -> Path:
     """Write ``open_clip_config.json``, weights in float32, and the tokenizer; the folder appears once complete.
 
-    Weights that came from open_clip get the tokenizer that open_clip used, others (and those whose vocabulary has no
-    [SEP]) one that gives our ids.
+    Weights whose source was tokenised by open_clip's rules get its tokenizer, others (and those whose vocabulary has
+    no [SEP]) one that gives our ids.
 
     Raises:
         CheckpointError: ``folder`` is no saved model, or ``target`` exists and is not to be (or not safely) replaced.
@@ -53,9 +55,9 @@ def export_open_clip(folder: Path, target: Path, *, overwrite: bool = False) -> 
     check_parts(config, tokenizer, preprocess)
     described = from_clip_config(config, resize=preprocess.resize)
     placed = foreign_tensors(open_clip_rules(config), config)
-    provenance = read_json(folder / PROVENANCE_FILE)
-    came_from_open_clip = provenance.get("format") == FORMAT and config.text.blocks.gelu == "exact"
-    as_reference = not came_from_open_clip or SEP not in tokenizer.pieces
+    vocabulary: Any = read_json(folder / PROVENANCE_FILE).get("vocabulary")
+    is_bert = isinstance(vocabulary, dict) and vocabulary.get("rules") == "bert" and SEP in tokenizer.pieces
+    rules: Rules = "bert" if is_bert else "reference"
     try:
         with (
             LeafReader(folder / WEIGHTS_FILE) as leaves,
@@ -64,7 +66,7 @@ def export_open_clip(folder: Path, target: Path, *, overwrite: bool = False) -> 
             check_leaves(leaves.leaves, config, where=str(leaves.path))
             shapes = {name: Leaf(one.shape, np.dtype(np.float32)) for name, one in placed.items()}
             size = sum(4 * int(np.prod(leaf.shape)) for leaf in shapes.values())
-            metadata = {"format": "pt", "writer": WRITER, **numerics_metadata(config)}
+            metadata = {"format": "pt", "writer": WRITER, **rules_metadata(rules), **numerics_metadata(config)}
             with (
                 LeafWriter(new / OPEN_CLIP_WEIGHTS, shapes, metadata=metadata) as writer,
                 tqdm(total=size, desc="export", unit="B", unit_scale=True, delay=2) as bar,
@@ -77,14 +79,15 @@ def export_open_clip(folder: Path, target: Path, *, overwrite: bool = False) -> 
                     writer.write(name, values)
                     bar.update(values.nbytes)
                 raise_problems(problems, where=str(folder))
-            write_tokenizer(new, tokenizer, length=config.text.length, as_reference=as_reference)
+            write_tokenizer(new, tokenizer, length=config.text.length, as_reference=not is_bert)
             text = json.dumps(described, indent=1) + "\n"
             (new / CONFIG_FILE).write_text(text, encoding="utf-8")
     except OSError as error:
         raise ConversionError(f"{target} cannot be written ({error}); nothing was left there") from error
     pictures = parse_open_clip_config(described, where=str(target)).pictures
-    if preprocess.resize != "squash" and pictures is not None:
-        _log.warning("open_clip has no %s; its pixels are %s", preprocess.resize, pixels_note(preprocess, pictures))
+    if (preprocess.resize, preprocess.mode) != ("squash", "exact") and pictures is not None:
+        ours = preprocess.resize + (" in mode fast" if preprocess.mode == "fast" else "")
+        _log.warning("open_clip has no %s; its pixels are %s", ours, pixels_note(preprocess, pictures))
     _log.info("%s: open_clip.create_model_and_transforms('local-dir:%s')", target, target)
     return target
 

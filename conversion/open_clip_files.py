@@ -12,9 +12,10 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from tqdm import tqdm
 
-from clipa_eqx.artefact_folder import PREPROCESS_FILE, TOKENIZER_FOLDER
+from clipa_eqx.artefact_folder import PREPROCESS_FILE, TOKENIZER_FOLDER, load_model_config
 from clipa_eqx.errors import ConversionError, listed
 from clipa_eqx.leaf_file import LeafReader
+from clipa_eqx.training.run_folder import CHECKPOINTS_NAME
 from conversion.open_clip_config import CONFIG_FILE
 from conversion.tensors import BFLOAT16, TensorInfo
 
@@ -51,6 +52,7 @@ def find_source(source: str) -> OpenClipSource:
 
     Raises:
         ConversionError: nothing is there, or the hub cannot be reached.
+        CheckpointError: it is a work folder, whose model is another.
     """
     if source.startswith(HUB):
         return _download(source.removeprefix(HUB))
@@ -60,6 +62,8 @@ def find_source(source: str) -> OpenClipSource:
         raise ConversionError(f"{ours} is already a model folder of ours; there is nothing to import")
     if path.is_dir():
         found = [path / name for name in WEIGHTS_FILES if (path / name).is_file()]
+        if not found and (path / CHECKPOINTS_NAME).is_dir():
+            load_model_config(path)  # says what a work folder is
         if not found:
             there = ", ".join(sorted(entry.name for entry in path.iterdir())[:10]) or "nothing"
             raise ConversionError(f"{path} holds none of {', '.join(WEIGHTS_FILES)} but {there}; give the weight file")

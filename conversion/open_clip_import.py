@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 from clipa_eqx.data.eval_images import EvalImageConfig
 from clipa_eqx.data.pixel_values import IMAGENET_MEAN, IMAGENET_STD
 from clipa_eqx.errors import ConfigError, ConversionError
+from clipa_eqx.in_place import check_apart
 from clipa_eqx.models.clip import CLIPConfig
 from conversion.compare_pictures import pixels_note
-from conversion.infer import PROFILES, Choices, Resolved, resolve_config
+from conversion.infer import Choices, Resolved, resolve_config
+from conversion.numerics import numerics_of, profile_of
 from conversion.open_clip_config import CONFIG_FILE, OpenClipConfig, Pictures, Texts, load_open_clip_config
 from conversion.open_clip_files import (
     FORMAT,
@@ -24,21 +26,22 @@ from conversion.open_clip_files import (
     find_source,
     renamed,
 )
-from conversion.open_clip_mapping import check_expressible, numerics_in, numerics_of, to_clip_config
+from conversion.open_clip_mapping import check_expressible, numerics_in, to_clip_config
 from conversion.open_clip_shapes import open_clip_facts, position_facts
-from conversion.open_clip_vocabulary import own_vocabulary
+from conversion.open_clip_vocabulary import own_rules, own_vocabulary
 from conversion.tensors import TensorFile, TensorView, sha256_of
 
 _log = logging.getLogger(__name__)
 
 
 class OpenedClip(NamedTuple):
-    """Where a model lies, its tensors under the rule table's names, and its config and its file's numerics, if any."""
+    """Where a model lies, its tensors under the rule table's names, its config if any, what its weight file says."""
 
     source: OpenClipSource
     tensors: TensorFile
     config: OpenClipConfig | None
     numerics: dict[str, dict[str, Any]] | None
+    metadata: Mapping[str, str]
 
 
 @contextlib.contextmanager
@@ -54,7 +57,7 @@ def open_open_clip(source: str) -> Generator[OpenedClip]:
     make = TorchFile if found.weights.suffix in TORCH_SUFFIXES else SafetensorsFile
     with make(found.weights) as file:
         numerics = numerics_in(file.metadata, where=str(found.weights))
-        yield OpenedClip(found, TensorView(file, renamed(file.tensors)), config, numerics)
+        yield OpenedClip(found, TensorView(file, renamed(file.tensors)), config, numerics, file.metadata)
 
 
 def import_open_clip(source: str, folder: Path, choices: Choices, *, vocab: Path | None, overwrite: bool) -> Path:
@@ -62,12 +65,14 @@ def import_open_clip(source: str, folder: Path, choices: Choices, *, vocab: Path
 
     Raises:
         ConversionError: lists all that is missing, unused, mis-shaped, damaged, unknown to our model or not told.
-        CheckpointError: the destination exists, or the source is damaged.
+        CheckpointError: the destination exists or lies in the source, or the source is damaged.
     """
     from conversion.arguments import config_provenance, show_resolved, tokenizer_of, vocabulary_provenance
     from conversion.open_clip_names import open_clip_rules, temperature_shape
     from conversion.to_artefact import write_artefact
 
+    if not source.startswith(HUB):
+        check_apart(folder, [Path(source)])
     with open_open_clip(source) as opened:
         resolved = resolve(opened, choices, where=source)
         show_resolved(resolved)
@@ -93,7 +98,9 @@ def import_open_clip(source: str, folder: Path, choices: Choices, *, vocab: Path
                 "format": FORMAT,
                 "layout": about,
                 **config_provenance(resolved),
-                **vocabulary_provenance(tokenizer, origin),
+                **vocabulary_provenance(
+                    tokenizer, origin, rules=own_rules(opened.source.folder, opened.config, opened.metadata)
+                ),
             },
             overwrite=overwrite,
         )
@@ -125,9 +132,6 @@ def resolve(opened: OpenedClip, choices: Choices, *, where: str) -> Resolved:
     # Learned text positions are the rule and need no word; of formulas, ``resolve_config`` has one.
     shown = {n: f for n, f in positions.items() if n == "image.position" and not f.is_hint}
     notes += [f"{name}: {fact.values[0]} ({fact.why})" for name, fact in shown.items()]
-    image = positions.get("image.position")
-    if image is not None and image.values == ("learned",) and choices.image_position is None:
-        choices = replace(choices, image_position="learned")
     resolved = resolve_config(facts, choices, format_profile="open_clip")
     if numerics is not None:
         resolved = _with_numerics(resolved, numerics, choices, said_by=said_by)
@@ -155,11 +159,11 @@ def _with_numerics(
     resolved: Resolved, numerics: Mapping[str, Mapping[str, Any]], choices: Choices, *, said_by: str
 ) -> Resolved:
     """Epsilon and GELU as the files have them, unless a flag or a released row says which."""
-    profile = next((name for name, one in PROFILES.items() if all(one == n for n in numerics.values())), "custom")
     if choices.profile is not None or choices.config is not None or choices.released is not None:
-        if resolved.profile == profile:
+        chosen = numerics_of(resolved.config)
+        if chosen == numerics:
             return resolved
-        other = f"the profile is {profile} by {said_by}; {resolved.profile} because {resolved.profile_why}"
+        other = f"the profile is {_named(numerics)} by {said_by}; {_named(chosen)} because {resolved.profile_why}"
         if choices.profile is None:
             raise ConversionError(f"{other}; say which with --profile")
         return resolved._replace(notes=(*resolved.notes, other))
@@ -168,12 +172,21 @@ def _with_numerics(
         for name, tower in (("image", resolved.config.image), ("text", resolved.config.text))
     )
     config = replace(resolved.config, image=image, text=text)
-    return resolved._replace(config=config, profile=profile, profile_why=said_by)
+    return resolved._replace(config=config, profile=profile_of(numerics), profile_why=said_by)
+
+
+def _named(numerics: Mapping[str, Mapping[str, Any]]) -> str:
+    """A profile's name; two that have none may differ, so of them the numbers."""
+    name = profile_of(numerics)
+    return f"custom, {dict(numerics)}," if name == "custom" else name
 
 
 def _preprocess(config: OpenClipConfig | None, resolved: Resolved) -> tuple[EvalImageConfig, str]:
     if config is None or config.pictures is None:
-        return resolved.preprocess, resolved.preprocess_note
+        return (
+            resolved.preprocess,
+            f"{resolved.preprocess_note}; bilinear, with ImageNet's mean and std, as always here",
+        )
     pictures = config.pictures
     problems = _picture_problems(pictures)
     if problems:

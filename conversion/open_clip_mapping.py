@@ -11,6 +11,7 @@ from clipa_eqx.models.clip import CLIPConfig
 from clipa_eqx.models.layers import InitStyle
 from clipa_eqx.models.text import TextConfig
 from clipa_eqx.models.vision import VisionConfig
+from conversion.numerics import numerics_of
 from conversion.open_clip_config import DEFAULT_EPS, OpenClipConfig, OpenClipTower
 
 BERT_NAME = "bert-base-uncased"
@@ -97,12 +98,6 @@ def from_clip_config(config: CLIPConfig, *, resize: str) -> dict[str, Any]:
     }
     model = {"embed_dim": image.embed, "vision_cfg": vision, "text_cfg": words}
     return {"model_cfg": model, "preprocess_cfg": pictures}
-
-
-def numerics_of(config: CLIPConfig) -> dict[str, dict[str, Any]]:
-    """What no tensor tells of the towers."""
-    towers = {"image": config.image.blocks, "text": config.text.blocks}
-    return {name: {"norm_eps": blocks.norm_eps, "gelu": blocks.gelu} for name, blocks in towers.items()}
 
 
 def numerics_metadata(config: CLIPConfig) -> dict[str, str]:

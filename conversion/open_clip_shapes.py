@@ -61,7 +61,9 @@ def position_facts(
     image, text = shape_of(file.tensors, IMAGE_POSITION, 2), shape_of(file.tensors, TEXT_POSITION, 2)
     if image is not None and pixels is not None and patch is not None:
         (height, width), (ph, pw) = pixels, patch.values[0]
-        table = image_table((height // ph, width // pw), image[1])
+        grid = (height // ph, width // pw)
+        # Of a size that does not fit, the table may be too large for memory.
+        table = image_table(grid, image[1]) if image[0] == 1 + grid[0] * grid[1] else None
         found["image.position"] = _position_fact(file, IMAGE_POSITION, "sincos2d", table)
     if text is not None:
         found["text.position"] = _position_fact(file, TEXT_POSITION, "sincos1d", text_table(*text))

@@ -1,6 +1,7 @@
 """The tokenizer of an open_clip folder: its vocabulary, taken only if ours does what theirs does with it."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -8,13 +9,16 @@ from clipa_eqx.errors import ConversionError
 from clipa_eqx.tokenizer import Tokenizer
 from clipa_eqx.tokenizer.vocabulary import CLASS, SPECIAL, check_vocab, look_up_classes, read_vocab
 from conversion.arguments import tokenizer_of
-from conversion.compare_texts import bert_tokenizer, json_pieces, load_tokenizer_json
+from conversion.compare_texts import Rules, json_pieces, load_tokenizer_json
 from conversion.open_clip_config import CONFIG_FILE, OpenClipConfig
 from conversion.open_clip_mapping import BERT_NAME
 from conversion.open_clip_tokenizer import JSON_FILE, SETTINGS_FILE, VOCAB_FILE, tokenizer_json
 
 _CLASSES = ("BertTokenizer", "BertTokenizerFast", "PreTrainedTokenizerFast")
+_METADATA = "clipa_eqx_rules"
 _FOLDING = ("do_lower_case", "strip_accents", "tokenize_chinese_chars")
+# The rules of a tokenizer are the same for any vocabulary.
+_SMALL = Tokenizer(pieces=SPECIAL, classes=bytes(len(SPECIAL)))
 
 
 class Vocabulary(NamedTuple):
@@ -50,7 +54,7 @@ def own_vocabulary(folder: Path, config: OpenClipConfig | None, *, rows: int) ->
             problems.append(
                 f"{VOCAB_FILE} and {JSON_FILE} hold other vocabularies, of which open_clip takes the latter"
             )
-        problems += _json_problems(folder / JSON_FILE, pieces)
+        problems += _json_problems(folder / JSON_FILE)
     problems += _settings_problems(folder / SETTINGS_FILE)
     if problems:
         raise ConversionError(
@@ -67,15 +71,36 @@ def own_vocabulary(folder: Path, config: OpenClipConfig | None, *, rows: int) ->
     return Vocabulary(Tokenizer(pieces=pieces, classes=classes, unclassified=unclassified), origin)
 
 
-def _json_problems(file: Path, pieces: tuple[str, ...]) -> list[str]:
+def own_rules(folder: Path, config: OpenClipConfig | None, metadata: Mapping[str, str]) -> Rules:
+    """Whose rules the texts of an open_clip model are split by: BERT's, unless its files say otherwise.
+
+    Args:
+        metadata: of the weight file, which our export lets say it where that goes alone.
+    """
+    if config is None:
+        return "reference" if metadata.get(_METADATA) == "reference" else "bert"
+    if not (folder / JSON_FILE).is_file():
+        return "bert"
+    try:
+        found = _rules(load_tokenizer_json(folder / JSON_FILE))
+    except ConversionError:
+        return "reference"  # whoever gave --vocab for such a file, says that our rules are right
+    return "bert" if found == _rules(tokenizer_json(_SMALL, as_reference=False)) else "reference"
+
+
+def rules_metadata(rules: Rules) -> dict[str, str]:
+    """What ``own_rules`` reads of a weight file."""
+    return {_METADATA: rules}
+
+
+def _json_problems(file: Path) -> list[str]:
     """Whether a ``tokenizer.json`` splits texts as BERT's uncased one does, or as the one that our export writes."""
     made = load_tokenizer_json(file)
     theirs = _rules(made)
     kind = theirs["model"]["type"]
     if kind != "WordPiece":
         return [f"{JSON_FILE} holds a {kind}, expected WordPiece"]
-    tokenizer = Tokenizer(pieces=pieces, classes=bytes(len(pieces)))
-    known = [_rules(one) for one in (bert_tokenizer(pieces), tokenizer_json(tokenizer, as_reference=True))]
+    known = [_rules(tokenizer_json(_SMALL, as_reference=is_ours)) for is_ours in (False, True)]
     problems = [
         f"{JSON_FILE}: its {what} is {json.dumps(theirs[what])[:200]}, expected that of BERT's uncased tokenizer"
         for what in theirs

@@ -20,10 +20,12 @@ from clipa_eqx.data.eval_images import EvalImageConfig
 from clipa_eqx.data.pixel_values import IMAGENET_MEAN, IMAGENET_STD
 from clipa_eqx.errors import ConversionError
 from clipa_eqx.leaf_file import LeafReader
+from clipa_eqx.leaf_shapes import check_leaves, leaf_shapes
 from clipa_eqx.models.clip import CLIPConfig
 from clipa_eqx.tokenizer import Tokenizer
 from clipa_eqx.tokenizer.vocabulary import bert_pieces
-from conversion.compare_pictures import OUR_SHORTEST, our_pixels, pillow_pixels
+from clipa_eqx.training.run_folder import CHECKPOINTS_NAME
+from conversion.compare_pictures import FAST_NOTE, OUR_SHORTEST, our_pixels, pillow_pixels
 from conversion.compare_texts import HabitTokenizer, TextHabits, folder_pieces, json_tokenizer
 from conversion.infer import Choices, Fact, resolve_config
 from conversion.open_clip_config import OpenClipConfig, Pictures
@@ -31,7 +33,7 @@ from conversion.open_clip_import import OpenedClip, open_open_clip, resolve, to_
 from conversion.open_clip_names import image_table, open_clip_rules, temperature_shape, text_table
 from conversion.open_clip_shapes import open_clip_facts
 from conversion.replay import Array, image_options, text_options
-from conversion.rules import LeafRule, Rule, check_tensors, foreign_tensors, leaf_shapes, raise_problems
+from conversion.rules import LeafRule, Rule, check_tensors, foreign_tensors, raise_problems
 from conversion.tensors import TensorFile
 from conversion.walk import Side
 
@@ -53,7 +55,7 @@ def open_side(path: str, choices: Choices, stack: ExitStack, *, other: CLIPConfi
         CheckpointError: a model folder is damaged.
     """
     folder = Path(path)
-    if (folder / WEIGHTS_FILE).is_file() and (folder / CONFIG_FILE).is_file():
+    if (folder / CONFIG_FILE).is_file() and any((folder / name).exists() for name in (WEIGHTS_FILE, CHECKPOINTS_NAME)):
         return _artefact(folder, stack)
     if ".npz" in folder.name:
         return _flax(path, choices, stack, other)
@@ -83,18 +85,12 @@ def _filled(choices: Choices, facts: Mapping[str, Fact], other: CLIPConfig | Non
 def _artefact(folder: Path, stack: ExitStack) -> Side:
     config = load_model_config(folder)
     leaves = stack.enter_context(LeafReader(folder / WEIGHTS_FILE))
-    wanted = leaf_shapes(config)
-    problems = [
-        f"missing or mis-shaped: {p}"
-        for p, s in wanted.items()
-        if p not in leaves.leaves or leaves.leaves[p].shape != s
-    ]
-    raise_problems(problems, where=str(folder))
+    check_leaves(leaves.leaves, config, where=str(leaves.path))
 
     def read(name: str) -> Array | None:
         found = _LAYER.fullmatch(name)
         path, layer = (f"{found[1]}/{found[3]}", int(found[2])) if found else (name, None)
-        return leaves.read(path, layer).astype(np.float64) if path in wanted else None
+        return leaves.read(path, layer).astype(np.float64) if path in leaves.leaves else None
 
     tokenizer = Tokenizer.load(folder / TOKENIZER_FOLDER)
     preprocess = load_preprocess(folder)
@@ -108,9 +104,9 @@ def _artefact(folder: Path, stack: ExitStack) -> Side:
         log_temperature=float(leaves.read("log_temperature")),
         tokenise=lambda texts: tokenizer(texts, length=config.text.length).ids,
         pieces=tokenizer.pieces,
-        habits=TextHabits(),
         picture=lambda picture: our_pixels(picture, preprocess),
         pictures=_our_pictures(preprocess),
+        notes=(FAST_NOTE,) if preprocess.mode == "fast" else (),
     )
 
 
@@ -174,7 +170,6 @@ def _open_clip(path: str, choices: Choices, stack: ExitStack, other: CLIPConfig 
 
 def _with_texts(side: Side, opened: OpenedClip, config: OpenClipConfig) -> Side:
     folder = opened.source.folder
-    habits = TextHabits(normaliser="bert", sep="stripped" if config.texts.strips_sep else "kept", cleans=True)
     if config.texts.other:
         return replace(side, notes=(*side.notes, *config.texts.other))
     pieces = folder_pieces(folder)
@@ -185,8 +180,9 @@ def _with_texts(side: Side, opened: OpenedClip, config: OpenClipConfig) -> Side:
     if json_file.is_file():
         tokenise = json_tokenizer(json_file, length=config.length, strips_sep=config.texts.strips_sep)
     else:
+        habits = TextHabits(normaliser="bert", sep="stripped" if config.texts.strips_sep else "kept", cleans=True)
         tokenise = HabitTokenizer(pieces=pieces, length=config.length, habits=habits)
-    return replace(side, tokenise=tokenise, pieces=pieces, habits=habits)
+    return replace(side, tokenise=tokenise, pieces=pieces)
 
 
 def _reader(file: TensorFile, rules: Sequence[Rule], config: CLIPConfig, *, bias_end: str) -> Read:

@@ -74,18 +74,20 @@ def verify(folder: Path) -> list[str]:
     if isinstance(source, dict):
         lines.append(f"source: {source.get('name')}, sha256 {source.get('sha256')}")
     problems += _provenance_problems(provenance, config, tokenizer)
+    # An import writes both, and all that is checked here; models trained here have neither.
+    is_imported = bool({"converter", "leaves_sha256"} & provenance.keys())
     checksums = _recorded_checksums(provenance, problems)
     prefix = f"{OPTIMISER_FILE}/"
     of_weights = {name: one for name, one in checksums.items() if not name.startswith(prefix)}
     of_optimiser = {name.removeprefix(prefix): one for name, one in checksums.items() if name.startswith(prefix)}
-    lines += _check_leaves(folder / WEIGHTS_FILE, config, of_weights, problems, is_needed=bool(checksums))
+    lines += _check_leaves(folder / WEIGHTS_FILE, config, of_weights, problems, is_needed=is_imported)
     if (folder / OPTIMISER_FILE).exists():
-        lines += _check_optimiser(folder / OPTIMISER_FILE, of_optimiser, problems, is_needed=bool(checksums))
+        lines += _check_optimiser(folder / OPTIMISER_FILE, of_optimiser, problems, is_needed=is_imported)
     elif of_optimiser:
         problems.append(f"{OPTIMISER_FILE} is missing; the import wrote one")
     if not problems:
         # Of weights that are not what they should be, embeddings say nothing.
-        lines += _check_embeddings(folder, provenance.get("self_check"), problems)
+        lines += _check_embeddings(folder, provenance.get("self_check"), problems, is_needed=is_imported)
     if problems:
         raise CheckpointError(f"{folder}: {listed(problems)}")
     return [*lines, *_identity(folder, config)]
@@ -93,11 +95,12 @@ def verify(folder: Path) -> list[str]:
 
 def _provenance_problems(provenance: dict[str, Any], config: "CLIPConfig", tokenizer: "Tokenizer") -> list[str]:
     """What was chosen at the import and is no longer so; on a small model the embeddings would not tell."""
+    from conversion.numerics import numerics_of
+
     problems: list[str] = []
     profile, vocabulary = provenance.get("profile"), provenance.get("vocabulary")
     if isinstance(profile, dict):
-        for tower, blocks in (("image", config.image.blocks), ("text", config.text.blocks)):
-            found = {"norm_eps": blocks.norm_eps, "gelu": blocks.gelu}
+        for tower, found in numerics_of(config).items():
             recorded: Any = profile.get(tower)
             if recorded not in (None, found):
                 problems.append(
@@ -177,7 +180,7 @@ def _parts(leaves: "LeafReader", name: str, leaf: "Leaf") -> Iterator["np.ndarra
         yield leaves.read(name)
 
 
-def _check_embeddings(folder: Path, recorded: Any, problems: list[str]) -> list[str]:
+def _check_embeddings(folder: Path, recorded: Any, problems: list[str], *, is_needed: bool) -> list[str]:
     import numpy as np
 
     from conversion.self_check import embed_fixed_inputs
@@ -195,15 +198,16 @@ def _check_embeddings(folder: Path, recorded: Any, problems: list[str]) -> list[
         compared = f"as at the import, to {EMBEDDING_ATOL:g}"
     except (KeyError, TypeError, ValueError):
         compared = "none are recorded to compare with"
+        if is_needed:
+            problems.append("no embeddings to compare with are recorded; the import writes them")
     return [f"embeddings of fixed inputs: norm 1; {compared}"]
 
 
 def _identity(folder: Path, config: "CLIPConfig") -> list[str]:
     """What it is by its config, what it should score, and the command that scores it."""
-    from conversion.infer import PROFILES
+    from conversion.numerics import numerics_of, profile_of
 
-    numerics = {tower.blocks.norm_eps: tower.blocks.gelu for tower in (config.image, config.text)}
-    profile = next((n for n, p in PROFILES.items() if numerics == {p["norm_eps"]: p["gelu"]}), "custom")
+    profile = profile_of(numerics_of(config))
     rows = _released_rows(config, profile)
     lines = [f"numerics profile: {profile}"]
     lines += [f"preset: {', '.join(_presets(config)) or 'none'}"]

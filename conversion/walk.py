@@ -8,7 +8,6 @@ import numpy as np
 
 from clipa_eqx.models.clip import CLIPConfig
 from conversion.causes import Explanation, StepOfTwo, explain, leaves_of
-from conversion.compare_texts import TextHabits
 from conversion.open_clip_config import Pictures
 from conversion.replay import Array, State, TowerOptions, replay, run_step
 
@@ -33,8 +32,7 @@ class Side:
         config: sizes; of the numerics ``image`` and ``text`` decide.
         read: a leaf in float64 by path, blocks by their layer's path; None where the file lacks it.
         log_temperature: as stored.
-        tokenise: texts to ids (texts, length), if this side says how; ``pieces`` and ``habits`` say the same as
-            settings, for explaining.
+        tokenise: texts to ids (texts, length), if this side says how; ``pieces`` are its vocabulary.
         picture: a decoded picture to pixels of the image tower, if this side says how; ``pictures`` as settings.
         notes: what the report should say of this side.
     """
@@ -48,7 +46,6 @@ class Side:
     log_temperature: float
     tokenise: Callable[[list[str]], np.ndarray] | None = None
     pieces: tuple[str, ...] | None = None
-    habits: TextHabits | None = None
     picture: Callable[[np.ndarray], np.ndarray] | None = None
     pictures: Pictures | None = None
     notes: tuple[str, ...] = ()

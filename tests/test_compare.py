@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from open_clip_folders import WEIGHTS, edit_config, edit_weights, set_in
 from random_models import random_model
+from safetensors.numpy import load_file, save_file
 from tiny import model_config
 
 from clipa_eqx.artefact import save_model
@@ -16,12 +17,11 @@ from clipa_eqx.cli import run
 from clipa_eqx.data.eval_images import EvalImageConfig
 from clipa_eqx.models.blocks import BlockConfig
 from clipa_eqx.tokenizer import Tokenizer
-from conversion import causes, compare_pictures, compare_texts
+from conversion import causes, compare_pictures
 from conversion.causes import _sincos_2d
 from conversion.compare import main
 from conversion.flax_names import to_flax
 from conversion.open_clip_export import export_open_clip
-from conversion.open_clip_tokenizer import write_tokenizer
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -213,6 +213,35 @@ def test_a_bias_that_is_not_in_the_file_is_named(name, folders, theirs, tmp_path
     assert "B has none" in report["first"]["causes"][0][1]
 
 
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_half_precision_is_named_on_either_side_and_nothing_else_is(dtype, folders, theirs, tmp_path):
+    """Tables and temperature too."""
+    edit_weights(theirs, lambda t: t.update({name: array.astype(dtype) for name, array in t.items()}))
+    name = np.dtype(dtype).name
+    for sides, detail in (
+        ((folders / "ours", theirs), f"B's are A's in {name}"),
+        ((theirs, folders / "ours"), f"A's are B's in {name}"),
+    ):
+        report = compared(*sides, tmp_path)
+        assert {one["where"] for one in report["divergences"]} >= {"image/patch", "log_temperature"}
+        steps = {step for one in report["divergences"] for step in one.get("steps", ())}
+        assert {"image/+position", "text/+position", "text/blocks/0/mlp/fc_in"} <= steps
+        assert named(report) == {causes.ROUNDED}
+        of_towers = [one["causes"] for one in report["divergences"] if one["where"] != "log_temperature"]
+        assert of_towers == [[[causes.ROUNDED, detail]]] * 2
+
+
+def test_the_denominator_is_named_in_either_order_and_only_of_a_formula(folders, theirs, tmp_path):
+    name = "visual.positional_embedding"
+    edit_weights(theirs, lambda t: t.update({name: _sincos_2d((2, 2), DIM, 0).astype(np.float32)}))
+    report = compared(theirs, folders / "ours", tmp_path)
+    assert report["first"]["causes"] == [[causes.DENOMINATOR, "B divides by q-1"]]
+    edit_weights(theirs, lambda t: t.update({name: np.random.default_rng(0).normal(size=t[name].shape).astype("f4")}))
+    report = compared(theirs, folders / "ours", tmp_path)
+    assert report["first"]["where"] == "image/+position"
+    assert named(report) == set()
+
+
 def test_mistakes_of_a_flax_file_are_named(model, folders, tmp_path):
     arrays = to_flax(model)
     name = "txt/Transformer/encoderblock_1/MultiHeadDotProductAttention_0/value/kernel"
@@ -244,34 +273,6 @@ def test_what_a_file_says_is_compared_and_the_rest_is_asked_of_the_other(model, 
     assert named(report) == {causes.EPS, causes.GELU}
 
 
-def test_open_clips_own_tokenizer_is_told_from_ours(folders, theirs, tmp_path):
-    write_tokenizer(theirs, Tokenizer.bert(), length=LENGTH, as_reference=False)
-    report = compared(folders / "ours", theirs, tmp_path)
-    assert report["first"]["where"] == "tokenisation"
-    assert named(report) == {compare_texts.NORMALISATION, compare_texts.SEP_PLACE}
-    edit_config(theirs, set_in(*TEXT, tokenizer_kwargs={}))
-    report = compared(folders / "ours", theirs, tmp_path)
-    assert named(report) == {compare_texts.NORMALISATION, compare_texts.SEP_KEPT}
-    report = compared(theirs, folders / "ours", tmp_path)
-    assert compare_texts.SEP_KEPT in named(report)
-
-
-def test_a_tokenizer_option_that_is_unknown_is_said_and_texts_are_not_compared(folders, theirs, tmp_path):
-    edit_config(theirs, set_in(*TEXT, tokenizer_kwargs={"strip_sep_token": True, "clean": "canonicalize"}))
-    report = compared(folders / "ours", theirs, tmp_path)
-    assert any("tokenizer_kwargs.clean" in note for note in report["b"]["notes"])
-    assert any("does not say how they are tokenised" in note for note in report["notes"])
-
-
-def test_a_vocabulary_alone_is_taken_as_bert(folders, theirs, tmp_path):
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (theirs / name).unlink()
-    assert named(compared(folders / "ours", theirs, tmp_path)) == {
-        compare_texts.NORMALISATION,
-        compare_texts.SEP_PLACE,
-    }
-
-
 def test_no_cause_is_invented_for_other_weights(folders, tmp_path, capsys):
     config = model_config(image={"embed": 32}, text={"vocab": 30522, "length": LENGTH, "embed": 32})
     save_model(
@@ -285,6 +286,13 @@ def test_no_cause_is_invented_for_other_weights(folders, tmp_path, capsys):
     assert report["first"]["where"] == "image/patch"
     assert named(report) == set()
     assert "the weights or tables themselves differ" in capsys.readouterr().out
+
+
+def test_flags_that_nothing_asks_are_said_to_be_unused(folders, theirs, tmp_path, caplog):
+    flags = ("--released", "h14-84px-t8-laion2b", "--image-heads", "2")
+    with caplog.at_level("WARNING"):
+        assert compared(folders / "ours", theirs, tmp_path, *flags)["first"] is None
+    assert "--released, --image-heads: not used, both sides say all of it themselves" in caplog.text
 
 
 def test_other_sizes_are_said_and_nothing_is_walked(folders, tmp_path):
@@ -302,12 +310,28 @@ def test_other_sizes_are_said_and_nothing_is_walked(folders, tmp_path):
     assert whats["text tower"] == "tokens is 16 in A, 8 in B"
 
 
+def test_a_model_folder_is_checked_as_everywhere_else(folders, tmp_path, capsys):
+    folder = shutil.copytree(folders / "ours", tmp_path / "extra")
+    leaves = load_file(folder / "model.safetensors")
+    leaves["log_temperature"] = leaves["log_temperature"].astype(np.float16)
+    save_file(leaves | {"image/more": np.zeros(1, np.float32)}, folder / "model.safetensors")
+    assert run(lambda: main([str(folders / "ours"), str(folder)])) == 2
+    err = capsys.readouterr().err
+    assert "unused: image/more (1,)" in err
+    assert "dtype: log_temperature is float16, expected float32" in err
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
         (["nothing", "nothing"], "there is no file or folder nothing"),
         (["{ours}", "{ours}", "--recorded-b", "nothing.npz"], "the recording nothing.npz"),
         (["{ours}", "{broken}"], "missing: visual.proj"),
+        (["{ours}", "{ours}", "--released", "foo"], "no released model is called 'foo'"),
+        (["{ours}", "{ours}", "--preset", "nonsense"], "nonsense"),
+        (["{ours}", "{ours}", "--config", "nothing.json"], "nothing.json"),
+        (["{ours}", "{ours}", "--json", "{broken}"], "is a folder"),
+        (["{ours}", "{ours}", "--json", "{broken}/no/report.json"], "there is no folder"),
     ],
 )
 def test_mistakes_are_one_message_and_exit_code_2(argv, words, folders, theirs, capsys):

@@ -13,7 +13,8 @@ from clipa_eqx.tokenizer import Tokenizer
 from conversion import compare_pictures, compare_texts
 from conversion.compare import main
 from conversion.compare_pictures import fixed_pictures
-from conversion.compare_texts import FIXED_TEXTS
+from conversion.compare_texts import FIXED_TEXTS, HabitTokenizer, TextHabits
+from conversion.flax_names import to_flax
 from conversion.open_clip_config import Pictures
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -46,6 +47,21 @@ def test_recorded_tokens_are_explained(folders, tmp_path):
     assert named(report) == {compare_texts.SEP_KEPT}
     np.savez(tmp_path / "mine.npz", tokens=ids + 1)
     report = compared(folders / "ours", folders / "ours", tmp_path, "--recorded-b", tmp_path / "mine.npz")
+    assert named(report) == {"unexplained"}
+
+
+def test_recorded_tokens_of_a_file_without_a_vocabulary_are_explained_with_the_others(model, folders, tmp_path):
+    np.savez(tmp_path / "model.npz", **to_flax(model))
+    ids = HabitTokenizer(pieces=Tokenizer.bert().pieces, length=LENGTH, habits=TextHabits(sep="stripped"))(FIXED_TEXTS)
+    np.savez(tmp_path / "tokens.npz", tokens=ids)
+    for flag, sides in (("--recorded-b", ("ours", "npz")), ("--recorded-a", ("npz", "ours"))):
+        paths = [folders / "ours" if side == "ours" else tmp_path / "model.npz" for side in sides]
+        report = compared(*paths, tmp_path, flag, tmp_path / "tokens.npz")
+        assert named(report) == {compare_texts.SEP_PLACE}
+    flags = ("--image-pool", "gap", "--text-pool", "last", "--image-size", 16, "--recorded-a", tmp_path / "tokens.npz")
+    np.savez(tmp_path / "other.npz", tokens=ids + 1)
+    both = [tmp_path / "model.npz"] * 2
+    report = compared(*both, tmp_path, *flags, "--recorded-b", tmp_path / "other.npz")
     assert named(report) == {"unexplained"}
 
 

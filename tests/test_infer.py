@@ -15,7 +15,8 @@ from clipa_eqx.json_config import to_json
 from clipa_eqx.models.presets import PRESETS, T5X_TEXT, preset
 from conversion.flax_names import flax_rules
 from conversion.flax_shapes import FlaxLayout, flax_facts
-from conversion.infer import PROFILES, TEXT_TABLES, Choices, resolve_config
+from conversion.infer import TEXT_TABLES, Choices, resolve_config
+from conversion.numerics import PROFILES
 from conversion.released import RELEASED
 from conversion.rules import foreign_tensors
 from conversion.tensors import TensorInfo
@@ -85,6 +86,11 @@ def test_learned_positions_tell_the_size_of_a_square_image_and_no_other():
     assert note in resolved.notes
     wide = tiny_clip_config(image={"position": "learned", "pool": "tok", "image_size": (8, 16)})
     assert "image.image_size is not known" in problems(shapes_of(wide), **learned)
+
+
+def test_an_image_size_that_is_a_slip_of_the_pen_is_refused_before_memory_is_asked_for():
+    said = problems(shapes_of(tiny_clip_config()), **(FULL | {"image_size": 100_000_000}))
+    assert "image.image_size: (100000000, 100000000) by --image-size, but no model takes more than 4096 pixels" in said
 
 
 def test_a_preset_is_checked_and_every_difference_named():

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from open_clip_folders import convert, save, tiny_model
+from open_clip_folders import CONFIG, convert, export_tiny, save, tiny_model
 
 from clipa_eqx.cli import run
 from conversion.open_clip import main
@@ -47,3 +47,21 @@ def test_pictures_prepared_in_an_unknown_way_are_not_exported(changes, words, mo
     assert run(lambda: main(["export", str(tmp_path / "model"), str(tmp_path / "theirs")])) == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "theirs").exists()
+
+
+def test_a_bare_model_config_says_nothing_of_pictures_and_the_note_says_all_that_is_taken(tmp_path):
+    theirs = export_tiny(tmp_path)
+    config = json.loads((theirs / CONFIG).read_text())
+    (theirs / CONFIG).write_text(json.dumps(config["model_cfg"]))
+    note = convert(theirs, tmp_path / "back").provenance["config_notes"][-1]
+    assert note.startswith("preprocess: squash, a default that no file tells")
+    assert "bilinear, with ImageNet's mean and std" in note
+
+
+def test_an_export_says_that_open_clip_has_no_fast_mode(model, tmp_path, caplog):
+    file = save(tmp_path / "model", model) / "preprocess.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"mode": "fast"}))
+    with caplog.at_level("WARNING"):
+        main(["export", str(tmp_path / "model"), str(tmp_path / "theirs")])
+    assert "open_clip has no squash in mode fast; its pixels are up to" in caplog.text
+    assert "of JPEGs, which it decodes smaller" in caplog.text

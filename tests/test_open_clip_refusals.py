@@ -78,7 +78,21 @@ REFUSED = {
     "unknown of text": (set_in(*TEXT, act="relu"), "text_cfg.act ('relu') is no field that is known here"),
     "unknown of model": (set_in("model_cfg", multimodal_cfg={}), "multimodal_cfg ({}) is no field that is known"),
     "unknown of pictures": (set_in(*PICTURES, blur=1), "preprocess_cfg.blur (1) is no field that is known here"),
+    "no pictures": (lambda found: found.pop("preprocess_cfg"), "interpolation bicubic; ours is bilinear"),
+    "null pictures": (set_in(preprocess_cfg=None), "mean (0.48145466, 0.4578275, 0.40821073)"),
+    "empty pictures": (set_in(preprocess_cfg={}), "mean (0.48145466, 0.4578275, 0.40821073)"),
+    "unknown beside": (set_in(preproces_cfg={}), "preproces_cfg ({}) is no field that is known here"),
+    "pictures inside": (set_in("model_cfg", preprocess_cfg={}), "preprocess_cfg ({}) is no field that is known here"),
+    "size word": (set_in(*PICTURES, size="16"), "size is '16', expected pixels or a list of two\n"),
     "grey": (set_in(*PICTURES, mode="L"), "preprocess_cfg.mode is 'L'"),
+    "norm word of text": (
+        set_in(*TEXT, final_ln_after_pool="yes"),
+        "final_ln_after_pool is 'yes', expected bool",
+    ),
+    "eos word": (set_in(*TEXT, eos_id="yes"), "text_cfg.eos_id is 'yes', expected int"),
+    "scale word": (set_in("model_cfg", init_logit_scale="x"), "init_logit_scale is 'x', expected float"),
+    "custom number": (set_in("model_cfg", custom_text=5), "custom_text is 5, expected bool"),
+    "timm word": (set_in(*VISION, timm_drop=[1]), "vision_cfg.timm_drop is [1], expected float"),
     "std": (set_in(*PICTURES, std=[0.2, 0, 0.2]), "preprocess_cfg.std is [0.2, 0, 0.2], expected three positive"),
     "norm list": (set_in(*VISION, norm_kwargs=[1]), "vision_cfg.norm_kwargs is [1], expected an object"),
     "act word": (set_in(*VISION, act_kwargs="tanh"), "vision_cfg.act_kwargs is 'tanh', expected an object"),
@@ -98,6 +112,7 @@ def test_what_our_model_cannot_be_is_refused(case, theirs, tmp_path, capsys):
     err = capsys.readouterr().err
     assert words in err
     assert "Traceback" not in err
+    assert "(1, 1)" not in err
     assert not (tmp_path / "back").exists()
 
 

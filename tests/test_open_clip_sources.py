@@ -160,3 +160,9 @@ def test_help_needs_no_jax():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip().endswith("False")
+
+
+def test_a_model_is_not_imported_into_the_folder_that_it_comes_from(theirs, capsys):
+    assert run(lambda: main(["import", str(theirs), str(theirs / "sub")])) == 2
+    assert "would lie in the source" in capsys.readouterr().err
+    assert not (theirs / "sub").exists()

@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from open_clip_folders import VOCAB, convert, edit_config, export_tiny, save, set_in
+from open_clip_folders import VOCAB, convert, edit_config, edit_weights, export_tiny, save, set_in, tiny_model
 from random_models import random_model
 from tiny import model_config
 
@@ -106,6 +106,13 @@ def test_a_tokenizer_that_ours_does_not_stand_for_is_refused(case, theirs, tmp_p
     assert not (tmp_path / "back").exists()
 
 
+@pytest.mark.parametrize("text", ["{", '{"model": 1}'])
+def test_the_users_word_goes_before_a_file_that_cannot_be_read(text, theirs, tmp_path):
+    (theirs / "tokenizer.json").write_text(text)
+    loaded = convert(theirs, tmp_path / "back", "--vocab", theirs / "vocab.txt")
+    assert loaded.provenance["vocabulary"]["rules"] == "reference"
+
+
 def test_the_users_word_goes_before_the_folders(theirs, tmp_path):
     swapped(theirs)
     loaded = convert(theirs, tmp_path / "back", "--vocab", theirs / "vocab.txt")
@@ -125,14 +132,50 @@ def test_uncased_wordpiece_is_taken_from_any_of_its_files(kept, as_reference, th
         "sha256": TOKENIZER.vocab_sha256,
         "pieces": len(VOCAB),
         "origin": kept[0],
+        "rules": "reference" if as_reference and "tokenizer.json" in kept else "bert",
     }
 
 
 def test_a_vocabulary_without_sep_goes_out_with_our_rules(tmp_path):
     pieces = tuple("sepp" if piece == "[SEP]" else piece for piece in VOCAB)
     model = random_model(model_config(blocks={"depth": 1, "gelu": "exact", "norm_eps": 1e-5}))
-    folder = save(tmp_path / "model", model, provenance={"format": "open_clip"}, pieces=pieces)
+    folder = save(tmp_path / "model", model, provenance={"vocabulary": {"rules": "bert"}}, pieces=pieces)
     main(["export", str(folder), str(tmp_path / "theirs")])
     settings = json.loads((tmp_path / "theirs" / "tokenizer_config.json").read_text())
     assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert convert(tmp_path / "theirs", tmp_path / "back").tokenizer.tokenizer.pieces == pieces
+
+
+CLASSES = {True: "PreTrainedTokenizerFast", False: "BertTokenizer"}
+
+
+@pytest.mark.parametrize("as_reference", [True, False])
+@pytest.mark.parametrize("gelu", ["exact", "tanh"])
+def test_the_rules_that_a_folder_had_go_out_again_whatever_the_numerics(as_reference, gelu, tmp_path):
+    """From the folder, and from its weight file alone, which says so itself."""
+    model = random_model(model_config(blocks={"depth": 1, "gelu": gelu}))
+    main(["export", str(save(tmp_path / "model", model)), str(tmp_path / "theirs")])
+    assert tokenizer_class(tmp_path / "theirs") == CLASSES[True]
+    write_tokenizer(tmp_path / "theirs", TOKENIZER, length=8, as_reference=as_reference)
+    convert(tmp_path / "theirs", tmp_path / "back")
+    main(["export", str(tmp_path / "back"), str(tmp_path / "again")])
+    assert tokenizer_class(tmp_path / "again") == CLASSES[as_reference]
+    alone = shutil.copy(tmp_path / "again" / "open_clip_model.safetensors", tmp_path / "weights.safetensors")
+    flags = ["--config", tmp_path / "model" / "config.json", "--vocab", tmp_path / "again" / "vocab.txt"]
+    loaded = convert(alone, tmp_path / "alone", *flags)
+    assert loaded.provenance["vocabulary"]["rules"] == ("reference" if as_reference else "bert")
+
+
+def tokenizer_class(folder):
+    return json.loads((folder / "tokenizer_config.json").read_text())["tokenizer_class"]
+
+
+def test_weights_alone_that_were_not_written_here_are_tokenised_as_open_clip_does(theirs, tmp_path):
+    edit_weights(theirs, lambda tensors: None)
+    flags = ["--config", theirs.parent / "config.json", "--vocab", theirs / "vocab.txt", "--profile", "open_clip"]
+    save(tmp_path / "model", tiny_model())
+    shutil.copy(tmp_path / "model" / "config.json", theirs.parent / "config.json")
+    shutil.move(theirs / "open_clip_model.safetensors", tmp_path / "weights.safetensors")
+    assert (
+        convert(tmp_path / "weights.safetensors", tmp_path / "back", *flags).provenance["vocabulary"]["rules"] == "bert"
+    )

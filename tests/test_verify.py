@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 import shutil
@@ -15,8 +16,10 @@ from clipa_eqx.data.eval_images import EvalImageConfig
 from clipa_eqx.models.presets import preset
 from clipa_eqx.tokenizer import Tokenizer
 from clipa_eqx.trees import count_params
+from conversion.compare import main as compare
 from conversion.flax_clipa import main as flax
 from conversion.flax_names import to_flax
+from conversion.open_clip import main as open_clip
 from conversion.verify import _identity, main
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -94,11 +97,21 @@ def test_other_weights_under_the_same_names_are_found(copy, tmp_path, capsys):
         preprocess=EvalImageConfig(size=(16, 16)),
         provenance={},
     )
-    provenance = json.loads((copy / "provenance.json").read_text())
-    del provenance["leaves_sha256"]
-    (copy / "provenance.json").write_text(json.dumps(provenance))
     shutil.copy(other / "model.safetensors", copy / "model.safetensors")
+    assert "sha256 of image/patch/weight is not the recorded one" in refused(copy, capsys)
+    edit(copy / "provenance.json", lambda found: found.pop("leaves_sha256"))
+    assert "no checksum is recorded for" in refused(copy, capsys)
+    # Of weights that no importer wrote, only the embeddings tell.
+    edit(copy / "provenance.json", lambda found: found.pop("converter"))
     assert "embeddings of fixed inputs are not those recorded" in refused(copy, capsys)
+
+
+@pytest.mark.parametrize(
+    "values", [None, {}, {"embeddings": {"image": [1]}}, {"embeddings": {"image": {"first_values": ["x"]}}}]
+)
+def test_an_imported_folder_without_recorded_embeddings_is_not_whole(values, copy, capsys):
+    edit(copy / "provenance.json", lambda found: found.update(self_check=values))
+    assert "no embeddings to compare with are recorded; the import writes them" in refused(copy, capsys)
 
 
 def test_a_config_that_the_weights_are_not_of_is_found(copy, capsys):
@@ -176,3 +189,28 @@ def test_a_released_architecture_is_recognised(tmp_path):
     assert named == ["h14-84px-t8-laion2b", "h14-84px-t8-datacomp1b"]
     assert "--text-reduction syntax" in lines[-1]
     assert _identity(tmp_path, model_config())[1] == "preset: none"
+
+
+def test_towers_of_two_kinds_are_no_profile(tmp_path):
+    # Their epsilons are equal, which is all that the two have in common.
+    config = model_config()
+    image = dataclasses.replace(config.image, blocks=dataclasses.replace(config.image.blocks, gelu="exact"))
+    config = dataclasses.replace(config, image=image)
+    assert config.image.blocks.norm_eps == config.text.blocks.norm_eps
+    lines = _identity(tmp_path, config)
+    assert "numerics profile: custom" in lines
+
+
+def test_a_work_folder_is_told_from_a_model_folder_and_its_model_named(tmp_path, capsys):
+    """By whatever takes a model folder: verify, exports, compare."""
+    work = tmp_path / "run"
+    (work / "checkpoints").mkdir(parents=True)
+    record = {"version": 1, "config": {}, "data_sha256": "0", "vocab_sha256": "0"}
+    (work / "config.json").write_text(json.dumps(record))
+    words = f"{work} is the work folder of a run; its model is {work / 'model'}, once the run has ended"
+    assert words in refused(work, capsys)
+    for command in ("export", "import"):
+        assert run(lambda command=command: open_clip([command, str(work), str(tmp_path / "new")])) == 2
+        assert words in capsys.readouterr().err
+    assert run(lambda: compare([str(work), str(work)])) == 2
+    assert words in capsys.readouterr().err
