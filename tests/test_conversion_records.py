@@ -117,7 +117,7 @@ def unknown_column_of_tars(folder):
     dumps.write_tars(folder / "source", [samples(1)])
     return (
         ["webdataset", folder / "source", folder / "out", "--caption-column", "re_caption"],
-        "no sample of 00000.tar has 're_caption'.*the samples have: jpg, json, key, txt, url, width",
+        r"the first samples of .*: no column 're_caption' .* it has: \.jpg, \.json, \.txt, key, url, width",
     )
 
 
@@ -125,7 +125,7 @@ def unknown_column_of_tfrecords(folder):
     dumps.write_img2dataset(folder / "source", [samples(1)])
     return (
         ["img2dataset", folder / "source", folder / "out", "--key-column", "uid"],
-        r"no sample of 00000\.tfrecord has 'uid', which an option asks for; .* jpg, key, txt, url, width",
+        r"the first examples of .*: no column 'uid' for the key .* it has: jpg, key, txt, url, width",
     )
 
 

@@ -1,27 +1,25 @@
 """JSON lists of pictures and captions: COCO, Karpathy's splits, and plain lists of maps."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import cast
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple, cast
 
 from clipa_eqx.errors import DataError
 from conversion.ingest.class_folders import list_parts
 from conversion.ingest.columns import (
-    CAPTION_COLUMNS,
     IMAGE_SUFFIXES,
-    PATH_COLUMNS,
     as_captions,
     as_extra,
     as_label,
-    check_listed,
-    first_of,
+    check_kept,
+    choose_listed,
+    count_names,
     from_json,
 )
 from conversion.ingest.files import Found, Place, check_readable, find_files, open_place, unreadable
 from conversion.ingest.pictures import is_complete
-from conversion.ingest.plans import digest_of, ignored_files, wrong_kind
-from conversion.ingest.rows import IngestOptions, ListedRow, Part, Plan
+from conversion.ingest.plans import digest_of, ignored_files, named_columns, wrong_kind
+from conversion.ingest.rows import Columns, IngestOptions, ListedRow, Part, Plan, printable
 from conversion.ingest.tables import TABLE_SUFFIXES, table_parts
 
 
@@ -40,25 +38,44 @@ def plan_captions(place: Place, *, options: IngestOptions) -> Plan:
     pictures = [file for file in found if file.name.lower().endswith(IMAGE_SUFFIXES)]
     digest = hashlib.sha256(digest_of(pictures).encode())
     unlisted = 0
+    columns: dict[str, dict[str, object]] = {}
     for file in lists:
         if file.name.lower().endswith(".json"):
-            rows, more = _json_rows(place, file, options)
-            parts += list_parts(rows, [1] * len(rows), source=file.name, options=options)
-            unlisted += more
-            for row in rows:
+            listed = _read_list(place, file, options)
+            pieces, chosen, names = listed.parts, listed.columns, listed.names
+            unlisted += listed.unlisted
+            for row in (row for part in pieces for row in part.rows or ()):
                 digest.update(repr(row).encode())
         else:
-            pieces, content = table_parts(place, file, options=options)
-            parts += pieces
+            pieces, content, chosen, names = table_parts(place, file, options=options)
             digest.update(content.encode())
+        parts += pieces
+        if names:
+            if not columns:
+                check_kept(names, options=options, where=file.path)
+            columns[printable(file.name)] = named_columns(chosen)
     info = ignored_files(set(found) - set(lists) - set(pictures))
     if unlisted:
         info["captions_of_unlisted_pictures"] = unlisted
-    return Plan(parts=tuple(parts), info=info, digest=digest.hexdigest())
+    alike = all(one == next(iter(columns.values())) for one in columns.values())
+    return Plan(
+        parts=tuple(parts),
+        info=info,
+        digest=digest.hexdigest(),
+        columns=next(iter(columns.values()), {}) if alike else columns,
+    )
 
 
-def _json_rows(place: Place, file: Found, options: IngestOptions) -> tuple[list[ListedRow], int]:
-    """The rows of a list, and how many captions name a picture that it does not list."""
+class _List(NamedTuple):
+    """A JSON list; `unlisted` counts the captions of pictures that it does not list."""
+
+    parts: Sequence[Part] = ()
+    unlisted: int = 0
+    columns: Columns = Columns()
+    names: Collection[str] = ()
+
+
+def _read_list(place: Place, file: Found, options: IngestOptions) -> _List:
     try:
         content = from_json(place.fs.cat_file(file.path))
     except OSError as error:
@@ -67,42 +84,43 @@ def _json_rows(place: Place, file: Found, options: IngestOptions) -> tuple[list[
         raise DataError(f"{file.path} is not valid JSON: {error}; is it cut? fetch it again") from error
     fields = cast(dict[str, object], content) if isinstance(content, dict) else {}
     entries = _maps(content if isinstance(content, list) else fields.get("images"), file)
-    captions: dict[str, list[str | bytes | None]] = {}
-    if "annotations" in fields:
-        for note in _maps(fields["annotations"], file):
-            captions.setdefault(_identity(note.get("image_id")), []).extend(as_captions(note.get("caption")))
+    notes = _maps(fields["annotations"], file) if "annotations" in fields else None
     entries = _of_split(entries, file, options)
     if not entries:
-        return [], sum(map(len, captions.values()))
-    names = dict.fromkeys(name for entry in entries for name in entry)
+        return _List(unlisted=len(notes or ()))
+    names = count_names(entries)
     # COCO's captions are those of its annotations.
-    if "annotations" in fields:
-        check_listed(
-            {**names, "annotations": None}, options=replace(options, caption_column="annotations"), where=file.path
-        )
-    else:
-        check_listed(names, options=options, where=file.path)
-    # Karpathy's lists of COCO give folder and name apart.
-    usual = ("filename",) if {"filename", "filepath"} <= names.keys() else PATH_COLUMNS
-    name = options.image_column or first_of(names, usual) or ""
-    text = None if "annotations" in fields else options.caption_column or first_of(names, CAPTION_COLUMNS)
+    texts = None if notes is None else count_names(notes) or {"caption": 0}
+    columns = choose_listed(names, texts, options=options, where=file.path)
+    captions: dict[object, list[str | bytes | None]] = {}
+    for note in notes or ():
+        found = as_captions(note.get(columns.caption or "", ()))
+        captions.setdefault(_identity(note.get("image_id")), []).extend(found)
     rows: list[ListedRow] = []
     for entry in entries:
-        found = captions.pop(_identity(entry.get("id")), ()) if text is None else as_captions(entry.get(text))
-        path = str(entry.get(name) or "")
-        if name == "filename" and entry.get("filepath"):
+        if notes is None:
+            found = as_captions(entry.get(columns.caption or "", ()))
+        else:
+            found = captions.pop(_identity(entry.get("id")), ())
+        path = str(entry.get(columns.path or "") or "")
+        if columns.path == "filename" and entry.get("filepath"):
             path = f"{entry['filepath']}/{path}"
-        key = entry.get(options.key_column) if options.key_column else None
+        key = entry.get(columns.key) if columns.key else None
         rows.append(
             ListedRow(
                 key=path if key is None else str(key),
                 path=_complete(path, place, file, options),
                 captions=tuple(found),
-                label=as_label(entry.get(options.label_column)) if options.label_column else None,
+                label=as_label(entry.get(columns.label)) if columns.label else None,
                 extra={name: as_extra(entry[name]) for name in options.keep if name in entry},
             )
         )
-    return rows, 0 if options.split else sum(map(len, captions.values()))
+    return _List(
+        parts=list_parts(rows, [1] * len(rows), source=file.name, options=options),
+        unlisted=0 if options.split else sum(map(len, captions.values())),
+        columns=columns,
+        names=names,
+    )
 
 
 def _complete(path: str, place: Place, file: Found, options: IngestOptions) -> str:
@@ -130,9 +148,9 @@ def _of_split(
     return [entry for entry in entries if str(entry.get("split")) in wanted]
 
 
-def _identity(value: object) -> str:
-    """What joins annotations to pictures: ids are whatever somebody wrote, also lists."""
-    return repr(value)
+def _identity(value: object) -> object:
+    """What joins annotations to pictures: ids are whatever somebody wrote, also lists, and 1 is the same as 1.0."""
+    return value if isinstance(value, int | float | str) else repr(value)
 
 
 def _maps(value: object, file: Found) -> list[dict[str, object]]:

@@ -1,12 +1,13 @@
 """Usual names of columns, and the values of tables, features and JSON in the types of a record."""
 
 import json
-from collections.abc import Collection, Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from typing import cast
 
 from clipa_eqx.data.records import ExtraValue
 from clipa_eqx.errors import DataError
-from conversion.ingest.rows import IngestOptions
+from conversion.ingest.rows import Columns, IngestOptions
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 IMAGE_COLUMNS = ("jpg", "image", "jpeg", "png", "webp", "image_bytes", "img", "bytes")
@@ -23,68 +24,62 @@ def first_of(names: Collection[str], candidates: Iterable[str]) -> str | None:
 
 
 def choose_column(
-    asked: str | None, names: Collection[str], candidates: Iterable[str], *, what: str, flag: str, where: str
+    asked: str | None,
+    names: Collection[str],
+    candidates: Iterable[str],
+    *,
+    what: str,
+    where: str,
+    needed: bool = False,
+    flag: str | None = None,
 ) -> str | None:
     """The column asked for, else the first with a usual name, else None.
 
     Raises:
-        DataError: the column asked for is not there.
+        DataError: the column asked for is not there, or none is and one is `needed`.
     """
-    if asked is None:
-        return first_of(names, candidates)
-    if asked not in names:
-        raise DataError(
-            f"{where} has no column {asked!r} for the {what} ({flag}); it has: {', '.join(map(str, names))}"
-        )
-    return asked
+    flag = flag or f"--{what}-column"
+    told = f"it has: {', '.join(map(str, names))}"
+    if asked is not None and asked not in names:
+        raise DataError(f"{where}: no column {asked!r} for the {what} ({flag}); {told}")
+    found = first_of(names, candidates) if asked is None else asked
+    if found is None and needed:
+        hint = ", or give --label-column if the set has labels instead" if what == "caption" else ""
+        raise DataError(f"{where}: no column looks like the {what}; name it with {flag}{hint}; {told}")
+    return found
 
 
-def no_column(*, what: str, flag: str, where: str, names: Iterable[str]) -> DataError:
-    hint = ", or give --label-column if the set has labels instead" if what == "caption" else ""
-    return DataError(f"{where}: no column looks like the {what}; name it with {flag}{hint}; it has: {', '.join(names)}")
+def choose_listed(
+    entries: Mapping[str, int], captions: Mapping[str, int] | None = None, *, options: IngestOptions, where: str
+) -> Columns:
+    """The columns of a list: of those with usual names, the one that holds something in most entries.
 
-
-def check_names(names: Collection[str], *, options: IngestOptions, labelled: bool, where: str) -> None:
-    """Compare what the samples of a source's first file hold with what is asked for.
-
-    What all of them lack is most likely a slip; in a later file its rows are lost one by one.
+    The numbers count these entries; `captions` has those of COCO's annotations.
 
     Raises:
-        DataError: no sample has a column that is asked for, or any picture or caption.
+        DataError: it has no column for pictures, or none for captions and no label is asked for, or none that is asked
+            for.
     """
-    if not names:
-        return
-    asked = [options.image_column, options.caption_column, options.label_column, options.key_column]
-    wanted = [*filter(None, asked), *options.keep]
-    if absent := [name for name in wanted if name not in names]:
-        raise DataError(
-            f"no sample of {where} has {', '.join(map(repr, absent))}, which an option asks for; "
-            f"the samples have: {', '.join(sorted(names))}"
-        )
-    for what, column, usual in (
-        ("image", options.image_column, (*IMAGE_COLUMNS, *(suffix[1:] for suffix in IMAGE_SUFFIXES))),
-        ("caption", options.caption_column, () if labelled else CAPTION_COLUMNS),
-    ):
-        if usual and column is None and first_of(names, usual) is None:
-            raise no_column(what=what, flag=f"--{what}-column", where=where, names=sorted(names))
+    captions = entries if captions is None else captions
+    paths = sorted(PATH_COLUMNS, key=lambda name: -entries.get(name, 0))
+    usual = sorted(CAPTION_COLUMNS, key=lambda name: -captions.get(name, 0))
+    # Karpathy's lists of COCO give folder and name apart.
+    paths = ["filename"] if {"filename", "filepath"} <= entries.keys() else paths
+    needed = options.label_column is None
+    return Columns(
+        path=choose_column(options.image_column, entries, paths, what="image", where=where, needed=True),
+        caption=choose_column(options.caption_column, captions, usual, what="caption", where=where, needed=needed),
+        label=choose_column(options.label_column, entries, (), what="label", where=where),
+        key=choose_column(options.key_column, entries, (), what="key", where=where),
+    )
 
 
-def check_listed(names: Collection[str], *, options: IngestOptions, where: str) -> None:
-    """Check the columns of a list of pictures.
-
-    Raises:
-        DataError: it has none for pictures, or none for captions and no label is asked for, or none that is asked for.
-    """
-    for what, asked, usual in (
-        ("image", options.image_column, PATH_COLUMNS),
-        ("caption", options.caption_column, () if options.label_column else CAPTION_COLUMNS),
-        ("label", options.label_column, ()),
-        ("key", options.key_column, ()),
-    ):
-        found = choose_column(asked, names, usual, what=what, flag=f"--{what}-column", where=where)
-        if found is None and usual:
-            raise no_column(what=what, flag=f"--{what}-column", where=where, names=names)
-    check_kept(names, options=options, where=where)
+def count_names(entries: Iterable[Mapping[str, object]]) -> Counter[str]:
+    """All names, each with the number of entries that hold something under it."""
+    counts: Counter[str] = Counter()
+    for entry in entries:
+        counts.update({name: int(value is not None) for name, value in entry.items()})
+    return counts
 
 
 def check_kept(names: Collection[str], *, options: IngestOptions, where: str) -> None:

@@ -47,6 +47,8 @@ def convert(
     check_name(place)
     _check_apart(given, place)
     plan = plan_source(given, kind=kind, options=options)
+    if plan.columns:
+        _log.info("columns of %s: %s", source, _told(plan.columns))
     command = _command(kind, source, options, plan)
     if not (given.crosses_processes and place.crosses_processes):
         workers = 1
@@ -199,9 +201,17 @@ def _command(kind: Kind, source: str, options: IngestOptions, plan: Plan) -> dic
         "kind": kind,
         "source": printable(source),
         **changed,
+        **({"columns": plan.columns} if plan.columns else {}),
         "parts": len(plan.parts),
         "source_files": files.hexdigest(),
     }
+
+
+def _told(columns: Mapping[str, object]) -> str:
+    shown = list(columns.items())[:5]
+    told = ", ".join(f"{use} from {name!r}" for use, name in shown if not isinstance(name, dict))
+    lists = (f"{name} ({_told(one)})" for name, one in shown if isinstance(one, dict))
+    return told + "; ".join(lists) + ("; ..." if len(columns) > len(shown) else "")
 
 
 def _check_apart(source: Place, target: Place) -> None:

@@ -3,8 +3,9 @@
 import importlib
 import importlib.util
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from clipa_eqx.data.records import ExtraValue
 from clipa_eqx.errors import DataError
@@ -21,61 +22,54 @@ from conversion.ingest.columns import (
     choose_column,
     first_of,
     from_json,
-    no_column,
 )
-from conversion.ingest.files import Found, Place, find_files, staged, unreadable
+from conversion.ingest.files import Place, find_files, staged, unreadable
 from conversion.ingest.pictures import read_picture
-from conversion.ingest.plans import digest_of, ignored_files, parts_of
-from conversion.ingest.rows import DOWNLOAD_FAILED, TRUNCATED, IngestOptions, Lost, Part, Plan, Row
+from conversion.ingest.plans import digest_of, ignored_files, parts_of, with_columns
+from conversion.ingest.rows import DOWNLOAD_FAILED, TRUNCATED, Columns, IngestOptions, Lost, Part, Plan, Row
 
 _ROWS_AT_ONCE = 64  # pictures of a few hundred kilobytes; bounds memory
 _STATUS = "status"
 _SUFFIXES = ("jpg", "png", "webp")  # what img2dataset encodes to
 
 
-class _Columns(NamedTuple):
-    image: str | None  # a column of bytes
-    path: str | None  # a column of paths
-    caption: str | None
-    key: str | None
-    label: str | None
-
-
 def plan_parquet(place: Place, *, options: IngestOptions) -> Plan:
-    """One part per table; class names from the hub's own notes in the first table, where it has them.
+    """One part per table; columns, and class names from the hub's own notes, are those of the first table with rows.
 
     Raises:
-        DataError: there is no table, pyarrow is not installed, or the first table does not have the columns.
+        DataError: there is no table, pyarrow is not installed, or that table does not have the columns.
     """
     found = find_files(place)
     tables = [file for file in found if file.name.lower().endswith(".parquet")]
     plan = parts_of(place, found, tables, kind="parquet", what=".parquet files")
     if importlib.util.find_spec("pyarrow") is None:
         raise DataError("Parquet is read by pyarrow, which is not installed: pip install 'clipa_eqx[parquet]'")
-    schema = _read_schema(place, tables[0])
-    if schema is not None:
-        _choose(schema, place, plan.parts[0], options)
+    schemas = ((part, _read_schema(place, part)) for part in plan.parts)
+    first, schema = next((found for found in schemas if found[1] is not None), (plan.parts[0], None))
+    columns = Columns() if schema is None else _choose(schema, place, first, options)
     # Pictures beside the tables are rows of the tables, not files left out.
     pictures = [file for file in found if file.name.lower().endswith(IMAGE_SUFFIXES)]
-    return Plan(
+    plan = Plan(
         parts=plan.parts,
         class_names=None if schema is None else _class_names(schema, options),
         info=ignored_files(set(found) - set(tables) - set(pictures)),
         digest=digest_of(pictures),
     )
+    return with_columns(plan, columns)
 
 
-def _read_schema(place: Place, file: Found) -> Any:
-    """The schema of a table, None if the table is damaged, which shows again when it is read."""
+def _read_schema(place: Place, part: Part) -> Any:
+    """The schema of a table, None if it has no rows or is damaged, which shows again when it is read."""
     try:
-        with place.fs.open(file.path, "rb") as opened:
-            return _pyarrow("parquet").read_schema(opened)
+        with place.fs.open(part.path, "rb") as opened:
+            table = _pyarrow("parquet").ParquetFile(opened)
+            return table.schema_arrow if table.metadata.num_rows else None
     except _pyarrow("").ArrowException:
         return None
     except OSError as error:
         if error.errno is None:  # as pyarrow has it for a broken file
             return None
-        raise unreadable(file.path, error) from error
+        raise unreadable(part.path, error) from error
 
 
 def _class_names(schema: Any, options: IngestOptions) -> tuple[str, ...] | None:
@@ -91,24 +85,23 @@ def read_parquet(place: Place, part: Part, *, options: IngestOptions) -> Iterato
 
     The picture is a column of bytes (or of maps with `bytes`), a column of paths, or img2dataset's file
     `00012/KEY.jpg` beside `00012.parquet`. Of a damaged table the whole rows are read; how many it lacks is known
-    unless its end is cut off, which makes it unreadable from the start.
+    unless its end is cut off, which makes it unreadable from the start. Columns that it lacks cost its rows.
 
     Raises:
-        DataError: the file cannot be opened, or does not have the columns.
+        DataError: the file cannot be opened.
     """
     arrow, parquet = _pyarrow(""), _pyarrow("parquet")
     read, expected = 0, None
     damage: Exception | None = None
-    columns: _Columns | None = None
     with staged(place.fs, part.path) as path:
         try:
             with parquet.ParquetFile(path) as table:
                 expected = int(table.metadata.num_rows)
-                columns = _choose(table.schema_arrow, place, part, options)
-                wanted = sorted({*filter(None, columns), *options.keep, _STATUS} & set(table.schema_arrow.names))
-                for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE, columns=wanted):
+                wanted = {*_names(part.columns), *options.keep, _STATUS} - _twice(table.schema_arrow)
+                have = sorted(wanted & set(table.schema_arrow.names))
+                for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE, columns=have):
                     for fields in cast(Sequence[Mapping[str, object]], _rows(batch)):
-                        yield _row(place, part, fields, columns, index=read, options=options)
+                        yield _row(place, part, fields, part.columns, index=read, options=options)
                         read += 1
         # A broken page raises ArrowInvalid, or OSError without a number.
         except (arrow.ArrowException, OSError) as error:
@@ -125,30 +118,49 @@ def read_parquet(place: Place, part: Part, *, options: IngestOptions) -> Iterato
         )
 
 
-def _choose(schema: Any, place: Place, part: Part, options: IngestOptions) -> _Columns:
+def _choose(schema: Any, place: Place, part: Part, options: IngestOptions) -> Columns:
     names: list[str] = list(schema.names)
-
-    def choose(asked: str | None, candidates: Sequence[str], what: str) -> str | None:
-        return choose_column(asked, names, candidates, what=what, flag=f"--{what}-column", where=part.source)
-
-    holding = [name for name in names if _holds_bytes(schema.field(name).type)]
-    asked = choose(options.image_column, (), "image")
+    where = part.source
+    holding = [field.name for field in schema if _holds_bytes(field.type)]
+    asked = choose_column(options.image_column, names, (), what="image", where=where)
     image = (asked if asked in holding else None) if asked else first_of(holding, IMAGE_COLUMNS)
-    key = choose(options.key_column, KEY_COLUMNS, "key")
-    path = None if image else asked or first_of(names, PATH_COLUMNS)
-    if image is None and path is None and (key is None or not place.fs.isdir(_beside(part))):
-        raise no_column(what="image", flag="--image-column", where=part.source, names=names)
-    caption = choose(options.caption_column, CAPTION_COLUMNS, "caption")
-    if caption is None and options.label_column is None:
-        raise no_column(what="caption", flag="--caption-column", where=part.source, names=names)
-    check_kept(names, options=options, where=part.source)
-    return _Columns(image, path, caption, key, choose(options.label_column, (), "label"))
+    key = choose_column(options.key_column, names, KEY_COLUMNS, what="key", where=where)
+    path = None
+    if image is None:
+        are_beside = key is not None and place.fs.isdir(_beside(part))
+        path = choose_column(asked, names, PATH_COLUMNS, what="image", where=where, needed=not are_beside)
+    needed = options.label_column is None
+    columns = Columns(
+        image=image,
+        path=path,
+        caption=choose_column(
+            options.caption_column, names, CAPTION_COLUMNS, what="caption", where=where, needed=needed
+        ),
+        key=key,
+        label=choose_column(options.label_column, names, (), what="label", where=where),
+    )
+    check_kept(names, options=options, where=where)
+    if twice := sorted(_twice(schema) & {*_names(columns), *options.keep}):
+        raise DataError(
+            f"{where} has two columns named {twice[0]!r}, and nothing tells which is meant; rename one, or choose "
+            "others with --image-column, --caption-column or --key-column"
+        )
+    return columns
+
+
+def _names(columns: Columns) -> set[str]:
+    return {name for name in (columns.image, columns.path, columns.caption, columns.key, columns.label) if name}
+
+
+def _twice(schema: Any) -> set[str]:
+    """Names of several columns: to read one of them is to read any."""
+    return {name for name, count in Counter(schema.names).items() if count > 1}
 
 
 def _row(
-    place: Place, part: Part, fields: Mapping[str, object], columns: _Columns, *, index: int, options: IngestOptions
+    place: Place, part: Part, fields: Mapping[str, object], columns: Columns, *, index: int, options: IngestOptions
 ) -> Row | Lost:
-    key = fields[columns.key] if columns.key is not None else None
+    key = fields.get(columns.key or "")
     name = f"{part.source}/{index:08d}" if key is None else key if isinstance(key, bytes) else str(key)
     shown = name if isinstance(name, str) else name.decode(errors="backslashreplace")
     status = fields.get(_STATUS)
@@ -158,24 +170,24 @@ def _row(
     return Row(
         key=name,
         image=_image(place, part, fields, columns, key=shown, options=options),
-        captions=as_captions(fields[columns.caption]) if columns.caption is not None else (),
-        label=as_label(fields[columns.label]) if columns.label is not None else None,
+        captions=as_captions(fields.get(columns.caption or "", ())),
+        label=as_label(fields.get(columns.label or "")),
         extra=extra,
     )
 
 
 def _image(
-    place: Place, part: Part, fields: Mapping[str, object], columns: _Columns, *, key: str, options: IngestOptions
+    place: Place, part: Part, fields: Mapping[str, object], columns: Columns, *, key: str, options: IngestOptions
 ) -> bytes | None:
     if columns.image is None:
         if columns.path is None:
             found = (read_picture(place, f"{_beside(part)}/{key}.{suffix}") for suffix in _SUFFIXES)
             return next((image for image in found if image is not None), None)
-        path = fields[columns.path]
+        path = fields.get(columns.path)
         if not isinstance(path, bytes) or not path:
             return None
         return read_picture(place, os.fsdecode(path), part=part, images=options.images)
-    value = fields[columns.image]
+    value = fields.get(columns.image)
     if isinstance(value, dict):
         nested = cast(dict[str, object], value)
         value, path = nested.get("bytes"), nested.get("path")
@@ -186,6 +198,8 @@ def _image(
 
 def _rows(batch: Any) -> list[dict[str, object]]:
     """The batch as maps, with texts as bytes, so that one text that is not UTF-8 concerns one row only."""
+    if not batch.num_columns:
+        return [{} for _ in range(batch.num_rows)]
     columns = [_values(column.cast(_with_bytes(column.type))) for column in batch.columns]
     return [dict(zip(batch.schema.names, row, strict=True)) for row in zip(*columns, strict=True)]
 

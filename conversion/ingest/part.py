@@ -18,7 +18,6 @@ from clipa_eqx.data.manifest import ShardInfo
 from clipa_eqx.data.records import encode_record
 from clipa_eqx.errors import DataError
 from conversion.ingest.checks import check_row
-from conversion.ingest.columns import check_names
 from conversion.ingest.files import Place, move_in, open_place, write_file
 from conversion.ingest.keys import ENTRY, Fingerprint, content_digest, key_digest, pack_entry
 from conversion.ingest.rows import NO_CLASS, TRUNCATED, IngestOptions, Kind, Lost, Part, Tally, printable
@@ -175,8 +174,6 @@ def _blobs(job: Job, source: Place, account: "_Account", seen: Callable[[int], N
                 continue
             account.keep(key, content, captions=len(record.captions), captions_lost=kept.captions_lost)
             yield blob
-    if job.number == 0:
-        check_names(account.tally.names, options=options, labelled=labelled, where=job.part.source)
 
 
 def _stem(name: str) -> str:

@@ -1,14 +1,17 @@
 """Sources whose parts are files: which files belong to them, and how many rows img2dataset says they hold."""
 
+import contextlib
 import hashlib
+import itertools
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import cast
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
+from typing import TypeVar, cast
 
 from clipa_eqx.errors import DataError
 from conversion.ingest.columns import from_json
 from conversion.ingest.files import Found, Place, check_readable
-from conversion.ingest.rows import Kind, Part, Plan, printable
+from conversion.ingest.rows import Columns, Kind, Part, Plan, printable
 
 # What a folder is most likely meant for, by what lies in it.
 _KIND_OF: dict[str, Kind] = {
@@ -22,8 +25,40 @@ _KIND_OF: dict[str, Kind] = {
     ".jpeg": "folder",
     ".png": "folder",
 }
+_FIRST_ROWS = 256  # that tell what the columns of a source are
 _STATS = "_stats.json"
 _IMG2DATASET_SIDECARS = (_STATS, ".parquet")
+
+
+T = TypeVar("T")
+
+
+class Damaged(Exception):
+    """What follows in a file cannot be read; `key` is the row in which it breaks, if that is known."""
+
+    def __init__(self, detail: str, *, key: str = "") -> None:
+        super().__init__(detail)
+        self.key = key
+
+
+def first_rows(parts: Sequence[Part], read: Callable[[Part], Iterable[T]]) -> Iterator[T]:
+    """The first rows of a source, from as many files as it takes."""
+
+    def rows() -> Iterator[T]:
+        for part in parts:
+            with contextlib.suppress(Damaged):
+                yield from read(part)
+
+    return itertools.islice(rows(), _FIRST_ROWS)
+
+
+def with_columns(plan: Plan, columns: Columns) -> Plan:
+    parts = tuple(replace(part, columns=columns) for part in plan.parts)
+    return replace(plan, parts=parts, columns=named_columns(columns))
+
+
+def named_columns(columns: Columns) -> dict[str, object]:
+    return {use: printable(name) for use, name in asdict(columns).items() if name is not None}
 
 
 def parts_of(place: Place, found: Sequence[Found], chosen: Sequence[Found], *, kind: Kind, what: str) -> Plan:

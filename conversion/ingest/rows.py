@@ -66,12 +66,27 @@ class ListedRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Names under which rows hold what a record is made of; None: they do not. Chosen once, before any row is read.
+
+    `image` holds bytes, `path` names a file. In tars `.txt` is a member, `txt` a field of the JSON member, and an
+    `image` of None any member with the suffix of a picture.
+    """
+
+    image: str | None = None
+    path: str | None = None
+    caption: str | None = None
+    key: str | None = None
+    label: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Part:
     """A piece of the source that one worker reads from its first row to its last.
 
     `source` names it in messages. `path` is a file inside the source's filesystem. `size` is in bytes, or in rows for
     lists of captions, and only for progress. A piece of a list has its `rows`, or `start` (byte) and `lines` (rows) in
-    the file at `path`.
+    the file at `path`. `columns` are those of its file, except where `rows` have been read already.
     """
 
     source: str
@@ -80,6 +95,7 @@ class Part:
     rows: tuple[ListedRow, ...] | None = None
     start: int = 0
     lines: int | None = None
+    columns: Columns = Columns()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,12 +103,14 @@ class Plan:
     """All parts in order; `info` goes to the manifest.
 
     `digest` is a hash of what decides rows beside the parts: contents of lists, names and sizes of files beside shards.
+    `columns` says which were chosen, by their use (by list, if several differ).
     """
 
     parts: tuple[Part, ...]
     class_names: tuple[str, ...] | None = None
     info: Mapping[str, object] = field(default_factory=dict[str, object])
     digest: str = ""
+    columns: Mapping[str, object] = field(default_factory=dict[str, object])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +145,6 @@ class Lost:
 
 @dataclass(kw_only=True)
 class Tally:
-    """What a reader met on its way: names of columns, features or members, and files in a tar that belong to no row."""
+    """What a reader met on its way: files in a tar that belong to no row."""
 
-    names: set[str] = field(default_factory=set[str])
     ignored_members: int = 0

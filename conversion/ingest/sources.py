@@ -11,8 +11,8 @@ def plan_source(place: Place, *, kind: Kind, options: IngestOptions) -> Plan:
     """The parts of a source in order.
 
     Raises:
-        DataError: the source is of another kind, empty or not readable, a package that reads it is not installed, or
-            there is no folder `images`.
+        DataError: the source is of another kind, empty or not readable, a package that reads it is not installed, its
+            first rows lack a column, or there is no folder `images`.
     """
     if options.images is not None:
         images = open_place(options.images)
@@ -22,7 +22,7 @@ def plan_source(place: Place, *, kind: Kind, options: IngestOptions) -> Plan:
         case "img2dataset":
             from conversion.ingest.tfrecords import plan_img2dataset
 
-            return plan_img2dataset(place)
+            return plan_img2dataset(place, options=options)
         case "tfds":
             from conversion.ingest.tfrecords import plan_tfds
 
@@ -30,7 +30,7 @@ def plan_source(place: Place, *, kind: Kind, options: IngestOptions) -> Plan:
         case "webdataset":
             from conversion.ingest.tars import plan_webdataset
 
-            return plan_webdataset(place)
+            return plan_webdataset(place, options=options)
         case "parquet":
             from conversion.ingest.parquet import plan_parquet
 
@@ -48,20 +48,18 @@ def plan_source(place: Place, *, kind: Kind, options: IngestOptions) -> Plan:
 def read_part(place: Place, part: Part, *, kind: Kind, options: IngestOptions, tally: Tally) -> Iterator[Row | Lost]:
     """The rows of a part in order, with those that cannot be had as lost rows.
 
-    Names go to `tally` where only the rows tell them: in tars and TFRecords.
-
     Raises:
-        DataError: the part cannot be opened, or a column asked for is not there.
+        DataError: the part cannot be opened.
     """
     match kind:
         case "img2dataset":
             from conversion.ingest.tfrecords import read_img2dataset
 
-            return read_img2dataset(place, part, options=options, tally=tally)
+            return read_img2dataset(place, part, options=options)
         case "tfds":
             from conversion.ingest.tfrecords import read_tfds
 
-            return read_tfds(place, part, options=options, tally=tally)
+            return read_tfds(place, part, options=options)
         case "webdataset":
             from conversion.ingest.tars import read_webdataset
 

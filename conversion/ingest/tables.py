@@ -3,28 +3,28 @@
 import csv
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 from tqdm import tqdm
 
 from clipa_eqx.errors import DataError
 from conversion.ingest.columns import (
-    CAPTION_COLUMNS,
-    PATH_COLUMNS,
     as_captions,
     as_extra,
     as_label,
-    check_listed,
-    first_of,
+    choose_listed,
+    count_names,
     from_json,
 )
 from conversion.ingest.files import Found, Place, unreadable
 from conversion.ingest.pictures import read_picture
-from conversion.ingest.rows import BAD_ROW, IngestOptions, Lost, Part, Row
+from conversion.ingest.rows import BAD_ROW, Columns, IngestOptions, Lost, Part, Row
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 _JSONL = (".jsonl", ".ndjson")
+
+_FIRST_LINES = 256  # of JSON, that tell what the columns are
 
 Fields = Mapping[str, object]
 
@@ -47,50 +47,44 @@ class _Entry(NamedTuple):
     lines: int = 1
 
 
-def table_parts(place: Place, file: Found, *, options: IngestOptions) -> tuple[list[Part], str]:
-    """The table cut into parts of `records_per_shard` pictures, and the SHA-256 of its content.
+def table_parts(
+    place: Place, file: Found, *, options: IngestOptions
+) -> tuple[list[Part], str, Columns, Collection[str]]:
+    """The table cut into parts of `records_per_shard` pictures; the SHA-256 of its content; its columns, out of which.
 
-    It is read once, and never held in memory. A line of JSON may lack a column, but not all of them.
+    It is never held in memory. Its header names the columns, or its first lines of JSON do.
 
     Raises:
         DataError: the file cannot be opened, or has no column for pictures, or none for captions or labels, or none
             that an option asks for.
     """
     parts: list[Part] = []
-    names: dict[str, None] = {}
     content = hashlib.sha256()
-
-    def told() -> Iterator[_Entry]:
-        for entry in _entries(opened, table, table.body, content):
-            if not isinstance(entry.fields, str):
-                names.update(dict.fromkeys(entry.fields))
-            yield entry
-
     with (
         _open(place, file.path) as opened,
         tqdm(total=file.size, desc=f"scan {file.name}", unit="B", unit_scale=True, delay=2) as bar,
     ):
         table = _read_table(opened, file.path)
-        if table.names:
-            check_listed(table.names, where=file.path, options=options)
+        fields = (entry.fields for entry in _entries(opened, table, table.body) if not isinstance(entry.fields, str))
+        names = dict.fromkeys(table.names, 1) or count_names(itertools.islice(fields, _FIRST_LINES))
+        columns = choose_listed(names, options=options, where=file.path) if names else Columns()
         content.update(repr(table).encode())
-        groups = _groups(told(), options)
+        groups = _groups(_entries(opened, table, table.body, content), columns)
         ranges = ((group[0].start, group[-1].end) for group in groups)
         while chunk := list(itertools.islice(ranges, options.records_per_shard)):
             start, end = chunk[0][0], chunk[-1][1]
             bar.update(end - start)
             source = f"{file.name}, byte {start} on"
-            parts.append(Part(source=source, path=file.path, size=len(chunk), start=start, lines=len(chunk)))
-    if names and not table.names:
-        check_listed(names, where=file.path, options=options)
-    return parts, content.hexdigest()
+            count = len(chunk)
+            parts.append(Part(source=source, path=file.path, size=count, start=start, lines=count, columns=columns))
+    return parts, content.hexdigest(), columns, names
 
 
 def read_table(place: Place, part: Part, *, options: IngestOptions) -> Iterator[Row | Lost]:
     """The rows of a part of a table, with the pictures they name (see `read_picture`)."""
     with _open(place, part.path) as opened:
         table = _read_table(opened, part.path)
-        groups = _groups(_entries(opened, table, part.start), options)
+        groups = _groups(_entries(opened, table, part.start), part.columns)
         for group in itertools.islice(groups, part.lines):
             yield _row(place, part, group, options)
 
@@ -100,32 +94,28 @@ def _row(place: Place, part: Part, group: Sequence[_Entry], options: IngestOptio
     if isinstance(first, str):
         # A quote that is never closed takes lines with it; each was a row.
         return Lost(reason=BAD_ROW, key=f"{part.path}, byte {group[0].start}", detail=first, count=group[0].lines)
-    path = _path(first, options)
+    columns = part.columns
+    path = _path(first, columns)
     if not path:
         return Lost(reason=BAD_ROW, key=f"{part.path}, byte {group[0].start}", detail="no path of a picture")
     lines = [entry.fields for entry in group if not isinstance(entry.fields, str)]
-    captions = [text for line in lines for text in _captions(line, options)]
-    key = first.get(options.key_column) if options.key_column else None
+    captions = [text for line in lines for text in as_captions(line.get(columns.caption or "", ()))]
+    key = first.get(columns.key) if columns.key else None
     return Row(
         key=path if key is None else str(key),
         image=read_picture(place, path, part=part, images=options.images),
         captions=tuple(captions),
-        label=as_label(first.get(options.label_column)) if options.label_column else None,
+        label=as_label(first.get(columns.label)) if columns.label else None,
         extra={name: as_extra(first[name]) for name in options.keep if name in first},
     )
 
 
-def _captions(fields: Fields, options: IngestOptions) -> tuple[str | bytes | None, ...]:
-    column = options.caption_column or first_of(fields, CAPTION_COLUMNS)
-    return () if column is None else as_captions(fields.get(column))
-
-
-def _groups(entries: Iterator[_Entry], options: IngestOptions) -> Iterator[list[_Entry]]:
+def _groups(entries: Iterator[_Entry], columns: Columns) -> Iterator[list[_Entry]]:
     """Entries that follow each other and name the same picture; one that names none or is broken stands alone."""
     group: list[_Entry] = []
     last = ""
     for entry in entries:
-        path = "" if isinstance(entry.fields, str) else _path(entry.fields, options)
+        path = "" if isinstance(entry.fields, str) else _path(entry.fields, columns)
         if group and (not path or path != last):
             yield group
             group = []
@@ -134,9 +124,8 @@ def _groups(entries: Iterator[_Entry], options: IngestOptions) -> Iterator[list[
         yield group
 
 
-def _path(fields: Fields, options: IngestOptions) -> str:
-    column = options.image_column or first_of(fields, PATH_COLUMNS)
-    value = fields.get(column) if column else None
+def _path(fields: Fields, columns: Columns) -> str:
+    value = fields.get(columns.path or "")
     return value if isinstance(value, str) else ""
 
 

@@ -6,7 +6,7 @@ import gzip
 import io
 import tarfile
 import zlib
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import Any, cast
 
 from clipa_eqx.data.records import ExtraValue
@@ -16,12 +16,13 @@ from conversion.ingest.columns import (
     as_captions,
     as_extra,
     as_label,
-    first_of,
+    check_kept,
+    choose_column,
     from_json,
 )
 from conversion.ingest.files import Place, find_files, unreadable
-from conversion.ingest.plans import img2dataset_count, parts_of
-from conversion.ingest.rows import BAD_ROW, TRUNCATED, IngestOptions, Lost, Part, Plan, Row, Tally
+from conversion.ingest.plans import Damaged, first_rows, img2dataset_count, parts_of, with_columns
+from conversion.ingest.rows import BAD_ROW, TRUNCATED, Columns, IngestOptions, Lost, Part, Plan, Row, Tally
 
 _SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _IMAGES = tuple(suffix[1:] for suffix in IMAGE_SUFFIXES)
@@ -30,15 +31,52 @@ _DAMAGE = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile)
 Sample = dict[str, bytes]
 
 
-def plan_webdataset(place: Place) -> Plan:
+def plan_webdataset(place: Place, *, options: IngestOptions) -> Plan:
     """One part per tar.
 
     Raises:
-        DataError: there is no tar.
+        DataError: there is no tar, or the first samples lack a column.
     """
     found = find_files(place)
     tars = [file for file in found if file.name.lower().endswith(_SUFFIXES)]
-    return parts_of(place, found, tars, kind="webdataset", what="tar files")
+    plan = parts_of(place, found, tars, kind="webdataset", what="tar files")
+    samples = (sample for _, sample in first_rows(plan.parts, lambda part: _samples(place, part.path, Tally())))
+    return with_columns(plan, _choose(samples, options=options, where=f"the first samples of {place.url}"))
+
+
+def _choose(samples: Iterable[Sample], *, options: IngestOptions, where: str) -> Columns:
+    """Members are named with a dot, fields of the JSON member without; one asked for is a member before a field."""
+    members: dict[str, None] = {}
+    fields: dict[str, None] = {}
+    several = False
+    for sample in samples:
+        several |= sum(name in sample for name in _IMAGES) > 1
+        members.update({f".{suffix}": None for suffix in sample})
+        with contextlib.suppress(ValueError):
+            fields.update({name: None for name in _fields(sample) if not name.startswith(".")})
+    names = members | fields
+    if not names:
+        return Columns()
+
+    def asked(name: str | None) -> str | None:
+        return f".{name}" if name is not None and f".{name}" in members else name
+
+    check_kept({*(name[1:] for name in members), *fields}, options=options, where=where)
+    image = choose_column(asked(options.image_column), members, IMAGE_SUFFIXES, what="image", where=where, needed=True)
+    return Columns(
+        # Suffixes of pictures are formats of one thing, unless a sample holds two, such as a picture and its mask.
+        image=image if several or options.image_column else None,
+        caption=choose_column(
+            asked(options.caption_column),
+            names,
+            (".txt", *CAPTION_COLUMNS),
+            what="caption",
+            where=where,
+            needed=options.label_column is None,
+        ),
+        key=choose_column(options.key_column, fields, (), what="key", where=where),
+        label=choose_column(asked(options.label_column), names, (), what="label", where=where) or ".cls",
+    )
 
 
 def read_webdataset(place: Place, part: Part, *, options: IngestOptions, tally: Tally) -> Iterator[Row | Lost]:
@@ -52,39 +90,50 @@ def read_webdataset(place: Place, part: Part, *, options: IngestOptions, tally: 
         DataError: the file cannot be opened.
     """
     read = 0
-    damage: Exception | None = None
-    cut: str | None = None
-    sample: Sample = {}
-    name = ""
+    damage: Damaged | None = None
     try:
-        for found, suffix, content in _members(place, part.path, tally):
-            # A second member with the same name and suffix begins a sample of its own, which is a duplicate key.
-            if found != name or suffix in sample:
-                if sample:
-                    yield _row(name, sample, options, tally)
-                    read += 1
-                name, sample = found, {}
-            if content is None:
-                cut = found
-                break
-            sample[suffix] = content
-    except _DAMAGE as error:
+        for name, sample in _samples(place, part.path, tally):
+            yield _row(name, sample, part.columns, options)
+            read += 1
+    except Damaged as error:
         damage = error
-    # Of a damaged tar the last sample counts as whole if nothing of it was cut and it has a picture and a text.
-    broken = cut is not None or damage is not None
-    if sample and (not broken or (cut is None and _is_whole(sample))):
-        yield _row(name, sample, options, tally)
-        read, name = read + 1, ""
     expected = img2dataset_count(place, part)
-    if broken or (expected is not None and expected > read):
-        told = "the data of a member are cut" if cut else "fewer samples than its _stats.json says"
+    if damage is not None or (expected is not None and expected > read):
         yield Lost(
             reason=TRUNCATED,
-            key=cut or name or part.source,
-            detail=str(damage or told),
+            key=(damage and damage.key) or part.source,
+            detail=str(damage or "fewer samples than its _stats.json says"),
             count=1 if expected is None else max(expected - read, 1),
             rest_unknown=expected is None,
         )
+
+
+def _samples(place: Place, path: str, tally: Tally) -> Iterator[tuple[str, Sample]]:
+    """The whole samples, each under its name.
+
+    Raises:
+        Damaged: what follows is not whole.
+    """
+    sample: Sample = {}
+    name = ""
+    try:
+        for found, suffix, content in _members(place, path, tally):
+            # A second member with the same name and suffix begins a sample of its own, which is a duplicate key.
+            if found != name or suffix in sample:
+                if sample:
+                    yield name, sample
+                name, sample = found, {}
+            if content is None:
+                raise Damaged("the data of a member are cut", key=found)
+            sample[suffix] = content
+    except _DAMAGE as error:
+        # The last sample counts as whole if nothing of it was cut and it has a picture and a text.
+        if _is_whole(sample):
+            yield name, sample
+            name = ""
+        raise Damaged(str(error), key=name) from error
+    if sample:
+        yield name, sample
 
 
 def _members(place: Place, path: str, tally: Tally) -> Iterator[tuple[str, str, bytes | None]]:
@@ -125,7 +174,7 @@ def _damage_of(what: str) -> Generator[None]:
     """Headers are whatever somebody wrote: sizes may be negative, or larger than any memory or file."""
     try:
         yield
-    except (ValueError, OverflowError, MemoryError) as error:
+    except (ValueError, TypeError, LookupError, ArithmeticError, MemoryError, RecursionError) as error:
         raise tarfile.ReadError(f"broken {what}: {error!r}") from error
     except OSError as error:
         if error.errno != errno.EINVAL:  # of a seek to before the beginning
@@ -157,36 +206,36 @@ def _is_whole(sample: Sample) -> bool:
     return any(name in sample for name in _IMAGES) and any(name in sample for name in ("txt", "cls"))
 
 
-def _row(key: str, sample: Sample, options: IngestOptions, tally: Tally) -> Row | Lost:
+def _fields(sample: Sample) -> Mapping[str, object]:
+    """Those of the JSON member; ValueError if it is broken."""
+    parsed = from_json(sample["json"]) if "json" in sample else None
+    return cast(dict[str, object], parsed) if isinstance(parsed, dict) else {}
+
+
+def _row(key: str, sample: Sample, columns: Columns, options: IngestOptions) -> Row | Lost:
     fields: Mapping[str, object] = {}
-    if "json" in sample:
-        try:
-            parsed = from_json(sample["json"])
-        except ValueError as error:
-            # The sidecar matters only if something is wanted from it.
-            if options.caption_column or options.label_column or options.key_column or options.keep:
-                return Lost(reason=BAD_ROW, key=key, detail=f"its JSON: {error}")
-        else:
-            fields = cast(dict[str, object], parsed) if isinstance(parsed, dict) else {}
-    tally.names |= {*sample, *fields}
-    names = _IMAGES if options.image_column is None else (options.image_column,)
-    image = next((sample[name] for name in names if name in sample), None)
-    captions = _captions(sample, fields, options)
-    label: int | None = None
-    if options.label_column is not None:
-        label = as_label(sample.get(options.label_column, fields.get(options.label_column)))
-    elif "cls" in sample:
-        label = as_label(sample["cls"])
-    wanted = fields.get(options.key_column) if options.key_column else None
+    try:
+        fields = _fields(sample)
+    except ValueError as error:
+        # The sidecar matters only if something is wanted from it.
+        if options.keep or not all(_is_member(name) for name in (columns.caption, columns.label, columns.key) if name):
+            return Lost(reason=BAD_ROW, key=key, detail=f"its JSON: {error}")
+
+    def value(name: str | None) -> object:
+        return None if name is None else sample.get(name[1:]) if _is_member(name) else fields.get(name)
+
+    suffixes = _IMAGES if columns.image is None else (columns.image[1:],)
+    wanted = value(columns.key)
     held = {**sample, **fields}
     extra: dict[str, ExtraValue] = {name: as_extra(held[name]) for name in options.keep if name in held}
-    return Row(key=key if wanted is None else str(wanted), image=image, captions=captions, label=label, extra=extra)
+    return Row(
+        key=key if wanted is None else str(wanted),
+        image=next((sample[name] for name in suffixes if name in sample), None),
+        captions=() if (text := value(columns.caption)) is None else as_captions(text),
+        label=as_label(value(columns.label)),
+        extra=extra,
+    )
 
 
-def _captions(sample: Sample, fields: Mapping[str, object], options: IngestOptions) -> tuple[str | bytes | None, ...]:
-    if options.caption_column is not None:
-        return as_captions(sample.get(options.caption_column, fields.get(options.caption_column)))
-    if "txt" in sample:
-        return (sample["txt"],)
-    column = first_of(fields, CAPTION_COLUMNS)
-    return as_captions(fields[column]) if column is not None else ()
+def _is_member(name: str) -> bool:
+    return name.startswith(".")

@@ -7,8 +7,8 @@ import os
 import re
 import sys
 import zlib
-from collections.abc import Generator, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from typing import Any
 
 from clipa_eqx.data.records import ExtraValue
 from clipa_eqx.errors import DataError
@@ -19,11 +19,21 @@ from conversion.ingest.columns import (
     as_captions,
     as_extra,
     as_label,
+    check_kept,
+    choose_column,
     from_json,
 )
 from conversion.ingest.files import Found, Place, find_files, is_pattern, staged, unreadable
-from conversion.ingest.plans import digest_of, ignored_files, img2dataset_count, parts_of
-from conversion.ingest.rows import BAD_ROW, TRUNCATED, IngestOptions, Lost, Part, Plan, Row, Tally
+from conversion.ingest.plans import (
+    Damaged,
+    digest_of,
+    first_rows,
+    ignored_files,
+    img2dataset_count,
+    parts_of,
+    with_columns,
+)
+from conversion.ingest.rows import BAD_ROW, TRUNCATED, Columns, IngestOptions, Lost, Part, Plan, Row
 
 _TFDS_NAME = re.compile(r"^(?P<data>.+)-(?P<split>[^-.]+)\.tfrecord-(?P<shard>\d+)-of-(?P<shards>\d+)$")
 _TFDS_NOTES = ("dataset_info.json", "features.json", "metadata.json")
@@ -32,26 +42,17 @@ _NAME = re.compile(r"\.tfrecords?(\.gz)?(-\d+-of-\d+)?(\.gz)?$")
 Features = Mapping[str, list[object]]
 
 
-class _Columns(NamedTuple):
-    """Names to look for in each example, the best first: an example leaves out what it does not have."""
-
-    image: tuple[str, ...]
-    caption: tuple[str, ...]
-    label: tuple[str, ...]
-    key: tuple[str, ...]
-
-
-def plan_img2dataset(place: Place) -> Plan:
+def plan_img2dataset(place: Place, *, options: IngestOptions) -> Plan:
     """One part per TFRecord file; gzip is recognised when a file is read.
 
     Raises:
-        DataError: there is none, or TensorFlow is not installed.
+        DataError: there is none, TensorFlow is not installed, or the first examples lack a column.
     """
     found = find_files(place)
     chosen = [file for file in found if _NAME.search(file.name)]
     plan = parts_of(place, found, chosen, kind="img2dataset", what="TFRecord files")
     _check_tensorflow()
-    return plan
+    return with_columns(plan, _choose(place, plan.parts, options, label=(), key=KEY_COLUMNS))
 
 
 def plan_tfds(place: Place, *, options: IngestOptions) -> Plan:
@@ -59,7 +60,7 @@ def plan_tfds(place: Place, *, options: IngestOptions) -> Plan:
 
     Raises:
         DataError: no TFDS shards, several data sets, several splits and none chosen, a shard is missing, class names
-            that are not UTF-8, or TensorFlow is not installed.
+            that are not UTF-8, TensorFlow is not installed, or the first examples lack a column.
     """
     found = find_files(place)
     shards = {file: match for file in found if (match := _TFDS_NAME.match(file.name.rpartition("/")[2]))}
@@ -78,70 +79,71 @@ def plan_tfds(place: Place, *, options: IngestOptions) -> Plan:
     label = options.label_column or "label"
     names = next((file for file in found if file.name.rpartition("/")[2] == f"{label}.labels.txt"), None)
     about = [file for file in found if file.name.endswith((*_TFDS_NOTES, ".labels.txt"))]
-    return Plan(
+    is_labelled = options.label_column is not None or options.caption_column is None
+    columns = _choose(
+        place,
+        plan.parts,
+        options,
+        label=("label",) if is_labelled else (),
+        key=("file_name", *KEY_COLUMNS) if is_labelled else KEY_COLUMNS,
+    )
+    plan = Plan(
         parts=plan.parts,
         class_names=None if names is None else _class_names(place, names.path),
         info={"split": options.split or splits[0], **ignored_files(set(found) - shards.keys() - set(about))},
         digest=digest_of(about),
     )
+    return with_columns(plan, columns)
 
 
-def read_img2dataset(place: Place, part: Part, *, options: IngestOptions, tally: Tally) -> Iterator[Row | Lost]:
+def read_img2dataset(place: Place, part: Part, *, options: IngestOptions) -> Iterator[Row | Lost]:
     """The examples of a file in order; one lost row stands for what follows behind damage (see `read_webdataset`).
 
     Raises:
         DataError: the file cannot be opened.
     """
-    columns = _columns(options, label=(), key=KEY_COLUMNS)
-    yield from _read(place, part, columns, options=options, expected=img2dataset_count(place, part), tally=tally)
+    yield from _read(place, part, options=options, expected=img2dataset_count(place, part))
 
 
-def read_tfds(place: Place, part: Part, *, options: IngestOptions, tally: Tally) -> Iterator[Row | Lost]:
+def read_tfds(place: Place, part: Part, *, options: IngestOptions) -> Iterator[Row | Lost]:
     """As `read_img2dataset`; the label is `label`, the key `file_name` (else `id`, else split, shard and row)."""
-    is_labelled = options.label_column is not None or options.caption_column is None
-    columns = _columns(
-        options,
-        label=("label",) if is_labelled else (),
-        key=("file_name", *KEY_COLUMNS) if is_labelled else KEY_COLUMNS,
+    yield from _read(place, part, options=options, expected=_tfds_count(place, part))
+
+
+def _choose(
+    place: Place, parts: Sequence[Part], options: IngestOptions, *, label: tuple[str, ...], key: tuple[str, ...]
+) -> Columns:
+    def read(part: Part) -> Iterator[Features]:
+        return (features for features in _examples(place, part.path) if not isinstance(features, str))
+
+    names = dict.fromkeys(name for features in first_rows(parts, read) for name in sorted(features))
+    if not names:
+        return Columns()
+    where = f"the first examples of {place.url}"
+    check_kept(names, options=options, where=where)
+    needed = options.label_column is None and not label
+    return Columns(
+        image=choose_column(options.image_column, names, IMAGE_COLUMNS, what="image", where=where, needed=True),
+        caption=choose_column(
+            options.caption_column, names, CAPTION_COLUMNS, what="caption", where=where, needed=needed
+        ),
+        label=choose_column(options.label_column, names, label, what="label", where=where),
+        key=choose_column(options.key_column, names, key, what="key", where=where),
     )
-    yield from _read(place, part, columns, options=options, expected=_tfds_count(place, part), tally=tally)
 
 
-def _columns(options: IngestOptions, *, label: tuple[str, ...], key: tuple[str, ...]) -> _Columns:
-    def asked(column: str | None, usual: tuple[str, ...]) -> tuple[str, ...]:
-        return usual if column is None else (column,)
-
-    return _Columns(
-        image=asked(options.image_column, IMAGE_COLUMNS),
-        caption=asked(options.caption_column, CAPTION_COLUMNS),
-        label=asked(options.label_column, label),
-        key=asked(options.key_column, key),
-    )
-
-
-def _read(
-    place: Place, part: Part, columns: _Columns, *, options: IngestOptions, expected: int | None, tally: Tally
-) -> Iterator[Row | Lost]:
-    tf = _tensorflow()
+def _read(place: Place, part: Part, *, options: IngestOptions, expected: int | None) -> Iterator[Row | Lost]:
     read, damage = 0, None
-    with staged(place.fs, part.path) as path:
-        raw = tf.data.TFRecordDataset(path, compression_type="GZIP" if _is_gzip(path) else "", buffer_size=2**22)
-        items: Iterator[bytes] = raw.as_numpy_iterator()
-        while True:
-            try:
-                item = next(items)
-            except StopIteration:
-                break
-            except tf.errors.DataLossError as error:
-                damage = str(error).partition(" [Op:")[0].partition("}} ")[2] or str(error)
-                break
-            features, place_key = _features(tf, item), f"{part.source}/{read:08d}"
+    try:
+        for features in _examples(place, part.path):
+            place_key = f"{part.source}/{read:08d}"
             read += 1
             if isinstance(features, str):
                 yield Lost(reason=BAD_ROW, key=place_key, detail=features)
-                continue
-            tally.names |= features.keys()
-            yield _row(features, columns, place_key=place_key, options=options)
+            else:
+                yield _row(features, part.columns, place_key=place_key, options=options)
+    except Damaged as error:
+        damage = str(error)
     if damage is not None or (expected is not None and expected > read):
         yield Lost(
             reason=TRUNCATED,
@@ -152,15 +154,33 @@ def _read(
         )
 
 
-def _row(features: Features, columns: _Columns, *, place_key: str, options: IngestOptions) -> Row:
+def _examples(place: Place, path: str) -> Iterator[Features | str]:
+    """The features of each example, or what is wrong with it.
+
+    Raises:
+        Damaged: what follows cannot be read.
+    """
+    tf = _tensorflow()
+    with staged(place.fs, path) as copy:
+        raw = tf.data.TFRecordDataset(copy, compression_type="GZIP" if _is_gzip(copy) else "", buffer_size=2**22)
+        items: Iterator[bytes] = raw.as_numpy_iterator()
+        while True:
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+            except tf.errors.DataLossError as error:
+                raise Damaged(str(error).partition(" [Op:")[0].partition("}} ")[2] or str(error)) from error
+            yield _features(tf, item)
+
+
+def _row(features: Features, columns: Columns, *, place_key: str, options: IngestOptions) -> Row:
     key, image = _one(features, columns.key), _one(features, columns.image)
-    extra: dict[str, ExtraValue] = {
-        name: as_extra(_one(features, (name,))) for name in options.keep if name in features
-    }
+    extra: dict[str, ExtraValue] = {name: as_extra(_one(features, name)) for name in options.keep if name in features}
     return Row(
         key=place_key if key is None or key == b"" else key if isinstance(key, bytes) else str(key),
         image=image if isinstance(image, bytes) else None,
-        captions=next((as_captions(features[name]) for name in columns.caption if name in features), ()),
+        captions=as_captions(features.get(columns.caption or "", ())),
         label=as_label(_one(features, columns.label)),
         extra=extra,
     )
@@ -179,8 +199,8 @@ def _values(feature: Any) -> list[object]:
     return [] if kind is None else list(getattr(feature, kind).value)
 
 
-def _one(features: Features, names: tuple[str, ...]) -> object:
-    values = next((features[name] for name in names if name in features), None)
+def _one(features: Features, name: str | None) -> object:
+    values = features.get(name) if name is not None else None
     return values[0] if values else None
 
 
