@@ -54,8 +54,8 @@ def check_row(row: Row, *, options: IngestOptions, key_prefix: str = "", labelle
     if key is None:
         return Lost(reason=KEY_NOT_UTF8, key=printable(shown))
     key = key_prefix + key
-    if not row.image:
-        return Lost(reason=MISSING_IMAGE, key=key)
+    if not row.image or isinstance(row.image, str):
+        return Lost(reason=MISSING_IMAGE, key=key, detail=row.image or "")
     captions: list[str] = []
     lost: list[str] = []
     for caption in row.captions:

@@ -1,9 +1,10 @@
 """Usual names of columns, and the values of tables, features and JSON in the types of a record."""
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from typing import cast
+from typing import Any, cast
 
 from clipa_eqx.data.records import ExtraValue
 from clipa_eqx.errors import DataError
@@ -16,6 +17,7 @@ CAPTION_COLUMNS = ("txt", "caption", "text", "captions", "texts", "title", "comm
 KEY_COLUMNS = ("key", "__key__", "id", "uid")
 _MOST_LABELS = 2**31
 _DEEPEST = 64  # levels of JSON
+_NESTING = (dict, list)
 
 
 def first_of(names: Collection[str], candidates: Iterable[str]) -> str | None:
@@ -106,11 +108,11 @@ def from_json(text: str | bytes) -> object:
 
 
 def _is_deep(content: object) -> bool:
-    level = [content]
+    level: list[Any] = [content] if type(content) in _NESTING else []
     for _ in range(_DEEPEST):
-        lists = [cast(list[object], item) for item in level if isinstance(item, list)]
-        maps = [cast(dict[str, object], item) for item in level if isinstance(item, dict)]
-        level = [child for items in (*lists, *(one.values() for one in maps)) for child in items]
+        children = itertools.chain.from_iterable(item.values() if type(item) is dict else item for item in level)
+        # Only what nests is held: a list of pictures has millions of values that do not.
+        level = [child for child in children if type(child) in _NESTING]
         if not level:
             return False
     return True

@@ -219,7 +219,8 @@ def _check_apart(source: Place, target: Place) -> None:
     if source.fs.isfile(source.path):
         return
     root = root_of(source)
-    if is_pattern(source) and "/" not in source.path[len(root) :].lstrip("/"):
+    pattern = source.path[len(root) :].lstrip("/")
+    if is_pattern(source) and "/" not in pattern and "**" not in pattern:
         return  # `folder/*.tar` reads nothing from the folders in it
     searched = source._replace(path=root or "/")
     for outer, inner, what in ((searched, target, "the destination"), (target, searched, "the source")):

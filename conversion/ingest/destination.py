@@ -32,8 +32,8 @@ def check_name(target: Place) -> None:
 def begin(target: Place, command: Mapping[str, object], *, overwrite: bool) -> Manifest | None:
     """Make the folder ready for `command`; the manifest if this very command has finished there before.
 
-    What holds no record is in nobody's way. To overwrite is to begin anew, unless the same command has done that
-    before it was interrupted.
+    What holds no record is in nobody's way, and begun again: what was missing may be there now. To overwrite is to
+    begin anew, unless the same command has done that before it was interrupted.
 
     Raises:
         DataError: the folder holds something else, another command has begun or finished there, or a shard of the
@@ -44,7 +44,7 @@ def begin(target: Place, command: Mapping[str, object], *, overwrite: bool) -> M
     manifest = read_manifest_of(target) if MANIFEST_NAME in names else None
     begun = _read_command(target) if UNFINISHED in names else None
     overwrote = begun is not None and begun.pop(_OVERWRITING, False)
-    if manifest is not None and not overwrite and manifest.info.get("command") == wanted:
+    if manifest is not None and not overwrite and manifest.rows_written and manifest.info.get("command") == wanted:
         _check_shards(target, manifest)
         _remove_unfinished(target)  # a kill between the last two steps has left it
         return manifest

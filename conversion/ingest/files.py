@@ -25,12 +25,12 @@ class Place(NamedTuple):
 
     @property
     def is_local(self) -> bool:
-        return "file" in _protocols(self.fs)
+        return "file" in protocols(self.fs)
 
     @property
     def crosses_processes(self) -> bool:
         """Whether another process that opens the same URL sees the same files."""
-        return "memory" not in _protocols(self.fs)
+        return "memory" not in protocols(self.fs)
 
     def child(self, name: str) -> str:
         return f"{self.path.rstrip('/')}/{name}"
@@ -76,7 +76,7 @@ def root_of(place: Place) -> str:
 
 def holds(outer: Place, inner: Place) -> bool:
     """Whether `inner` is `outer` or lies inside of it, also by way of links."""
-    if set(_protocols(outer.fs)).isdisjoint(_protocols(inner.fs)):
+    if set(protocols(outer.fs)).isdisjoint(protocols(inner.fs)):
         return False
     above, below = (os.path.realpath(one.path) if one.is_local else one.path for one in (outer, inner))
     return f"{below.rstrip('/')}/".startswith(f"{above.rstrip('/')}/")
@@ -162,7 +162,7 @@ def staged(fs: Any, path: str) -> Generator[str]:
     Raises:
         DataError: the file cannot be read.
     """
-    if "file" in _protocols(fs):
+    if "file" in protocols(fs):
         try:
             with open(path, "rb"):
                 pass
@@ -250,6 +250,9 @@ def list_sizes(place: Place, folder: str = "") -> dict[str, int]:
         )
     except FileNotFoundError:
         return {}
+    if place.is_local:  # for fsspec a link is no file
+        paths = (str(info["name"]) for info in found)
+        return {os.path.basename(path): os.path.getsize(path) for path in paths if os.path.isfile(path)}
     files = (info for info in found if info["type"] == "file")
     return {str(info["name"]).rpartition("/")[2]: int(info.get("size") or 0) for info in files}
 
@@ -261,6 +264,7 @@ def unreadable(path: str, error: Exception) -> DataError:
     )
 
 
-def _protocols(fs: Any) -> tuple[str, ...]:
+def protocols(fs: Any) -> tuple[str, ...]:
+    """All names that URLs of this filesystem may begin with."""
     protocol: str | tuple[str, ...] = fs.protocol
     return (protocol,) if isinstance(protocol, str) else tuple(protocol)

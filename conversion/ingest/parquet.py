@@ -178,11 +178,11 @@ def _row(
 
 def _image(
     place: Place, part: Part, fields: Mapping[str, object], columns: Columns, *, key: str, options: IngestOptions
-) -> bytes | None:
+) -> bytes | str | None:
     if columns.image is None:
         if columns.path is None:
             found = (read_picture(place, f"{_beside(part)}/{key}.{suffix}") for suffix in _SUFFIXES)
-            return next((image for image in found if image is not None), None)
+            return next((image for image in found if isinstance(image, bytes)), None)
         path = fields.get(columns.path)
         if not isinstance(path, bytes) or not path:
             return None

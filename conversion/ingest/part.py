@@ -157,7 +157,7 @@ def _blobs(job: Job, source: Place, account: "_Account", seen: Callable[[int], N
             account.drop(item if left is None else dataclasses.replace(item, count=min(left, item.count)))
             continue
         account.rows_read += 1
-        seen(1 if by_rows else len(item.image or b""))
+        seen(1 if by_rows else len(item.image) if isinstance(item.image, bytes) else 0)
         kept = check_row(item, options=options, key_prefix=prefix, labelled=labelled)
         if isinstance(kept, Lost):
             account.lose(kept)

@@ -10,7 +10,7 @@ from typing import TypeVar, cast
 
 from clipa_eqx.errors import DataError
 from conversion.ingest.columns import from_json
-from conversion.ingest.files import Found, Place, check_readable
+from conversion.ingest.files import Found, Place, check_readable, list_sizes
 from conversion.ingest.rows import Columns, Kind, Part, Plan, printable
 
 # What a folder is most likely meant for, by what lies in it.
@@ -26,6 +26,7 @@ _KIND_OF: dict[str, Kind] = {
     ".png": "folder",
 }
 _FIRST_ROWS = 256  # that tell what the columns of a source are
+_MOST_ROWS = 2**40
 _STATS = "_stats.json"
 _IMG2DATASET_SIDECARS = (_STATS, ".parquet")
 
@@ -74,8 +75,27 @@ def parts_of(place: Place, found: Sequence[Found], chosen: Sequence[Found], *, k
     return Plan(
         parts=tuple(Part(source=file.name, path=file.path, size=file.size) for file in chosen),
         info=ignored_files(file for file in found if file.path not in taken),
-        digest=digest_of(file for file in found if file.name.endswith(_STATS)),
+        digest=digest_of(beside(place, found, chosen, lambda file: f"{_stem(file.name)}{_STATS}")),
     )
+
+
+def beside(place: Place, found: Sequence[Found], chosen: Sequence[Found], name: Callable[[Found], str]) -> list[Found]:
+    """The files of such a name next to each of the chosen ones, also if the source is a pattern or one file."""
+    held = {file.path: file for file in found}
+    sizes: dict[str, dict[str, int]] = {}
+    sidecars: dict[str, Found] = {}
+    for file in chosen:
+        folder = file.path.rpartition("/")[0]
+        if folder not in sizes:
+            sizes[folder] = list_sizes(place._replace(path=folder))
+        if (base := name(file)) in sizes[folder]:
+            path = f"{folder}/{base}"
+            sidecars[path] = held.get(path, Found(path, base, sizes[folder][base]))
+    return list(sidecars.values())
+
+
+def _stem(name: str) -> str:
+    return name.rpartition("/")[2].partition(".")[0]
 
 
 def digest_of(files: Iterable[Found]) -> str:
@@ -105,8 +125,7 @@ def wrong_kind(place: Place, found: Sequence[Found], *, kind: Kind, what: str) -
 
 def img2dataset_count(place: Place, part: Part) -> int | None:
     """Rows that img2dataset says it wrote to a shard (`00012_stats.json` beside `00012.tar`), None if it is silent."""
-    folder, _, base = part.path.rpartition("/")
-    path = f"{folder}/{base.partition('.')[0]}{_STATS}"
+    path = f"{part.path.rpartition('/')[0]}/{_stem(part.path)}{_STATS}"
     if not place.fs.exists(path):
         return None
     try:
@@ -114,7 +133,12 @@ def img2dataset_count(place: Place, part: Part) -> int | None:
     except ValueError:
         return None
     count = cast(dict[str, object], content).get("successes") if isinstance(content, dict) else None
-    return count if isinstance(count, int) else None
+    return as_count(count)
+
+
+def as_count(value: object) -> int | None:
+    """Rows of a file, None for what cannot be such a number."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST_ROWS else None
 
 
 def _suffix(name: str) -> str:

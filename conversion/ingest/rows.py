@@ -115,10 +115,13 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One row as found. Texts may still be bytes: whether they are UTF-8 is checked later."""
+    """One row as found. Texts may still be bytes: whether they are UTF-8 is checked later.
+
+    An image that is a text says why there is none.
+    """
 
     key: str | bytes
-    image: bytes | None
+    image: bytes | str | None
     captions: tuple[str | bytes | None, ...] = ()
     label: int | None = None
     extra: Mapping[str, ExtraValue] = field(default_factory=dict[str, ExtraValue])

@@ -71,11 +71,11 @@ def read_part(place: Place, part: Part, *, kind: Kind, options: IngestOptions, t
         case "folder":
             from conversion.ingest.class_folders import read_listed
 
-            return read_listed(place, part, labelled=True)
+            return read_listed(place, part, options=options, labelled=True)
         case "captions" if part.lines is None:
             from conversion.ingest.class_folders import read_listed
 
-            return read_listed(place, part, labelled=False)
+            return read_listed(place, part, options=options, labelled=False)
         case "captions":
             from conversion.ingest.tables import read_table
 

@@ -26,6 +26,8 @@ from conversion.ingest.columns import (
 from conversion.ingest.files import Found, Place, find_files, is_pattern, staged, unreadable
 from conversion.ingest.plans import (
     Damaged,
+    as_count,
+    beside,
     digest_of,
     first_rows,
     ignored_files,
@@ -79,6 +81,7 @@ def plan_tfds(place: Place, *, options: IngestOptions) -> Plan:
     label = options.label_column or "label"
     names = next((file for file in found if file.name.rpartition("/")[2] == f"{label}.labels.txt"), None)
     about = [file for file in found if file.name.endswith((*_TFDS_NOTES, ".labels.txt"))]
+    counts = beside(place, found, list(chosen), lambda _: "dataset_info.json")
     is_labelled = options.label_column is not None or options.caption_column is None
     columns = _choose(
         place,
@@ -91,7 +94,7 @@ def plan_tfds(place: Place, *, options: IngestOptions) -> Plan:
         parts=plan.parts,
         class_names=None if names is None else _class_names(place, names.path),
         info={"split": options.split or splits[0], **ignored_files(set(found) - shards.keys() - set(about))},
-        digest=digest_of(about),
+        digest=digest_of({file.path: file for file in (*about, *counts)}.values()),
     )
     return with_columns(plan, columns)
 
@@ -241,8 +244,8 @@ def _tfds_count(place: Place, part: Part) -> int | None:
         content: Any = from_json(place.fs.cat_file(path))
         (split,) = (split for split in content["splits"] if split["name"] == match["split"])
         lengths = split["shardLengths"]
-        return int(lengths[int(match["shard"])]) if len(lengths) == int(match["shards"]) else None
-    except (ValueError, KeyError, TypeError, IndexError):
+        return as_count(int(lengths[int(match["shard"])])) if len(lengths) == int(match["shards"]) else None
+    except (ValueError, LookupError, TypeError, OverflowError):
         return None  # an info of another form is no reason to refuse the data
 
 
