@@ -30,13 +30,15 @@ _HELP: dict[Kind, str] = {
     "tfds": "a folder of TFDS's TFRecords, such as imagenet2012/5.1.0 (extra tfrecord)",
     "captions": "a list of pictures and captions: COCO or Karpathy JSON, CSV, TSV, JSONL",
 }
+_READ_ONLY = ("verify", "diff")
 _HAS_SPLITS: tuple[Kind, ...] = ("tfds", "captions")
 _HAS_PATHS: tuple[Kind, ...] = ("parquet", "captions")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    exit_on_sigterm("terminated; the same command goes on from here")
+    advice = "" if arguments.task in _READ_ONLY else "; the same command goes on from here"
+    exit_on_sigterm(f"terminated{advice}")
     try:
         if arguments.task == "verify":
             return _verify(arguments.folder, arguments.workers)
@@ -46,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         raise
     except OSError as error:  # a full disk, a folder that is not for this user
-        raise DataError(f"{error}; the same command goes on from here") from error
+        if error.errno is None:  # not of the system: a bug, whose traceback is wanted
+            raise
+        raise DataError(f"{error}{advice}") from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -144,7 +148,10 @@ def _convert(arguments: argparse.Namespace) -> int:
 def _advice(manifest: Manifest) -> str:
     most = max(manifest.rows_dropped, key=lambda reason: manifest.rows_dropped[reason])
     examples = cast(dict[str, list[dict[str, str]]], manifest.info["examples"]).get(most)
-    return f"{most}, such as {examples[0]['key']} of {examples[0]['source']}" if examples else most
+    if not examples:
+        return most
+    detail = f" ({examples[0]['detail']})" if examples[0]["detail"] else ""
+    return f"{most}, such as {examples[0]['key']} of {examples[0]['source']}{detail}"
 
 
 def _print_account(target: str, manifest: Manifest) -> None:

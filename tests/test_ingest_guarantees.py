@@ -61,6 +61,53 @@ def test_class_names_and_counts_beside_the_shards_belong_to_the_source(tmp_path)
         ingest(tmp_path / "tars", tmp_path / "b")
 
 
+@pytest.mark.parametrize("source", ["tars/*.tar", "tars/00000.tar"])
+def test_counts_beside_the_shards_of_a_pattern_belong_to_the_source(source, tmp_path):
+    dumps.write_tars(tmp_path / "tars", [samples(2)], stats=True)
+    ingest(tmp_path / source, tmp_path / "out")
+    (tmp_path / "tars/00001_stats.json").write_text("of another shard")
+    ingest(tmp_path / source, tmp_path / "out")
+    (tmp_path / "tars/00000_stats.json").write_text('{"successes": 700}')
+    with pytest.raises(DataError, match=CHANGED):
+        ingest(tmp_path / source, tmp_path / "out")
+
+
+def test_counts_beside_the_shards_of_a_pattern_of_tfds_belong_to_the_source(tmp_path):
+    dumps.write_tfds(tmp_path / "tfds", [samples(2)])
+    source = tmp_path / "tfds/*.tfrecord-*"
+    ingest(source, tmp_path / "out", kind="tfds")
+    (tmp_path / "tfds/dataset_info.json").write_text("{}")
+    with pytest.raises(DataError, match=CHANGED):
+        ingest(source, tmp_path / "out", kind="tfds")
+
+
+def test_shards_behind_links_are_there(tmp_path, monkeypatch):
+    dumps.write_tars(tmp_path / "tars", [samples(2), samples(2, first=2)])
+
+    def move(folder):
+        shard = tmp_path / folder / SHARD
+        shard.rename(tmp_path / f"{folder}-moved")
+        shard.symlink_to(tmp_path / f"{folder}-moved")
+
+    manifest = ingest(tmp_path / "tars", tmp_path / "done")
+    move("done")
+    assert ingest(tmp_path / "tars", tmp_path / "done") == manifest
+    interrupted(monkeypatch, tmp_path / "tars", tmp_path / "begun", after=1)
+    move("begun")
+    ingest(tmp_path / "tars", tmp_path / "begun")
+    assert (tmp_path / "begun" / SHARD).is_symlink()
+
+
+def test_ids_that_are_equal_numbers_join(tmp_path):
+    dumps.write_coco(tmp_path / "source", [samples(3)])
+    path = tmp_path / "source/captions.json"
+    listed = json.loads(path.read_text())
+    for note in listed["annotations"]:
+        note["image_id"] = float(note["image_id"])
+    path.write_text(json.dumps(listed))
+    assert ingest(path, tmp_path / "out", kind="captions").rows_written == 3
+
+
 @pytest.mark.parametrize("name", ["parquet", "captions"])
 def test_pictures_beside_tables_and_lists_belong_to_the_source(name, tmp_path):
     write = {"parquet": dumps.write_files, "captions": dumps.write_csv}[name]
@@ -83,6 +130,8 @@ def test_source_and_destination_do_not_hold_each_other(target, tmp_path):
         ingest(tmp_path / "source", tmp_path / target, kind="folder")
     with pytest.raises(DataError, match=r"lies inside"):
         ingest(tmp_path / "source/*/*", tmp_path / "source/records", kind="folder")
+    with pytest.raises(DataError, match=r"lies inside"):
+        ingest(tmp_path / "source/**", tmp_path / "source/records", kind="folder")
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
 
 

@@ -108,6 +108,70 @@ def test_a_tar_header_that_lies_about_its_size_ends_the_file(size, kind, first, 
     assert keys(tmp_path / "out") == ([] if first else ["0"])
 
 
+def header(name, size, kind):
+    member = tarfile.TarInfo(name)
+    member.size, member.type = size, kind
+    return bytearray(member.tobuf(tarfile.USTAR_FORMAT if kind == tarfile.XHDTYPE else tarfile.GNU_FORMAT))
+
+
+def sparse_cut_in_its_map():
+    block = header("s.jpg", 0, tarfile.GNUTYPE_SPARSE)
+    block[482] = 1  # "a block of the map follows"
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+LONG_NAMES = (bytes(header("././@LongLink", 5, tarfile.GNUTYPE_LONGNAME)) + b"name".ljust(512, b"\0")) * 1000
+PAX = (bytes(header("p", 12, tarfile.XHDTYPE)) + b"12 path=abc\n".ljust(512, b"\0")) * 1000
+
+
+@pytest.mark.parametrize("bad", [LONG_NAMES, PAX, sparse_cut_in_its_map()], ids=["long names", "pax", "sparse"])
+def test_headers_upon_headers_in_a_tar_end_the_file(bad, tmp_path):
+    write_tar(tmp_path / "good.tar", [("0.jpg", jpeg(0)), ("0.txt", b"x")])
+    data = (tmp_path / "good.tar").read_bytes()
+    with tarfile.open(tmp_path / "good.tar") as tar:
+        end = max(member.offset_data + 512 * -(-member.size // 512) for member in tar)
+    (tmp_path / "good.tar").write_bytes(data[:end] + bad)
+    manifest = ingest(tmp_path / "good.tar", tmp_path / "out")
+    assert (keys(tmp_path / "out"), manifest.rows_dropped) == (["0"], {"truncated shard": 1})
+
+
+URLS = ["s3://b/x.jpg", "gs://b/x", "http://127.0.0.1:9/x.jpg", "zip://a.jpg::file:///etc/hostname",
+        "tar://a::/no.tar", "ftp://127.0.0.1:9/x.jpg", "dir://x", "hdfs://x", "git+ssh://x", "memory://x.jpg",
+        "file:///a::memory://b"]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json"])
+def test_a_row_cannot_name_a_filesystem_that_nobody_asked_for(kind, tmp_path):
+    good = f"file://{tmp_path}/pictures/000000000.jpg"
+    rows = [{"image": path, "caption": "a"} for path in (*URLS, good)]
+    source = write_list(tmp_path, rows)
+    if kind == "json":
+        source = tmp_path / "list.json"
+        source.write_text(json.dumps(rows))
+    manifest = ingest(source, tmp_path / "out", kind="captions", examples=20)
+    assert manifest.rows_dropped == {"missing image": len(URLS)}
+    details = [example["detail"] for example in manifest.info["examples"]["missing image"]]
+    assert sum("is not in the filesystem of the source" in detail for detail in details) >= len(URLS) - 1
+    assert keys(tmp_path / "out") == [good]
+
+
+def test_a_row_may_name_a_filesystem_of_the_images(tmp_path):
+    import fsspec
+
+    fsspec.filesystem("memory").pipe_file("/named/0.jpg", jpeg(0))
+    source = write_list(tmp_path, [{"image": "memory://named/0.jpg", "caption": "a"}])
+    assert ingest(source, tmp_path / "out", kind="captions", images="memory://other").rows_written == 1
+
+
+@pytest.mark.parametrize("count", [10**30, -5, True, 1e300, "7"])
+def test_statistics_that_cannot_be_a_count_are_not_believed(count, tmp_path):
+    dumps.write_tars(tmp_path / "tars", [samples(1)])
+    (tmp_path / "tars/00000_stats.json").write_text(json.dumps({"successes": count}))
+    assert ingest(tmp_path / "tars", tmp_path / "out").rows_read == 1
+
+
 @pytest.mark.parametrize("label", [2**70, 2**31, 1e300, "9" * 5000, [1], {"a": 1}])
 def test_a_label_that_is_no_class_number_is_missing(label, tmp_path):
     rows = [{"image": "pictures/000000000.jpg", "label": label}, {"image": "pictures/000000000.jpg", "label": 3}]

@@ -219,6 +219,59 @@ def test_verify_and_diff_need_a_worker(task, tars, tmp_path, capsys):
     assert "--workers must be at least 1, got 0" in error_of(capsys)
 
 
+@pytest.mark.parametrize("name", ["list.csv", "list.tsv", "list.jsonl"])
+def test_a_list_in_utf16_is_told_so(name, tmp_path):
+    (tmp_path / name).write_text("filepath\ttitle\na.jpg\tb\n", encoding="utf-16")
+    with pytest.raises(DataError, match=rf"{name} is encoded in UTF-16.*iconv"):
+        ingest(tmp_path / name, tmp_path / "out", kind="captions")
+
+
+@pytest.mark.parametrize(("error", "code"), [(OSError(5, "Input/output error"), 2), (OSError("a bug"), 1)])
+def test_only_what_goes_on_is_told_to_go_on_and_bugs_keep_their_traceback(
+    error, code, tars, tmp_path, monkeypatch, capsys
+):
+    from conversion import records
+
+    def fail(*_, **__):
+        raise error
+
+    for name in ("verify", "convert"):
+        monkeypatch.setattr(records, name, fail)
+    for arguments in (["verify", tmp_path], ["webdataset", tars, tmp_path / "out"]):
+        assert call(*arguments) == code
+        shown = capsys.readouterr().err
+        assert ("Traceback" in shown) == (code == 1)
+        assert ("the same command goes on" in shown) == (code == 2 and arguments[0] != "verify")
+
+
+def test_what_kept_nothing_is_begun_again_by_its_own_command(tmp_path, capsys):
+    dumps.write_csv(tmp_path / "source", [samples(2)])
+    (tmp_path / "images").mkdir()
+    arguments = ["captions", tmp_path / "source/list.csv", tmp_path / "out", "--images", tmp_path / "images"]
+    assert call(*arguments) == 1
+    shutil.move(tmp_path / "source/pictures", tmp_path / "images/pictures")
+    assert call(*arguments) == 0
+    assert len(open_records(tmp_path / "out")) == 2
+
+
+def test_two_columns_of_one_name_are_told(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def write(name, *columns):
+        (tmp_path / "source").mkdir(exist_ok=True)
+        values = {"jpg": [jpeg(0)], "caption": ["a"], "url": ["u"]}
+        table = pa.Table.from_arrays([pa.array(values[column]) for column in columns], list(columns))
+        pq.write_table(table, tmp_path / "source" / name)
+
+    write("0.parquet", "jpg", "caption", "caption")
+    with pytest.raises(DataError, match=r"0\.parquet has two columns named 'caption'"):
+        ingest(tmp_path / "source", tmp_path / "a", kind="parquet")
+    write("0.parquet", "jpg", "caption", "url", "url")  # nobody asks for these
+    write("1.parquet", "jpg", "jpg", "caption")
+    assert ingest(tmp_path / "source", tmp_path / "b", kind="parquet").rows_dropped == {"missing image": 1}
+
+
 def test_an_empty_source_is_not_the_working_folder(tmp_path, capsys):
     for source in ("", "zip://a.tar::/nowhere.zip"):
         assert call("webdataset", source, tmp_path / "out") == 2

@@ -1,5 +1,6 @@
 """CSV, TSV and JSONL lists of pictures and captions; lines that follow each other and name one picture are one row."""
 
+import codecs
 import csv
 import hashlib
 import itertools
@@ -182,6 +183,10 @@ def _from_json(line: str) -> Fields | str:
 
 
 def _read_table(opened: Any, path: str) -> _Table:
+    begin: bytes = opened.read(2)
+    opened.seek(0)
+    if begin in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        raise DataError(f"{path} is encoded in UTF-16; make it UTF-8, as by `iconv -f UTF-16 -t UTF-8`")
     if path.lower().endswith(_JSONL):
         return _Table(None, False, (), 0)
     line: bytes = opened.readline()
