@@ -45,7 +45,7 @@ def read_picture(place: Place, path: str, *, part: Part | None = None, images: s
             return "not a plain file"  # to read a pipe or a device may take for ever
         return bytes(place.fs.cat_file(path))
     except _ABSENT as error:
-        return str(error)
+        return str(error) if isinstance(error, ValueError) else "no such file"
     except OSError as error:
         if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
             return str(error)

@@ -10,7 +10,7 @@ from typing import TypeVar, cast
 
 from clipa_eqx.errors import DataError
 from conversion.ingest.columns import from_json
-from conversion.ingest.files import Found, Place, check_readable, list_sizes
+from conversion.ingest.files import Found, Place, check_readable, is_pattern, list_sizes, root_of
 from conversion.ingest.rows import Columns, Kind, Part, Plan, printable
 
 # What a folder is most likely meant for, by what lies in it.
@@ -81,17 +81,17 @@ def parts_of(place: Place, found: Sequence[Found], chosen: Sequence[Found], *, k
 
 def beside(place: Place, found: Sequence[Found], chosen: Sequence[Found], name: Callable[[Found], str]) -> list[Found]:
     """The files of such a name next to each of the chosen ones, also if the source is a pattern or one file."""
-    held = {file.path: file for file in found}
-    sizes: dict[str, dict[str, int]] = {}
-    sidecars: dict[str, Found] = {}
-    for file in chosen:
-        folder = file.path.rpartition("/")[0]
-        if folder not in sizes:
-            sizes[folder] = list_sizes(place._replace(path=folder))
-        if (base := name(file)) in sizes[folder]:
-            path = f"{folder}/{base}"
-            sidecars[path] = held.get(path, Found(path, base, sizes[folder][base]))
-    return list(sidecars.values())
+    sizes = {file.path: file.size for file in found}
+    if is_pattern(place) or place.fs.isfile(place.path):
+        for folder in {_folder(file) for file in chosen}:
+            sizes |= {f"{folder}/{base}": size for base, size in list_sizes(place._replace(path=folder)).items()}
+    paths = dict.fromkeys(f"{_folder(file)}/{name(file)}" for file in chosen)
+    root = root_of(place)
+    return [Found(path, path[len(root) :].lstrip("/"), sizes[path]) for path in paths if path in sizes]
+
+
+def _folder(file: Found) -> str:
+    return file.path.rpartition("/")[0]
 
 
 def _stem(name: str) -> str:

@@ -25,6 +25,7 @@ from conversion.ingest.plans import Damaged, first_rows, img2dataset_count, part
 from conversion.ingest.rows import BAD_ROW, TRUNCATED, Columns, IngestOptions, Lost, Part, Plan, Row, Tally
 
 _SUFFIXES = (".tar", ".tar.gz", ".tgz")
+_LABEL = ".cls"
 _IMAGES = tuple(suffix[1:] for suffix in IMAGE_SUFFIXES)
 _DAMAGE = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile)
 
@@ -75,7 +76,7 @@ def _choose(samples: Iterable[Sample], *, options: IngestOptions, where: str) ->
             needed=options.label_column is None,
         ),
         key=choose_column(options.key_column, fields, (), what="key", where=where),
-        label=choose_column(asked(options.label_column), names, (), what="label", where=where) or ".cls",
+        label=choose_column(asked(options.label_column), names, (_LABEL,), what="label", where=where),
     )
 
 
@@ -232,7 +233,7 @@ def _row(key: str, sample: Sample, columns: Columns, options: IngestOptions) -> 
         key=key if wanted is None else str(wanted),
         image=next((sample[name] for name in suffixes if name in sample), None),
         captions=() if (text := value(columns.caption)) is None else as_captions(text),
-        label=as_label(value(columns.label)),
+        label=as_label(value(columns.label or _LABEL)),
         extra=extra,
     )
 
