@@ -1,6 +1,8 @@
 """What all scripts share: exit codes, messages and logging."""
 
+import contextlib
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -25,10 +27,10 @@ def run(main: Callable[[], object]) -> int:
         code = main()
     except ClipaError as error:
         _log.debug("traceback of the user's error", exc_info=True)
-        print(f"error: {error}", file=sys.stderr)
+        _say(f"error: {error}")
         return USAGE
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _say("interrupted")
         return 130
     except BrokenPipeError:
         # The reader of our output has gone, as in `show.py ... | head`.
@@ -48,12 +50,21 @@ def exit_on_sigterm(said: str) -> None:
 
     def stop(number: int, frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_IGN)  # tidying up is not cut short
-        print(said, file=sys.stderr)
+        # Not through sys.stderr, which may be in the middle of a write. After a closed terminal nobody listens, and an
+        # OSError in place of SystemExit would pass for one of the work that was interrupted.
+        with contextlib.suppress(OSError):
+            os.write(2, f"{said}\n".encode())
         raise SystemExit(128 + number)
 
     signal.signal(signal.SIGTERM, stop)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
         signal.signal(signal.SIGHUP, stop)
+
+
+def _say(text: str) -> None:
+    """Print on standard error, or nowhere if its reader has gone: the exit code tells it too."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr)
 
 
 def set_up_logging(*, process_index: int = 0) -> None:

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from clipa_eqx.cli import run
-from clipa_eqx.errors import ConfigError
+from clipa_eqx.errors import ConfigError, DataError
 
 EPILOG = """Prints the resolved config as JSON and a table of all parameters: shape, number of values and, with --mesh,
 how each is split over the devices. For a work folder also the saved steps and the last metrics. For a data folder
 its manifest, and a sheet is drawn: its first samples as a model sees them, here random crops of 112 px with colour
-jitter, with captions and 32 tokens. With --sheet a config gets a sheet instead, of the samples of its run.
+jitter, with captions and 32 tokens. It is NAME-sheet.png in the working folder, after the name of the data folder, or
+what --sheet names; a file of that name is replaced. Damaged records are named, and others drawn instead.
+With --sheet a config gets a sheet instead, of the samples of its run.
 After a config file come overrides, as for train.py: --optim.peak-lr 4e-4.
 Exit codes: 0 done, 2 a mistake in what is shown, 1 anything else."""
 
@@ -26,7 +28,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("target", metavar="CONFIG.py|MODEL|WORKDIR|DATA_DIR")
     parser.add_argument(
-        "--sheet", type=Path, metavar="FILE.png", help="draw here; default for data: DATA_DIR-sheet.png"
+        "--sheet",
+        type=Path,
+        metavar="FILE.png",
+        help="draw here, replacing the file; default for data: NAME-sheet.png in the working folder",
     )
     parser.add_argument("--samples", type=int, default=24, help="number of samples on the sheet (default: 24)")
     parser.add_argument("--mesh", metavar="64x8x1", help="sizes of the axes data, fsdp and tensor; needs no devices")
@@ -51,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _show_run(target, mesh_sizes)
     elif (target / "manifest.json").exists():
         _show_data(target)
-        _draw_data(target, sheet or Path(f"{target.resolve().name}-sheet.png"), samples=arguments.samples)
+        _draw_data(target, sheet, samples=arguments.samples)
     else:
         raise ConfigError(
             f"{target} is nothing to show; give a Python config file, or a folder with model.safetensors (saved "
@@ -118,7 +123,19 @@ def _show_data(folder: Path) -> None:
         print(f"{name}: {value}")
 
 
-def _draw_data(folder: Path, path: Path, *, samples: int) -> None:
+def _draw_data(folder: Path, sheet: Path | None, *, samples: int) -> None:
+    """Without a name for the sheet, what stands in its way is only said: the manifest was asked for, and is shown."""
+    try:
+        if sheet is None and Path.cwd() == folder.resolve():
+            raise DataError("it would lie among the records; name a file with --sheet")
+        _draw_records(folder, sheet or Path(f"{folder.resolve().name}-sheet.png"), samples=samples)
+    except DataError as error:
+        if sheet is not None:
+            raise
+        print(f"no sheet is drawn: {error}")
+
+
+def _draw_records(folder: Path, path: Path, *, samples: int) -> None:
     from clipa_eqx.data.array_record_reader import open_records
     from clipa_eqx.data.augment import ImageConfig
     from clipa_eqx.data.colour import ColourConfig
@@ -129,11 +146,11 @@ def _draw_data(folder: Path, path: Path, *, samples: int) -> None:
 
     source = open_records(folder)
     if not len(source):
-        print("no sheet is drawn: there are no records")
-        return
+        raise DataError("there are no records")
     image = ImageConfig(size=(112, 112), colour=ColourConfig())
     transform = TrainTransform(image=image, tokenizer=Tokenizer.bert(), length=32)
-    write_sheet(path, Mixture(sources=(source,)), transform, samples=samples, seed=0)
+    mixture = Mixture(sources=(source,))
+    write_sheet(path, mixture, transform, samples=samples, seed=0, on_bad_record="substitute")
     print(f"{samples} samples drawn to {path}")
 
 

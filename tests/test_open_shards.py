@@ -2,10 +2,12 @@
 
 import os
 import random
+import resource
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -31,12 +33,20 @@ source.close()
 resource.setrlimit(resource.RLIMIT_NOFILE, (48, 48))
 assert [record.key for record in source] == [str(i) for i in range(len(source))]
 source.close()
-taken = []
-try:
-    while True:
-        taken.append(os.open("/dev/null", os.O_RDONLY))
-except OSError:
-    pass
+
+def take_all():
+    try:
+        while True:
+            os.open("/dev/null", os.O_RDONLY)
+    except OSError:
+        pass
+
+assert source[len(source) - 1].key == str(len(source) - 1)
+assert source[9].key == "9"
+take_all()
+assert [source[i].key for i in (0, 20, 40)] == ["0", "20", "40"]  # by letting go of the two
+source.close()
+take_all()
 try:
     source[5]
 except DataError as error:
@@ -82,6 +92,33 @@ def test_the_shards_read_last_are_those_that_stay_open(folder, monkeypatch):
     assert shards.reader(1) is not one
     assert one.read([0])  # still whole for whoever has it
     shards.close()
+
+
+def test_the_bounds_are_on_the_process_and_sets_that_are_closed_or_gone_take_no_part(folder, monkeypatch):
+    monkeypatch.setattr(open_shards, "_MOST_OPEN_RECORDS", 4 * PER_SHARD)
+    sets = [open_records(folder) for _ in range(3)]
+    for i in range(RECORDS):
+        assert {source[i].key for source in sets} == {str(i)}
+    assert open_files(folder) == 4  # of the last shard all three, of the one before that of the last set
+    sets[0].close()
+    assert open_files(folder) == 3
+    sets.pop()
+    assert open_files(folder) == 1
+    assert [record.key for record in sets[0]] == [str(i) for i in range(RECORDS)]
+    assert open_files(folder) == 4
+    sets[0].close()
+    assert open_files(folder) == 0
+
+
+def test_several_sets_keep_to_a_quarter_of_the_files_together(folder, monkeypatch):
+    limits = SimpleNamespace(**vars(resource) | {"getrlimit": lambda _: (20, 20), "setrlimit": lambda *_: None})
+    monkeypatch.setattr(open_shards, "resource", limits)
+    sets = [open_records(folder) for _ in range(3)]
+    for i in range(RECORDS):
+        assert {source[i].key for source in sets} == {str(i)}
+        assert open_files(folder) <= 5
+    for source in sets:
+        source.close()
 
 
 def test_threads_share_few_open_shards(folder, monkeypatch):

@@ -14,6 +14,7 @@ from clipa_eqx.durations import Duration
 from clipa_eqx.sharding import make_mesh
 from clipa_eqx.training import loop
 from clipa_eqx.training.metrics import Throughput, read_metrics
+from clipa_eqx.training.reporting import Reports, StepNumbers
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -61,6 +62,22 @@ def test_each_step_runs_until_the_next_batch_is_on_its_way(tmp_path):
         loop.train(config, tmp_path / "run")
     assert waited == [True] * STEPS
     assert [line["step"] for line in read_metrics(tmp_path / "run/metrics.jsonl")] == list(range(1, STEPS + 1))
+
+
+def test_all_numbers_of_a_step_come_to_the_host_at_once(tmp_path):
+    """Each more that is fetched by itself would be one more wait for the devices."""
+    numbers = {"loss": 2.5, "accuracy": 0.5, "grad_norm": 1.0, "update_norm": 1.0, "truncated": 4, "substituted": 1}
+    on_devices = {name: jax.device_put(np.asarray(value)) for name, value in numbers.items()}
+    config = tiny.run_config()
+    with (
+        Reports(config, tmp_path, start=0, total_steps=9, data_size=tiny.RECORDS) as reports,
+        mock.patch.object(jax, "device_get", wraps=jax.device_get) as fetch,
+    ):
+        reports.finish(StepNumbers(1, on_devices, np.arange(16)), last_checkpoint=lambda: None)
+    assert [sorted(call.args[0]) for call in fetch.call_args_list] == [sorted(numbers)]
+    (line,) = read_metrics(tmp_path / "metrics.jsonl")
+    assert (line["loss"], line["truncated_fraction"], reports.bad_records) == (2.5, 4 / config.batch_size, 1)
+    assert not {"truncated", "substituted"} & line.keys()
 
 
 def test_waiting_counts_as_input_bound_only_while_the_devices_stand_idle():

@@ -1,16 +1,21 @@
+import io
 import json
+import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from tiny_runs import tiny_clip, tiny_run, tiny_tokenizer
 
 from clipa_eqx.artefact import save_model
 from clipa_eqx.cli import run
 from clipa_eqx.data.array_record_writer import write_records
 from clipa_eqx.data.manifest import Manifest, ShardInfo, write_manifest
+from clipa_eqx.data.records import Record
 from clipa_eqx.errors import ConfigError, DataError
 from clipa_eqx.json_config import to_json
 from scripts.show import main
@@ -81,18 +86,19 @@ def test_a_work_folder_is_shown_with_its_steps_and_last_metrics(tmp_path, capsys
 
 
 def test_a_data_folder_is_shown_by_its_manifest(tmp_path, capsys):
-    """Before its sheet, so also where there are no shards to draw from."""
+    """Also where there are no shards to draw from; only who names a sheet wants it in any case."""
     shard = ShardInfo(name="a.arrayrecord", count=5, bytes=100, sha256="0" * 64)
     manifest = Manifest(
         shards=(shard,), rows_read=7, rows_written=5, rows_dropped={"no caption": 2}, class_names=("cat", "dog")
     )
     write_manifest(tmp_path, manifest)
-    with pytest.raises(DataError, match=r"a\.arrayrecord is missing"):
-        main([str(tmp_path)])
-    out = capsys.readouterr().out
+    out = shown(capsys, tmp_path)
     assert "7 read, 5 written" in out
     assert "2 no caption" in out
     assert "class names: 2" in out
+    assert re.search(r"^no sheet is drawn: .*a\.arrayrecord is missing", out, re.MULTILINE)
+    with pytest.raises(DataError, match=r"a\.arrayrecord is missing"):
+        main([str(tmp_path), "--sheet", str(tmp_path / "sheet.png")])
 
 
 def test_a_data_folder_without_records_or_classes_is_shown(tmp_path, monkeypatch, capsys):
@@ -102,6 +108,36 @@ def test_a_data_folder_without_records_or_classes_is_shown(tmp_path, monkeypatch
     assert "class names: none" in out
     assert "no sheet is drawn: there are no records" in out
     assert [path.name for path in tmp_path.iterdir()] == ["none"]
+
+
+def test_damaged_records_are_named_and_others_drawn(tmp_path, monkeypatch, capsys, caplog):
+    monkeypatch.chdir(tmp_path)
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(picture, "PNG")
+    bad = (3, 17)
+    write_records(
+        (
+            Record(key=f"k{i}", image=picture.getvalue()[: 20 if i in bad else None], captions=("red",))
+            for i in range(40)
+        ),
+        "set",
+    )
+    with caplog.at_level(logging.WARNING):
+        assert "40 samples drawn to set-sheet.png" in shown(capsys, "set", "--samples", "40")
+    for i in bad:
+        assert sum(f"key 'k{i}'" in line for line in caplog.messages) == 1
+    with Image.open("set-sheet.png") as sheet:
+        assert sheet.format == "PNG"
+
+
+def test_no_sheet_is_put_among_the_records_unless_it_is_named(tmp_path, monkeypatch, capsys):
+    write_records((Record(key=str(i), image=b"") for i in range(2)), tmp_path / "set")
+    monkeypatch.chdir(tmp_path / "set")
+    before = sorted(Path().iterdir())
+    out = shown(capsys, ".")
+    assert "2 read, 2 written" in out
+    assert "no sheet is drawn: it would lie among the records; name a file with --sheet" in out
+    assert sorted(Path().iterdir()) == before
 
 
 def test_a_sheet_of_a_model_or_run_is_refused(tmp_path):

@@ -125,7 +125,7 @@ def train(config: ExperimentConfig, workdir: Path) -> TrainResult:
             if batch is None:
                 raise RuntimeError("the train stream ended; it never should")
             state, metrics = step_fn(state, batch.arrays)
-            previous, pending = pending, StepNumbers(step, metrics, batch.sample_id, batch.counts)
+            previous, pending = pending, StepNumbers(step, {**metrics, **batch.counts}, batch.sample_id)
             # While the devices work on this step, fetch the next batch and read the numbers of the step before.
             batch = _next_batch(batches, mesh, count, running=metrics["loss"]) if step < total_steps else None
             reports.throughput.step(starved_seconds=batch.starved_seconds if batch else 0.0)
@@ -205,9 +205,9 @@ def _next_batch(
     waited = time.perf_counter() - since
     # If the step was over when its successor's batch came, the devices stood idle for at most this wait.
     is_starved = running is not None and running.is_ready()
-    arrays = put_global_batch({name: rows[name] for name in ("image", "tokens")}, mesh)
+    arrays = put_global_batch({name: rows[name] for name in ("image", "tokens", "truncated", "substituted")}, mesh)
     # Counted on the devices, over the rows of all processes: the host waits for nothing.
-    counts = count(put_global_batch({name: rows[name] for name in ("truncated", "substituted")}, mesh))
+    counts = count({name: arrays.pop(name) for name in ("truncated", "substituted")})
     return _DeviceBatch(arrays, rows["sample_id"], counts, waited if is_starved else 0.0)
 
 

@@ -22,12 +22,11 @@ from clipa_eqx.training.trackers import open_wandb
 
 
 class StepNumbers(NamedTuple):
-    """A step's device metrics, the records of this process, and counts over the rows of all: truncated, substituted."""
+    """A step's device metrics, with the numbers of rows `truncated` and `substituted`, and this process's records."""
 
     step: int
     metrics: Mapping[str, jax.Array]
     sample_id: np.ndarray
-    counts: Mapping[str, jax.Array]
 
 
 class Reports:
@@ -78,9 +77,9 @@ class Reports:
         step, values = numbers.step, to_host(numbers.metrics)
         if not is_finite(values):
             raise NonFiniteError(self._alarm(numbers, values, last_checkpoint()))
-        counts = {name: int(count) for name, count in numbers.counts.items()}
-        check_substituted(counts["substituted"], step=step, batch_size=self._config.batch_size)
-        self.bad_records += counts["substituted"]
+        truncated, substituted = (int(values.pop(name)) for name in ("truncated", "substituted"))
+        check_substituted(substituted, step=step, batch_size=self._config.batch_size)
+        self.bad_records += substituted
         self._bar.update(step - self._bar.n)
         if not (self.is_logged(step) or extra):
             return
@@ -94,7 +93,7 @@ class Reports:
             **({f"lr/{pattern}": float(rate) for pattern, rate in rates.items()} if len(rates) > 1 else {}),
             "examples_seen": samples,
             "epoch": samples / self._data_size,
-            "truncated_fraction": counts["truncated"] / config.batch_size,
+            "truncated_fraction": truncated / config.batch_size,
             **({"bad_records": self.bad_records} if config.data.on_bad_record == "substitute" else {}),
             **(extra or {}),
             **self.throughput.rates(),
