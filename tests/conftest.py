@@ -1,4 +1,6 @@
-"""Test session: 8 fake CPU devices, strict rank promotion, no accelerators."""
+"""Test session: 8 fake CPU devices, strict rank promotion, no accelerators, signals as in a terminal."""
+
+import signal
 
 import jax
 import jax.random as jr
@@ -8,6 +10,12 @@ import pytest
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# A suite in the background of a shell or under `nohup` ignores some signals, and what it starts would inherit that.
+# Handlers are not inherited.
+for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, lambda number, frame: None)
 
 
 @pytest.fixture

@@ -45,18 +45,6 @@ def command(source, target, *options):
     ]
 
 
-@contextlib.contextmanager
-def signals_heard():
-    """A suite in the background of a shell or under `nohup` ignores some, and so would what it starts."""
-    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@signals_heard()
 def start(source, target, *options):
     return subprocess.Popen(
         command(source, target, *options),
