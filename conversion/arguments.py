@@ -9,8 +9,8 @@ from clipa_eqx.errors import ConversionError
 
 if TYPE_CHECKING:
     from clipa_eqx.tokenizer import Tokenizer
-    from conversion.compare_texts import Rules
     from conversion.infer import Choices, Resolved
+    from conversion.numerics import Rules
 
 _log = logging.getLogger(__name__)
 

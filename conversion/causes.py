@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from conversion.replay import Array, Pool, ReplayGelu, State, Step, TowerOptions, run_step
+from conversion.replay import Array, State, Step, run_step
+from conversion.tower_options import Pool, ReplayGelu, TowerOptions
 
 EPS = "layer norm epsilon"
 GELU = "GELU kind"

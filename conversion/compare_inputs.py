@@ -11,9 +11,9 @@ from PIL import Image
 from clipa_eqx.data.pixel_values import normalise_imagenet
 from clipa_eqx.data.resize import resize
 from clipa_eqx.errors import ConversionError
-from conversion.compare_pictures import Picture, fixed_pictures
 from conversion.compare_texts import FIXED_TEXTS
 from conversion.npz import NpzFile
+from conversion.open_clip_pixels import Picture, fixed_pictures
 from conversion.replay import Array, patches_of
 from conversion.walk import Side, Tower
 

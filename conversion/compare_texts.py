@@ -1,19 +1,16 @@
 """Whether two models tokenise alike, and if not, which habit differs: each is tried on fixed texts."""
 
-import html
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
-import tokenizers
-from jaxtyping import Int
 
-from clipa_eqx.errors import ConversionError
 from clipa_eqx.tokenizer import Tokenizer
-from clipa_eqx.tokenizer.vocabulary import CLASS, PAD, UNKNOWN, read_vocab
+from clipa_eqx.tokenizer.vocabulary import CLASS
+from conversion.numerics import Rules
+from conversion.open_clip_tokenizer import Ids, bert_tokenizer, clean
 
 VOCABULARY = "other vocabulary"
 SEP_KEPT = "SEP kept"
@@ -30,9 +27,6 @@ FIXED_TEXTS: tuple[str, ...] = (
     "你好 world",
 )
 
-Ids = Int[np.ndarray, "texts length"]
-Rules = Literal["reference", "bert"]
-"""How texts are normalised and split: as tensorflow-text does, and our tokenizer, or as Hugging Face's BERT does."""
 Sep = Literal["none", "kept", "stripped"]
 Vocabularies = tuple[tuple[str, ...] | None, tuple[str, ...] | None]
 
@@ -90,63 +84,6 @@ class TextReport(NamedTuple):
     equal: int
     causes: tuple[tuple[str, str], ...]
     unexplained: tuple[str, ...]
-
-
-def bert_tokenizer(pieces: Sequence[str]) -> Any:
-    """Hugging Face's ``BertTokenizer`` of a vocabulary, without its special tokens around a text."""
-    vocab = {piece: i for i, piece in enumerate(pieces)}
-    made: Any = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocab, unk_token=UNKNOWN))
-    made.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
-    made.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-    special = [token for token in (PAD, UNKNOWN, CLASS, "[SEP]", "[MASK]") if token in vocab]
-    made.add_special_tokens(special)
-    return made
-
-
-def clean(text: str) -> str:
-    """open_clip's cleaning, but for the repair of broken encodings."""
-    return " ".join(html.unescape(html.unescape(text)).split())
-
-
-def folder_pieces(folder: Path) -> tuple[str, ...] | None:
-    """The vocabulary that open_clip takes from a folder, or None: ``tokenizer.json`` goes before ``vocab.txt``.
-
-    Raises:
-        ConversionError: there is one, and it cannot be read.
-    """
-    if (folder / "tokenizer.json").is_file():
-        return json_pieces(folder / "tokenizer.json")
-    return read_vocab(folder / "vocab.txt") if (folder / "vocab.txt").is_file() else None
-
-
-def json_pieces(file: Path) -> tuple[str, ...]:
-    """The vocabulary of a ``tokenizer.json``. Raises ``ConversionError`` if it cannot be read or has other ids."""
-    vocab: dict[str, int] = load_tokenizer_json(file).get_vocab(with_added_tokens=True)
-    if sorted(vocab.values()) != list(range(len(vocab))):
-        raise ConversionError(f"{file}: the ids of its vocabulary are not 0 to {len(vocab) - 1}")
-    return tuple(sorted(vocab, key=lambda piece: vocab[piece]))
-
-
-def load_tokenizer_json(file: Path) -> Any:
-    """The library's tokenizer of a ``tokenizer.json``. Raises ``ConversionError`` if it cannot be read."""
-    try:
-        return tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises nothing narrower
-        raise ConversionError(f"{file} is no tokenizer that the library reads ({error})") from error
-
-
-def json_tokenizer(file: Path, *, length: int, strips_sep: bool) -> Callable[[list[str]], Ids]:
-    """What open_clip does with a folder's ``tokenizer.json``."""
-    made = load_tokenizer_json(file)
-    sep: int | None = made.token_to_id("[SEP]")
-
-    def tokenise(texts: list[str]) -> Ids:
-        made.enable_truncation(length)
-        made.enable_padding(length=length, pad_id=0)
-        ids = np.array([encoded.ids for encoded in made.encode_batch([clean(text) for text in texts])], np.int64)
-        return np.where(ids == sep, 0, ids) if strips_sep and sep is not None else ids
-
-    return tokenise
 
 
 def compare_texts(

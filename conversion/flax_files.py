@@ -12,11 +12,11 @@ import numpy as np
 
 from clipa_eqx.errors import ConversionError, listed
 from clipa_eqx.optimiser_file import FIRST_SCHEDULE
+from conversion.flax_checkpoint import Checkpoint
 from conversion.flax_shapes import FlaxLayout, layout_of
-from conversion.import_checkpoint import Checkpoint
+from conversion.moments import Moments
 from conversion.npz import NpzFile
 from conversion.tensors import TensorFile, TensorInfo, TensorView
-from conversion.to_artefact import Moments
 
 FORMAT = "flax npz"
 MU, NU, ADAM_COUNT = "opt/1/0/1/", "opt/1/0/2/", "opt/1/0/0"

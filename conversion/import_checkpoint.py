@@ -2,38 +2,16 @@
 
 import argparse
 import logging
-from collections.abc import Mapping
-from typing import Any, NamedTuple
 
 from conversion.arguments import choices_of, config_provenance, show_resolved, tokenizer_of, vocabulary_provenance
+from conversion.flax_checkpoint import Checkpoint
 from conversion.flax_names import flax_rules
-from conversion.flax_shapes import FlaxLayout, flax_facts
+from conversion.flax_shapes import flax_facts
 from conversion.infer import resolve_config
 from conversion.rules import check_tensors
-from conversion.tensors import TensorFile
-from conversion.to_artefact import Moments, write_artefact
+from conversion.to_artefact import write_artefact
 
 _log = logging.getLogger(__name__)
-
-
-class Checkpoint(NamedTuple):
-    """An open checkpoint.
-
-    Attributes:
-        format: what provenance calls it.
-        params: the parameters, without any prefix.
-        moments: the optimiser state, if there is one and it is wanted.
-        layout: how the same arrays are spelt.
-        about: JSON of the layout, for provenance.
-        notes: what else a user should know of it.
-    """
-
-    format: str
-    params: TensorFile
-    moments: Moments | None
-    layout: FlaxLayout
-    about: Mapping[str, Any]
-    notes: tuple[str, ...] = ()
 
 
 def import_checkpoint(found: Checkpoint, arguments: argparse.Namespace) -> None:

@@ -22,3 +22,7 @@ def numerics_of(config: CLIPConfig) -> dict[str, dict[str, Any]]:
 def profile_of(numerics: Mapping[str, Mapping[str, Any]]) -> str:
     """The profile that both towers have, or "custom"."""
     return next((name for name, one in PROFILES.items() if all(one == n for n in numerics.values())), "custom")
+
+
+Rules = Literal["reference", "bert"]
+"""How texts are normalised and split: as tensorflow-text does, and our tokenizer, or as Hugging Face's BERT does."""

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from clipa_eqx.errors import ConversionError, listed
-from conversion.replay import ReplayGelu, TowerOptions
+from conversion.open_clip_pixels import OPENAI_MEAN, OPENAI_STD, Pictures
+from conversion.tower_options import ReplayGelu, TowerOptions
 
 CONFIG_FILE = "open_clip_config.json"
 
-OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-"""open_clip's defaults."""
 
 DEFAULT_EPS = 1e-5
 """Of torch's LayerNorm."""
@@ -82,17 +81,6 @@ class OpenClipTower:
     layers: int
     mlp_dim: int
     options: TowerOptions
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pictures:
-    """How pictures are prepared: resized by Pillow, rounded to levels, normalised."""
-
-    size: tuple[int, int]
-    mean: tuple[float, ...] = OPENAI_MEAN
-    std: tuple[float, ...] = OPENAI_STD
-    interpolation: str = "bicubic"
-    resize_mode: str = "shortest"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,12 +22,12 @@ from clipa_eqx.in_place import FolderKind, new_folder
 from clipa_eqx.leaf_file import Leaf, LeafReader, LeafWriter
 from clipa_eqx.leaf_shapes import check_leaves
 from clipa_eqx.tokenizer import Tokenizer
-from conversion.compare_pictures import pixels_note
-from conversion.compare_texts import Rules
+from conversion.numerics import Rules
 from conversion.open_clip_config import CONFIG_FILE, parse_open_clip_config
 from conversion.open_clip_files import WEIGHTS_FILE as OPEN_CLIP_WEIGHTS
 from conversion.open_clip_mapping import from_clip_config, numerics_metadata
 from conversion.open_clip_names import open_clip_rules
+from conversion.open_clip_pixels import pixels_note
 from conversion.open_clip_tokenizer import JSON_FILE, SEP, SETTINGS_FILE, VOCAB_FILE, write_tokenizer
 from conversion.open_clip_vocabulary import rules_metadata
 from conversion.rules import export_tensor, foreign_tensors, raise_problems

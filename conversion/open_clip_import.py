@@ -12,10 +12,9 @@ from clipa_eqx.data.pixel_values import IMAGENET_MEAN, IMAGENET_STD
 from clipa_eqx.errors import ConfigError, ConversionError
 from clipa_eqx.in_place import check_apart
 from clipa_eqx.models.clip import CLIPConfig
-from conversion.compare_pictures import pixels_note
 from conversion.infer import Choices, Resolved, resolve_config
 from conversion.numerics import numerics_of, profile_of
-from conversion.open_clip_config import CONFIG_FILE, OpenClipConfig, Pictures, Texts, load_open_clip_config
+from conversion.open_clip_config import CONFIG_FILE, OpenClipConfig, Texts, load_open_clip_config
 from conversion.open_clip_files import (
     FORMAT,
     HUB,
@@ -27,6 +26,7 @@ from conversion.open_clip_files import (
     renamed,
 )
 from conversion.open_clip_mapping import check_expressible, numerics_in, to_clip_config
+from conversion.open_clip_pixels import Pictures, pixels_note
 from conversion.open_clip_shapes import open_clip_facts, position_facts
 from conversion.open_clip_vocabulary import own_rules, own_vocabulary
 from conversion.tensors import TensorFile, TensorView, sha256_of

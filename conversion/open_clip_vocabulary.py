@@ -9,10 +9,17 @@ from clipa_eqx.errors import ConversionError
 from clipa_eqx.tokenizer import Tokenizer
 from clipa_eqx.tokenizer.vocabulary import CLASS, SPECIAL, check_vocab, look_up_classes, read_vocab
 from conversion.arguments import tokenizer_of
-from conversion.compare_texts import Rules, json_pieces, load_tokenizer_json
+from conversion.numerics import Rules
 from conversion.open_clip_config import CONFIG_FILE, OpenClipConfig
 from conversion.open_clip_mapping import BERT_NAME
-from conversion.open_clip_tokenizer import JSON_FILE, SETTINGS_FILE, VOCAB_FILE, tokenizer_json
+from conversion.open_clip_tokenizer import (
+    JSON_FILE,
+    SETTINGS_FILE,
+    VOCAB_FILE,
+    json_pieces,
+    load_tokenizer_json,
+    tokenizer_json,
+)
 
 _CLASSES = ("BertTokenizer", "BertTokenizerFast", "PreTrainedTokenizerFast")
 _METADATA = "clipa_eqx_rules"

@@ -1,13 +1,9 @@
 """The table of all released CLIPA models: what each one is, where it lies, and what it must count and score."""
 
-import argparse
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
-
-from clipa_eqx.cli import run
 
 if TYPE_CHECKING:
     from clipa_eqx.data.eval_images import EvalImageConfig
@@ -210,17 +206,3 @@ def plain_table() -> str:
             f"Checked here: {CHECKED}. Check yours with `python -m conversion.verify DIR`.",
         ]
     )
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m conversion.released",
-        description="Print the table of released models; a name is what `import --released NAME` takes.",
-        allow_abbrev=False,
-    )
-    parser.parse_args(argv)
-    print(plain_table())
-
-
-if __name__ == "__main__":
-    sys.exit(run(main))

@@ -1,7 +1,6 @@
 """A slow second evaluation of both towers in float64 numpy, one named step at a time, under options our models lack."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -10,36 +9,12 @@ from jaxtyping import Float64
 from clipa_eqx.models.clip import CLIPConfig
 from clipa_eqx.models.text import TextConfig
 from clipa_eqx.models.vision import VisionConfig
+from conversion.tower_options import TowerOptions, image_options, text_options
 
 Array = Float64[np.ndarray, "..."]
 Leaves = Mapping[str, Array]
 State = dict[str, Array]
 Kind = Literal["stem", "position", "norm", "linear", "gelu", "attention", "pool", "head", "none"]
-Pool = Literal["gap", "tok", "first", "map", "last"]
-ReplayGelu = Literal["tanh", "exact", "quick"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TowerOptions:
-    """How a tower computes, as far as its weights do not say; more than our models can be.
-
-    Attributes:
-        heads: of every attention.
-        eps: of every norm.
-        gelu: "tanh", "exact" or "quick" (x sigmoid(1.702 x)).
-        pool: as in ``models.pool``.
-        pool_norm: of image towers: the norm stands before the pooling, after it, or nowhere.
-        has_class_in_mean: the mean of "gap" takes token 0 too.
-        is_causal: a token sees itself and those before it.
-    """
-
-    heads: int
-    eps: float
-    gelu: ReplayGelu
-    pool: Pool
-    pool_norm: Literal["before", "after", "none"]
-    has_class_in_mean: bool = False
-    is_causal: bool = False
 
 
 class Step(NamedTuple):
@@ -54,23 +29,6 @@ class Step(NamedTuple):
     writes: str
     leaves: Mapping[str, str]
     run: Callable[[Leaves, TowerOptions, tuple[Array, ...]], Array]
-
-
-def image_options(config: VisionConfig) -> TowerOptions:
-    blocks = config.blocks
-    norm = {"gap": "after", "tok": "before", "first": "none", "map": "none"}[config.pool]
-    return TowerOptions(
-        heads=blocks.heads,
-        eps=blocks.norm_eps,
-        gelu=blocks.gelu,
-        pool=config.pool,
-        pool_norm="after" if norm == "after" else "before" if norm == "before" else "none",
-    )
-
-
-def text_options(config: TextConfig) -> TowerOptions:
-    blocks = config.blocks
-    return TowerOptions(heads=blocks.heads, eps=blocks.norm_eps, gelu=blocks.gelu, pool=config.pool, pool_norm="before")
 
 
 def image_steps(config: VisionConfig) -> Iterator[Step]:

@@ -25,16 +25,18 @@ from clipa_eqx.models.clip import CLIPConfig
 from clipa_eqx.tokenizer import Tokenizer
 from clipa_eqx.tokenizer.vocabulary import bert_pieces
 from clipa_eqx.training.run_folder import CHECKPOINTS_NAME
-from conversion.compare_pictures import FAST_NOTE, OUR_SHORTEST, our_pixels, pillow_pixels
-from conversion.compare_texts import HabitTokenizer, TextHabits, folder_pieces, json_tokenizer
+from conversion.compare_texts import HabitTokenizer, TextHabits
 from conversion.infer import Choices, Fact, resolve_config
-from conversion.open_clip_config import OpenClipConfig, Pictures
+from conversion.open_clip_config import OpenClipConfig
 from conversion.open_clip_import import OpenedClip, open_open_clip, resolve, to_config
 from conversion.open_clip_names import image_table, open_clip_rules, temperature_shape, text_table
+from conversion.open_clip_pixels import FAST_NOTE, OUR_SHORTEST, Pictures, our_pixels, pillow_pixels
 from conversion.open_clip_shapes import open_clip_facts
-from conversion.replay import Array, image_options, text_options
+from conversion.open_clip_tokenizer import folder_pieces, json_tokenizer
+from conversion.replay import Array
 from conversion.rules import LeafRule, Rule, check_tensors, foreign_tensors, raise_problems
 from conversion.tensors import TensorFile
+from conversion.tower_options import image_options, text_options
 from conversion.walk import Side
 
 _LAYER = re.compile(r"(.*blocks)/(\d+)/(.*)")

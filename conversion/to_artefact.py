@@ -5,7 +5,6 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +28,7 @@ from clipa_eqx.leaf_shapes import leaf_shapes
 from clipa_eqx.models.clip import CLIPConfig
 from clipa_eqx.optimiser_file import Counts, Kind, MomentSlice, write_optimiser_state
 from clipa_eqx.tokenizer import Tokenizer
+from conversion.moments import Moments
 from conversion.rules import (
     Rule,
     Tensor,
@@ -44,27 +44,6 @@ from conversion.tensors import InBackground, TensorFile, sha256_of
 
 FLOAT32 = np.dtype(np.float32)
 _COMPARED_AT_ONCE = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class Moments:
-    """The optimiser state of a source.
-
-    Attributes:
-        mu: Adam's first moments under the names of their parameters.
-        nu: the second moments.
-        updates: Adam's count.
-        schedule_steps: how many updates the schedules have seen: the step a run continues after.
-        absent: names of the parameters that have no moments because they were frozen.
-        about: JSON that an export needs to write the same file again.
-    """
-
-    mu: TensorFile
-    nu: TensorFile
-    updates: int
-    schedule_steps: int
-    absent: tuple[str, ...] = ()
-    about: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 class Converted(NamedTuple):

@@ -1,13 +1,9 @@
 """Whether a model folder is whole and what it is: `python -m conversion.verify DIR` checks hashes, counts and norms."""
 
-import argparse
-import os
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipa_eqx.cli import run
 from clipa_eqx.errors import CheckpointError, listed
 
 if TYPE_CHECKING:
@@ -20,20 +16,6 @@ if TYPE_CHECKING:
 
 NORM_ATOL, EMBEDDING_ATOL = 1e-5, 1e-4
 """Of unit norms, and of embeddings computed on another machine than that of the import."""
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m conversion.verify",
-        description=__doc__,
-        epilog="Exit codes: 0 all is right, 2 something is not (all of it is listed), 1 anything else.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("folder", metavar="DIR", type=Path, help="a model folder")
-    arguments = parser.parse_args(argv)
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # on a TPU host a training run may hold the devices
-    for line in verify(arguments.folder):
-        print(line)
 
 
 def verify(folder: Path) -> list[str]:
@@ -250,7 +232,3 @@ def _released_rows(config: "CLIPConfig", profile: str) -> "list[ReleasedModel]":
         name: leaf_shapes(next(r for r in fitting if r.preset == name).config()) for name in {r.preset for r in fitting}
     }
     return [row for row in fitting if known[row.preset] == shapes]
-
-
-if __name__ == "__main__":
-    sys.exit(run(main))

@@ -8,8 +8,9 @@ import numpy as np
 
 from clipa_eqx.models.clip import CLIPConfig
 from conversion.causes import Explanation, StepOfTwo, explain, leaves_of
-from conversion.open_clip_config import Pictures
-from conversion.replay import Array, State, TowerOptions, replay, run_step
+from conversion.open_clip_pixels import Pictures
+from conversion.replay import Array, State, replay, run_step
+from conversion.tower_options import TowerOptions
 
 Tower = Literal["image", "text"]
 

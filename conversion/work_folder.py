@@ -16,8 +16,8 @@ from clipa_eqx.json_config import from_json
 from clipa_eqx.leaf_file import Leaf, LeafWriter
 from clipa_eqx.leaf_shapes import leaf_shapes
 from clipa_eqx.models.clip import CLIPConfig, abstract_clip
-from clipa_eqx.optim import chain_shape
 from clipa_eqx.optimiser_file import FIRST_SCHEDULE, Counts, Kind, MomentSlice, write_optimiser_state
+from clipa_eqx.reference_chain import chain_shape
 from clipa_eqx.training.run_folder import CHECKPOINTS_NAME, read_record
 
 FLOAT32 = np.dtype(np.float32)

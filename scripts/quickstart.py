@@ -40,8 +40,9 @@ def main() -> int:
 
     # Imported late: --help needs none of it.
     from clipa_eqx.config_files import load_config
-    from clipa_eqx.training.loop import Interrupted, train
+    from clipa_eqx.training.loop import train
     from clipa_eqx.training.metrics import read_metrics
+    from clipa_eqx.training.stopping import Interrupted
 
     spent = _Seconds(folder / "seconds.json")
     spent.measure("data", lambda: _make_data(folder / "data"))

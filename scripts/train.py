@@ -52,7 +52,8 @@ def main() -> int:
     if arguments.distributed:
         jax.distributed.initialize()
         set_up_logging(process_index=jax.process_index())
-    from clipa_eqx.training.loop import Interrupted, train
+    from clipa_eqx.training.loop import train
+    from clipa_eqx.training.stopping import Interrupted
 
     try:
         result = train(config, arguments.workdir)

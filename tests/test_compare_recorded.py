@@ -12,10 +12,9 @@ from clipa_eqx.data.resize import resize
 from clipa_eqx.tokenizer import Tokenizer
 from conversion import compare_pictures, compare_texts
 from conversion.compare import main
-from conversion.compare_pictures import fixed_pictures
 from conversion.compare_texts import FIXED_TEXTS, HabitTokenizer, TextHabits
 from conversion.flax_names import to_flax
-from conversion.open_clip_config import Pictures
+from conversion.open_clip_pixels import Pictures, fixed_pictures
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

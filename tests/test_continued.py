@@ -18,7 +18,8 @@ from clipa_eqx.errors import CheckpointError, ConfigError, ConversionError
 from clipa_eqx.experiment import InitConfig
 from clipa_eqx.json_config import to_json
 from clipa_eqx.models.clip import abstract_clip
-from clipa_eqx.optim import OptimConfig, chain_shape
+from clipa_eqx.optim import OptimConfig
+from clipa_eqx.reference_chain import chain_shape
 from clipa_eqx.schedules import Cosine, Polynomial
 from clipa_eqx.training.metrics import read_metrics
 from conversion.flax_clipa import main

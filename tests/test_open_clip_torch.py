@@ -24,12 +24,11 @@ from clipa_eqx.models.clip import CLIP
 from clipa_eqx.models.presets import preset
 from clipa_eqx.tokenizer import Tokenizer
 from clipa_eqx.trees import map_with_path
-from conversion.compare_pictures import fixed_pictures, pillow_pixels
-from conversion.compare_texts import clean
 from conversion.open_clip import main
 from conversion.open_clip_config import load_open_clip_config
 from conversion.open_clip_names import image_table
-from conversion.open_clip_tokenizer import write_tokenizer
+from conversion.open_clip_pixels import fixed_pictures, pillow_pixels
+from conversion.open_clip_tokenizer import clean, write_tokenizer
 from conversion.released import RELEASED
 
 EXTRA = 'not installed: pip install "clipa_eqx[open-clip]"'

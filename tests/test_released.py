@@ -7,7 +7,8 @@ import pytest
 
 from clipa_eqx.models.clip import abstract_clip
 from clipa_eqx.trees import count_params
-from conversion.released import CHECKED, RELEASED, main, markdown_table
+from conversion.released import CHECKED, RELEASED, markdown_table
+from conversion.released_program import main
 
 # The rows of the reference's README, kept apart from our table.
 PUBLISHED = json.loads((Path(__file__).parent / "released_models.json").read_text())["rows"]

@@ -12,9 +12,9 @@ import pytest
 import tiny
 
 from clipa_eqx.checkpoint import Checkpoints
-from clipa_eqx.training.loop import Interrupted
 from clipa_eqx.training.metrics import read_metrics
 from clipa_eqx.training.reporting import Reports
+from clipa_eqx.training.stopping import Interrupted
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

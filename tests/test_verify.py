@@ -20,7 +20,8 @@ from conversion.compare import main as compare
 from conversion.flax_clipa import main as flax
 from conversion.flax_names import to_flax
 from conversion.open_clip import main as open_clip
-from conversion.verify import _identity, main
+from conversion.verify import _identity
+from conversion.verify_program import main
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -11,8 +11,9 @@ from jax.sharding import Mesh
 
 from clipa_eqx.errors import CheckpointError
 from clipa_eqx.models.clip import CLIP, abstract_clip
-from clipa_eqx.optim import ChainShape, OptimConfig, chain_shape
+from clipa_eqx.optim import OptimConfig
 from clipa_eqx.optimiser_file import FIRST_SCHEDULE, OptimiserState, open_optimiser_state
+from clipa_eqx.reference_chain import ChainShape, chain_shape
 from clipa_eqx.sharding import shardings_for
 from clipa_eqx.training.state import TrainState
 from clipa_eqx.trees import leaf_paths

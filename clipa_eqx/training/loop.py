@@ -1,13 +1,10 @@
 """Training from a config to an artefact. This is the page to read first."""
 
 import logging
-import os
 import re
-import signal
-import threading
 import time
-from collections.abc import Callable, Generator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,13 +40,10 @@ from clipa_eqx.training.run_folder import CHECKPOINTS_NAME, MODEL_NAME, check_sa
 from clipa_eqx.training.start import first_state
 from clipa_eqx.training.state import TrainState, abstract_state
 from clipa_eqx.training.step import make_train_step
+from clipa_eqx.training.stopping import Interrupted, stop_requests
 from clipa_eqx.trees import count_params
 
 _log = logging.getLogger(__name__)
-
-
-class Interrupted(Exception):
-    """SIGINT or SIGTERM arrived; the state of the last finished step is saved."""
 
 
 class TrainResult(NamedTuple):
@@ -93,7 +87,7 @@ def train(config: ExperimentConfig, workdir: Path) -> TrainResult:
 
     with ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
-        is_stop_requested = stack.enter_context(_stop_requests())
+        is_stop_requested = stack.enter_context(stop_requests())
         checkpoints = stack.enter_context(Checkpoints(workdir / CHECKPOINTS_NAME, keep=config.checkpoint.keep))
         start = checkpoints.latest() or 0
         bad_records = 0
@@ -246,36 +240,3 @@ def _save_artefact(
         )
         _log.info("model written to %s", folder)
     return folder
-
-
-@contextmanager
-def _stop_requests() -> Generator[Callable[[int], bool]]:
-    """Turn SIGINT and SIGTERM into a question asked after each step, which all processes answer alike.
-
-    On one process a second signal ends at once. Of several processes, one that gets SIGTERM tells the others through
-    JAX's preemption service, which names the step that all of them stop after: no step waits for the answer.
-    """
-    requested = threading.Event()
-    is_alone = jax.process_count() == 1
-
-    def handle(number: int, _: object) -> None:
-        _log.warning("%s: finishing this step and saving; repeat the signal to stop at once", signal.strsignal(number))
-        signal.signal(number, signal.SIG_DFL)
-        if is_alone:
-            requested.set()
-        else:  # Ctrl-C becomes the signal that the service listens to
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    def is_stop(step: int) -> bool:
-        return requested.is_set() if is_alone else multihost_utils.reached_preemption_sync_point(step)
-
-    # The service catches SIGTERM itself, so on several processes that one is left alone.
-    numbers = (signal.SIGINT, signal.SIGTERM) if is_alone else (signal.SIGINT,)
-    if threading.current_thread() is not threading.main_thread():
-        numbers = ()  # only the main thread may set handlers
-    before = {number: signal.signal(number, handle) for number in numbers}
-    try:
-        yield is_stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
