@@ -13,9 +13,9 @@ import numpy as np
 
 from clipa_eqx.models.clip import CLIPConfig
 from clipa_eqx.models.presets import PRESETS, preset
-from conversion.flax_names import flax_rules
-from conversion.npz_writer import new_npz
-from conversion.rules import foreign_tensors
+from conversion.flax_clipa.names import flax_rules
+from conversion.flax_clipa.npz_writer import new_npz
+from conversion.weights.rules import foreign_tensors
 
 ROOT = Path(__file__).parents[1]
 

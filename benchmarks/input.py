@@ -26,14 +26,14 @@ from PIL import Image
 
 from clipa_eqx.data.array_record_reader import RecordSource, open_records
 from clipa_eqx.data.array_record_writer import write_records
-from clipa_eqx.data.augment import ImageConfig
-from clipa_eqx.data.colour import ColourConfig
+from clipa_eqx.data.images.augment import ImageConfig
+from clipa_eqx.data.images.color import ColourConfig
 from clipa_eqx.data.records import Record
 from clipa_eqx.data.stream import BatchIterator, StreamConfig, train_stream
 from clipa_eqx.data.transforms import TrainTransform
 from clipa_eqx.tokenizer import Tokenizer
-from conversion.ingest.checks import fit_image
-from conversion.ingest.rows import IngestOptions
+from conversion.records.checks import fit_image
+from conversion.records.rows import IngestOptions
 
 _CAPTION = "an old wooden boat lies on the quiet shore of the lake under a heavy evening sky, photographed in 2019"
 _ROOT = Path(__file__).parents[1]
@@ -151,7 +151,7 @@ def start_reference(folder: Path, pictures: list[bytes], *, size: int, options: 
     path = folder / "set.tfrecord"
     if not path.exists():
         code = (
-            "import pickle, sys, pathlib, conversion.reference_input as r\n"
+            "import pickle, sys, pathlib, benchmarks.reference_input as r\n"
             "pictures, caption, records = pickle.load(sys.stdin.buffer)\n"
             "r.write_tfrecords(pathlib.Path(sys.argv[1]), pictures, caption=caption, records=records)"
         )
@@ -165,7 +165,7 @@ def start_reference(folder: Path, pictures: list[bytes], *, size: int, options: 
             env=_QUIET,
         )
     sides = ("--size", size, "--length", options.length, "--batch", options.batch, "--seconds", options.seconds)
-    command = [sys.executable, "-m", "conversion.reference_input", str(path), *map(str, sides)]
+    command = [sys.executable, "-m", "benchmarks.reference_input", str(path), *map(str, sides)]
     process = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
@@ -176,7 +176,7 @@ def start_reference(folder: Path, pictures: list[bytes], *, size: int, options: 
         cwd=_ROOT,
     )
     if process.stdout is None or process.stdout.readline().strip() != "ready":
-        raise SystemExit("conversion.reference_input did not start; it needs: pip install 'clipa_eqx[tfrecord]'")
+        raise SystemExit("benchmarks.reference_input did not start; it needs: pip install 'clipa_eqx[tfrecord]'")
     return process
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from conversion.ingest.convert import convert
-from conversion.ingest.rows import IngestOptions
-from conversion.ingest.verify import verify
+from conversion.records.convert import convert
+from conversion.records.rows import IngestOptions
+from conversion.records.verify import verify
 
 
 def main() -> None:

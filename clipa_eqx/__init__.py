@@ -5,9 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clipa_eqx import surgery as surgery
-    from clipa_eqx.artefact import LoadedModel as LoadedModel
-    from clipa_eqx.artefact import load_model as load_model
-    from clipa_eqx.artefact import save_model as save_model
     from clipa_eqx.experiment import ExperimentConfig as ExperimentConfig
     from clipa_eqx.losses import softmax_contrastive as softmax_contrastive
     from clipa_eqx.models.blocks import BlockConfig as BlockConfig
@@ -19,6 +16,9 @@ if TYPE_CHECKING:
     from clipa_eqx.models.text import TextTower as TextTower
     from clipa_eqx.models.vision import VisionConfig as VisionConfig
     from clipa_eqx.models.vision import VisionTower as VisionTower
+    from clipa_eqx.saved.model import LoadedModel as LoadedModel
+    from clipa_eqx.saved.model import load_model as load_model
+    from clipa_eqx.saved.model import save_model as save_model
     from clipa_eqx.tokenizer import Tokenizer as Tokenizer
 
 __version__ = "0.1.0"
@@ -28,16 +28,16 @@ _HOME = {
     "CLIP": "models.clip",
     "CLIPConfig": "models.clip",
     "ExperimentConfig": "experiment",
-    "LoadedModel": "artefact",
+    "LoadedModel": "saved.model",
     "PRESETS": "models.presets",
     "TextConfig": "models.text",
     "TextTower": "models.text",
     "Tokenizer": "tokenizer",
     "VisionConfig": "models.vision",
     "VisionTower": "models.vision",
-    "load_model": "artefact",
+    "load_model": "saved.model",
     "preset": "models.presets",
-    "save_model": "artefact",
+    "save_model": "saved.model",
     "softmax_contrastive": "losses",
 }
 

@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from clipa_eqx.data.augment import ImageConfig
-from clipa_eqx.data.eval_images import EvalImageConfig
+from clipa_eqx.data.images.augment import ImageConfig
+from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.data.prefetch import StreamConfig
 from clipa_eqx.data.stream import OnBadRecord
 from clipa_eqx.durations import Duration

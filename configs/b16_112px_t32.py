@@ -10,8 +10,8 @@ Notes:     These recipes pool the class token.
 
 from dataclasses import replace
 
-from clipa_eqx.data.augment import ImageConfig
-from clipa_eqx.data.eval_images import EvalImageConfig
+from clipa_eqx.data.images.augment import ImageConfig
+from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.data.prefetch import StreamConfig
 from clipa_eqx.durations import Duration
 from clipa_eqx.evals.zero_shot import ZeroShotConfig

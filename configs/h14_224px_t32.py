@@ -10,9 +10,9 @@ Expect:    78.6 % zero-shot ImageNet top-1 with LAION-2B, 81.5 % with DataComp-1
 
 from dataclasses import replace
 
-from clipa_eqx.data.augment import ImageConfig
-from clipa_eqx.data.colour import ColourConfig
-from clipa_eqx.data.eval_images import EvalImageConfig
+from clipa_eqx.data.images.augment import ImageConfig
+from clipa_eqx.data.images.color import ColourConfig
+from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.data.prefetch import StreamConfig
 from clipa_eqx.durations import Duration
 from clipa_eqx.evals.zero_shot import ZeroShotConfig

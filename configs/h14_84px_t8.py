@@ -12,9 +12,9 @@ Notes:     Captions and prompts are cut to 8 tokens by part of speech (nouns fir
 
 from dataclasses import replace
 
-from clipa_eqx.data.augment import ImageConfig
-from clipa_eqx.data.colour import ColourConfig
-from clipa_eqx.data.eval_images import EvalImageConfig
+from clipa_eqx.data.images.augment import ImageConfig
+from clipa_eqx.data.images.color import ColourConfig
+from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.data.prefetch import StreamConfig
 from clipa_eqx.durations import Duration
 from clipa_eqx.evals.zero_shot import ZeroShotConfig

@@ -11,9 +11,9 @@ Notes:     The reference has no L/14 file. This one is assembled from its H/14 r
 
 from dataclasses import replace
 
-from clipa_eqx.data.augment import ImageConfig
-from clipa_eqx.data.colour import ColourConfig
-from clipa_eqx.data.eval_images import EvalImageConfig
+from clipa_eqx.data.images.augment import ImageConfig
+from clipa_eqx.data.images.color import ColourConfig
+from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.data.prefetch import StreamConfig
 from clipa_eqx.durations import Duration
 from clipa_eqx.evals.zero_shot import ZeroShotConfig

@@ -6,9 +6,9 @@ Time:      see "Quickstart result" in README.md
 Expect:    see there; the data are made by scripts/quickstart.py
 """
 
-from clipa_eqx.data.affine import AffineConfig
-from clipa_eqx.data.augment import ImageConfig
-from clipa_eqx.data.eval_images import EvalImageConfig
+from clipa_eqx.data.images.affine import AffineConfig
+from clipa_eqx.data.images.augment import ImageConfig
+from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.durations import Duration
 from clipa_eqx.evals.zero_shot import ZeroShotConfig
 from clipa_eqx.experiment import CheckpointConfig, DataConfig, DataSource, ExperimentConfig

@@ -140,7 +140,7 @@ def _templates(path: Path) -> tuple[str, ...]:
 
 
 def _load(folder: Path, mesh: Any) -> Scored:
-    from clipa_eqx.artefact import WEIGHTS_FILE
+    from clipa_eqx.saved.model import WEIGHTS_FILE
     from clipa_eqx.training.run_folder import CONFIG_NAME, MODEL_NAME
 
     if (folder / WEIGHTS_FILE).exists():
@@ -157,8 +157,8 @@ def _load(folder: Path, mesh: Any) -> Scored:
 def _load_artefact(folder: Path, mesh: Any) -> Scored:
     import jax
 
-    from clipa_eqx.artefact import WEIGHTS_FILE, load_model
     from clipa_eqx.data.array_record_writer import hash_file
+    from clipa_eqx.saved.model import WEIGHTS_FILE, load_model
     from clipa_eqx.sharding import shardings_for
 
     loaded = load_model(folder)
@@ -181,9 +181,9 @@ def _reduction(of_training: str | None) -> str:
 
 
 def _load_checkpoint(folder: Path, mesh: Any) -> Scored:
-    from clipa_eqx.checkpoint import Checkpoints
     from clipa_eqx.experiment import ExperimentConfig
     from clipa_eqx.json_config import from_json
+    from clipa_eqx.training.checkpoint import Checkpoints
     from clipa_eqx.training.inputs import load_tokenizer
     from clipa_eqx.training.run_folder import CHECKPOINTS_NAME, CONFIG_NAME, read_record
 
@@ -205,7 +205,7 @@ def _load_checkpoint(folder: Path, mesh: Any) -> Scored:
 
 
 def _zero_shot(scored: Scored, config: Any, source: Any, preprocess: Any, *, workers: int, mesh: Any) -> Any:
-    from clipa_eqx.data.eval_images import eval_image
+    from clipa_eqx.data.images.evaluation import eval_image
     from clipa_eqx.data.stream import StreamConfig, eval_stream
     from clipa_eqx.evals.zero_shot import ZeroShotTransform, evaluate, prepare
 

@@ -132,7 +132,7 @@ def _make_data(folder: Path) -> None:
     from clipa_eqx.data.array_record_reader import open_records
     from clipa_eqx.tokenizer import train_wordpiece, write_vocab
     from configs.quickstart_pretrain import VOCAB_SIZE
-    from conversion.icon_records import build_icon_records
+    from conversion.icons.records import build_icon_records
 
     vocab = folder / "vocab.txt"
     if vocab.exists():
@@ -170,11 +170,11 @@ def _score(model: Path, data: Path) -> dict[str, Any]:
     """The held-out family, looked at once, after all training: scores and each drawing's likeliest names."""
     from functools import partial
 
-    from clipa_eqx.artefact import load_model
     from clipa_eqx.data.array_record_reader import open_records
-    from clipa_eqx.data.eval_images import eval_image
+    from clipa_eqx.data.images.evaluation import eval_image
     from clipa_eqx.data.stream import eval_stream
     from clipa_eqx.evals.zero_shot import ZeroShotConfig, ZeroShotTransform, evaluate, prepare
+    from clipa_eqx.saved.model import load_model
 
     loaded = load_model(model)
     source = open_records(data)

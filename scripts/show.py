@@ -74,8 +74,8 @@ def _show_config(path: Path, overrides: Sequence[str], mesh_sizes: tuple[int, ..
 
 
 def _show_model(folder: Path, mesh_sizes: tuple[int, ...] | None) -> None:
-    from clipa_eqx.artefact import load_model_config
     from clipa_eqx.json_config import to_json
+    from clipa_eqx.saved.model import load_model_config
 
     config = load_model_config(folder)
     _print_json(to_json(config))
@@ -137,8 +137,8 @@ def _draw_data(folder: Path, sheet: Path | None, *, samples: int) -> None:
 
 def _draw_records(folder: Path, path: Path, *, samples: int) -> None:
     from clipa_eqx.data.array_record_reader import open_records
-    from clipa_eqx.data.augment import ImageConfig
-    from clipa_eqx.data.colour import ColourConfig
+    from clipa_eqx.data.images.augment import ImageConfig
+    from clipa_eqx.data.images.color import ColourConfig
     from clipa_eqx.data.mixture import Mixture
     from clipa_eqx.data.transforms import TrainTransform
     from clipa_eqx.tokenizer import Tokenizer

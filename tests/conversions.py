@@ -6,8 +6,8 @@ import tarfile
 import pytest
 
 from clipa_eqx.data.array_record_reader import open_records
-from conversion.ingest import convert as module
-from conversion.ingest.rows import IngestOptions
+from conversion.records import convert as module
+from conversion.records.rows import IngestOptions
 
 
 class Stopped(Exception):

@@ -12,8 +12,8 @@ from tiny_runs import WORDS, tiny_clip_config
 from clipa_eqx.json_config import to_json
 from clipa_eqx.models.clip import CLIP, CLIPConfig, abstract_clip
 from clipa_eqx.tokenizer.vocabulary import write_vocab
-from conversion.flax_clipa import main
-from conversion.flax_names import to_flax
+from conversion.flax_clipa.__main__ import main
+from conversion.flax_clipa.names import to_flax
 
 
 def random_clip(config: CLIPConfig, seed: int = 0) -> CLIP:

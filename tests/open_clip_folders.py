@@ -10,11 +10,11 @@ from random_models import random_model
 from safetensors.numpy import load_file, save_file
 from tiny import model_config
 
-from clipa_eqx.artefact import load_model, save_model
-from clipa_eqx.data.eval_images import EvalImageConfig
+from clipa_eqx.data.images.evaluation import EvalImageConfig
+from clipa_eqx.saved.model import load_model, save_model
 from clipa_eqx.tokenizer import Tokenizer
 from clipa_eqx.tokenizer.vocabulary import SPECIAL
-from conversion.open_clip import main
+from conversion.open_clip.__main__ import main
 
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
 VOCAB = (*SPECIAL, *(f"w{i}" for i in range(64 - len(SPECIAL))))

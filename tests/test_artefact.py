@@ -11,10 +11,10 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 from tiny_runs import tiny_clip, tiny_tokenizer
 
-from clipa_eqx.artefact import load_model, save_model
-from clipa_eqx.data.eval_images import EvalImageConfig, eval_image
-from clipa_eqx.data.pixel_values import normalise_imagenet
+from clipa_eqx.data.images.evaluation import EvalImageConfig, eval_image
+from clipa_eqx.data.images.pixel_values import normalise_imagenet
 from clipa_eqx.errors import CheckpointError, ConfigError, DataError
+from clipa_eqx.saved.model import load_model, save_model
 
 PREPROCESS = EvalImageConfig(size=(16, 16), resize="squash")
 PICTURE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)

@@ -6,10 +6,10 @@ import jax
 import pytest
 import tiny
 
-from clipa_eqx.checkpoint import Checkpoints
 from clipa_eqx.errors import CheckpointError
 from clipa_eqx.models.clip import abstract_clip
 from clipa_eqx.sharding import MeshConfig, make_mesh, shardings_for
+from clipa_eqx.training.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

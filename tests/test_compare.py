@@ -12,16 +12,17 @@ from random_models import random_model
 from safetensors.numpy import load_file, save_file
 from tiny import model_config
 
-from clipa_eqx.artefact import save_model
 from clipa_eqx.cli import run
-from clipa_eqx.data.eval_images import EvalImageConfig
+from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.models.blocks import BlockConfig
+from clipa_eqx.saved.model import save_model
 from clipa_eqx.tokenizer import Tokenizer
-from conversion import causes, compare_pictures
-from conversion.causes import _sincos_2d
-from conversion.compare import main
-from conversion.flax_names import to_flax
-from conversion.open_clip_export import export_open_clip
+from conversion.compare import causes
+from conversion.compare import images as compare_pictures
+from conversion.compare.__main__ import main
+from conversion.compare.causes import _sincos_2d
+from conversion.flax_clipa.names import to_flax
+from conversion.open_clip.exporting import export_open_clip
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -7,11 +7,11 @@ import pytest
 from open_clip_folders import edit_config, set_in
 from test_compare import LENGTH, SIZE, TEXT, compared, folders, model, named, theirs
 
-from clipa_eqx.artefact import save_model
-from clipa_eqx.data.eval_images import EvalImageConfig
+from clipa_eqx.data.images.evaluation import EvalImageConfig
+from clipa_eqx.saved.model import save_model
 from clipa_eqx.tokenizer import Tokenizer
-from conversion import compare_texts
-from conversion.open_clip_tokenizer import write_tokenizer
+from conversion.compare import texts as compare_texts
+from conversion.open_clip.tokenizer import write_tokenizer
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -7,14 +7,15 @@ import pytest
 from test_compare import LENGTH, SIZE, compared, folders, model, named
 
 from clipa_eqx.cli import run
-from clipa_eqx.data.pixel_values import normalise_imagenet
-from clipa_eqx.data.resize import resize
+from clipa_eqx.data.images.pixel_values import normalise_imagenet
+from clipa_eqx.data.images.resize import resize
 from clipa_eqx.tokenizer import Tokenizer
-from conversion import compare_pictures, compare_texts
-from conversion.compare import main
-from conversion.compare_texts import FIXED_TEXTS, HabitTokenizer, TextHabits
-from conversion.flax_names import to_flax
-from conversion.open_clip_pixels import Pictures, fixed_pictures
+from conversion.compare import images as compare_pictures
+from conversion.compare import texts as compare_texts
+from conversion.compare.__main__ import main
+from conversion.compare.texts import FIXED_TEXTS, HabitTokenizer, TextHabits
+from conversion.flax_clipa.names import to_flax
+from conversion.open_clip.pixels import Pictures, fixed_pictures
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

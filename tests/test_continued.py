@@ -12,7 +12,6 @@ import tiny
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from clipa_eqx.artefact_folder import OPTIMISER_FILE
 from clipa_eqx.durations import Duration
 from clipa_eqx.errors import CheckpointError, ConfigError, ConversionError
 from clipa_eqx.experiment import InitConfig
@@ -20,9 +19,10 @@ from clipa_eqx.json_config import to_json
 from clipa_eqx.models.clip import abstract_clip
 from clipa_eqx.optim import OptimConfig
 from clipa_eqx.reference_chain import chain_shape
+from clipa_eqx.saved.description import OPTIMISER_FILE
 from clipa_eqx.schedules import Cosine, Polynomial
 from clipa_eqx.training.metrics import read_metrics
-from conversion.flax_clipa import main
+from conversion.flax_clipa.__main__ import main
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -13,7 +13,7 @@ from dumps import samples
 
 from clipa_eqx.cli import run
 from clipa_eqx.data.array_record_reader import open_records
-from conversion.records import main
+from conversion.records.__main__ import main
 
 ROOT = Path(__file__).parents[1]
 
@@ -240,7 +240,7 @@ def test_a_source_can_be_a_file_or_a_pattern(source, tmp_path):
 
 def test_help_is_quick_and_loads_nothing_heavy():
     code = (
-        "import sys; from conversion.records import main\n"
+        "import sys; from conversion.records.__main__ import main\n"
         "try: main(['webdataset', '--help'])\n"
         "except SystemExit: print('loaded:', *{'jax', 'grain', 'tensorflow', 'torch', 'pyarrow'} & set(sys.modules))"
     )

@@ -12,16 +12,16 @@ import pytest
 from PIL import Image
 from tiny_runs import WORDS, tiny_clip, tiny_run, tiny_tokenizer
 
-from clipa_eqx.artefact import save_model
-from clipa_eqx.checkpoint import Checkpoints
 from clipa_eqx.cli import FAILED, OK, USAGE, run
 from clipa_eqx.data.array_record_reader import open_records
 from clipa_eqx.data.array_record_writer import write_records
-from clipa_eqx.data.eval_images import EvalImageConfig
+from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.data.records import Record
 from clipa_eqx.experiment import DataConfig
 from clipa_eqx.optim import make_optimizer
+from clipa_eqx.saved.model import save_model
 from clipa_eqx.tokenizer import write_vocab
+from clipa_eqx.training.checkpoint import Checkpoints
 from clipa_eqx.training.run_folder import claim, run_record
 from clipa_eqx.training.state import init_state
 

@@ -3,8 +3,8 @@ import dataclasses
 import pytest
 from tiny_runs import tiny_clip_config, tiny_run
 
-from clipa_eqx.data.augment import ImageConfig
-from clipa_eqx.data.eval_images import EvalImageConfig
+from clipa_eqx.data.images.augment import ImageConfig
+from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.durations import Duration
 from clipa_eqx.errors import ConfigError
 from clipa_eqx.evals.zero_shot import ZeroShotConfig

@@ -16,19 +16,19 @@ from safetensors.numpy import load_file
 from tiny import assert_bit_equal
 from tiny_runs import tiny_clip_config, tiny_tokenizer
 
-from clipa_eqx.artefact import load_model, save_model
 from clipa_eqx.cli import run
-from clipa_eqx.data.eval_images import EvalImageConfig
+from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.errors import CheckpointError, ConversionError
 from clipa_eqx.models.blocks import BlockConfig
 from clipa_eqx.models.clip import CLIPConfig
+from clipa_eqx.models.pixels import normalise_pixels
 from clipa_eqx.models.presets import preset
 from clipa_eqx.models.text import TextConfig
 from clipa_eqx.models.vision import VisionConfig
-from clipa_eqx.pixels import normalise_pixels
-from conversion.flax_clipa import main
-from conversion.flax_names import from_flax, to_flax
-from conversion.self_check import embed_fixed_inputs, fixed_inputs
+from clipa_eqx.saved.model import load_model, save_model
+from conversion.flax_clipa.__main__ import main
+from conversion.flax_clipa.names import from_flax, to_flax
+from conversion.weights.self_check import embed_fixed_inputs, fixed_inputs
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -5,8 +5,8 @@ import pytest
 from flax_checkpoints import convert, tiny_arrays, write_npz
 
 from clipa_eqx.errors import CheckpointError, ConversionError
-from conversion.flax_clipa import main
-from conversion.npz_writer import new_npz
+from conversion.flax_clipa.__main__ import main
+from conversion.flax_clipa.npz_writer import new_npz
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

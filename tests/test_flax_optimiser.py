@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from flax_checkpoints import convert, tiny_arrays, training_arrays, write_npz
 
-from clipa_eqx.artefact import load_model
 from clipa_eqx.errors import ConversionError
-from clipa_eqx.optimiser_file import open_optimiser_state
+from clipa_eqx.saved.model import load_model
+from clipa_eqx.saved.optimizer_file import open_optimiser_state
 from clipa_eqx.trees import leaf_paths
-from conversion.flax_clipa import main
+from conversion.flax_clipa.__main__ import main
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

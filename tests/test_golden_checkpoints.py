@@ -15,22 +15,22 @@ from test_golden_facts_models import load as load_facts
 from test_golden_train import METAS, NOISE, bare, load_batch, reference_optimiser
 from tiny_runs import tiny_run
 
-from clipa_eqx.artefact import load_model
 from clipa_eqx.durations import Duration
 from clipa_eqx.experiment import InitConfig
 from clipa_eqx.json_config import to_json
 from clipa_eqx.models.clip import abstract_clip
+from clipa_eqx.models.pixels import normalise_pixels
 from clipa_eqx.optim import make_optimizer
-from clipa_eqx.optimiser_file import open_optimiser_state
-from clipa_eqx.pixels import normalise_pixels
 from clipa_eqx.precision import Precision
+from clipa_eqx.saved.model import load_model
+from clipa_eqx.saved.optimizer_file import open_optimiser_state
 from clipa_eqx.sharding import MeshConfig, make_mesh
 from clipa_eqx.tokenizer.vocabulary import SPECIAL, write_vocab
 from clipa_eqx.training.start import first_state
 from clipa_eqx.training.state import abstract_state
 from clipa_eqx.training.step import make_train_step
-from conversion.flax_clipa import main
-from conversion.flax_names import to_flax
+from conversion.flax_clipa.__main__ import main
+from conversion.flax_clipa.names import to_flax
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -11,13 +11,13 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from reference_models import clip_config
 
-from clipa_eqx.data.crops import central_crop
-from clipa_eqx.data.resize import resize_small
+from clipa_eqx.data.images.crops import central_crop
+from clipa_eqx.data.images.resize import resize_small
 from clipa_eqx.evals import prompts
 from clipa_eqx.evals.encode import encode_images, encode_texts, local_rows
 from clipa_eqx.evals.zero_shot import ZeroShotConfig, class_embeddings, evaluate, prepare, score
 from clipa_eqx.tokenizer import Tokenizer
-from conversion.flax_names import from_flax
+from conversion.flax_clipa.names import from_flax
 
 goldens.require("evaluators")
 goldens.require("models")

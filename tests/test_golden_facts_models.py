@@ -13,15 +13,15 @@ from clipa_eqx.durations import Duration
 from clipa_eqx.losses import softmax_contrastive
 from clipa_eqx.models.blocks import BlockConfig
 from clipa_eqx.models.clip import CLIPConfig
+from clipa_eqx.models.pixels import normalise_pixels
 from clipa_eqx.models.text import TextConfig
 from clipa_eqx.models.vision import VisionConfig
 from clipa_eqx.optim import OptimConfig, learning_rates, make_optimizer
-from clipa_eqx.pixels import normalise_pixels
 from clipa_eqx.precision import Precision
 from clipa_eqx.schedules import Cosine
 from clipa_eqx.sharding import MeshConfig, make_mesh, put_global_batch
 from clipa_eqx.training.step import batch_loss
-from conversion.flax_names import from_flax, to_flax
+from conversion.flax_clipa.names import from_flax, to_flax
 
 goldens.require("facts")
 FORWARDS = goldens.names("facts/forward_*.npz")

@@ -16,7 +16,7 @@ from clipa_eqx.models.clip import CLIP, abstract_clip
 from clipa_eqx.models.embed import keep_random_tokens, kept_tokens, sincos_1d, sincos_2d
 from clipa_eqx.models.presets import VARIANTS, Size, from_variant
 from clipa_eqx.trees import count_params
-from conversion.flax_names import flax_rules, from_flax, to_flax
+from conversion.flax_clipa.names import flax_rules, from_flax, to_flax
 
 goldens.require("models")
 INDEX = goldens.load_json("models/index.json")

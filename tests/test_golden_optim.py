@@ -17,8 +17,8 @@ import pytest
 from clipa_eqx.durations import Duration, is_time
 from clipa_eqx.errors import ConfigError
 from clipa_eqx.optim import OptimConfig, layer_decay_rules, learning_rates, make_optimizer, update_count
-from clipa_eqx.optimiser_file import FIRST_SCHEDULE
 from clipa_eqx.reference_chain import chain_shape
+from clipa_eqx.saved.optimizer_file import FIRST_SCHEDULE
 from clipa_eqx.schedules import Cosine, Polynomial, Rsqrt, Stair, make_multiplier
 from clipa_eqx.trees import leaf_paths, match_by_path
 

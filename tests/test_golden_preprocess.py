@@ -6,14 +6,14 @@ import goldens
 import numpy as np
 import pytest
 
-goldens.require("preprocess")
+from clipa_eqx.data.images import color as colour
+from clipa_eqx.data.images.crops import CropBox, central_crop, crop_and_resize, sample_crop_box
+from clipa_eqx.data.images.decode import decode_image, image_size, is_jpeg
+from clipa_eqx.data.images.evaluation import EvalImageConfig, eval_image, resize_for_eval
+from clipa_eqx.data.images.pixel_values import normalise_imagenet, scale_values
+from clipa_eqx.data.images.resize import resize, resize_float, resize_small, resize_small_size
 
-from clipa_eqx.data import colour  # noqa: E402
-from clipa_eqx.data.crops import CropBox, central_crop, crop_and_resize, sample_crop_box  # noqa: E402
-from clipa_eqx.data.decode import decode_image, image_size, is_jpeg  # noqa: E402
-from clipa_eqx.data.eval_images import EvalImageConfig, eval_image, resize_for_eval  # noqa: E402
-from clipa_eqx.data.pixel_values import normalise_imagenet, scale_values  # noqa: E402
-from clipa_eqx.data.resize import resize, resize_float, resize_small, resize_small_size  # noqa: E402
+goldens.require("preprocess")
 
 LEVELS_ATOL = 1e-3  # float32 on the 0..255 scale
 UNIT_ATOL = 1e-5  # float32 on the 0..1 scale

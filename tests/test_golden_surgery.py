@@ -20,7 +20,7 @@ from clipa_eqx.models.clip import CLIP, CLIPConfig
 from clipa_eqx.models.text import TextConfig
 from clipa_eqx.models.vision import VisionConfig
 from clipa_eqx.surgery import adopt, learn_image_position, resize_image
-from conversion.flax_names import flax_rules, from_flax, to_flax
+from conversion.flax_clipa.names import flax_rules, from_flax, to_flax
 
 goldens.require("surgery")
 

@@ -14,16 +14,16 @@ from reference_models import clip_config
 from tiny import model_config
 from tiny_runs import tiny_run
 
-from clipa_eqx.artefact import load_model
 from clipa_eqx.durations import Duration
 from clipa_eqx.experiment import InitConfig
 from clipa_eqx.json_config import to_json
 from clipa_eqx.losses import softmax_contrastive
 from clipa_eqx.models.clip import abstract_clip
+from clipa_eqx.models.pixels import normalise_pixels
 from clipa_eqx.optim import T5X_DECAY, OptimConfig, make_optimizer
-from clipa_eqx.optimiser_file import open_optimiser_state
-from clipa_eqx.pixels import normalise_pixels
 from clipa_eqx.precision import Precision
+from clipa_eqx.saved.model import load_model
+from clipa_eqx.saved.optimizer_file import open_optimiser_state
 from clipa_eqx.schedules import Cosine
 from clipa_eqx.sharding import MeshConfig, make_mesh, put_global_batch
 from clipa_eqx.tokenizer.vocabulary import SPECIAL, write_vocab
@@ -31,12 +31,12 @@ from clipa_eqx.training.start import first_state
 from clipa_eqx.training.state import abstract_state
 from clipa_eqx.training.step import make_train_step
 from clipa_eqx.trees import match_by_path
-from conversion.flax_clipa import main as flax
-from conversion.flax_names import flax_rules, to_flax
-from conversion.flax_shapes import FlaxLayout
-from conversion.rules import export_leaves
-from conversion.t5x import main
-from conversion.t5x_files import T5xFolder
+from conversion.flax_clipa.__main__ import main as flax
+from conversion.flax_clipa.names import flax_rules, to_flax
+from conversion.flax_clipa.shapes import FlaxLayout
+from conversion.t5x.__main__ import main
+from conversion.t5x.folder import T5xFolder
+from conversion.weights.rules import export_leaves
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

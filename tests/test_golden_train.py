@@ -13,15 +13,15 @@ from reference_models import clip_config
 
 from clipa_eqx.durations import Duration
 from clipa_eqx.losses import softmax_contrastive
+from clipa_eqx.models.pixels import normalise_pixels
 from clipa_eqx.optim import OptimConfig, make_optimizer
-from clipa_eqx.pixels import normalise_pixels
 from clipa_eqx.precision import Precision
 from clipa_eqx.schedules import Cosine, Polynomial
 from clipa_eqx.sharding import MeshConfig, make_mesh, put_global_batch, shardings_for
 from clipa_eqx.training.state import abstract_state, start_state
 from clipa_eqx.training.step import batch_loss, make_train_step
 from clipa_eqx.trees import leaf_paths
-from conversion.flax_names import flax_rules, from_flax, to_flax
+from conversion.flax_clipa.names import flax_rules, from_flax, to_flax
 
 goldens.require("train")
 METAS = {int(re.findall(r"\d+", name)[0]): goldens.load_json(name) for name in goldens.names("train/meta_*dev.json")}

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from clipa_eqx.data.array_record_reader import open_records
-from clipa_eqx.data.decode import decode_image
+from clipa_eqx.data.images.decode import decode_image
 from clipa_eqx.data.manifest import read_manifest
 from clipa_eqx.errors import DataError
-from conversion import icons
-from conversion.icon_records import build_icon_records
+from conversion.icons import fonts as icons
+from conversion.icons.records import build_icon_records
 
 BY_NAME = {family.name: family for family in icons.FAMILIES}
 

@@ -11,12 +11,12 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from clipa_eqx.data import fast_images
-from clipa_eqx.data.affine import AffineConfig, AffineDraws, apply_affine, draw_affine
-from clipa_eqx.data.augment import ImageConfig, draw_image, train_image
-from clipa_eqx.data.colour import COLOUR_OPS, ColourConfig, ColourDraws, apply_colour, draw_colour
-from clipa_eqx.data.eval_images import EvalImageConfig, eval_image
-from clipa_eqx.data.fast_images import Region, ScaledImage, resample
+from clipa_eqx.data.images import fast as fast_images
+from clipa_eqx.data.images.affine import AffineConfig, AffineDraws, apply_affine, draw_affine
+from clipa_eqx.data.images.augment import ImageConfig, draw_image, train_image
+from clipa_eqx.data.images.color import COLOUR_OPS, ColourConfig, ColourDraws, apply_colour, draw_colour
+from clipa_eqx.data.images.evaluation import EvalImageConfig, eval_image
+from clipa_eqx.data.images.fast import Region, ScaledImage, resample
 from clipa_eqx.errors import ConfigError, DataError
 
 # What the docstring of ImageConfig states, with room for other encoders; levels of 255 and decibels.
@@ -263,5 +263,5 @@ def test_configs_and_functions_travel_to_workers():
 
 
 def test_image_modules_import_no_jax():
-    code = "import sys, clipa_eqx.data.augment, clipa_eqx.data.eval_images; sys.exit('jax' in sys.modules)"
+    code = "import sys, clipa_eqx.data.images.augment, clipa_eqx.data.images.evaluation; sys.exit('jax' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -9,7 +9,7 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from clipa_eqx.data.decode import decode_image, decode_jpeg_scaled, image_size, jpeg_scale
+from clipa_eqx.data.images.decode import decode_image, decode_jpeg_scaled, image_size, jpeg_scale
 from clipa_eqx.errors import DataError
 
 

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipa_eqx.data.crops import CropBox, central_box, central_crop, crop_and_resize, sample_crop_box
-from clipa_eqx.data.pixel_values import IMAGENET_MEAN, IMAGENET_STD, normalise_imagenet, scale_values
-from clipa_eqx.data.resize import resize, resize_float, resize_small, resize_small_size
+from clipa_eqx.data.images.crops import CropBox, central_box, central_crop, crop_and_resize, sample_crop_box
+from clipa_eqx.data.images.pixel_values import IMAGENET_MEAN, IMAGENET_STD, normalise_imagenet, scale_values
+from clipa_eqx.data.images.resize import resize, resize_float, resize_small, resize_small_size
 from clipa_eqx.errors import ConfigError
 
 METHODS = ("bilinear", "area", "nearest", "bicubic", "lanczos3")

@@ -12,13 +12,13 @@ import pytest
 from flax_checkpoints import convert, tiny_arrays, write_npz
 from tiny_runs import tiny_clip, tiny_tokenizer
 
-from clipa_eqx.artefact import load_model, save_model
-from clipa_eqx.artefact_folder import MODEL_FOLDER
-from clipa_eqx.data.eval_images import EvalImageConfig
+from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.errors import CheckpointError, ConversionError
-from clipa_eqx.in_place import beside, new_folder, remove_leftovers
-from conversion.flax_clipa import main as flax
-from conversion.open_clip import main as open_clip
+from clipa_eqx.saved.description import MODEL_FOLDER
+from clipa_eqx.saved.model import load_model, save_model
+from clipa_eqx.saved.replacing import beside, new_folder, remove_leftovers
+from conversion.flax_clipa.__main__ import main as flax
+from conversion.open_clip.__main__ import main as open_clip
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

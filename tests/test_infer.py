@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 from tiny_runs import tiny_clip, tiny_clip_config, tiny_tokenizer
 
-from clipa_eqx.artefact import save_model
-from clipa_eqx.data.eval_images import EvalImageConfig
+from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.errors import ConversionError
 from clipa_eqx.json_config import to_json
 from clipa_eqx.models.presets import PRESETS, T5X_TEXT, preset
-from conversion.flax_names import flax_rules
-from conversion.flax_shapes import FlaxLayout, flax_facts
-from conversion.infer import TEXT_TABLES, Choices, resolve_config
-from conversion.numerics import PROFILES
-from conversion.released import RELEASED
-from conversion.rules import foreign_tensors
-from conversion.tensors import TensorInfo
+from clipa_eqx.saved.model import save_model
+from conversion.flax_clipa.names import flax_rules
+from conversion.flax_clipa.shapes import FlaxLayout, flax_facts
+from conversion.weights.infer import TEXT_TABLES, Choices, resolve_config
+from conversion.weights.numerics import PROFILES
+from conversion.weights.released import RELEASED
+from conversion.weights.rules import foreign_tensors
+from conversion.weights.tensors import TensorInfo
 from scripts.show import main as show
 
 FULL = {"image_pool": "gap", "text_pool": "last", "image_position": "sincos2d", "image_size": 16}

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipa_eqx.data import decode
-from clipa_eqx.data.decode import decode_image
+from clipa_eqx.data.images import decode
+from clipa_eqx.data.images.decode import decode_image
 from clipa_eqx.errors import DataError
-from conversion.ingest import checks
-from conversion.ingest.checks import Kept, check_row, fit_image
-from conversion.ingest.columns import as_captions, as_extra, as_label
-from conversion.ingest.rows import IngestOptions, Lost, Row
+from conversion.records import checks
+from conversion.records.checks import Kept, check_row, fit_image
+from conversion.records.rows import IngestOptions, Lost, Row
+from conversion.records.sources.columns import as_captions, as_extra, as_label
 
 GOOD = {"key": "k", "image": dumps.jpeg(0), "captions": ("text",)}
 

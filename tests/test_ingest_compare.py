@@ -14,10 +14,10 @@ from clipa_eqx.data.array_record_reader import open_records
 from clipa_eqx.data.array_record_writer import write_records
 from clipa_eqx.data.records import Record, encode_record
 from clipa_eqx.errors import DataError
-from conversion.ingest import keys
-from conversion.ingest.diff import diff
-from conversion.ingest.keys import ENTRY, Buckets, Fingerprint, content_digest, key_digest, pack_entry, repeated
-from conversion.ingest.verify import verify
+from conversion.records import keys
+from conversion.records.diff import diff
+from conversion.records.keys import ENTRY, Buckets, Fingerprint, content_digest, key_digest, pack_entry, repeated
+from conversion.records.verify import verify
 
 
 def record(key, *, image=b"picture", caption="text", **extra):
@@ -158,8 +158,8 @@ def test_a_fingerprint_forgets_order_but_not_number(elements, random):
 
 
 def test_diff_sees_what_a_smaller_picture_changes(tmp_path):
-    from conversion.ingest.convert import convert
-    from conversion.ingest.rows import IngestOptions
+    from conversion.records.convert import convert
+    from conversion.records.rows import IngestOptions
 
     rows = [replace(row, image=dumps.jpeg(i, width=100)) for i, row in enumerate(dumps.samples(3))]
     dumps.write_tars(tmp_path / "source", [rows])

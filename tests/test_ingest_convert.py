@@ -134,7 +134,7 @@ def test_an_unfinished_conversion_is_not_gone_on_with_by_another_command(source,
 
 @pytest.mark.parametrize("steps", range(9))
 def test_a_kill_while_overwriting_lets_the_same_command_overwrite(steps, source, tmp_path, monkeypatch):
-    from conversion.ingest import destination
+    from conversion.records import destination
 
     ingest(source, tmp_path / "whole", min_side=9)
     ingest(source, tmp_path / "out")
@@ -172,7 +172,7 @@ def test_a_kill_at_the_very_beginning_leaves_nothing_in_the_way(source, tmp_path
 
 
 def test_two_conversions_do_not_write_to_one_folder_at_once(source, tmp_path, monkeypatch):
-    from conversion.ingest import convert as module
+    from conversion.records import convert as module
 
     real = module.convert_part
 

@@ -10,8 +10,8 @@ from dumps import jpeg, samples
 
 from clipa_eqx.data.array_record_reader import open_records
 from clipa_eqx.errors import DataError
-from conversion.ingest.convert import convert
-from conversion.ingest.rows import IngestOptions
+from conversion.records.convert import convert
+from conversion.records.rows import IngestOptions
 
 
 def ingest(kind, folder, **options):

@@ -280,7 +280,7 @@ def test_what_a_kill_in_the_last_step_leaves_is_removed(tars, tmp_path, monkeypa
 
 
 def test_versions_of_all_runs_are_told(tars, tmp_path, monkeypatch):
-    from conversion.ingest import part
+    from conversion.records import part
 
     interrupted(monkeypatch, tars, tmp_path / "out", after=1)
     before = ingest(tars, tmp_path / "whole").info["versions"]

@@ -14,7 +14,7 @@ from dumps import jpeg, samples
 from clipa_eqx.cli import run
 from clipa_eqx.data.array_record_reader import open_records
 from clipa_eqx.errors import DataError
-from conversion.records import main
+from conversion.records.__main__ import main
 
 
 @pytest.fixture(autouse=True)
@@ -170,7 +170,7 @@ def test_a_full_disk_ends_with_the_name_of_the_file_and_the_same_command_goes_on
 
 
 def test_a_disk_that_fails_as_keys_are_written_gets_one_message(tars, tmp_path, monkeypatch, capsys):
-    from conversion.ingest import part
+    from conversion.records import part
 
     def full(place, name, data):
         raise OSError(28, "No space left on device", name)
@@ -230,7 +230,7 @@ def test_a_list_in_utf16_is_told_so(name, tmp_path):
 def test_only_what_goes_on_is_told_to_go_on_and_bugs_keep_their_traceback(
     error, code, tars, tmp_path, monkeypatch, capsys
 ):
-    from conversion import records
+    from conversion.records import __main__ as records
 
     def fail(*_, **__):
         raise error

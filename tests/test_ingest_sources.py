@@ -10,9 +10,9 @@ import pytest
 from dumps import samples
 
 from clipa_eqx.data.array_record_reader import open_records
-from clipa_eqx.data.decode import decode_image
-from conversion.ingest.convert import convert
-from conversion.ingest.rows import IngestOptions
+from clipa_eqx.data.images.decode import decode_image
+from conversion.records.convert import convert
+from conversion.records.rows import IngestOptions
 
 KINDS = {
     "img2dataset": ("img2dataset", dumps.write_img2dataset),

@@ -5,9 +5,9 @@ import random
 import pytest
 from tiny_runs import tiny_clip_config, tiny_run
 
-from clipa_eqx.data.affine import AffineConfig
-from clipa_eqx.data.augment import ImageConfig
-from clipa_eqx.data.colour import ColourConfig
+from clipa_eqx.data.images.affine import AffineConfig
+from clipa_eqx.data.images.augment import ImageConfig
+from clipa_eqx.data.images.color import ColourConfig
 from clipa_eqx.durations import Duration
 from clipa_eqx.errors import ConfigError
 from clipa_eqx.evals.zero_shot import ZeroShotConfig

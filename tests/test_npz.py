@@ -12,7 +12,7 @@ from flax_checkpoints import convert, tiny_arrays, training_arrays, write_npz
 from safetensors.numpy import load_file
 
 from clipa_eqx.errors import ConversionError
-from conversion.npz import NpzFile
+from conversion.flax_clipa.npz import NpzFile
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

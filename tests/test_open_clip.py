@@ -26,16 +26,16 @@ from random_models import random_model
 from safetensors.numpy import load_file
 
 from clipa_eqx.cli import run
-from clipa_eqx.data.eval_images import EvalImageConfig
+from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.models.blocks import BlockConfig
 from clipa_eqx.models.clip import CLIPConfig
 from clipa_eqx.models.text import TextConfig
 from clipa_eqx.models.vision import VisionConfig
-from conversion.open_clip import main
-from conversion.open_clip_config import parse_open_clip_config
-from conversion.open_clip_mapping import from_clip_config, to_clip_config
-from conversion.open_clip_names import open_clip_rules
-from conversion.rules import export_leaves, import_leaves
+from conversion.open_clip.__main__ import main
+from conversion.open_clip.config import parse_open_clip_config
+from conversion.open_clip.mapping import from_clip_config, to_clip_config
+from conversion.open_clip.names import open_clip_rules
+from conversion.weights.rules import export_leaves, import_leaves
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -100,7 +100,7 @@ def test_names_and_shapes_are_those_of_the_facts(exported):
 
 
 def test_each_tensor_is_the_flax_one_as_the_facts_say(model, exported):
-    from conversion.flax_names import to_flax
+    from conversion.flax_clipa.names import to_flax
 
     flax, torch = to_flax(model), load_file(exported / WEIGHTS)
     block = "img/Transformer/encoderblock_0"

@@ -20,10 +20,10 @@ from random_models import random_model
 from safetensors.numpy import load_file, save_file
 from tiny import model_config
 
-from clipa_eqx.artefact import load_model
 from clipa_eqx.cli import run
+from clipa_eqx.saved.model import load_model
 from clipa_eqx.tokenizer.vocabulary import write_vocab
-from conversion.open_clip import main
+from conversion.open_clip.__main__ import main
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -7,7 +7,7 @@ import pytest
 from open_clip_folders import CONFIG, convert, export_tiny, save, tiny_model
 
 from clipa_eqx.cli import run
-from conversion.open_clip import main
+from conversion.open_clip.__main__ import main
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

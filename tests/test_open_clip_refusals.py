@@ -20,11 +20,11 @@ from open_clip_folders import (
 from random_models import random_model
 from tiny import model_config
 
-from clipa_eqx.artefact import load_model
 from clipa_eqx.cli import run
 from clipa_eqx.errors import ClipaError
-from conversion.open_clip import main
-from conversion.open_clip_config import load_open_clip_config
+from clipa_eqx.saved.model import load_model
+from conversion.open_clip.__main__ import main
+from conversion.open_clip.config import load_open_clip_config
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -11,9 +11,9 @@ from open_clip_folders import CONFIG, WEIGHTS, assert_same_leaves, convert, expo
 
 from clipa_eqx.cli import run
 from clipa_eqx.errors import ConversionError
-from conversion import open_clip_files
-from conversion.open_clip import main
-from conversion.tensors import TensorInfo
+from conversion.open_clip import files as open_clip_files
+from conversion.open_clip.__main__ import main
+from conversion.weights.tensors import TensorInfo
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -124,7 +124,7 @@ def test_the_hubs_warnings_of_every_retry_are_not_shown(tmp_path):
     pytest.importorskip("huggingface_hub")
     code = (
         "import logging, sys\n"
-        "from conversion.open_clip import main\n"
+        "from conversion.open_clip.__main__ import main\n"
         f"try: main(['import', 'hf-hub:not a repo!', {str(tmp_path / 'back')!r}])\n"
         "except Exception as error: print(type(error).__name__, logging.getLogger('huggingface_hub').level)"
     )
@@ -153,7 +153,7 @@ def test_help_needs_no_jax():
     code = (
         "import sys\n"
         "for name in ('open_clip', 't5x', 'compare', 'verify', 'released'):\n"
-        "    module = __import__(f'conversion.{name}', fromlist=['main'])\n"
+        "    module = __import__(f'conversion.{name}.__main__', fromlist=['main'])\n"
         "    try: module.main(['--help'])\n"
         "    except SystemExit: pass\n"
         "print('jax' in sys.modules)"

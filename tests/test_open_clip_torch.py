@@ -17,19 +17,19 @@ from PIL import Image
 from random_models import random_model
 from tiny import model_config
 
-from clipa_eqx.artefact import load_model, save_model
-from clipa_eqx.data.eval_images import EvalImageConfig
+from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.errors import ClipaError
 from clipa_eqx.models.clip import CLIP
 from clipa_eqx.models.presets import preset
+from clipa_eqx.saved.model import load_model, save_model
 from clipa_eqx.tokenizer import Tokenizer
 from clipa_eqx.trees import map_with_path
-from conversion.open_clip import main
-from conversion.open_clip_config import load_open_clip_config
-from conversion.open_clip_names import image_table
-from conversion.open_clip_pixels import fixed_pictures, pillow_pixels
-from conversion.open_clip_tokenizer import clean, write_tokenizer
-from conversion.released import RELEASED
+from conversion.open_clip.__main__ import main
+from conversion.open_clip.config import load_open_clip_config
+from conversion.open_clip.names import image_table
+from conversion.open_clip.pixels import fixed_pictures, pillow_pixels
+from conversion.open_clip.tokenizer import clean, write_tokenizer
+from conversion.weights.released import RELEASED
 
 EXTRA = 'not installed: pip install "clipa_eqx[open-clip]"'
 torch = pytest.importorskip("torch", reason=EXTRA)

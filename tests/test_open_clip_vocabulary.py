@@ -11,8 +11,8 @@ from tiny import model_config
 from clipa_eqx.cli import run
 from clipa_eqx.tokenizer import Tokenizer
 from clipa_eqx.tokenizer.vocabulary import write_vocab
-from conversion.open_clip import main
-from conversion.open_clip_tokenizer import write_tokenizer
+from conversion.open_clip.__main__ import main
+from conversion.open_clip.tokenizer import write_tokenizer
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "no_self_check")
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import tiny
 
-from clipa_eqx.artefact import load_model
 from clipa_eqx.data.array_record_writer import write_records
+from clipa_eqx.saved.model import load_model
 from clipa_eqx.training.metrics import read_metrics
 from clipa_eqx.trees import leaf_paths
 

@@ -14,11 +14,11 @@ from PIL import Image
 from test_presets import PARAMETERS
 from tiny_runs import tiny_clip, tiny_clip_config, tiny_tokenizer
 
-from clipa_eqx.artefact import save_model
 from clipa_eqx.config_files import apply_overrides, load_config
-from clipa_eqx.data.eval_images import EvalImageConfig
+from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.optim import OptimConfig, make_optimizer
 from clipa_eqx.precision import Precision
+from clipa_eqx.saved.model import save_model
 from clipa_eqx.sharding import MeshConfig, make_mesh
 from clipa_eqx.training.state import abstract_state
 from clipa_eqx.training.step import make_train_step

@@ -7,8 +7,8 @@ import pytest
 
 from clipa_eqx.models.clip import abstract_clip
 from clipa_eqx.trees import count_params
-from conversion.released import CHECKED, RELEASED, markdown_table
-from conversion.released_program import main
+from conversion.released.__main__ import main
+from conversion.weights.released import CHECKED, RELEASED, markdown_table
 
 # The rows of the reference's README, kept apart from our table.
 PUBLISHED = json.loads((Path(__file__).parent / "released_models.json").read_text())["rows"]
@@ -88,7 +88,7 @@ def test_the_parameters_of_a_row_are_those_of_its_config(row):
 
 
 def test_the_table_is_printed_without_jax():
-    code = "import sys, conversion.released as r; r.main([]); print('jax' in sys.modules)"
+    code = "import sys, conversion.released.__main__ as r; r.main([]); print('jax' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     lines = done.stdout.splitlines()
     assert lines[-1] == "False"

@@ -10,7 +10,7 @@ from random_models import random_model
 from tiny import model_config
 
 from clipa_eqx.trees import layer_path, leaf_paths, stacked_depth
-from conversion.replay import patches_of, replay, run_step
+from conversion.compare.replay import patches_of, replay, run_step
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

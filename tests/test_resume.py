@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 import tiny
 
-from clipa_eqx.checkpoint import Checkpoints
+from clipa_eqx.training.checkpoint import Checkpoints
 from clipa_eqx.training.metrics import read_metrics
 from clipa_eqx.training.reporting import Reports
 from clipa_eqx.training.stopping import Interrupted

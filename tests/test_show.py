@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 from tiny_runs import tiny_clip, tiny_run, tiny_tokenizer
 
-from clipa_eqx.artefact import save_model
 from clipa_eqx.cli import run
 from clipa_eqx.data.array_record_writer import write_records
 from clipa_eqx.data.manifest import Manifest, ShardInfo, write_manifest
 from clipa_eqx.data.records import Record
 from clipa_eqx.errors import ConfigError, DataError
 from clipa_eqx.json_config import to_json
+from clipa_eqx.saved.model import save_model
 from scripts.show import main
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "show.py"

@@ -7,11 +7,11 @@ import jax.random as jr
 import pytest
 import tiny
 
-from clipa_eqx.artefact import save_model
 from clipa_eqx.errors import CheckpointError
 from clipa_eqx.experiment import InitConfig
 from clipa_eqx.models.clip import CLIP, abstract_clip
 from clipa_eqx.optim import make_optimizer
+from clipa_eqx.saved.model import save_model
 from clipa_eqx.sharding import MeshConfig, make_mesh
 from clipa_eqx.training.inputs import load_tokenizer
 from clipa_eqx.training.start import _INIT_STREAM, first_state

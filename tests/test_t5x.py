@@ -13,15 +13,15 @@ from damage import mutate
 from random_models import random_model
 from tiny import model_config
 
-from clipa_eqx.artefact import load_model
 from clipa_eqx.cli import run
 from clipa_eqx.errors import ClipaError, ConversionError
+from clipa_eqx.saved.model import load_model
 from clipa_eqx.tokenizer.vocabulary import SPECIAL, write_vocab
-from conversion.flax_names import flax_rules
-from conversion.flax_shapes import FlaxLayout
-from conversion.rules import export_leaves
-from conversion.t5x import main
-from conversion.t5x_files import T5xFolder
+from conversion.flax_clipa.names import flax_rules
+from conversion.flax_clipa.shapes import FlaxLayout
+from conversion.t5x.__main__ import main
+from conversion.t5x.folder import T5xFolder
+from conversion.weights.rules import export_leaves
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

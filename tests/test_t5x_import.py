@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from test_t5x import arrays, convert, inline, model, vocab, write_checkpoint, write_index
 
-from clipa_eqx.artefact import load_model
 from clipa_eqx.cli import run
 from clipa_eqx.errors import ClipaError, ConversionError
-from conversion.flax_clipa import main as flax
-from conversion.t5x import main
+from clipa_eqx.saved.model import load_model
+from conversion.flax_clipa.__main__ import main as flax
+from conversion.t5x.__main__ import main
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

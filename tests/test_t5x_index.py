@@ -6,7 +6,7 @@ import pytest
 from test_t5x import inline, write_index
 
 from clipa_eqx.errors import ConversionError
-from conversion.t5x_files import T5xFolder
+from conversion.t5x.folder import T5xFolder
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from clipa_eqx.errors import ConfigError, DataError
 from clipa_eqx.tokenizer import Tokenizer, write_vocab
-from clipa_eqx.tokenizer.normalise import split_words
+from clipa_eqx.tokenizer.normalize import split_words
 from clipa_eqx.tokenizer.reduce import keep_block, keep_by_class, reduce_words
 
 SMALL = ("[PAD]", "[UNK]", "[CLS]", "a", "dog", "##s", "qzx", "##qzx")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from clipa_eqx.errors import ConfigError, DataError
 from clipa_eqx.tokenizer import Tokenizer, train_wordpiece, write_vocab
-from clipa_eqx.tokenizer.normalise import split_words
+from clipa_eqx.tokenizer.normalize import split_words
 
 COLOURS = ["red dog", "red dogs", "a red bird", "a bird", "birds and dogs", "reddish birds, 3", "Rédo!"] * 3
 

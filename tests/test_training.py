@@ -14,16 +14,16 @@ import optax
 import pytest
 import tiny
 
-from clipa_eqx.artefact import load_model
-from clipa_eqx.checkpoint import Checkpoints
 from clipa_eqx.errors import CheckpointError, NonFiniteError
 from clipa_eqx.experiment import InitConfig
 from clipa_eqx.models.clip import CLIP, abstract_clip
 from clipa_eqx.optim import make_optimizer
 from clipa_eqx.precision import Precision
+from clipa_eqx.saved.model import load_model
 from clipa_eqx.sharding import MeshConfig, make_mesh
 from clipa_eqx.training import loop
 from clipa_eqx.training import step as step_module
+from clipa_eqx.training.checkpoint import Checkpoints
 from clipa_eqx.training.inputs import load_tokenizer, open_sources, train_batches
 from clipa_eqx.training.metrics import read_metrics
 from clipa_eqx.training.start import first_state

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipa_eqx.data.affine import AffineConfig
 from clipa_eqx.data.array_record_reader import open_records
 from clipa_eqx.data.array_record_writer import write_records
-from clipa_eqx.data.augment import ImageConfig
-from clipa_eqx.data.colour import ColourConfig
-from clipa_eqx.data.eval_images import EvalImageConfig, eval_image
+from clipa_eqx.data.images.affine import AffineConfig
+from clipa_eqx.data.images.augment import ImageConfig
+from clipa_eqx.data.images.color import ColourConfig
+from clipa_eqx.data.images.evaluation import EvalImageConfig, eval_image
 from clipa_eqx.data.mixture import Mixture
 from clipa_eqx.data.records import Record
 from clipa_eqx.data.stream import StreamConfig, eval_stream, train_stream

@@ -10,18 +10,18 @@ from random_models import random_model
 from tiny import folder as tiny_folder
 from tiny import model_config
 
-from clipa_eqx.artefact import save_model
 from clipa_eqx.cli import run
-from clipa_eqx.data.eval_images import EvalImageConfig
+from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.models.presets import preset
+from clipa_eqx.saved.model import save_model
 from clipa_eqx.tokenizer import Tokenizer
 from clipa_eqx.trees import count_params
-from conversion.compare import main as compare
-from conversion.flax_clipa import main as flax
-from conversion.flax_names import to_flax
-from conversion.open_clip import main as open_clip
-from conversion.verify import _identity
-from conversion.verify_program import main
+from conversion.compare.__main__ import main as compare
+from conversion.flax_clipa.__main__ import main as flax
+from conversion.flax_clipa.names import to_flax
+from conversion.open_clip.__main__ import main as open_clip
+from conversion.verify.__main__ import main
+from conversion.verify.model_folder import _identity
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

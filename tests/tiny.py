@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image
 
 from clipa_eqx.data.array_record_writer import write_records
-from clipa_eqx.data.augment import ImageConfig
-from clipa_eqx.data.eval_images import EvalImageConfig
+from clipa_eqx.data.images.augment import ImageConfig
+from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.data.prefetch import StreamConfig
 from clipa_eqx.data.records import Record
 from clipa_eqx.durations import Duration

@@ -5,8 +5,8 @@ import functools
 
 import jax.random as jr
 
-from clipa_eqx.data.augment import ImageConfig
-from clipa_eqx.data.eval_images import EvalImageConfig
+from clipa_eqx.data.images.augment import ImageConfig
+from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.durations import Duration
 from clipa_eqx.experiment import DataConfig, DataSource, ExperimentConfig
 from clipa_eqx.models.blocks import BlockConfig

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clipa_eqx.data.augment import ImageConfig, train_image
+from clipa_eqx.data.images.augment import ImageConfig, train_image
 from clipa_eqx.data.records import Record
 from clipa_eqx.errors import ConfigError, DataError
 from clipa_eqx.tokenizer import Reduction, Tokenizer

@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, UInt8
 
 from clipa_eqx.models.clip import CLIP
-from clipa_eqx.pixels import normalise_pixels
+from clipa_eqx.models.pixels import normalise_pixels
 
 
 def encode_images(

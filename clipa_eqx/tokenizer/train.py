@@ -8,7 +8,7 @@ import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
 from clipa_eqx.errors import ConfigError, DataError
-from clipa_eqx.tokenizer.normalise import REPLACEMENT, split_words
+from clipa_eqx.tokenizer.normalize import REPLACEMENT, split_words
 from clipa_eqx.tokenizer.vocabulary import SPECIAL, UNKNOWN
 
 _LARGEST_ALPHABET = 1000  # characters, as in BERT's own training: rarer ones cost more ids than they are worth

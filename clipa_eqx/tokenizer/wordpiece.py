@@ -14,7 +14,7 @@ from tokenizers.models import WordPiece
 
 from clipa_eqx.errors import ConfigError, DataError
 from clipa_eqx.tokenizer import vocabulary
-from clipa_eqx.tokenizer.normalise import split_words
+from clipa_eqx.tokenizer.normalize import split_words
 from clipa_eqx.tokenizer.reduce import Reduction, reduce_words
 
 TOKENIZER_FILES = ("vocab.txt", "about.json")

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 
 from clipa_eqx.data.array_record_reader import RecordSource, open_records
-from clipa_eqx.data.eval_images import eval_image
+from clipa_eqx.data.images.evaluation import eval_image
 from clipa_eqx.data.mixture import Mixture
 from clipa_eqx.data.stream import BatchIterator, eval_stream, train_stream
 from clipa_eqx.data.transforms import TrainTransform

@@ -16,8 +16,6 @@ import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from clipa_eqx.artefact import save_model
-from clipa_eqx.checkpoint import Checkpoints
 from clipa_eqx.data.stream import BatchIterator
 from clipa_eqx.durations import is_time
 from clipa_eqx.errors import ConfigError
@@ -25,8 +23,10 @@ from clipa_eqx.evals.zero_shot import evaluate
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.models.clip import CLIP, abstract_clip
 from clipa_eqx.optim import make_optimizer
+from clipa_eqx.saved.model import save_model
 from clipa_eqx.sharding import check_batch, make_mesh, put_global_batch, replicated
 from clipa_eqx.tokenizer import Tokenizer
+from clipa_eqx.training.checkpoint import Checkpoints
 from clipa_eqx.training.inputs import (
     Evaluation,
     eval_batches,

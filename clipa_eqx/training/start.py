@@ -10,15 +10,15 @@ import jax.random as jr
 import optax
 from jax.sharding import Mesh
 
-from clipa_eqx.artefact import load_model
-from clipa_eqx.checkpoint import Checkpoints
 from clipa_eqx.errors import CheckpointError
 from clipa_eqx.experiment import ExperimentConfig, InitConfig
 from clipa_eqx.json_config import from_json
 from clipa_eqx.models.clip import CLIP, CLIPConfig
+from clipa_eqx.saved.model import load_model
 from clipa_eqx.sharding import shardings_for
 from clipa_eqx.surgery import adopt
-from clipa_eqx.training.continued import continued_state
+from clipa_eqx.training.checkpoint import Checkpoints
+from clipa_eqx.training.imported_optimizer import continued_state
 from clipa_eqx.training.run_folder import CHECKPOINTS_NAME, CONFIG_NAME, read_record
 from clipa_eqx.training.state import TrainState, init_state, start_state
 

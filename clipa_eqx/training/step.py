@@ -13,11 +13,11 @@ from jaxtyping import Array, Float, Int32, PRNGKeyArray, UInt8
 from clipa_eqx.losses import sharded_softmax_contrastive, softmax_contrastive
 from clipa_eqx.models.clip import CLIP
 from clipa_eqx.models.layers import l2_normalise
+from clipa_eqx.models.pixels import normalise_pixels
 from clipa_eqx.optim import cap_temperature
-from clipa_eqx.pixels import normalise_pixels
 from clipa_eqx.precision import Precision
 from clipa_eqx.sharding import BATCH_AXES, batch_sharding, replicated, shardings_for
-from clipa_eqx.training.health import norms
+from clipa_eqx.training.norms import norms
 from clipa_eqx.training.state import TrainState
 
 LossKind = Literal["global", "sharded"]

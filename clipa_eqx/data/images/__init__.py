@@ -1,0 +1,1 @@
+"""Images: decoding, crops, resizing, augmentation, pixel values; free of jax."""

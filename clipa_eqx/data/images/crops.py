@@ -1,0 +1,121 @@
+"""Which part of a picture is seen: random boxes with the reference's distribution, and central crops."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+
+from clipa_eqx.data.images.resize import Method, Rounding, resize
+from clipa_eqx.errors import ConfigError
+
+
+class CropBox(NamedTuple):
+    """A rectangle in pixels of the whole picture."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def sample_crop_box(
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    *,
+    area: tuple[float, float] = (0.4, 1.0),
+    aspect: tuple[float, float] = (0.75, 1.33),
+    attempts: int = 100,
+) -> CropBox:
+    """Draw a box as ``inception_crop`` of the reference does (``sample_distorted_bounding_box`` of TensorFlow).
+
+    ``area`` is the allowed share of the picture, ``aspect`` is width / height. The share is *not* uniform: the height
+    is, between the smallest that has the least area and the largest that fits. If no attempt fits (very long
+    pictures), the box is the whole picture. ``area=(1, 1)`` is the whole picture without drawing.
+
+    Raises:
+        ConfigError: ranges that are empty, reversed or outside (0, 1] for the area.
+    """
+    check_crop_ranges(area=area, aspect=aspect)
+    whole = CropBox(0, 0, height, width)
+    if area[0] == 1.0:
+        return whole
+    least, most = area[0] * width * height, area[1] * width * height
+    for _ in range(attempts):
+        ratio = aspect[0] + (aspect[1] - aspect[0]) * rng.random()
+        box = _attempt(rng, height, width, ratio=ratio, least=least, most=most)
+        if box is not None:
+            return box
+    return whole
+
+
+def check_crop_ranges(*, area: tuple[float, float], aspect: tuple[float, float]) -> None:
+    """Raises ConfigError unless 0 < area[0] <= area[1] <= 1 and 0 < aspect[0] <= aspect[1]."""
+    if not 0 < area[0] <= area[1] <= 1:
+        raise ConfigError(f"crop area={area} must be (least, most) with 0 < least <= most <= 1")
+    if not 0 < aspect[0] <= aspect[1]:
+        raise ConfigError(f"crop aspect={aspect} must be (least, most) width / height with 0 < least <= most")
+
+
+def crop(image: UInt8[np.ndarray, "height width 3"], box: CropBox) -> UInt8[np.ndarray, "out_height out_width 3"]:
+    """A view of the pixels inside ``box``."""
+    return image[box.top : box.top + box.height, box.left : box.left + box.width]
+
+
+def crop_and_resize(
+    image: UInt8[np.ndarray, "height width 3"],
+    box: CropBox,
+    *,
+    size: tuple[int, int],
+    method: Method = "bilinear",
+    antialias: bool = True,
+    rounding: Rounding = "truncate",
+) -> UInt8[np.ndarray, "out_height out_width 3"]:
+    """Crop, then squash to ``size`` (height, width); pixels outside the box do not count, as in the reference."""
+    return resize(crop(image, box), size=size, method=method, antialias=antialias, rounding=rounding)
+
+
+def central_box(height: int, width: int, *, size: tuple[int, int]) -> CropBox:
+    """The central ``size`` (height, width), offset rounded down.
+
+    Raises:
+        ConfigError: the picture is smaller than ``size``.
+    """
+    if size[0] > height or size[1] > width:
+        raise ConfigError(f"central crop of {size} does not fit into a picture of {(height, width)}; resize it first")
+    return CropBox((height - size[0]) // 2, (width - size[1]) // 2, *size)
+
+
+def central_crop(
+    image: UInt8[np.ndarray, "height width 3"], *, size: tuple[int, int]
+) -> UInt8[np.ndarray, "out_height out_width 3"]:
+    """A view of the central ``size`` (height, width); raises ConfigError if it does not fit."""
+    return crop(image, central_box(image.shape[0], image.shape[1], size=size))
+
+
+def _attempt(
+    rng: np.random.Generator, height: int, width: int, *, ratio: float, least: float, most: float
+) -> CropBox | None:
+    low, high = round(math.sqrt(least / ratio)), round(math.sqrt(most / ratio))
+    if round(high * ratio) > width:  # the largest height whose rounded width still fits
+        high = int((width + 0.5 - 1e-7) / ratio)
+        high -= round(high * ratio) > width
+    high = min(high, height)
+    low = min(low, high)
+    if low < high:
+        low += int(rng.integers(high - low + 1))
+    tall, wide = low, round(low * ratio)
+    # Rounding can miss the bounds by one pixel; the reference repairs the height once each way.
+    if tall * wide < least:
+        tall += 1
+        wide = round(tall * ratio)
+    if tall * wide > most:
+        tall -= 1
+        wide = round(tall * ratio)
+    if not (least <= tall * wide <= most and 0 < tall <= height and 0 < wide <= width):
+        return None
+    # The last offset is never drawn, as in the reference.
+    top = int(rng.integers(height - tall)) if tall < height else 0
+    left = int(rng.integers(width - wide)) if wide < width else 0
+    return CropBox(top, left, tall, wide)

@@ -1,0 +1,1 @@
+"""Model folders on disk: weights, description, optimizer state, and how folders are replaced."""

@@ -1,0 +1,138 @@
+"""Optimiser state beside a saved model's weights: moments by leaf path, counts, and which layers were frozen."""
+
+import json
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from clipa_eqx.errors import CheckpointError
+from clipa_eqx.saved.description import OPTIMISER_FILE
+from clipa_eqx.saved.leaf_file import Leaf, LeafReader, LeafWriter
+
+Kind = Literal["mu", "nu"]
+
+FIRST_SCHEDULE = 3
+"""Where the reference's chain has the count of its first schedule, before each pattern of decay and each learning-rate
+multiplier moves it up by one (facts 2.1)."""
+
+_FLOAT32, _INT32 = np.dtype(np.float32), np.dtype(np.int32)
+
+
+class Counts(NamedTuple):
+    """Updates that Adam and the schedules have seen, and what else the source says (JSON)."""
+
+    updates: int
+    schedule_steps: int
+    about: Mapping[str, Any]
+
+
+class MomentSlice(NamedTuple):
+    """A moment, or a layer of a stacked one (``layer`` is None for a whole leaf)."""
+
+    kind: Kind
+    path: str
+    layer: int | None
+    values: np.ndarray
+
+
+class OptimiserState(NamedTuple):
+    """An open ``optimiser.safetensors``; the moments stay in the file.
+
+    Leaves without moments were frozen; so were ``frozen_layers``, whose moments are zeros.
+    """
+
+    counts: Counts
+    frozen_layers: frozenset[tuple[str, int]]
+    file: LeafReader
+
+    @property
+    def paths(self) -> list[str]:
+        """The leaves that have moments."""
+        return [name.removeprefix("mu/") for name in self.file.leaves if name.startswith("mu/")]
+
+    @property
+    def mu_dtype(self) -> str:
+        """How first moments are stored."""
+        return next((str(leaf.dtype) for name, leaf in self.file.leaves.items() if name.startswith("mu/")), "float32")
+
+    def is_live(self, path: str, layer: int | None) -> bool:
+        """Whether a leaf, or a layer of it, was trained."""
+        return f"mu/{path}" in self.file.leaves and (layer is None or (path, layer) not in self.frozen_layers)
+
+    def read(self, kind: Kind, path: str, layer: int | None = None) -> np.ndarray:
+        """A moment, or a layer of it."""
+        return self.file.read(f"{kind}/{path}", layer)
+
+
+@contextmanager
+def open_optimiser_state(folder: Path) -> Generator[OptimiserState]:
+    """The optimiser state of a saved model.
+
+    Raises:
+        CheckpointError: the model has none, or it is damaged.
+    """
+    path = folder / OPTIMISER_FILE
+    if not path.exists():
+        raise CheckpointError(
+            f"{folder} has no {OPTIMISER_FILE}: only models imported from a full training checkpoint have their "
+            "optimiser's state"
+        )
+    with LeafReader(path) as file:
+        try:
+            counts = Counts(
+                int(file.read("updates")), int(file.read("schedule_steps")), json.loads(file.metadata["about"])
+            )
+            frozen = frozenset((str(name), int(layer)) for name, layer in json.loads(file.metadata["frozen_layers"]))
+        except (KeyError, ValueError, TypeError) as error:
+            raise CheckpointError(f"{path} is no optimiser state ({error!r}); import the checkpoint again") from error
+        state = OptimiserState(counts, frozen, file)
+        paths = {
+            name.removeprefix(f"{kind}/") for name in file.leaves for kind in ("mu", "nu") if name.startswith(kind)
+        }
+        wanted = {f"{kind}/{name}" for kind in ("mu", "nu") for name in paths} | {"updates", "schedule_steps"}
+        if wanted != set(file.leaves):
+            raise CheckpointError(
+                f"{path} is no optimiser state: {sorted(wanted ^ set(file.leaves))} have no counterpart; import the "
+                "checkpoint again"
+            )
+        yield state
+
+
+def write_optimiser_state(
+    path: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    moments: Iterable[MomentSlice],
+    *,
+    counts: Counts,
+    mu_dtype: np.dtype,
+    frozen: Iterable[tuple[str, int | None]],
+) -> dict[str, str]:
+    """Write what ``open_optimiser_state`` reads; returns the checksum of each leaf of the file.
+
+    Args:
+        shapes: of all leaves of the model.
+        moments: of all leaves, layers rising; those of frozen leaves are passed over, those of frozen layers zeros.
+        frozen: leaves and layers that have no moments.
+    """
+    frozen = set(frozen)
+    live = {name: shape for name, shape in shapes.items() if not _is_frozen(name, shape, frozen)}
+    leaves = {f"mu/{name}": Leaf(shape, mu_dtype) for name, shape in live.items()}
+    leaves |= {f"nu/{name}": Leaf(shape, _FLOAT32) for name, shape in live.items()}
+    leaves |= {"updates": Leaf((), _INT32), "schedule_steps": Leaf((), _INT32)}
+    layers = sorted([name, layer] for name, layer in frozen if layer is not None and name in live)
+    metadata = {"frozen_layers": json.dumps(layers), "about": json.dumps(dict(counts.about))}
+    with LeafWriter(path, leaves, metadata=metadata) as writer:
+        writer.write("updates", np.asarray(counts.updates, _INT32))
+        writer.write("schedule_steps", np.asarray(counts.schedule_steps, _INT32))
+        for kind, name, layer, values in moments:
+            if name in live:
+                writer.write(f"{kind}/{name}", values, layer=layer)
+    return writer.checksums
+
+
+def _is_frozen(name: str, shape: tuple[int, ...], frozen: set[tuple[str, int | None]]) -> bool:
+    layers = {layer for path, layer in frozen if path == name}
+    return None in layers or (bool(layers) and layers >= set(range(shape[0])))

@@ -1,0 +1,105 @@
+"""Going on with a run of the reference: its optimiser's moments, counts and step, imported beside the weights."""
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from clipa_eqx.errors import CheckpointError
+from clipa_eqx.models.clip import CLIP, abstract_clip
+from clipa_eqx.optim import OptimConfig
+from clipa_eqx.reference_chain import ChainShape, chain_shape
+from clipa_eqx.saved.optimizer_file import FIRST_SCHEDULE, OptimiserState, open_optimiser_state
+from clipa_eqx.sharding import shardings_for
+from clipa_eqx.training.state import TrainState
+from clipa_eqx.trees import leaf_paths
+
+
+def continued_state(model: CLIP, folder: Path, optim: OptimConfig, *, abstract: TrainState, mesh: Mesh) -> TrainState:
+    """The training state that an imported checkpoint holds: ``model`` with its optimiser, at the stored step.
+
+    Raises:
+        CheckpointError: there is no optimiser state, or it is of another optimiser than ``optim`` describes: other
+            frozen leaves, dtype of the first moments, number of schedules, decay or factors where there were none. The
+            message lists all of it.
+    """
+    with open_optimiser_state(folder) as stored:
+        problems = _contradictions(stored, optim, chain_shape(optim, abstract_clip(model.config)))
+        problems += _misfits(stored, abstract)
+        if problems:
+            raise CheckpointError(
+                f"{folder}: its optimiser state is not of this config's optimiser; use the settings of the run that "
+                "wrote it, or start afresh without init.optimiser:\n  " + "\n  ".join(problems)
+            )
+        # Copied out of the map: the file is closed before training starts.
+        leaves = [np.array(_stored_leaf(stored, path)) for path in leaf_paths(abstract.opt_state)]
+        opt_state = jax.tree.unflatten(jax.tree.structure(abstract.opt_state), leaves)
+        step = stored.counts.schedule_steps
+    state = TrainState(model=model, opt_state=opt_state, step=jnp.asarray(step, jnp.int32))
+    return jax.device_put(state, shardings_for(abstract, mesh))
+
+
+def _misfits(stored: OptimiserState, abstract: TrainState) -> list[str]:
+    wanted = dict(zip(leaf_paths(abstract.opt_state), jax.tree.leaves(abstract.opt_state), strict=True))
+    moments = {f"{kind}/{path}": leaf for name, leaf in wanted.items() for kind, path in [_moment(name)] if kind}
+    problems: list[str] = []
+    for name in sorted(set(moments) - set(stored.file.leaves)):
+        problems.append(f"missing: {name}; it was frozen, or not trained by Adam")
+    for name in sorted(set(stored.file.leaves) - set(moments) - {"updates", "schedule_steps"}):
+        problems.append(f"unused: {name}; this config freezes it")
+    for name, leaf in moments.items():
+        found = stored.file.leaves.get(name)
+        if found is None:
+            continue
+        if found.shape != tuple(leaf.shape):
+            problems.append(f"shape: {name} is {found.shape}, expected {tuple(leaf.shape)}")
+        if found.dtype != leaf.dtype:
+            setting = f"; set optim.mu_dtype to {found.dtype}" if name.startswith("mu/") else ""
+            problems.append(f"dtype: {name} is {found.dtype}, expected {leaf.dtype}{setting}")
+        elif not np.isfinite(values := stored.file.read(name)).all():
+            problems.append(f"not finite: {name}")
+        elif name.startswith("nu/") and (values < 0).any():
+            problems.append(f"negative: {name}, a second moment, whose root is taken")
+    return problems[:20] + ([f"... and {len(problems) - 20} more"] if len(problems) > 20 else [])
+
+
+def _contradictions(stored: OptimiserState, optim: OptimConfig, chain: ChainShape) -> list[str]:
+    """What the order of the reference's chain says of the run, where this config cannot be the same."""
+    layers = {(path, layer) for path, layer in chain.frozen if layer is not None}
+    problems = [f"frozen there, trained here: {p} layer {i}" for p, i in sorted(stored.frozen_layers - layers)]
+    problems += [f"trained there, frozen here: {p} layer {i}" for p, i in sorted(layers - stored.frozen_layers)]
+    entries = stored.counts.about.get("schedule_entries")
+    if entries is None:
+        return problems
+    between = min(entries) - FIRST_SCHEDULE
+    here = chain.decays + chain.factors
+    if between == 0 and here:
+        problems.append(
+            f"there was neither weight decay nor a learning-rate factor, here optim.weight_decay={optim.weight_decay} "
+            f"comes to {chain.decays} decay(s) and optim.lr_factors to {chain.factors} factor(s)"
+        )
+    if between and not here:
+        problems.append(
+            f"there were {between} pattern(s) of weight decay or learning-rate factors, here there are none"
+        )
+    if chain.schedules > len(entries):
+        problems.append(f"there were {len(entries)} schedule(s), optim.schedules has {chain.schedules}")
+    return problems
+
+
+def _stored_leaf(stored: OptimiserState, path: str) -> np.ndarray:
+    kind, name = _moment(path)
+    if kind:
+        return stored.file.read(f"{kind}/{name}")
+    counts = stored.counts
+    return np.asarray(counts.updates if path.endswith("count") else counts.schedule_steps, np.int32)
+
+
+def _moment(path: str) -> tuple[Literal["mu", "nu", ""], str]:
+    """Kind and leaf of a moment by its path in the optimiser's state; an empty kind is a count."""
+    found: Any = re.fullmatch(r"(?:.*/)?(mu|nu)/(.+)", path)
+    return (found[1], found[2]) if found else ("", path)

@@ -1,0 +1,1 @@
+"""Comparison of two models: the first operation that differs, and why."""

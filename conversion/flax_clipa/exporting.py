@@ -1,0 +1,200 @@
+"""A model folder, or the training state of a work folder, as a checkpoint of the reference's JAX code."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+from tqdm import tqdm
+
+from clipa_eqx.errors import CheckpointError, ConversionError
+from clipa_eqx.models.clip import CLIPConfig
+from clipa_eqx.saved.description import OPTIMISER_FILE, PROVENANCE_FILE, WEIGHTS_FILE, load_model_config, read_json
+from clipa_eqx.saved.leaf_file import LeafReader
+from clipa_eqx.saved.leaf_shapes import check_leaves
+from clipa_eqx.saved.optimizer_file import FIRST_SCHEDULE, Kind, OptimiserState, open_optimiser_state
+from clipa_eqx.saved.replacing import check_apart, work_folder
+from clipa_eqx.training.run_folder import CHECKPOINTS_NAME
+from conversion.flax_clipa.files import ADAM_COUNT, FORMAT, MU, NU
+from conversion.flax_clipa.names import flax_rules
+from conversion.flax_clipa.npz import NpzFile
+from conversion.flax_clipa.npz_writer import check_target, new_npz
+from conversion.flax_clipa.shapes import FlaxLayout
+from conversion.flax_clipa.unpack_run import unpack_work_folder
+from conversion.weights.numerics import numerics_of, profile_of
+from conversion.weights.rules import Placed, Rule, export_tensor, foreign_tensors, import_slices, raise_problems
+from conversion.weights.tensors import FLOATS, TensorView
+
+_log = logging.getLogger(__name__)
+
+FLOAT32 = np.dtype(np.float32)
+_STORED = tuple(map(str, FLOATS))
+
+
+class _Spelling(NamedTuple):
+    """How the checkpoint to be written names and stores things."""
+
+    prefix: str = "params/"
+    layout: FlaxLayout = FlaxLayout()
+    dtypes: Mapping[str, str] = {}
+
+
+def export_flax(folder: Path, target: Path, *, overwrite: bool = False) -> str:
+    """Write ``target``; returns a line about it.
+
+    A model folder that was imported from such a checkpoint comes back under the names, shapes and dtypes it had; with
+    optimiser state, counts and times. Any other gets the layout of the reference's main branch. A work folder gives its
+    last committed checkpoint, optimiser state included.
+
+    Raises:
+        CheckpointError: the folder is neither, or damaged; or ``target`` would lie in a model folder.
+        ConversionError: ``target`` exists (and not ``overwrite``) or cannot be written; leaves that are not finite.
+    """
+    real = check_target(target, overwrite=overwrite)
+    if (folder / WEIGHTS_FILE).exists():
+        # With a foreign file in it, a model folder is never replaced again.
+        check_apart(target, [folder])
+        return _export_leaves(folder, load_model_config(folder), target, _spelling(folder), overwrite=overwrite)
+    if (folder / CHECKPOINTS_NAME).is_dir():
+        try:
+            # Orbax stores stacked leaves, the target one tensor per layer: sort them on disk, beside the target.
+            with work_folder(real) as scratch:
+                config = unpack_work_folder(folder, scratch)
+                return _export_leaves(scratch, config, target, _Spelling(), overwrite=overwrite)
+        except OSError as error:
+            raise ConversionError(f"{target} cannot be written ({error}); nothing was left there") from error
+    raise CheckpointError(
+        f"{folder} is neither a model folder (no {WEIGHTS_FILE}) nor a work folder (no {CHECKPOINTS_NAME}/)"
+    )
+
+
+def _spelling(folder: Path) -> _Spelling:
+    found = read_json(folder / PROVENANCE_FILE)
+    if found.get("format") != FORMAT:
+        return _Spelling()
+    stored: Any = found.get("layout")
+    match stored:
+        case {
+            "attention": "split" | "flat" as attention,
+            "temperature": [] | [1] as temperature,
+            "prefix": str(prefix),
+            "dtypes": dict(dtypes),
+        } if all(kind in _STORED for kind in dtypes.values()):
+            return _Spelling(prefix, FlaxLayout(attention, tuple(temperature)), dtypes)
+        case _:
+            raise CheckpointError(
+                f"{folder / PROVENANCE_FILE} does not say how its source was laid out; it has {str(stored)[:200]}"
+            )
+
+
+def _export_leaves(folder: Path, config: CLIPConfig, target: Path, spelling: _Spelling, *, overwrite: bool) -> str:
+    if profile_of(numerics_of(config)) != "flax":
+        _log.warning(
+            "this model's norms or GELU are not the Flax profile's, the only one that the reference's code has: there "
+            "the same weights will give slightly other embeddings"
+        )
+    rules = flax_rules(config, spelling.layout)
+    placed = foreign_tensors(rules, config)
+    with ExitStack() as stack:
+        leaves = stack.enter_context(LeafReader(folder / WEIGHTS_FILE))
+        check_leaves(leaves.leaves, config, where=str(leaves.path))
+        state = None
+        if (folder / OPTIMISER_FILE).exists():
+            state = stack.enter_context(open_optimiser_state(folder))
+            if state.counts.updates != state.counts.schedule_steps:
+                _log.warning(
+                    "Adam has counted %d updates, the schedules %d, as in runs of the t5x trainer; the main branch "
+                    "never writes such a state, and an import takes it from the original only",
+                    state.counts.updates,
+                    state.counts.schedule_steps,
+                )
+        size = sum(4 * int(np.prod(one.shape)) for one in placed.values())
+        bar = stack.enter_context(
+            tqdm(total=(2 if state is None else 4) * size, desc="export", unit="B", unit_scale=True, delay=2)
+        )
+        with new_npz(target, overwrite=overwrite) as archive:
+            entries = dict(_params(placed, leaves, spelling))
+            if state is not None:
+                entries |= _optimiser_entries(placed, state)
+            problems: list[str] = []
+            for name in sorted(entries, key=_order):
+                array = entries[name]()
+                if not np.isfinite(array).all():
+                    problems.append(f"not finite: {name}")
+                    continue
+                archive.write(name, array)
+                bar.update(array.size * 4)
+            raise_problems(problems, where=str(folder))
+            archive.close()
+            _check_written(archive.path, rules, config, spelling, leaves, bar.update)
+    what = f"{len(placed)} tensors"
+    return what if state is None else f"{what}, optimiser state of step {state.counts.schedule_steps}"
+
+
+def _params(
+    placed: Mapping[str, Placed], leaves: LeafReader, spelling: _Spelling
+) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
+    for name, one in placed.items():
+
+        def read(name: str = name, one: Placed = one) -> np.ndarray:
+            array = export_tensor(one, leaves.read)
+            stored = spelling.dtypes.get(name)
+            if stored is None:
+                return array
+            narrow = array.astype(np.dtype(ml_dtypes.bfloat16) if stored == "bfloat16" else stored)
+            if np.array_equal(narrow.astype(FLOAT32), array):
+                return narrow
+            _log.info("%s was %s and no longer fits: stored as float32", name, stored)
+            return array
+
+        yield spelling.prefix + name, read
+
+
+def _optimiser_entries(placed: Mapping[str, Placed], state: OptimiserState) -> dict[str, Callable[[], np.ndarray]]:
+    entries: dict[str, Callable[[], np.ndarray]] = {}
+    kinds: tuple[tuple[Kind, str], ...] = (("mu", MU), ("nu", NU))
+    for kind, prefix in kinds:
+        for name, one in placed.items():
+            if any(state.is_live(rule.path, one.layer) for rule in one.rules):
+
+                def read(kind: Kind = kind, one: Placed = one) -> np.ndarray:
+                    return export_tensor(one, lambda path, layer: state.read(kind, path, layer))
+
+                entries[prefix + name] = read
+    counts, about = state.counts, state.counts.about
+    entries[ADAM_COUNT] = lambda: np.asarray(counts.updates, np.int32)
+    for index in about.get("schedule_entries", [FIRST_SCHEDULE + 1]):
+        entries[f"opt/{index}/0/0"] = lambda: np.asarray(counts.schedule_steps, np.int32)
+    for name, (dtype, value) in about.get("chrono", {}).items():
+
+        def number(dtype: str = dtype, value: float = value) -> np.ndarray:
+            return np.asarray(value, dtype)
+
+        entries[f"chrono/{name}"] = number
+    return entries
+
+
+def _order(name: str) -> tuple[tuple[int, str], ...]:
+    """As the reference orders entries: keys of dictionaries by name, members of tuples by number."""
+    return tuple((int(part) if part.isdigit() else -1, part) for part in name.split("/"))
+
+
+def _check_written(
+    path: Path,
+    rules: Sequence[Rule],
+    config: CLIPConfig,
+    spelling: _Spelling,
+    leaves: LeafReader,
+    advance: Callable[[int], object],
+) -> None:
+    """Read the new file as an import would and compare with the leaves, bit by bit."""
+    with NpzFile(path) as file:
+        names = {n.removeprefix(spelling.prefix): n for n in file.tensors if n.startswith(spelling.prefix)}
+        names = {name: there for name, there in names.items() if not name.startswith(("opt/", "chrono/"))}
+        for name, layer, values in import_slices(rules, config, TensorView(file, names)):
+            if not np.array_equal(values, leaves.read(name, layer)):
+                raise ConversionError(f"{name} does not come back from {path.name} as it was; please report this")
+            advance(values.nbytes)

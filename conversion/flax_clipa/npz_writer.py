@@ -1,0 +1,76 @@
+"""Npz archives as ``np.savez`` writes them, one array at a time; the file appears once it is complete."""
+
+import zipfile
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+
+from clipa_eqx.errors import ConversionError
+from clipa_eqx.saved.replacing import beside, real_path, remove_leftovers
+
+
+class NpzWriter:
+    """An archive that is being written, under a name of its own."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._archive = zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True)
+
+    def write(self, name: str, array: np.ndarray) -> None:
+        """Append an array. bfloat16 is stored as two-byte voids, as numpy does for the reference."""
+        data = np.asarray(array, order="C")
+        with self._archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+            np.lib.format.write_array_header_1_0(member, np.lib.format.header_data_from_array_1_0(data))
+            member.write(data.reshape(-1).view(np.uint8).data)
+
+    def close(self) -> None:
+        """Write the directory at the end; the file can be read then."""
+        self._archive.close()
+
+
+@contextmanager
+def new_npz(path: Path, *, overwrite: bool) -> Generator[NpzWriter]:
+    """Write beside, then rename.
+
+    Raises:
+        ConversionError: the file exists (and not ``overwrite``), or cannot be written.
+    """
+    path = check_target(path, overwrite=overwrite)
+    new = beside(path, "new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writer = NpzWriter(new)
+        try:
+            yield writer
+        finally:
+            writer.close()
+        # Again: what appeared there meanwhile is not lost.
+        check_target(path, overwrite=overwrite)
+        new.replace(path)
+    except OSError as error:
+        raise ConversionError(f"{path} cannot be written ({error}); nothing was left there") from error
+    finally:
+        with suppress(OSError):
+            new.unlink()
+
+
+def check_target(path: Path, *, overwrite: bool) -> Path:
+    """The real path of an archive to be written.
+
+    Raises:
+        ConversionError: it exists and is not to be overwritten, or is no file.
+        CheckpointError: a link leads nowhere.
+    """
+    real = real_path(path)
+    if real.suffix != ".npz":
+        raise ConversionError(f"{path} does not end in .npz; name the checkpoint to write")
+    remove_leftovers(real)
+    if real.is_dir():
+        raise ConversionError(f"{path} is a folder; give another name")
+    if real.exists() and not overwrite:
+        raise ConversionError(f"{path} exists already; give another name, or --overwrite")
+    if real.exists() and not real.is_file():
+        raise ConversionError(f"{path} is no file and is not overwritten; give another name")
+    return real

@@ -1,0 +1,1 @@
+"""Icon fonts as images with names, the data of the quickstart."""

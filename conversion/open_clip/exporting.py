@@ -1,0 +1,108 @@
+"""From a model folder to a folder that open_clip loads, with settings that make torch compute what we compute."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from clipa_eqx.errors import CheckpointError, ConversionError
+from clipa_eqx.saved.description import (
+    PROVENANCE_FILE,
+    TOKENIZER_FOLDER,
+    WEIGHTS_FILE,
+    check_parts,
+    load_model_config,
+    load_preprocess,
+    read_json,
+)
+from clipa_eqx.saved.leaf_file import Leaf, LeafReader, LeafWriter
+from clipa_eqx.saved.leaf_shapes import check_leaves
+from clipa_eqx.saved.replacing import FolderKind, new_folder
+from clipa_eqx.tokenizer import Tokenizer
+from conversion.open_clip.config import CONFIG_FILE, parse_open_clip_config
+from conversion.open_clip.files import WEIGHTS_FILE as OPEN_CLIP_WEIGHTS
+from conversion.open_clip.mapping import from_clip_config, numerics_metadata
+from conversion.open_clip.names import open_clip_rules
+from conversion.open_clip.pixels import pixels_note
+from conversion.open_clip.tokenizer import JSON_FILE, SEP, SETTINGS_FILE, VOCAB_FILE, write_tokenizer
+from conversion.open_clip.vocabulary import rules_metadata
+from conversion.weights.numerics import Rules
+from conversion.weights.rules import export_tensor, foreign_tensors, raise_problems
+
+_log = logging.getLogger(__name__)
+
+WRITER = "clipa_eqx"
+"""How weights that were written here say so, among the metadata of their file."""
+
+
+def export_open_clip(folder: Path, target: Path, *, overwrite: bool = False) -> Path:
+    """Write ``open_clip_config.json``, weights in float32, and the tokenizer; the folder appears once complete.
+
+    Weights whose source was tokenised by open_clip's rules get its tokenizer, others (and those whose vocabulary has
+    no [SEP]) one that gives our ids.
+
+    Raises:
+        CheckpointError: ``folder`` is no saved model, or ``target`` exists and is not to be (or not safely) replaced.
+        ConfigError: tokenizer or preprocessing do not fit the model.
+        ConversionError: open_clip has no such model, or there is no place for it.
+    """
+    config = load_model_config(folder)
+    preprocess = load_preprocess(folder)
+    tokenizer = Tokenizer.load(folder / TOKENIZER_FOLDER)
+    check_parts(config, tokenizer, preprocess)
+    described = from_clip_config(config, resize=preprocess.resize)
+    placed = foreign_tensors(open_clip_rules(config), config)
+    vocabulary: Any = read_json(folder / PROVENANCE_FILE).get("vocabulary")
+    is_bert = isinstance(vocabulary, dict) and vocabulary.get("rules") == "bert" and SEP in tokenizer.pieces
+    rules: Rules = "bert" if is_bert else "reference"
+    try:
+        with (
+            LeafReader(folder / WEIGHTS_FILE) as leaves,
+            new_folder(target, _EXPORTED, overwrite=overwrite, sources=[folder]) as new,
+        ):
+            check_leaves(leaves.leaves, config, where=str(leaves.path))
+            shapes = {name: Leaf(one.shape, np.dtype(np.float32)) for name, one in placed.items()}
+            size = sum(4 * int(np.prod(leaf.shape)) for leaf in shapes.values())
+            metadata = {"format": "pt", "writer": WRITER, **rules_metadata(rules), **numerics_metadata(config)}
+            with (
+                LeafWriter(new / OPEN_CLIP_WEIGHTS, shapes, metadata=metadata) as writer,
+                tqdm(total=size, desc="export", unit="B", unit_scale=True, delay=2) as bar,
+            ):
+                problems: list[str] = []
+                for name, one in placed.items():
+                    values = export_tensor(one, leaves.read)
+                    if not np.isfinite(values).all():
+                        problems.append(f"not finite: {name}")
+                    writer.write(name, values)
+                    bar.update(values.nbytes)
+                raise_problems(problems, where=str(folder))
+            write_tokenizer(new, tokenizer, length=config.text.length, as_reference=not is_bert)
+            text = json.dumps(described, indent=1) + "\n"
+            (new / CONFIG_FILE).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConversionError(f"{target} cannot be written ({error}); nothing was left there") from error
+    pictures = parse_open_clip_config(described, where=str(target)).pictures
+    if (preprocess.resize, preprocess.mode) != ("squash", "exact") and pictures is not None:
+        ours = preprocess.resize + (" in mode fast" if preprocess.mode == "fast" else "")
+        _log.warning("open_clip has no %s; its pixels are %s", ours, pixels_note(preprocess, pictures))
+    _log.info("%s: open_clip.create_model_and_transforms('local-dir:%s')", target, target)
+    return target
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether its weights were written here; a download has files of the same names."""
+    try:
+        with LeafReader(folder / OPEN_CLIP_WEIGHTS) as leaves:
+            return leaves.metadata.get("writer") == WRITER
+    except CheckpointError:
+        return False
+
+
+_EXPORTED = FolderKind(
+    name="folder that was exported here",
+    files=frozenset({CONFIG_FILE, OPEN_CLIP_WEIGHTS, VOCAB_FILE, JSON_FILE, SETTINGS_FILE}),
+    is_one=_is_ours,
+)

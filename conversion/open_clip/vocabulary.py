@@ -1,0 +1,156 @@
+"""The tokenizer of an open_clip folder: its vocabulary, taken only if ours does what theirs does with it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from clipa_eqx.errors import ConversionError
+from clipa_eqx.tokenizer import Tokenizer
+from clipa_eqx.tokenizer.vocabulary import CLASS, SPECIAL, check_vocab, look_up_classes, read_vocab
+from conversion.open_clip.config import CONFIG_FILE, OpenClipConfig
+from conversion.open_clip.mapping import BERT_NAME
+from conversion.open_clip.tokenizer import (
+    JSON_FILE,
+    SETTINGS_FILE,
+    VOCAB_FILE,
+    json_pieces,
+    load_tokenizer_json,
+    tokenizer_json,
+)
+from conversion.weights.arguments import tokenizer_of
+from conversion.weights.numerics import Rules
+
+_CLASSES = ("BertTokenizer", "BertTokenizerFast", "PreTrainedTokenizerFast")
+_METADATA = "clipa_eqx_rules"
+_FOLDING = ("do_lower_case", "strip_accents", "tokenize_chinese_chars")
+# The rules of a tokenizer are the same for any vocabulary.
+_SMALL = Tokenizer(pieces=SPECIAL, classes=bytes(len(SPECIAL)))
+
+
+class Vocabulary(NamedTuple):
+    """A tokenizer, and where its vocabulary is from."""
+
+    tokenizer: Tokenizer
+    origin: str
+
+
+def own_vocabulary(folder: Path, config: OpenClipConfig | None, *, rows: int) -> Vocabulary:
+    """The vocabulary of a model's folder, or BERT's where the config names it or there is no config.
+
+    Raises:
+        ConversionError: another tokenizer than BERT's uncased is named, or the folder's files describe one that is no
+            uncased WordPiece, or differ from each other; or there are more pieces than rows.
+    """
+    if config is None:
+        return Vocabulary(tokenizer_of(None, rows=rows), "BERT's, as no file says")
+    problems: list[str] = []
+    if config.texts.tokenizer_name != BERT_NAME:
+        problems.append(f"{CONFIG_FILE} names the tokenizer {config.texts.tokenizer_name!r}, expected {BERT_NAME!r}")
+    pieces: tuple[str, ...] | None = None
+    origin = f"BERT's, which {CONFIG_FILE} names"
+    if (folder / VOCAB_FILE).is_file():
+        pieces, origin = read_vocab(folder / VOCAB_FILE), VOCAB_FILE
+        check_vocab(pieces, where=str(folder / VOCAB_FILE))
+    if (folder / JSON_FILE).is_file():
+        theirs = json_pieces(folder / JSON_FILE)
+        if pieces is None:
+            check_vocab(theirs, where=str(folder / JSON_FILE))
+            pieces, origin = theirs, JSON_FILE
+        elif pieces != theirs:
+            problems.append(
+                f"{VOCAB_FILE} and {JSON_FILE} hold other vocabularies, of which open_clip takes the latter"
+            )
+        problems += _json_problems(folder / JSON_FILE)
+    problems += _settings_problems(folder / SETTINGS_FILE)
+    if problems:
+        raise ConversionError(
+            f"{folder}: the tokenizer is not one that ours stands for; give the vocabulary with --vocab if our rules "
+            "are right for it:\n  " + "\n  ".join(problems)
+        )
+    if pieces is None:
+        return Vocabulary(tokenizer_of(None, rows=rows), origin)
+    if len(pieces) > rows:
+        raise ConversionError(
+            f"the token table has {rows} rows, the vocabulary of {folder / origin} {len(pieces)} pieces"
+        )
+    classes, unclassified = look_up_classes(pieces)
+    return Vocabulary(Tokenizer(pieces=pieces, classes=classes, unclassified=unclassified), origin)
+
+
+def own_rules(folder: Path, config: OpenClipConfig | None, metadata: Mapping[str, str]) -> Rules:
+    """Whose rules the texts of an open_clip model are split by: BERT's, unless its files say otherwise.
+
+    Args:
+        metadata: of the weight file, which our export lets say it where that goes alone.
+    """
+    if config is None:
+        return "reference" if metadata.get(_METADATA) == "reference" else "bert"
+    if not (folder / JSON_FILE).is_file():
+        return "bert"
+    try:
+        found = _rules(load_tokenizer_json(folder / JSON_FILE))
+    except ConversionError:
+        return "reference"  # whoever gave --vocab for such a file, says that our rules are right
+    return "bert" if found == _rules(tokenizer_json(_SMALL, as_reference=False)) else "reference"
+
+
+def rules_metadata(rules: Rules) -> dict[str, str]:
+    """What ``own_rules`` reads of a weight file."""
+    return {_METADATA: rules}
+
+
+def _json_problems(file: Path) -> list[str]:
+    """Whether a ``tokenizer.json`` splits texts as BERT's uncased one does, or as the one that our export writes."""
+    made = load_tokenizer_json(file)
+    theirs = _rules(made)
+    kind = theirs["model"]["type"]
+    if kind != "WordPiece":
+        return [f"{JSON_FILE} holds a {kind}, expected WordPiece"]
+    known = [_rules(tokenizer_json(_SMALL, as_reference=is_ours)) for is_ours in (False, True)]
+    problems = [
+        f"{JSON_FILE}: its {what} is {json.dumps(theirs[what])[:200]}, expected that of BERT's uncased tokenizer"
+        for what in theirs
+        if all(theirs[what] != one[what] for one in known)
+    ]
+    added = [one.content for one in made.get_added_tokens_decoder().values() if one.content not in SPECIAL]
+    if added:
+        problems.append(f"{JSON_FILE} adds the tokens {', '.join(map(repr, added[:5]))}, which ours splits")
+    framed = made.encode("").tokens
+    if framed not in ([CLASS], [CLASS, "[SEP]"]):
+        problems.append(
+            f"{JSON_FILE} makes {framed} of an empty text, expected {CLASS} first and [SEP] or nothing last"
+        )
+    return problems
+
+
+def _rules(made: Any) -> dict[str, Any]:
+    about: dict[str, Any] = json.loads(made.to_str())
+    rules = {name: about[name] for name in ("model", "normalizer", "pre_tokenizer")}
+    rules["model"] = {key: value for key, value in rules["model"].items() if key != "vocab"}
+    normaliser = rules["normalizer"]
+    if isinstance(normaliser, dict) and cast("dict[str, Any]", normaliser).get("strip_accents") is True:
+        # Accents go with lower case where nothing is said of them.
+        rules["normalizer"] = {**cast("dict[str, Any]", normaliser), "strip_accents": None}
+    return rules
+
+
+def _settings_problems(file: Path) -> list[str]:
+    """What a ``tokenizer_config.json`` changes: transformers puts it above the normaliser of ``tokenizer.json``."""
+    if not file.is_file():
+        return []
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConversionError(f"{file} cannot be read ({error})") from error
+    if not isinstance(found, dict):
+        raise ConversionError(f"{file} holds {type(found).__name__}, expected an object")
+    settings = cast("dict[str, Any]", found)
+    problems = [
+        f"{SETTINGS_FILE}: {name} is {settings[name]!r}, expected true"
+        for name in _FOLDING
+        if settings.get(name) not in (None, True)
+    ]
+    if settings.get("tokenizer_class") not in (None, *_CLASSES):
+        problems.append(f"{SETTINGS_FILE}: the class is {settings['tokenizer_class']!r}, expected {_CLASSES[0]}")
+    return problems

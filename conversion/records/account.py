@@ -1,0 +1,106 @@
+"""The account of a whole conversion, from the reports of its parts in whatever order they come."""
+
+import heapq
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from clipa_eqx.data.manifest import Manifest
+from conversion.records.keys import Fingerprint
+from conversion.records.part import PartReport
+from conversion.records.rows import IngestOptions, Plan
+
+
+class Reports:
+    """Reports by number of their part. Of all their examples only the first few of each reason are held."""
+
+    def __init__(self, examples: int) -> None:
+        self._limit = examples
+        self._reports: dict[int, PartReport] = {}
+        # Reason -> (part, place in the part's report, example).
+        self._examples: dict[str, list[tuple[int, int, dict[str, str]]]] = {}
+
+    def add(self, report: PartReport) -> None:
+        """Take a report, in place of an earlier one of the same part."""
+        self.remove(report.number)
+        self._reports[report.number] = replace(report, examples={})
+        for reason, examples in report.examples.items():
+            new = [(report.number, i, example) for i, example in enumerate(examples)]
+            held = [*self._examples.get(reason, []), *new]
+            self._examples[reason] = heapq.nsmallest(self._limit, held, key=lambda one: one[:2])
+
+    def remove(self, number: int) -> None:
+        self._reports.pop(number, None)
+        for reason, held in self._examples.items():
+            self._examples[reason] = [one for one in held if one[0] != number]
+
+    def __len__(self) -> int:
+        return len(self._reports)
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._reports
+
+    def __getitem__(self, number: int) -> PartReport:
+        return self._reports[number]
+
+    def in_order(self) -> list[PartReport]:
+        return [self._reports[number] for number in sorted(self._reports)]
+
+    def examples(self) -> dict[str, list[dict[str, str]]]:
+        return {reason: [one[2] for one in held] for reason, held in sorted(self._examples.items()) if held}
+
+    def first_rows(self) -> int:
+        """Rows read in the parts from the first one on without a gap."""
+        rows = number = 0
+        while number in self._reports:
+            rows += self._reports[number].rows_read
+            number += 1
+        return rows
+
+
+def close_account(reports: Reports, plan: Plan, command: Mapping[str, object], options: IngestOptions) -> Manifest:
+    """The manifest of all parts together; it does not say when, where to or by how many workers they were converted."""
+    dropped: Counter[str] = Counter()
+    captions_dropped: Counter[str] = Counter()
+    keys, content = Fingerprint(), Fingerprint()
+    ordered = reports.in_order()
+    ignored = sum(report.ignored_members for report in ordered)
+    for report in ordered:
+        dropped.update(report.dropped)
+        captions_dropped.update(report.captions_dropped)
+        keys.add(bytes.fromhex(report.keys))
+        content.add(bytes.fromhex(report.content))
+    return Manifest(
+        shards=tuple(shard for report in ordered for shard in report.shard_infos()),
+        rows_read=sum(report.rows_read for report in ordered),
+        rows_written=sum(report.rows_written for report in ordered),
+        rows_dropped=dict(sorted(dropped.items())),
+        class_names=options.class_names or plan.class_names,
+        info={
+            "command": command,
+            "examples": reports.examples(),
+            "captions_written": sum(report.captions_written for report in ordered),
+            "captions_dropped": dict(sorted(captions_dropped.items())),
+            "damaged_sources": [damage for report in ordered for damage in report.damaged],
+            "key_fingerprint": keys.hex(),
+            "content_fingerprint": content.hex(),
+            "versions": _versions(ordered),
+            **({"ignored_members": ignored} if ignored else {}),
+            **plan.info,
+        },
+    )
+
+
+def _versions(reports: Sequence[PartReport]) -> dict[str, str]:
+    """Of each library all versions that took part: a conversion may be gone on with after an update."""
+    used: dict[str, dict[str, None]] = {}
+    for report in reports:
+        for name, version in report.versions.items():
+            used.setdefault(name, {})[version] = None
+    return {name: ", ".join(versions) for name, versions in used.items()}
+
+
+def describe_rows(rows: Mapping[str, int]) -> str:
+    """`rows` by what became of them, with those read under `read`, in one line."""
+    dropped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(rows.items()) if reason != "read")
+    return f"{rows['read']:,} rows" + (f", dropped: {dropped}" if dropped else "")

@@ -1,0 +1,117 @@
+"""One row as found into one record, or the reason why not; pictures made smaller on request."""
+
+import sys
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import simplejpeg
+from jaxtyping import UInt8
+from PIL import Image
+
+from clipa_eqx.data.images.decode import MAX_PIXELS, ImageSize, decode_image, decode_jpeg_scaled, image_size, is_jpeg
+from clipa_eqx.data.records import Record
+from clipa_eqx.errors import DataError
+from conversion.records.rows import (
+    CAPTION_NOT_UTF8,
+    EMPTY_CAPTION,
+    KEY_NOT_UTF8,
+    MISSING_CAPTION,
+    MISSING_IMAGE,
+    MISSING_LABEL,
+    TOO_MANY_PIXELS,
+    TOO_SMALL,
+    UNDECODABLE,
+    IngestOptions,
+    Lost,
+    Row,
+    printable,
+)
+
+
+class Kept(NamedTuple):
+    """A record, and for each caption that was left out of it the reason."""
+
+    record: Record
+    captions_lost: tuple[str, ...] = ()
+
+
+def check_row(row: Row, *, options: IngestOptions, key_prefix: str = "", labelled: bool = False) -> Kept | Lost:
+    """The record of a row, or the first of these reasons that applies.
+
+    In order: key is not UTF-8, missing image, captions (each missing, empty or not UTF-8; one good caption is enough),
+    missing label (`labelled` sources: captions are then optional), undecodable image, too many pixels, too small.
+    """
+    shown = row.key if isinstance(row.key, str) else row.key.decode(errors="backslashreplace")
+    key = _as_text(row.key)
+    if key is None:
+        return Lost(reason=KEY_NOT_UTF8, key=printable(shown))
+    key = key_prefix + key
+    if not row.image or isinstance(row.image, str):
+        return Lost(reason=MISSING_IMAGE, key=key, detail=row.image or "")
+    captions: list[str] = []
+    lost: list[str] = []
+    for caption in row.captions:
+        text = None if caption is None else _as_text(caption)
+        if text is not None and text.strip():
+            captions.append(text)
+        else:
+            lost.append(MISSING_CAPTION if caption is None else CAPTION_NOT_UTF8 if text is None else EMPTY_CAPTION)
+    if labelled and row.label is None:
+        return Lost(reason=MISSING_LABEL, key=key)
+    if not captions and not labelled:
+        return Lost(reason=lost[0] if lost else MISSING_CAPTION, key=key)
+    image = fit_image(row.image, options=options)
+    if isinstance(image, Lost):
+        return replace(image, key=key)
+    record = Record(key=key, image=image, captions=tuple(captions), label=row.label, extra=row.extra)
+    return Kept(record, tuple(lost))
+
+
+def fit_image(data: bytes, *, options: IngestOptions) -> bytes | Lost:
+    """The bytes to store: the given ones, or a smaller JPEG if a side is longer than `max_side`.
+
+    `validate="full"` decodes every picture; of a JPEG all coefficients are read but only 1/8 of each side is computed,
+    which finds the same damage.
+    """
+    try:
+        size = image_size(data, max_pixels=sys.maxsize)
+    except DataError as error:
+        return Lost(reason=UNDECODABLE, key="", detail=str(error))
+    if size.height * size.width > MAX_PIXELS:
+        return Lost(reason=TOO_MANY_PIXELS, key="", detail=f"{size.width} x {size.height}")
+    if min(size) < options.min_side:
+        return Lost(reason=TOO_SMALL, key="", detail=f"{size.width} x {size.height}")
+    try:
+        if options.max_side is not None and max(size) > options.max_side:
+            return _shrink(data, size, max_side=options.max_side, quality=options.jpeg_quality)
+        if options.validate == "full":
+            _decode(data, height=1, width=1)
+    except DataError as error:
+        return Lost(reason=UNDECODABLE, key="", detail=str(error))
+    return data
+
+
+def _shrink(data: bytes, size: ImageSize, *, max_side: int, quality: int) -> bytes:
+    height, width = (max(1, round(side * max_side / max(size))) for side in size)
+    pixels = _decode(data, height=height, width=width)
+    if pixels.shape[:2] != (height, width):
+        picture = Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS)
+        pixels = np.ascontiguousarray(picture)
+    return simplejpeg.encode_jpeg(pixels, quality=quality, colorspace="RGB", colorsubsampling="420", fastdct=False)
+
+
+def _decode(data: bytes, *, height: int, width: int) -> UInt8[np.ndarray, "height width 3"]:
+    if is_jpeg(data):
+        return decode_jpeg_scaled(data, min_height=height, min_width=width)
+    return decode_image(data)
+
+
+def _as_text(value: str | bytes) -> str | None:
+    try:
+        if isinstance(value, bytes):
+            return value.decode()
+        value.encode()  # a text may hold the halves of a byte that was not UTF-8
+    except UnicodeError:
+        return None
+    return value

@@ -1,0 +1,144 @@
+"""Which keys two record folders do not share, and under which they hold different samples, in bounded memory."""
+
+import contextlib
+import heapq
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from jaxtyping import Int64, Shaped
+
+from clipa_eqx.data.manifest import Manifest
+from clipa_eqx.data.records import decode_record
+from conversion.records.destination import read_manifest_of
+from conversion.records.files import Place, open_place, staged
+from conversion.records.keys import (
+    Buckets,
+    Entries,
+    content_digest,
+    key_digest,
+    pack_entry,
+    starts_of_keys,
+    unpack_entries,
+)
+from conversion.records.shards import Shard, over_shards, read_blobs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Keys of two folders A and B, each counted once.
+
+    `changed` are shared keys under which picture, captions or label differ. `repeats_*` are further records under a key
+    of the same folder. Examples are keys with the shard and record they are at (of A for `changed`).
+    """
+
+    shared: int
+    changed: int
+    only_a: int
+    only_b: int
+    repeats_a: int
+    repeats_b: int
+    examples_changed: tuple[str, ...]
+    examples_a: tuple[str, ...]
+    examples_b: tuple[str, ...]
+
+    @property
+    def is_same(self) -> bool:
+        return self.changed == self.only_a == self.only_b == self.repeats_a == self.repeats_b == 0
+
+
+def diff(a: str, b: str, *, workers: int = 1, examples: int = 10) -> Difference:
+    """Compare the keys of two record folders, and the content under each.
+
+    All records of both are read. Meanwhile 32 bytes for each lie in a local temporary folder.
+
+    Raises:
+        DataError: a folder or its manifest is missing, or a record cannot be read.
+    """
+    places = (open_place(a), open_place(b))
+    manifests = (read_manifest_of(places[0]), read_manifest_of(places[1]))
+    counts = np.zeros(6, np.int64)
+    firsts = (_Firsts(examples), _Firsts(examples), _Firsts(examples))
+    with tempfile.TemporaryDirectory(prefix="clipa_eqx-keys-") as folder:
+        rows = max(manifest.rows_written for manifest in manifests)
+        sides = (Buckets(Path(folder) / "a", rows=rows), Buckets(Path(folder) / "b", rows=rows))
+        with contextlib.closing(sides[0]), contextlib.closing(sides[1]):
+            for place, manifest, side in zip(places, manifests, sides, strict=True):
+                for _, entries in over_shards(_read_keys, place, manifest, workers=workers, what=f"read {place.url}"):
+                    side.add(unpack_entries(entries), by="high")
+            for bucket_a, bucket_b in zip(*sides, strict=True):
+                counts += _compare(bucket_a, bucket_b, firsts)
+    shared, changed, only_a, only_b, repeats_a, repeats_b = (int(count) for count in counts)
+    return Difference(
+        shared=shared,
+        changed=changed,
+        only_a=only_a,
+        only_b=only_b,
+        repeats_a=repeats_a,
+        repeats_b=repeats_b,
+        examples_changed=firsts[0].describe(places[0], manifests[0]),
+        examples_a=firsts[1].describe(places[0], manifests[0]),
+        examples_b=firsts[2].describe(places[1], manifests[1]),
+    )
+
+
+class _Firsts:
+    """The first few (shard, record) of any number of entries."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._found: list[tuple[int, int]] = []
+
+    def add(self, entries: Entries) -> None:
+        found = cast(list[tuple[int, int]], entries[["part", "row"]].tolist())
+        self._found = heapq.nsmallest(self._count, [*self._found, *found])
+
+    def describe(self, place: Place, manifest: Manifest) -> tuple[str, ...]:
+        names: list[str] = []
+        for shard, position in self._found:
+            info = manifest.shards[shard]
+            where = f"{place.url}/{info.name}"
+            with staged(place.fs, place.child(info.name)) as path:
+                (blob,) = read_blobs(path, [position], where=where)
+            names.append(f"{decode_record(blob, where=where).key} ({info.name}, record {position})")
+        return tuple(names)
+
+
+def _compare(
+    a: Shaped[np.ndarray, " entries_a"], b: Shaped[np.ndarray, " entries_b"], firsts: Sequence[_Firsts]
+) -> Int64[np.ndarray, "6"]:
+    """Counts of one bucket of both sides in the order of `Difference`; positions of examples go to `firsts`."""
+    is_b = np.arange(len(a) + len(b)) >= len(a)
+    both = np.concatenate([a, b])
+    order = np.lexsort((both["row"], both["part"], is_b, both["low"], both["high"]))
+    both, is_b = both[order], is_b[order]
+    starts = starts_of_keys(both)
+    key = np.cumsum(starts) - 1  # number of each entry's key
+    keys = int(starts.sum())
+    leads = starts.copy()  # the first entry of each key on each side
+    leads[1:] |= is_b[1:] != is_b[:-1]
+    has, content = np.zeros((2, keys), bool), np.zeros((2, keys), np.uint64)
+    for number, side in enumerate((~is_b, is_b)):
+        has[number, key[leads & side]] = True
+        content[number, key[leads & side]] = both["content"][leads & side]
+    shared, only_a, only_b = has[0] & has[1], has[0] & ~has[1], has[1] & ~has[0]
+    changed = shared & (content[0] != content[1])
+    for first, chosen, side in zip(firsts, (changed, only_a, only_b), (~is_b, ~is_b, is_b), strict=True):
+        first.add(both[leads & side & chosen[key]])
+    repeats = (len(a) - has[0].sum(), len(b) - has[1].sum())
+    return np.array([shared.sum(), changed.sum(), only_a.sum(), only_b.sum(), *repeats], np.int64)
+
+
+def _read_keys(shard: Shard, seen: Callable[[int], None]) -> bytes:
+    place, where = open_place(shard.url), f"{shard.url}/{shard.info.name}"
+    entries = bytearray()
+    with staged(place.fs, place.child(shard.info.name)) as path:
+        for row, blob in enumerate(read_blobs(path, range(shard.info.count), where=where)):
+            record = decode_record(blob, where=f"{where}, record {row}")
+            content = content_digest(record, encoded=blob)
+            entries += pack_entry(key_digest(record.key), content, part=shard.number, row=row)
+            seen(len(blob))
+    return bytes(entries)

@@ -1,0 +1,58 @@
+"""Work over all shards of a finished record folder, in processes and with progress."""
+
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from clipa_eqx.data.manifest import Manifest, ShardInfo
+from clipa_eqx.errors import DataError
+from conversion.records.files import Place
+from conversion.records.workers import Progress, run_jobs
+
+Result = TypeVar("Result")
+
+
+class Shard(NamedTuple):
+    """A shard of the folder at `url`, and which of its shards it is."""
+
+    url: str
+    number: int
+    info: ShardInfo
+
+
+def over_shards(
+    work: Callable[[Shard, Callable[[int], None]], Result], place: Place, manifest: Manifest, *, workers: int, what: str
+) -> Iterator[tuple[Shard, Result]]:
+    """`work(shard, seen)` for every shard, yielded as they end; `seen` is told bytes.
+
+    Raises:
+        DataError: there is to be no worker; also whatever `work` raises.
+    """
+    if workers < 1:
+        raise DataError(f"--workers must be at least 1, got {workers}")
+    shards = [Shard(place.url, number, info) for number, info in enumerate(manifest.shards)]
+    progress = Progress(total=sum(shard.info.bytes for shard in shards), unit="B", what=what)
+    workers = min(workers, len(shards)) if place.crosses_processes else 1
+    try:
+        for shard, result in run_jobs(work, shards, workers=workers, progress=progress):
+            progress.finish(shard.info.bytes)
+            yield shard, result
+    finally:
+        progress.close()
+
+
+def read_blobs(path: str, positions: Sequence[int], *, where: str, at_once: int = 64) -> Iterator[bytes]:
+    """The encoded records at `positions` of a local shard; `where` names it in messages.
+
+    Raises:
+        DataError: the shard is damaged.
+    """
+    # A compiled module without type stubs, hence by name.
+    array_record: Any = importlib.import_module("array_record.python.array_record_module")
+    try:
+        reader = array_record.ArrayRecordReader(path, options="readahead_buffer_size:0")
+        for start in range(0, len(positions), at_once):
+            yield from reader.read(list(positions[start : start + at_once]))
+        reader.close()
+    except (RuntimeError, IndexError) as error:
+        raise DataError(f"{where} cannot be read: {error}; `verify` lists every damaged shard") from error

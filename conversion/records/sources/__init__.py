@@ -1,0 +1,1 @@
+"""Kinds of data dumps: how each is planned and read."""

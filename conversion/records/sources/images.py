@@ -1,0 +1,57 @@
+"""Pictures that lists and tables name by path."""
+
+import errno
+import os
+import re
+import stat
+
+from clipa_eqx.errors import DataError
+from conversion.records.files import Place, open_place, protocols
+from conversion.records.rows import Part, printable
+
+_ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError)  # the last: a NUL, a lone surrogate
+
+
+def read_picture(place: Place, path: str, *, part: Part | None = None, images: str | None = None) -> bytes | str:
+    """The file's content, or why there is none: there is no such file, or there cannot be one of that name.
+
+    A relative path is looked up in `images`, else beside the file that the part is read from; without a part `path` is
+    complete. A row may name a URL only in the filesystem of the source or of `images`, or a local file: others would
+    open whatever connection somebody wrote into a list.
+
+    Raises:
+        DataError: the file is there but cannot be read: no reason to drop a row, the next attempt may succeed.
+    """
+    if "://" in path:
+        scheme = path.partition("://")[0]
+        allowed = {"file", "local", *protocols(place.fs), *(protocols(open_place(images).fs) if images else ())}
+        if scheme not in allowed or "::" in path:
+            return f"its path {printable(path)[:100]!r} is not in the filesystem of the source, of --images, or local"
+        try:
+            place = open_place(path)
+        except DataError as error:
+            if isinstance(error.__cause__, (*_ABSENT, TypeError)):
+                return str(error)  # not a URL, or of an archive that is not there
+            raise
+        path = place.path
+    elif part is not None and not path.startswith("/"):
+        if images is not None:
+            place = open_place(images)
+            path = place.child(path)
+        else:
+            path = f"{part.path.rpartition('/')[0]}/{path}"
+    try:
+        if place.is_local and not stat.S_ISREG(os.stat(path).st_mode):
+            return "not a plain file"  # to read a pipe or a device may take for ever
+        return bytes(place.fs.cat_file(path))
+    except _ABSENT as error:
+        return str(error) if isinstance(error, ValueError) else "no such file"
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            return str(error)
+        raise DataError(f"picture {path} cannot be read: {error}; the same command goes on from here") from error
+
+
+def is_complete(path: str) -> bool:
+    """Whether a path needs no folder before it."""
+    return path.startswith("/") or re.match(r"^\w+://", path) is not None

@@ -1,0 +1,27 @@
+"""Table of the released models: `python -m conversion.released`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from clipa_eqx.cli import run
+
+if TYPE_CHECKING:
+    pass
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m conversion.released",
+        description="Print the table of released models; a name is what `import --released NAME` takes.",
+        allow_abbrev=False,
+    )
+    parser.parse_args(argv)
+    from conversion.weights.released import plain_table
+
+    print(plain_table())
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,1 @@
+"""Checkpoints of the reference's t5x branch, in."""

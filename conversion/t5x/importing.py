@@ -1,0 +1,42 @@
+"""Import of a checkpoint of the t5x branch into a model folder."""
+
+import argparse
+
+from conversion.flax_clipa.checkpoint import Checkpoint
+from conversion.flax_clipa.importing import import_checkpoint
+from conversion.flax_clipa.shapes import layout_of
+from conversion.t5x.checkpoint import FORMAT, split_checkpoint
+from conversion.t5x.folder import T5xFolder
+from conversion.weights.moments import Moments
+
+DECAY_NOTE = (
+    "weight decay: the t5x trainer decays the token table and the class token too, optim.decay does not by default; "
+    "to go on with its optimiser, set optim.decay to clipa_eqx.optim.T5X_DECAY"
+)
+"""Where going on with the default config would silently be another optimiser (facts 3.2, 6.2)."""
+
+
+def import_t5x(arguments: argparse.Namespace) -> None:
+    """Convert one folder.
+
+    Raises:
+        ConversionError: lists what is missing, unused, mis-shaped, damaged, or cannot be told from shapes.
+        CheckpointError: the destination exists.
+    """
+    with T5xFolder(arguments.source) as source:
+        params, moments = split_checkpoint(source)
+        moments = None if arguments.no_optimiser else moments
+        layout = layout_of(params.tensors)
+        about = {"attention": layout.attention, "temperature": list(layout.temperature)}
+        notes = () if moments is None else _optimiser_notes(moments)
+        import_checkpoint(Checkpoint(FORMAT, params, moments, layout, about, notes), arguments)
+
+
+def _optimiser_notes(moments: Moments) -> tuple[str, ...]:
+    notes = [DECAY_NOTE]
+    if moments.updates != moments.schedule_steps:
+        notes.append(
+            f"Adam has counted {moments.updates} updates, the schedules {moments.schedule_steps}: this trainer keeps "
+            "Adam's count of the pre-training when it starts a fine-tuning"
+        )
+    return tuple(notes)

@@ -1,0 +1,33 @@
+"""Check of a model folder: `python -m conversion.verify DIR` checks hashes, counts and norms."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clipa_eqx.cli import run
+
+if TYPE_CHECKING:
+    pass
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m conversion.verify",
+        description=__doc__,
+        epilog="Exit codes: 0 all is right, 2 something is not (all of it is listed), 1 anything else.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("folder", metavar="DIR", type=Path, help="a model folder")
+    arguments = parser.parse_args(argv)
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # on a TPU host a training run may hold the devices
+    from conversion.verify.model_folder import verify
+
+    for line in verify(arguments.folder):
+        print(line)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,1 @@
+"""Parts that all weight formats share; imports no command."""

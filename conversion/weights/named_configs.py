@@ -1,0 +1,97 @@
+"""Whole configs that a user can name: a preset, a released model, a file."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from clipa_eqx.data.images.evaluation import EvalImageConfig
+from clipa_eqx.errors import ConversionError
+from clipa_eqx.json_config import from_json
+from clipa_eqx.models import presets
+from clipa_eqx.models.clip import CLIPConfig
+from conversion.weights.released import RELEASED, Format
+
+_RELEASED = "released model "
+
+
+class NamedConfig(NamedTuple):
+    """A whole config to start from.
+
+    Attributes:
+        name: how messages call it.
+        free: fields that are mere defaults.
+        untold: fields that it has, but does not tell, and why.
+        letter: of a preset, the letter in the reference's tables.
+        profile: of a released model, the numerics that it was published with.
+        preprocess: of a released model, how its pictures are prepared.
+        is_file: whether it has numerics of its own.
+    """
+
+    name: str
+    config: CLIPConfig
+    free: tuple[str, ...] = ()
+    untold: tuple[tuple[str, str], ...] = ()
+    letter: str | None = None
+    profile: Format | None = None
+    preprocess: EvalImageConfig | None = None
+    is_file: bool = False
+
+
+def named_config(*, preset: str | None, released: str | None, file: Path | None) -> NamedConfig | None:
+    """What one of ``--preset``, ``--released`` and ``--config`` names; None without any.
+
+    Raises:
+        ConversionError: several are given, or what is named does not exist or is no config.
+        ConfigError: an unknown preset, or a file whose fields are not those of a config.
+    """
+    given = {"--preset": preset, "--released": released, "--config": file}
+    named = [name for name, value in given.items() if value is not None]
+    if len(named) > 1:
+        raise ConversionError(f"{' and '.join(named)} each name a whole config; give one of them")
+    if preset is not None:
+        return _preset(preset)
+    if released is not None:
+        return _released(released)
+    return None if file is None else NamedConfig(str(file), _read_config(file), is_file=True)
+
+
+def check_format(base: NamedConfig, format_profile: Format) -> None:
+    """Raises ConversionError where a released model is of another format than the file that is read."""
+    if base.profile in (None, format_profile):
+        return
+    stem = base.name.removeprefix(_RELEASED).removesuffix("-open-clip")
+    twin = stem if format_profile == "flax" else f"{stem}-open-clip"
+    raise ConversionError(
+        f"{base.name} is a file of {base.profile}, this is one of {format_profile}: epsilon and GELU differ; give "
+        + (f"--released {twin}, " if twin in RELEASED else "the row of this format, ")
+        + "or say with --profile which numerics these weights have"
+    )
+
+
+def _preset(name: str) -> NamedConfig:
+    config = presets.preset(name)
+    untold: tuple[tuple[str, str], ...] = ()
+    if all(row.preset != name for row in RELEASED.values()):
+        untold = (("image.pool", f"no model of preset {name} was released, and recipes differ"),)
+    letter = name.split("/")[0].removeprefix("big")
+    return NamedConfig(f"preset {name}", config, free=("image.image_size", "text.length"), untold=untold, letter=letter)
+
+
+def _released(name: str) -> NamedConfig:
+    if name not in RELEASED:
+        raise ConversionError(f"no released model is called {name!r}; `python -m conversion.released` lists them")
+    row = RELEASED[name]
+    return NamedConfig(f"{_RELEASED}{name}", row.config(), profile=row.profile, preprocess=row.preprocess())
+
+
+def _read_config(path: Path) -> CLIPConfig:
+    """A model config, alone or in a run's, as the first JSON object of a file: ``scripts/show.py`` goes on after it."""
+    try:
+        found: Any = json.JSONDecoder().raw_decode(path.read_text(encoding="utf-8").lstrip())[0]
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConversionError(f"--config {path} cannot be read ({error})") from error
+    while isinstance(found, dict) and "image" not in found and ("model" in found or "config" in found):
+        found = found.get("model", found.get("config"))
+    if not isinstance(found, dict):
+        raise ConversionError(f"--config {path} holds no model config; `scripts/show.py MODEL > F.json` writes one")
+    return from_json(CLIPConfig, found, where=f"--config {path}")

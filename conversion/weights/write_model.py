@@ -1,0 +1,208 @@
+"""From a foreign file to a model folder, one tensor at a time: weights, optimiser state, provenance, self-check."""
+
+import importlib.metadata
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from clipa_eqx.data.images.evaluation import EvalImageConfig
+from clipa_eqx.errors import ConversionError
+from clipa_eqx.models.clip import CLIPConfig
+from clipa_eqx.saved.description import (
+    MODEL_FOLDER,
+    OPTIMISER_FILE,
+    PROVENANCE_FILE,
+    WEIGHTS_FILE,
+    check_parts,
+    write_description,
+    write_json,
+)
+from clipa_eqx.saved.leaf_file import Leaf, LeafReader, LeafWriter
+from clipa_eqx.saved.leaf_shapes import leaf_shapes
+from clipa_eqx.saved.optimizer_file import Counts, Kind, MomentSlice, write_optimiser_state
+from clipa_eqx.saved.replacing import check_replaceable, new_folder
+from clipa_eqx.tokenizer import Tokenizer
+from conversion.weights.moments import Moments
+from conversion.weights.rules import (
+    Rule,
+    Tensor,
+    check_tensors,
+    export_tensor,
+    foreign_tensors,
+    import_slices,
+    import_tensors,
+    raise_problems,
+)
+from conversion.weights.self_check import embed_fixed_inputs
+from conversion.weights.tensors import InBackground, TensorFile, sha256_of
+
+FLOAT32 = np.dtype(np.float32)
+_COMPARED_AT_ONCE = 2
+
+
+class Converted(NamedTuple):
+    """Where the model lies, and what its provenance says."""
+
+    folder: Path
+    provenance: dict[str, Any]
+
+
+def write_artefact(
+    source: TensorFile,
+    rules: Sequence[Rule],
+    config: CLIPConfig,
+    folder: Path,
+    *,
+    tokenizer: Tokenizer,
+    preprocess: EvalImageConfig,
+    provenance: Mapping[str, Any],
+    moments: Moments | None = None,
+    overwrite: bool = False,
+) -> Converted:
+    """Convert; the folder appears once everything is written and checked, else nothing does.
+
+    Args:
+        provenance: JSON of the format: its name, layout, profile and why. Source hash, converter, checksums of the
+            leaves and the numbers of the self-check are added here.
+
+    Raises:
+        ConversionError: lists every missing, unused, mis-shaped, damaged or non-finite tensor at once.
+        CheckpointError: the folder exists (and not ``overwrite``), holds more than a model, or the source.
+        ConfigError: tokenizer or preprocessing do not fit the model.
+    """
+    check_parts(config, tokenizer, preprocess)
+    check_replaceable(folder, MODEL_FOLDER, overwrite=overwrite, sources=[source.path])
+    raise_problems(_problems(source, rules, config, moments), where=str(source.path))
+    size = sum(4 * int(np.prod(shape)) for shape in leaf_shapes(config).values())
+    digest = InBackground(lambda: sha256_of(source.path))
+    try:
+        _check_space(folder, 3 * size if moments else size)
+        with (
+            new_folder(folder, MODEL_FOLDER, overwrite=overwrite, sources=[source.path]) as new,
+            _bar("convert", (2 if moments is None else 4) * size) as bar,
+        ):
+            checksums, compared = _write_weights(source, rules, config, new / WEIGHTS_FILE, bar.update)
+            if moments is not None:
+                checksums |= _write_moments(moments, rules, config, new / OPTIMISER_FILE, bar.update)
+            write_description(new, config, tokenizer=tokenizer, preprocess=preprocess, provenance={})
+            embeddings = embed_fixed_inputs(new, advance=bar.update)
+            if not embeddings.is_finite:
+                raise ConversionError(
+                    f"{source.path}: all weights are finite, but their embeddings of fixed inputs are not; "
+                    "the weights are no working model under this config"
+                )
+            whole = {
+                "source": {"name": source.path.name, "sha256": digest.result()},
+                "converter": f"clipa_eqx {importlib.metadata.version('clipa_eqx')}",
+                **provenance,
+                "parameters": size // 4,
+                "self_check": {
+                    "finite": True,
+                    "round_trip": f"{compared} of {compared} tensors come back with the bytes they had",
+                    "embeddings": embeddings.report(),
+                },
+                "leaves_sha256": checksums,
+            }
+            write_json(new / PROVENANCE_FILE, whole)
+    except OSError as error:
+        raise ConversionError(f"{folder} cannot be written ({error}); nothing was left there") from error
+    return Converted(folder, whole)
+
+
+def _problems(source: TensorFile, rules: Sequence[Rule], config: CLIPConfig, moments: Moments | None) -> list[str]:
+    problems = check_tensors(rules, config, source.tensors)
+    if moments is not None:
+        for kind, file in (("first moment", moments.mu), ("second moment", moments.nu)):
+            found = check_tensors(rules, config, file.tensors, absent=moments.absent)
+            problems += [f"{kind}: {problem}" for problem in found]
+        kinds = {info.dtype for info in moments.mu.tensors.values()}
+        if len(kinds) > 1:
+            problems.append(f"first moment: dtypes {', '.join(sorted(map(str, kinds)))} are mixed, expected one")
+        problems += [
+            f"second moment: {name} is {info.dtype}, expected float32"
+            for name, info in moments.nu.tensors.items()
+            if info.dtype != FLOAT32
+        ]
+    return problems
+
+
+def _write_weights(
+    source: TensorFile, rules: Sequence[Rule], config: CLIPConfig, path: Path, advance: Callable[[int], object]
+) -> tuple[dict[str, str], int]:
+    """Write, and export what was written to compare it with the source, bit by bit.
+
+    Returns the checksums of the leaves, and how many tensors were compared. The disk is the slowest part of all this,
+    so the comparison, in a thread, costs no time.
+    """
+    leaves = {name: Leaf(shape, FLOAT32) for name, shape in leaf_shapes(config).items()}
+    problems: list[str] = []
+
+    def compare(tensor: Tensor, written: LeafReader) -> None:
+        ours = export_tensor(tensor.placed, written.read)
+        # float32 holds bfloat16 and float16 exactly, so casting back must give the same bits.
+        if not np.array_equal(_bits(ours.astype(tensor.values.dtype, copy=False)), _bits(tensor.values)):
+            problems.append(f"round trip: {tensor.placed.name} does not come back as it was; please report this")
+        advance(ours.nbytes)
+
+    compared, pending = 0, deque[Future[None]]()
+    with LeafWriter(path, leaves) as writer, LeafReader(path) as written, ThreadPoolExecutor(1) as checker:
+        for tensor in import_tensors(rules, config, source):
+            for name, layer, values in tensor.slices:
+                writer.write(name, values, layer=layer)
+            if tensor.placed.computed is None:
+                compared += 1
+                pending.append(checker.submit(compare, tensor, written))
+            while len(pending) > _COMPARED_AT_ONCE:
+                pending.popleft().result()
+        for future in pending:
+            future.result()
+    raise_problems(problems, where=str(source.path))
+    return writer.checksums, compared
+
+
+def _write_moments(
+    moments: Moments, rules: Sequence[Rule], config: CLIPConfig, path: Path, advance: Callable[[int], object]
+) -> dict[str, str]:
+    placed = foreign_tensors(rules, config)
+    absent = set(moments.absent)
+
+    def slices() -> Iterator[MomentSlice]:
+        both: tuple[tuple[Kind, TensorFile], ...] = (("mu", moments.mu), ("nu", moments.nu))
+        for kind, file in both:
+            found = import_slices(rules, config, file, absent=moments.absent, keep_dtype=True, are_squares=kind == "nu")
+            for name, layer, values in found:
+                yield MomentSlice(kind, name, layer, values)
+                advance(values.size * 4)
+
+    checksums = write_optimiser_state(
+        path,
+        leaf_shapes(config),
+        slices(),
+        counts=Counts(moments.updates, moments.schedule_steps, moments.about),
+        mu_dtype=next((info.dtype for info in moments.mu.tensors.values()), FLOAT32),
+        frozen=[(rule.path, one.layer) for name, one in placed.items() if name in absent for rule in one.rules],
+    )
+    return {f"{OPTIMISER_FILE}/{name}": digest for name, digest in checksums.items()}
+
+
+def _bits(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array).view(np.uint16 if array.dtype.itemsize == 2 else np.uint32)
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    parent = next(parent for parent in folder.absolute().parents if parent.exists())
+    free = shutil.disk_usage(parent).free
+    if free < needed:
+        raise ConversionError(
+            f"{folder} needs {needed / 1e9:.1f} GB, {parent} has {free / 1e9:.1f} GB left; free some or choose another"
+        )
+
+
+def _bar(what: str, total: int) -> "tqdm[Any]":
+    return tqdm(total=total, desc=what, unit="B", unit_scale=True, delay=2)
