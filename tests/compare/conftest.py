@@ -1,0 +1,39 @@
+"""The compared model: as ours, and as open_clip's."""
+
+import shutil
+
+import pytest
+from support.comparison import LENGTH, SIZE
+from support.random_models import random_model
+from support.tiny_runs import model_config
+
+from clipa_eqx.data.images.evaluation import EvalImageConfig
+from clipa_eqx.saved.model import save_model
+from clipa_eqx.tokenizer import Tokenizer
+from conversion.open_clip.exporting import export_open_clip
+
+
+@pytest.fixture(scope="module")
+def model():
+    # A square head, so that its transpose fits; four patches, so that means and positions tell.
+    return random_model(model_config(image={"embed": 32}, text={"vocab": 30522, "length": LENGTH, "embed": 32}))
+
+
+@pytest.fixture(scope="module")
+def folders(model, tmp_path_factory):
+    """The model as ours, and as open_clip's."""
+    root = tmp_path_factory.mktemp("compare")
+    save_model(
+        root / "ours",
+        model,
+        tokenizer=Tokenizer.bert(),
+        preprocess=EvalImageConfig(size=SIZE, resize="squash"),
+        provenance={},
+    )
+    export_open_clip(root / "ours", root / "theirs")
+    return root
+
+
+@pytest.fixture
+def theirs(folders, tmp_path):
+    return shutil.copytree(folders / "theirs", tmp_path / "theirs")

@@ -1,0 +1,138 @@
+"""Open shards: as few as a set of any size needs, for one thread and for many, and a clear word when none opens."""
+
+import os
+import random
+import resource
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import pytest
+from support.paths import ROOT
+
+from clipa_eqx.data import open_shards
+from clipa_eqx.data.array_record_reader import open_records
+from clipa_eqx.data.array_record_writer import write_records
+from clipa_eqx.data.records import Record
+
+RECORDS, PER_SHARD = 80, 2
+
+LIMITED = '''"""Read all records while the system allows few open files, which the process may not raise."""
+import os
+import resource
+import sys
+
+from clipa_eqx.data.array_record_reader import open_records
+from clipa_eqx.errors import DataError
+
+source = open_records(sys.argv[1])
+source[0]  # imports its library
+source.close()
+resource.setrlimit(resource.RLIMIT_NOFILE, (48, 48))
+assert [record.key for record in source] == [str(i) for i in range(len(source))]
+source.close()
+
+def take_all():
+    try:
+        while True:
+            os.open("/dev/null", os.O_RDONLY)
+    except OSError:
+        pass
+
+assert source[len(source) - 1].key == str(len(source) - 1)
+assert source[9].key == "9"
+take_all()
+assert [source[i].key for i in (0, 20, 40)] == ["0", "20", "40"]  # by letting go of the two
+source.close()
+take_all()
+try:
+    source[5]
+except DataError as error:
+    print(error)
+'''
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "set"
+    write_records((Record(key=str(i), image=b"") for i in range(RECORDS)), folder, records_per_shard=PER_SHARD)
+    return folder
+
+
+def open_files(folder):
+    """How many files of a folder this process holds open."""
+    links = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
+    return sum(os.path.lexists(link) and os.readlink(link).startswith(f"{folder}/") for link in links)
+
+
+@pytest.mark.parametrize("most", [1, 9])
+def test_shards_stay_open_up_to_a_number_of_records_and_give_the_same_records(folder, monkeypatch, most):
+    monkeypatch.setattr(open_shards, "_MOST_OPEN_RECORDS", most)
+    source = open_records(folder)
+    wanted = random.Random(0).choices(range(RECORDS), k=300)
+    assert [source[i].key for i in wanted] == [str(i) for i in wanted]
+    assert [record.key for record in source.read(wanted)] == [str(i) for i in wanted]
+    assert open_files(folder) == max(1, most // PER_SHARD)
+    source.close()
+    assert open_files(folder) == 0
+    assert source[7].key == "7"
+    source.close()
+
+
+def test_the_shards_read_last_are_those_that_stay_open(folder, monkeypatch):
+    monkeypatch.setattr(open_shards, "_MOST_OPEN_RECORDS", 3 * PER_SHARD)
+    shards = open_shards.OpenShards(str(folder), open_records(folder).manifest.shards)
+    zero, one = shards.reader(0), shards.reader(1)
+    shards.reader(2)
+    assert shards.reader(0) is zero
+    shards.reader(3)  # in place of 1, which was asked for before 0
+    assert shards.reader(0) is zero
+    assert shards.reader(1) is not one
+    assert one.read([0])  # still whole for whoever has it
+    shards.close()
+
+
+def test_the_bounds_are_on_the_process_and_sets_that_are_closed_or_gone_take_no_part(folder, monkeypatch):
+    monkeypatch.setattr(open_shards, "_MOST_OPEN_RECORDS", 4 * PER_SHARD)
+    sets = [open_records(folder) for _ in range(3)]
+    for i in range(RECORDS):
+        assert {source[i].key for source in sets} == {str(i)}
+    assert open_files(folder) == 4  # of the last shard all three, of the one before that of the last set
+    sets[0].close()
+    assert open_files(folder) == 3
+    sets.pop()
+    assert open_files(folder) == 1
+    assert [record.key for record in sets[0]] == [str(i) for i in range(RECORDS)]
+    assert open_files(folder) == 4
+    sets[0].close()
+    assert open_files(folder) == 0
+
+
+def test_several_sets_keep_to_a_quarter_of_the_files_together(folder, monkeypatch):
+    limits = SimpleNamespace(**vars(resource) | {"getrlimit": lambda _: (20, 20), "setrlimit": lambda *_: None})
+    monkeypatch.setattr(open_shards, "resource", limits)
+    sets = [open_records(folder) for _ in range(3)]
+    for i in range(RECORDS):
+        assert {source[i].key for source in sets} == {str(i)}
+        assert open_files(folder) <= 5
+    for source in sets:
+        source.close()
+
+
+def test_threads_share_few_open_shards(folder, monkeypatch):
+    monkeypatch.setattr(open_shards, "_MOST_OPEN_RECORDS", 2 * PER_SHARD)
+    source = open_records(folder)
+    wanted = random.Random(1).choices(range(RECORDS), k=800)
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda i: source[i].key, wanted)) == [str(i) for i in wanted]
+    assert open_files(folder) <= 2
+    source.close()
+
+
+def test_a_small_limit_of_open_files_is_enough_and_none_left_is_said(folder):
+    command = [sys.executable, "-c", LIMITED, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    assert "shard-00002.array_record cannot be opened: Too many open files" in done.stdout
+    assert "48 files open; raise that with `ulimit -n`" in done.stdout

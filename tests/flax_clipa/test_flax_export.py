@@ -1,0 +1,42 @@
+"""Exports to npz: what is neither overwritten nor written."""
+
+import numpy as np
+import pytest
+from support.flax_checkpoints import convert, tiny_arrays, write_npz
+
+from clipa_eqx.errors import CheckpointError, ConversionError
+from conversion.flax_clipa.__main__ import main
+from conversion.flax_clipa.npz_writer import new_npz
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
+def test_a_file_that_appears_during_an_export_is_not_lost(tmp_path):
+    target = tmp_path / "back.npz"
+
+    def export():
+        with new_npz(target, overwrite=False) as archive:
+            archive.write("x", np.zeros(3, np.float32))
+            target.write_bytes(b"mine")
+
+    with pytest.raises(ConversionError, match="exists already"):
+        export()
+    assert target.read_bytes() == b"mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["back.npz"]
+
+
+def test_an_export_does_not_go_into_the_model_folder_which_could_not_be_replaced_then(tmp_path):
+    folder = convert(write_npz(tmp_path / "x.npz", tiny_arrays()), tmp_path / "model")
+    for target in (folder / "y.npz", folder / "more" / "y.npz"):
+        with pytest.raises(CheckpointError, match="would lie in the source"):
+            main(["export", str(folder), str(target)])
+    assert not (folder / "more").exists()
+
+
+def test_a_damaged_model_is_not_exported(tmp_path):
+    folder = convert(write_npz(tmp_path / "x.npz", tiny_arrays()), tmp_path / "model")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        main(["export", str(folder), str(tmp_path / "y.npz")])
+    assert not (tmp_path / "y.npz").exists()

@@ -1,0 +1,179 @@
+"""Meshes change where arrays live and nothing else."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.random as jr
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+from support import tiny_runs
+
+from clipa_eqx.durations import Duration
+from clipa_eqx.errors import ConfigError, ShardingError
+from clipa_eqx.models.clip import CLIP, abstract_clip
+from clipa_eqx.models.presets import PRESETS, preset
+from clipa_eqx.optim import OptimConfig, make_optimizer
+from clipa_eqx.precision import Precision
+from clipa_eqx.sharding import (
+    RULES,
+    MeshConfig,
+    check_batch,
+    describe_shardings,
+    make_mesh,
+    put_global_batch,
+    shardings_for,
+)
+from clipa_eqx.training.state import abstract_state
+from clipa_eqx.training.step import batch_loss
+from clipa_eqx.trees import leaf_paths, match_by_path
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+STEPS = 20
+RTOL = 1e-5  # float32: meshes differ in the order of sums
+
+
+@functools.cache
+def run(data, fsdp, *, loss="global"):
+    config = tiny_runs.run_config(
+        model=tiny_runs.model_config(**tiny_runs.STOCHASTIC),
+        mesh=MeshConfig(data=data, fsdp=fsdp),
+        loss=loss,
+        duration=Duration(steps=STEPS),
+    )
+    return tiny_runs.drive(config, devices=data * fsdp, steps=STEPS)
+
+
+@pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (1, 8), (4, 2)])
+def test_meshes_give_the_losses_and_samples_of_one_device(data, fsdp):
+    one, many = run(1, 1), run(data, fsdp)
+    np.testing.assert_allclose(many.losses, one.losses, rtol=RTOL)
+    assert many.sample_ids == one.sample_ids
+    assert np.ptp(one.losses) > 1e-2, "nothing was learned: the comparison would hold for a step that does nothing"
+
+
+@pytest.mark.parametrize(("data", "fsdp"), [(4, 2)])
+def test_the_sharded_loss_trains_as_the_global_one(data, fsdp):
+    np.testing.assert_allclose(run(data, fsdp, loss="sharded").losses, run(data, fsdp).losses, rtol=RTOL)
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_rematerialisation_changes_neither_loss_nor_gradient(remat):
+    (loss, grads), (expected, expected_grads) = gradients(remat), gradients("none")
+    np.testing.assert_allclose(loss, expected, rtol=RTOL)
+    largest = max(np.abs(leaf).max() for leaf in tiny_runs.as_numpy(expected_grads))
+    for path, a, b in zip(
+        leaf_paths(grads), tiny_runs.as_numpy(grads), tiny_runs.as_numpy(expected_grads), strict=True
+    ):
+        # Key biases have no gradient in exact arithmetic: what is there is rounding of the others.
+        scale = largest if path.endswith("attn/k/bias") else np.abs(b).max()
+        np.testing.assert_allclose(a, b, rtol=0, atol=RTOL * scale, err_msg=path)
+
+
+@functools.cache
+def gradients(remat):
+    """Loss and gradients of one batch with everything random on."""
+    stochastic = {**tiny_runs.STOCHASTIC, "blocks": {**tiny_runs.STOCHASTIC["blocks"], "remat": remat}}
+    model = CLIP.init(tiny_runs.model_config(**stochastic), key=jr.key(0))
+    images = jr.randint(jr.key(1), (4, *tiny_runs.SIZE, 3), 0, 256).astype(np.uint8)
+    tokens = jr.randint(jr.key(2), (4, tiny_runs.LENGTH), 0, tiny_runs.VOCAB)
+
+    @jax.jit
+    def value_and_grad(model):
+        return jax.value_and_grad(lambda m: batch_loss(m, images, tokens, key=jr.key(3), precision=Precision()).loss)(
+            model
+        )
+
+    return value_and_grad(model)
+
+
+def test_fsdp_splits_parameters_and_moments_over_the_devices_after_training():
+    state, mesh = run(1, 8).state, run(1, 8).mesh
+    shardings = jax.tree.leaves(shardings_for(run(1, 8).abstract, mesh))
+    split = 0
+    for path, leaf, wanted in zip(leaf_paths(state), jax.tree.leaves(state), shardings, strict=True):
+        assert leaf.sharding.is_equivalent_to(wanted, leaf.ndim), path
+        held = {shard.data.size for shard in leaf.addressable_shards}
+        is_matrix = path.endswith(("q/weight", "fc_in/weight", "token/weight", "patch/weight", "head/weight"))
+        split += is_matrix
+        assert held == {leaf.size // 8 if is_matrix else next(iter(held))}, path
+    # Each of the 3 trees of parameters and moments: q and fc_in of both towers, token, patch, two heads.
+    assert split == 3 * 8
+
+
+def test_data_parallel_meshes_hold_whole_copies():
+    for leaf in jax.tree.leaves(run(8, 1).state):
+        assert {shard.data.shape for shard in leaf.addressable_shards} == {leaf.shape}
+
+
+def test_matrices_split_their_largest_divisible_axis_but_never_depth():
+    mesh = make_mesh(MeshConfig(fsdp=8))
+    tree = {
+        "image": {"blocks": {"q": {"weight": shape(8, 24, 32)}, "v": {"weight": shape(8, 3, 5)}}},
+        "token": {"weight": shape(64, 36)},
+        "head": {"weight": shape(9, 7)},
+    }
+    assert describe_shardings(tree, mesh) == {
+        "image/blocks/q/weight": PartitionSpec(None, None, "fsdp"),
+        "image/blocks/v/weight": PartitionSpec(),
+        "token/weight": PartitionSpec("fsdp", None),
+        "head/weight": PartitionSpec(),
+    }
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_leaf_of_a_presets_state_has_a_rule_and_the_large_ones_are_split(name):
+    config = preset(name)
+    optimizer = make_optimizer(OptimConfig(peak_lr=1e-3), abstract_clip(config), total_steps=10)
+    abstract = abstract_state(config, optimizer)
+    specs = describe_shardings(abstract, make_mesh(MeshConfig(fsdp=8)))
+    assert list(specs) == leaf_paths(abstract)
+    large = [path for path, leaf in zip(specs, jax.tree.leaves(abstract), strict=True) if leaf.size > 2**20]
+    assert len(large) >= 3 * 5  # parameters and two moments: the table and both towers' MLPs at the least
+    assert [path for path in large if "fsdp" not in specs[path]] == []
+
+
+def test_every_rule_decides_some_leaf_of_a_state():
+    config = preset("B/16")
+    abstract = abstract_state(config, make_optimizer(OptimConfig(peak_lr=1e-3), abstract_clip(config), total_steps=10))
+    match_by_path(RULES, abstract, what="sharding.RULES", unused="error")
+
+
+def test_a_leaf_without_a_rule_is_refused_by_path():
+    with pytest.raises(ConfigError, match=r"sharding\.RULES.*'image/adapter'"):
+        shardings_for({"image": {"adapter": shape(8, 8)}}, make_mesh(MeshConfig(fsdp=8)))
+
+
+@pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (1, 8), (4, 2)])
+def test_rows_of_a_batch_keep_their_order_over_the_devices(data, fsdp):
+    mesh = make_mesh(MeshConfig(data=data, fsdp=fsdp))
+    rows = np.arange(16, dtype=np.int32)
+    array = put_global_batch({"tokens": rows}, mesh)["tokens"]
+    shards = sorted(array.addressable_shards, key=lambda shard: shard.device.id)
+    np.testing.assert_array_equal(np.concatenate([shard.data for shard in shards]), rows)
+
+
+def test_a_mesh_that_does_not_make_the_devices_is_refused_with_their_number():
+    with pytest.raises(ShardingError, match=r"data=3 x fsdp=1 .* 8 devices"):
+        make_mesh(MeshConfig(data=3))
+    with pytest.raises(ShardingError, match="data=None x fsdp=3 "):
+        make_mesh(MeshConfig(fsdp=3))
+    assert dict(make_mesh(MeshConfig(fsdp=2)).shape) == {"data": 4, "fsdp": 2, "tensor": 1}
+
+
+def test_impossible_axes_are_refused_when_written():
+    with pytest.raises(ConfigError, match=r"mesh\.fsdp is 0"):
+        MeshConfig(fsdp=0)
+    with pytest.raises(ConfigError, match=r"mesh\.tensor is 2"):
+        dataclasses.replace(MeshConfig(), tensor=2)
+
+
+def test_a_batch_the_devices_do_not_divide_is_refused():
+    with pytest.raises(ShardingError, match=r"batch_size 12 .* multiple of 8"):
+        check_batch(12, make_mesh(MeshConfig(fsdp=2)))
+
+
+def shape(*sizes):
+    return jax.ShapeDtypeStruct(sizes, np.float32)

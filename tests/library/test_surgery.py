@@ -1,0 +1,206 @@
+import dataclasses
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from support.tiny_models import tiny_clip, tiny_clip_config
+
+from clipa_eqx import surgery
+from clipa_eqx.errors import CheckpointError, ConfigError
+from clipa_eqx.trees import leaf_paths
+
+LEARNED = {"position": "learned"}
+PIXELS = (16, 16, 3)
+
+
+def leaves(tree):
+    return dict(zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True))
+
+
+def assert_same_leaves(one, other, *, but=()):
+    one, other = leaves(one), leaves(other)
+    assert one.keys() == other.keys()
+    for path in one:
+        if path not in but:
+            np.testing.assert_array_equal(one[path], other[path], err_msg=path)
+
+
+def linear(values, new):
+    """Half-pixel-centre linear interpolation with clamped edges, for growing only."""
+    at = (np.arange(new) + 0.5) * len(values) / new - 0.5
+    return np.stack([np.interp(at, np.arange(len(values)), column) for column in np.asarray(values).T], axis=1)
+
+
+def test_resizing_to_the_same_size_changes_nothing():
+    model = tiny_clip(image=LEARNED)
+    for resized, report in (
+        surgery.resize_text(model, length=8),
+        surgery.resize_image(model, image_size=(16, 16)),
+    ):
+        assert resized is model
+        assert report.changes == ()
+        assert str(report) == "nothing changed"
+
+
+def test_learned_text_positions_are_interpolated_between_token_centres():
+    model = tiny_clip()
+    resized, report = surgery.resize_text(model, length=32)
+    np.testing.assert_allclose(resized.text.position, linear(model.text.position, 32), atol=1e-7)
+    assert_same_leaves(resized, model, but=("text/position",))
+    assert resized.config.text.length == resized.text.config.length == 32
+    assert "8 rows resampled to 32" in str(report)
+    assert resized.encode_text(jnp.zeros(32, jnp.int32)).shape == (8,)
+
+
+def test_computed_positions_need_a_new_config_only():
+    model = tiny_clip(text={"position": "sincos1d"})
+    longer = surgery.resize_text(model, length=12).model
+    larger = surgery.resize_image(longer, image_size=(24, 32)).model
+    assert_same_leaves(larger, model)
+    assert larger.image.config.image_size == (24, 32)
+    assert larger.encode_image(jnp.ones((24, 32, 3))).shape == (8,)
+    surgery.validate(larger)
+
+
+def test_learned_image_positions_keep_the_class_token_and_resample_the_grid_in_two_dimensions():
+    model = tiny_clip(image=LEARNED)
+    resized = surgery.resize_image(model, image_size=(32, 24)).model
+    before, after = model.image.position, np.asarray(resized.image.position)
+    np.testing.assert_array_equal(after[0], before[0])
+    grid = np.asarray(before[1:]).reshape(4, 4, 16)
+    rows = np.stack([linear(grid[:, x], 8) for x in range(4)], axis=1)
+    expected = np.stack([linear(row, 6) for row in rows])
+    np.testing.assert_allclose(after[1:].reshape(8, 6, 16), expected, atol=1e-6)
+    assert resized.encode_image(jnp.ones((32, 24, 3))).shape == (8,)
+
+
+def test_learning_the_image_position_keeps_the_function():
+    model = tiny_clip()
+    learned, report = surgery.learn_image_position(model)
+    image = jr.normal(jr.key(1), PIXELS)
+    np.testing.assert_array_equal(learned.encode_image(image), model.encode_image(image))
+    assert "image/position" in leaf_paths(learned)
+    assert "image/position" in str(report)
+    surgery.validate(learned)
+    assert surgery.learn_image_position(learned).model is learned
+
+
+def test_with_config_changes_static_fields_everywhere():
+    model = tiny_clip()
+    blocks = dataclasses.replace(model.config.image.blocks, dropout=0.1, norm_eps=1e-5, gelu="exact")
+    config = tiny_clip_config(image={"blocks": blocks, "mask_ratio": 0.5})
+    changed, report = surgery.with_config(model, config)
+    assert changed.config == config
+    assert changed.image.config == config.image
+    assert changed.image.norm.eps == changed.image.blocks.norm1.eps == 1e-5
+    assert changed.image.blocks.mlp.gelu == "exact"
+    assert "image.mask_ratio: 0.0 -> 0.5" in report.changes
+    assert_same_leaves(changed, model)
+    surgery.validate(changed)
+
+
+def test_with_config_lists_the_leaves_that_differ():
+    config = tiny_clip_config(image=LEARNED, text={"length": 9})
+    with pytest.raises(ConfigError, match=r"(?s)image/position \(17, 16\): not there.*text/position: \(8, 16\) there"):
+        surgery.with_config(tiny_clip(), config)
+
+
+def test_validate_finds_changes_by_hand():
+    model = tiny_clip()
+    surgery.validate(model)
+    with pytest.raises(ConfigError, match="image/class_token"):
+        surgery.validate(eqx.tree_at(lambda m: m.image.class_token, model, jnp.zeros(3)))
+    longer = dataclasses.replace(model.config.image, mask_ratio=0.5)
+    with pytest.raises(ConfigError, match="static fields"):
+        surgery.validate(eqx.tree_at(lambda m: m.image, model, dataclasses.replace(model.image, config=longer)))
+
+
+def test_unstacked_blocks_are_the_layers_by_path():
+    model = tiny_clip()
+    found = surgery.unstack_blocks(model)
+    np.testing.assert_array_equal(found["image/blocks/1/attn/q/weight"], model.image.blocks.attn.q.weight[1])
+    assert "image/blocks/attn/q/weight" not in found
+    assert found["log_temperature"].shape == ()
+    assert sum(leaf.size for leaf in found.values()) == sum(leaf.size for leaf in jax.tree.leaves(model))
+
+
+def test_adopting_the_same_architecture_takes_every_leaf():
+    source, fresh = tiny_clip(0), tiny_clip(1)
+    adopted, report = surgery.adopt(source, fresh.config, fresh=fresh)
+    assert_same_leaves(adopted, source)
+    assert report.changes == ()
+
+
+def test_rates_masking_and_computed_sizes_may_differ_unasked():
+    source = tiny_clip(text={"position": "sincos1d"})
+    blocks = dataclasses.replace(source.config.image.blocks, drop_path=0.2, remat="full")
+    target = tiny_clip_config(
+        image={"blocks": blocks, "mask_ratio": 0.5, "image_size": (32, 32)},
+        text={"position": "sincos1d", "length": 12},
+        temperature=20.0,
+    )
+    adopted, report = surgery.adopt(source, target, fresh=tiny_clip(1, **_fields(target)))
+    assert_same_leaves(adopted, source)
+    assert adopted.config == target
+    surgery.validate(adopted)
+    assert "text.length: 8 -> 12" in report.changes
+    assert "image.blocks.drop_path: 0.0 -> 0.2" in report.changes
+
+
+def test_learned_positions_are_resampled_only_if_asked():
+    source = tiny_clip(image=LEARNED)
+    target = tiny_clip_config(image=LEARNED | {"image_size": (32, 32)}, text={"length": 12})
+    fresh = tiny_clip(1, **_fields(target))
+    with pytest.raises(CheckpointError, match=r"(?s)image/position.*resize_image.*text/position.*resize_text"):
+        surgery.adopt(source, target, fresh=fresh)
+    adopted = surgery.adopt(source, target, fresh=fresh, resize_text=True, resize_image=True).model
+    by_hand = surgery.resize_image(surgery.resize_text(source, length=12).model, image_size=(32, 32)).model
+    assert_same_leaves(adopted, by_hand)
+
+
+def test_a_new_head_and_patch_stay_random_if_asked():
+    source = tiny_clip()
+    target = tiny_clip_config(image={"embed": 6, "patch_size": (8, 8)}, text={"embed": 6})
+    fresh = tiny_clip(1, **_fields(target))
+    with pytest.raises(CheckpointError, match=r"(?s)image/patch/weight.*image/head/weight.*text/head/weight"):
+        surgery.adopt(source, target, fresh=fresh)
+    adopted, report = surgery.adopt(source, target, fresh=fresh, keep_initial=(".*/head/weight", "image/patch/.*"))
+    np.testing.assert_array_equal(adopted.image.head.weight, fresh.image.head.weight)
+    np.testing.assert_array_equal(adopted.image.patch.weight, fresh.image.patch.weight)
+    np.testing.assert_array_equal(adopted.text.token.weight, source.text.token.weight)
+    assert "text/head/weight: random, kept as initialised" in report.changes
+
+
+def test_single_layers_may_stay_random():
+    source, fresh = tiny_clip(0), tiny_clip(1)
+    adopted = surgery.adopt(source, fresh.config, fresh=fresh, keep_initial=("image/blocks/1/.*",)).model
+    weights = [m.image.blocks.attn.q.weight for m in (adopted, source, fresh)]
+    np.testing.assert_array_equal(weights[0][0], weights[1][0])
+    np.testing.assert_array_equal(weights[0][1], weights[2][1])
+
+
+def test_a_pattern_that_keeps_nothing_is_refused():
+    with pytest.raises(ConfigError, match=r"init.keep_initial.*img/head"):
+        surgery.adopt(tiny_clip(), tiny_clip_config(), fresh=tiny_clip(1), keep_initial=("img/head/.*",))
+
+
+def test_what_changes_the_function_of_equal_leaves_is_refused():
+    blocks = dataclasses.replace(tiny_clip_config().image.blocks, heads=4, norm_eps=1e-5)
+    target = tiny_clip_config(image={"blocks": blocks, "pool": "tok"})
+    with pytest.raises(CheckpointError) as caught:
+        surgery.adopt(tiny_clip(), target, fresh=tiny_clip(1, **_fields(target)))
+    for name in ("image.blocks.heads: 2 there, 4 wanted", "image.blocks.norm_eps", "image.pool: 'gap'"):
+        assert name in str(caught.value)
+
+
+def test_surplus_leaves_are_refused():
+    with pytest.raises(CheckpointError, match=r"image/position \(17, 16\): there, not wanted"):
+        surgery.adopt(tiny_clip(image=LEARNED), tiny_clip_config(), fresh=tiny_clip(1))
+
+
+def _fields(config):
+    tower = [{f.name: getattr(part, f.name) for f in dataclasses.fields(part)} for part in (config.image, config.text)]
+    return {"image": tower[0], "text": tower[1], "temperature": config.temperature}

@@ -1,0 +1,168 @@
+"""Where open_clip models come from: files, folders, the hub; and what is said when something is not there."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+from support.open_clip_folders import CONFIG, WEIGHTS, assert_same_leaves, convert, export_tiny, tiny_model
+
+from clipa_eqx.cli import run
+from clipa_eqx.errors import ConversionError
+from conversion.open_clip import files as open_clip_files
+from conversion.open_clip.__main__ import main
+from conversion.weights.tensors import TensorInfo
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    return export_tiny(tmp_path_factory.mktemp("open_clip"))
+
+
+@pytest.fixture
+def theirs(exported, tmp_path):
+    return shutil.copytree(exported, tmp_path / "theirs")
+
+
+def test_without_torch_a_bin_says_what_to_install(tmp_path, monkeypatch, capsys):
+    with zipfile.ZipFile(tmp_path / "open_clip_pytorch_model.bin", "w") as archive:
+        archive.writestr("archive/data.pkl", b"x")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    argv = ["import", str(tmp_path / "open_clip_pytorch_model.bin"), str(tmp_path / "back")]
+    assert run(lambda: main(argv)) == 2
+    assert 'pip install "clipa_eqx[open-clip]"' in capsys.readouterr().err
+
+
+def test_an_archive_that_could_grow_is_refused_before_torch_sees_it(tmp_path, monkeypatch, capsys):
+    with zipfile.ZipFile(tmp_path / "model.bin", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"x" * 1000)
+        archive.writestr("../evil", b"x")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert run(lambda: main(["import", str(tmp_path / "model.bin"), str(tmp_path / "back")])) == 2
+    err = capsys.readouterr().err
+    assert "archive/data.pkl is compressed" in err
+    assert "../evil leads out of the archive" in err
+
+
+def test_a_flipped_bit_of_a_bin_is_found_before_torch_maps_the_file(tmp_path, monkeypatch, capsys):
+    with zipfile.ZipFile(tmp_path / "model.bin", "w") as archive:
+        archive.writestr("archive/data.pkl", b"x" * 1000)
+        archive.writestr("archive/data/0", b"weights" * 1000)
+    data = bytearray((tmp_path / "model.bin").read_bytes())
+    data[data.index(b"weights") + 99] ^= 4
+    (tmp_path / "model.bin").write_bytes(data)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert run(lambda: main(["import", str(tmp_path / "model.bin"), str(tmp_path / "back")])) == 2
+    assert "damaged: archive/data/0 of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argument", ["nothing", "nothing.bin", "{tmp}", "{tmp}/notes.txt"])
+def test_a_source_that_is_none_is_said(argument, tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("hello")
+    argv = ["import", argument.format(tmp=tmp_path), str(tmp_path / "back")]
+    assert run(lambda: main(argv)) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+class Hub:
+    """What a repository of the hub would give, without the network."""
+
+    def __init__(self, folder):
+        self.folder, self.asked = folder, []
+
+    def __call__(self, repo, name):
+        from huggingface_hub.errors import EntryNotFoundError
+
+        self.asked.append((repo, name))
+        if not (self.folder / name).is_file():
+            raise EntryNotFoundError("404")
+        return str(self.folder / name)
+
+
+def test_a_repository_of_the_hub_is_downloaded_and_converted(model, theirs, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    hub = Hub(theirs)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hub)
+    loaded = convert("hf-hub:someone/ViT", tmp_path / "back")
+    assert_same_leaves(loaded.model, model)
+    assert loaded.provenance["layout"]["repository"] == "someone/ViT"
+    assert hub.asked[:2] == [("someone/ViT", CONFIG), ("someone/ViT", WEIGHTS)]
+
+
+def test_a_repository_without_weights_is_said(theirs, tmp_path, monkeypatch, capsys):
+    import huggingface_hub
+
+    (theirs / WEIGHTS).unlink()
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", Hub(theirs))
+    assert run(lambda: main(["import", "hf-hub:someone/ViT", str(tmp_path / "back")])) == 2
+    assert "holds none of open_clip_model.safetensors" in capsys.readouterr().err
+
+
+def test_offline_is_one_clear_message(tmp_path, monkeypatch, capsys):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    argv = ["import", "hf-hub:UCSC-VLAA/ViT-L-14-CLIPA-datacomp1B", str(tmp_path / "back")]
+    assert run(lambda: main(argv)) == 2
+    err = capsys.readouterr().err
+    assert "hf-hub:UCSC-VLAA/ViT-L-14-CLIPA-datacomp1B cannot be downloaded" in err
+    assert "copy the repository" in err
+
+
+def test_the_hubs_warnings_of_every_retry_are_not_shown(tmp_path):
+    # In a new process: its library sets the level of its own log when it is first used.
+    pytest.importorskip("huggingface_hub")
+    code = (
+        "import logging, sys\n"
+        "from conversion.open_clip.__main__ import main\n"
+        f"try: main(['import', 'hf-hub:not a repo!', {str(tmp_path / 'back')!r}])\n"
+        "except Exception as error: print(type(error).__name__, logging.getLogger('huggingface_hub').level)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["ConversionError", "40"]
+
+
+def test_a_name_that_is_no_repository_is_said(tmp_path, capsys):
+    assert run(lambda: main(["import", "hf-hub:not a repo!", str(tmp_path / "back")])) == 2
+    assert "cannot be downloaded" in capsys.readouterr().err
+
+
+def test_without_the_hub_library_it_says_what_to_install(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert run(lambda: main(["import", "hf-hub:a/b", str(tmp_path / "back")])) == 2
+    assert 'pip install "clipa_eqx[hub]"' in capsys.readouterr().err
+
+
+def test_two_names_of_one_tensor_are_refused():
+    info = TensorInfo((32,), np.dtype(np.float32))
+    with pytest.raises(ConversionError, match=r"holds ln_final\.bias twice"):
+        open_clip_files.renamed({"ln_final.bias": info, "text.ln_final.bias": info})
+
+
+def test_help_needs_no_jax():
+    code = (
+        "import sys\n"
+        "for name in ('open_clip', 't5x', 'compare', 'verify', 'released'):\n"
+        "    module = __import__(f'conversion.{name}.__main__', fromlist=['main'])\n"
+        "    try: module.main(['--help'])\n"
+        "    except SystemExit: pass\n"
+        "print('jax' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip().endswith("False")
+
+
+def test_a_model_is_not_imported_into_the_folder_that_it_comes_from(theirs, capsys):
+    assert run(lambda: main(["import", str(theirs), str(theirs / "sub")])) == 2
+    assert "would lie in the source" in capsys.readouterr().err
+    assert not (theirs / "sub").exists()

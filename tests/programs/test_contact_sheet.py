@@ -1,0 +1,132 @@
+"""The contact sheet shows what training sees: the stream's own pixels, captions, and tokens as text."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+from PIL import Image
+from support import tiny_runs
+from support.paths import ROOT
+
+from clipa_eqx.data.array_record_reader import open_records
+from clipa_eqx.data.array_record_writer import write_records
+from clipa_eqx.data.mixture import Mixture
+from clipa_eqx.data.records import Record
+from clipa_eqx.errors import ConfigError
+from clipa_eqx.training.inputs import load_tokenizer, open_sources, train_batches, train_transform
+from scripts import contact_sheet
+from scripts.show import main
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Config, its mixture and its transform, and the same run as a file."""
+    config = tiny_runs.run_config()
+    tokenizer = load_tokenizer(config.data.vocab, model_vocab=config.model.text.vocab)
+    path = tmp_path / "run.py"
+    path.write_text("import tiny\n\ndef config():\n    return tiny_runs.run_config()\n")
+    return config, open_sources(config), train_transform(config, tokenizer), path
+
+
+def test_a_sheet_holds_the_first_pictures_of_the_run_pixel_by_pixel(run, tmp_path):
+    config, mixture, transform, _ = run
+    contact_sheet.write_sheet(tmp_path / "sheet.png", mixture, transform, samples=8, seed=config.seed)
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    with train_batches(config, mixture, transform.tokenizer, start_step=0) as batches:
+        images = next(batches)["image"]
+    cell, gap, side = contact_sheet._CELL, contact_sheet._GAP, config.data.image.size[0]
+    factor = cell // side
+    for number in range(8):
+        left, shown = gap + number % 6 * (cell + gap), images[number].repeat(factor, 0).repeat(factor, 1)
+        assert any(
+            (sheet[top : top + cell, left : left + cell] == shown).all()
+            for top in range(gap, sheet.shape[0] - cell)
+            if number < 6 or top > cell
+        )
+
+
+def test_captions_and_reduced_tokens_are_written_below(run, tmp_path):
+    config, mixture, transform, _ = run
+    with mock.patch.object(contact_sheet, "_cell", wraps=contact_sheet._cell) as cells:
+        contact_sheet.write_sheet(tmp_path / "sheet.png", mixture, transform, samples=16, seed=config.seed)
+    with train_batches(config, mixture, transform.tokenizer, start_step=0) as batches:
+        batch = next(batches)
+    for number, call in enumerate(cells.call_args_list):
+        record = mixture.sources[0][int(batch["sample_id"][number])]
+        assert call.kwargs["title"] == record.key
+        assert call.kwargs["caption"] == record.captions[0]
+        assert call.kwargs["tokens"] == transform.tokenizer.decode(batch["tokens"][number])
+
+
+def test_a_source_is_named_in_mixtures_and_its_own_class_where_there_is_no_caption(run, tmp_path):
+    _, mixture, transform, _ = run
+    image = mixture.sources[0][0].image
+
+    def labelled(name, class_names):
+        rows = (Record(key=f"k{i}", image=image, label=i % 2) for i in range(50))
+        write_records(rows, tmp_path / name, class_names=class_names)
+        return open_records(tmp_path / name)
+
+    words = {1: {"w1 w2", "w3"}, 2: {"w4", "w5"}, 3: {"class 0", "class 1"}}
+    named = (labelled("a", ("w1 w2", "w3")), labelled("b", ("w4", "w5")), labelled("c", None))
+    mixed = Mixture(sources=(*mixture.sources, *named), weights=(1.0, 2.0, 2.0, 2.0))
+    with mock.patch.object(contact_sheet, "_cell", wraps=contact_sheet._cell) as cells:
+        contact_sheet.write_sheet(tmp_path / "sheet.webp", mixed, transform, samples=42, seed=0)
+    calls = [call.kwargs for call in cells.call_args_list]
+    for source, names in words.items():
+        of_source = [call for call in calls if call["title"].endswith(f"of source {source}")]
+        assert {call["caption"] for call in of_source} == names
+        assert source == 3 or all(call["tokens"] == call["caption"] for call in of_source)
+
+
+def test_the_script_draws_configs_and_data_folders(run, tmp_path, capsys):
+    config, _, _, path = run
+    for target in (path, config.data.sources[0].folder):
+        sheet = tmp_path / "sheets" / f"{Path(target).name}.jpg"
+        main([str(target), "--sheet", str(sheet), "--samples", "7"])
+        assert f"7 samples drawn to {sheet}" in capsys.readouterr().out
+        with Image.open(sheet) as picture:
+            assert picture.width > 6 * contact_sheet._CELL
+    assert [file.suffix for file in (tmp_path / "sheets").iterdir()] == [".jpg", ".jpg"]
+
+
+def test_a_data_folder_alone_gives_manifest_and_sheet(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folder = Path(run[0].data.sources[0].folder)
+    for argv, name in (([], f"{folder.name}-sheet.png"), (["--sheet", "mine.png"], "mine.png")):
+        main([str(folder), "--samples", "3", *argv])
+        out = capsys.readouterr().out
+        assert "rows: " in out
+        assert f"3 samples drawn to {name}" in out
+        with Image.open(tmp_path / name) as picture:
+            assert picture.width > 3 * contact_sheet._CELL
+
+
+def test_the_script_runs_as_a_program(run, tmp_path):
+    command = [sys.executable, "scripts/show.py", run[0].data.sources[0].folder, "--sheet", str(tmp_path / "a.png")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "a.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "error", "said"),
+    [
+        (["--sheet", "x.bmp"], ConfigError, "ends in .png"),
+        (["--sheet", "x.png", "--samples", "0"], ConfigError, "at least 1"),
+        (["--sheet", "/proc/none/x.png"], ConfigError, "cannot be written"),
+    ],
+)
+def test_a_sheet_that_cannot_be_drawn_says_why(run, flags, error, said):
+    with pytest.raises(error, match=said):
+        main([run[0].data.sources[0].folder, *flags])
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="none is nothing to show"):
+        main([str(tmp_path / "none"), "--sheet", "x.png"])

@@ -1,0 +1,211 @@
+import importlib.util
+import io
+import json
+import subprocess
+import sys
+from functools import partial
+
+import jax.random as jr
+import numpy as np
+import pytest
+from PIL import Image
+from support.paths import ROOT
+from support.tiny_models import WORDS, tiny_clip, tiny_run, tiny_tokenizer
+
+from clipa_eqx.cli import FAILED, OK, USAGE, run
+from clipa_eqx.data.array_record_reader import open_records
+from clipa_eqx.data.array_record_writer import write_records
+from clipa_eqx.data.images.evaluation import EvalImageConfig
+from clipa_eqx.data.records import Record
+from clipa_eqx.experiment import DataConfig
+from clipa_eqx.optim import make_optimizer
+from clipa_eqx.saved.model import save_model
+from clipa_eqx.tokenizer import write_vocab
+from clipa_eqx.training.checkpoint import Checkpoints
+from clipa_eqx.training.run_folder import claim, run_record
+from clipa_eqx.training.state import init_state
+
+VOCAB = "0" * 64  # the identity of a vocabulary; these tests start nothing from the run
+
+SCRIPT = ROOT / "scripts" / "evaluate.py"
+NAMES, PICTURES = ("cat", "dog", "photo"), 7
+
+
+def script():
+    spec = importlib.util.spec_from_file_location("evaluate_script", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def call(*argv):
+    return run(partial(script().main, [str(one) for one in argv]))
+
+
+def picture(seed):
+    file = io.BytesIO()
+    noise = np.random.default_rng(seed).integers(0, 256, (20, 20, 3), np.uint8)
+    Image.fromarray(noise).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    rows = [Record(key=str(i), image=picture(i), label=i % len(NAMES)) for i in range(PICTURES)]
+    write_records(rows, folder / "labelled", class_names=NAMES)
+    write_records(rows, folder / "nameless")
+    write_records([Record(key="0", image=picture(0))], folder / "unlabelled", class_names=NAMES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "model"
+    preprocess = EvalImageConfig(size=(16, 16), resize="squash", mode="fast")
+    return save_model(folder, tiny_clip(), tokenizer=tiny_tokenizer(), preprocess=preprocess, provenance={})
+
+
+def score(model, data, out, *flags):
+    return call(model, "--suite", "zero-shot", "--data", data, "--out", out, "--templates", "class_name_only", *flags)
+
+
+def test_a_saved_model_is_scored_and_the_result_names_it(model_folder, data, tmp_path, capsys):
+    out = tmp_path / "new" / "result.json"
+    assert score(model_folder, data / "labelled", out) == OK
+    result = json.loads(out.read_text())
+    assert (result["suite"], result["count"], result["class_count"]) == ("zero-shot", PICTURES, len(NAMES))
+    assert result["top5"] == 1.0  # three classes are all within the first five
+    assert sum(result["per_class_correct"]) == result["correct_top1"]
+    assert result["model"]["kind"] == "artefact"
+    assert len(result["model"]["sha256"]) == 64
+    assert result["preprocess"] == {"size": [16, 16], "resize": "squash", "mode": "fast"}
+    assert result["versions"]["jax"].startswith("0.10.")
+    assert "predictions" not in result
+    assert f"top-1 {100 * result['top1']:.2f} %" in capsys.readouterr().out
+    assert [entry.name for entry in out.parent.iterdir()] == [out.name]
+
+
+def test_batch_size_changes_no_count_and_predictions_cover_each_picture_once(model_folder, data, tmp_path):
+    found = []
+    for size in (3, 64):
+        out = tmp_path / f"{size}.json"
+        assert score(model_folder, data / "labelled", out, "--batch-size", size, "--predictions") == OK
+        found.append(json.loads(out.read_text()))
+    assert found[0]["predictions"] == found[1]["predictions"]
+    assert found[0]["sample_id"] == list(range(PICTURES))
+    assert found[0]["correct_top1"] == found[1]["correct_top1"]
+
+
+def test_templates_class_names_and_image_mode_come_from_the_flags(model_folder, data, tmp_path):
+    templates, names, out = tmp_path / "templates.txt", tmp_path / "names.txt", tmp_path / "result.json"
+    templates.write_text("a {}.\na photo of a {}\n")
+    names.write_text("dog\ncat\nphoto\n")
+    flags = ["--templates-file", templates, "--class-names", names, "--image-mode", "exact", "--no-canonicalise"]
+    flags += ["--text-reduction", "syntax"]
+    assert call(model_folder, "--suite", "zero-shot", "--data", data / "nameless", "--out", out, *flags) == OK
+    result = json.loads(out.read_text())
+    assert (result["template_count"], result["prompt_count"]) == (2, 6)
+    assert result["preprocess"]["mode"] == "exact"
+    settings = result["settings"]
+    assert settings["templates"] == ["a {}.", "a photo of a {}"]
+    assert (settings["class_names"], settings["class_names_file"]) == ("file", str(names))
+    assert (settings["canonicalise"], settings["text_reduction"]) == (False, "syntax")
+
+
+@pytest.fixture
+def workdir(data, tmp_path):
+    """A work folder as an interrupted run leaves it: its record and the checkpoint of step 3."""
+    vocab = tmp_path / "vocab.txt"
+    write_vocab(WORDS, vocab)
+    config = tiny_run()
+    config = tiny_run(data=DataConfig(sources=config.data.sources, image=config.data.image, vocab=str(vocab)))
+    record = run_record(config, [open_records(data / "labelled").manifest], vocab_sha256=VOCAB)
+    claim(tmp_path / "run", record)
+    optimizer = make_optimizer(config.optim, tiny_clip(), total_steps=10, batch_size=8, data_size=8)
+    with Checkpoints(tmp_path / "run" / "checkpoints", keep=1) as checkpoints:
+        checkpoints.save(init_state(config.model, optimizer, key=jr.key(0)), step=3, about=record)
+    return tmp_path / "run"
+
+
+def test_a_work_folder_without_a_model_is_scored_at_its_last_checkpoint(workdir, model_folder, data, tmp_path):
+    flags = ["--predictions", "--image-mode", "fast"]
+    assert score(workdir, data / "labelled", tmp_path / "run.json", *flags) == OK
+    result = json.loads((tmp_path / "run.json").read_text())
+    assert (result["model"]["kind"], result["model"]["step"]) == ("checkpoint", 3)
+    assert result["preprocess"]["resize"] == "resize_small_crop"
+    # Pictures are square, so that crop and squash agree, and both models come from the same key.
+    assert score(model_folder, data / "labelled", tmp_path / "model.json", *flags) == OK
+    assert result["predictions"] == json.loads((tmp_path / "model.json").read_text())["predictions"]
+
+
+def test_a_work_folder_with_a_model_is_scored_as_that_model(workdir, model_folder, data, tmp_path):
+    (workdir / "model").symlink_to(model_folder)
+    assert score(workdir, data / "labelled", tmp_path / "result.json") == OK
+    assert json.loads((tmp_path / "result.json").read_text())["model"]["kind"] == "artefact"
+
+
+@pytest.mark.parametrize(
+    ("model", "folder", "flags", "words"),
+    [
+        ("absent", "labelled", (), "neither a saved model"),
+        ("model", "absent", (), "does not exist"),
+        ("model", "nameless", (), "no class names"),
+        ("model", "unlabelled", (), "no label"),
+        ("model", "labelled", ("--class-names", "absent.txt"), "absent.txt cannot be read"),
+        ("model", "labelled", ("--batch-size", "0"), "batch_size"),
+        ("model", "labelled", ("--workers", "-1"), "workers"),
+    ],
+)
+def test_mistakes_give_one_message_exit_code_2_and_no_result(
+    model_folder, data, tmp_path, capsys, model, folder, flags, words
+):
+    out = tmp_path / "result.json"
+    assert score(model_folder.parent / model, data / folder, out, *flags) == USAGE
+    said = capsys.readouterr().err
+    assert words in said
+    assert "Traceback" not in said
+    assert not out.exists()
+
+
+def test_a_result_is_replaced_only_if_asked(model_folder, data, tmp_path, capsys):
+    out = tmp_path / "result.json"
+    out.write_text("mine")
+    assert score(model_folder, data / "labelled", out) == USAGE
+    assert "exists already" in capsys.readouterr().err
+    assert out.read_text() == "mine"
+    assert score(model_folder, data / "labelled", tmp_path) == USAGE
+    assert score(model_folder, data / "labelled", out, "--overwrite") == OK
+    assert json.loads(out.read_text())["count"] == PICTURES
+
+
+def test_a_missing_templates_file_and_an_unfinished_run_are_the_users_mistakes(data, tmp_path, capsys):
+    flags = ("--suite", "zero-shot", "--data", data / "labelled", "--out", tmp_path / "result.json")
+    assert call(tmp_path, *flags, "--templates-file", tmp_path / "none.txt") == USAGE
+    assert "none.txt cannot be read" in capsys.readouterr().err
+    claim(tmp_path / "run", run_record(tiny_run(), [open_records(data / "labelled").manifest], vocab_sha256=VOCAB))
+    assert call(tmp_path / "run", *flags) == USAGE
+    assert "no checkpoint yet" in capsys.readouterr().err
+
+
+def test_a_bug_is_reported_as_a_failure_and_leaves_no_result(model_folder, data, tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("clipa_eqx.evals.zero_shot.evaluate", broken)
+    assert score(model_folder, data / "labelled", tmp_path / "result.json") == FAILED
+    assert not any(tmp_path.iterdir())
+
+
+def test_help_names_all_flags_and_touches_no_device():
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = ['evaluate.py', '--help']\n"
+        "try:\n"
+        f"    runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
+        "except SystemExit as stop:\n"
+        "    assert not stop.code and 'jax' not in sys.modules, sys.modules.keys()\n"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    for flag in ("--suite", "--data", "--out", "--templates-file", "--class-names", "--image-mode", "--predictions"):
+        assert flag in shown.stdout

@@ -1,0 +1,195 @@
+import io
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from support.paths import ROOT
+from support.tiny_models import tiny_clip, tiny_run, tiny_tokenizer
+
+from clipa_eqx.cli import run
+from clipa_eqx.data.array_record_writer import write_records
+from clipa_eqx.data.manifest import Manifest, ShardInfo, write_manifest
+from clipa_eqx.data.records import Record
+from clipa_eqx.errors import ConfigError, DataError
+from clipa_eqx.json_config import to_json
+from clipa_eqx.saved.model import save_model
+from scripts.show import main
+
+SCRIPT = ROOT / "scripts" / "show.py"
+ALL = "parameters, all: "
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    path = tmp_path / "run.py"
+    path.write_text("from tiny_runs import tiny_run\n\ndef config():\n    return tiny_run()\n")
+    return path
+
+
+def shown(capsys, *argv) -> str:
+    main([str(arg) for arg in argv])
+    return capsys.readouterr().out
+
+
+def count(model) -> int:
+    import jax
+
+    return sum(leaf.size for leaf in jax.tree.leaves(model))
+
+
+def test_a_config_is_shown_resolved_with_its_parameters(config_file, capsys):
+    out = shown(capsys, config_file, "--optim.peak-lr", "0.25")
+    record, _ = json.JSONDecoder().raw_decode(out)
+    assert record["optim"]["peak_lr"] == 0.25
+    assert record["model"] == to_json(tiny_run().model)
+    model = tiny_clip()
+    assert f"{ALL}{count(model):,}" in out
+    assert f"parameters, text: {count(model.text):,}" in out
+    row = next(line for line in out.splitlines() if line.startswith("image/blocks/mlp/fc_in/weight"))
+    assert row.split()[1:] == ["2x24x16", "768"]
+
+
+def test_a_saved_model_is_shown_with_its_provenance(tmp_path, capsys):
+    folder = tmp_path / "model"
+    save_model(
+        folder,
+        tiny_clip(),
+        tokenizer=tiny_tokenizer(),
+        preprocess=tiny_run().eval_image,
+        provenance={"source": "somewhere"},
+    )
+    out = shown(capsys, folder)
+    assert "somewhere" in out
+    assert f"{ALL}{count(tiny_clip()):,}" in out
+
+
+def test_a_work_folder_is_shown_with_its_steps_and_last_metrics(tmp_path, capsys):
+    record = {"version": 1, "config": to_json(tiny_run()), "data_sha256": "0", "vocab_sha256": "0"}
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    assert "latest checkpoint: none yet" in shown(capsys, tmp_path)
+    for name in ("9", "10", "11.orbax-checkpoint-tmp-1"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 1, "loss": 3.5}\n{"step": 10, "loss": 2.5, "norm/blocks": [7.25]}\n'
+    )
+    out = shown(capsys, tmp_path)
+    assert "saved steps: 9, 10\n" in out
+    assert "latest checkpoint: 10\n" in out
+    assert "loss: 2.5\n" in out
+    assert "7.25" not in out
+    assert "3.5" not in out
+
+
+def test_a_data_folder_is_shown_by_its_manifest(tmp_path, capsys):
+    """Also where there are no shards to draw from; only who names a sheet wants it in any case."""
+    shard = ShardInfo(name="a.arrayrecord", count=5, bytes=100, sha256="0" * 64)
+    manifest = Manifest(
+        shards=(shard,), rows_read=7, rows_written=5, rows_dropped={"no caption": 2}, class_names=("cat", "dog")
+    )
+    write_manifest(tmp_path, manifest)
+    out = shown(capsys, tmp_path)
+    assert "7 read, 5 written" in out
+    assert "2 no caption" in out
+    assert "class names: 2" in out
+    assert re.search(r"^no sheet is drawn: .*a\.arrayrecord is missing", out, re.MULTILINE)
+    with pytest.raises(DataError, match=r"a\.arrayrecord is missing"):
+        main([str(tmp_path), "--sheet", str(tmp_path / "sheet.png")])
+
+
+def test_a_data_folder_without_records_or_classes_is_shown(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_records([], tmp_path / "none", class_names=())
+    out = shown(capsys, "none")
+    assert "class names: none" in out
+    assert "no sheet is drawn: there are no records" in out
+    assert [path.name for path in tmp_path.iterdir()] == ["none"]
+
+
+def test_damaged_records_are_named_and_others_drawn(tmp_path, monkeypatch, capsys, caplog):
+    monkeypatch.chdir(tmp_path)
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(picture, "PNG")
+    bad = (3, 17)
+    write_records(
+        (
+            Record(key=f"k{i}", image=picture.getvalue()[: 20 if i in bad else None], captions=("red",))
+            for i in range(40)
+        ),
+        "set",
+    )
+    with caplog.at_level(logging.WARNING):
+        assert "40 samples drawn to set-sheet.png" in shown(capsys, "set", "--samples", "40")
+    for i in bad:
+        assert sum(f"key 'k{i}'" in line for line in caplog.messages) == 1
+    with Image.open("set-sheet.png") as sheet:
+        assert sheet.format == "PNG"
+
+
+def test_no_sheet_is_put_among_the_records_unless_it_is_named(tmp_path, monkeypatch, capsys):
+    write_records((Record(key=str(i), image=b"") for i in range(2)), tmp_path / "set")
+    monkeypatch.chdir(tmp_path / "set")
+    before = sorted(Path().iterdir())
+    out = shown(capsys, ".")
+    assert "2 read, 2 written" in out
+    assert "no sheet is drawn: it would lie among the records; name a file with --sheet" in out
+    assert sorted(Path().iterdir()) == before
+
+
+def test_a_sheet_of_a_model_or_run_is_refused(tmp_path):
+    for name in ("model.safetensors", "config.json"):
+        (tmp_path / name).touch()
+        with pytest.raises(ConfigError, match="--sheet draws samples of a data folder or of a config file"):
+            main([str(tmp_path), "--sheet", "x.png"])
+        (tmp_path / name).unlink()
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["nothing"], "nothing to show"),
+        (["nothing.py"], "cannot be read"),
+        (["run.py", "--mesh", "64x8"], "such as 64x8x1"),
+        ([".", "--optim.peak-lr", "1"], "only a config file takes overrides"),
+    ],
+)
+def test_mistakes_are_one_message_and_exit_code_2(argv, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run(lambda: main(argv)) == 2
+    err = capsys.readouterr().err
+    assert words in err
+    assert "Traceback" not in err
+
+
+def test_exit_codes_of_other_ends(capsys):
+    def fail():
+        raise ZeroDivisionError("a bug")
+
+    def refuse():
+        raise ConfigError("wrong")
+
+    assert run(fail) == 1
+    assert run(refuse) == 2
+    assert run(lambda: None) == 0
+    assert run(lambda: 1) == 1
+    assert "error: wrong" in capsys.readouterr().err
+
+
+def test_the_script_shows_shardings_without_devices(config_file):
+    env = os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT / "tests"), str(ROOT)))}
+    command = [sys.executable, str(SCRIPT), str(config_file), "--mesh", "64x8x1"]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120, check=True)
+    rows = {line.split()[0]: line.split()[3:] for line in done.stdout.splitlines() if line.startswith("image/")}
+    assert rows["image/blocks/mlp/fc_in/weight"] == ["-,", "fsdp,", "-"]
+    assert rows["image/class_token"] == ["whole"]
+
+
+def test_help_needs_no_jax():
+    code = "import sys, scripts.show as s\ntry: s.main(['--help'])\nexcept SystemExit: print('jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip().endswith("False")

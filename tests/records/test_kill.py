@@ -1,0 +1,197 @@
+"""The converter as a process: killed at random moments, stopped by signals, it leaves no orphans and can go on."""
+
+import contextlib
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support import dumps
+from support.dumps import Sample
+from support.paths import ROOT
+
+PARTS = 12
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """Enough work that a kill falls into it; the last part repeats keys, so parts are written again at the end."""
+    folder = tmp_path_factory.mktemp("dump")
+    pictures = [dumps.jpeg(i, width=320, height=240) for i in range(4)]
+    shards = [
+        [Sample(f"{part % (PARTS - 2)}-{i}", pictures[i % 4], (b"text",), 0) for i in range(12)]
+        for part in range(PARTS)
+    ]
+    dumps.write_tars(folder / "source", shards)
+    return folder / "source"
+
+
+def command(source, target, *options):
+    return [
+        sys.executable,
+        "-m",
+        "conversion.records",
+        "webdataset",
+        str(source),
+        str(target),
+        "--max-side",
+        "96",
+        *options,
+    ]
+
+
+def start(source, target, *options):
+    return subprocess.Popen(
+        command(source, target, *options),
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(target.parent)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(source, target, *options):
+    process = start(source, target, *options)
+    shown, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, shown
+    return {path.name: path.read_bytes() for path in target.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def whole(source, tmp_path_factory):
+    return finish(source, tmp_path_factory.mktemp("whole") / "out", "--workers", "1")
+
+
+def descendants(pid):
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                fields = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[1]) == pid:
+                found += [int(name), *descendants(int(name))]
+    return found
+
+
+def is_alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_until(reached, *, seconds=60.0):
+    end = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.002)
+
+
+def finished_parts(target):
+    return len(list(target.glob("_unfinished/part-*.json")))
+
+
+def stop_somewhere(process, target, *, number, seed):
+    """Send a signal after a random number of parts and a random moment; the process ids of its workers."""
+    draw = random.Random(seed)
+    parts = draw.randint(finished_parts(target), PARTS)
+    wait_until(lambda: process.poll() is not None or finished_parts(target) >= parts)
+    time.sleep(draw.uniform(0, 0.05))
+    workers = descendants(process.pid)
+    process.send_signal(number)
+    return workers
+
+
+def kill_somewhere(source, target, *, seed):
+    """Whether the conversion was killed before its end, and left no orphan."""
+    process = start(source, target, "--workers", "2")
+    workers = stop_somewhere(process, target, number=signal.SIGKILL, seed=seed)
+    process.communicate(timeout=60)
+    wait_until(lambda: not any(map(is_alive, workers)), seconds=20)
+    return process.returncode == -signal.SIGKILL
+
+
+def test_a_conversion_killed_at_three_moments_goes_on_to_the_same_bytes(source, whole, tmp_path):
+    killed = [kill_somewhere(source, tmp_path / "out", seed=seed) for seed in range(3)]
+    assert any(killed)
+    assert finish(source, tmp_path / "out", "--workers", "1") == whole
+
+
+@pytest.mark.slow
+def test_a_conversion_killed_at_each_of_twenty_moments_goes_on_to_the_same_bytes(source, whole, tmp_path):
+    killed = 0
+    for seed in range(100, 120):
+        killed += kill_somewhere(source, tmp_path / f"{seed}", seed=seed)
+        assert finish(source, tmp_path / f"{seed}", "--workers", "2") == whole
+    assert killed >= 15  # the others were too quick
+
+
+def start_and_hold(source, folder):
+    """A conversion with parts done and parts to do, its workers held; a starved test may come too late and tries again.
+
+    Gives (process, workers, target).
+    """
+    for attempt in range(10):
+        target = folder / str(attempt) / "out"
+        process = start(source, target, "--workers", "2")
+        wait_until(lambda at=target, of=process: finished_parts(at) >= 1 or of.poll() is not None)
+        workers = descendants(process.pid)
+        send_all(workers, signal.SIGSTOP)
+        if len(workers) >= 2 and process.poll() is None and 1 <= finished_parts(target) < PARTS:
+            return process, workers, target
+        send_all(workers, signal.SIGCONT)
+        process.communicate(timeout=60)
+    raise AssertionError("each conversion was over before it could be held")
+
+
+def send_all(pids, number):
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+@pytest.mark.parametrize(
+    ("number", "send", "code"),
+    [
+        (signal.SIGINT, os.killpg, 130),
+        (signal.SIGTERM, os.kill, 143),
+        (signal.SIGTERM, os.killpg, 143),
+        (signal.SIGHUP, os.killpg, 129),
+    ],
+    ids=["terminal", "supervisor", "scheduler", "closed terminal"],
+)
+def test_a_signal_stops_at_once_with_a_word_and_without_orphans(number, send, code, source, whole, tmp_path):
+    process, workers, target = start_and_hold(source, tmp_path)
+    send(process.pid, number)
+    send_all(workers, signal.SIGCONT)
+    shown, _ = process.communicate(timeout=30)
+    assert process.returncode == code, shown
+    assert re.search("interrupted|terminated", shown)
+    assert "Traceback" not in shown
+    wait_until(lambda: not any(map(is_alive, workers)), seconds=20)
+    assert not (target / "manifest.json").exists()
+    assert not list(target.parent.glob("clipa_eqx-*"))
+    assert finish(source, target, "--workers", "2") == whole
+
+
+def test_workers_import_no_jax_and_a_dead_one_ends_the_conversion(source, whole, tmp_path):
+    process, workers, target = start_and_hold(source, tmp_path)
+    maps = {pid: Path(f"/proc/{pid}/maps").read_text() for pid in workers}
+    assert any("simplejpeg" in libraries for libraries in maps.values())
+    assert not any("jaxlib" in libraries for libraries in maps.values())
+    os.kill(next(pid for pid, libraries in maps.items() if "simplejpeg" in libraries), signal.SIGKILL)
+    send_all(workers, signal.SIGCONT)
+    shown, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "a worker process died" in shown
+    assert "Traceback" not in shown
+    assert finish(source, target, "--workers", "2") == whole

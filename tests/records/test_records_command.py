@@ -1,0 +1,247 @@
+"""`python -m conversion.records`: what it says and returns, above all when the user is mistaken."""
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from support import dumps
+from support.dumps import samples
+from support.paths import ROOT
+
+from clipa_eqx.cli import run
+from clipa_eqx.data.array_record_reader import open_records
+from conversion.records.__main__ import main
+
+
+@pytest.fixture
+def source(tmp_path):
+    dumps.write_tars(tmp_path / "tars", [samples(3), dumps.with_corrupt_picture(samples(2, first=3))])
+    return tmp_path / "tars"
+
+
+def call(*arguments, workers=1):
+    extra = [] if "--workers" in arguments else ["--workers", str(workers)]
+    return run(lambda: main([*map(str, arguments), *extra]))
+
+
+def test_converting_verifying_and_comparing(source, tmp_path, capsys):
+    out, small = tmp_path / "out", tmp_path / "small"
+    assert call("webdataset", source, out) == 0
+    shown = capsys.readouterr().out
+    assert f"{out}: 4 records in 2 shards" in shown
+    assert "rows: 5 read, 4 written, 1 undecodable image" in shown
+    assert call("verify", out) == 0
+    assert "2 of 2 shards are as written, 4 records" in capsys.readouterr().out
+    assert call("diff", out, out) == 0
+    assert call("webdataset", source, small, "--limit", 2, "--keep", "url", "width") == 0
+    assert dict(open_records(small)[0].extra) == {"url": "http://host/000000000", "width": 24}
+    capsys.readouterr()
+    assert call("diff", out, small) == 1
+    shown = capsys.readouterr().out
+    assert "2 keys in both, 0 of them with other content" in shown
+    assert f"2 keys only in {out}\n  000000002 (shard-000000-000.array_record, record 2)" in shown
+    (out / "shard-000001-000.array_record").unlink()
+    assert call("verify", out) == 1
+    assert "damaged: shard-000001-000.array_record is missing" in capsys.readouterr().out
+
+
+def test_damage_and_shared_keys_are_told_with_advice(tmp_path, capsys):
+    dumps.write_tars(tmp_path / "tars", [samples(3), [*samples(1, first=8), dumps.replace(samples(1)[0], label=1)]])
+    dumps.write_tars(tmp_path / "tars/more", [[dumps.replace(samples(1)[0], captions=(b"other",))]])
+    cut = tmp_path / "tars/00000.tar"
+    cut.write_bytes(cut.read_bytes()[: cut.read_bytes().index(b"000000002.jpg") + 700])
+    assert call("webdataset", tmp_path / "tars", tmp_path / "out") == 0
+    shown = capsys.readouterr().out
+    assert "damaged: 00000.tar: 2 rows, then lost: unknown" in shown
+    assert "1 duplicate key, 1 duplicate key of another sample" in shown
+    assert "--prefix-keys keeps them apart" in shown
+
+
+def wrong_kind(folder):
+    dumps.write_tars(folder / "source", [samples(1)])
+    return [
+        "img2dataset",
+        folder / "source",
+        folder / "out",
+    ], "no TFRecord files in .*is it for the source `webdataset`"
+
+
+def tfrecords_as_tars(folder):
+    (folder / "source").mkdir()
+    (folder / "source/00000.tfrecord").touch()
+    return ["webdataset", folder / "source", folder / "out"], "is it for the source `img2dataset or tfds`"
+
+
+def tars_as_class_folders(folder):
+    dumps.write_tars(folder / "source/train", [samples(1)])
+    return ["folder", folder / "source", folder / "out"], "no class folders with pictures"
+
+
+def empty_folder(folder):
+    (folder / "source").mkdir()
+    return ["webdataset", folder / "source", folder / "out"], "holds no files"
+
+
+def no_folder(folder):
+    return ["parquet", folder / "source", folder / "out"], "source .*/source does not exist"
+
+
+def existing_destination(folder):
+    dumps.write_tars(folder / "source", [samples(1)])
+    (folder / "out").mkdir()
+    (folder / "out/notes.txt").touch()
+    return ["webdataset", folder / "source", folder / "out"], "holds other things than records"
+
+
+def unreadable_file(folder):
+    dumps.write_tars(folder / "source", [samples(1)])
+    (folder / "source/00001.tar").symlink_to(folder / "gone.tar")
+    return ["webdataset", folder / "source", folder / "out"], r"00001\.tar cannot be read: a link to nothing; mend it"
+
+
+def unknown_column(folder):
+    (folder / "source").mkdir()
+    dumps.write_csv(folder / "source", [[*samples(1)]])
+    return (
+        ["captions", folder / "source", folder / "out", "--caption-column", "text"],
+        "no column 'text' for the caption .*it has: filepath, title, url",
+    )
+
+
+def unknown_column_of_tars(folder):
+    dumps.write_tars(folder / "source", [samples(1)])
+    return (
+        ["webdataset", folder / "source", folder / "out", "--caption-column", "re_caption"],
+        r"the first samples of .*: no column 're_caption' .* it has: \.jpg, \.json, \.txt, key, url, width",
+    )
+
+
+def unknown_column_of_tfrecords(folder):
+    dumps.write_img2dataset(folder / "source", [samples(1)])
+    return (
+        ["img2dataset", folder / "source", folder / "out", "--key-column", "uid"],
+        r"the first examples of .*: no column 'uid' for the key .* it has: jpg, key, txt, url, width",
+    )
+
+
+def no_caption_column(folder):
+    (folder / "list.jsonl").write_text('{"image": "a.jpg", "words": "a"}\n')
+    return ["captions", folder / "list.jsonl", folder / "out"], "looks like the caption; name it with --caption-column"
+
+
+def cut_json(folder):
+    (folder / "source").mkdir()
+    dumps.write_coco(folder / "source", [samples(2)])
+    path = folder / "source/captions.json"
+    path.write_bytes(path.read_bytes()[:-30])
+    return ["captions", folder / "source", folder / "out"], r"captions\.json is not valid JSON"
+
+
+def several_splits(folder):
+    dumps.write_tfds(folder / "source", [samples(1)], split="train")
+    dumps.write_tfds(folder / "source", [samples(1)], split="test")
+    return ["tfds", folder / "source", folder / "out"], "several splits, choose one with --split: test, train"
+
+
+def missing_shard_of_tfds(folder):
+    dumps.write_tfds(folder / "source", [samples(1), samples(1), samples(1)])
+    (folder / "source/imagenet2012-train.tfrecord-00001-of-00003").unlink()
+    return ["tfds", folder / "source", folder / "out"], "lacks 1 of its shards: .*00001-of-00003"
+
+
+def no_driver(folder):
+    return ["webdataset", "s3://bucket/tars", folder / "out"], "s3fs"
+
+
+def contradiction(folder):
+    dumps.write_tars(folder / "source", [samples(1)])
+    return ["webdataset", folder / "source", folder / "out", "--max-side", "8", "--min-side", "9"], "smaller than --min"
+
+
+def no_limit(folder):
+    dumps.write_tars(folder / "source", [samples(1)])
+    return ["webdataset", folder / "source", folder / "out", "--limit", "0"], "--limit must be at least 1, got 0"
+
+
+def no_workers(folder):
+    dumps.write_tars(folder / "source", [samples(1)])
+    return ["webdataset", folder / "source", folder / "out", "--workers", "0"], "--workers must be at least 1, got 0"
+
+
+def no_class_names(folder):
+    dumps.write_class_folders(folder / "source", [samples(2)])
+    arguments = ["folder", folder / "source", folder / "out", "--class-names", folder / "names.txt"]
+    return arguments, r"--class-names: .*names\.txt cannot be read"
+
+
+def verify_of_nothing(folder):
+    return ["verify", folder / "nowhere"], r"nowhere/manifest\.json does not exist"
+
+
+MISTAKES = [
+    wrong_kind, tfrecords_as_tars, tars_as_class_folders, empty_folder, no_folder, existing_destination,
+    unreadable_file, unknown_column, unknown_column_of_tars,
+    unknown_column_of_tfrecords, no_caption_column, cut_json, several_splits, missing_shard_of_tfds, no_driver,
+    contradiction, no_limit, no_workers, no_class_names, verify_of_nothing,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.__name__)
+def test_a_mistake_gets_one_message_and_exit_code_2(mistake, tmp_path, capsys):
+    arguments, said = mistake(tmp_path)
+    assert call(*arguments) == 2
+    shown = capsys.readouterr()
+    (message,) = [line for line in shown.err.splitlines() if line.startswith("error: ")]
+    assert re.search(said, message)
+    assert "Traceback" not in shown.err
+    assert shown.out == ""
+    assert not (tmp_path / "out/manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "package", "write"),
+    [
+        ("img2dataset", "tensorflow", dumps.write_img2dataset),
+        ("tfds", "tensorflow", dumps.write_tfds),
+        ("parquet", "pyarrow", dumps.write_parquet),
+    ],
+)
+def test_a_missing_extra_is_named(kind, package, write, tmp_path, capsys, monkeypatch):
+    write(tmp_path / "source", [samples(1)])
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
+    assert call(kind, tmp_path / "source", tmp_path / "out") == 2
+    extra = {"tensorflow": "tfrecord", "pyarrow": "parquet"}[package]
+    assert f"pip install 'clipa_eqx[{extra}]'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_class_names_can_be_given(tmp_path):
+    dumps.write_class_folders(tmp_path / "source", [samples(2)])
+    (tmp_path / "names.txt").write_text("tench\ngoldfish\n")
+    (tmp_path / "names.json").write_text(json.dumps(["tench"]))
+    for name in ("names.txt", "names.json"):
+        arguments = ["folder", tmp_path / "source", tmp_path / name[6:], "--class-names", tmp_path / name]
+        assert call(*arguments) == 0
+    assert open_records(tmp_path / "txt").manifest.class_names == ("tench", "goldfish")
+    assert open_records(tmp_path / "json").manifest.rows_dropped == {"no class name": 1}
+
+
+def test_a_source_can_be_a_file_or_a_pattern(source, tmp_path):
+    assert call("webdataset", source / "00000.tar", tmp_path / "file") == 0
+    assert call("webdataset", f"{source}/*1.tar", tmp_path / "pattern") == 0
+    assert [len(open_records(tmp_path / name)) for name in ("file", "pattern")] == [3, 1]
+
+
+def test_help_is_quick_and_loads_nothing_heavy():
+    code = (
+        "import sys; from conversion.records.__main__ import main\n"
+        "try: main(['webdataset', '--help'])\n"
+        "except SystemExit: print('loaded:', *{'jax', 'grain', 'tensorflow', 'torch', 'pyarrow'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.rstrip().endswith("loaded:")
+    assert "--max-side" in done.stdout

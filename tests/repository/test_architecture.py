@@ -1,0 +1,213 @@
+"""Which module may import which: levels, the only homes of foreign frameworks, and what an import costs."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.paths import ROOT
+
+import clipa_eqx
+
+LONGEST_FILE = 350
+
+# Rooms of the library, lowest floor first. A room imports rooms of lower floors only, so no two import each other.
+# A room is a folder, or a file that is in no folder of its own.
+FLOORS = (
+    "errors precision",
+    "cli data.images durations json_config losses tokenizer trees",
+    "data models schedules sharding",
+    "evals flops optim saved surgery",
+    "experiment reference_chain",
+    "config_files training",
+)
+FLOOR = {f"clipa_eqx.{room}": floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
+# The package's front resolves its names on first use; it may name any room and no room may import it.
+FRONT = "clipa_eqx"
+
+# Commands of conversion, and which others each may import. All of them may import the library.
+MAY_IMPORT = {
+    "conversion.weights": (),
+    "conversion.flax_clipa": ("conversion.weights",),
+    "conversion.t5x": ("conversion.weights", "conversion.flax_clipa"),
+    "conversion.open_clip": ("conversion.weights",),
+    "conversion.compare": ("conversion.weights", "conversion.flax_clipa", "conversion.open_clip"),
+    "conversion.verify": ("conversion.weights",),
+    "conversion.released": ("conversion.weights",),
+    "conversion.records": (),
+    "conversion.icons": (),
+}
+PROGRAMS = ("scripts", "configs", "benchmarks")
+
+FRAMEWORKS = {"tensorflow", "tensorflow_text", "tensorflow_datasets", "torch", "torchvision", "open_clip", "flax"}
+# The only files that import another framework, and which one.
+FRAMEWORK_HOMES = {
+    "conversion.records.sources.tfrecords": {"tensorflow"},
+    "conversion.open_clip.files": {"torch"},
+    "benchmarks.reference_input": {"tensorflow"},
+}
+DEVICE_LIBRARIES = {"jax", "equinox", "optax", "orbax"}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def python_files(*folders: str) -> dict[str, Path]:
+    return {module_name(path): path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))}
+
+
+LIBRARY = python_files("clipa_eqx")
+MODULES = LIBRARY | python_files("conversion", *PROGRAMS)
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def imported(parsed: ast.AST) -> set[str]:
+    """Full names of all imports, those inside of functions and those by ``import_module("name")`` too."""
+    names: set[str] = set()
+    for node in ast.walk(parsed):
+        match node:
+            case ast.Import():
+                names.update(alias.name for alias in node.names)
+            case ast.ImportFrom(level=0, module=str(module)):
+                full = {f"{module}.{alias.name}" for alias in node.names}
+                names.update({name if name in MODULES else module for name in full})
+            case ast.ImportFrom():
+                names.add("a relative import")
+            case ast.Call(func=ast.Attribute(attr="import_module"), args=[ast.Constant(value=str(name)), *_]):
+                names.add(name)
+            case _:
+                pass
+    return names
+
+
+def room(module: str) -> str:
+    """The room of a module: ``clipa_eqx.data.images.crops`` is in ``clipa_eqx.data.images``."""
+    known = [name for name in (*FLOOR, *MAY_IMPORT, *PROGRAMS) if module == name or module.startswith(f"{name}.")]
+    return max(known, key=len, default=module)
+
+
+def wrong_edges(module: str, names: set[str]) -> list[str]:
+    """Imported modules of rooms that the room of ``module`` may not import."""
+    here = room(module)
+    others = sorted(name for name in names if name in MODULES and room(name) != here)
+    if here in PROGRAMS or here == FRONT:
+        return []
+    if here in MAY_IMPORT:
+        return [name for name in others if room(name) not in (*FLOOR, *MAY_IMPORT[here])]
+    return [name for name in others if FLOOR.get(room(name), len(FLOORS)) >= FLOOR[here]]
+
+
+def circle(edges: dict[str, set[str]]) -> list[str]:
+    """The first circle of a graph, or nothing."""
+    done: set[str] = set()
+
+    def visit(node: str, path: list[str]) -> list[str]:
+        if node in path:
+            return [*path[path.index(node) :], node]
+        if node in done:
+            return []
+        for other in sorted(edges.get(node, ())):
+            if found := visit(other, [*path, node]):
+                return found
+        done.add(node)
+        return []
+
+    return next((found for node in sorted(edges) if (found := visit(node, []))), [])
+
+
+def roots(names: set[str]) -> set[str]:
+    return {name.split(".")[0] for name in names}
+
+
+def test_every_module_is_in_a_room_and_every_room_has_a_module():
+    rooms = {room(module) for module in LIBRARY if module != FRONT}
+    assert rooms == set(FLOOR)
+    assert {room(module) for module in python_files("conversion") if module != "conversion"} == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_rooms_import_only_what_they_may(module):
+    names = imported(tree(MODULES[module]))
+    assert "a relative import" not in names
+    assert not wrong_edges(module, names)
+
+
+def test_a_wrong_import_would_be_seen():
+    parsed = imported(ast.parse("def later():\n    from clipa_eqx.training import loop\n"))
+    assert wrong_edges("clipa_eqx.optim", parsed) == ["clipa_eqx.training.loop"]
+    assert wrong_edges("clipa_eqx.training.start", parsed) == []
+    assert wrong_edges("clipa_eqx.optim", imported(ast.parse("from clipa_eqx.evals import zero_shot"))) == [
+        "clipa_eqx.evals.zero_shot"  # of the same floor
+    ]
+    assert wrong_edges("clipa_eqx.experiment", imported(ast.parse("import scripts.train"))) == ["scripts.train"]
+    assert wrong_edges("clipa_eqx.saved.model", {"conversion.weights.rules"}) == ["conversion.weights.rules"]
+    assert wrong_edges("conversion.open_clip.files", {"conversion.compare.walk"}) == ["conversion.compare.walk"]
+    assert wrong_edges("conversion.t5x.importing", {"conversion.flax_clipa.names"}) == []
+
+
+def test_no_files_import_each_other_in_a_circle():
+    edges = {name: imported(tree(path)) & set(MODULES) for name, path in MODULES.items() if name != FRONT}
+    assert circle(edges) == []
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}}) == ["a", "b", "c", "a"]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_other_frameworks_are_imported_at_their_homes_only(module):
+    assert roots(imported(tree(MODULES[module]))) & FRAMEWORKS == FRAMEWORK_HOMES.get(module, set())
+
+
+@pytest.mark.parametrize("module", [n for n in LIBRARY if n.startswith(("clipa_eqx.data", "clipa_eqx.tokenizer"))])
+def test_what_worker_processes_import_is_free_of_jax(module):
+    reached, waiting = {module}, [module]
+    while waiting:
+        names = imported(tree(LIBRARY[waiting.pop()]))
+        assert not roots(names) & DEVICE_LIBRARIES, f"{module} reaches {sorted(names)} by way of {sorted(reached)}"
+        new = (names & set(LIBRARY)) - reached
+        reached |= new
+        waiting += sorted(new)
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    heavy = ("tensorflow", "torch", "orbax", "grain", "jax")
+    code = f"import sys, clipa_eqx; print([name for name in {heavy} if name in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert shown.stdout.strip() == "[]"
+
+
+def test_every_public_name_resolves():
+    for name in dir(clipa_eqx):
+        assert getattr(clipa_eqx, name) is not None
+    with pytest.raises(AttributeError, match="no_such_name"):
+        clipa_eqx.no_such_name  # noqa: B018
+
+
+def test_what_type_checkers_see_is_what_the_package_gives():
+    front = tree(LIBRARY["clipa_eqx"])
+    (guarded,) = [node for node in front.body if isinstance(node, ast.If)]
+    seen = {alias.asname for node in guarded.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert seen | {"__version__"} == set(dir(clipa_eqx))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_each_file_says_its_reason_first(module):
+    assert ast.get_docstring(tree(MODULES[module]))
+
+
+def test_no_file_is_longer_than_can_be_read():
+    lines = {
+        name: len(path.read_text(encoding="utf-8").splitlines())
+        for name, path in (MODULES | python_files("tests")).items()
+    }
+    assert {name: count for name, count in lines.items() if count > LONGEST_FILE} == {}
+
+
+@pytest.mark.parametrize("module", [name for name in LIBRARY if name != "clipa_eqx.cli"])
+def test_the_library_logs_and_never_prints(module):
+    calls = [node for node in ast.walk(tree(LIBRARY[module])) if isinstance(node, ast.Call)]
+    assert not [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]

@@ -1,0 +1,123 @@
+"""The run files in configs/: they load, describe the published models, and stay what they were.
+
+After a wanted change write a golden text again:
+    python scripts/train.py configs/X.py --print-config > tests/repository/golden_configs/X.json
+"""
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+from support.paths import ROOT
+
+from clipa_eqx.config_files import load_config
+from clipa_eqx.experiment import ExperimentConfig
+from clipa_eqx.json_config import from_json, to_json
+from clipa_eqx.models.clip import abstract_clip
+from clipa_eqx.optim import learning_rates, make_optimizer
+from clipa_eqx.trees import count_params
+
+GOLDEN = Path(__file__).parent / "golden_configs"
+FILES = {path.stem: path for path in sorted((ROOT / "configs").glob("*.py"))}
+# The quickstart's files are tuned on this repository's own data; these follow the published recipes.
+RECIPES = sorted(name for name in FILES if not name.startswith("quickstart"))
+
+# Parameters of both towers and the temperature with 32 text tokens, and the width of the text tower.
+PUBLISHED = {
+    "s16": (55_479_169, 384),
+    "b16": (140_531_969, 512),
+    "l14": (413_947_393, 768),
+    "h14": (967_906_049, 1024),
+    "bigg14": (2_516_796_289, 1280),
+}
+LAION_400M = 400_000_000
+
+# Peak learning rate, batch size, steps, warm-up steps, image tokens in training: from the reference's files.
+# 1,281,167 pictures times 10,000 are 12.8 billion pairs.
+DERIVED = {
+    "h14_70px_t8": (2.048e-3, 65536, 195490, 3200, 1 + 25),
+    "h14_84px_t8": (2.048e-3, 65536, 195490, 3200, 1 + 36),
+    "h14_224px_t32": (5.12e-5, 32768, 16000, 800, 1 + 179),
+    "h14_336px_t32": (6.4e-6, 16384, 8000, 1600, 1 + 345),
+    "l14_84px_t8": (2.048e-3, 65536, 195490, 3200, 1 + 36),
+    "l14_224px_t32": (5.12e-5, 32768, 16000, 800, 1 + 179),
+    "l14_336px_t32": (6.4e-6, 16384, 8000, 1600, 1 + 345),
+    "bigg14_70px_t8": (1.024e-3, 65536, 195490, 3200, 1 + 25),
+    "bigg14_224px_t32": (2.56e-5, 16384, 32000, 0, 1 + 153),
+    "bigg14_336px_t32": (6.4e-6, 16384, 8000, 1600, 1 + 345),
+    "b16_64px_t32": (1.024e-3, 32768, 85449, 1600, 1 + 16),
+    "b16_112px_t32": (1.024e-3, 32768, 85449, 1600, 1 + 49),
+    "b16_224px_t32": (1.024e-4, 32768, 4000, 800, 1 + 196),
+    "s16_64px_t32": (1.024e-3, 32768, 85449, 1600, 1 + 16),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_file_loads_and_its_record_gives_it_back(name):
+    config = load_config(FILES[name])
+    assert from_json(ExperimentConfig, json.loads(json.dumps(to_json(config)))) == config
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_file_says_how_to_run_it_and_what_to_expect(name):
+    said = ast.get_docstring(ast.parse(FILES[name].read_text(encoding="utf-8"))) or ""
+    for label in ("Command:", "Hardware:", "Expect:"):
+        assert label in said
+    assert f"configs/{name}.py" in said or "make quickstart" in said
+    assert "Hours:" in said or "Time:" in said
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_resolves_to_its_recorded_text(name):
+    now = json.dumps(to_json(load_config(FILES[name])), indent=1) + "\n"
+    assert now == (GOLDEN / f"{name}.json").read_text(encoding="utf-8")
+
+
+def test_each_recorded_text_has_its_recipe():
+    assert sorted(path.stem for path in GOLDEN.glob("*.json")) == RECIPES
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_trains_the_published_number_of_parameters(name):
+    model = load_config(FILES[name]).model
+    total, text_width = PUBLISHED[name.split("_")[0]]
+    assert count_params(abstract_clip(model)) == total - (32 - model.text.length) * text_width
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_derived_numbers_are_those_of_the_reference(name):
+    peak_lr, batch_size, steps, warmup, tokens = DERIVED[name]
+    config = load_config(FILES[name])
+    assert config.optim.peak_lr == pytest.approx(peak_lr, rel=1e-12)
+    assert config.batch_size == batch_size
+    assert config.duration.to_steps(batch_size=batch_size, data_size=LAION_400M) == steps
+    assert [schedule.warmup.steps for _, schedule in config.optim.schedules] == [warmup]
+    assert config.model.image.visible == tokens
+    last = learning_rates(config.optim, steps, total_steps=steps, batch_size=batch_size)
+    assert float(last[".*"]) == pytest.approx(0.0, abs=1e-10)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_rules_of_a_recipe_decide_each_leaf(name):
+    config = load_config(FILES[name])
+    model = abstract_clip(config.model)
+    make_optimizer(config.optim, model, total_steps=10_000, batch_size=config.batch_size, data_size=LAION_400M)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_names_say_pixels_and_text_tokens(name):
+    config = load_config(FILES[name])
+    _, pixels, tokens = name.split("_")
+    assert config.model.image.image_size == (int(pixels.removesuffix("px")),) * 2
+    assert config.model.text.length == int(tokens.removeprefix("t"))
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.split("_")[1] in ("224px", "336px")])
+def test_a_fine_tuning_starts_from_the_run_of_another_recipe(name):
+    config = load_config(FILES[name])
+    source = load_config(FILES[Path(config.init.source).name])
+    assert config.init.resize_text == (source.model.text.length != config.model.text.length)
+    assert source.model.image.pool == config.model.image.pool
+    assert source.model.image.patch_size == config.model.image.patch_size
+    assert source.data.sources[0].folder == config.data.sources[0].folder

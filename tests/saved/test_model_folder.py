@@ -1,0 +1,211 @@
+import dataclasses
+import io
+import json
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+from support.tiny_models import tiny_clip, tiny_tokenizer
+
+from clipa_eqx.data.images.evaluation import EvalImageConfig, eval_image
+from clipa_eqx.data.images.pixel_values import normalise_imagenet
+from clipa_eqx.errors import CheckpointError, ConfigError, DataError
+from clipa_eqx.saved.model import load_model, save_model
+
+PREPROCESS = EvalImageConfig(size=(16, 16), resize="squash")
+PICTURE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+
+
+def save(folder, model=None, **fields):
+    chosen = {"tokenizer": tiny_tokenizer(), "preprocess": PREPROCESS, "provenance": {"source": "test"}}
+    return save_model(folder, tiny_clip() if model is None else model, **(chosen | fields))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    return save(tmp_path / "model")
+
+
+def png() -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(PICTURE).save(file, "PNG")
+    return file.getvalue()
+
+
+def edit_weights(folder, change):
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors")
+
+
+def edit_json(path, **fields):
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def test_everything_comes_back_equal(saved):
+    clip, model = load_model(saved), tiny_clip()
+    assert eqx.tree_equal(clip.model, model)
+    assert clip.tokenizer.tokenizer.pieces == tiny_tokenizer().pieces
+    assert clip.preprocess.config == PREPROCESS
+    assert clip.provenance == {"source": "test"}
+
+
+def test_the_folder_holds_the_named_files_and_float32_leaves_by_path(saved):
+    names = {path.name for path in saved.iterdir()}
+    assert names == {"config.json", "model.safetensors", "tokenizer", "preprocess.json", "provenance.json"}
+    weights = load_file(saved / "model.safetensors")
+    assert weights["image/blocks/attn/q/weight"].shape == (2, 16, 16)
+    assert {array.dtype for array in weights.values()} == {np.dtype(np.float32)}
+    assert json.loads((saved / "preprocess.json").read_text())["mean"] == [0.485, 0.456, 0.406]
+    assert [path.name for path in saved.parent.iterdir()] == ["model"]
+
+
+def test_texts_and_pictures_go_straight_into_the_towers(saved):
+    clip = load_model(saved)
+    tokens = clip.tokenizer(["a photo of a cat", "a photo of a photo of a dog"])
+    assert tokens.ids.shape == (2, 8)
+    assert tokens.truncated == 1
+    assert jax.vmap(clip.model.encode_text)(tokens.ids).shape == (2, 8)
+    pictures = clip.preprocess([PICTURE])
+    assert jax.vmap(clip.model.encode_image)(pictures).shape == (1, 8)
+
+
+def test_bytes_pillow_pictures_and_arrays_give_the_same_normalised_pixels(saved):
+    preprocess = load_model(saved).preprocess
+    batch = preprocess([png(), Image.fromarray(PICTURE), PICTURE])
+    expected = normalise_imagenet(eval_image(png(), PREPROCESS))
+    assert batch.dtype == np.float32
+    for picture in batch:
+        np.testing.assert_array_equal(picture, expected)
+
+
+def test_alpha_is_dropped_and_gray_repeated(saved):
+    preprocess = load_model(saved).preprocess
+    transparent = Image.fromarray(np.dstack([PICTURE, np.zeros((20, 30), np.uint8)]))
+    np.testing.assert_array_equal(preprocess([transparent]), preprocess([PICTURE]))
+    gray = preprocess([Image.fromarray(PICTURE[..., 0])])
+    np.testing.assert_array_equal(gray, preprocess([np.repeat(PICTURE[..., :1], 3, axis=2)]))
+
+
+@pytest.mark.parametrize(
+    ("pictures", "words"),
+    [
+        ([PICTURE, PICTURE.astype(np.float32)], r"picture 1 of 2: got float32\(20, 30, 3\)"),
+        ([PICTURE[..., 0]], r"got uint8\(20, 30\)"),
+        ([b"no picture"], "picture 0 of 1"),
+        ([Image.fromarray(PICTURE[..., 0].astype(np.int32))], "mode I"),
+    ],
+)
+def test_what_is_no_picture_is_refused_by_place(saved, pictures, words):
+    with pytest.raises(DataError, match=words):
+        load_model(saved).preprocess(pictures)
+
+
+def test_an_existing_folder_is_replaced_only_if_asked(saved):
+    with pytest.raises(CheckpointError, match="exists already"):
+        save(saved, tiny_clip(1))
+    assert eqx.tree_equal(load_model(saved).model, tiny_clip())
+    save(saved, tiny_clip(1), overwrite=True)
+    assert eqx.tree_equal(load_model(saved).model, tiny_clip(1))
+    assert [path.name for path in saved.parent.iterdir()] == ["model"]
+
+
+def test_a_folder_of_something_else_is_never_replaced(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match="is no saved model"):
+        save(tmp_path, overwrite=True)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_failing_save_leaves_the_old_model_and_no_trace(saved):
+    with pytest.raises(TypeError):
+        save(saved, tiny_clip(1), provenance={"not JSON": object()}, overwrite=True)
+    assert eqx.tree_equal(load_model(saved).model, tiny_clip())
+    assert [path.name for path in saved.parent.iterdir()] == ["model"]
+
+
+def test_a_model_that_is_not_finite_is_not_saved(tmp_path):
+    model = eqx.tree_at(lambda m: m.image.class_token, tiny_clip(), jnp.full(16, jnp.nan))
+    with pytest.raises(CheckpointError, match="not finite: image/class_token"):
+        save(tmp_path / "model", model)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_parts_that_do_not_fit_are_not_saved(tmp_path):
+    with pytest.raises(ConfigError, match=r"preprocess.size is \(8, 8\)"):
+        save(tmp_path / "model", preprocess=EvalImageConfig(size=(8, 8)))
+    with pytest.raises(ConfigError, match="10 pieces, the model 9 rows"):
+        save(tmp_path / "model", tiny_clip(text={"vocab": 9}))
+
+
+def test_all_wrong_leaves_are_listed_at_once(saved):
+    def spoil(weights):
+        weights["image/head"] = weights.pop("image/head/weight")
+        weights["text/position"] = weights["text/position"][:5]
+        weights["text/norm/bias"] = np.full_like(weights["text/norm/bias"], np.inf)
+
+    edit_weights(saved, spoil)
+    with pytest.raises(CheckpointError) as caught:
+        load_model(saved)
+    for words in (
+        "4 problem(s)",
+        "missing: image/head/weight (8, 16)",
+        "unused: image/head (8, 16)",
+        "shape: text/position is (5, 16), expected (8, 16)",
+        "not finite: text/norm/bias",
+    ):
+        assert words in str(caught.value)
+
+
+def test_other_dtypes_are_refused(saved):
+    edit_weights(saved, lambda weights: weights.update(log_temperature=weights["log_temperature"].astype(np.float16)))
+    with pytest.raises(CheckpointError, match=r"log_temperature.*F16"):
+        load_model(saved)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "preprocess.json", "provenance.json"])
+def test_a_missing_file_is_named(saved, name):
+    (saved / name).unlink()
+    with pytest.raises(CheckpointError, match=name):
+        load_model(saved)
+
+
+def test_a_missing_folder_or_tokenizer_is_named(saved):
+    with pytest.raises(CheckpointError, match="no model folder"):
+        load_model(saved / "nothing")
+    (saved / "tokenizer" / "vocab.txt").unlink()
+    with pytest.raises(CheckpointError, match=r"vocab.txt"):
+        load_model(saved)
+
+
+def test_truncated_weights_are_an_error(saved):
+    file = saved / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match=r"model.safetensors cannot be read"):
+        load_model(saved)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+def test_a_damaged_config_is_an_error(saved, text):
+    (saved / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"config.json"):
+        load_model(saved)
+
+
+def test_later_schemas_and_other_pixel_values_are_refused(saved):
+    edit_json(saved / "preprocess.json", mean=[0.5, 0.5, 0.5])
+    with pytest.raises(CheckpointError, match="another mean or std"):
+        load_model(saved)
+    edit_json(saved / "config.json", schema=2)
+    with pytest.raises(CheckpointError, match="schema 2, this version of clipa_eqx reads 1"):
+        load_model(saved)
+
+
+def test_the_parts_are_frozen(saved):
+    clip = load_model(saved)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        clip.tokenizer.length = 3

@@ -1,0 +1,86 @@
+"""A tiny model as open_clip has it, and how tests spoil it."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from clipa_eqx.data.images.evaluation import EvalImageConfig
+from clipa_eqx.saved.model import load_model, save_model
+from clipa_eqx.tokenizer import Tokenizer
+from clipa_eqx.tokenizer.vocabulary import SPECIAL
+from conversion.open_clip.__main__ import main
+from support.random_models import random_model
+from support.tiny_runs import model_config
+
+WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
+VOCAB = (*SPECIAL, *(f"w{i}" for i in range(64 - len(SPECIAL))))
+
+
+def save(folder, model, *, provenance=None, resize="squash", pieces=VOCAB):
+    size = model.config.image.image_size
+    return save_model(
+        folder,
+        model,
+        tokenizer=Tokenizer(pieces=pieces, classes=bytes([4] * len(pieces))),
+        preprocess=EvalImageConfig(size=size, resize=resize if size[0] == size[1] else "squash"),
+        provenance=provenance or {},
+    )
+
+
+@functools.cache
+def tiny_model():
+    return random_model(model_config(blocks={"depth": 1}))
+
+
+def export_tiny(root):
+    """The tiny model in a folder of open_clip's under ``root``."""
+    save(root / "model", tiny_model())
+    main(["export", str(root / "model"), str(root / "theirs")])
+    return root / "theirs"
+
+
+def convert(source, target, *flags):
+    main(["import", str(source), str(target), *map(str, flags)])
+    return load_model(target)
+
+
+def edit_config(folder, change):
+    found = json.loads((folder / CONFIG).read_text())
+    change(found)
+    (folder / CONFIG).write_text(json.dumps(found))
+
+
+def edit_weights(folder, change):
+    tensors = load_file(folder / WEIGHTS)
+    change(tensors)
+    save_file({name: np.require(array, requirements="C") for name, array in tensors.items()}, folder / WEIGHTS)
+
+
+def assert_same_leaves(ours, theirs):
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def same_config(config):
+    """Without what open_clip does not know: how a model was initialised and trained."""
+
+    def blocks(one):
+        return dataclasses.replace(one, init="scaled", init_depth=None, dropout=0.0, drop_path=0.0, remat="none")
+
+    image = dataclasses.replace(config.image, blocks=blocks(config.image.blocks), mask_ratio=0.0)
+    return dataclasses.replace(
+        config, image=image, text=dataclasses.replace(config.text, blocks=blocks(config.text.blocks))
+    )
+
+
+def set_in(*keys, **values):
+    def change(found):
+        for key in keys:
+            found = found[key]
+        found.update(values)
+
+    return change

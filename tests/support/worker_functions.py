@@ -1,0 +1,40 @@
+"""Functions that run in worker processes of the stream tests."""
+
+import os
+import sys
+
+import numpy as np
+
+from clipa_eqx.errors import DataError
+
+
+def draw(record, rng):
+    """Runs in worker processes, which must not touch jax."""
+    jax_backends = sys.modules.get("jax._src.xla_bridge")
+    if os.environ.get("CLIPA_EQX_TEST_PARENT", "") not in ("", str(os.getpid())) and jax_backends is not None:
+        assert not jax_backends._backends, "a worker process created a jax backend"
+    return {
+        "value": np.int64(int(record.key)),
+        "noise": rng.random((64, 64)),  # large enough for shared memory
+        "pid": np.int64(os.getpid()),
+    }
+
+
+def evaluate(record):
+    return draw(record, np.random.default_rng(0))
+
+
+def up_to_100(record):
+    if record.key == "100":
+        raise DataError("a damaged picture")
+    return evaluate(record)
+
+
+def counted(record, rng, path):
+    with open(path, "ab") as file:
+        file.write(b".")
+    return draw(record, rng)
+
+
+def die(record, rng, number):
+    os.kill(os.getpid(), number)

@@ -1,0 +1,20 @@
+"""The tokeniser against strings recorded with another release of the reference's tokeniser library, exact."""
+
+import pytest
+from support import goldens
+
+from clipa_eqx.tokenizer import Tokenizer
+
+goldens.require("facts")
+
+CASES = goldens.load_json("facts/bert_tokenize_tf_text_2_11.json")
+
+
+@pytest.fixture(scope="module")
+def bert():
+    return Tokenizer.bert()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: ascii(case["text"])[:30])
+def test_nested_word_pieces_equal_the_recording(bert, case):
+    assert bert.words(case["text"]) == case["ids"]
