@@ -1,8 +1,8 @@
 """Images per second of one core from ArrayRecord to uint8 batches, beside tf.data and the bare decoder, in one run.
 
 All sides share one core, also their threads: (a) the reference's pipeline rebuilt with tf.data, from TFRecord, with a
-cheaper stand-in for its tokeniser (conversion/reference_input.py says which), (b) simplejpeg decoding the same JPEGs at
-the fastest scale that covers the wanted size, and ours with crop and tokens, with colour jitter, and in the exact mode.
+cheaper stand-in for its tokenizer (conversion/reference_input.py says which), (b) simplejpeg decoding the same JPEGs at
+the fastest scale that covers the wanted size, and ours with crop and tokens, with color jitter, and in the exact mode.
 Rounds are interleaved.
 """
 
@@ -27,7 +27,7 @@ from PIL import Image
 from clipa_eqx.data.array_record_reader import RecordSource, open_records
 from clipa_eqx.data.array_record_writer import write_records
 from clipa_eqx.data.images.augment import ImageConfig
-from clipa_eqx.data.images.color import ColourConfig
+from clipa_eqx.data.images.color import ColorConfig
 from clipa_eqx.data.records import Record
 from clipa_eqx.data.stream import BatchIterator, StreamConfig, train_stream
 from clipa_eqx.data.transforms import TrainTransform
@@ -125,11 +125,11 @@ def measure_size(
         bare = decoder(pictures, size=size)
         rounds[_BARE] = lambda: rate(bare, seconds=options.seconds)
         for name, source in sets.items():
-            for mode, colour in (("fast", None), ("fast", ColourConfig()), ("exact", None)):
-                image = ImageConfig(size=(size, size), mode=mode, colour=colour)
+            for mode, color in (("fast", None), ("fast", ColorConfig()), ("exact", None)):
+                image = ImageConfig(size=(size, size), mode=mode, color=color)
                 stream = make_stream(source, image, options, threads=0)
                 streams.append(stream)
-                title = f"{mode}{name}" + ("" if colour is None else ", colour")
+                title = f"{mode}{name}" + ("" if color is None else ", color")
                 rounds[title] = lambda stream=stream: rate(lambda: len(next(stream)["image"]), seconds=options.seconds)
         rates = dict.fromkeys(rounds, 0.0)
         for _ in range(options.rounds):
@@ -220,8 +220,8 @@ def soak(source: RecordSource, options: argparse.Namespace) -> None:
     Images per second of processor time stay comparable where other programs share the machine.
     """
     size = options.sizes[0]
-    image = ImageConfig(size=(size, size), colour=ColourConfig())
-    print(f"soak: {size} px with colour, batch {options.batch}, {options.workers} workers of {options.threads} threads")
+    image = ImageConfig(size=(size, size), color=ColorConfig())
+    print(f"soak: {size} px with color, batch {options.batch}, {options.workers} workers of {options.threads} threads")
     print("minute  images/s  per CPU second  memory MiB: this process, workers", flush=True)
     with make_stream(source, image, options, workers=options.workers, threads=options.threads) as stream:
         next(stream)

@@ -111,7 +111,7 @@ def make_picture(seed: int, options: argparse.Namespace) -> bytes:
     rng = np.random.default_rng(seed)
     frequency = np.hypot(np.fft.fftfreq(options.height)[:, None], np.fft.fftfreq(options.width)[None])
     noise = rng.standard_normal((3, options.height, options.width))
-    noise = 0.9 * noise[:1] + 0.1 * noise  # colours vary less than brightness
+    noise = 0.9 * noise[:1] + 0.1 * noise  # colors vary less than brightness
     waves = np.fft.ifft2(np.fft.fft2(noise) / (frequency + 1e-2) ** 1.7).real
     pixels = np.clip(128 + 50 * waves / waves.std(), 0, 255).astype(np.uint8).transpose(1, 2, 0)
     file = io.BytesIO()

@@ -2,8 +2,8 @@
 
 The ops and their order are those of CLIPA's training: TFRecord, full JPEG decode, a random box, crop, antialiased
 resize, cast to uint8, tokens, batch. tensorflow-text has no release for this TensorFlow. In place of its BertTokenizer,
-lower case, a split at spaces and punctuation, and one look-up per word stand for tokenising: no Unicode normalisation,
-no search for pieces. Nothing is shuffled. Both favour this side.
+lower case, a split at spaces and punctuation, and one look-up per word stand for tokenizing: no Unicode normalization,
+no search for pieces. Nothing is shuffled. Both favor this side.
 """
 
 import argparse
@@ -21,7 +21,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("records", type=Path, help="TFRecord file with the features jpg and txt")
     parser.add_argument("--size", type=int, required=True, help="side of the pictures made, px")
-    parser.add_argument("--length", type=int, default=16, help="text tokens; 0 leaves tokenising out")
+    parser.add_argument("--length", type=int, default=16, help="text tokens; 0 leaves tokenizing out")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=1.5, help="of a round")
     options = parser.parse_args()

@@ -14,6 +14,7 @@ import tyro
 
 from clipa_eqx.errors import ClipaError, ConfigError
 from clipa_eqx.experiment import ExperimentConfig
+from clipa_eqx.json_config import FORMER_NAMES
 
 
 def load_config(path: Path | str) -> ExperimentConfig:
@@ -64,7 +65,7 @@ def apply_overrides(config: ExperimentConfig, argv: Sequence[str], *, program: s
             return tyro.cli(
                 ExperimentConfig,
                 default=config,
-                args=list(argv),
+                args=[_current_flag(argument) for argument in argv],
                 prog=program,
                 config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
             )
@@ -75,6 +76,19 @@ def apply_overrides(config: ExperimentConfig, argv: Sequence[str], *, program: s
         named = [name for name in absent if any(arg.startswith((f"--{name}.", f"--{name}=")) for arg in argv)]
         hint = f"; the config file sets no {', '.join(named)}: set it there first" if named else ""
         raise ConfigError(f"command line: {_plain(said.getvalue())}{hint}") from None
+
+
+def _current_flag(argument: str) -> str:
+    """A flag with the fields that have been renamed under their current names; values are left alone.
+
+    >>> _current_flag("--data.sources.0.colour=x")
+    '--data.sources.0.color=x'
+    """
+    flag, equals, value = argument.partition("=")
+    if not flag.startswith("--"):
+        return argument
+    fields = flag.removeprefix("--").split(".")
+    return "--" + ".".join(FORMER_NAMES.get(field, field) for field in fields) + equals + value
 
 
 def _place(error: Exception, path: Path) -> str | None:

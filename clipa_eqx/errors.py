@@ -22,7 +22,7 @@ class ShardingError(ClipaError, ValueError):
 
 
 class CheckpointError(ClipaError, RuntimeError):
-    """A checkpoint, work folder or artefact is absent, damaged, unfinished or of another run."""
+    """A checkpoint, work folder or model folder is absent, damaged, unfinished or of another run."""
 
 
 class ConversionError(ClipaError, ValueError):

@@ -80,7 +80,7 @@ class InitConfig:
         resize_text: resample learned text positions to this run's text length.
         resize_image: resample learned image positions to this run's image size.
         keep_initial: patterns of leaf paths that keep their random start, such as a new head; each must decide a leaf.
-        optimiser: take over the optimiser's state and step too, which models imported from a full training checkpoint
+        optimizer: take over the optimizer's state and step too, which models imported from a full training checkpoint
             have: the run goes on where the source's stopped, instead of starting at step 0.
     """
 
@@ -88,14 +88,14 @@ class InitConfig:
     resize_text: bool = False
     resize_image: bool = False
     keep_initial: tuple[str, ...] = ()
-    optimiser: bool = False
+    optimizer: bool = False
 
     def __post_init__(self) -> None:
         if not self.source:
             raise ConfigError("init.source is empty; give the folder of a run or of a saved model, or leave out init")
-        if self.optimiser and (self.resize_text or self.resize_image or self.keep_initial):
+        if self.optimizer and (self.resize_text or self.resize_image or self.keep_initial):
             raise ConfigError(
-                "init.optimiser goes on with another run, whose leaves are then all taken over as they are; leave out "
+                "init.optimizer goes on with another run, whose leaves are then all taken over as they are; leave out "
                 "resize_text, resize_image and keep_initial, or start afresh without it"
             )
 
@@ -134,10 +134,10 @@ class ExperimentConfig:
     Attributes:
         model: both towers.
         data: what is trained on.
-        optim: optimiser, schedules, and rules over leaf paths.
+        optim: optimizer, schedules, and rules over leaf paths.
         batch_size: pairs per step over all devices.
         duration: length of the run in steps, samples or epochs.
-        seed: of initialisation, order of the data, augmentation, masking and dropout.
+        seed: of initialization, order of the data, augmentation, masking and dropout.
         mesh: how devices share the work; it changes results by rounding only.
         precision: dtype of the towers' arithmetic.
         init: weights to start from; None starts at random.

@@ -23,7 +23,7 @@ def step_flops(config: CLIPConfig, *, batch_size: int) -> StepFlops:
     """What one step over ``batch_size`` pairs must compute; masked patches are counted as the blocks see them.
 
     Every product is counted once forward and twice backward, except the patches', whose input needs no gradient.
-    Rematerialisation computes more than this, so that utilisation stays comparable between its kinds.
+    Rematerialization computes more than this, so that utilization stays comparable between its kinds.
 
     >>> from clipa_eqx.models.presets import preset
     >>> step_flops(preset("B/16", image_size=64), batch_size=1).total // 10**9

@@ -12,6 +12,9 @@ T = TypeVar("T")
 TAG = "type"
 """Says which class a value is of, where a field may hold several."""
 
+FORMER_NAMES = {"optimiser": "optimizer", "colour": "color"}
+"""Field names in records and command lines of version 0.1.0, and what they are called now."""
+
 _FAILED: Any = object()
 
 
@@ -35,10 +38,22 @@ def from_json(cls: type[T], data: Mapping[str, Any], *, where: str = "config") -
         ConfigError: lists all unknown, missing and wrongly typed fields by path; or what a class's own checks say.
     """
     problems: list[str] = []
-    value = _decode(data, cls, "", problems)
+    value = _decode(with_current_names(data), cls, "", problems)
     if problems:
         raise ConfigError(f"{where} does not describe a {cls.__name__}:\n  " + "\n  ".join(problems))
     return value
+
+
+def with_current_names(data: Any) -> Any:
+    """JSON of a configuration with the fields that have been renamed under their current names.
+
+    >>> with_current_names({"init": {"optimiser": True}})
+    {'init': {'optimizer': True}}
+    """
+    if isinstance(data, Mapping):
+        fields = cast("Mapping[str, Any]", data)
+        return {FORMER_NAMES.get(name, name): with_current_names(value) for name, value in fields.items()}
+    return [with_current_names(entry) for entry in cast("list[Any]", data)] if isinstance(data, list) else data
 
 
 def _encode(value: Any, hint: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The optimiser: AdamW with decay, freezing and learning rates by rules over leaf paths.
+"""The optimizer: AdamW with decay, freezing and learning rates by rules over leaf paths.
 
 Source: ``optim/build_optax.py`` of the reference. Order of the chain: clip by the global norm of what is trained, Adam,
 add decay, times peak learning rate, times factor, times schedule, negate. Frozen leaves have no moments, no decay and
@@ -34,7 +34,7 @@ T5X_DECAY: tuple[tuple[str, float], ...] = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """Optimiser of a run. Rules are ordered ``(pattern, value)``, see ``trees.match_by_path``.
+    """Optimizer of a run. Rules are ordered ``(pattern, value)``, see ``trees.match_by_path``.
 
     Args:
         peak_lr: learning rate where the schedule and the factor are 1.
@@ -158,7 +158,7 @@ def update_count(opt_state: Any) -> Int[Array, ""]:
     found = [node.updates_done for node in nodes if isinstance(node, UpdateCount)]
     if len(found) != 1:
         raise ConfigError(
-            f"the optimiser state has {len(found)} update counts, expected 1; was it made by make_optimizer?"
+            f"the optimizer state has {len(found)} update counts, expected 1; was it made by make_optimizer?"
         )
     return found[0]
 

@@ -1,4 +1,4 @@
-"""Which dtype the towers compute in; parameters, optimiser state, embeddings, logits and loss stay float32."""
+"""Which dtype the towers compute in; parameters, optimizer state, embeddings, logits and loss stay float32."""
 
 from dataclasses import dataclass
 from typing import Literal, TypeVar

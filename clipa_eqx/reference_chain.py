@@ -16,7 +16,7 @@ class ChainShape(NamedTuple):
 
 
 def chain_shape(config: OptimConfig, params: Any) -> ChainShape:
-    """What the optimiser's state of a run would look like in the reference, which has an entry per pattern.
+    """What the optimizer's state of a run would look like in the reference, which has an entry per pattern.
 
     A factor of 1 everywhere is no entry, nor is a decay of 0.
     """

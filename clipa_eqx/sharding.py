@@ -28,7 +28,7 @@ RULES: tuple[tuple[str, Placement], ...] = (
     (r"(.*/)?(weight|bias|class_token|probe|log_temperature)", "whole"),
     (r"(.*/)?(count|updates_done|step)", "whole"),
 )
-"""One table for parameters and optimiser state: the paths of moments end in the path of their parameter."""
+"""One table for parameters and optimizer state: the paths of moments end in the path of their parameter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class MeshConfig:
 
     Attributes:
         data: copies of the model, each with its part of the batch; None takes the devices that the others leave.
-        fsdp: parts into which parameters and optimiser state are split; each also has its part of the batch.
+        fsdp: parts into which parameters and optimizer state are split; each also has its part of the batch.
         tensor: reserved for splitting single matrix products; 1 for now.
     """
 

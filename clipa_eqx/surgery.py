@@ -19,7 +19,7 @@ from clipa_eqx.models.embed import sincos_2d
 from clipa_eqx.trees import layer_path, leaf_paths, match_by_path, stacked_depth
 
 # These change what the same leaves compute. Of the other fields, some show in the leaves, the rest only matter to
-# training or to fresh models (rates, masking, remat, initialisers), or come with computed positions.
+# training or to fresh models (rates, masking, remat, initializers), or come with computed positions.
 _NUMERIC_FIELDS = ("heads", "norm_eps", "gelu", "pool")
 
 
@@ -43,8 +43,8 @@ class Operated(NamedTuple):
 def resize_text(model: CLIP, *, length: int) -> Operated:
     """A model of texts of ``length`` tokens. Computed positions need no change; learned ones are resampled.
 
-    Resampling is linear between token centres, antialiased when shrinking, as ``merge_params`` of the reference
-    (``jax.image.resize``; facts 3.1). The optimiser's moments do not follow: training starts afresh.
+    Resampling is linear between token centers, antialiased when shrinking, as ``merge_params`` of the reference
+    (``jax.image.resize``; facts 3.1). The optimizer's moments do not follow: training starts afresh.
 
     Raises:
         ConfigError: a length the tower cannot have.
@@ -118,10 +118,10 @@ def adopt(
 ) -> Operated:
     """A model of ``target_config`` with the weights of ``model``: how a stage of training starts from another.
 
-    Rates, masking, remat and initialisers may differ, and lengths and sizes whose positions are computed. All else
+    Rates, masking, remat and initializers may differ, and lengths and sizes whose positions are computed. All else
     must be asked for: ``resize_text`` and ``resize_image`` as the functions of these names; leaves that match a pattern
     of ``keep_initial`` (whole paths, single layers too, see ``trees.match_by_path``) come from ``fresh``, a randomly
-    initialised model of ``target_config``.
+    initialized model of ``target_config``.
 
     Raises:
         CheckpointError: lists everything else that differs, at once.
@@ -158,9 +158,9 @@ def adopt(
             + "\n  ".join(problems)
         )
     leaves = {path: _mixed(kept[path], found.get(path), leaf) for path, leaf in wanted.items()}
-    changes += [f"{path}: random, kept as initialised" for path, keep in kept.items() if keep is True]
+    changes += [f"{path}: random, kept as initialized" for path, keep in kept.items() if keep is True]
     changes += [
-        f"{layer_path(path, i)}: random, kept as initialised"
+        f"{layer_path(path, i)}: random, kept as initialized"
         for path, keep in kept.items()
         if isinstance(keep, tuple)
         for i, layer in enumerate(keep)

@@ -6,14 +6,14 @@ Hardware:  TPU pod slice; laid out for 512 TPU v3 cores (16 GB each). Any number
 Hours:     21,998 A100 hours published for pre-training at 84 px and this stage together; not re-run here.
 Expect:    82.5 % (the reference's JAX table) or 82.7 % (its torch table and open_clip) zero-shot ImageNet top-1 with
            DataComp-1B after pre-training at 84 px. Published by the reference, not re-run here.
-Notes:     The recipe has no warm-up. Decay and initialisers are those of the reference's t5x branch, as in
+Notes:     The recipe has no warm-up. Decay and initializers are those of the reference's t5x branch, as in
            bigg14_70px_t8.py.
 """
 
 from dataclasses import replace
 
 from clipa_eqx.data.images.augment import ImageConfig
-from clipa_eqx.data.images.color import ColourConfig
+from clipa_eqx.data.images.color import ColorConfig
 from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.data.prefetch import StreamConfig
 from clipa_eqx.durations import Duration
@@ -39,7 +39,7 @@ def config() -> ExperimentConfig:
         model=model,
         data=DataConfig(
             sources=(DataSource(folder="data/datacomp1b"),),
-            image=ImageConfig(size=(224, 224), colour=ColourConfig()),
+            image=ImageConfig(size=(224, 224), color=ColorConfig()),
             # Per host; it changes no batch. Set it to what the hosts have.
             stream=StreamConfig(workers=32, threads=2),
         ),

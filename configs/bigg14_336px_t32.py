@@ -6,13 +6,13 @@ Hardware:  TPU pod slice; laid out for 512 TPU v3 cores (16 GB each). Any number
 Hours:     1,744 A100 hours, the difference of the published 23,742 for all three stages and 21,998 for the first
            two; not re-run here.
 Expect:    83.0 % zero-shot ImageNet top-1 with DataComp-1B. Published by the reference, not re-run here.
-Notes:     Decay and initialisers are those of the reference's t5x branch, as in bigg14_70px_t8.py.
+Notes:     Decay and initializers are those of the reference's t5x branch, as in bigg14_70px_t8.py.
 """
 
 from dataclasses import replace
 
 from clipa_eqx.data.images.augment import ImageConfig
-from clipa_eqx.data.images.color import ColourConfig
+from clipa_eqx.data.images.color import ColorConfig
 from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.data.prefetch import StreamConfig
 from clipa_eqx.durations import Duration
@@ -39,7 +39,7 @@ def config() -> ExperimentConfig:
         model=model,
         data=DataConfig(
             sources=(DataSource(folder="data/datacomp1b"),),
-            image=ImageConfig(size=(336, 336), colour=ColourConfig()),
+            image=ImageConfig(size=(336, 336), color=ColorConfig()),
             # Per host; it changes no batch. Set it to what the hosts have.
             stream=StreamConfig(workers=32, threads=2),
         ),

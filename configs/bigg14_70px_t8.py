@@ -15,7 +15,7 @@ Notes:     Both towers start with normally distributed weights, as in the t5x br
 from dataclasses import replace
 
 from clipa_eqx.data.images.augment import ImageConfig
-from clipa_eqx.data.images.color import ColourConfig
+from clipa_eqx.data.images.color import ColorConfig
 from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.data.prefetch import StreamConfig
 from clipa_eqx.durations import Duration
@@ -42,7 +42,7 @@ def config() -> ExperimentConfig:
         model=model,
         data=DataConfig(
             sources=(DataSource(folder="data/datacomp1b"),),
-            image=ImageConfig(size=(70, 70), colour=ColourConfig()),
+            image=ImageConfig(size=(70, 70), color=ColorConfig()),
             text_reduction="syntax",
             # Per host; it changes no batch. Set it to what the hosts have.
             stream=StreamConfig(workers=32, threads=2),

@@ -11,7 +11,7 @@ Expect:    78.6 % zero-shot ImageNet top-1 with LAION-2B, 81.5 % with DataComp-1
 from dataclasses import replace
 
 from clipa_eqx.data.images.augment import ImageConfig
-from clipa_eqx.data.images.color import ColourConfig
+from clipa_eqx.data.images.color import ColorConfig
 from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.data.prefetch import StreamConfig
 from clipa_eqx.durations import Duration
@@ -38,7 +38,7 @@ def config() -> ExperimentConfig:
         model=model,
         data=DataConfig(
             sources=(DataSource(folder="data/laion2b"),),
-            image=ImageConfig(size=(224, 224), colour=ColourConfig()),
+            image=ImageConfig(size=(224, 224), color=ColorConfig()),
             # Per host; it changes no batch. Set it to what the hosts have.
             stream=StreamConfig(workers=32, threads=2),
         ),

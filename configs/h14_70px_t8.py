@@ -13,7 +13,7 @@ Notes:     Captions and prompts are cut to 8 tokens by part of speech (nouns fir
 from dataclasses import replace
 
 from clipa_eqx.data.images.augment import ImageConfig
-from clipa_eqx.data.images.color import ColourConfig
+from clipa_eqx.data.images.color import ColorConfig
 from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.data.prefetch import StreamConfig
 from clipa_eqx.durations import Duration
@@ -39,7 +39,7 @@ def config() -> ExperimentConfig:
         model=model,
         data=DataConfig(
             sources=(DataSource(folder="data/laion2b"),),
-            image=ImageConfig(size=(70, 70), colour=ColourConfig()),
+            image=ImageConfig(size=(70, 70), color=ColorConfig()),
             text_reduction="syntax",
             # Per host; it changes no batch. Set it to what the hosts have.
             stream=StreamConfig(workers=32, threads=2),

@@ -13,7 +13,7 @@ Notes:     The reference has no L/14 file. This one is assembled from its H/14 r
 from dataclasses import replace
 
 from clipa_eqx.data.images.augment import ImageConfig
-from clipa_eqx.data.images.color import ColourConfig
+from clipa_eqx.data.images.color import ColorConfig
 from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.data.prefetch import StreamConfig
 from clipa_eqx.durations import Duration
@@ -39,7 +39,7 @@ def config() -> ExperimentConfig:
         model=model,
         data=DataConfig(
             sources=(DataSource(folder="data/datacomp1b"),),
-            image=ImageConfig(size=(84, 84), colour=ColourConfig()),
+            image=ImageConfig(size=(84, 84), color=ColorConfig()),
             text_reduction="syntax",
             # Per host; it changes no batch. Set it to what the hosts have.
             stream=StreamConfig(workers=32, threads=2),

@@ -44,7 +44,7 @@ def model(*, image_size: int, length: int) -> CLIPConfig:
 
 
 def data(*, image_size: int) -> DataConfig:
-    """Whole drawings, turned, scaled and shifted; no colours (docs/quickstart.md says why)."""
+    """Whole drawings, turned, scaled and shifted; no colors (docs/quickstart.md says why)."""
     return DataConfig(
         sources=(DataSource(folder=f"{DATA}/train"),),
         image=ImageConfig(

@@ -32,7 +32,7 @@ def write_sheet(
 ) -> None:
     """Draw the first samples that training with this seed sees; PNG, JPEG or WebP by the file's name.
 
-    Pictures are enlarged by repeating pixels. A labelled record without captions is shown with its class name.
+    Pictures are enlarged by repeating pixels. A labeled record without captions is shown with its class name.
     """
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise ConfigError(f"--sheet is {path}; give a name that ends in .png, .jpg or .webp")
@@ -90,13 +90,13 @@ def _cell(pixels: np.ndarray, *, title: str, caption: str, tokens: str) -> Image
     cell.paste(picture, ((_CELL - picture.width) // 2, (_CELL - picture.height) // 2))
     draw, font = ImageDraw.Draw(cell), ImageFont.load_default(_FONT)
     y = _CELL + 2
-    for text, count, colour in (
+    for text, count, color in (
         (title, 1, "#777777"),
         (caption, _CAPTION_LINES, "black"),
         (tokens, _TOKEN_LINES, "#0050a0"),
     ):
         for line in _wrap(text, count):
-            draw.text((0, y), line, fill=colour, font=font)
+            draw.text((0, y), line, fill=color, font=font)
             y += _LINE
     return cell
 

@@ -20,7 +20,7 @@ from clipa_eqx.errors import CheckpointError, ConfigError
 
 EPILOG = """A saved model is scored with the tokenizer and the picture preparation saved with it; of a work folder its
 model if training ended, else its last checkpoint, with eval_image and vocab of its config.json.
-The data folder holds labelled records; labels index the class names. All devices of this process take part.
+The data folder holds labeled records; labels index the class names. All devices of this process take part.
 Exit codes: 0 done, 2 a mistake in model, data or arguments, 1 anything else."""
 
 PROMPT_SETS = ("clip_paper", "clip_best", "class_name_only", "open_clip")
@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("model", type=Path, metavar="MODEL_OR_WORKDIR")
     parser.add_argument("--suite", choices=("zero-shot",), required=True)
-    parser.add_argument("--data", required=True, metavar="DIR", help="folder of labelled records with its manifest")
+    parser.add_argument("--data", required=True, metavar="DIR", help="folder of labeled records with its manifest")
     parser.add_argument("--out", type=Path, required=True, metavar="RESULT.json")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing --out")
     prompts = parser.add_mutually_exclusive_group()
@@ -144,9 +144,9 @@ def _load(folder: Path, mesh: Any) -> Scored:
     from clipa_eqx.training.run_folder import CONFIG_NAME, MODEL_NAME
 
     if (folder / WEIGHTS_FILE).exists():
-        return _load_artefact(folder, mesh)
+        return _load_model_folder(folder, mesh)
     if (folder / MODEL_NAME / WEIGHTS_FILE).exists():
-        return _load_artefact(folder / MODEL_NAME, mesh)
+        return _load_model_folder(folder / MODEL_NAME, mesh)
     if (folder / CONFIG_NAME).exists():
         return _load_checkpoint(folder, mesh)
     raise CheckpointError(
@@ -154,7 +154,7 @@ def _load(folder: Path, mesh: Any) -> Scored:
     )
 
 
-def _load_artefact(folder: Path, mesh: Any) -> Scored:
+def _load_model_folder(folder: Path, mesh: Any) -> Scored:
     import jax
 
     from clipa_eqx.data.array_record_writer import hash_file
@@ -162,7 +162,7 @@ def _load_artefact(folder: Path, mesh: Any) -> Scored:
     from clipa_eqx.sharding import shardings_for
 
     loaded = load_model(folder)
-    identity = {"kind": "artefact", "path": str(folder), "sha256": hash_file(folder / WEIGHTS_FILE)}
+    identity = {"kind": "model folder", "path": str(folder), "sha256": hash_file(folder / WEIGHTS_FILE)}
     model = jax.device_put(loaded.model, shardings_for(loaded.model, mesh))
     run = loaded.provenance.get("run", {}).get("config", {})
     return Scored(

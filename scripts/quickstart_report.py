@@ -82,7 +82,7 @@ def _curves(stages: Sequence[Mapping[str, Any]], recorded: Mapping[str, Any] | N
         for name, column, style in (("top1", 1, ":"), ("top5", 2, ":")):
             xs = [row[0] * recorded["seconds_per_example"] for row in recorded["curve"]]
             values = [100 * row[column] for row in recorded["curve"]]
-            score.plot(xs, values, style, color="grey", label=f"full size only {name} (recorded)")
+            score.plot(xs, values, style, color="gray", label=f"full size only {name} (recorded)")
     loss.set(xlabel="training seconds", ylabel="contrastive loss (nats)", title="Loss on the stage's own batches")
     score.set(xlabel="training seconds", ylabel="%", title="Zero-shot on validation families")
     for axes in (loss, score):

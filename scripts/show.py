@@ -14,7 +14,7 @@ from clipa_eqx.errors import ConfigError, DataError
 
 EPILOG = """Prints the resolved config as JSON and a table of all parameters: shape, number of values and, with --mesh,
 how each is split over the devices. For a work folder also the saved steps and the last metrics. For a data folder
-its manifest, and a sheet is drawn: its first samples as a model sees them, here random crops of 112 px with colour
+its manifest, and a sheet is drawn: its first samples as a model sees them, here random crops of 112 px with color
 jitter, with captions and 32 tokens. It is NAME-sheet.png in the working folder, after the name of the data folder, or
 what --sheet names; a file of that name is replaced. Damaged records are named, and others drawn instead.
 With --sheet a config gets a sheet instead, of the samples of its run.
@@ -138,7 +138,7 @@ def _draw_data(folder: Path, sheet: Path | None, *, samples: int) -> None:
 def _draw_records(folder: Path, path: Path, *, samples: int) -> None:
     from clipa_eqx.data.array_record_reader import open_records
     from clipa_eqx.data.images.augment import ImageConfig
-    from clipa_eqx.data.images.color import ColourConfig
+    from clipa_eqx.data.images.color import ColorConfig
     from clipa_eqx.data.mixture import Mixture
     from clipa_eqx.data.transforms import TrainTransform
     from clipa_eqx.tokenizer import Tokenizer
@@ -147,7 +147,7 @@ def _draw_records(folder: Path, path: Path, *, samples: int) -> None:
     source = open_records(folder)
     if not len(source):
         raise DataError("there are no records")
-    image = ImageConfig(size=(112, 112), colour=ColourConfig())
+    image = ImageConfig(size=(112, 112), color=ColorConfig())
     transform = TrainTransform(image=image, tokenizer=Tokenizer.bert(), length=32)
     mixture = Mixture(sources=(source,))
     write_sheet(path, mixture, transform, samples=samples, seed=0, on_bad_record="substitute")

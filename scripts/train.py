@@ -37,7 +37,7 @@ def main() -> int:
     if arguments.help_config:
         apply_overrides(config, ["--help"], program=f"train.py {arguments.config}")
     if arguments.init_from is not None:
-        # First, so that --init.optimiser and its like have something to change where the file names no source.
+        # First, so that --init.optimizer and its like have something to change where the file names no source.
         init = config.init or InitConfig(source=arguments.init_from)
         config = dataclasses.replace(config, init=dataclasses.replace(init, source=arguments.init_from))
     config = apply_overrides(config, rest, program=f"train.py {arguments.config}")

@@ -43,8 +43,8 @@ def quick_compile():
 @pytest.fixture
 def no_self_check(monkeypatch):
     """Compiling the towers anew for each file takes a second and reads no foreign bytes."""
-    from conversion.weights import write_model as to_artefact
+    from conversion.weights import write_model as write_model_module
     from conversion.weights.self_check import Embeddings
 
     ones = Embeddings(np.ones((1, 16), np.float32), np.ones((2, 16), np.float32))
-    monkeypatch.setattr(to_artefact, "embed_fixed_inputs", lambda folder, *, advance: ones)
+    monkeypatch.setattr(write_model_module, "embed_fixed_inputs", lambda folder, *, advance: ones)

@@ -27,7 +27,7 @@ class ShardInfo:
 class Manifest:
     """Contents of a record folder; the account closes: rows read = rows written + rows dropped for each reason.
 
-    `class_names[label]` names the class of a labelled set. `info` is free JSON (source, command, settings).
+    `class_names[label]` names the class of a labeled set. `info` is free JSON (source, command, settings).
 
     Raises:
         DataError: the account does not close, the shards do not hold the rows written, or two shards share a name.

@@ -19,7 +19,7 @@ class Record:
     """One example: an encoded image with its captions, its class, or both.
 
     `key` names the example in messages and comparisons. `image` holds the bytes of an image file (JPEG, PNG, ...).
-    `captions` may be empty for labelled sets; `label` indexes the manifest's `class_names`. `extra` is free but flat.
+    `captions` may be empty for labeled sets; `label` indexes the manifest's `class_names`. `extra` is free but flat.
     """
 
     key: str

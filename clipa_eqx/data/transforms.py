@@ -31,7 +31,7 @@ class TrainTransform:
         if not record.captions:
             raise DataError("the record has no caption, so it cannot be trained on; give it one or drop it at ingest")
         caption, text_rng = record.captions[0], None
-        # Making a generator takes longer than tokenising, so only where the text needs draws.
+        # Making a generator takes longer than tokenizing, so only where the text needs draws.
         if len(record.captions) > 1 or self.reduction in ("random", "block"):
             (text_rng,) = rng.spawn(1)
             caption = record.captions[int(text_rng.integers(len(record.captions)))]

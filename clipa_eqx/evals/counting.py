@@ -159,7 +159,7 @@ def _checked_labels(batch: Batch, mask: np.ndarray, *, classes: int) -> Int[np.n
     labels = batch["label"].reshape(len(mask), -1)[mask]
     for sample, row in zip(batch["sample_id"][mask], labels, strict=True):
         if (row < 0).all():
-            raise DataError(f"zero-shot: record {sample} has no label; score a labelled set, or leave such records out")
+            raise DataError(f"zero-shot: record {sample} has no label; score a labeled set, or leave such records out")
         if row.max() >= classes or row.min() < -1:
             raise DataError(
                 f"zero-shot: record {sample} has labels {row.tolist()} but there are {classes} class names; "

@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, UInt8
 
 from clipa_eqx.models.clip import CLIP
-from clipa_eqx.models.pixels import normalise_pixels
+from clipa_eqx.models.pixels import normalize_pixels
 
 
 def encode_images(
@@ -28,7 +28,7 @@ def encode_images(
 def encode_texts(
     model: CLIP, tokens: Int[np.ndarray, "batch length"], *, mesh: Mesh | None = None
 ) -> Float[Array, "padded embed"]:
-    """Unit float32 embeddings of this process's tokenised texts; as ``encode_images``."""
+    """Unit float32 embeddings of this process's tokenized texts; as ``encode_images``."""
     batch, axes = _place(tokens, mesh)
     with jax.set_mesh(mesh):
         return _encode_texts(model, batch, axes=axes)
@@ -64,7 +64,7 @@ def _encode_images(
     model: CLIP, images: UInt8[Array, "batch height width 3"], *, axes: tuple[str, ...]
 ) -> Float[Array, "batch embed"]:
     def encode(image: UInt8[Array, "height width 3"]) -> Float[Array, " embed"]:
-        return model.encode_image(normalise_pixels(image))
+        return model.encode_image(normalize_pixels(image))
 
     return _keep_split(jax.vmap(encode, spmd_axis_name=axes or None)(images), axes)
 

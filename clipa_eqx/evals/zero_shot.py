@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroShotConfig:
-    """One labelled record set and how it is scored.
+    """One labeled record set and how it is scored.
 
     Attributes:
         data: folder of records whose ``label`` indexes the class names. Several labels of one picture stand in
@@ -186,7 +186,7 @@ def _labels(record: Record) -> tuple[int, ...]:
         except ValueError as error:
             raise DataError(f"record {record.key!r}: extra['labels'] must be like '3,17', got {text!r}") from error
     if record.label is None:
-        raise DataError(f"record {record.key!r} has no label; zero-shot scoring needs a labelled set")
+        raise DataError(f"record {record.key!r} has no label; zero-shot scoring needs a labeled set")
     return (record.label,)
 
 

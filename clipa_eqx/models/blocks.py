@@ -29,7 +29,7 @@ _REMAT_POLICIES: dict[Remat, Callable[..., Any] | None] = {
 
 @dataclass(frozen=True, kw_only=True)
 class BlockConfig:
-    """Sizes, numerics and regularisation of one tower's stack of blocks.
+    """Sizes, numerics and regularization of one tower's stack of blocks.
 
     Attributes:
         width: token width.
@@ -122,7 +122,7 @@ class Block(eqx.Module):
 
 
 def init_blocks(config: BlockConfig, *, key: PRNGKeyArray) -> Block:
-    """``depth`` independently initialised blocks, stacked leaf by leaf."""
+    """``depth`` independently initialized blocks, stacked leaf by leaf."""
     return eqx.filter_vmap(lambda k: Block.init(config, key=k))(jr.split(key, config.depth))
 
 

@@ -10,7 +10,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from clipa_eqx.errors import ConfigError
-from clipa_eqx.models.layers import l2_normalise
+from clipa_eqx.models.layers import l2_normalize
 from clipa_eqx.models.text import TextConfig, TextTower
 from clipa_eqx.models.vision import VisionConfig, VisionTower
 
@@ -49,7 +49,7 @@ class CLIP(eqx.Module):
 
     @classmethod
     def init(cls, config: CLIPConfig, *, key: PRNGKeyArray) -> "CLIP":
-        """A randomly initialised model (facts 1.6)."""
+        """A randomly initialized model (facts 1.6)."""
         k_image, k_text = jr.split(key)
         return cls(
             image=VisionTower.init(config.image, key=k_image),
@@ -61,12 +61,12 @@ class CLIP(eqx.Module):
     def encode_image(
         self, image: Float[Array, "height width 3"], *, key: PRNGKeyArray | None = None
     ) -> Float[Array, " embed"]:
-        """Unit-length float32 embedding of one normalised image; ``jax.vmap`` it over a batch."""
-        return l2_normalise(self.image(image, key=key))
+        """Unit-length float32 embedding of one normalized image; ``jax.vmap`` it over a batch."""
+        return l2_normalize(self.image(image, key=key))
 
     def encode_text(self, tokens: Int[Array, " seq"], *, key: PRNGKeyArray | None = None) -> Float[Array, " embed"]:
-        """Unit-length float32 embedding of one tokenised text; ``jax.vmap`` it over a batch."""
-        return l2_normalise(self.text(tokens, key=key))
+        """Unit-length float32 embedding of one tokenized text; ``jax.vmap`` it over a batch."""
+        return l2_normalize(self.text(tokens, key=key))
 
 
 def abstract_clip(config: CLIPConfig) -> CLIP:

@@ -1,4 +1,4 @@
-"""The small layers whose kernels and initialisers we control: Linear, LayerNorm, Attention, Mlp, dropout.
+"""The small layers whose kernels and initializers we control: Linear, LayerNorm, Attention, Mlp, dropout.
 
 Every module is fields + ``init`` + ``__call__`` on ONE example; batches are mapped outside. ``key=None`` means
 deterministic. Parameters follow the input's dtype policy: cast them once, before the call (``precision.py``).
@@ -29,7 +29,7 @@ class Linear(eqx.Module):
 
 
 class LayerNorm(eqx.Module):
-    """Layer normalisation over the last axis, statistics in float32 with ``var = max(0, E[x^2] - E[x]^2)`` as Flax."""
+    """Layer normalization over the last axis, statistics in float32 with ``var = max(0, E[x^2] - E[x]^2)`` as Flax."""
 
     weight: Float[Array, " dim"]
     bias: Float[Array, " dim"]
@@ -61,7 +61,7 @@ class Attention(eqx.Module):
 
     @classmethod
     def init(cls, dim: int, *, heads: int, style: InitStyle, residual_depth: int, key: PRNGKeyArray) -> "Attention":
-        """Initialise as facts 1.6: Xavier-uniform, or normal D^-1/2 with the output scaled by (2 depth)^-1/2."""
+        """Initialize as facts 1.6: Xavier-uniform, or normal D^-1/2 with the output scaled by (2 depth)^-1/2."""
         kq, kk, kv, ko = jr.split(key, 4)
         if style == "xavier":
             q, k, v, out = (xavier_uniform(x, (dim, dim)) for x in (kq, kk, kv, ko))
@@ -97,7 +97,7 @@ class Mlp(eqx.Module):
     def init(
         cls, dim: int, hidden: int, *, gelu: Gelu, style: InitStyle, residual_depth: int, key: PRNGKeyArray
     ) -> "Mlp":
-        """Initialise as facts 1.6: Xavier-uniform, or normal (2D)^-1/2 in and D^-1/2 (2 depth)^-1/2 out."""
+        """Initialize as facts 1.6: Xavier-uniform, or normal (2D)^-1/2 in and D^-1/2 (2 depth)^-1/2 out."""
         k_in, k_out = jr.split(key)
         if style == "xavier":
             w_in, w_out = xavier_uniform(k_in, (hidden, dim)), xavier_uniform(k_out, (dim, hidden))
@@ -137,8 +137,8 @@ def drop_path(
     return x * branch.astype(x.dtype)
 
 
-def l2_normalise(z: Float[Array, " embed"]) -> Float[Array, " embed"]:
-    """``z / (|z| + 1e-8)`` in float32, the reference's normalisation (``models/two_towers.py``)."""
+def l2_normalize(z: Float[Array, " embed"]) -> Float[Array, " embed"]:
+    """``z / (|z| + 1e-8)`` in float32, the reference's normalization (``models/two_towers.py``)."""
     wide = z.astype(jnp.float32)
     return wide / (jnp.linalg.norm(wide) + 1e-8)
 
@@ -150,5 +150,5 @@ def xavier_uniform(key: PRNGKeyArray, shape: tuple[int, int]) -> Float[Array, "o
 
 
 def lecun_normal(key: PRNGKeyArray, shape: tuple[int, int]) -> Float[Array, "out in"]:
-    """Normal of variance 1 / fan_in, truncated at two standard deviations (Flax's default kernel initialiser)."""
+    """Normal of variance 1 / fan_in, truncated at two standard deviations (Flax's default kernel initializer)."""
     return jax.nn.initializers.lecun_normal(in_axis=1, out_axis=0)(key, shape, jnp.float32)

@@ -42,7 +42,7 @@ def pool_image(
 ) -> Float[Array, " dim"]:
     """Pool image tokens; token 0 is the class token.
 
-    "gap" averages the patch tokens, then normalises; "tok" normalises, then takes the class token; "first" takes the
+    "gap" averages the patch tokens, then normalizes; "tok" normalizes, then takes the class token; "first" takes the
     class token as it is; "map" attends over all tokens (``models/vit.py``; neither big_vision's nor open_clip's order).
     """
     if pool == "map" and map_head is not None:
@@ -53,7 +53,7 @@ def pool_image(
 
 
 def pool_text(x: Float[Array, "seq dim"], pool: TextPool) -> Float[Array, " dim"]:
-    """Pool normalised text tokens: the last position (padding for short captions), [CLS], or the mean after [CLS]."""
+    """Pool normalized text tokens: the last position (padding for short captions), [CLS], or the mean after [CLS]."""
     match pool:
         case "last":
             return x[-1]

@@ -23,7 +23,7 @@ class TextConfig:
     """The text tower.
 
     Attributes:
-        blocks: sizes, numerics and regularisation of the transformer.
+        blocks: sizes, numerics and regularization of the transformer.
         length: tokens per text, [CLS] and padding included (``surgery.resize_text`` changes it).
         vocab: rows of the token table; at least the tokenizer's vocabulary (32,000 in every release).
         position: "learned" (as every release) or "sincos1d" (computed, never stored).
@@ -114,7 +114,7 @@ class TextTower(eqx.Module):
         """Token vectors, and what enters the first block without dropout."""
         if tokens.shape != (self.config.length,):
             raise ConfigError(
-                f"the text tower takes {self.config.length} tokens, got {tokens.shape[0]}; tokenise to that length, or "
+                f"the text tower takes {self.config.length} tokens, got {tokens.shape[0]}; tokenize to that length, or "
                 "resize the model with clipa_eqx.surgery.resize_text"
             )
         vectors = self.token(tokens)
@@ -123,7 +123,7 @@ class TextTower(eqx.Module):
     def after_blocks(
         self, x: Float[Array, "seq dim"]
     ) -> tuple[Float[Array, "seq dim"], Float[Array, " dim"], Float[Array, " embed"]]:
-        """Normalised tokens, what enters the head, and the embedding, from what leaves the last block."""
+        """Normalized tokens, what enters the head, and the embedding, from what leaves the last block."""
         normed = self.norm(x)
         pooled = pool_text(normed, self.config.pool)
         return normed, pooled, pooled if self.head is None else self.head(pooled)

@@ -24,7 +24,7 @@ class VisionConfig:
     """The image tower.
 
     Attributes:
-        blocks: sizes, numerics and regularisation of the transformer.
+        blocks: sizes, numerics and regularization of the transformer.
         image_size: (height, width) in pixels; the tower refuses other images (``surgery.resize_image`` changes it).
         patch_size: (height, width) in pixels; must divide ``image_size``.
         patch: "conv" (no bias, as every release) or "linear" (with bias).
@@ -89,7 +89,7 @@ class VisionTrace(NamedTuple):
 
 
 class VisionTower(eqx.Module):
-    """Image to embedding (not yet unit length), for one normalised float image; map it over a batch outside."""
+    """Image to embedding (not yet unit length), for one normalized float image; map it over a batch outside."""
 
     patch: Linear
     class_token: Float[Array, " dim"]

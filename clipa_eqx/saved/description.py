@@ -16,8 +16,10 @@ from clipa_eqx.tokenizer.wordpiece import TOKENIZER_FILES
 
 CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FOLDER = "config.json", "model.safetensors", "tokenizer"
 PREPROCESS_FILE, PROVENANCE_FILE = "preprocess.json", "provenance.json"
-OPTIMISER_FILE = "optimiser.safetensors"
+OPTIMIZER_FILE = "optimizer.safetensors"
 """Moments and counts of an imported training checkpoint; not every model has them."""
+
+_FORMER_OPTIMIZER_FILE = "optimiser.safetensors"  # in model folders of version 0.1.0
 
 PIXELS: dict[str, Any] = {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
 
@@ -88,6 +90,12 @@ def check_parts(config: CLIPConfig, tokenizer: Tokenizer, preprocess: EvalImageC
         raise ConfigError(f"the tokenizer has {tokenizer.vocab_size} pieces, the model {config.text.vocab} rows")
 
 
+def optimizer_file(folder: Path) -> Path:
+    """The optimizer state of a model folder, under its former name where only that is there."""
+    former = folder / _FORMER_OPTIMIZER_FILE
+    return former if former.exists() and not (folder / OPTIMIZER_FILE).exists() else folder / OPTIMIZER_FILE
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """An object as an indented JSON file."""
     path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
@@ -115,7 +123,7 @@ def _is_model_folder(folder: Path) -> bool:
 MODEL_FOLDER = FolderKind(
     name="saved model",
     files=frozenset(
-        {CONFIG_FILE, WEIGHTS_FILE, OPTIMISER_FILE, PREPROCESS_FILE, PROVENANCE_FILE}
+        {CONFIG_FILE, WEIGHTS_FILE, OPTIMIZER_FILE, _FORMER_OPTIMIZER_FILE, PREPROCESS_FILE, PROVENANCE_FILE}
         | {f"{TOKENIZER_FOLDER}/{name}" for name in TOKENIZER_FILES}
     ),
     is_one=_is_model_folder,

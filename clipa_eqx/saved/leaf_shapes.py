@@ -17,7 +17,7 @@ _FLOAT32 = np.dtype(np.float32)
 @functools.lru_cache(maxsize=8)
 def leaf_shapes(config: CLIPConfig) -> Mapping[str, tuple[int, ...]]:
     """Shape of each of our leaves."""
-    # Cached: a conversion asks several times, and tracing the initialisation takes tens of milliseconds.
+    # Cached: a conversion asks several times, and tracing the initialization takes tens of milliseconds.
     skeleton = abstract_clip(config)
     return {p: tuple(leaf.shape) for p, leaf in zip(leaf_paths(skeleton), jax.tree.leaves(skeleton), strict=True)}
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from clipa_eqx.data.images.evaluation import EvalImageConfig, eval_image, resize_for_eval
-from clipa_eqx.data.images.pixel_values import normalise_imagenet
+from clipa_eqx.data.images.pixel_values import normalize_imagenet
 from clipa_eqx.errors import CheckpointError, ClipaError, DataError, listed
 from clipa_eqx.models.clip import CLIP, CLIPConfig, abstract_clip
 from clipa_eqx.saved.description import (
@@ -72,7 +72,7 @@ class Preprocess:
     def __call__(
         self, images: Sequence[bytes | Image.Image | np.ndarray]
     ) -> Float32[np.ndarray, "batch height width 3"]:
-        """Normalised pixels of encoded files, Pillow pictures or RGB arrays, for ``jax.vmap(model.encode_image)``.
+        """Normalized pixels of encoded files, Pillow pictures or RGB arrays, for ``jax.vmap(model.encode_image)``.
 
         Mode "fast" holds for encoded files; what is already decoded is resized exactly.
 
@@ -84,7 +84,7 @@ class Preprocess:
         batch = np.zeros((len(images), *self.config.size, 3), np.float32)
         for i, image in enumerate(images):
             try:
-                batch[i] = normalise_imagenet(self._pixels(image))
+                batch[i] = normalize_imagenet(self._pixels(image))
             except DataError as error:
                 raise DataError(f"picture {i} of {len(images)}: {error}") from error
         return batch

@@ -1,4 +1,4 @@
-"""Optimiser state beside a saved model's weights: moments by leaf path, counts, and which layers were frozen."""
+"""Optimizer state beside a saved model's weights: moments by leaf path, counts, and which layers were frozen."""
 
 import json
 from collections.abc import Generator, Iterable, Mapping
@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from clipa_eqx.errors import CheckpointError
-from clipa_eqx.saved.description import OPTIMISER_FILE
+from clipa_eqx.saved.description import optimizer_file
 from clipa_eqx.saved.leaf_file import Leaf, LeafReader, LeafWriter
 
 Kind = Literal["mu", "nu"]
@@ -38,8 +38,8 @@ class MomentSlice(NamedTuple):
     values: np.ndarray
 
 
-class OptimiserState(NamedTuple):
-    """An open ``optimiser.safetensors``; the moments stay in the file.
+class OptimizerState(NamedTuple):
+    """An open ``optimizer.safetensors``; the moments stay in the file.
 
     Leaves without moments were frozen; so were ``frozen_layers``, whose moments are zeros.
     """
@@ -68,17 +68,17 @@ class OptimiserState(NamedTuple):
 
 
 @contextmanager
-def open_optimiser_state(folder: Path) -> Generator[OptimiserState]:
-    """The optimiser state of a saved model.
+def open_optimizer_state(folder: Path) -> Generator[OptimizerState]:
+    """The optimizer state of a saved model.
 
     Raises:
         CheckpointError: the model has none, or it is damaged.
     """
-    path = folder / OPTIMISER_FILE
+    path = optimizer_file(folder)
     if not path.exists():
         raise CheckpointError(
-            f"{folder} has no {OPTIMISER_FILE}: only models imported from a full training checkpoint have their "
-            "optimiser's state"
+            f"{folder} has no {path.name}: only models imported from a full training checkpoint have their "
+            "optimizer's state"
         )
     with LeafReader(path) as file:
         try:
@@ -87,21 +87,21 @@ def open_optimiser_state(folder: Path) -> Generator[OptimiserState]:
             )
             frozen = frozenset((str(name), int(layer)) for name, layer in json.loads(file.metadata["frozen_layers"]))
         except (KeyError, ValueError, TypeError) as error:
-            raise CheckpointError(f"{path} is no optimiser state ({error!r}); import the checkpoint again") from error
-        state = OptimiserState(counts, frozen, file)
+            raise CheckpointError(f"{path} is no optimizer state ({error!r}); import the checkpoint again") from error
+        state = OptimizerState(counts, frozen, file)
         paths = {
             name.removeprefix(f"{kind}/") for name in file.leaves for kind in ("mu", "nu") if name.startswith(kind)
         }
         wanted = {f"{kind}/{name}" for kind in ("mu", "nu") for name in paths} | {"updates", "schedule_steps"}
         if wanted != set(file.leaves):
             raise CheckpointError(
-                f"{path} is no optimiser state: {sorted(wanted ^ set(file.leaves))} have no counterpart; import the "
+                f"{path} is no optimizer state: {sorted(wanted ^ set(file.leaves))} have no counterpart; import the "
                 "checkpoint again"
             )
         yield state
 
 
-def write_optimiser_state(
+def write_optimizer_state(
     path: Path,
     shapes: Mapping[str, tuple[int, ...]],
     moments: Iterable[MomentSlice],
@@ -110,7 +110,7 @@ def write_optimiser_state(
     mu_dtype: np.dtype,
     frozen: Iterable[tuple[str, int | None]],
 ) -> dict[str, str]:
-    """Write what ``open_optimiser_state`` reads; returns the checksum of each leaf of the file.
+    """Write what ``open_optimizer_state`` reads; returns the checksum of each leaf of the file.
 
     Args:
         shapes: of all leaves of the model.

@@ -1,4 +1,4 @@
-"""BERT WordPiece tokenisation as CLIPA does it, and the four ways to shorten a caption."""
+"""BERT WordPiece tokenization as CLIPA does it, and the four ways to shorten a caption."""
 
 from clipa_eqx.tokenizer.reduce import Reduction as Reduction
 from clipa_eqx.tokenizer.train import train_wordpiece as train_wordpiece

@@ -1,8 +1,8 @@
 """Turns raw captions into lower-case words, exactly as tensorflow-text's BertTokenizer(lower_case=True) does.
 
-The rules are those of the reference's tokeniser (``bert_ops`` of CLIPA's data transforms, which calls tensorflow-text):
+The rules are those of the reference's tokenizer (``bert_ops`` of CLIPA's data transforms, which calls tensorflow-text):
 NFKC case folding, NFD, removal of non-spacing marks, control characters to spaces, then a split around white space,
-punctuation and CJK ideographs. All of them act on one code point at a time, so the whole normalisation is one
+punctuation and CJK ideographs. All of them act on one code point at a time, so the whole normalization is one
 ``str.translate`` through a table that fills itself. What a code point *is* comes from Python's own Unicode tables.
 """
 
@@ -46,7 +46,7 @@ _ASCII_PUNCTUATION = frozenset("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
 
 
 def split_words(text: str | bytes) -> list[str]:
-    """Normalised words of a caption; punctuation marks and ideographs are words of one character.
+    """Normalized words of a caption; punctuation marks and ideographs are words of one character.
 
     Bytes are read as UTF-8 and every invalid part becomes U+FFFD, which no vocabulary has. Never raises.
     """
@@ -56,7 +56,7 @@ def split_words(text: str | bytes) -> list[str]:
 
 
 class _Table(dict[int, str]):
-    """Code point -> normalised text; at most one entry per code point ever seen."""
+    """Code point -> normalized text; at most one entry per code point ever seen."""
 
     def __missing__(self, code: int) -> str:
         self[code] = value = "".join(map(_separate, unicodedata.normalize("NFD", _fold(code))))

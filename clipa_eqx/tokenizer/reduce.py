@@ -61,5 +61,5 @@ def keep_first_of_order(pieces: Sequence[int], *, order: Sequence[int], room: in
 
 
 def keep_block(pieces: Sequence[int], *, start: int, room: int) -> list[int]:
-    """``room`` neighbouring pieces from ``start`` on; valid starts are 0 to ``len(pieces) - room``, both included."""
+    """``room`` neighboring pieces from ``start`` on; valid starts are 0 to ``len(pieces) - room``, both included."""
     return list(pieces[start : start + room])

@@ -29,10 +29,10 @@ def read_vocab(path: Path) -> tuple[str, ...]:
 def write_vocab(pieces: Sequence[str], path: Path | str) -> None:
     """Writes pieces as a vocabulary file, the same bytes on every machine. Raises DataError for unusable pieces."""
     check_vocab(pieces, where=str(path))
-    Path(path).write_bytes(serialise(pieces))
+    Path(path).write_bytes(serialize(pieces))
 
 
-def serialise(pieces: Sequence[str]) -> bytes:
+def serialize(pieces: Sequence[str]) -> bytes:
     return "".join(f"{piece}\n" for piece in pieces).encode()
 
 

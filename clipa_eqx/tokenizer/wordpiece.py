@@ -1,4 +1,4 @@
-"""The tokeniser: captions to fixed-length rows of word-piece ids, and back."""
+"""The tokenizer: captions to fixed-length rows of word-piece ids, and back."""
 
 import functools
 import hashlib
@@ -41,7 +41,7 @@ class Tokens(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Tokenizer:
-    """BERT WordPiece with the reference's normalisation: ``[CLS]`` first, no ``[SEP]``, padded with zeros.
+    """BERT WordPiece with the reference's normalization: ``[CLS]`` first, no ``[SEP]``, padded with zeros.
 
     ``classes`` holds one byte per piece, 1 noun, 2 adjective, 3 verb, 4 other, for the reduction "syntax".
     Picklable; imports no jax. Raises DataError for an unusable vocabulary (see ``vocabulary.check_vocab``).
@@ -172,7 +172,7 @@ class Tokenizer:
     @functools.cached_property
     def vocab_sha256(self) -> str:
         """Of the vocabulary file that ``save`` writes; for BERT's, also of the file that Google published."""
-        return hashlib.sha256(vocabulary.serialise(self.pieces)).hexdigest()
+        return hashlib.sha256(vocabulary.serialize(self.pieces)).hexdigest()
 
     def __getstate__(self) -> dict[str, Any]:
         # The library model and the cache are rebuilt in the process that receives the tokenizer.
@@ -196,7 +196,7 @@ class Tokenizer:
 
     @functools.cached_property
     def _word_ids(self) -> Callable[[str], tuple[int, ...]]:
-        """Normalised word -> piece ids, greedy from the left; a memory of the most recent words makes it cheap."""
+        """Normalized word -> piece ids, greedy from the left; a memory of the most recent words makes it cheap."""
         model = WordPiece(
             {piece: i for i, piece in enumerate(self.pieces)},
             unk_token=vocabulary.UNKNOWN,

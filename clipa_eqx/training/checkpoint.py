@@ -58,7 +58,7 @@ class Checkpoints:
             step,
             args=ocp.args.Composite(
                 model=ocp.args.StandardSave(_nested(state.model)),
-                optimiser=ocp.args.StandardSave(_nested(state.opt_state)),
+                optimizer=ocp.args.StandardSave(_nested(state.opt_state)),
                 record=ocp.args.JsonSave(record),
             ),
         )
@@ -75,10 +75,10 @@ class Checkpoints:
         restored = self._read(
             step,
             model=_nested(_with_shardings(abstract.model, shardings.model)),
-            optimiser=_nested(_with_shardings(abstract.opt_state, shardings.opt_state)),
+            optimizer=_nested(_with_shardings(abstract.opt_state, shardings.opt_state)),
         )
         model = _unnested(abstract.model, restored["model"])
-        opt_state = _unnested(abstract.opt_state, restored["optimiser"])
+        opt_state = _unnested(abstract.opt_state, restored["optimizer"])
         counter = jax.device_put(np.asarray(step, np.int32), shardings.step)
         return TrainState(model=model, opt_state=opt_state, step=counter)
 
@@ -110,7 +110,7 @@ class Checkpoints:
         for name in reversed(rest.split("/")):
             item, how = {name: item}, {name: how}
         args = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
-        folder = (self.folder / str(step) / {"model": "model", "opt_state": "optimiser"}[part]).absolute()
+        folder = (self.folder / str(step) / {"model": "model", "opt_state": "optimizer"}[part]).absolute()
         try:
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
                 node = reader.restore(folder, args=args)
@@ -207,7 +207,7 @@ def _check_same(stored: Mapping[str, Any], expected: Mapping[str, Any], *, where
     if problems:
         shown = problems[:20] + ([f"... and {len(problems) - 20} more"] if len(problems) > 20 else [])
         raise CheckpointError(
-            f"{where} is of another architecture or optimiser; use the config it was trained with, or start a new run "
+            f"{where} is of another architecture or optimizer; use the config it was trained with, or start a new run "
             "from it with --init-from:\n  " + "\n  ".join(shown)
         )
 

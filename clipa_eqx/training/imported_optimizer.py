@@ -1,4 +1,4 @@
-"""Going on with a run of the reference: its optimiser's moments, counts and step, imported beside the weights."""
+"""Going on with a run of the reference: its optimizer's moments, counts and step, imported beside the weights."""
 
 import re
 from pathlib import Path
@@ -13,27 +13,27 @@ from clipa_eqx.errors import CheckpointError
 from clipa_eqx.models.clip import CLIP, abstract_clip
 from clipa_eqx.optim import OptimConfig
 from clipa_eqx.reference_chain import ChainShape, chain_shape
-from clipa_eqx.saved.optimizer_file import FIRST_SCHEDULE, OptimiserState, open_optimiser_state
+from clipa_eqx.saved.optimizer_file import FIRST_SCHEDULE, OptimizerState, open_optimizer_state
 from clipa_eqx.sharding import shardings_for
 from clipa_eqx.training.state import TrainState
 from clipa_eqx.trees import leaf_paths
 
 
 def continued_state(model: CLIP, folder: Path, optim: OptimConfig, *, abstract: TrainState, mesh: Mesh) -> TrainState:
-    """The training state that an imported checkpoint holds: ``model`` with its optimiser, at the stored step.
+    """The training state that an imported checkpoint holds: ``model`` with its optimizer, at the stored step.
 
     Raises:
-        CheckpointError: there is no optimiser state, or it is of another optimiser than ``optim`` describes: other
+        CheckpointError: there is no optimizer state, or it is of another optimizer than ``optim`` describes: other
             frozen leaves, dtype of the first moments, number of schedules, decay or factors where there were none. The
             message lists all of it.
     """
-    with open_optimiser_state(folder) as stored:
+    with open_optimizer_state(folder) as stored:
         problems = _contradictions(stored, optim, chain_shape(optim, abstract_clip(model.config)))
         problems += _misfits(stored, abstract)
         if problems:
             raise CheckpointError(
-                f"{folder}: its optimiser state is not of this config's optimiser; use the settings of the run that "
-                "wrote it, or start afresh without init.optimiser:\n  " + "\n  ".join(problems)
+                f"{folder}: its optimizer state is not of this config's optimizer; use the settings of the run that "
+                "wrote it, or start afresh without init.optimizer:\n  " + "\n  ".join(problems)
             )
         # Copied out of the map: the file is closed before training starts.
         leaves = [np.array(_stored_leaf(stored, path)) for path in leaf_paths(abstract.opt_state)]
@@ -43,7 +43,7 @@ def continued_state(model: CLIP, folder: Path, optim: OptimConfig, *, abstract: 
     return jax.device_put(state, shardings_for(abstract, mesh))
 
 
-def _misfits(stored: OptimiserState, abstract: TrainState) -> list[str]:
+def _misfits(stored: OptimizerState, abstract: TrainState) -> list[str]:
     wanted = dict(zip(leaf_paths(abstract.opt_state), jax.tree.leaves(abstract.opt_state), strict=True))
     moments = {f"{kind}/{path}": leaf for name, leaf in wanted.items() for kind, path in [_moment(name)] if kind}
     problems: list[str] = []
@@ -67,7 +67,7 @@ def _misfits(stored: OptimiserState, abstract: TrainState) -> list[str]:
     return problems[:20] + ([f"... and {len(problems) - 20} more"] if len(problems) > 20 else [])
 
 
-def _contradictions(stored: OptimiserState, optim: OptimConfig, chain: ChainShape) -> list[str]:
+def _contradictions(stored: OptimizerState, optim: OptimConfig, chain: ChainShape) -> list[str]:
     """What the order of the reference's chain says of the run, where this config cannot be the same."""
     layers = {(path, layer) for path, layer in chain.frozen if layer is not None}
     problems = [f"frozen there, trained here: {p} layer {i}" for p, i in sorted(stored.frozen_layers - layers)]
@@ -91,7 +91,7 @@ def _contradictions(stored: OptimiserState, optim: OptimConfig, chain: ChainShap
     return problems
 
 
-def _stored_leaf(stored: OptimiserState, path: str) -> np.ndarray:
+def _stored_leaf(stored: OptimizerState, path: str) -> np.ndarray:
     kind, name = _moment(path)
     if kind:
         return stored.file.read(f"{kind}/{name}")
@@ -100,6 +100,6 @@ def _stored_leaf(stored: OptimiserState, path: str) -> np.ndarray:
 
 
 def _moment(path: str) -> tuple[Literal["mu", "nu", ""], str]:
-    """Kind and leaf of a moment by its path in the optimiser's state; an empty kind is a count."""
+    """Kind and leaf of a moment by its path in the optimizer's state; an empty kind is a count."""
     found: Any = re.fullmatch(r"(?:.*/)?(mu|nu)/(.+)", path)
     return (found[1], found[2]) if found else ("", path)

@@ -1,4 +1,4 @@
-"""Training from a config to an artefact. This is the page to read first."""
+"""Training from a config to a model folder. This is the page to read first."""
 
 import logging
 import re
@@ -144,7 +144,7 @@ def train(config: ExperimentConfig, workdir: Path) -> TrainResult:
                 checkpoints.wait()
                 raise Interrupted(f"stopped after step {step} of {total_steps} and saved; the same command goes on")
         checkpoints.wait()
-        folder = _save_artefact(config, workdir, state.model, tokenizer, record=record, steps=total_steps)
+        folder = _save_final_model(config, workdir, state.model, tokenizer, record=record, steps=total_steps)
         return TrainResult(total_steps, reports.last, folder)
 
 
@@ -222,7 +222,7 @@ def _score(config: ExperimentConfig, due: list[Evaluation], model: CLIP, mesh: M
     return scores
 
 
-def _save_artefact(
+def _save_final_model(
     config: ExperimentConfig,
     workdir: Path,
     model: CLIP,

@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from clipa_eqx.data.manifest import Manifest
 from clipa_eqx.errors import CheckpointError
 from clipa_eqx.experiment import ExperimentConfig
-from clipa_eqx.json_config import to_json
+from clipa_eqx.json_config import to_json, with_current_names
 
 CONFIG_NAME = "config.json"
 METRICS_NAME = "metrics.jsonl"
@@ -118,7 +118,7 @@ def read_record(workdir: Path) -> dict[str, Any]:
 
 def check_same_run(ours: Mapping[str, Any], theirs: Mapping[str, Any], *, where: str) -> None:
     """Raises CheckpointError with every difference that would change what the run computes."""
-    before, now = dict(_flat(ours["config"])), dict(_flat(theirs["config"]))
+    before, now = (dict(_flat(with_current_names(record["config"]))) for record in (ours, theirs))
     for what, name in (("the data's hash", "data_sha256"), ("the vocabulary's hash", "vocab_sha256")):
         before[what], now[what] = ours[name], theirs[name]
     differing = [

@@ -1,4 +1,4 @@
-"""Where a run starts: at its own last checkpoint, at another run's or artefact's weights, or at random."""
+"""Where a run starts: at its own last checkpoint, at another run's or model folder's weights, or at random."""
 
 import logging
 import re
@@ -36,11 +36,11 @@ def first_state(
     mesh: Mesh,
     vocab_sha256: str,
 ) -> TrainState:
-    """The state a run starts with, where it will live: that of step 0, or with ``init.optimiser`` a later one.
+    """The state a run starts with, where it will live: that of step 0, or with ``init.optimizer`` a later one.
 
     Raises:
         CheckpointError: the source of ``config.init`` is missing, damaged, or differs in what no surgery was named for;
-            with ``init.optimiser``, it has no optimiser state, or one of another optimiser.
+            with ``init.optimizer``, it has no optimizer state, or one of another optimizer.
     """
     key = jr.fold_in(jr.key(config.seed), _INIT_STREAM)
     shardings = shardings_for(abstract, mesh)
@@ -64,8 +64,8 @@ def first_state(
         resize_image=config.init.resize_image,
         keep_initial=config.init.keep_initial,
     )
-    _log.info("initialised from %s: %s", config.init.source, report)
-    if config.init.optimiser:
+    _log.info("initialized from %s: %s", config.init.source, report)
+    if config.init.optimizer:
         return continued_state(model, Path(config.init.source), config.optim, abstract=abstract, mesh=mesh)
     model = jax.device_put(model, shardings.model)
     return jax.jit(lambda model: start_state(model, optimizer), out_shardings=shardings)(model)
@@ -79,14 +79,15 @@ class Source(NamedTuple):
 
 
 def load_source(init: InitConfig, mesh: Mesh) -> Source:
-    """The model of a work folder's last committed checkpoint, or of an artefact."""
+    """The model of a work folder's last committed checkpoint, or of a model folder."""
     source = Path(init.source)
     if (source / "model.safetensors").exists():
         loaded = load_model(source)
         return Source(loaded.model, loaded.tokenizer.tokenizer.vocab_sha256)
     if not (source / CONFIG_NAME).exists():
         raise CheckpointError(
-            f"init.source {source} is neither a work folder (no {CONFIG_NAME}) nor an artefact (no model.safetensors)"
+            f"init.source {source} is neither a work folder (no {CONFIG_NAME}) nor a model folder (no "
+            "model.safetensors)"
         )
     record = read_record(source)
     config = from_json(CLIPConfig, record["config"]["model"])

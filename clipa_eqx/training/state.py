@@ -1,4 +1,4 @@
-"""What a training step maps to its successor: model, optimiser state and the number of steps done."""
+"""What a training step maps to its successor: model, optimizer state and the number of steps done."""
 
 from typing import Any
 

@@ -12,8 +12,8 @@ from jaxtyping import Array, Float, Int32, PRNGKeyArray, UInt8
 
 from clipa_eqx.losses import sharded_softmax_contrastive, softmax_contrastive
 from clipa_eqx.models.clip import CLIP
-from clipa_eqx.models.layers import l2_normalise
-from clipa_eqx.models.pixels import normalise_pixels
+from clipa_eqx.models.layers import l2_normalize
+from clipa_eqx.models.pixels import normalize_pixels
 from clipa_eqx.optim import cap_temperature
 from clipa_eqx.precision import Precision
 from clipa_eqx.sharding import BATCH_AXES, batch_sharding, replicated, shardings_for
@@ -46,12 +46,12 @@ def batch_loss(
 ) -> BatchLoss:
     """Contrastive loss of a batch; with a key, masking, dropout and drop-path are on, one key per row and tower.
 
-    ``image_norm`` and ``text_norm`` are the mean lengths of the embeddings before normalisation. With a mesh, call it
+    ``image_norm`` and ``text_norm`` are the mean lengths of the embeddings before normalization. With a mesh, call it
     under ``jax.set_mesh(mesh)``; activations are pinned to the axes that split the batch.
     """
     axes = None if mesh is None else BATCH_AXES
     towers = precision.to_compute(model)
-    pixels = normalise_pixels(images).astype(precision.compute)
+    pixels = normalize_pixels(images).astype(precision.compute)
     if key is None:
         image = jax.vmap(towers.image, spmd_axis_name=axes)(pixels)
         text = jax.vmap(towers.text, spmd_axis_name=axes)(tokens)
@@ -60,7 +60,7 @@ def batch_loss(
         image = jax.vmap(lambda x, k: towers.image(x, key=k), spmd_axis_name=axes)(pixels, k_image)
         text = jax.vmap(lambda x, k: towers.text(x, key=k), spmd_axis_name=axes)(tokens, k_text)
     image, text = (z.astype(jnp.float32) for z in (image, text))
-    z_image, z_text = jax.vmap(l2_normalise)(image), jax.vmap(l2_normalise)(text)
+    z_image, z_text = jax.vmap(l2_normalize)(image), jax.vmap(l2_normalize)(text)
     if mesh is not None:
         z_image, z_text = (jax.lax.with_sharding_constraint(z, PartitionSpec(BATCH_AXES)) for z in (z_image, z_text))
     if kind == "sharded" and mesh is not None:

@@ -133,17 +133,17 @@ def compare_sides(a: "Side", b: "Side") -> dict[str, Any]:
 def _texts(a: "Side", b: "Side", report: dict[str, Any]) -> None:
     from conversion.compare.texts import compare_texts
 
-    if a.tokenise is None or b.tokenise is None:
-        missing = " and ".join(side.name for side in (a, b) if side.tokenise is None)
-        report["notes"].append(f"texts: not compared, {missing} does not say how they are tokenised")
+    if a.tokenize is None or b.tokenize is None:
+        missing = " and ".join(side.name for side in (a, b) if side.tokenize is None)
+        report["notes"].append(f"texts: not compared, {missing} does not say how they are tokenized")
         return
-    found = compare_texts(a.tokenise, b.tokenise, pieces=(a.pieces or b.pieces, b.pieces or a.pieces))
+    found = compare_texts(a.tokenize, b.tokenize, pieces=(a.pieces or b.pieces, b.pieces or a.pieces))
     report["notes"].append(f"texts: {found.equal} of {found.texts} have equal ids")
     if found.causes or found.unexplained:
         left = [["unexplained", repr(text[:40])] for text in found.unexplained]
         what = f"{found.texts - found.equal} of {found.texts} fixed texts get other ids"
         report["divergences"].append(
-            {"where": "tokenisation", "what": what, "causes": [*map(list, found.causes), *left]}
+            {"where": "tokenization", "what": what, "causes": [*map(list, found.causes), *left]}
         )
 
 

@@ -61,7 +61,7 @@ def compare_pictures(
             made = _Settings(pictures=settings_a)
             for change in chosen:
                 made = change.make(made)
-            # Normalised otherwise, a level is another step.
+            # Normalized otherwise, a level is another step.
             if (
                 largest_difference([_own_pixels(picture, made) for picture in pictures], theirs, made.pictures.std)
                 <= LEVEL

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from clipa_eqx.data.images.pixel_values import normalise_imagenet
+from clipa_eqx.data.images.pixel_values import normalize_imagenet
 from clipa_eqx.data.images.resize import resize
 from clipa_eqx.errors import ConversionError
 from conversion.compare.replay import Array, patches_of
@@ -28,9 +28,9 @@ def tower_inputs(a: Side, b: Side, tower: Tower) -> Array:
         prepare = a.picture or b.picture or _plain(config.image.image_size)
         return patches_of(prepare(picture)[None], config.image)
     length, vocab = config.text.length, min(a.config.text.vocab, b.config.text.vocab)
-    tokenise = a.tokenise or b.tokenise
-    if tokenise is not None:
-        ids = np.asarray(tokenise(list(FIXED_TEXTS)))[:_TOWER_TEXTS]
+    tokenize = a.tokenize or b.tokenize
+    if tokenize is not None:
+        ids = np.asarray(tokenize(list(FIXED_TEXTS)))[:_TOWER_TEXTS]
         if ids.shape[1] == length and ids.max() < vocab:
             return ids.astype(np.float64)
     fixed = (np.arange(_TOWER_TEXTS * length) * 7919 + 101) % vocab
@@ -76,7 +76,7 @@ def recorded(side: Side, file: Path) -> Side:
             raise ConversionError(
                 f"{file}: tokens are {ids.dtype}{ids.shape}, expected whole numbers ({len(FIXED_TEXTS)}, n)"
             )
-        side = replace(side, tokenise=lambda _: ids)
+        side = replace(side, tokenize=lambda _: ids)
     found = [one for one in pixels if one is not None]
     if not found:
         return side
@@ -95,4 +95,4 @@ def recorded(side: Side, file: Path) -> Side:
 
 
 def _plain(size: tuple[int, int]) -> Callable[[Picture], np.ndarray]:
-    return lambda picture: normalise_imagenet(resize(picture, size=size))
+    return lambda picture: normalize_imagenet(resize(picture, size=size))

@@ -134,9 +134,9 @@ def _add(leaves: Leaves, options: TowerOptions, inputs: tuple[Array, ...]) -> Ar
 
 def _norm(leaves: Leaves, options: TowerOptions, inputs: tuple[Array, ...]) -> Array:
     x = inputs[0]
-    centred = x - x.mean(axis=-1, keepdims=True)
-    variance = np.mean(np.square(centred), axis=-1, keepdims=True)
-    return centred / np.sqrt(variance + options.eps) * leaves["weight"] + leaves["bias"]
+    centered = x - x.mean(axis=-1, keepdims=True)
+    variance = np.mean(np.square(centered), axis=-1, keepdims=True)
+    return centered / np.sqrt(variance + options.eps) * leaves["weight"] + leaves["bias"]
 
 
 def _attend(leaves: Leaves, options: TowerOptions, inputs: tuple[Array, ...]) -> Array:

@@ -98,7 +98,7 @@ def _artefact(folder: Path, stack: ExitStack) -> Side:
         text=text_options(config.text),
         read=_with_tables(read, config),
         log_temperature=float(leaves.read("log_temperature")),
-        tokenise=lambda texts: tokenizer(texts, length=config.text.length).ids,
+        tokenize=lambda texts: tokenizer(texts, length=config.text.length).ids,
         pieces=tokenizer.pieces,
         picture=lambda picture: our_pixels(picture, preprocess),
         pictures=_our_pictures(preprocess),
@@ -174,11 +174,11 @@ def _with_texts(side: Side, opened: OpenedClip, config: OpenClipConfig) -> Side:
     pieces = bert_pieces() if pieces is None else pieces
     json_file = folder / "tokenizer.json"
     if json_file.is_file():
-        tokenise = json_tokenizer(json_file, length=config.length, strips_sep=config.texts.strips_sep)
+        tokenize = json_tokenizer(json_file, length=config.length, strips_sep=config.texts.strips_sep)
     else:
-        habits = TextHabits(normaliser="bert", sep="stripped" if config.texts.strips_sep else "kept", cleans=True)
-        tokenise = HabitTokenizer(pieces=pieces, length=config.length, habits=habits)
-    return replace(side, tokenise=tokenise, pieces=pieces)
+        habits = TextHabits(normalizer="bert", sep="stripped" if config.texts.strips_sep else "kept", cleans=True)
+        tokenize = HabitTokenizer(pieces=pieces, length=config.length, habits=habits)
+    return replace(side, tokenize=tokenize, pieces=pieces)
 
 
 def _reader(file: TensorFile, rules: Sequence[Rule], config: CLIPConfig, *, bias_end: str) -> Read:

@@ -1,4 +1,4 @@
-"""Whether two models tokenise alike, and if not, which habit differs: each is tried on fixed texts."""
+"""Whether two models tokenize alike, and if not, which habit differs: each is tried on fixed texts."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from conversion.weights.numerics import Rules
 VOCABULARY = "other vocabulary"
 SEP_KEPT = "SEP kept"
 SEP_PLACE = "a place kept for SEP"
-NORMALISATION = "tokeniser normalisation"
+NORMALIZATION = "tokenizer normalization"
 CLEANING = "text cleaning"
 
 FIXED_TEXTS: tuple[str, ...] = (
@@ -36,12 +36,12 @@ class TextHabits:
     """How texts become ids, beyond the vocabulary.
 
     Attributes:
-        normaliser: whose rules.
+        normalizer: whose rules.
         sep: none at all; kept as a token; or replaced by padding after it has taken its place.
         cleans: HTML entities and white space are cleaned up first.
     """
 
-    normaliser: Rules = "reference"
+    normalizer: Rules = "reference"
     sep: Sep = "none"
     cleans: bool = False
 
@@ -56,7 +56,7 @@ class HabitTokenizer:
 
     def __call__(self, texts: Sequence[str]) -> Ids:
         """Rows of ids. Raises ``DataError`` for an unusable vocabulary."""
-        split = self._reference() if self.habits.normaliser == "reference" else self._bert()
+        split = self._reference() if self.habits.normalizer == "reference" else self._bert()
         ids = np.zeros((len(texts), self.length), np.int64)
         cls, sep = self.pieces.index(CLASS), self.pieces.index("[SEP]") if "[SEP]" in self.pieces else 0
         for row, text in zip(ids, texts, strict=True):
@@ -92,7 +92,7 @@ def compare_texts(
     *,
     pieces: Vocabularies,
 ) -> TextReport:
-    """Tokenise the fixed texts both ways, find the habits that give A's ids, and what B does else.
+    """Tokenize the fixed texts both ways, find the habits that give A's ids, and what B does else.
 
     Args:
         pieces: the vocabularies of both; without them, nothing is explained.
@@ -108,7 +108,7 @@ def compare_texts(
     for chosen in _subsets(texts, ours, pieces) if differ else ():
         if not left:
             break
-        made = chosen.tokenise([texts[i] for i in left])
+        made = chosen.tokenize([texts[i] for i in left])
         hits = [i for i, row in zip(left, made, strict=True) if (row == theirs[i]).all()]
         for i in hits:
             for cause in chosen.causes:
@@ -120,7 +120,7 @@ def compare_texts(
 
 class _Subset(NamedTuple):
     causes: tuple[str, ...]
-    tokenise: HabitTokenizer
+    tokenize: HabitTokenizer
 
 
 def _subsets(texts: list[str], ids: Ids, pieces: Vocabularies) -> list[_Subset]:
@@ -131,7 +131,7 @@ def _subsets(texts: list[str], ids: Ids, pieces: Vocabularies) -> list[_Subset]:
     rules: tuple[Rules, ...] = ("reference", "bert")
     seps: tuple[Sep, ...] = ("none", "stripped", "kept")
     known = [
-        HabitTokenizer(pieces=a, length=ids.shape[1], habits=TextHabits(normaliser=rule, sep=sep, cleans=cleans))
+        HabitTokenizer(pieces=a, length=ids.shape[1], habits=TextHabits(normalizer=rule, sep=sep, cleans=cleans))
         for rule, sep, cleans in itertools.product(rules, seps, (False, True))
     ]
     own = next((one for one in known if np.array_equal(one(texts), ids)), None)
@@ -140,8 +140,8 @@ def _subsets(texts: list[str], ids: Ids, pieces: Vocabularies) -> list[_Subset]:
     found: list[_Subset] = []
     for other in known:
         causes: list[str] = []
-        if other.habits.normaliser != own.habits.normaliser:
-            causes.append(NORMALISATION)
+        if other.habits.normalizer != own.habits.normalizer:
+            causes.append(NORMALIZATION)
         if other.habits.cleans != own.habits.cleans:
             causes.append(CLEANING)
         if other.habits.sep != own.habits.sep:

@@ -29,11 +29,11 @@ class Side:
 
     Attributes:
         name: what the user called it.
-        kind: artefact, Flax npz or open_clip.
+        kind: model folder, Flax npz or open_clip.
         config: sizes; of the numerics ``image`` and ``text`` decide.
         read: a leaf in float64 by path, blocks by their layer's path; None where the file lacks it.
         log_temperature: as stored.
-        tokenise: texts to ids (texts, length), if this side says how; ``pieces`` are its vocabulary.
+        tokenize: texts to ids (texts, length), if this side says how; ``pieces`` are its vocabulary.
         picture: a decoded picture to pixels of the image tower, if this side says how; ``pictures`` as settings.
         notes: what the report should say of this side.
     """
@@ -45,7 +45,7 @@ class Side:
     text: TowerOptions
     read: Callable[[str], Array | None]
     log_temperature: float
-    tokenise: Callable[[list[str]], np.ndarray] | None = None
+    tokenize: Callable[[list[str]], np.ndarray] | None = None
     pieces: tuple[str, ...] | None = None
     picture: Callable[[np.ndarray], np.ndarray] | None = None
     pictures: Pictures | None = None

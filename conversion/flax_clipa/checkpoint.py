@@ -14,8 +14,8 @@ class Checkpoint(NamedTuple):
     Attributes:
         format: what provenance calls it.
         params: the parameters, without any prefix.
-        moments: the optimiser state, if there is one and it is wanted.
-        layout: how the same arrays are spelt.
+        moments: the optimizer state, if there is one and it is wanted.
+        layout: how the same arrays are spelled.
         about: JSON of the layout, for provenance.
         notes: what else a user should know of it.
     """

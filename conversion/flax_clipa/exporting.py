@@ -12,10 +12,10 @@ from tqdm import tqdm
 
 from clipa_eqx.errors import CheckpointError, ConversionError
 from clipa_eqx.models.clip import CLIPConfig
-from clipa_eqx.saved.description import OPTIMISER_FILE, PROVENANCE_FILE, WEIGHTS_FILE, load_model_config, read_json
+from clipa_eqx.saved.description import PROVENANCE_FILE, WEIGHTS_FILE, load_model_config, optimizer_file, read_json
 from clipa_eqx.saved.leaf_file import LeafReader
 from clipa_eqx.saved.leaf_shapes import check_leaves
-from clipa_eqx.saved.optimizer_file import FIRST_SCHEDULE, Kind, OptimiserState, open_optimiser_state
+from clipa_eqx.saved.optimizer_file import FIRST_SCHEDULE, Kind, OptimizerState, open_optimizer_state
 from clipa_eqx.saved.replacing import check_apart, work_folder
 from clipa_eqx.training.run_folder import CHECKPOINTS_NAME
 from conversion.flax_clipa.files import ADAM_COUNT, FORMAT, MU, NU
@@ -23,7 +23,7 @@ from conversion.flax_clipa.names import flax_rules
 from conversion.flax_clipa.npz import NpzFile
 from conversion.flax_clipa.npz_writer import check_target, new_npz
 from conversion.flax_clipa.shapes import FlaxLayout
-from conversion.flax_clipa.unpack_run import unpack_work_folder
+from conversion.flax_clipa.unpack_run import unpack_run
 from conversion.weights.numerics import numerics_of, profile_of
 from conversion.weights.rules import Placed, Rule, export_tensor, foreign_tensors, import_slices, raise_problems
 from conversion.weights.tensors import FLOATS, TensorView
@@ -46,8 +46,8 @@ def export_flax(folder: Path, target: Path, *, overwrite: bool = False) -> str:
     """Write ``target``; returns a line about it.
 
     A model folder that was imported from such a checkpoint comes back under the names, shapes and dtypes it had; with
-    optimiser state, counts and times. Any other gets the layout of the reference's main branch. A work folder gives its
-    last committed checkpoint, optimiser state included.
+    optimizer state, counts and times. Any other gets the layout of the reference's main branch. A work folder gives its
+    last committed checkpoint, optimizer state included.
 
     Raises:
         CheckpointError: the folder is neither, or damaged; or ``target`` would lie in a model folder.
@@ -62,7 +62,7 @@ def export_flax(folder: Path, target: Path, *, overwrite: bool = False) -> str:
         try:
             # Orbax stores stacked leaves, the target one tensor per layer: sort them on disk, beside the target.
             with work_folder(real) as scratch:
-                config = unpack_work_folder(folder, scratch)
+                config = unpack_run(folder, scratch)
                 return _export_leaves(scratch, config, target, _Spelling(), overwrite=overwrite)
         except OSError as error:
             raise ConversionError(f"{target} cannot be written ({error}); nothing was left there") from error
@@ -102,8 +102,8 @@ def _export_leaves(folder: Path, config: CLIPConfig, target: Path, spelling: _Sp
         leaves = stack.enter_context(LeafReader(folder / WEIGHTS_FILE))
         check_leaves(leaves.leaves, config, where=str(leaves.path))
         state = None
-        if (folder / OPTIMISER_FILE).exists():
-            state = stack.enter_context(open_optimiser_state(folder))
+        if optimizer_file(folder).exists():
+            state = stack.enter_context(open_optimizer_state(folder))
             if state.counts.updates != state.counts.schedule_steps:
                 _log.warning(
                     "Adam has counted %d updates, the schedules %d, as in runs of the t5x trainer; the main branch "
@@ -118,7 +118,7 @@ def _export_leaves(folder: Path, config: CLIPConfig, target: Path, spelling: _Sp
         with new_npz(target, overwrite=overwrite) as archive:
             entries = dict(_params(placed, leaves, spelling))
             if state is not None:
-                entries |= _optimiser_entries(placed, state)
+                entries |= _optimizer_entries(placed, state)
             problems: list[str] = []
             for name in sorted(entries, key=_order):
                 array = entries[name]()
@@ -131,7 +131,7 @@ def _export_leaves(folder: Path, config: CLIPConfig, target: Path, spelling: _Sp
             archive.close()
             _check_written(archive.path, rules, config, spelling, leaves, bar.update)
     what = f"{len(placed)} tensors"
-    return what if state is None else f"{what}, optimiser state of step {state.counts.schedule_steps}"
+    return what if state is None else f"{what}, optimizer state of step {state.counts.schedule_steps}"
 
 
 def _params(
@@ -153,7 +153,7 @@ def _params(
         yield spelling.prefix + name, read
 
 
-def _optimiser_entries(placed: Mapping[str, Placed], state: OptimiserState) -> dict[str, Callable[[], np.ndarray]]:
+def _optimizer_entries(placed: Mapping[str, Placed], state: OptimizerState) -> dict[str, Callable[[], np.ndarray]]:
     entries: dict[str, Callable[[], np.ndarray]] = {}
     kinds: tuple[tuple[Kind, str], ...] = (("mu", MU), ("nu", NU))
     for kind, prefix in kinds:

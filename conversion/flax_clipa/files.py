@@ -1,4 +1,4 @@
-"""Checkpoints of the reference's JAX code as parameters and optimiser state (facts 2.1, 2.2)."""
+"""Checkpoints of the reference's JAX code as parameters and optimizer state (facts 2.1, 2.2)."""
 
 import math
 import re
@@ -51,10 +51,10 @@ class FlaxSource:
 def open_flax(source: str) -> Generator[FlaxSource]:
     """Open ``FILE.npz`` or ``FILE.npz:sub/tree``.
 
-    Parameters are what lies under ``params/``, else under ``opt/target/`` (an old Flax optimiser), else everything.
+    Parameters are what lies under ``params/``, else under ``opt/target/`` (an old Flax optimizer), else everything.
 
     Raises:
-        ConversionError: the file or subtree is not there, damaged, or holds no two towers; or the optimiser state is
+        ConversionError: the file or subtree is not there, damaged, or holds no two towers; or the optimizer state is
             not of the reference's chain (``FILE.npz:params`` leaves it out).
     """
     path, subtree = split_subtree(source)
@@ -71,11 +71,11 @@ def open_flax(source: str) -> Generator[FlaxSource]:
         notes: tuple[str, ...] = ()
         rest = [] if subtree else [name for name in file.tensors if not name.startswith(prefix)]
         if prefix == "opt/target/":
-            # The rest of an old optimiser: its state has no place in ours.
+            # The rest of an old optimizer: its state has no place in ours.
             old = [name for name in rest if name.startswith("opt/")]
             rest = [name for name in rest if name not in set(old)]
             if old:
-                notes = (f"left out: {len(old)} entries of an old Flax optimiser's state, {_some(old)}",)
+                notes = (f"left out: {len(old)} entries of an old Flax optimizer's state, {_some(old)}",)
         if rest and not any(name.startswith("opt/") for name in rest):
             _refuse_others(file, rest, source, prefix)
         moments = _moments(file, rest, set(params), where=str(path)) if rest else None
@@ -163,7 +163,7 @@ def _moments(file: NpzFile, rest: list[str], params: set[str], *, where: str) ->
         problems.append(f"{ADAM_COUNT}, Adam's count, is {numbers[ADAM_COUNT]}, that of the schedules {min(steps)}")
     if problems:
         raise ConversionError(
-            f"{where}: the optimiser state is not of the reference's chain ({where}:params converts the parameters "
+            f"{where}: the optimizer state is not of the reference's chain ({where}:params converts the parameters "
             f"alone), {listed(problems)}"
         )
     [step] = steps

@@ -15,7 +15,7 @@ from conversion.weights.arguments import (
 )
 from conversion.weights.infer import resolve_config
 from conversion.weights.rules import check_tensors
-from conversion.weights.write_model import write_artefact
+from conversion.weights.write_model import write_model
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def import_checkpoint(found: Checkpoint, arguments: argparse.Namespace) -> None:
     resolved = resolved._replace(notes=(*resolved.notes, resolved.preprocess_note, *found.notes))
     show_resolved(resolved)
     tokenizer = tokenizer_of(arguments.vocab, rows=resolved.config.text.vocab)
-    converted = write_artefact(
+    converted = write_model(
         found.params,
         flax_rules(resolved.config, found.layout),
         resolved.config,
@@ -56,7 +56,7 @@ def import_checkpoint(found: Checkpoint, arguments: argparse.Namespace) -> None:
     _log.info("%s: %s parameters", converted.folder, f"{converted.provenance['parameters']:,}")
     if found.moments is not None:
         _log.info(
-            "optimiser state of step %d: train.py --init-from %s --init.optimiser True goes on from there",
+            "optimizer state of step %d: train.py --init-from %s --init.optimizer True goes on from there",
             found.moments.schedule_steps,
             converted.folder,
         )

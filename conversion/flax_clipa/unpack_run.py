@@ -13,18 +13,18 @@ from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.json_config import from_json
 from clipa_eqx.models.clip import CLIPConfig, abstract_clip
 from clipa_eqx.reference_chain import chain_shape
-from clipa_eqx.saved.description import OPTIMISER_FILE, WEIGHTS_FILE
+from clipa_eqx.saved.description import OPTIMIZER_FILE, WEIGHTS_FILE
 from clipa_eqx.saved.leaf_file import Leaf, LeafWriter
 from clipa_eqx.saved.leaf_shapes import leaf_shapes
-from clipa_eqx.saved.optimizer_file import FIRST_SCHEDULE, Counts, Kind, MomentSlice, write_optimiser_state
+from clipa_eqx.saved.optimizer_file import FIRST_SCHEDULE, Counts, Kind, MomentSlice, write_optimizer_state
 from clipa_eqx.training.checkpoint import Checkpoints
 from clipa_eqx.training.run_folder import CHECKPOINTS_NAME, read_record
 
 FLOAT32 = np.dtype(np.float32)
 
 
-def unpack_work_folder(workdir: Path, scratch: Path) -> CLIPConfig:
-    """Leaves and optimiser state of the last committed checkpoint as the files of a model folder, in ``scratch``.
+def unpack_run(workdir: Path, scratch: Path) -> CLIPConfig:
+    """Leaves and optimizer state of the last committed checkpoint as the files of a model folder, in ``scratch``.
 
     Read leaf by leaf: the largest stacked leaf is what memory must hold.
 
@@ -69,8 +69,8 @@ def unpack_work_folder(workdir: Path, scratch: Path) -> CLIPConfig:
                         yield MomentSlice(kind, name, None, checkpoints.read_leaf(step, path))
                         bar.update()
 
-            write_optimiser_state(
-                scratch / OPTIMISER_FILE,
+            write_optimizer_state(
+                scratch / OPTIMIZER_FILE,
                 shapes,
                 moments(),
                 counts=Counts(int(checkpoints.read_leaf(step, updates)), int(checkpoints.read_leaf(step, done)), about),

@@ -142,7 +142,7 @@ def name_key(name: str, family: Family) -> str:
 def render(
     icons: Sequence[Icon], *, size: int = 64, folder: Path | None = None
 ) -> list[UInt8[np.ndarray, "size size"]]:
-    """Ink of each icon (0 paper, 255 ink), its longer side 13/16 of `size`, centred; all zeros where a glyph is empty.
+    """Ink of each icon (0 paper, 255 ink), its longer side 13/16 of `size`, centered; all zeros where a glyph is empty.
 
     `size` is a multiple of 32, so that twins are compared on whole pixels. Fonts differ in the blank they leave around
     a glyph, so the blank is cut. Raises `DataError` if the icons are of several families.

@@ -75,8 +75,8 @@ def build_icon_records(folder: str | Path, *, size: int = 64, overwrite: bool = 
             info={**info, "families": _counts(kept), "twin_similarity": TWIN_SIMILARITY},
             overwrite=overwrite,
         ),
-        validation=_write_labelled(validation, kept, folder / "validation", info=info, overwrite=overwrite),
-        test=_write_labelled(drawn[SCORED_FAMILY], kept, folder / "test", info=info, overwrite=overwrite),
+        validation=_write_labeled(validation, kept, folder / "validation", info=info, overwrite=overwrite),
+        test=_write_labeled(drawn[SCORED_FAMILY], kept, folder / "test", info=info, overwrite=overwrite),
     )
 
 
@@ -118,7 +118,7 @@ def _has_twin(drawings: Sequence[Drawing], others: Sequence[Drawing]) -> Bool[np
     return np.any(similarity(drawings, others) >= TWIN_SIMILARITY, axis=1)
 
 
-def _write_labelled(
+def _write_labeled(
     scored: _Drawn, trained: _Drawn, folder: Path, *, info: dict[str, object], overwrite: bool
 ) -> Manifest:
     shared = shared_names([icon for icon, _ in scored.drawings], [icon for icon, _ in trained.drawings])

@@ -85,7 +85,7 @@ class OpenClipTower:
 
 @dataclass(frozen=True, kw_only=True)
 class Texts:
-    """How texts are tokenised: the vocabulary's name, whether [SEP] is replaced by padding, what else is asked for."""
+    """How texts are tokenized: the vocabulary's name, whether [SEP] is replaced by padding, what else is asked for."""
 
     tokenizer_name: str | None
     strips_sep: bool

@@ -41,7 +41,7 @@ WRITER = "clipa_eqx"
 def export_open_clip(folder: Path, target: Path, *, overwrite: bool = False) -> Path:
     """Write ``open_clip_config.json``, weights in float32, and the tokenizer; the folder appears once complete.
 
-    Weights whose source was tokenised by open_clip's rules get its tokenizer, others (and those whose vocabulary has
+    Weights whose source was tokenized by open_clip's rules get its tokenizer, others (and those whose vocabulary has
     no [SEP]) one that gives our ids.
 
     Raises:

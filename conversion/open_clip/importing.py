@@ -69,7 +69,7 @@ def import_open_clip(source: str, folder: Path, choices: Choices, *, vocab: Path
     """
     from conversion.open_clip.names import open_clip_rules, temperature_shape
     from conversion.weights.arguments import config_provenance, show_resolved, tokenizer_of, vocabulary_provenance
-    from conversion.weights.write_model import write_artefact
+    from conversion.weights.write_model import write_model
 
     if not source.startswith(HUB):
         check_apart(folder, [Path(source)])
@@ -87,7 +87,7 @@ def import_open_clip(source: str, folder: Path, choices: Choices, *, vocab: Path
         }
         if source.startswith(HUB):
             about["repository"] = source.removeprefix(HUB)
-        converted = write_artefact(
+        converted = write_model(
             opened.tensors,
             open_clip_rules(resolved.config, temperature_shape(opened.tensors.tensors)),
             resolved.config,
@@ -152,7 +152,7 @@ def _check_texts(texts: Texts, *, where: str) -> None:
     if not texts.strips_sep:
         problems.append("[SEP] is kept (no strip_sep_token), which our tokenizer never writes")
     if problems:
-        raise ConversionError(f"{where}: {CONFIG_FILE} tokenises as ours does not:\n  " + "\n  ".join(problems))
+        raise ConversionError(f"{where}: {CONFIG_FILE} tokenizes as ours does not:\n  " + "\n  ".join(problems))
 
 
 def _with_numerics(

@@ -9,7 +9,7 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 
 from clipa_eqx.data.images.evaluation import EvalImageConfig, eval_image, resize_for_eval
-from clipa_eqx.data.images.pixel_values import normalise_imagenet
+from clipa_eqx.data.images.pixel_values import normalize_imagenet
 from clipa_eqx.data.images.resize import resize_small_size
 
 OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -18,7 +18,7 @@ OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26
 
 @dataclass(frozen=True, kw_only=True)
 class Pictures:
-    """How pictures are prepared: resized by Pillow, rounded to levels, normalised."""
+    """How pictures are prepared: resized by Pillow, rounded to levels, normalized."""
 
     size: tuple[int, int]
     mean: tuple[float, ...] = OPENAI_MEAN
@@ -95,16 +95,16 @@ def pixels_note(config: EvalImageConfig, pictures: Pictures) -> str:
 def our_pixels(picture: Picture, config: EvalImageConfig) -> Pixels:
     """What a model folder's preprocessing makes of a picture."""
     if config.mode == "exact":
-        return normalise_imagenet(resize_for_eval(picture, config))
+        return normalize_imagenet(resize_for_eval(picture, config))
     with io.BytesIO() as file:
         Image.fromarray(picture).save(file, "png")
-        return normalise_imagenet(eval_image(file.getvalue(), config))
+        return normalize_imagenet(eval_image(file.getvalue(), config))
 
 
 def resize_and_crop(
     height: int, width: int, settings: Pictures, to_size: Callable[[tuple[int, int]], np.ndarray]
 ) -> Picture:
-    """Resized as the mode says, then cropped or padded at the centre."""
+    """Resized as the mode says, then cropped or padded at the center."""
     size = settings.size
     if settings.resize_mode == "squash":
         return to_size(size)

@@ -29,7 +29,7 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, *, length: int, as_refer
     """Write vocabulary, tokenizer and settings.
 
     Args:
-        as_reference: ids of tensorflow-text's normalisation, ``length - 1`` pieces and no place for [SEP], as our own
+        as_reference: ids of tensorflow-text's normalization, ``length - 1`` pieces and no place for [SEP], as our own
             tokenizer and so as the weights were trained; else those of ``bert-base-uncased``, as open_clip's twins of
             the released models have them.
     """
@@ -40,7 +40,7 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, *, length: int, as_refer
         name: token for name, token in (("sep_token", SEP), ("mask_token", "[MASK]")) if token in tokenizer.pieces
     }
     settings: dict[str, Any] = {
-        # The plain class takes the JSON as it is; BertTokenizer would put its own normaliser in place.
+        # The plain class takes the JSON as it is; BertTokenizer would put its own normalizer in place.
         "tokenizer_class": "PreTrainedTokenizerFast" if as_reference else "BertTokenizer",
         "model_max_length": length,
         "clean_up_tokenization_spaces": False,
@@ -65,7 +65,7 @@ def tokenizer_json(tokenizer: Tokenizer, *, as_reference: bool) -> Any:
 
 
 def _reference(tokenizer: Tokenizer) -> Any:
-    """The reference's rules (``tokenizer.normalise``) as far as the library can say them."""
+    """The reference's rules (``tokenizer.normalize``) as far as the library can say them."""
     vocab = {piece: i for i, piece in enumerate(tokenizer.pieces)}
     made: Any = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocab, unk_token=UNKNOWN))
     made.normalizer = normalizers.Sequence(
@@ -142,10 +142,10 @@ def json_tokenizer(file: Path, *, length: int, strips_sep: bool) -> Callable[[li
     made = load_tokenizer_json(file)
     sep: int | None = made.token_to_id("[SEP]")
 
-    def tokenise(texts: list[str]) -> Ids:
+    def tokenize(texts: list[str]) -> Ids:
         made.enable_truncation(length)
         made.enable_padding(length=length, pad_id=0)
         ids = np.array([encoded.ids for encoded in made.encode_batch([clean(text) for text in texts])], np.int64)
         return np.where(ids == sep, 0, ids) if strips_sep and sep is not None else ids
 
-    return tokenise
+    return tokenize

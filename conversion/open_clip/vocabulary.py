@@ -128,15 +128,15 @@ def _rules(made: Any) -> dict[str, Any]:
     about: dict[str, Any] = json.loads(made.to_str())
     rules = {name: about[name] for name in ("model", "normalizer", "pre_tokenizer")}
     rules["model"] = {key: value for key, value in rules["model"].items() if key != "vocab"}
-    normaliser = rules["normalizer"]
-    if isinstance(normaliser, dict) and cast("dict[str, Any]", normaliser).get("strip_accents") is True:
+    normalizer = rules["normalizer"]
+    if isinstance(normalizer, dict) and cast("dict[str, Any]", normalizer).get("strip_accents") is True:
         # Accents go with lower case where nothing is said of them.
-        rules["normalizer"] = {**cast("dict[str, Any]", normaliser), "strip_accents": None}
+        rules["normalizer"] = {**cast("dict[str, Any]", normalizer), "strip_accents": None}
     return rules
 
 
 def _settings_problems(file: Path) -> list[str]:
-    """What a ``tokenizer_config.json`` changes: transformers puts it above the normaliser of ``tokenizer.json``."""
+    """What a ``tokenizer_config.json`` changes: transformers puts it above the normalizer of ``tokenizer.json``."""
     if not file.is_file():
         return []
     try:

@@ -36,11 +36,11 @@ class Kept(NamedTuple):
     captions_lost: tuple[str, ...] = ()
 
 
-def check_row(row: Row, *, options: IngestOptions, key_prefix: str = "", labelled: bool = False) -> Kept | Lost:
+def check_row(row: Row, *, options: IngestOptions, key_prefix: str = "", labeled: bool = False) -> Kept | Lost:
     """The record of a row, or the first of these reasons that applies.
 
     In order: key is not UTF-8, missing image, captions (each missing, empty or not UTF-8; one good caption is enough),
-    missing label (`labelled` sources: captions are then optional), undecodable image, too many pixels, too small.
+    missing label (`labeled` sources: captions are then optional), undecodable image, too many pixels, too small.
     """
     shown = row.key if isinstance(row.key, str) else row.key.decode(errors="backslashreplace")
     key = _as_text(row.key)
@@ -57,9 +57,9 @@ def check_row(row: Row, *, options: IngestOptions, key_prefix: str = "", labelle
             captions.append(text)
         else:
             lost.append(MISSING_CAPTION if caption is None else CAPTION_NOT_UTF8 if text is None else EMPTY_CAPTION)
-    if labelled and row.label is None:
+    if labeled and row.label is None:
         return Lost(reason=MISSING_LABEL, key=key)
-    if not captions and not labelled:
+    if not captions and not labeled:
         return Lost(reason=lost[0] if lost else MISSING_CAPTION, key=key)
     image = fit_image(row.image, options=options)
     if isinstance(image, Lost):

@@ -21,7 +21,7 @@ from conversion.records.checks import check_row
 from conversion.records.files import Place, move_in, open_place, write_file
 from conversion.records.keys import ENTRY, Fingerprint, content_digest, key_digest, pack_entry
 from conversion.records.rows import NO_CLASS, TRUNCATED, IngestOptions, Kind, Lost, Part, Tally, printable
-from conversion.records.sources.kinds import is_labelled, read_part
+from conversion.records.sources.kinds import is_labeled, read_part
 
 UNFINISHED = "_unfinished"  # folder inside the destination; there only until the manifest is
 
@@ -147,7 +147,7 @@ def _staging(target: Place) -> tempfile.TemporaryDirectory[str]:
 def _blobs(job: Job, source: Place, account: "_Account", seen: Callable[[int], None]) -> Iterator[bytes]:
     options = job.options
     prefix = f"{_stem(job.part.source)}/" if options.prefix_keys else ""
-    labelled, by_rows = is_labelled(job.kind, options), counts_rows(job.kind, options)
+    labeled, by_rows = is_labeled(job.kind, options), counts_rows(job.kind, options)
     for item in read_part(source, job.part, kind=job.kind, options=options, tally=account.tally):
         left = None if job.limit is None else job.limit - account.rows_read
         if left == 0:
@@ -158,7 +158,7 @@ def _blobs(job: Job, source: Place, account: "_Account", seen: Callable[[int], N
             continue
         account.rows_read += 1
         seen(1 if by_rows else len(item.image) if isinstance(item.image, bytes) else 0)
-        kept = check_row(item, options=options, key_prefix=prefix, labelled=labelled)
+        kept = check_row(item, options=options, key_prefix=prefix, labeled=labeled)
         if isinstance(kept, Lost):
             account.lose(kept)
         elif job.classes is not None and kept.record.label is not None and kept.record.label >= job.classes:

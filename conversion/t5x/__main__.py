@@ -19,14 +19,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     importer = commands.add_parser(
         "import",
-        help="a checkpoint_STEP folder to a model folder, with the optimiser state",
+        help="a checkpoint_STEP folder to a model folder, with the optimizer state",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     importer.add_argument("source", metavar="CHECKPOINT_DIR", type=Path)
     add_import_arguments(importer)
-    importer.add_argument("--no-optimiser", action="store_true", help="take the parameters alone")
+    # The second spelling is that of version 0.1.0.
+    importer.add_argument("--no-optimizer", "--no-optimiser", action="store_true", help="take the parameters alone")
     arguments = parser.parse_args(argv)
     exit_on_sigterm(TERMINATED)
     # Nothing here needs an accelerator, and on a TPU host a training run may hold them.

@@ -13,10 +13,10 @@ STEP = "optimizer/state/step"
 
 
 def split_checkpoint(source: T5xFolder) -> tuple[TensorFile, Moments | None]:
-    """Parameters and optimiser state of a checkpoint, under the names of the parameters.
+    """Parameters and optimizer state of a checkpoint, under the names of the parameters.
 
     Raises:
-        ConversionError: lists what is there besides, and what of an optimiser state is missing.
+        ConversionError: lists what is there besides, and what of an optimizer state is missing.
     """
     trees = {prefix: _under(source, prefix) for prefix in (TARGET, MU, NU)}
     counts = [name for name in (ADAM_COUNT, SCHEDULE_COUNT, STEP) if name in source.tensors]

@@ -11,9 +11,9 @@ from conversion.weights.moments import Moments
 
 DECAY_NOTE = (
     "weight decay: the t5x trainer decays the token table and the class token too, optim.decay does not by default; "
-    "to go on with its optimiser, set optim.decay to clipa_eqx.optim.T5X_DECAY"
+    "to go on with its optimizer, set optim.decay to clipa_eqx.optim.T5X_DECAY"
 )
-"""Where going on with the default config would silently be another optimiser (facts 3.2, 6.2)."""
+"""Where going on with the default config would silently be another optimizer (facts 3.2, 6.2)."""
 
 
 def import_t5x(arguments: argparse.Namespace) -> None:
@@ -25,14 +25,14 @@ def import_t5x(arguments: argparse.Namespace) -> None:
     """
     with T5xFolder(arguments.source) as source:
         params, moments = split_checkpoint(source)
-        moments = None if arguments.no_optimiser else moments
+        moments = None if arguments.no_optimizer else moments
         layout = layout_of(params.tensors)
         about = {"attention": layout.attention, "temperature": list(layout.temperature)}
-        notes = () if moments is None else _optimiser_notes(moments)
+        notes = () if moments is None else _optimizer_notes(moments)
         import_checkpoint(Checkpoint(FORMAT, params, moments, layout, about, notes), arguments)
 
 
-def _optimiser_notes(moments: Moments) -> tuple[str, ...]:
+def _optimizer_notes(moments: Moments) -> tuple[str, ...]:
     notes = [DECAY_NOTE]
     if moments.updates != moments.schedule_steps:
         notes.append(

@@ -28,13 +28,13 @@ def verify(folder: Path) -> list[str]:
     """
     from clipa_eqx.errors import ConfigError
     from clipa_eqx.saved.description import (
-        OPTIMISER_FILE,
         PROVENANCE_FILE,
         TOKENIZER_FOLDER,
         WEIGHTS_FILE,
         check_parts,
         load_model_config,
         load_preprocess,
+        optimizer_file,
         read_json,
     )
     from clipa_eqx.tokenizer import Tokenizer
@@ -59,14 +59,15 @@ def verify(folder: Path) -> list[str]:
     # An import writes both, and all that is checked here; models trained here have neither.
     is_imported = bool({"converter", "leaves_sha256"} & provenance.keys())
     checksums = _recorded_checksums(provenance, problems)
-    prefix = f"{OPTIMISER_FILE}/"
+    optimizer = optimizer_file(folder)
+    prefix = f"{optimizer.name}/"
     of_weights = {name: one for name, one in checksums.items() if not name.startswith(prefix)}
-    of_optimiser = {name.removeprefix(prefix): one for name, one in checksums.items() if name.startswith(prefix)}
+    of_optimizer = {name.removeprefix(prefix): one for name, one in checksums.items() if name.startswith(prefix)}
     lines += _check_leaves(folder / WEIGHTS_FILE, config, of_weights, problems, is_needed=is_imported)
-    if (folder / OPTIMISER_FILE).exists():
-        lines += _check_optimiser(folder / OPTIMISER_FILE, of_optimiser, problems, is_needed=is_imported)
-    elif of_optimiser:
-        problems.append(f"{OPTIMISER_FILE} is missing; the import wrote one")
+    if optimizer.exists():
+        lines += _check_optimizer(optimizer, of_optimizer, problems, is_needed=is_imported)
+    elif of_optimizer:
+        problems.append(f"{optimizer.name} is missing; the import wrote one")
     if not problems:
         # Of weights that are not what they should be, embeddings say nothing.
         lines += _check_embeddings(folder, provenance.get("self_check"), problems, is_needed=is_imported)
@@ -118,16 +119,16 @@ def _check_leaves(
     return [f"weights: {count:,} parameters in {total} leaves, all finite; {compared}"]
 
 
-def _check_optimiser(path: Path, checksums: dict[str, str], problems: list[str], *, is_needed: bool) -> list[str]:
+def _check_optimizer(path: Path, checksums: dict[str, str], problems: list[str], *, is_needed: bool) -> list[str]:
     from clipa_eqx.saved.leaf_file import LeafReader
 
     with LeafReader(path) as leaves:
         hashed = _check_values(leaves, checksums, problems, is_needed=is_needed)
-        return [f"optimiser state: {len(leaves.leaves)} leaves, {hashed} with the recorded sha256"]
+        return [f"optimizer state: {len(leaves.leaves)} leaves, {hashed} with the recorded sha256"]
 
 
 def _check_values(leaves: "LeafReader", checksums: dict[str, str], problems: list[str], *, is_needed: bool) -> int:
-    """Look at every leaf and hash it; returns how many have a recorded hash, which they then fulfil.
+    """Look at every leaf and hash it; returns how many have a recorded hash, which they then fulfill.
 
     Args:
         is_needed: every leaf must have one, as an import writes them all.

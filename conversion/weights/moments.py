@@ -9,7 +9,7 @@ from conversion.weights.tensors import TensorFile
 
 @dataclass(frozen=True, kw_only=True)
 class Moments:
-    """The optimiser state of a source.
+    """The optimizer state of a source.
 
     Attributes:
         mu: Adam's first moments under the names of their parameters.

@@ -25,4 +25,4 @@ def profile_of(numerics: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 Rules = Literal["reference", "bert"]
-"""How texts are normalised and split: as tensorflow-text does, and our tokenizer, or as Hugging Face's BERT does."""
+"""How texts are normalized and split: as tensorflow-text does, and our tokenizer, or as Hugging Face's BERT does."""

@@ -62,7 +62,7 @@ class ReleasedModel:
     def resize(self) -> Literal["squash", "resize_small_crop"]:
         """How pictures were brought to size for the published score (facts 5.1, 4.2); bilinear, ImageNet mean and std.
 
-        The pre-training recipes scored with a centre crop, the fine-tuning recipes and open_clip squash.
+        The pre-training recipes scored with a center crop, the fine-tuning recipes and open_clip squash.
         """
         return "resize_small_crop" if self.stage == "pre-training" else "squash"
 
@@ -154,7 +154,7 @@ def _rows() -> Iterator[ReleasedModel]:
     yield _row("flax", "H/14", 336, datacomp, to336, (81.8,), file + "1t0k_5m3VVLRyThUjc4JQ_-z29hABuFBV")
     yield _row("flax", "bigG/14", 224, datacomp, to224, (82.5, 82.7), file + "1kgcfTOEcn1koZf_HkZYZhDpz4p5wKWPY")
     yield _row("flax", "bigG/14", 336, datacomp, to336, (83.0,), file + "1WwXPYb61Zoz-Zd3R5sRwEIGlPRDj3QJo")
-    # What open_clip measured with its own code, tokeniser and 80 templates.
+    # What open_clip measured with its own code, tokenizer and 80 templates.
     measured: tuple[tuple[str, int, Data, str, float, str], ...] = (
         ("L/14", 224, datacomp, to224, 79.57, "ViT-L-14-CLIPA-datacomp1B"),
         ("L/14", 336, datacomp, to336, 80.26, "ViT-L-14-CLIPA-336-datacomp1B"),
@@ -201,7 +201,7 @@ def plain_table() -> str:
             "",
             "top-1: published zero-shot ImageNet accuracy in percent. " + SCORE_NOTE,
             "All: sin-cos image positions, image pool gap, text pool last; pictures bilinear, ImageNet mean and std: a",
-            "centre crop for models of 8 tokens, whose prompts are reduced by syntax, squash for the others.",
+            "center crop for models of 8 tokens, whose prompts are reduced by syntax, squash for the others.",
             "flax: tanh GELU, epsilon 1e-6, reads the file `.npz`. open_clip: exact GELU, epsilon 1e-5.",
             f"Checked here: {CHECKED}. Check yours with `python -m conversion.verify DIR`.",
         ]

@@ -11,8 +11,8 @@ from jaxtyping import Array, Float, Float32, Int32, UInt8
 
 from clipa_eqx.models.blocks import Block
 from clipa_eqx.models.clip import CLIP, CLIPConfig, abstract_clip
-from clipa_eqx.models.layers import l2_normalise
-from clipa_eqx.models.pixels import normalise_pixels
+from clipa_eqx.models.layers import l2_normalize
+from clipa_eqx.models.pixels import normalize_pixels
 from clipa_eqx.models.text import TextTower
 from clipa_eqx.models.vision import VisionTower
 from clipa_eqx.saved.description import WEIGHTS_FILE, load_model_config
@@ -33,7 +33,7 @@ class Embeddings(NamedTuple):
         """Norms, norms of what the model returns, and the first values: JSON for provenance."""
         out: dict[str, Any] = {}
         for name, raw in (("image", self.image), ("text", self.text)):
-            unit = np.asarray(jax.vmap(l2_normalise)(jnp.asarray(raw)))
+            unit = np.asarray(jax.vmap(l2_normalize)(jnp.asarray(raw)))
             out[name] = {
                 "norm": np.linalg.norm(raw.astype(np.float64), axis=1).tolist(),
                 "unit_norm": np.linalg.norm(unit.astype(np.float64), axis=1).tolist(),
@@ -103,7 +103,7 @@ def _through_blocks(
 
 @jax.jit
 def _before_image(tower: VisionTower, pictures: UInt8[Array, "batch height width 3"]) -> Float[Array, "batch seq dim"]:
-    return jax.vmap(lambda one: tower.before_blocks(one)[1])(normalise_pixels(pictures))
+    return jax.vmap(lambda one: tower.before_blocks(one)[1])(normalize_pixels(pictures))
 
 
 @jax.jit

@@ -1,4 +1,4 @@
-"""From a foreign file to a model folder, one tensor at a time: weights, optimiser state, provenance, self-check."""
+"""From a foreign file to a model folder, one tensor at a time: weights, optimizer state, provenance, self-check."""
 
 import importlib.metadata
 import shutil
@@ -16,7 +16,7 @@ from clipa_eqx.errors import ConversionError
 from clipa_eqx.models.clip import CLIPConfig
 from clipa_eqx.saved.description import (
     MODEL_FOLDER,
-    OPTIMISER_FILE,
+    OPTIMIZER_FILE,
     PROVENANCE_FILE,
     WEIGHTS_FILE,
     check_parts,
@@ -25,7 +25,7 @@ from clipa_eqx.saved.description import (
 )
 from clipa_eqx.saved.leaf_file import Leaf, LeafReader, LeafWriter
 from clipa_eqx.saved.leaf_shapes import leaf_shapes
-from clipa_eqx.saved.optimizer_file import Counts, Kind, MomentSlice, write_optimiser_state
+from clipa_eqx.saved.optimizer_file import Counts, Kind, MomentSlice, write_optimizer_state
 from clipa_eqx.saved.replacing import check_replaceable, new_folder
 from clipa_eqx.tokenizer import Tokenizer
 from conversion.weights.moments import Moments
@@ -53,7 +53,7 @@ class Converted(NamedTuple):
     provenance: dict[str, Any]
 
 
-def write_artefact(
+def write_model(
     source: TensorFile,
     rules: Sequence[Rule],
     config: CLIPConfig,
@@ -89,7 +89,7 @@ def write_artefact(
         ):
             checksums, compared = _write_weights(source, rules, config, new / WEIGHTS_FILE, bar.update)
             if moments is not None:
-                checksums |= _write_moments(moments, rules, config, new / OPTIMISER_FILE, bar.update)
+                checksums |= _write_moments(moments, rules, config, new / OPTIMIZER_FILE, bar.update)
             write_description(new, config, tokenizer=tokenizer, preprocess=preprocess, provenance={})
             embeddings = embed_fixed_inputs(new, advance=bar.update)
             if not embeddings.is_finite:
@@ -180,7 +180,7 @@ def _write_moments(
                 yield MomentSlice(kind, name, layer, values)
                 advance(values.size * 4)
 
-    checksums = write_optimiser_state(
+    checksums = write_optimizer_state(
         path,
         leaf_shapes(config),
         slices(),
@@ -188,7 +188,7 @@ def _write_moments(
         mu_dtype=next((info.dtype for info in moments.mu.tensors.values()), FLOAT32),
         frozen=[(rule.path, one.layer) for name, one in placed.items() if name in absent for rule in one.rules],
     )
-    return {f"{OPTIMISER_FILE}/{name}": digest for name, digest in checksums.items()}
+    return {f"{OPTIMIZER_FILE}/{name}": digest for name, digest in checksums.items()}
 
 
 def _bits(array: np.ndarray) -> np.ndarray:

@@ -209,7 +209,7 @@ def test_mistakes_of_a_flax_file_are_named(model, folders, tmp_path):
     report = compared(folders / "ours", tmp_path / "theirs.npz", tmp_path)
     assert report["first"]["where"] == "text/blocks/1/attn/v"
     assert named(report) == {causes.TRANSPOSED}
-    assert any("does not say how they are tokenised" in note for note in report["notes"])
+    assert any("does not say how they are tokenized" in note for note in report["notes"])
     np.savez(tmp_path / "same.npz", **to_flax(model))
     assert compared(tmp_path / "same.npz", folders / "theirs", tmp_path)["first"] is None
 

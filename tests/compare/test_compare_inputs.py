@@ -1,4 +1,4 @@
-"""Where two models tokenise or prepare pictures otherwise: what makes the difference is named, and nothing else."""
+"""Where two models tokenize or prepare pictures otherwise: what makes the difference is named, and nothing else."""
 
 import dataclasses
 
@@ -19,20 +19,20 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 def test_open_clips_own_tokenizer_is_told_from_ours(folders, theirs, tmp_path):
     write_tokenizer(theirs, Tokenizer.bert(), length=LENGTH, as_reference=False)
     report = compared(folders / "ours", theirs, tmp_path)
-    assert report["first"]["where"] == "tokenisation"
-    assert named(report) == {compare_texts.NORMALISATION, compare_texts.SEP_PLACE}
+    assert report["first"]["where"] == "tokenization"
+    assert named(report) == {compare_texts.NORMALIZATION, compare_texts.SEP_PLACE}
     edit_config(theirs, set_in(*TEXT, tokenizer_kwargs={}))
     report = compared(folders / "ours", theirs, tmp_path)
-    assert named(report) == {compare_texts.NORMALISATION, compare_texts.SEP_KEPT}
+    assert named(report) == {compare_texts.NORMALIZATION, compare_texts.SEP_KEPT}
     report = compared(theirs, folders / "ours", tmp_path)
     assert compare_texts.SEP_KEPT in named(report)
 
 
 def test_what_a_tokenizer_file_does_is_what_its_side_is_taken_to_do(folders, theirs, tmp_path):
-    """A is our export, so neither open_clip's normalisation nor its place for SEP is A's."""
+    """A is our export, so neither open_clip's normalization nor its place for SEP is A's."""
     write_tokenizer(theirs, Tokenizer.bert(), length=LENGTH, as_reference=False)
     report = compared(folders / "theirs", theirs, tmp_path)
-    assert named(report) == {compare_texts.NORMALISATION, compare_texts.SEP_PLACE}
+    assert named(report) == {compare_texts.NORMALIZATION, compare_texts.SEP_PLACE}
     assert named(compared(theirs, folders / "theirs", tmp_path)) == named(report)
 
 
@@ -42,7 +42,7 @@ def test_where_nothing_known_gives_the_ids_of_a_no_cause_is_named(folders, tmp_p
     np.savez(tmp_path / "tokens.npz", tokens=ids)
     flags = ["--recorded-a", tmp_path / "tokens.npz"]
     report = compared(folders / "ours", folders / "ours", tmp_path, *flags)
-    assert report["first"]["where"] == "tokenisation"
+    assert report["first"]["where"] == "tokenization"
     assert named(report) == {"unexplained"}
 
 
@@ -61,14 +61,14 @@ def test_a_tokenizer_option_that_is_unknown_is_said_and_texts_are_not_compared(f
     edit_config(theirs, set_in(*TEXT, tokenizer_kwargs={"strip_sep_token": True, "clean": "canonicalize"}))
     report = compared(folders / "ours", theirs, tmp_path)
     assert any("tokenizer_kwargs.clean" in note for note in report["b"]["notes"])
-    assert any("does not say how they are tokenised" in note for note in report["notes"])
+    assert any("does not say how they are tokenized" in note for note in report["notes"])
 
 
 def test_a_vocabulary_alone_is_taken_as_bert(folders, theirs, tmp_path):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (theirs / name).unlink()
     assert named(compared(folders / "ours", theirs, tmp_path)) == {
-        compare_texts.NORMALISATION,
+        compare_texts.NORMALIZATION,
         compare_texts.SEP_PLACE,
     }
 

@@ -122,7 +122,7 @@ def test_the_same_record_is_drawn_anew_in_each_epoch(sources):
     assert len({int(child) for batch in batches for child in batch["child"]}) == 6
 
 
-def test_neighbouring_seeds_share_no_epoch():
+def test_neighboring_seeds_share_no_epoch():
     orders: set[tuple[int, ...]] = set()
     for seed in (0, 1, 2):
         order = shuffled_order(100, seed=seed)

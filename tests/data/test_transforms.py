@@ -13,7 +13,7 @@ from clipa_eqx.data.array_record_reader import open_records
 from clipa_eqx.data.array_record_writer import write_records
 from clipa_eqx.data.images.affine import AffineConfig
 from clipa_eqx.data.images.augment import ImageConfig
-from clipa_eqx.data.images.color import ColourConfig
+from clipa_eqx.data.images.color import ColorConfig
 from clipa_eqx.data.images.evaluation import EvalImageConfig, eval_image
 from clipa_eqx.data.mixture import Mixture
 from clipa_eqx.data.records import Record
@@ -38,9 +38,9 @@ TRAIN = TrainTransform(
     image=ImageConfig(size=(16, 16), mode="exact"), tokenizer=Tokenizer.bert(), length=6, reduction="random"
 )
 _HERE = StreamConfig(threads=0)
-# All that is drawn: caption, part of it, crop, affine map, colour, gray.
+# All that is drawn: caption, part of it, crop, affine map, color, gray.
 WHOLE = TrainTransform(
-    image=ImageConfig(size=(16, 16), affine=AffineConfig(max_rotate_degrees=20.0), colour=ColourConfig()),
+    image=ImageConfig(size=(16, 16), affine=AffineConfig(max_rotate_degrees=20.0), color=ColorConfig()),
     tokenizer=Tokenizer.bert(),
     length=6,
     reduction="block",

@@ -1,4 +1,4 @@
-"""Optimiser state of official training checkpoints: what comes along, what comes back, what is refused."""
+"""Optimizer state of official training checkpoints: what comes along, what comes back, what is refused."""
 
 import ml_dtypes
 import numpy as np
@@ -7,7 +7,7 @@ from support.flax_checkpoints import convert, tiny_arrays, training_arrays, writ
 
 from clipa_eqx.errors import ConversionError
 from clipa_eqx.saved.model import load_model
-from clipa_eqx.saved.optimizer_file import open_optimiser_state
+from clipa_eqx.saved.optimizer_file import open_optimizer_state
 from clipa_eqx.trees import leaf_paths
 from conversion.flax_clipa.__main__ import main
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 def test_training_checkpoints_keep_moments_counts_and_clock(entries, mu_dtype, tmp_path):
     arrays = training_arrays(schedule_entries=entries, mu_dtype=mu_dtype)
     folder = convert(write_npz(tmp_path / "x.npz", arrays), tmp_path / "model")
-    with open_optimiser_state(folder) as state:
+    with open_optimizer_state(folder) as state:
         assert (state.counts.updates, state.counts.schedule_steps) == (7, 7)
         assert state.mu_dtype == np.dtype(mu_dtype)
         assert sorted(state.paths) == sorted(leaf_paths(load_model(folder).model))
@@ -40,7 +40,7 @@ def test_frozen_leaves_and_layers_have_no_moments(tmp_path):
     frozen = ("img/embedding/", "txt/Transformer/encoderblock_0/")
     arrays = without(training_arrays(), *(f"opt/1/0/{k}/{name}" for k in "12" for name in frozen))
     folder = convert(write_npz(tmp_path / "x.npz", arrays), tmp_path / "model")
-    with open_optimiser_state(folder) as state:
+    with open_optimizer_state(folder) as state:
         assert "image/patch/weight" not in state.paths
         assert state.is_live("text/blocks/norm1/bias", 1)
         assert not state.is_live("text/blocks/norm1/bias", 0)
@@ -71,7 +71,7 @@ CHAINS = {
 
 
 @pytest.mark.parametrize("what", CHAINS)
-def test_an_optimiser_that_is_not_the_references_is_refused_with_the_way_around_it(what, tmp_path):
+def test_an_optimizer_that_is_not_the_references_is_refused_with_the_way_around_it(what, tmp_path):
     arrays, message = CHAINS[what]
     source = write_npz(tmp_path / "x.npz", arrays)
     with pytest.raises(ConversionError) as caught:
@@ -79,7 +79,7 @@ def test_an_optimiser_that_is_not_the_references_is_refused_with_the_way_around_
     assert message in str(caught.value)
     assert "x.npz:params converts the parameters alone" in str(caught.value)
     convert(f"{source}:params", tmp_path / "model")
-    assert not (tmp_path / "model" / "optimiser.safetensors").exists()
+    assert not (tmp_path / "model" / "optimizer.safetensors").exists()
 
 
 def test_a_negative_second_moment_is_refused(tmp_path):
@@ -92,13 +92,13 @@ def test_a_negative_second_moment_is_refused(tmp_path):
     assert not (tmp_path / "model").exists()
 
 
-def test_an_old_optimisers_state_is_left_out_with_a_word(tmp_path, caplog):
+def test_an_old_optimizers_state_is_left_out_with_a_word(tmp_path, caplog):
     params = {name.removeprefix("params/"): array for name, array in tiny_arrays().items()}
     arrays = {f"opt/target/{name}": array for name, array in params.items()}
     arrays |= {f"opt/state/param_states/{n}/grad_ema": a for n, a in params.items()} | {"opt/state/step": np.ones(())}
     with caplog.at_level("INFO"):
         folder = convert(write_npz(tmp_path / "x.npz", arrays), tmp_path / "model")
-    note = f"left out: {len(params) + 1} entries of an old Flax optimiser's state, opt/state/"
+    note = f"left out: {len(params) + 1} entries of an old Flax optimizer's state, opt/state/"
     assert any(message.startswith(note) for message in caplog.messages)
     assert any(one.startswith(note) for one in load_model(folder).provenance["config_notes"])
-    assert not (folder / "optimiser.safetensors").exists()
+    assert not (folder / "optimizer.safetensors").exists()

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support import goldens
-from support.recorded_runs import METAS, NOISE, bare, load_batch, reference_optimiser
+from support.recorded_runs import METAS, NOISE, bare, load_batch, reference_optimizer
 from support.recorded_runs import load_model as load_facts
 from support.reference_models import clip_config
 from support.tiny_models import tiny_run
@@ -19,11 +19,11 @@ from clipa_eqx.durations import Duration
 from clipa_eqx.experiment import InitConfig
 from clipa_eqx.json_config import to_json
 from clipa_eqx.models.clip import abstract_clip
-from clipa_eqx.models.pixels import normalise_pixels
+from clipa_eqx.models.pixels import normalize_pixels
 from clipa_eqx.optim import make_optimizer
 from clipa_eqx.precision import Precision
 from clipa_eqx.saved.model import load_model
-from clipa_eqx.saved.optimizer_file import open_optimiser_state
+from clipa_eqx.saved.optimizer_file import open_optimizer_state
 from clipa_eqx.sharding import MeshConfig, make_mesh
 from clipa_eqx.tokenizer.vocabulary import SPECIAL, write_vocab
 from clipa_eqx.training.start import first_state
@@ -69,7 +69,7 @@ def test_recorded_models_give_their_outputs_and_come_back_byte_by_byte(case, tmp
 def test_recorded_forwards_come_from_the_converted_subtree(file, tmp_path):
     config, recorded = load_facts(file, "params/")[1].config, goldens.load_npz(file)
     model = convert(f"{goldens.path(file)}:params", tmp_path / "model", config).model
-    image = normalise_pixels(jnp.asarray(recorded["in_image_uint8"]))
+    image = normalize_pixels(jnp.asarray(recorded["in_image_uint8"]))
     for name, encode, inputs in (
         ("out_zimg", model.encode_image, image),
         ("out_ztxt", model.encode_text, jnp.asarray(recorded["in_tokens"])),
@@ -107,15 +107,15 @@ def test_training_checkpoints_come_back_byte_by_byte(checkpoint, tmp_path):
 def test_a_run_of_the_reference_goes_on_to_its_recorded_parameters(checkpoint, tmp_path):
     name, recorded, model_config = run_of(checkpoint)
     convert(goldens.path(checkpoint), tmp_path / "model", model_config)
-    with open_optimiser_state(tmp_path / "model") as stored:
+    with open_optimizer_state(tmp_path / "model") as stored:
         start = stored.counts.schedule_steps
-    optim = reference_optimiser(recorded["config"], model_config)
+    optim = reference_optimizer(recorded["config"], model_config)
     total = recorded["config"]["total_steps"]
     config = tiny_run(
         model=model_config,
         optim=optim,
         duration=Duration(steps=total),
-        init=InitConfig(source=str(tmp_path / "model"), optimiser=True),
+        init=InitConfig(source=str(tmp_path / "model"), optimizer=True),
         data=dataclasses.replace(
             tiny_run().data, image=dataclasses.replace(tiny_run().data.image, size=model_config.image.image_size)
         ),

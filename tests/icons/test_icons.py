@@ -128,7 +128,7 @@ def test_classes_ignore_word_order_and_take_the_commonest_wording_of_training():
     assert icons.shared_names(scored, trained) == {"arrow circle up": "arrow circle up", "horse": "horse"}
 
 
-def test_drawings_are_centred_and_fill_their_frame():
+def test_drawings_are_centered_and_fill_their_frame():
     family = BY_NAME["elusive"]
     some = icons.list_icons(family)[:50]
     for ink in icons.render(some, size=64):

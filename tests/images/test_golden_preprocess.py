@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from support import goldens
 
-from clipa_eqx.data.images import color as colour
+from clipa_eqx.data.images import color as color
 from clipa_eqx.data.images.crops import CropBox, central_crop, crop_and_resize, sample_crop_box
 from clipa_eqx.data.images.decode import decode_image, image_size, is_jpeg
 from clipa_eqx.data.images.evaluation import EvalImageConfig, eval_image, resize_for_eval
-from clipa_eqx.data.images.pixel_values import normalise_imagenet, scale_values
+from clipa_eqx.data.images.pixel_values import normalize_imagenet, scale_values
 from clipa_eqx.data.images.resize import resize, resize_float, resize_small, resize_small_size
 
 goldens.require("preprocess")
@@ -24,14 +24,14 @@ RESIZE = goldens.load_npz("preprocess/resize.npz")
 EVAL_OPS = goldens.load_npz("preprocess/eval_ops.npz")
 CROPS = goldens.load_npz("preprocess/inception_crop.npz")
 SIMCLR = goldens.load_npz("preprocess/simclr.npz")
-COLOURS = goldens.load_npz("preprocess/simclr_colours.npz")
+COLORS = goldens.load_npz("preprocess/simclr_colours.npz")
 
 METHODS = ("bilinear", "area", "nearest", "bicubic", "lanczos3")
 ADJUST = {
-    "brightness": colour.adjust_brightness,
-    "contrast": colour.adjust_contrast,
-    "saturation": colour.adjust_saturation,
-    "hue": colour.adjust_hue,
+    "brightness": color.adjust_brightness,
+    "contrast": color.adjust_contrast,
+    "saturation": color.adjust_saturation,
+    "hue": color.adjust_hue,
 }
 
 
@@ -117,7 +117,7 @@ def test_evaluation_ops_match(key):
     else:
         got = resize_for_eval(source, EvalImageConfig(size=(side, side), resize="resize_small_crop"))
         if op == "eval":
-            assert_floats(normalise_imagenet(got), want, atol=UNIT_ATOL)
+            assert_floats(normalize_imagenet(got), want, atol=UNIT_ATOL)
         else:
             assert op == "resize_small_crop"
             assert_levels(got, want)
@@ -193,37 +193,37 @@ def test_crop_boxes_have_the_recorded_distribution(case):
 
 
 @pytest.mark.parametrize("op", sorted(ADJUST))
-def test_colour_ops_match(op):
+def test_color_ops_match(op):
     for i, factor in enumerate(SIMCLR[f"factors/{op}"]):
         got = ADJUST[op](planes(SIMCLR["input_float"]), float(factor))
         assert_floats(interleaved(got), SIMCLR[f"{op}/{i}"], atol=UNIT_ATOL)
 
 
 def test_gray_matches():
-    got = interleaved(colour.to_gray(planes(SIMCLR["input_float"])))
+    got = interleaved(color.to_gray(planes(SIMCLR["input_float"])))
     assert_floats(got, SIMCLR["grayscale"], atol=UNIT_ATOL)
 
 
-@pytest.mark.parametrize("key", sorted(key for key in COLOURS if "/" in key))
-def test_colour_ops_match_on_a_grid_of_colours(key):
+@pytest.mark.parametrize("key", sorted(key for key in COLORS if "/" in key))
+def test_color_ops_match_on_a_grid_of_colors(key):
     op, factor = key.split("/")
-    got = ADJUST[op](planes(COLOURS["input"]), float(factor))
-    assert_floats(interleaved(got), COLOURS[key], atol=UNIT_ATOL)
+    got = ADJUST[op](planes(COLORS["input"]), float(factor))
+    assert_floats(interleaved(got), COLORS[key], atol=UNIT_ATOL)
 
 
 @pytest.mark.parametrize("case", goldens.load_json("preprocess/simclr.json"), ids=lambda case: case["key"])
 def test_whole_jitter_matches_with_the_recorded_draws(case):
     first, *steps, last = case["draws"]
     order, factors = (), {}
-    if first[-1] < colour.ColourConfig().jitter_probability:
-        order = tuple(colour.COLOUR_OPS[i] for i in steps[0][-1])
+    if first[-1] < color.ColorConfig().jitter_probability:
+        order = tuple(color.COLOR_OPS[i] for i in steps[0][-1])
         factors = {op: draw[-1] for op, draw in zip(order, steps[1:], strict=True)}
         for op, (_, low, high, _) in zip(order, steps[1:], strict=True):
             spread = case["jitter_strength"] * (0.2 if op == "hue" else 0.8)
             assert (high - low) / 2 == pytest.approx(spread, rel=1e-5)
-    gray = last[-1] < colour.ColourConfig().gray_probability
+    gray = last[-1] < color.ColorConfig().gray_probability
     source = SIMCLR["input_uint8"]
-    got = colour.apply_colour(source, colour.ColourDraws(order=order, gray=gray, **factors))
+    got = color.apply_color(source, color.ColorDraws(order=order, gray=gray, **factors))
     assert_levels(got, SIMCLR[case["key"]])
     if not order and not gray:
         np.testing.assert_array_equal(SIMCLR[case["key"]], source)

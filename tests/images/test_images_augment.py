@@ -1,4 +1,4 @@
-"""Training and scoring pictures: draws, colours, and the fast path against the exact one."""
+"""Training and scoring pictures: draws, colors, and the fast path against the exact one."""
 
 import io
 import pickle
@@ -14,7 +14,7 @@ from support import goldens
 from clipa_eqx.data.images import fast as fast_images
 from clipa_eqx.data.images.affine import AffineConfig, AffineDraws, apply_affine, draw_affine
 from clipa_eqx.data.images.augment import ImageConfig, draw_image, train_image
-from clipa_eqx.data.images.color import COLOUR_OPS, ColourConfig, ColourDraws, apply_colour, draw_colour
+from clipa_eqx.data.images.color import COLOR_OPS, ColorConfig, ColorDraws, apply_color, draw_color
 from clipa_eqx.data.images.evaluation import EvalImageConfig, eval_image
 from clipa_eqx.data.images.fast import Region, ScaledImage, resample
 from clipa_eqx.errors import ConfigError, DataError
@@ -95,7 +95,7 @@ def test_without_jpeg_fast_differs_by_rounding_only():
 def test_resampling_is_pillows_up_to_one_level(size, region, monkeypatch):
     pixels = photo(192, 256, seed=4, roughness=0.5)
     fast = resample(ScaledImage(pixels, 1.0), Region(*region), size=size)
-    monkeypatch.setattr(fast_images, "_IS_VECTORISED", False)  # as where the library has no wheel
+    monkeypatch.setattr(fast_images, "_IS_VECTORIZED", False)  # as where the library has no wheel
     slow = resample(ScaledImage(pixels, 1.0), Region(*region), size=size)
     assert np.abs(fast.astype(int) - slow).max() <= 1
     assert slow.std() > 10
@@ -128,13 +128,13 @@ def test_both_modes_show_the_same_region_and_leave_the_generator_alike():
 
 
 def test_draws_do_not_depend_on_the_mode():
-    colour, affine = ColourConfig(), AffineConfig(max_rotate_degrees=5.0)
+    color, affine = ColorConfig(), AffineConfig(max_rotate_degrees=5.0)
     drawn = [
-        draw_image(np.random.default_rng(4), 99, 77, ImageConfig(size=(8, 8), mode=mode, colour=colour, affine=affine))
+        draw_image(np.random.default_rng(4), 99, 77, ImageConfig(size=(8, 8), mode=mode, color=color, affine=affine))
         for mode in ("exact", "fast")
     ]
     assert drawn[0] == drawn[1]
-    assert drawn[0].colour is not None
+    assert drawn[0].color is not None
     assert drawn[0].affine is not None
 
 
@@ -162,32 +162,32 @@ def test_bad_bytes_are_data_errors(mode, data):
         eval_image(data, EvalImageConfig(size=(8, 8), mode=mode))
 
 
-def test_colour_draws_have_the_stated_ranges_and_frequencies():
+def test_color_draws_have_the_stated_ranges_and_frequencies():
     rng = np.random.default_rng(0)
-    draws = [draw_colour(rng, ColourConfig(strength=0.5)) for _ in range(4000)]
+    draws = [draw_color(rng, ColorConfig(strength=0.5)) for _ in range(4000)]
     assert abs(np.mean([bool(d.order) for d in draws]) - 0.8) < 0.03
     assert abs(np.mean([d.gray for d in draws]) - 0.2) < 0.03
-    for op in COLOUR_OPS:
+    for op in COLOR_OPS:
         values = np.array([getattr(d, op) for d in draws])
-        centre, spread = (0.0, 0.1) if op == "hue" else (1.0, 0.4)
-        assert np.abs(values - centre).max() <= spread
-        assert abs(values.mean() - centre) < spread / 10
+        center, spread = (0.0, 0.1) if op == "hue" else (1.0, 0.4)
+        assert np.abs(values - center).max() <= spread
+        assert abs(values.mean() - center) < spread / 10
         assert values.std() > spread / 2
         firsts = np.mean([d.order[0] == op for d in draws if d.order])
         assert abs(firsts - 0.25) < 0.04
-    assert all(sorted(d.order) in ([], sorted(COLOUR_OPS)) for d in draws)
+    assert all(sorted(d.order) in ([], sorted(COLOR_OPS)) for d in draws)
 
 
 def test_saturation_and_hue_keep_gray_and_black():
     gray = np.repeat(np.arange(256, dtype=np.uint8).reshape(16, 16, 1), 3, axis=-1)
-    draws = ColourDraws(order=("saturation", "hue"), saturation=1.7, hue=0.3)
-    assert np.abs(apply_colour(gray, draws).astype(int) - gray).max() <= 1
+    draws = ColorDraws(order=("saturation", "hue"), saturation=1.7, hue=0.3)
+    assert np.abs(apply_color(gray, draws).astype(int) - gray).max() <= 1
 
 
 def test_a_third_of_a_turn_moves_red_to_green():
     red = np.zeros((2, 2, 3), np.uint8)
     red[..., 0] = 200
-    got = apply_colour(red, ColourDraws(order=("hue",), hue=1 / 3)).astype(int)
+    got = apply_color(red, ColorDraws(order=("hue",), hue=1 / 3)).astype(int)
     assert np.abs(got - [0, 200, 0]).max() <= 1
 
 
@@ -197,7 +197,7 @@ def drawing() -> np.ndarray:
     return image
 
 
-def centre_of_ink(image: np.ndarray) -> np.ndarray:
+def center_of_ink(image: np.ndarray) -> np.ndarray:
     ink = 250.0 - image[..., 0]
     rows, columns = np.mgrid[: image.shape[0], : image.shape[1]]
     return np.array([(ink * rows).sum(), (ink * columns).sum()]) / ink.sum()
@@ -209,13 +209,13 @@ def centre_of_ink(image: np.ndarray) -> np.ndarray:
         (AffineDraws(shift_right=-0.1), 12.5, 44.5 - 6.1),
         (AffineDraws(shift_down=0.2), 12.5 + 8.2, 44.5),
         (AffineDraws(scale=0.5), 20 + (12.5 - 20) / 2, 30 + (44.5 - 30) / 2),
-        # Anticlockwise: right of the centre goes up, above it goes left.
+        # Anticlockwise: right of the center goes up, above it goes left.
         (AffineDraws(degrees=90.0, scale=0.5), 20 - 14.5 / 2, 30 - 7.5 / 2),
     ],
 )
 def test_affine_moves_the_drawing_and_keeps_the_background(draws, row, column):
     got = apply_affine(drawing(), draws)
-    np.testing.assert_allclose(centre_of_ink(got), [row, column], atol=0.3)
+    np.testing.assert_allclose(center_of_ink(got), [row, column], atol=0.3)
     assert (got[[0, 0, -1, -1], [0, -1, 0, -1]] == 250).all()
 
 
@@ -240,8 +240,8 @@ def test_affine_draws_fill_their_ranges():
         (lambda: ImageConfig(size=(0, 8)), "size"),
         (lambda: ImageConfig(size=(8, 8), min_area=0.9, max_area=0.5), "area"),
         (lambda: ImageConfig(size=(8, 8), min_aspect=2.0), "aspect"),
-        (lambda: ColourConfig(strength=-0.1), "strength"),
-        (lambda: ColourConfig(gray_probability=1.5), "gray_probability"),
+        (lambda: ColorConfig(strength=-0.1), "strength"),
+        (lambda: ColorConfig(gray_probability=1.5), "gray_probability"),
         (lambda: AffineConfig(scale=(0.0, 1.0)), "scale"),
         (lambda: AffineConfig(max_rotate_degrees=-1.0), "max_rotate_degrees"),
         (lambda: AffineConfig(max_shift=1.0), "max_shift"),
@@ -254,7 +254,7 @@ def test_impossible_configs_are_refused(make, match):
 
 
 def test_configs_and_functions_travel_to_workers():
-    config = ImageConfig(size=(8, 8), colour=ColourConfig(), affine=AffineConfig())
+    config = ImageConfig(size=(8, 8), color=ColorConfig(), affine=AffineConfig())
     function, copy = pickle.loads(pickle.dumps((train_image, config)))
     assert copy == config
     data = png(drawing())

@@ -46,7 +46,7 @@ def test_sixteen_bits_keep_the_high_byte():
 
 
 def test_gif_gives_its_first_frame():
-    frames = [Image.new("RGB", (6, 5), colour) for colour in ("red", "blue")]
+    frames = [Image.new("RGB", (6, 5), color) for color in ("red", "blue")]
     file = io.BytesIO()
     frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
     assert (decode_image(file.getvalue()) == (255, 0, 0)).all()

@@ -4,7 +4,7 @@ from support.tiny_models import tiny_run
 from clipa_eqx.config_files import apply_overrides, load_config
 from clipa_eqx.errors import ConfigError
 
-GOOD = "from tiny_runs import tiny_run\n\n\ndef config():\n    return tiny_run(seed=7)\n"
+GOOD = "from support.tiny_models import tiny_run\n\n\ndef config():\n    return tiny_run(seed=7)\n"
 
 
 def write(folder, text):
@@ -34,7 +34,7 @@ def test_a_file_may_define_its_own_dataclasses(tmp_path):
         ("import nonsuch_module\n", "run.py:1: ModuleNotFoundError"),
         ("def config(a):\n    return a\n", "run.py: TypeError"),
         (
-            "from tiny_runs import tiny_run\n\ndef config():\n    return tiny_run(seed=-1)\n",
+            "from support.tiny_models import tiny_run\n\ndef config():\n    return tiny_run(seed=-1)\n",
             "run.py:4: experiment: seed",
         ),
         (GOOD.replace("seed=7", "sead=7"), "run.py:5: TypeError.*sead"),
@@ -85,3 +85,14 @@ def test_help_lists_the_flags_and_is_no_error(capsys):
         apply_overrides(tiny_run(), ["--help"])
     assert not stop.value.code
     assert "--optim.peak-lr" in capsys.readouterr().out
+
+
+def test_flags_of_version_0_1_0_set_the_fields_under_their_current_names(tmp_path):
+    path = tmp_path / "run.py"
+    path.write_text(
+        "import dataclasses\nfrom support.tiny_runs import run_config\nfrom clipa_eqx.experiment import InitConfig\n\n"
+        "def config():\n    return dataclasses.replace(run_config(), init=InitConfig(source='x'))\n"
+    )
+    changed = apply_overrides(load_config(path), ["--init.optimiser", "True"])
+    assert changed.init is not None
+    assert changed.init.optimizer

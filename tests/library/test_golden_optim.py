@@ -1,4 +1,4 @@
-"""Schedules, durations, rules and the optimiser's updates equal the reference's.
+"""Schedules, durations, rules and the optimizer's updates equal the reference's.
 
 The parameters are recorded under the reference's names. Here each becomes a leaf under our path, with the blocks of a
 tower stacked, and the reference's patterns are rewritten for our paths; shapes stay, as every update is elementwise.

@@ -7,7 +7,7 @@ from support.tiny_models import tiny_clip_config, tiny_run
 
 from clipa_eqx.data.images.affine import AffineConfig
 from clipa_eqx.data.images.augment import ImageConfig
-from clipa_eqx.data.images.color import ColourConfig
+from clipa_eqx.data.images.color import ColorConfig
 from clipa_eqx.durations import Duration
 from clipa_eqx.errors import ConfigError
 from clipa_eqx.evals.zero_shot import ZeroShotConfig
@@ -16,7 +16,7 @@ from clipa_eqx.json_config import from_json, to_json
 from clipa_eqx.optim import OptimConfig
 from clipa_eqx.schedules import Cosine, Polynomial, Rsqrt, Stair
 
-LABELLED = ZeroShotConfig(data="y")
+LABELED = ZeroShotConfig(data="y")
 
 
 def random_duration(rng):
@@ -57,13 +57,13 @@ def random_run(seed):
             ],
             image=ImageConfig(
                 size=(16, 16),
-                colour=rng.choice([None, ColourConfig(strength=rng.random())]),
+                color=rng.choice([None, ColorConfig(strength=rng.random())]),
                 affine=rng.choice([None, AffineConfig(scale=(0.5, 2.0))]),
             ),
             vocab=rng.choice([None, "v.txt"]),
         ),
         init=rng.choice([None, InitConfig(source="x", keep_initial=("a", "b")[: rng.randrange(3)])]),
-        zero_shot=(LABELLED, ZeroShotConfig(data="z", templates=("a {}", "b {}")))[: rng.randrange(3)],
+        zero_shot=(LABELED, ZeroShotConfig(data="z", templates=("a {}", "b {}")))[: rng.randrange(3)],
         wandb=rng.choice([None, WandbConfig(project="p", offline=rng.random() < 0.5)]),
     )
 
@@ -145,3 +145,10 @@ def test_null_is_refused_where_nothing_may_be_absent():
     record["duration"] = None
     with pytest.raises(ConfigError, match="duration: got None, expected the fields of Duration"):
         from_json(ExperimentConfig, record)
+
+
+def test_records_of_version_0_1_0_are_read_under_current_names():
+    config = ImageConfig(size=(8, 8), color=ColorConfig())
+    former = to_json(config)
+    former["colour"] = former.pop("color")
+    assert from_json(ImageConfig, former) == config

@@ -60,7 +60,7 @@ def test_the_sharded_loss_trains_as_the_global_one(data, fsdp):
 
 
 @pytest.mark.parametrize("remat", ["dots", "full"])
-def test_rematerialisation_changes_neither_loss_nor_gradient(remat):
+def test_rematerialization_changes_neither_loss_nor_gradient(remat):
     (loss, grads), (expected, expected_grads) = gradients(remat), gradients("none")
     np.testing.assert_allclose(loss, expected, rtol=RTOL)
     largest = max(np.abs(leaf).max() for leaf in tiny_runs.as_numpy(expected_grads))

@@ -29,7 +29,7 @@ def assert_same_leaves(one, other, *, but=()):
 
 
 def linear(values, new):
-    """Half-pixel-centre linear interpolation with clamped edges, for growing only."""
+    """Half-pixel-center linear interpolation with clamped edges, for growing only."""
     at = (np.arange(new) + 0.5) * len(values) / new - 0.5
     return np.stack([np.interp(at, np.arange(len(values)), column) for column in np.asarray(values).T], axis=1)
 
@@ -45,7 +45,7 @@ def test_resizing_to_the_same_size_changes_nothing():
         assert str(report) == "nothing changed"
 
 
-def test_learned_text_positions_are_interpolated_between_token_centres():
+def test_learned_text_positions_are_interpolated_between_token_centers():
     model = tiny_clip()
     resized, report = surgery.resize_text(model, length=32)
     np.testing.assert_allclose(resized.text.position, linear(model.text.position, 32), atol=1e-7)
@@ -171,7 +171,7 @@ def test_a_new_head_and_patch_stay_random_if_asked():
     np.testing.assert_array_equal(adopted.image.head.weight, fresh.image.head.weight)
     np.testing.assert_array_equal(adopted.image.patch.weight, fresh.image.patch.weight)
     np.testing.assert_array_equal(adopted.text.token.weight, source.text.token.weight)
-    assert "text/head/weight: random, kept as initialised" in report.changes
+    assert "text/head/weight: random, kept as initialized" in report.changes
 
 
 def test_single_layers_may_stay_random():

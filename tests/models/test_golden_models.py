@@ -1,4 +1,4 @@
-"""Both towers against the recorded reference: outputs, every intermediate, gradients, masking, shapes, initialisers."""
+"""Both towers against the recorded reference: outputs, every intermediate, gradients, masking, shapes, initializers."""
 
 import dataclasses
 import functools
@@ -192,7 +192,7 @@ def test_variants_have_the_reference_shapes_and_counts(name):
     assert first_block == recorded["shapes"]
 
 
-def test_initialisers_have_the_reference_statistics():
+def test_initializers_have_the_reference_statistics():
     recorded = goldens.load_json("models/init_stats.json")
     image_size, length = recorded["res"], recorded["text_len"]
     letter, patch = recorded.get("variant", "B/16").split("/")

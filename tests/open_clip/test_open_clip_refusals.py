@@ -84,7 +84,7 @@ REFUSED = {
     "unknown beside": (set_in(preproces_cfg={}), "preproces_cfg ({}) is no field that is known here"),
     "pictures inside": (set_in("model_cfg", preprocess_cfg={}), "preprocess_cfg ({}) is no field that is known here"),
     "size word": (set_in(*PICTURES, size="16"), "size is '16', expected pixels or a list of two\n"),
-    "grey": (set_in(*PICTURES, mode="L"), "preprocess_cfg.mode is 'L'"),
+    "gray": (set_in(*PICTURES, mode="L"), "preprocess_cfg.mode is 'L'"),
     "norm word of text": (
         set_in(*TEXT, final_ln_after_pool="yes"),
         "final_ln_after_pool is 'yes', expected bool",

@@ -48,7 +48,7 @@ def open_clip():
 
 
 def shake(model):
-    """What torch initialises to zeros and ones is made to matter; positions stay what open_clip drew."""
+    """What torch initializes to zeros and ones is made to matter; positions stay what open_clip drew."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, values in model.named_parameters():
@@ -178,7 +178,7 @@ def test_exported_flax_weights_give_our_features_in_torch(changes, open_clip, tm
 
 
 def test_the_full_size_h14_flax_profile_gives_our_features_in_torch(open_clip, tmp_path):
-    # As initialised, so that 32 layers do not blow rounding up; biases and norms are shaken.
+    # As initialized, so that 32 layers do not blow rounding up; biases and norms are shaken.
     fresh = CLIP.init(preset("H/14", image_size=84, length=8), key=jr.key(0))
     rng = np.random.default_rng(0)
     model = map_with_path(

@@ -170,7 +170,7 @@ def tokenizer_class(folder):
     return json.loads((folder / "tokenizer_config.json").read_text())["tokenizer_class"]
 
 
-def test_weights_alone_that_were_not_written_here_are_tokenised_as_open_clip_does(theirs, tmp_path):
+def test_weights_alone_that_were_not_written_here_are_tokenized_as_open_clip_does(theirs, tmp_path):
     edit_weights(theirs, lambda tensors: None)
     flags = ["--config", theirs.parent / "config.json", "--vocab", theirs / "vocab.txt", "--profile", "open_clip"]
     save(tmp_path / "model", tiny_model())

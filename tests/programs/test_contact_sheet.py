@@ -66,13 +66,13 @@ def test_a_source_is_named_in_mixtures_and_its_own_class_where_there_is_no_capti
     _, mixture, transform, _ = run
     image = mixture.sources[0][0].image
 
-    def labelled(name, class_names):
+    def labeled(name, class_names):
         rows = (Record(key=f"k{i}", image=image, label=i % 2) for i in range(50))
         write_records(rows, tmp_path / name, class_names=class_names)
         return open_records(tmp_path / name)
 
     words = {1: {"w1 w2", "w3"}, 2: {"w4", "w5"}, 3: {"class 0", "class 1"}}
-    named = (labelled("a", ("w1 w2", "w3")), labelled("b", ("w4", "w5")), labelled("c", None))
+    named = (labeled("a", ("w1 w2", "w3")), labeled("b", ("w4", "w5")), labeled("c", None))
     mixed = Mixture(sources=(*mixture.sources, *named), weights=(1.0, 2.0, 2.0, 2.0))
     with mock.patch.object(contact_sheet, "_cell", wraps=contact_sheet._cell) as cells:
         contact_sheet.write_sheet(tmp_path / "sheet.webp", mixed, transform, samples=42, seed=0)

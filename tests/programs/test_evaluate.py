@@ -53,9 +53,9 @@ def picture(seed):
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     rows = [Record(key=str(i), image=picture(i), label=i % len(NAMES)) for i in range(PICTURES)]
-    write_records(rows, folder / "labelled", class_names=NAMES)
+    write_records(rows, folder / "labeled", class_names=NAMES)
     write_records(rows, folder / "nameless")
-    write_records([Record(key="0", image=picture(0))], folder / "unlabelled", class_names=NAMES)
+    write_records([Record(key="0", image=picture(0))], folder / "unlabeled", class_names=NAMES)
     return folder
 
 
@@ -72,12 +72,12 @@ def score(model, data, out, *flags):
 
 def test_a_saved_model_is_scored_and_the_result_names_it(model_folder, data, tmp_path, capsys):
     out = tmp_path / "new" / "result.json"
-    assert score(model_folder, data / "labelled", out) == OK
+    assert score(model_folder, data / "labeled", out) == OK
     result = json.loads(out.read_text())
     assert (result["suite"], result["count"], result["class_count"]) == ("zero-shot", PICTURES, len(NAMES))
     assert result["top5"] == 1.0  # three classes are all within the first five
     assert sum(result["per_class_correct"]) == result["correct_top1"]
-    assert result["model"]["kind"] == "artefact"
+    assert result["model"]["kind"] == "model folder"
     assert len(result["model"]["sha256"]) == 64
     assert result["preprocess"] == {"size": [16, 16], "resize": "squash", "mode": "fast"}
     assert result["versions"]["jax"].startswith("0.10.")
@@ -90,7 +90,7 @@ def test_batch_size_changes_no_count_and_predictions_cover_each_picture_once(mod
     found = []
     for size in (3, 64):
         out = tmp_path / f"{size}.json"
-        assert score(model_folder, data / "labelled", out, "--batch-size", size, "--predictions") == OK
+        assert score(model_folder, data / "labeled", out, "--batch-size", size, "--predictions") == OK
         found.append(json.loads(out.read_text()))
     assert found[0]["predictions"] == found[1]["predictions"]
     assert found[0]["sample_id"] == list(range(PICTURES))
@@ -120,7 +120,7 @@ def workdir(data, tmp_path):
     write_vocab(WORDS, vocab)
     config = tiny_run()
     config = tiny_run(data=DataConfig(sources=config.data.sources, image=config.data.image, vocab=str(vocab)))
-    record = run_record(config, [open_records(data / "labelled").manifest], vocab_sha256=VOCAB)
+    record = run_record(config, [open_records(data / "labeled").manifest], vocab_sha256=VOCAB)
     claim(tmp_path / "run", record)
     optimizer = make_optimizer(config.optim, tiny_clip(), total_steps=10, batch_size=8, data_size=8)
     with Checkpoints(tmp_path / "run" / "checkpoints", keep=1) as checkpoints:
@@ -130,31 +130,31 @@ def workdir(data, tmp_path):
 
 def test_a_work_folder_without_a_model_is_scored_at_its_last_checkpoint(workdir, model_folder, data, tmp_path):
     flags = ["--predictions", "--image-mode", "fast"]
-    assert score(workdir, data / "labelled", tmp_path / "run.json", *flags) == OK
+    assert score(workdir, data / "labeled", tmp_path / "run.json", *flags) == OK
     result = json.loads((tmp_path / "run.json").read_text())
     assert (result["model"]["kind"], result["model"]["step"]) == ("checkpoint", 3)
     assert result["preprocess"]["resize"] == "resize_small_crop"
     # Pictures are square, so that crop and squash agree, and both models come from the same key.
-    assert score(model_folder, data / "labelled", tmp_path / "model.json", *flags) == OK
+    assert score(model_folder, data / "labeled", tmp_path / "model.json", *flags) == OK
     assert result["predictions"] == json.loads((tmp_path / "model.json").read_text())["predictions"]
 
 
 def test_a_work_folder_with_a_model_is_scored_as_that_model(workdir, model_folder, data, tmp_path):
     (workdir / "model").symlink_to(model_folder)
-    assert score(workdir, data / "labelled", tmp_path / "result.json") == OK
-    assert json.loads((tmp_path / "result.json").read_text())["model"]["kind"] == "artefact"
+    assert score(workdir, data / "labeled", tmp_path / "result.json") == OK
+    assert json.loads((tmp_path / "result.json").read_text())["model"]["kind"] == "model folder"
 
 
 @pytest.mark.parametrize(
     ("model", "folder", "flags", "words"),
     [
-        ("absent", "labelled", (), "neither a saved model"),
+        ("absent", "labeled", (), "neither a saved model"),
         ("model", "absent", (), "does not exist"),
         ("model", "nameless", (), "no class names"),
-        ("model", "unlabelled", (), "no label"),
-        ("model", "labelled", ("--class-names", "absent.txt"), "absent.txt cannot be read"),
-        ("model", "labelled", ("--batch-size", "0"), "batch_size"),
-        ("model", "labelled", ("--workers", "-1"), "workers"),
+        ("model", "unlabeled", (), "no label"),
+        ("model", "labeled", ("--class-names", "absent.txt"), "absent.txt cannot be read"),
+        ("model", "labeled", ("--batch-size", "0"), "batch_size"),
+        ("model", "labeled", ("--workers", "-1"), "workers"),
     ],
 )
 def test_mistakes_give_one_message_exit_code_2_and_no_result(
@@ -171,19 +171,19 @@ def test_mistakes_give_one_message_exit_code_2_and_no_result(
 def test_a_result_is_replaced_only_if_asked(model_folder, data, tmp_path, capsys):
     out = tmp_path / "result.json"
     out.write_text("mine")
-    assert score(model_folder, data / "labelled", out) == USAGE
+    assert score(model_folder, data / "labeled", out) == USAGE
     assert "exists already" in capsys.readouterr().err
     assert out.read_text() == "mine"
-    assert score(model_folder, data / "labelled", tmp_path) == USAGE
-    assert score(model_folder, data / "labelled", out, "--overwrite") == OK
+    assert score(model_folder, data / "labeled", tmp_path) == USAGE
+    assert score(model_folder, data / "labeled", out, "--overwrite") == OK
     assert json.loads(out.read_text())["count"] == PICTURES
 
 
 def test_a_missing_templates_file_and_an_unfinished_run_are_the_users_mistakes(data, tmp_path, capsys):
-    flags = ("--suite", "zero-shot", "--data", data / "labelled", "--out", tmp_path / "result.json")
+    flags = ("--suite", "zero-shot", "--data", data / "labeled", "--out", tmp_path / "result.json")
     assert call(tmp_path, *flags, "--templates-file", tmp_path / "none.txt") == USAGE
     assert "none.txt cannot be read" in capsys.readouterr().err
-    claim(tmp_path / "run", run_record(tiny_run(), [open_records(data / "labelled").manifest], vocab_sha256=VOCAB))
+    claim(tmp_path / "run", run_record(tiny_run(), [open_records(data / "labeled").manifest], vocab_sha256=VOCAB))
     assert call(tmp_path / "run", *flags) == USAGE
     assert "no checkpoint yet" in capsys.readouterr().err
 
@@ -193,7 +193,7 @@ def test_a_bug_is_reported_as_a_failure_and_leaves_no_result(model_folder, data,
         raise RuntimeError("a bug")
 
     monkeypatch.setattr("clipa_eqx.evals.zero_shot.evaluate", broken)
-    assert score(model_folder, data / "labelled", tmp_path / "result.json") == FAILED
+    assert score(model_folder, data / "labeled", tmp_path / "result.json") == FAILED
     assert not any(tmp_path.iterdir())
 
 

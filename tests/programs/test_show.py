@@ -28,7 +28,7 @@ ALL = "parameters, all: "
 @pytest.fixture
 def config_file(tmp_path):
     path = tmp_path / "run.py"
-    path.write_text("from tiny_runs import tiny_run\n\ndef config():\n    return tiny_run()\n")
+    path.write_text("from support.tiny_models import tiny_run\n\ndef config():\n    return tiny_run()\n")
     return path
 
 

@@ -19,9 +19,9 @@ from conversion.records.sources.columns import as_captions, as_extra, as_label
 GOOD = {"key": "k", "image": dumps.jpeg(0), "captions": ("text",)}
 
 
-def check(options=None, *, labelled=False, **changes):
+def check(options=None, *, labeled=False, **changes):
     row = Row(**{**GOOD, **changes})
-    return check_row(row, options=options or IngestOptions(), labelled=labelled)
+    return check_row(row, options=options or IngestOptions(), labeled=labeled)
 
 
 @pytest.mark.parametrize(
@@ -56,10 +56,10 @@ def test_captions_are_kept_as_written():
     assert kept.captions_lost == ("empty caption", "missing caption")
 
 
-def test_labelled_rows_need_a_label_and_no_caption():
-    assert check(labelled=True, captions=(), label=3).record.label == 3
-    assert check(labelled=True, captions=("text",), label=3).record.captions == ("text",)
-    assert check(labelled=True, captions=("text",), label=None).reason == "missing label"
+def test_labeled_rows_need_a_label_and_no_caption():
+    assert check(labeled=True, captions=(), label=3).record.label == 3
+    assert check(labeled=True, captions=("text",), label=3).record.captions == ("text",)
+    assert check(labeled=True, captions=("text",), label=None).reason == "missing label"
 
 
 def test_a_picture_with_too_many_pixels_is_told_from_a_damaged_one(monkeypatch):

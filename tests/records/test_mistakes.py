@@ -48,15 +48,15 @@ def test_a_folder_of_pictures_that_is_not_there_is_told(kind, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-LABELLED = [("0.jpg", jpeg(0)), ("0.cls", b"3"), ("1.jpg", jpeg(1)), ("1.cls", b"4")]
+LABELED = [("0.jpg", jpeg(0)), ("0.cls", b"3"), ("1.jpg", jpeg(1)), ("1.cls", b"4")]
 WITHOUT_CAPTIONS = {
-    "webdataset": lambda folder: write_tar(folder / "0.tar", LABELLED),
-    "parquet": lambda folder: write_labelled_table(folder, samples(2)),
+    "webdataset": lambda folder: write_tar(folder / "0.tar", LABELED),
+    "parquet": lambda folder: write_labeled_table(folder, samples(2)),
     "img2dataset": lambda folder: dumps.write_tfds(folder, [samples(2)]),
 }
 
 
-def write_labelled_table(folder, rows):
+def write_labeled_table(folder, rows):
     import pyarrow as pa
     import pyarrow.parquet as pq
 

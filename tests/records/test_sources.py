@@ -25,8 +25,8 @@ KINDS = {
     "csv": ("captions", dumps.write_csv),
     "jsonl": ("captions", dumps.write_jsonl),
 }
-LABELLED = ("tfds", "folder")
-CAPTIONED = [name for name in KINDS if name not in LABELLED]
+LABELED = ("tfds", "folder")
+CAPTIONED = [name for name in KINDS if name not in LABELED]
 
 
 def ingest(name, folder, **options):
@@ -59,7 +59,7 @@ def test_a_clean_source_arrives_whole(name, tmp_path):
     for row in rows:
         record = by_image[row.image]
         assert row.key in record.key
-        if name in LABELLED:
+        if name in LABELED:
             assert (record.captions, record.label) == ((), row.label)
         else:
             assert (record.captions, record.label) == ((row.captions[0].decode(),), None)

@@ -66,7 +66,7 @@ def assert_same_leaves(ours, theirs):
 
 
 def same_config(config):
-    """Without what open_clip does not know: how a model was initialised and trained."""
+    """Without what open_clip does not know: how a model was initialized and trained."""
 
     def blocks(one):
         return dataclasses.replace(one, init="scaled", init_depth=None, dropout=0.0, drop_path=0.0, remat="none")

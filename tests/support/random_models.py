@@ -1,4 +1,4 @@
-"""Models with random weights that no initialiser made."""
+"""Models with random weights that no initializer made."""
 
 import jax
 import jax.numpy as jnp

@@ -68,7 +68,7 @@ def load_batch(step, mesh):
     return put_global_batch({"image": batches[f"image_{step}"], "tokens": batches[f"labels_{step}"]}, mesh)
 
 
-def reference_optimiser(config, model_config):
+def reference_optimizer(config, model_config):
     """The reference's patterns over its own names, as one rule for each of our leaves."""
     names = {rule.path: rule.name.format(i=0) for rule in flax_rules(model_config)}
 

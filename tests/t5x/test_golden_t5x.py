@@ -1,4 +1,4 @@
-"""Recorded checkpoints of the t5x branch through the converter: leaves, optimiser state, outputs, loss."""
+"""Recorded checkpoints of the t5x branch through the converter: leaves, optimizer state, outputs, loss."""
 
 import dataclasses
 import functools
@@ -19,11 +19,11 @@ from clipa_eqx.experiment import InitConfig
 from clipa_eqx.json_config import to_json
 from clipa_eqx.losses import softmax_contrastive
 from clipa_eqx.models.clip import abstract_clip
-from clipa_eqx.models.pixels import normalise_pixels
+from clipa_eqx.models.pixels import normalize_pixels
 from clipa_eqx.optim import T5X_DECAY, OptimConfig, make_optimizer
 from clipa_eqx.precision import Precision
 from clipa_eqx.saved.model import load_model
-from clipa_eqx.saved.optimizer_file import open_optimiser_state
+from clipa_eqx.saved.optimizer_file import open_optimizer_state
 from clipa_eqx.schedules import Cosine
 from clipa_eqx.sharding import MeshConfig, make_mesh, put_global_batch
 from clipa_eqx.tokenizer.vocabulary import SPECIAL, write_vocab
@@ -111,12 +111,12 @@ def test_the_leaves_are_the_recorded_parameters(archive, convert):
 
 
 @pytest.mark.parametrize("archive", ARCHIVES)
-def test_the_optimiser_state_is_the_recorded_one(archive, convert):
+def test_the_optimizer_state_is_the_recorded_one(archive, convert):
     _, folder = convert(archive)
     recorded = values(archive)
     rules = {rule.path: rule for rule in flax_rules(config(), FlaxLayout("flat", (1,)))}
     step = int(recorded["optimizer/state/step"])
-    with open_optimiser_state(folder) as state:
+    with open_optimizer_state(folder) as state:
         assert state.counts.updates == int(recorded[STATE + "count"])
         assert state.counts.schedule_steps == int(recorded["optimizer/state/param_states/2/count"])
         assert state.counts.about["step"] == step == int(archive_step(archive))
@@ -146,7 +146,7 @@ def test_the_model_gives_the_recorded_embeddings(file, convert):
 def test_the_model_gives_the_recorded_training_loss(file, convert):
     _, folder = convert(archive_of(file))
     recorded, model = goldens.load_npz(file), load_model(folder).model
-    image = jax.jit(jax.vmap(model.encode_image))(normalise_pixels(jnp.asarray(recorded["image_uint8"])))
+    image = jax.jit(jax.vmap(model.encode_image))(normalize_pixels(jnp.asarray(recorded["image_uint8"])))
     text = jax.jit(jax.vmap(model.encode_text))(jnp.asarray(recorded["text"]))
     np.testing.assert_allclose(image, recorded["zimg"], rtol=0, atol=1e-5)
     np.testing.assert_allclose(text, recorded["ztxt"], rtol=0, atol=1e-5)
@@ -169,7 +169,7 @@ def test_a_run_goes_on_to_the_recorded_end_if_it_decays_as_that_trainer_does(con
         model=config(),
         optim=optim,
         duration=Duration(steps=run["total_steps"]),
-        init=InitConfig(source=str(folder), optimiser=True),
+        init=InitConfig(source=str(folder), optimizer=True),
         data=dataclasses.replace(tiny_run().data, image=dataclasses.replace(tiny_run().data.image, size=size)),
         eval_image=dataclasses.replace(tiny_run().eval_image, size=size),
     )

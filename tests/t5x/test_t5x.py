@@ -27,10 +27,10 @@ def test_a_checkpoint_gives_its_parameters_wherever_they_lie(options, model, arr
     loaded = load_model(tmp_path / "model")
     for ours, theirs in zip(jax.tree.leaves(loaded.model), jax.tree.leaves(model), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    assert (tmp_path / "model" / "optimiser.safetensors").exists()
+    assert (tmp_path / "model" / "optimizer.safetensors").exists()
     assert loaded.provenance["format"] == "t5x checkpoint"
-    convert(tmp_path / "checkpoint_3", tmp_path / "weights", vocab, "--no-optimiser")
-    assert not (tmp_path / "weights" / "optimiser.safetensors").exists()
+    convert(tmp_path / "checkpoint_3", tmp_path / "weights", vocab, "--no-optimizer")
+    assert not (tmp_path / "weights" / "optimizer.safetensors").exists()
 
 
 def test_paths_in_a_bucket_are_looked_for_in_the_folder(arrays, tmp_path):
@@ -173,7 +173,7 @@ def fuzz(count, seed, arrays, vocab, tmp_path):
     source, target = tmp_path / "checkpoint_3", tmp_path / "out" / "model"
     write_checkpoint(source, arrays, stored=2)
     convert(source, tmp_path / "whole", vocab)
-    results = ("model.safetensors", "optimiser.safetensors")
+    results = ("model.safetensors", "optimizer.safetensors")
     whole = [(tmp_path / "whole" / name).read_bytes() for name in results]
     files = sorted(path for path in source.rglob("*") if path.is_file())
     refused = 0

@@ -29,11 +29,11 @@ def test_the_log_says_what_going_on_needs(arrays, vocab, tmp_path, caplog):
     ):
         assert any(message.startswith(words) for message in caplog.messages)
         assert any(note.startswith(words) for note in notes)
-    assert any(message.startswith("optimiser state of step 3: train.py") for message in caplog.messages)
+    assert any(message.startswith("optimizer state of step 3: train.py") for message in caplog.messages)
     caplog.clear()
     with caplog.at_level("INFO"):
-        convert(tmp_path / "checkpoint_3", tmp_path / "weights", vocab, "--no-optimiser")
-    assert not any("weight decay" in message or "optimiser" in message for message in caplog.messages)
+        convert(tmp_path / "checkpoint_3", tmp_path / "weights", vocab, "--no-optimizer")
+    assert not any("weight decay" in message or "optimizer" in message for message in caplog.messages)
     caplog.clear()
     flax(["export", str(tmp_path / "model"), str(tmp_path / "out.npz")])
     assert any(message.startswith("Adam has counted 40 updates, the schedules 3") for message in caplog.messages)

@@ -1,4 +1,4 @@
-"""The tokeniser against strings recorded with another release of the reference's tokeniser library, exact."""
+"""The tokenizer against strings recorded with another release of the reference's tokenizer library, exact."""
 
 import pytest
 from support import goldens

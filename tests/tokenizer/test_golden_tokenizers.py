@@ -1,4 +1,4 @@
-"""The tokeniser against the ids that the reference produced, all exact."""
+"""The tokenizer against the ids that the reference produced, all exact."""
 
 import base64
 import dataclasses

@@ -1,4 +1,4 @@
-"""Tokeniser: properties of every caption, reductions, files and bad input."""
+"""Tokenizer: properties of every caption, reductions, files and bad input."""
 
 import dataclasses
 import functools
@@ -67,7 +67,7 @@ def test_any_caption_gives_a_padded_row_of_known_ids(text, length, reduction, se
 
 @given(text=ANY_TEXT)
 @any_case
-def test_normalising_twice_changes_nothing(text):
+def test_normalizing_twice_changes_nothing(text):
     words = split_words(text)
     assert split_words(" ".join(words)) == words
 
@@ -105,7 +105,7 @@ def test_a_batch_is_its_captions_and_counts_the_cut_ones(texts, length, reductio
         ("\u0600x", ["x"]),
     ],
 )
-def test_words_after_normalisation(text, words):
+def test_words_after_normalization(text, words):
     assert split_words(text) == words
 
 
@@ -219,7 +219,7 @@ def test_a_pickled_tokenizer_is_small_and_gives_the_same_ids():
     assert copy.words("the naïve snowboarder") == bert().words("the naïve snowboarder")
 
 
-def test_a_saved_tokenizer_loads_with_the_same_behaviour(tmp_path):
+def test_a_saved_tokenizer_loads_with_the_same_behavior(tmp_path):
     bert().save(tmp_path / "tokenizer")
     loaded = Tokenizer.load(tmp_path / "tokenizer")
     assert loaded == bert()

@@ -12,17 +12,17 @@ from clipa_eqx.errors import ConfigError, DataError
 from clipa_eqx.tokenizer import Tokenizer, train_wordpiece, write_vocab
 from clipa_eqx.tokenizer.normalize import split_words
 
-COLOURS = ["red dog", "red dogs", "a red bird", "a bird", "birds and dogs", "reddish birds, 3", "Rédo!"] * 3
+COLORS = ["red dog", "red dogs", "a red bird", "a bird", "birds and dogs", "reddish birds, 3", "Rédo!"] * 3
 
 
 def test_a_trained_vocabulary_spells_its_captions(tmp_path):
-    pieces = train_wordpiece(COLOURS, vocab_size=60)
+    pieces = train_wordpiece(COLORS, vocab_size=60)
     assert pieces[:5] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     assert len(pieces) == len(set(pieces)) <= 60
     assert {"red", "dog", "bird"} <= set(pieces)
     write_vocab(pieces, tmp_path / "vocab.txt")
     tokenizer = Tokenizer.from_file(tmp_path / "vocab.txt")
-    for caption in COLOURS:
+    for caption in COLORS:
         ids = tokenizer.encode(caption, length=32).ids
         assert tokenizer.unk_id not in ids
         assert tokenizer.decode(ids) == " ".join(split_words(caption))

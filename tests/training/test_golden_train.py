@@ -8,11 +8,11 @@ import numpy as np
 import optax
 import pytest
 from support import goldens
-from support.recorded_runs import META, METAS, NOISE, bare, load_batch, reference_optimiser
+from support.recorded_runs import META, METAS, NOISE, bare, load_batch, reference_optimizer
 from support.reference_models import clip_config
 
 from clipa_eqx.losses import softmax_contrastive
-from clipa_eqx.models.pixels import normalise_pixels
+from clipa_eqx.models.pixels import normalize_pixels
 from clipa_eqx.optim import make_optimizer
 from clipa_eqx.precision import Precision
 from clipa_eqx.sharding import MeshConfig, make_mesh, shardings_for
@@ -31,7 +31,7 @@ def test_training_equals_the_reference(run, devices):
     recorded = meta["runs"][run]
     config = clip_config(meta["model"], image_size=(meta["res"],) * 2, length=meta["text_len"])
     model = from_flax(goldens.under(goldens.load_npz("train/init_params.npz"), "params/"), config)
-    optim = reference_optimiser(recorded["config"], config)
+    optim = reference_optimizer(recorded["config"], config)
     optimizer = make_optimizer(optim, model, total_steps=recorded["config"]["total_steps"])
     mesh = make_mesh(MeshConfig(data=devices), devices=jax.devices()[:devices])
     abstract = abstract_state(config, optimizer)
@@ -53,7 +53,7 @@ def test_training_equals_the_reference(run, devices):
             step = row["step"]
             batch = load_batch(step, mesh)
             (_, out), grads = grad(state.model, batch)
-            if is_slices:  # the reference's option without gathering is no product behaviour: the test steps by itself
+            if is_slices:  # the reference's option without gathering is no product behavior: the test steps by itself
                 updates, opt_state = jax.jit(optimizer.update)(grads, state.opt_state, state.model)
                 model = optax.apply_updates(state.model, updates)
                 state = type(state)(model=model, opt_state=opt_state, step=state.step + 1)
@@ -75,7 +75,7 @@ def reference_gradient(mesh, *, is_local, is_whole):
         return out.loss, out
 
     def slices(model, batch):
-        z_image = jax.vmap(model.encode_image)(normalise_pixels(batch["image"]))
+        z_image = jax.vmap(model.encode_image)(normalize_pixels(batch["image"]))
         z_text = jax.vmap(model.encode_text)(batch["tokens"])
         split = [z.reshape(mesh.size, -1, z.shape[1]) for z in (z_image, z_text)]
         outs = jax.vmap(lambda i, t: softmax_contrastive(i, t, log_temperature=model.log_temperature))(*split)

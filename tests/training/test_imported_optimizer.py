@@ -1,4 +1,4 @@
-"""Runs that go on from an imported optimiser state: all of it, and only if the config describes the same optimiser."""
+"""Runs that go on from an imported optimizer state: all of it, and only if the config describes the same optimizer."""
 
 import dataclasses
 import json
@@ -19,7 +19,8 @@ from clipa_eqx.json_config import to_json
 from clipa_eqx.models.clip import abstract_clip
 from clipa_eqx.optim import OptimConfig
 from clipa_eqx.reference_chain import chain_shape
-from clipa_eqx.saved.description import OPTIMISER_FILE
+from clipa_eqx.saved.description import OPTIMIZER_FILE
+from clipa_eqx.saved.optimizer_file import open_optimizer_state
 from clipa_eqx.schedules import Cosine, Polynomial
 from clipa_eqx.training.metrics import read_metrics
 from conversion.flax_clipa.__main__ import main
@@ -53,7 +54,7 @@ def import_half(half, tmp_path):
 
 
 def from_source(config, source, **fields):
-    return dataclasses.replace(config, init=InitConfig(source=str(source), optimiser=True), **fields)
+    return dataclasses.replace(config, init=InitConfig(source=str(source), optimizer=True), **fields)
 
 
 def test_a_run_exported_half_way_and_imported_ends_as_the_run_that_was_never_stopped(half, tmp_path):
@@ -99,7 +100,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("what", OTHERS)
-def test_another_optimiser_is_refused_with_what_differs(what, half, tmp_path):
+def test_another_optimizer_is_refused_with_what_differs(what, half, tmp_path):
     changes, message = OTHERS[what]
     optim = dataclasses.replace(half[1].optim, **changes)
     with pytest.raises(CheckpointError) as caught:
@@ -108,9 +109,9 @@ def test_another_optimiser_is_refused_with_what_differs(what, half, tmp_path):
     assert "use the settings of the run that wrote it" in str(caught.value)
 
 
-def test_a_source_without_optimiser_state_is_refused(half, tmp_path):
+def test_a_source_without_optimizer_state_is_refused(half, tmp_path):
     folder, config = half
-    with pytest.raises(CheckpointError, match=r"has no optimiser\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"has no optimizer\.safetensors"):
         tiny_runs.train_on_one_device(from_source(config, folder / "whole" / "model"), tmp_path / "on")
 
 
@@ -120,17 +121,17 @@ def test_a_run_that_was_over_before_is_refused(half, tmp_path):
         tiny_runs.train_on_one_device(config, tmp_path / "on")
 
 
-def test_damaged_optimiser_state_is_refused(half, tmp_path):
+def test_damaged_optimizer_state_is_refused(half, tmp_path):
     model = import_half(half, tmp_path)
-    file = model / OPTIMISER_FILE
+    file = model / OPTIMIZER_FILE
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(CheckpointError, match="cannot be read"):
         tiny_runs.train_on_one_device(from_source(half[1], model), tmp_path / "on")
 
 
-def test_surgery_and_optimiser_state_exclude_each_other():
-    with pytest.raises(ConfigError, match=r"init\.optimiser goes on with another run"):
-        InitConfig(source="x", optimiser=True, resize_text=True)
+def test_surgery_and_optimizer_state_exclude_each_other():
+    with pytest.raises(ConfigError, match=r"init\.optimizer goes on with another run"):
+        InitConfig(source="x", optimizer=True, resize_text=True)
 
 
 def test_moments_in_bfloat16_survive_export_and_import(tmp_path):
@@ -164,10 +165,19 @@ def test_the_chain_counts_entries_as_the_reference_has_patterns():
 
 def test_a_negative_second_moment_in_a_model_folder_is_refused(half, tmp_path):
     model = import_half(half, tmp_path)
-    path = model / OPTIMISER_FILE
+    path = model / OPTIMIZER_FILE
     with safe_open(path, framework="numpy") as file:
         metadata, leaves = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     leaves["nu/image/class_token"][3] = -1e-9
     save_file(leaves, path, metadata=metadata)
     with pytest.raises(CheckpointError, match="negative: nu/image/class_token, a second moment"):
         tiny_runs.train_on_one_device(from_source(half[1], model), tmp_path / "on")
+
+
+def test_the_optimizer_state_of_a_folder_of_version_0_1_0_is_found(half, tmp_path):
+    model = import_half(half, tmp_path)
+    with open_optimizer_state(model) as state:
+        counts = state.counts
+    (model / OPTIMIZER_FILE).rename(model / "optimiser.safetensors")
+    with open_optimizer_state(model) as state:
+        assert state.counts == counts

@@ -52,7 +52,7 @@ def optimizer_of(config):
 
 
 def start_of(config):
-    """The state of step 0 on one device, and the optimiser."""
+    """The state of step 0 on one device, and the optimizer."""
     optimizer = optimizer_of(config)
     abstract = abstract_state(config.model, optimizer)
     mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
@@ -185,8 +185,8 @@ def test_a_non_finite_step_ends_the_run_with_step_samples_and_last_good_checkpoi
     assert not (tmp_path / "run" / "model").exists()
 
 
-@pytest.mark.parametrize("kind", ["run", "artefact"])
-def test_weights_come_from_a_run_or_an_artefact_with_texts_resized_and_the_optimiser_fresh(finished, kind):
+@pytest.mark.parametrize("kind", ["run", "model folder"])
+def test_weights_come_from_a_run_or_an_artefact_with_texts_resized_and_the_optimizer_fresh(finished, kind):
     source = finished[0] if kind == "run" else finished[1].model_folder
     model = tiny_runs.model_config(text={"length": 16})
     config = config_of_run(init=InitConfig(source=str(source), resize_text=True), seed=3)

@@ -170,18 +170,18 @@ def test_another_vocabulary_than_that_of_the_import_is_found(copy, capsys):
     assert "the vocabulary is not that of the import" in refused(copy, capsys)
 
 
-def test_an_optimiser_state_that_was_taken_away_is_missed(copy, capsys):
+def test_an_optimizer_state_that_was_taken_away_is_missed(copy, capsys):
     provenance = json.loads((copy / "provenance.json").read_text())
-    provenance["leaves_sha256"]["optimiser.safetensors/updates"] = "0" * 64
+    provenance["leaves_sha256"]["optimizer.safetensors/updates"] = "0" * 64
     (copy / "provenance.json").write_text(json.dumps(provenance))
-    assert "optimiser.safetensors is missing" in refused(copy, capsys)
+    assert "optimizer.safetensors is missing" in refused(copy, capsys)
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path, capsys):
     assert "config.json" in refused(tmp_path, capsys)
 
 
-def test_a_released_architecture_is_recognised(tmp_path):
+def test_a_released_architecture_is_recognized(tmp_path):
     # The whole model would be large: only what it is called is asked here.
     config = preset("H/14", image_size=84, length=8)
     lines = _identity(tmp_path, config)

@@ -180,7 +180,7 @@ def with_text(config, size):
 
 @pytest.mark.parametrize("table", TEXT_TABLES)
 @pytest.mark.parametrize("layout", ["split", "flat"])
-def test_text_towers_of_all_three_tables_are_recognised(table, layout):
+def test_text_towers_of_all_three_tables_are_recognized(table, layout):
     for letter, size in TEXT_TABLES[table].items():
         if letter not in ("L", "H", "g", "G"):
             continue

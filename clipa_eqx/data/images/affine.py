@@ -12,7 +12,7 @@ from clipa_eqx.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class AffineConfig:
-    """Ranges of the draws; for drawings only, because what comes into view is filled with the corner colour."""
+    """Ranges of the draws; for drawings only, because what comes into view is filled with the corner color."""
 
     max_rotate_degrees: float = 0.0
     scale: tuple[float, float] = (1.0, 1.0)  # drawn uniformly in the logarithm
@@ -29,7 +29,7 @@ class AffineConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AffineDraws:
-    """One picture's transformation around its centre; shifts as shares of the sides, right and down positive."""
+    """One picture's transformation around its center; shifts as shares of the sides, right and down positive."""
 
     degrees: float = 0.0  # anticlockwise
     scale: float = 1.0
@@ -50,7 +50,7 @@ def draw_affine(rng: np.random.Generator, config: AffineConfig) -> AffineDraws:
 
 
 def apply_affine(image: UInt8[np.ndarray, "height width 3"], draws: AffineDraws) -> UInt8[np.ndarray, "height width 3"]:
-    """Transform bilinearly at the same size; uncovered pixels take the median colour of the four corners."""
+    """Transform bilinearly at the same size; uncovered pixels take the median color of the four corners."""
     if draws == AffineDraws():
         return image
     height, width = image.shape[:2]
@@ -58,10 +58,10 @@ def apply_affine(image: UInt8[np.ndarray, "height width 3"], draws: AffineDraws)
     fill = (int(corners[0]), int(corners[1]), int(corners[2]))
     angle = math.radians(draws.degrees)
     cos, sin = math.cos(angle) / draws.scale, math.sin(angle) / draws.scale
-    centre_x, centre_y = width / 2, height / 2
-    to_x, to_y = centre_x + draws.shift_right * width, centre_y + draws.shift_down * height
+    center_x, center_y = width / 2, height / 2
+    to_x, to_y = center_x + draws.shift_right * width, center_y + draws.shift_down * height
     # Pillow wants the way back, from output to input: undo the shift, then the rotation and the scale (rows go down).
-    back = (cos, -sin, centre_x - cos * to_x + sin * to_y, sin, cos, centre_y - sin * to_x - cos * to_y)
+    back = (cos, -sin, center_x - cos * to_x + sin * to_y, sin, cos, center_y - sin * to_x - cos * to_y)
     turned = Image.fromarray(image).transform(
         (width, height), Image.Transform.AFFINE, back, resample=Image.Resampling.BILINEAR, fillcolor=fill
     )

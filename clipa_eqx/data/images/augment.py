@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from clipa_eqx.data.images.affine import AffineConfig, AffineDraws, apply_affine, draw_affine
-from clipa_eqx.data.images.color import ColourConfig, ColourDraws, apply_colour, draw_colour
+from clipa_eqx.data.images.color import ColorConfig, ColorDraws, apply_color, draw_color
 from clipa_eqx.data.images.crops import CropBox, check_crop_ranges, crop_and_resize, sample_crop_box
 from clipa_eqx.data.images.decode import decode_image, image_size
 from clipa_eqx.data.images.fast import Region, decode_for_region, resample
@@ -18,7 +18,7 @@ ImageMode = Literal["exact", "fast"]
 
 @dataclass(frozen=True, kw_only=True)
 class ImageConfig:
-    """Training pictures. ``exact`` has the reference's pixels, ``fast`` the same crops and colours but its own filter.
+    """Training pictures. ``exact`` has the reference's pixels, ``fast`` the same crops and colors but its own filter.
 
     Fast minus exact, measured: on synthetic photographs (JPEG of 320 to 1024 pixels to 64 and 112) 0.7 levels mean
     absolute (worst picture 1.3), PSNR 49 dB (worst 43); on the small recorded pictures 0.8 levels, 49 dB (worst 3.5 and
@@ -31,7 +31,7 @@ class ImageConfig:
     max_area: float = 1.0
     min_aspect: float = 0.75  # width / height
     max_aspect: float = 1.33
-    colour: ColourConfig | None = None
+    color: ColorConfig | None = None
     affine: AffineConfig | None = None
 
     def __post_init__(self) -> None:
@@ -44,12 +44,12 @@ class ImageDraws:
     """All that is random about one training picture."""
 
     box: CropBox
-    colour: ColourDraws | None = None
+    color: ColorDraws | None = None
     affine: AffineDraws | None = None
 
 
 def train_image(data: bytes, config: ImageConfig, rng: np.random.Generator) -> UInt8[np.ndarray, "height width 3"]:
-    """Decode, crop at random, squash to ``config.size``, jitter colours. The draws do not depend on the mode.
+    """Decode, crop at random, squash to ``config.size``, jitter colors. The draws do not depend on the mode.
 
     Raises:
         DataError: the bytes are not a whole picture (see ``decode_image``).
@@ -59,17 +59,17 @@ def train_image(data: bytes, config: ImageConfig, rng: np.random.Generator) -> U
 
 
 def draw_image(rng: np.random.Generator, height: int, width: int, config: ImageConfig) -> ImageDraws:
-    """Draw for a picture of this full size, in the order box, colour, affine."""
+    """Draw for a picture of this full size, in the order box, color, affine."""
     area, aspect = (config.min_area, config.max_area), (config.min_aspect, config.max_aspect)
     return ImageDraws(
         box=sample_crop_box(rng, height, width, area=area, aspect=aspect),
-        colour=None if config.colour is None else draw_colour(rng, config.colour),
+        color=None if config.color is None else draw_color(rng, config.color),
         affine=None if config.affine is None else draw_affine(rng, config.affine),
     )
 
 
 def render_image(data: bytes, config: ImageConfig, draws: ImageDraws) -> UInt8[np.ndarray, "height width 3"]:
-    """The picture that ``draws`` describe: affine on the whole picture, then crop and resize, then colour.
+    """The picture that ``draws`` describe: affine on the whole picture, then crop and resize, then color.
 
     Raises:
         DataError: as ``train_image``.
@@ -85,7 +85,7 @@ def render_image(data: bytes, config: ImageConfig, draws: ImageDraws) -> UInt8[n
         if draws.affine is not None:
             scaled = scaled._replace(pixels=apply_affine(scaled.pixels, draws.affine))
         image = resample(scaled, region, size=config.size)
-    return image if draws.colour is None else apply_colour(image, draws.colour)
+    return image if draws.color is None else apply_color(image, draws.color)
 
 
 def check_size(size: tuple[int, int]) -> None:

@@ -1,4 +1,4 @@
-"""Colour jitter and gray of SimCLR as CLIPA trains with it: draws first, then a pure function of pixels and draws."""
+"""Color jitter and gray of SimCLR as CLIPA trains with it: draws first, then a pure function of pixels and draws."""
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -8,10 +8,10 @@ from jaxtyping import Float32, UInt8
 
 from clipa_eqx.errors import ConfigError
 
-ColourOp = Literal["brightness", "contrast", "saturation", "hue"]
+ColorOp = Literal["brightness", "contrast", "saturation", "hue"]
 
 # The order in which the reference numbers them.
-COLOUR_OPS: tuple[ColourOp, ...] = ("brightness", "contrast", "saturation", "hue")
+COLOR_OPS: tuple[ColorOp, ...] = ("brightness", "contrast", "saturation", "hue")
 
 _LUMA = (0.2989, 0.5870, 0.1140)
 # Red falls to its least opposite itself (3); green and blue are largest between 1 and 3, 3 and 5.
@@ -22,7 +22,7 @@ Planes = Float32[np.ndarray, "3 height width"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ColourConfig:
+class ColorConfig:
     """``simclr_jitter_gray`` of the reference: factors 1 +- 0.8 strength, hue +- 0.2 strength of a turn."""
 
     strength: float = 0.4
@@ -32,17 +32,17 @@ class ColourConfig:
     def __post_init__(self) -> None:
         # Above 1.25 a factor could be negative.
         if not 0 <= self.strength <= 1.25:
-            raise ConfigError(f"colour.strength={self.strength} must be between 0 and 1.25")
+            raise ConfigError(f"color.strength={self.strength} must be between 0 and 1.25")
         for name in ("jitter_probability", "gray_probability"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"colour.{name}={getattr(self, name)} must be between 0 and 1")
+                raise ConfigError(f"color.{name}={getattr(self, name)} must be between 0 and 1")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ColourDraws:
+class ColorDraws:
     """What happens to one picture. ``order`` may be empty; factors of absent steps are not used."""
 
-    order: tuple[ColourOp, ...] = ()
+    order: tuple[ColorOp, ...] = ()
     brightness: float = 1.0
     contrast: float = 1.0
     saturation: float = 1.0
@@ -50,14 +50,14 @@ class ColourDraws:
     gray: bool = False
 
 
-def draw_colour(rng: np.random.Generator, config: ColourConfig) -> ColourDraws:
+def draw_color(rng: np.random.Generator, config: ColorConfig) -> ColorDraws:
     """Draw for one picture; always takes the same number of values from ``rng``."""
     jitter, gray, *spread = rng.random(6).tolist()
     order = rng.permutation(4).tolist()
     span = 0.8 * config.strength
     brightness, contrast, saturation = (1 + span * (2 * u - 1) for u in spread[:3])
-    return ColourDraws(
-        order=tuple(COLOUR_OPS[i] for i in order) if jitter < config.jitter_probability else (),
+    return ColorDraws(
+        order=tuple(COLOR_OPS[i] for i in order) if jitter < config.jitter_probability else (),
         brightness=brightness,
         contrast=contrast,
         saturation=saturation,
@@ -66,7 +66,7 @@ def draw_colour(rng: np.random.Generator, config: ColourConfig) -> ColourDraws:
     )
 
 
-def apply_colour(image: UInt8[np.ndarray, "height width 3"], draws: ColourDraws) -> UInt8[np.ndarray, "height width 3"]:
+def apply_color(image: UInt8[np.ndarray, "height width 3"], draws: ColorDraws) -> UInt8[np.ndarray, "height width 3"]:
     """Each step of ``order`` in turn, clipped to 0..1 after each, then gray, then truncation to uint8.
 
     Without any step and gray the picture is returned as it came.
@@ -161,7 +161,7 @@ def _clip_unit(planes: Planes) -> None:
     np.clip(planes, np.float32(0), np.float32(1), out=planes)  # maximum and minimum in place take ten times as long
 
 
-def _apply(planes: Planes, step: ColourOp, draws: ColourDraws) -> Planes:
+def _apply(planes: Planes, step: ColorOp, draws: ColorDraws) -> Planes:
     match step:
         case "brightness":
             return adjust_brightness(planes, draws.brightness)

@@ -87,7 +87,7 @@ def decode_jpeg_scaled(
     """
     if not is_jpeg(data):
         raise DataError(f"decode_jpeg_scaled got {len(data)} bytes that do not begin like a JPEG; use decode_image")
-    size, colourspace = _jpeg_header(data, max_pixels=max_pixels)
+    size, colorspace = _jpeg_header(data, max_pixels=max_pixels)
     scale = jpeg_scale(size, min_height=min_height, min_width=min_width)
     options: dict[str, Any] = {}
     if scale < 1:
@@ -96,7 +96,7 @@ def decode_jpeg_scaled(
             "min_width": math.ceil(size.width * scale),
             "min_factor": 1 / scale,
         }
-    if colourspace not in ("CMYK", "YCCK"):
+    if colorspace not in ("CMYK", "YCCK"):
         return _decode_jpeg(data, "RGB", options)
     ink = _decode_jpeg(data, "CMYK", options).astype(np.uint16)
     if _ADOBE not in data:  # Adobe stores ink inverted, so that white is 255; without its mark ink is ink
@@ -112,14 +112,14 @@ def jpeg_scale(size: ImageSize, *, min_height: int, min_width: int) -> float:
     return next(fits, 1.0)
 
 
-def _decode_jpeg(data: bytes, colourspace: str, options: dict[str, Any]) -> np.ndarray:
+def _decode_jpeg(data: bytes, colorspace: str, options: dict[str, Any]) -> np.ndarray:
     try:
-        return simplejpeg.decode_jpeg(data, colourspace, **options)
+        return simplejpeg.decode_jpeg(data, colorspace, **options)
     except ValueError as error:
         if not any(remark in str(error) for remark in _HARMLESS):
             raise DataError(f"cannot decode JPEG image of {len(data)} bytes: {error}") from error
     try:
-        return simplejpeg.decode_jpeg(data, colourspace, strict=False, **options)
+        return simplejpeg.decode_jpeg(data, colorspace, strict=False, **options)
     except (ValueError, KeyError) as error:
         raise DataError(f"cannot decode JPEG image of {len(data)} bytes: {error}") from error
 
@@ -127,7 +127,7 @@ def _decode_jpeg(data: bytes, colourspace: str, options: dict[str, Any]) -> np.n
 def _jpeg_header(data: bytes, *, max_pixels: int) -> tuple[ImageSize, str]:
     try:
         header = simplejpeg.decode_jpeg_header(data, strict=False)
-    # ValueError with libjpeg's words, or KeyError where the damage left no valid colour space.
+    # ValueError with libjpeg's words, or KeyError where the damage left no valid color space.
     except (ValueError, KeyError) as error:
         raise DataError(f"cannot read the header of a JPEG image of {len(data)} bytes: {error}") from error
     size = ImageSize(int(header[0]), int(header[1]))

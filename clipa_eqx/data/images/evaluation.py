@@ -16,7 +16,7 @@ from clipa_eqx.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class EvalImageConfig:
-    """``squash`` ignores the picture's shape; ``resize_small_crop`` scales the shorter side and crops the centre.
+    """``squash`` ignores the picture's shape; ``resize_small_crop`` scales the shorter side and crops the center.
 
     Which one belongs to released weights is a fact of the weights; both are bilinear with antialias. ``exact`` has the
     reference's pixels, for parity and official weights; how far ``fast`` is from them: see ``ImageConfig``.

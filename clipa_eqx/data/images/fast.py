@@ -1,4 +1,4 @@
-"""The fast path of image processing: JPEG at reduced DCT scale and a vectorised resize of a region.
+"""The fast path of image processing: JPEG at reduced DCT scale and a vectorized resize of a region.
 
 Only the filtering of pixels differs from the exact path; which region is shown does not.
 """
@@ -15,7 +15,7 @@ from PIL import Image
 from clipa_eqx.data.images.decode import decode_image, decode_jpeg_scaled, image_size, is_jpeg, jpeg_scale
 
 # There is no wheel of it for Linux on ARM; there Pillow does the same, in five times the time.
-_IS_VECTORISED = importlib.util.find_spec("cykooz_resizer") is not None
+_IS_VECTORIZED = importlib.util.find_spec("cykooz_resizer") is not None
 
 # Of each thread its own, because it keeps buffers between calls.
 _own = threading.local()
@@ -80,10 +80,10 @@ def resample(
     )
     if part.shape[:2] == size == (box.height, box.width):
         return part.copy()
-    return resize_vectorised(part, box, size=size) if _IS_VECTORISED else resize_with_pillow(part, box, size=size)
+    return resize_vectorized(part, box, size=size) if _IS_VECTORIZED else resize_with_pillow(part, box, size=size)
 
 
-def resize_vectorised(
+def resize_vectorized(
     part: UInt8[np.ndarray, "height width 3"], box: Box, *, size: tuple[int, int]
 ) -> UInt8[np.ndarray, "out_height out_width 3"]:
     """``resize_with_pillow`` in vector instructions; at most one level of 255 apart, as the sums are rounded alike."""

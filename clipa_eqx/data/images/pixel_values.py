@@ -1,4 +1,4 @@
-"""Pixel value ranges: ImageNet constants and the two normalisations that models and evaluators use."""
+"""Pixel value ranges: ImageNet constants and the two normalizations that models and evaluators use."""
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -9,7 +9,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def normalise_imagenet(image: UInt8[np.ndarray, "*shape 3"]) -> Float32[np.ndarray, "*shape 3"]:
+def normalize_imagenet(image: UInt8[np.ndarray, "*shape 3"]) -> Float32[np.ndarray, "*shape 3"]:
     """Levels 0..255 to (x - 255 mean) / (255 std) per channel, as ``vgg_value_range`` of the reference."""
     mean = np.asarray(IMAGENET_MEAN, np.float32) * np.float32(255)
     std = np.asarray(IMAGENET_STD, np.float32) * np.float32(255)

@@ -86,7 +86,7 @@ def resize_float(
     rows, columns = make(height, out_height, keep=window[0]), make(width, out_width, keep=window[1])
     if method == "bilinear" and not antialias:
         return _lerp(image, rows, columns)
-    if method == "area":  # columns first here, and normalised at the end
+    if method == "area":  # columns first here, and normalized at the end
         across, down = np.float32(width) / np.float32(out_width), np.float32(height) / np.float32(out_height)
         return _sum_rows(_sum_columns(image, columns), rows) * (np.float32(1) / (down * across))
     return _sum_columns(_sum_rows(image, rows), columns)
@@ -131,8 +131,8 @@ def _nearest(image: np.ndarray, *, size: tuple[int, int], window: Window) -> np.
 
 def _nearest_index(source: int, out: int) -> np.ndarray:
     scale = np.float32(source) / np.float32(out)
-    centre = (np.arange(out, dtype=np.float32) + np.float32(0.5)) * scale
-    return np.minimum(np.floor(centre).astype(np.intp), source - 1)
+    center = (np.arange(out, dtype=np.float32) + np.float32(0.5)) * scale
+    return np.minimum(np.floor(center).astype(np.intp), source - 1)
 
 
 def _sum_rows(x: np.ndarray, taps: Taps) -> np.ndarray:
@@ -168,7 +168,7 @@ _LONGEST_CACHED = 8192
 # Random crops ask for many (source, out) pairs; 4096 of them at 112 px are some 15 MB per worker.
 @functools.lru_cache(maxsize=4096)
 def _kernel_taps(source: int, out: int, method: Method, antialias: bool) -> Taps:
-    """Spans and normalised weights of TensorFlow's ScaleAndTranslate, all in float32."""
+    """Spans and normalized weights of TensorFlow's ScaleAndTranslate, all in float32."""
     one, half = np.float32(1), np.float32(0.5)
     inverse_scale = one / (np.float32(out) / np.float32(source))
     stretch = max(inverse_scale, one) if antialias else one
@@ -202,7 +202,7 @@ def _kernel(x: np.ndarray, method: Method) -> np.ndarray:
 
 @functools.lru_cache(maxsize=1024)
 def _area_taps(source: int, out: int) -> Taps:
-    """Overlaps of output pixels with input pixels, not normalised (TensorFlow's ResizeArea)."""
+    """Overlaps of output pixels with input pixels, not normalized (TensorFlow's ResizeArea)."""
     scale = np.float32(source) / np.float32(out)
     low = np.arange(out, dtype=np.float32) * scale
     high = np.arange(1, out + 1, dtype=np.float32) * scale
@@ -217,7 +217,7 @@ def _area_taps(source: int, out: int) -> Taps:
 
 @functools.lru_cache(maxsize=1024)
 def _lerp_taps(source: int, out: int) -> Taps:
-    """Lower and upper neighbour, and the fraction between them (TensorFlow's ResizeBilinear, half-pixel centres)."""
+    """Lower and upper neighbor, and the fraction between them (TensorFlow's ResizeBilinear, half-pixel centers)."""
     scale = np.float32(source) / np.float32(out)
     position = (np.arange(out, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5)
     floor = np.floor(position)

@@ -46,10 +46,10 @@ def list_parts(rows: list[ListedRow], sizes: list[int], *, source: str, options:
     )
 
 
-def read_listed(place: Place, part: Part, *, options: IngestOptions, labelled: bool) -> Iterator[Row | Lost]:
+def read_listed(place: Place, part: Part, *, options: IngestOptions, labeled: bool) -> Iterator[Row | Lost]:
     """The rows of a list in memory with the pictures they name (see `read_picture`)."""
     for row in part.rows or ():
-        if labelled and row.label is None:
+        if labeled and row.label is None:
             yield Lost(reason=NO_CLASS_FOLDER, key=row.key)
             continue
         image = read_picture(place, row.path, images=options.images)

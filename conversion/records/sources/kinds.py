@@ -71,17 +71,17 @@ def read_part(place: Place, part: Part, *, kind: Kind, options: IngestOptions, t
         case "folder":
             from conversion.records.sources.class_folders import read_listed
 
-            return read_listed(place, part, options=options, labelled=True)
+            return read_listed(place, part, options=options, labeled=True)
         case "captions" if part.lines is None:
             from conversion.records.sources.class_folders import read_listed
 
-            return read_listed(place, part, options=options, labelled=False)
+            return read_listed(place, part, options=options, labeled=False)
         case "captions":
             from conversion.records.sources.tables import read_table
 
             return read_table(place, part, options=options)
 
 
-def is_labelled(kind: Kind, options: IngestOptions) -> bool:
+def is_labeled(kind: Kind, options: IngestOptions) -> bool:
     """Whether rows of the source need a label and may do without a caption."""
     return kind == "folder" or options.label_column is not None or (kind == "tfds" and options.caption_column is None)

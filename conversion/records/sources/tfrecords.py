@@ -45,7 +45,7 @@ Features = Mapping[str, list[object]]
 
 
 def plan_img2dataset(place: Place, *, options: IngestOptions) -> Plan:
-    """One part per TFRecord file; gzip is recognised when a file is read.
+    """One part per TFRecord file; gzip is recognized when a file is read.
 
     Raises:
         DataError: there is none, TensorFlow is not installed, or the first examples lack a column.
@@ -82,13 +82,13 @@ def plan_tfds(place: Place, *, options: IngestOptions) -> Plan:
     names = next((file for file in found if file.name.rpartition("/")[2] == f"{label}.labels.txt"), None)
     about = [file for file in found if file.name.endswith((*_TFDS_NOTES, ".labels.txt"))]
     counts = beside(place, found, list(chosen), lambda _: "dataset_info.json")
-    is_labelled = options.label_column is not None or options.caption_column is None
+    is_labeled = options.label_column is not None or options.caption_column is None
     columns = _choose(
         place,
         plan.parts,
         options,
-        label=("label",) if is_labelled else (),
-        key=("file_name", *KEY_COLUMNS) if is_labelled else KEY_COLUMNS,
+        label=("label",) if is_labeled else (),
+        key=("file_name", *KEY_COLUMNS) if is_labeled else KEY_COLUMNS,
     )
     plan = Plan(
         parts=plan.parts,
