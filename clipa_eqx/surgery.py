@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from clipa_eqx.errors import CheckpointError, ConfigError
 from clipa_eqx.models.clip import CLIP, CLIPConfig, abstract_clip
 from clipa_eqx.models.embed import sincos_2d
-from clipa_eqx.trees import layer_path, leaf_paths, match_by_path, stacked_depth
+from clipa_eqx.trees import layer_path, leaf_paths, leaves_by_path, match_by_path, stacked_depth
 
 # These change what the same leaves compute. Of the other fields, some show in the leaves, the rest only matter to
 # training or to fresh models (rates, masking, remat, initializers), or come with computed positions.
@@ -208,7 +208,7 @@ def _resample_grid(
 
 
 def _leaves(tree: Any) -> dict[str, Any]:
-    return dict(zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True))
+    return leaves_by_path(tree)
 
 
 def _rebuild(config: CLIPConfig, leaves: Mapping[str, Any]) -> CLIP:

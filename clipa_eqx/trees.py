@@ -7,7 +7,7 @@ it also answers to ``image/blocks/{i}/attn/q/weight``, layers counted from 0.
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import jax
@@ -26,6 +26,27 @@ def leaf_paths(tree: Any) -> list[str]:
     ['image/cls', 'image/patch/weight']
     """
     return [_path(keys) for keys, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+
+
+def leaves_by_path(tree: Any) -> dict[str, Any]:
+    """All leaves under their paths, in the order of ``jax.tree.leaves``.
+
+    >>> leaves_by_path({"image": {"cls": 1, "patch": {"weight": 2}}})
+    {'image/cls': 1, 'image/patch/weight': 2}
+    """
+    return {_path(keys): leaf for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def from_leaves(skeleton: T, leaves: Mapping[str, Any]) -> T:
+    """A tree shaped like ``skeleton`` with the leaves of these paths; other entries of ``leaves`` are ignored.
+
+    >>> from_leaves({"image": {"cls": 1}}, {"image/cls": 5})
+    {'image': {'cls': 5}}
+
+    Raises:
+        KeyError: ``leaves`` lacks a path of the skeleton.
+    """
+    return jax.tree.unflatten(jax.tree.structure(skeleton), [leaves[path] for path in leaf_paths(skeleton)])
 
 
 def map_with_path(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:

@@ -168,15 +168,14 @@ def _draw_config(config_path: Path, overrides: Sequence[str], path: Path, *, sam
 
 
 def _print_parameters(config: Any, mesh_sizes: tuple[int, ...] | None) -> None:
-    import jax
 
     from clipa_eqx.models.clip import abstract_clip
-    from clipa_eqx.trees import count_params, leaf_paths
+    from clipa_eqx.trees import count_params, leaves_by_path
 
     model = abstract_clip(config)
     specs = {} if mesh_sizes is None else _specs(model, mesh_sizes)
     rows = [("path", "shape", "values", *(("split",) if specs else ()))]
-    for path, leaf in zip(leaf_paths(model), jax.tree.leaves(model), strict=True):
+    for path, leaf in leaves_by_path(model).items():
         shape = "x".join(map(str, leaf.shape)) or "scalar"
         rows.append((path, shape, f"{math.prod(leaf.shape):,}", *((specs[path],) if specs else ())))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

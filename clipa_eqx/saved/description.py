@@ -10,7 +10,7 @@ from clipa_eqx.data.images.pixel_values import IMAGENET_MEAN, IMAGENET_STD
 from clipa_eqx.errors import CheckpointError, ConfigError
 from clipa_eqx.json_config import from_json, to_json
 from clipa_eqx.models.clip import CLIPConfig
-from clipa_eqx.saved.replacing import FolderKind
+from clipa_eqx.replacing import FolderKind
 from clipa_eqx.tokenizer import Tokenizer
 from clipa_eqx.tokenizer.wordpiece import TOKENIZER_FILES
 

@@ -3,13 +3,12 @@
 import functools
 from collections.abc import Mapping
 
-import jax
 import numpy as np
 
 from clipa_eqx.errors import CheckpointError, listed
 from clipa_eqx.models.clip import CLIPConfig, abstract_clip
 from clipa_eqx.saved.leaf_file import Leaf
-from clipa_eqx.trees import leaf_paths
+from clipa_eqx.trees import leaves_by_path
 
 _FLOAT32 = np.dtype(np.float32)
 
@@ -19,7 +18,7 @@ def leaf_shapes(config: CLIPConfig) -> Mapping[str, tuple[int, ...]]:
     """Shape of each of our leaves."""
     # Cached: a conversion asks several times, and tracing the initialization takes tens of milliseconds.
     skeleton = abstract_clip(config)
-    return {p: tuple(leaf.shape) for p, leaf in zip(leaf_paths(skeleton), jax.tree.leaves(skeleton), strict=True)}
+    return {path: tuple(leaf.shape) for path, leaf in leaves_by_path(skeleton).items()}
 
 
 def leaf_problems(found: Mapping[str, Leaf], config: CLIPConfig) -> list[str]:

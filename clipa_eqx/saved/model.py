@@ -17,6 +17,7 @@ from clipa_eqx.data.images.evaluation import EvalImageConfig, eval_image, resize
 from clipa_eqx.data.images.pixel_values import normalize_imagenet
 from clipa_eqx.errors import CheckpointError, ClipaError, DataError, listed
 from clipa_eqx.models.clip import CLIP, CLIPConfig, abstract_clip
+from clipa_eqx.replacing import check_replaceable, new_folder
 from clipa_eqx.saved.description import (
     MODEL_FOLDER,
     PROVENANCE_FILE,
@@ -30,10 +31,9 @@ from clipa_eqx.saved.description import (
 )
 from clipa_eqx.saved.leaf_file import Leaf
 from clipa_eqx.saved.leaf_shapes import leaf_problems
-from clipa_eqx.saved.replacing import check_replaceable, new_folder
 from clipa_eqx.tokenizer import Tokenizer, Tokens
 from clipa_eqx.tokenizer.reduce import Reduction
-from clipa_eqx.trees import leaf_paths
+from clipa_eqx.trees import from_leaves, leaves_by_path
 
 __all__ = [
     "WEIGHTS_FILE",
@@ -136,7 +136,7 @@ def save_model(
     check_replaceable(folder, MODEL_FOLDER, overwrite=overwrite)
     weights = {
         path: np.asarray(jax.device_get(leaf), dtype=np.float32, order="C")
-        for path, leaf in zip(leaf_paths(model), jax.tree.leaves(model), strict=True)
+        for path, leaf in leaves_by_path(model).items()
     }
     _check_leaves(weights, model.config, where=f"the model to be saved as {folder}")
     with new_folder(folder, MODEL_FOLDER, overwrite=overwrite) as new:
@@ -163,8 +163,7 @@ def load_model(folder: Path | str) -> LoadedModel:
     try:
         tokenizer = Tokenizer.load(folder / TOKENIZER_FOLDER)
         skeleton = abstract_clip(config)
-        leaves = [jnp.asarray(weights[path]) for path in leaf_paths(skeleton)]
-        model = jax.tree.unflatten(jax.tree.structure(skeleton), leaves)
+        model = from_leaves(skeleton, {path: jnp.asarray(array) for path, array in weights.items()})
         check_parts(config, tokenizer, preprocess)
     except ClipaError as error:
         raise CheckpointError(f"model folder {folder}: {error}") from error

@@ -14,7 +14,7 @@ from clipa_eqx.errors import CheckpointError
 from clipa_eqx.models.clip import CLIP, CLIPConfig, abstract_clip
 from clipa_eqx.sharding import shardings_for
 from clipa_eqx.training.state import TrainState
-from clipa_eqx.trees import leaf_paths
+from clipa_eqx.trees import leaf_paths, leaves_by_path
 
 _log = logging.getLogger(__name__)
 
@@ -168,7 +168,7 @@ class Checkpoints:
 def _nested(tree: Any) -> dict[str, Any]:
     """The leaves as dictionaries within dictionaries, by the parts of their paths."""
     out: dict[str, Any] = {}
-    for path, leaf in zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True):
+    for path, leaf in leaves_by_path(tree).items():
         *parents, name = path.split("/")
         node = out
         for parent in parents:
@@ -192,7 +192,7 @@ def _with_shardings(tree: Any, shardings: Any) -> Any:
 
 
 def _signature(tree: Any) -> dict[str, list[Any]]:
-    leaves = zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True)
+    leaves = leaves_by_path(tree).items()
     return {path: [list(leaf.shape), str(leaf.dtype)] for path, leaf in leaves}
 
 

@@ -16,7 +16,7 @@ from clipa_eqx.reference_chain import ChainShape, chain_shape
 from clipa_eqx.saved.optimizer_file import FIRST_SCHEDULE, OptimizerState, open_optimizer_state
 from clipa_eqx.sharding import shardings_for
 from clipa_eqx.training.state import TrainState
-from clipa_eqx.trees import leaf_paths
+from clipa_eqx.trees import leaf_paths, leaves_by_path
 
 
 def continued_state(model: CLIP, folder: Path, optim: OptimConfig, *, abstract: TrainState, mesh: Mesh) -> TrainState:
@@ -44,7 +44,7 @@ def continued_state(model: CLIP, folder: Path, optim: OptimConfig, *, abstract: 
 
 
 def _misfits(stored: OptimizerState, abstract: TrainState) -> list[str]:
-    wanted = dict(zip(leaf_paths(abstract.opt_state), jax.tree.leaves(abstract.opt_state), strict=True))
+    wanted = leaves_by_path(abstract.opt_state)
     moments = {f"{kind}/{path}": leaf for name, leaf in wanted.items() for kind, path in [_moment(name)] if kind}
     problems: list[str] = []
     for name in sorted(set(moments) - set(stored.file.leaves)):

@@ -2,17 +2,16 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from clipa_eqx.trees import leaf_paths, stacked_depth
+from clipa_eqx.trees import leaves_by_path, stacked_depth
 
 
 def norms(name: str, tree: Any) -> dict[str, Array]:
     """L2 norms: ``name``, ``name/image``, ``name/text``, and ``name/image/blocks`` as a vector over depth."""
     totals: dict[str, Array] = {}
-    for path, leaf in zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True):
+    for path, leaf in leaves_by_path(tree).items():
         squares = jnp.square(leaf.astype(jnp.float32))
         tower = path.split("/", 1)[0]
         depth = stacked_depth(path, leaf)

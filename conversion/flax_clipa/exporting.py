@@ -12,11 +12,11 @@ from tqdm import tqdm
 
 from clipa_eqx.errors import CheckpointError, ConversionError
 from clipa_eqx.models.clip import CLIPConfig
+from clipa_eqx.replacing import check_apart, work_folder
 from clipa_eqx.saved.description import PROVENANCE_FILE, WEIGHTS_FILE, load_model_config, optimizer_file, read_json
 from clipa_eqx.saved.leaf_file import LeafReader
 from clipa_eqx.saved.leaf_shapes import check_leaves
 from clipa_eqx.saved.optimizer_file import FIRST_SCHEDULE, Kind, OptimizerState, open_optimizer_state
-from clipa_eqx.saved.replacing import check_apart, work_folder
 from clipa_eqx.training.run_folder import CHECKPOINTS_NAME
 from conversion.flax_clipa.files import ADAM_COUNT, FORMAT, MU, NU
 from conversion.flax_clipa.names import flax_rules

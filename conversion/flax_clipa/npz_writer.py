@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from clipa_eqx.errors import ConversionError
-from clipa_eqx.saved.replacing import beside, real_path, remove_leftovers
+from clipa_eqx.replacing import beside, real_path, remove_leftovers
 
 
 class NpzWriter:

@@ -9,6 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from clipa_eqx.errors import CheckpointError, ConversionError
+from clipa_eqx.replacing import FolderKind, new_folder
 from clipa_eqx.saved.description import (
     PROVENANCE_FILE,
     TOKENIZER_FOLDER,
@@ -20,7 +21,6 @@ from clipa_eqx.saved.description import (
 )
 from clipa_eqx.saved.leaf_file import Leaf, LeafReader, LeafWriter
 from clipa_eqx.saved.leaf_shapes import check_leaves
-from clipa_eqx.saved.replacing import FolderKind, new_folder
 from clipa_eqx.tokenizer import Tokenizer
 from conversion.open_clip.config import CONFIG_FILE, parse_open_clip_config
 from conversion.open_clip.files import WEIGHTS_FILE as OPEN_CLIP_WEIGHTS

@@ -11,7 +11,7 @@ from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.data.images.pixel_values import IMAGENET_MEAN, IMAGENET_STD
 from clipa_eqx.errors import ConfigError, ConversionError
 from clipa_eqx.models.clip import CLIPConfig
-from clipa_eqx.saved.replacing import check_apart
+from clipa_eqx.replacing import check_apart
 from conversion.open_clip.config import CONFIG_FILE, OpenClipConfig, Texts, load_open_clip_config
 from conversion.open_clip.files import (
     FORMAT,

@@ -5,14 +5,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from clipa_eqx.errors import ConversionError, listed
 from clipa_eqx.models.clip import CLIP, CLIPConfig, abstract_clip
 from clipa_eqx.saved.leaf_shapes import leaf_shapes
-from clipa_eqx.trees import leaf_paths
+from clipa_eqx.trees import from_leaves, leaf_paths, leaves_by_path
 from conversion.weights.tensors import FLOATS, Arrays, TensorFile, TensorInfo
 
 
@@ -245,7 +244,7 @@ def export_leaves(rules: Sequence[Rule], tree: CLIP) -> dict[str, np.ndarray]:
     Raises:
         ConversionError: a leaf without a rule, or a rule without a leaf.
     """
-    leaves = dict(zip(leaf_paths(tree), map(np.asarray, jax.tree.leaves(tree)), strict=True))
+    leaves = {path: np.asarray(leaf) for path, leaf in leaves_by_path(tree).items()}
 
     def read(path: str, layer: int | None) -> np.ndarray:
         return leaves[path] if layer is None else leaves[path][layer]
@@ -269,11 +268,10 @@ def import_leaves(rules: Sequence[Rule], arrays: Mapping[str, np.ndarray], confi
     found: dict[str, list[np.ndarray]] = {path: [] for path in leaf_paths(skeleton)}
     for path, _, values in import_slices(rules, config, file):
         found[path].append(values)
-    leaves = [
-        jnp.asarray(np.stack(found[path]).reshape(leaf.shape))
-        for path, leaf in zip(leaf_paths(skeleton), jax.tree.leaves(skeleton), strict=True)
-    ]
-    return jax.tree.unflatten(jax.tree.structure(skeleton), leaves)
+    leaves = {
+        path: jnp.asarray(np.stack(found[path]).reshape(leaf.shape)) for path, leaf in leaves_by_path(skeleton).items()
+    }
+    return from_leaves(skeleton, leaves)
 
 
 def permuted(array: np.ndarray, axes: tuple[int, ...] | None) -> np.ndarray:

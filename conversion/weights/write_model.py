@@ -14,6 +14,7 @@ from tqdm import tqdm
 from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.errors import ConversionError
 from clipa_eqx.models.clip import CLIPConfig
+from clipa_eqx.replacing import check_replaceable, new_folder
 from clipa_eqx.saved.description import (
     MODEL_FOLDER,
     OPTIMIZER_FILE,
@@ -26,7 +27,6 @@ from clipa_eqx.saved.description import (
 from clipa_eqx.saved.leaf_file import Leaf, LeafReader, LeafWriter
 from clipa_eqx.saved.leaf_shapes import leaf_shapes
 from clipa_eqx.saved.optimizer_file import Counts, Kind, MomentSlice, write_optimizer_state
-from clipa_eqx.saved.replacing import check_replaceable, new_folder
 from clipa_eqx.tokenizer import Tokenizer
 from conversion.weights.moments import Moments
 from conversion.weights.rules import (

@@ -9,7 +9,7 @@ import pytest
 from support.random_models import random_model
 from support.tiny_runs import model_config
 
-from clipa_eqx.trees import layer_path, leaf_paths, stacked_depth
+from clipa_eqx.trees import layer_path, leaves_by_path, stacked_depth
 from conversion.compare.replay import patches_of, replay, run_step
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -26,7 +26,7 @@ CASES = {
 def leaves_of(model):
     """All leaves by path, those of layers by their layer's path, positions always there."""
     found = {}
-    for path, leaf in zip(leaf_paths(model), jax.tree.leaves(model), strict=True):
+    for path, leaf in leaves_by_path(model).items():
         depth = stacked_depth(path, leaf)
         names = [path] if depth is None else [layer_path(path, i) for i in range(depth)]
         values = [leaf] if depth is None else leaf

@@ -28,7 +28,7 @@ def run(tmp_path):
     config = tiny_runs.run_config()
     tokenizer = load_tokenizer(config.data.vocab, model_vocab=config.model.text.vocab)
     path = tmp_path / "run.py"
-    path.write_text("import tiny\n\ndef config():\n    return tiny_runs.run_config()\n")
+    path.write_text("from support import tiny_runs\n\ndef config():\n    return tiny_runs.run_config()\n")
     return config, open_sources(config), train_transform(config, tokenizer), path
 
 

@@ -15,9 +15,9 @@ from support.tiny_models import tiny_clip, tiny_tokenizer
 
 from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.errors import CheckpointError, ConversionError
+from clipa_eqx.replacing import beside, new_folder, remove_leftovers
 from clipa_eqx.saved.description import MODEL_FOLDER
 from clipa_eqx.saved.model import load_model, save_model
-from clipa_eqx.saved.replacing import beside, new_folder, remove_leftovers
 from conversion.flax_clipa.__main__ import main as flax
 from conversion.open_clip.__main__ import main as open_clip
 
