@@ -1,4 +1,4 @@
-"""Guards the address of the reference: citations of docs/reference.md resolve, each fact is cited, each golden file described.
+"""Citations of docs/reference.md resolve, each fact there is cited, and each recorded file is described.
 
 Defects need no citation: their table is complete for the parts that exist here.
 """
@@ -58,7 +58,9 @@ def rows() -> list[tuple[str, str]]:
 
 
 def recorded() -> list[PurePosixPath]:
-    files = (path for path in goldens.DEFAULT.rglob("*") if path.is_file() and path.suffix not in (".md", ".py", ".pyc"))
+    files = (
+        path for path in goldens.DEFAULT.rglob("*") if path.is_file() and path.suffix not in (".md", ".py", ".pyc")
+    )
     return [PurePosixPath(path.relative_to(goldens.DEFAULT).as_posix()) for path in files]
 
 
