@@ -7,10 +7,10 @@ import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-import goldens
 import pytest
+from support import goldens
+from support.paths import ROOT
 
-ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "pyproject.toml").is_file())
 FOLDERS = ("clipa_eqx", "conversion", "scripts", "benchmarks", "configs", "docs", "tests")
 REFERENCE, GOLDEN = ROOT / "docs" / "reference.md", goldens.DEFAULT / "README.md"
 SOURCES = sorted(
