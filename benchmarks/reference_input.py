@@ -3,7 +3,7 @@
 The ops and their order are those of CLIPA's training: TFRecord, full JPEG decode, a random box, crop, antialiased
 resize, cast to uint8, tokens, batch. tensorflow-text has no release for this TensorFlow. In place of its BertTokenizer,
 lower case, a split at spaces and punctuation, and one look-up per word stand for tokenizing: no Unicode normalization,
-no search for pieces. Nothing is shuffled. Both favor this side.
+no search for pieces. Nothing is shuffled. Both favor this side. The reference: docs/reference.md F8.2.
 """
 
 import argparse

@@ -18,7 +18,7 @@ class DataError(ClipaError, ValueError):
 
 
 class ShardingError(ClipaError, ValueError):
-    """A mesh does not fit the devices, or no sharding rule (or a useless one) applies to a leaf."""
+    """A mesh does not fit the devices, or its batch axes do not divide the batch."""
 
 
 class CheckpointError(ClipaError, RuntimeError):

@@ -26,7 +26,7 @@ DEFAULT_DECAY: tuple[tuple[str, float], ...] = (
 )
 
 T5X_DECAY: tuple[tuple[str, float], ...] = (
-    # The reference's t5x trainer (bigG) decays all else: the token table, class token and probe too (facts 6.2).
+    # As the reference's t5x trainer: the token table, class token and probe decay too (docs/reference.md F6.2).
     (r"(.*/)?(bias|position|norm\d*/weight)|log_temperature", 0.0),
     (r".*", 1.0),
 )

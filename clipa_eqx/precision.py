@@ -13,7 +13,8 @@ Tree = TypeVar("Tree")
 class Precision:
     """``compute`` is the dtype of activations and of the weights as the towers see them.
 
-    float32 is the reference's; bfloat16 halves the memory and is what TPU and GPU matrix units are built for.
+    float32 is the reference's (docs/reference.md F1.0); bfloat16 halves the memory and is what TPU and GPU matrix
+    units are built for.
     """
 
     compute: Literal["float32", "bfloat16"] = "float32"

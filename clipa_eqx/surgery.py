@@ -44,7 +44,7 @@ def resize_text(model: CLIP, *, length: int) -> Operated:
     """A model of texts of ``length`` tokens. Computed positions need no change; learned ones are resampled.
 
     Resampling is linear between token centers, antialiased when shrinking, as ``merge_params`` of the reference
-    (``jax.image.resize``; facts 3.1). The optimizer's moments do not follow: training starts afresh.
+    (``jax.image.resize``; docs/reference.md F3.1). The optimizer's moments do not follow: training starts afresh.
 
     Raises:
         ConfigError: a length the tower cannot have.
@@ -65,7 +65,7 @@ def resize_image(model: CLIP, *, image_size: tuple[int, int]) -> Operated:
     """A model of images of ``image_size`` (height, width). Computed positions need no change; learned ones resampled.
 
     The class token's row is kept, the others are resampled as the 2-D grid they are, bilinear and antialiased when
-    shrinking. (The reference resampled all rows as one line, class token included: facts 11, defect 8.)
+    shrinking. (The reference resampled all rows as one line, class token included: docs/reference.md D8.)
 
     Raises:
         ConfigError: the patches do not divide the size.

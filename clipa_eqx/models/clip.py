@@ -49,7 +49,7 @@ class CLIP(eqx.Module):
 
     @classmethod
     def init(cls, config: CLIPConfig, *, key: PRNGKeyArray) -> "CLIP":
-        """A randomly initialized model (facts 1.6)."""
+        """A randomly initialized model (docs/reference.md F1.6)."""
         k_image, k_text = jr.split(key)
         return cls(
             image=VisionTower.init(config.image, key=k_image),

@@ -58,6 +58,6 @@ def kept_tokens(tokens: int, mask_ratio: float) -> int:
 def keep_random_tokens(
     x: Float[Array, "tokens dim"], noise: Float[Array, " tokens"], kept: int
 ) -> tuple[Float[Array, "kept dim"], Int[Array, " kept"]]:
-    """The ``kept`` tokens of lowest noise, in order of rising noise, and their indices (facts 1.7)."""
+    """The ``kept`` tokens of lowest noise, in order of rising noise, and their indices (docs/reference.md F1.7)."""
     order = jnp.argsort(noise, stable=True)[:kept]
     return jnp.take(x, order, axis=0), order

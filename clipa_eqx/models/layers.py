@@ -61,7 +61,7 @@ class Attention(eqx.Module):
 
     @classmethod
     def init(cls, dim: int, *, heads: int, style: InitStyle, residual_depth: int, key: PRNGKeyArray) -> "Attention":
-        """Initialize as facts 1.6: Xavier-uniform, or normal D^-1/2 with the output scaled by (2 depth)^-1/2."""
+        """Initialize as docs/reference.md F1.6: Xavier-uniform, or normal D^-1/2, the output times (2 depth)^-1/2."""
         kq, kk, kv, ko = jr.split(key, 4)
         if style == "xavier":
             q, k, v, out = (xavier_uniform(x, (dim, dim)) for x in (kq, kk, kv, ko))
@@ -97,7 +97,7 @@ class Mlp(eqx.Module):
     def init(
         cls, dim: int, hidden: int, *, gelu: Gelu, style: InitStyle, residual_depth: int, key: PRNGKeyArray
     ) -> "Mlp":
-        """Initialize as facts 1.6: Xavier-uniform, or normal (2D)^-1/2 in and D^-1/2 (2 depth)^-1/2 out."""
+        """Initialize as docs/reference.md F1.6: Xavier-uniform, or normal (2D)^-1/2 in, D^-1/2 (2 depth)^-1/2 out."""
         k_in, k_out = jr.split(key)
         if style == "xavier":
             w_in, w_out = xavier_uniform(k_in, (hidden, dim)), xavier_uniform(k_out, (dim, hidden))
@@ -129,7 +129,7 @@ def dropout(x: Float[Array, "*shape"], rate: float, *, key: PRNGKeyArray | None)
 def drop_path(
     x: Float[Array, "seq dim"], rate: Float[Array, ""] | None, *, key: PRNGKeyArray | None
 ) -> Float[Array, "seq dim"]:
-    """Drop the whole residual branch of this example with probability ``rate`` (stochastic depth); None is never."""
+    """Drop the residual branch of this example with probability ``rate``; None is never (docs/reference.md F1.8)."""
     if key is None or rate is None:
         return x
     keep = 1.0 - rate

@@ -37,7 +37,7 @@ VARIANTS: dict[str, Variant] = {
     "G": Variant(Size(1664, 48, 8192, 16), Size(1664, 48, 8192, 16), 1280),
     "e": Variant(Size(1792, 56, 15360, 16), Size(1792, 56, 15360, 16), None),
 }
-"""The reference's master table (``models/vit.py``, ``models/text_transformer.py``)."""
+"""The main table of the reference (``models/vit.py``, ``models/text_transformer.py``; docs/reference.md F1.1)."""
 
 T5X_TEXT = Size(1280, 32, 5120, 20)
 """The text tower that the released bigG/14 (and g/14) really have (``models_t5x``, letters g and G)."""

@@ -16,7 +16,7 @@ Kind = Literal["mu", "nu"]
 
 FIRST_SCHEDULE = 3
 """Where the reference's chain has the count of its first schedule, before each pattern of decay and each learning-rate
-multiplier moves it up by one (facts 2.1)."""
+multiplier moves it up by one (docs/reference.md F2.1)."""
 
 _FLOAT32, _INT32 = np.dtype(np.float32), np.dtype(np.int32)
 

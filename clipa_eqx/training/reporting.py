@@ -62,7 +62,7 @@ class Reports:
         )
 
     def is_logged(self, step: int) -> bool:
-        """Steps 1 and 2, every ``log_every_steps``, and the last, as the reference."""
+        """Steps 1 and 2, every ``log_every_steps``, and the last, as the reference (docs/reference.md F10)."""
         return step == 2 or is_time(step, every_steps=self._config.log_every_steps, total_steps=self._total)
 
     def finish(

@@ -1,4 +1,4 @@
-"""Checkpoints of the reference's JAX code as parameters and optimizer state (facts 2.1, 2.2)."""
+"""Checkpoints of the reference's JAX code as parameters and optimizer state (docs/reference.md F2.1, F2.2)."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""Our leaves under the names and shapes of the reference's Flax checkpoints (facts 2.3), without ``params/``."""
+"""Our leaves under the names and shapes of Flax checkpoints (docs/reference.md F2.3), without ``params/``."""
 
 import dataclasses
 import math
@@ -42,7 +42,7 @@ def flax_rules(config: CLIPConfig, layout: FlaxLayout | None = None) -> tuple[Le
 
 
 def _flat(rule: LeafRule) -> LeafRule:
-    """The row where heads are not an axis of their own, as in the reference's t5x branch (facts 2.5)."""
+    """The row where heads are not an axis of their own, as in the reference's t5x branch (docs/reference.md F2.5)."""
     if "/attn/" not in rule.path:
         return rule
     if rule.axes is None:

@@ -1,4 +1,4 @@
-"""What the names and shapes of a Flax checkpoint say of the model, and what they do not (facts 2.3)."""
+"""What the names and shapes of a Flax checkpoint say of the model, and what they do not (docs/reference.md F2.3)."""
 
 from collections.abc import Mapping
 from typing import Literal, NamedTuple

@@ -1,4 +1,4 @@
-"""Our leaves under the names and shapes of open_clip's ``CLIP`` (facts 4.3)."""
+"""Our leaves under the names and shapes of open_clip's ``CLIP`` (docs/reference.md F4.3)."""
 
 from collections.abc import Mapping
 

@@ -31,7 +31,7 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, *, length: int, as_refer
     Args:
         as_reference: ids of tensorflow-text's normalization, ``length - 1`` pieces and no place for [SEP], as our own
             tokenizer and so as the weights were trained; else those of ``bert-base-uncased``, as open_clip's twins of
-            the released models have them.
+            the released models have them (docs/reference.md F4.5).
     """
     write_vocab(tokenizer.pieces, folder / VOCAB_FILE)
     tokenizer_json(tokenizer, as_reference=as_reference).save(str(folder / JSON_FILE))

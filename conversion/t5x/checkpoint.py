@@ -33,7 +33,7 @@ def split_checkpoint(source: T5xFolder) -> tuple[TensorFile, Moments | None]:
         problems += [f"missing: {MU}{name}" for name in sorted(set(trees[NU]) - set(trees[MU]))]
         problems += [f"missing: {name}" for name in (ADAM_COUNT, SCHEDULE_COUNT, STEP) if name not in counts]
     numbers = {name: _count(source, name, problems) for name in counts}
-    # A new stage sets both to zero; Adam's count alone goes on (facts 3.2).
+    # A new stage sets both to zero; Adam's count alone goes on (docs/reference.md F3.2).
     if len(numbers) == 3 and numbers[STEP] != numbers[SCHEDULE_COUNT]:
         problems.append(f"{STEP} is {numbers[STEP]}, {SCHEDULE_COUNT} {numbers[SCHEDULE_COUNT]}; expected the same")
     if problems:

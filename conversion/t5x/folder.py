@@ -1,4 +1,4 @@
-"""Checkpoint folders of the reference's t5x branch as tensors: a msgpack index and zarr arrays (facts 2.5)."""
+"""Checkpoint folders of the t5x branch as tensors: a msgpack index and zarr arrays (docs/reference.md F2.5)."""
 
 import itertools
 import json

@@ -13,7 +13,7 @@ DECAY_NOTE = (
     "weight decay: the t5x trainer decays the token table and the class token too, optim.decay does not by default; "
     "to go on with its optimizer, set optim.decay to clipa_eqx.optim.T5X_DECAY"
 )
-"""Where going on with the default config would silently be another optimizer (facts 3.2, 6.2)."""
+"""Warning: with the default decay a resumed run has another optimizer (docs/reference.md F3.2, F6.2)."""
 
 
 def import_t5x(arguments: argparse.Namespace) -> None:

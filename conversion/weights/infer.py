@@ -23,7 +23,7 @@ TEXT_TABLES: dict[str, dict[str, Size]] = {
     "t5x models": {"g": Size(1280, 36, 5120, 16)},
     "t5x models_t5x": {"H": Size(1024, 24, 3072, 16), "g": T5X_TEXT, "G": T5X_TEXT},
 }
-"""The reference's three tables of text towers; the later two where they differ from the first (facts 1.1)."""
+"""The three tables of text towers; the later two where they differ from the first (docs/reference.md F1.1)."""
 
 
 class Fact(NamedTuple):
@@ -189,7 +189,7 @@ def _preprocess(config: CLIPConfig, base: NamedConfig | None) -> tuple[EvalImage
     if base is not None and base.preprocess is not None:
         made = dataclasses.replace(base.preprocess, size=size)
         return made, f"preprocess: {made.resize}, as {base.name} was scored"
-    # Right for released models of 32 tokens; those of 8 and the smaller recipes were scored otherwise (facts 4.2, 5.1).
+    # Right for released models of 32 tokens, not for those of 8 and the smaller recipes (docs/reference.md F4.2, F5.1).
     return EvalImageConfig(size=size, resize="squash"), (
         "preprocess: squash, a default that no file tells; models of 8 tokens and the reference's S, B and L recipes "
         "were scored with resize_small_crop: --released names such a model, or set resize in preprocess.json"

@@ -10,7 +10,7 @@ PROFILES: Mapping[Profile, dict[str, Any]] = {
     "flax": {"norm_eps": 1e-6, "gelu": "tanh"},
     "open_clip": {"norm_eps": 1e-5, "gelu": "exact"},
 }
-"""Numerics that no weight file records (facts 4.4)."""
+"""Numerics that no weight file records (docs/reference.md F4.4)."""
 
 
 def numerics_of(config: CLIPConfig) -> dict[str, dict[str, Any]]:

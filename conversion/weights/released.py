@@ -34,7 +34,7 @@ class ReleasedModel:
         length: text tokens.
         data: what it was trained on.
         schedule: samples seen at each resolution.
-        top1: published zero-shot ImageNet accuracy in percent; several where the published texts disagree.
+        top1: published zero-shot ImageNet accuracy in percent; several where texts disagree (docs/reference.md F5.3).
         url: where to get it; ``hf-hub:REPO`` for open_clip, which ``conversion.open_clip import`` takes as it is.
         parameters: of our model, exactly; computed image positions are none.
         stored: values in the file; open_clip stores the image positions too.
@@ -55,20 +55,20 @@ class ReleasedModel:
 
     @property
     def profile(self) -> Format:
-        """The numerics: "flax" is tanh GELU and epsilon 1e-6, "open_clip" exact GELU and 1e-5 (facts 4.4)."""
+        """The numerics (docs/reference.md F4.4): "flax" tanh GELU, epsilon 1e-6; "open_clip" exact GELU, 1e-5."""
         return self.format
 
     @property
     def resize(self) -> Literal["squash", "resize_small_crop"]:
-        """How pictures were brought to size for the published score (facts 5.1, 4.2); bilinear, ImageNet mean and std.
+        """How images were resized for the published score; bilinear, ImageNet mean and std (docs/reference.md F4.2).
 
-        The pre-training recipes scored with a center crop, the fine-tuning recipes and open_clip squash.
+        Pre-training recipes scored with a center crop, the others and open_clip squash (docs/reference.md F5.1, F5.2).
         """
         return "resize_small_crop" if self.stage == "pre-training" else "squash"
 
     @property
     def text_reduction(self) -> Literal["truncate", "syntax"]:
-        """How prompts longer than ``length`` were cut for the published score (facts 5.1, 11.27)."""
+        """How prompts longer than ``length`` were cut for the published score (docs/reference.md F5.1, D27)."""
         return "syntax" if self.stage == "pre-training" else "truncate"
 
     @property

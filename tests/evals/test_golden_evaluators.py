@@ -180,7 +180,7 @@ def picture_batches(about, *, label):
 
 @functools.cache
 def sized_pictures(res):
-    """As the evaluation of most recipes: the shorter side to ``res``, then the center (facts 5.1, "crop")."""
+    """Images resized as most recipes score: the shorter side to ``res``, then the center (docs/reference.md F5.1)."""
     names = sorted(name for name in pictures() if name.startswith("image_"))
     smaller = [resize_small(pictures()[name], shorter=res, method="bilinear", antialias=True) for name in names]
     return np.stack([central_crop(image, size=(res, res)) for image in smaller])

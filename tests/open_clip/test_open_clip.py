@@ -65,7 +65,7 @@ def test_an_exported_model_comes_back(model, exported, tmp_path):
     assert loaded.provenance["profile"]["name"] == "flax"
 
 
-def test_names_and_shapes_are_those_of_the_facts(exported):
+def test_names_and_shapes_are_those_of_the_reference(exported):
     tensors = {name: array.shape for name, array in load_file(exported / WEIGHTS).items()}
     block = {
         "ln_1.weight": (32,),
@@ -99,7 +99,7 @@ def test_names_and_shapes_are_those_of_the_facts(exported):
     }
 
 
-def test_each_tensor_is_the_flax_one_as_the_facts_say(model, exported):
+def test_each_tensor_is_the_flax_one_as_the_reference_says(model, exported):
     from conversion.flax_clipa.names import to_flax
 
     flax, torch = to_flax(model), load_file(exported / WEIGHTS)

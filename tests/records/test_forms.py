@@ -130,7 +130,7 @@ def test_captions_and_other_features_of_tfds_can_be_asked_for(source, tmp_path):
         (f"00000000{i}", (f"caption {i}",), None, {"width": 24}) for i in range(2)
     ]
     (tmp_path / "out").rename(tmp_path / "first")
-    assert len(ingest("img2dataset", tmp_path)[1]) == 2  # the same files, as LAION-400M was prepared for the reference
+    assert len(ingest("img2dataset", tmp_path)[1]) == 2  # the same files (docs/reference.md F8.1)
 
 
 def test_an_example_that_is_none_is_one_lost_row(source, tmp_path):

@@ -15,7 +15,7 @@ from conversion.weights.released import CHECKED, RELEASED, markdown_table
 PUBLISHED = json.loads((Path(__file__).parent / "released_models.json").read_text())["rows"]
 ARCHITECTURE = {"L/14": "L/14", "H/14": "H/14", "G/14": "bigG/14"}
 
-# Facts 2.6 and open_clip's model_profile.csv, in millions; open_clip's include the image positions.
+# docs/reference.md F2.6, and open_clip's model_profile.csv in millions, which counts the image positions too.
 COUNTS = {"L/14": 413_947_393, "H/14": 967_906_049, "bigG/14": 2_516_796_289}
 STORED = {
     ("L/14", 224): 414.21,
@@ -25,7 +25,7 @@ STORED = {
     ("bigG/14", 224): 2517.22,
     ("bigG/14", 336): 2517.76,
 }
-OPEN_CLIP = {  # facts 4.2
+OPEN_CLIP = {  # docs/reference.md F4.2
     "ViT-L-14-CLIPA-datacomp1B": 79.57,
     "ViT-L-14-CLIPA-336-datacomp1B": 80.26,
     "ViT-H-14-CLIPA-datacomp1B": 81.52,
