@@ -12,7 +12,7 @@ T = TypeVar("T")
 TAG = "type"
 """Says which class a value is of, where a field may hold several."""
 
-FORMER_NAMES = {"optimiser": "optimizer", "colour": "color"}
+FORMER_NAMES = {"optimiser": "optimizer", "colour": "color", "canonicalise": "canonicalize"}
 """Field names in records and command lines of version 0.1.0, and what they are called now."""
 
 _FAILED: Any = object()

@@ -98,7 +98,10 @@ def _parser() -> argparse.ArgumentParser:
         help="default: manifest, the data folder's own; a file has one name per line",
     )
     parser.add_argument(
-        "--no-canonicalise", action="store_true", help="keep case and punctuation of class names and templates"
+        "--no-canonicalize",
+        "--no-canonicalise",
+        action="store_true",
+        help="keep case and punctuation of class names and templates",
     )
     parser.add_argument(
         "--text-reduction",
@@ -122,7 +125,7 @@ def _task_config(arguments: argparse.Namespace, *, text_reduction: Any) -> Any:
         templates=arguments.templates if arguments.templates_file is None else _templates(arguments.templates_file),
         class_names=names if names in CLASS_NAME_SETS else "file",
         class_names_file=None if names in CLASS_NAME_SETS else names,
-        canonicalise=not arguments.no_canonicalise,
+        canonicalize=not arguments.no_canonicalize,
         batch_size=arguments.batch_size,
         text_reduction=text_reduction,
         max_labels=arguments.max_labels,
@@ -207,9 +210,9 @@ def _load_checkpoint(folder: Path, mesh: Any) -> Scored:
 def _zero_shot(scored: Scored, config: Any, source: Any, preprocess: Any, *, workers: int, mesh: Any) -> Any:
     from clipa_eqx.data.images.evaluation import eval_image
     from clipa_eqx.data.stream import StreamConfig, eval_stream
-    from clipa_eqx.evals.zero_shot import ZeroShotTransform, evaluate, prepare
+    from clipa_eqx.evals.zero_shot import ZeroShotTransform, evaluate_zero_shot, prepare_zero_shot
 
-    task = prepare(
+    task = prepare_zero_shot(
         config,
         manifest_class_names=source.manifest.class_names,
         tokenizer=scored.tokenizer,
@@ -218,7 +221,7 @@ def _zero_shot(scored: Scored, config: Any, source: Any, preprocess: Any, *, wor
     transform = ZeroShotTransform(picture=partial(eval_image, config=preprocess), max_labels=config.max_labels)
     stream = StreamConfig(workers=workers)
     with eval_stream(source, transform, batch_size=config.batch_size, config=stream) as batches:
-        return evaluate(scored.model, task, _with_progress(batches, total=len(source)), mesh=mesh)
+        return evaluate_zero_shot(scored.model, task, _with_progress(batches, total=len(source)), mesh=mesh)
 
 
 def _with_progress(batches: Iterable[Mapping[str, Any]], *, total: int) -> Iterator[Mapping[str, Any]]:

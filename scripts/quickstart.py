@@ -173,12 +173,12 @@ def _score(model: Path, data: Path) -> dict[str, Any]:
     from clipa_eqx.data.array_record_reader import open_records
     from clipa_eqx.data.images.evaluation import eval_image
     from clipa_eqx.data.stream import eval_stream
-    from clipa_eqx.evals.zero_shot import ZeroShotConfig, ZeroShotTransform, evaluate, prepare
+    from clipa_eqx.evals.zero_shot import ZeroShotConfig, ZeroShotTransform, evaluate_zero_shot, prepare_zero_shot
     from clipa_eqx.saved.model import load_model
 
     loaded = load_model(model)
     source = open_records(data)
-    task = prepare(
+    task = prepare_zero_shot(
         ZeroShotConfig(data=str(data), templates=("{}",)),
         manifest_class_names=source.manifest.class_names,
         tokenizer=loaded.tokenizer.tokenizer,
@@ -186,7 +186,7 @@ def _score(model: Path, data: Path) -> dict[str, Any]:
     )
     transform = ZeroShotTransform(picture=partial(eval_image, config=loaded.preprocess.config))
     with eval_stream(source, transform, batch_size=task.config.batch_size) as batches:
-        result = evaluate(loaded.model, task, batches)
+        result = evaluate_zero_shot(loaded.model, task, batches)
     return {**result.to_json(with_predictions=True), "class_names": list(task.class_names)}
 
 

@@ -55,7 +55,7 @@ def read_class_names(path: str) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def canonicalise(text: str, *, keep: Literal["", ",", "{}"] = "") -> str:
+def canonicalize(text: str, *, keep: Literal["", ",", "{}"] = "") -> str:
     """Lower case without ASCII punctuation (except ``keep``); underscores and runs of white space become one space.
 
     Source: ``evaluators/proj/image_text/prompt_engineering.py`` of the reference. Hyphens vanish ("t-shirt" ->
@@ -68,12 +68,12 @@ def canonicalise(text: str, *, keep: Literal["", ",", "{}"] = "") -> str:
 
 def canonical_class_names(names: Sequence[str]) -> tuple[str, ...]:
     """Class names as the reference scores them; commas, which separate synonyms, survive."""
-    return tuple(canonicalise(name, keep=",") for name in names)
+    return tuple(canonicalize(name, keep=",") for name in names)
 
 
 def canonical_templates(templates: Sequence[str]) -> tuple[str, ...]:
     """Templates as the reference scores them; the ``{}`` survives."""
-    return tuple(canonicalise(template, keep="{}") for template in templates)
+    return tuple(canonicalize(template, keep="{}") for template in templates)
 
 
 def class_prompts(
@@ -86,7 +86,7 @@ def class_prompts(
     """Per class its sentences: for each of its names (separated by commas, or only the first) every template.
 
     Raises ConfigError for a template without ``{}`` and for no templates, DataError for no classes or a class whose
-    name is empty (after canonicalisation).
+    name is empty (after canonicalization).
 
     >>> class_prompts(["Fire_Truck, fire engine"], ["a photo of a {}.", "{}"])
     [['a photo of a fire truck', 'fire truck']]

@@ -43,7 +43,7 @@ class ZeroShotConfig:
             ``extra["labels"]`` as text, "3,17"; any of them counts as right.
         templates: a published prompt set, or the templates themselves, each with ``{}`` for the name.
         class_names: the manifest's, a published list, or "file" with ``class_names_file``, one name per line.
-        canonicalise: lower case, no punctuation, as the reference scores; False keeps names and templates as written.
+        canonicalize: lower case, no punctuation, as the reference scores; False keeps names and templates as written.
         first_name_only: of names such as "tabby, tabby cat" use the first; False averages over all.
         batch_size: pictures (and prompts) at once over all devices; it changes no count.
         text_reduction: how prompts longer than the text tower are cut.
@@ -55,7 +55,7 @@ class ZeroShotConfig:
     templates: PromptSet | tuple[str, ...] = "clip_paper"
     class_names: ClassNameSet | Literal["manifest", "file"] = "manifest"
     class_names_file: str | None = None
-    canonicalise: bool = True
+    canonicalize: bool = True
     first_name_only: bool = True
     batch_size: int = 256
     text_reduction: Literal["truncate", "syntax"] = "truncate"
@@ -84,7 +84,7 @@ class ZeroShotTask:
     about: Mapping[str, Any]
 
 
-def prepare(
+def prepare_zero_shot(
     config: ZeroShotConfig, *, manifest_class_names: Sequence[str] | None, tokenizer: Tokenizer, length: int
 ) -> ZeroShotTask:
     """Class names, prompts and their tokens (``length`` per prompt, that of the text tower).
@@ -93,7 +93,7 @@ def prepare(
     """
     names = _class_names(config, manifest_class_names)
     templates = named_templates(config.templates) if isinstance(config.templates, str) else config.templates
-    prompts = class_prompts(names, templates, canonical=config.canonicalise, first_name_only=config.first_name_only)
+    prompts = class_prompts(names, templates, canonical=config.canonicalize, first_name_only=config.first_name_only)
     encoded = [tokenizer(texts, length=length, reduction=config.text_reduction) for texts in prompts]
     truncated, total = sum(tokens.truncated for tokens in encoded), sum(map(len, prompts))
     _log.info("zero-shot on %s: %d classes, %d prompts, %d of them cut", config.data, len(names), total, truncated)
@@ -115,7 +115,7 @@ def prepare(
     return ZeroShotTask(config=config, class_names=names, tokens=tuple(t.ids for t in encoded), about=about)
 
 
-def evaluate(
+def evaluate_zero_shot(
     model: CLIP, task: ZeroShotTask, batches: Iterable[Mapping[str, np.ndarray]], *, mesh: Mesh | None = None
 ) -> ZeroShotResult:
     """Score a model on the batches of ``eval_stream(source, ZeroShotTransform(...), batch_size=...)``.

@@ -12,7 +12,7 @@ from clipa_eqx.data.mixture import Mixture
 from clipa_eqx.data.stream import BatchIterator, eval_stream, train_stream
 from clipa_eqx.data.transforms import TrainTransform
 from clipa_eqx.errors import ConfigError
-from clipa_eqx.evals.zero_shot import ZeroShotConfig, ZeroShotTask, ZeroShotTransform, prepare
+from clipa_eqx.evals.zero_shot import ZeroShotConfig, ZeroShotTask, ZeroShotTransform, prepare_zero_shot
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.tokenizer import Tokenizer
 
@@ -85,7 +85,7 @@ def prepare_evaluations(config: ExperimentConfig, tokenizer: Tokenizer) -> tuple
     evaluations: list[Evaluation] = []
     for one in config.zero_shot:
         source = open_records(one.data)
-        task = prepare(
+        task = prepare_zero_shot(
             one,
             manifest_class_names=source.manifest.class_names,
             tokenizer=tokenizer,

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from clipa_eqx.data.stream import BatchIterator
 from clipa_eqx.durations import is_time
 from clipa_eqx.errors import ConfigError
-from clipa_eqx.evals.zero_shot import evaluate
+from clipa_eqx.evals.zero_shot import evaluate_zero_shot
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.models.clip import CLIP, abstract_clip
 from clipa_eqx.optim import make_optimizer
@@ -215,7 +215,7 @@ def _score(config: ExperimentConfig, due: list[Evaluation], model: CLIP, mesh: M
     scores: dict[str, float] = {}
     for one in due:
         with eval_batches(config, one) as batches:
-            result = evaluate(model, one.task, batches, mesh=mesh)
+            result = evaluate_zero_shot(model, one.task, batches, mesh=mesh)
         scores[f"zero_shot/{one.name}/top1"] = result.top1
         scores[f"zero_shot/{one.name}/top5"] = result.top5
         _log.info("zero-shot %s: top-1 %.2f %%, top-5 %.2f %%", one.name, 100 * result.top1, 100 * result.top5)

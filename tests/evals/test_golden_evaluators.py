@@ -15,7 +15,7 @@ from clipa_eqx.data.images.crops import central_crop
 from clipa_eqx.data.images.resize import resize_small
 from clipa_eqx.evals import prompts
 from clipa_eqx.evals.encode import encode_images, encode_texts, local_rows
-from clipa_eqx.evals.zero_shot import ZeroShotConfig, class_embeddings, evaluate, prepare, score
+from clipa_eqx.evals.zero_shot import ZeroShotConfig, class_embeddings, evaluate_zero_shot, prepare_zero_shot, score
 from clipa_eqx.tokenizer import Tokenizer
 from conversion.flax_clipa.names import from_flax
 
@@ -58,7 +58,7 @@ def test_templates_equal_the_reference(key):
 @pytest.mark.parametrize("example", PROMPTS["canonicalize_examples"], ids=lambda example: repr(example["text"]))
 def test_canonical_text_equals_the_reference(example):
     keeps = {"plain": "", "keep_comma": ",", "keep_braces": "{}"}
-    ours = {name: prompts.canonicalise(example["text"], keep=keep) for name, keep in keeps.items()}
+    ours = {name: prompts.canonicalize(example["text"], keep=keep) for name, keep in keeps.items()}
     assert ours | {"text": example["text"]} == example
 
 
@@ -104,7 +104,7 @@ def test_zero_shot_predictions_and_counts_equal_the_reference(recording, case):
     expected = about["results"][case]
     task = prepare_case(about, case)
     label = {"single": "labels", "multilabel": "multilabels"}[case.split("/")[0]]
-    result = evaluate(model, task, picture_batches(about, label=label), mesh=mesh)
+    result = evaluate_zero_shot(model, task, picture_batches(about, label=label), mesh=mesh)
     check_result(result, expected, recorded, case)
 
 
@@ -163,7 +163,9 @@ def prepare_case(about, case):
         first_name_only=first_name_only == "first_name_only=True",
         batch_size=PROMPT_BATCH,
     )
-    return prepare(config, manifest_class_names=about["class_names"], tokenizer=tokenizer(), length=about["text_len"])
+    return prepare_zero_shot(
+        config, manifest_class_names=about["class_names"], tokenizer=tokenizer(), length=about["text_len"]
+    )
 
 
 def picture_batches(about, *, label):

@@ -22,8 +22,8 @@ from clipa_eqx.evals.zero_shot import (
     ZeroShotConfig,
     ZeroShotTransform,
     class_embeddings,
-    evaluate,
-    prepare,
+    evaluate_zero_shot,
+    prepare_zero_shot,
     score,
 )
 from clipa_eqx.models.blocks import BlockConfig
@@ -104,11 +104,11 @@ def test_counts_equal_a_loop_over_single_pictures(rows, toy, size):
 )
 def test_scores_do_not_depend_on_batch_size_or_devices(model, tokenizer, rows, shape, size):
     config = ZeroShotConfig(data="toy", templates="clip_best", batch_size=size)
-    task = prepare(config, manifest_class_names=NAMES, tokenizer=tokenizer, length=LENGTH)
-    expected = evaluate(model, task, batches(rows, PICTURES))
+    task = prepare_zero_shot(config, manifest_class_names=NAMES, tokenizer=tokenizer, length=LENGTH)
+    expected = evaluate_zero_shot(model, task, batches(rows, PICTURES))
     mesh = make_mesh(*shape)
     placed = jax.device_put(model, NamedSharding(mesh, PartitionSpec()))
-    result = evaluate(placed, task, batches(rows, size), mesh=mesh)
+    result = evaluate_zero_shot(placed, task, batches(rows, size), mesh=mesh)
     np.testing.assert_array_equal(result.predictions, expected.predictions)
     assert (result.count, result.top1, result.top5) == (PICTURES, expected.top1, expected.top5)
 
@@ -138,16 +138,16 @@ def test_fsdp_sharded_weights_give_the_same_embeddings(model, rows):
 
 def test_encoding_is_compiled_once_for_a_whole_evaluation(model, tokenizer, rows):
     config = ZeroShotConfig(data="toy", templates=("{} alone", "one {}"), batch_size=5)
-    task = prepare(config, manifest_class_names=NAMES, tokenizer=tokenizer, length=LENGTH)
-    evaluate(model, task, batches(rows, 5))
+    task = prepare_zero_shot(config, manifest_class_names=NAMES, tokenizer=tokenizer, length=LENGTH)
+    evaluate_zero_shot(model, task, batches(rows, 5))
     before = encode._encode_images._cache_size(), encode._encode_texts._cache_size()
-    evaluate(jax.tree.map(lambda leaf: leaf + 1, model), task, batches(rows, 5))
+    evaluate_zero_shot(jax.tree.map(lambda leaf: leaf + 1, model), task, batches(rows, 5))
     assert (encode._encode_images._cache_size(), encode._encode_texts._cache_size()) == before
 
 
 def test_duplicated_class_names_are_equal_and_the_lower_wins(model, tokenizer, rows):
     config = ZeroShotConfig(data="toy", batch_size=7)
-    task = prepare(config, manifest_class_names=NAMES, tokenizer=tokenizer, length=LENGTH)
+    task = prepare_zero_shot(config, manifest_class_names=NAMES, tokenizer=tokenizer, length=LENGTH)
     found = class_embeddings(lambda tokens: encode_texts(model, tokens), task.tokens, batch_size=7)
     low, high = (at for at, name in enumerate(NAMES) if name == "dog")
     np.testing.assert_array_equal(found[low], found[high])
@@ -190,11 +190,13 @@ def test_record_set_is_scored_from_disk_with_its_own_class_names(tmp_path, model
     write_records(records, tmp_path / "set", class_names=NAMES)
     source = open_records(tmp_path / "set")
     config = ZeroShotConfig(data=str(tmp_path / "set"), templates="class_name_only", max_labels=2, batch_size=5)
-    task = prepare(config, manifest_class_names=source.manifest.class_names, tokenizer=tokenizer, length=LENGTH)
+    task = prepare_zero_shot(
+        config, manifest_class_names=source.manifest.class_names, tokenizer=tokenizer, length=LENGTH
+    )
     transform = pickle.loads(pickle.dumps(ZeroShotTransform(picture=from_raw, max_labels=2)))
     with eval_stream(source, transform, batch_size=5, config=StreamConfig(threads=0)) as stream:
-        result = evaluate(model, task, stream)
-    expected = evaluate(model, task, batches(rows, PICTURES))
+        result = evaluate_zero_shot(model, task, stream)
+    expected = evaluate_zero_shot(model, task, batches(rows, PICTURES))
     np.testing.assert_array_equal(result.predictions, expected.predictions)
     content = json.loads(json.dumps(result.to_json(with_predictions=True)))
     assert content["correct_top1"] == expected.correct_top1
@@ -209,12 +211,12 @@ def from_raw(data):
 def test_config_hash_follows_the_configuration(tokenizer):
     config = ZeroShotConfig(data="a")
     about = [
-        prepare(c, manifest_class_names=NAMES, tokenizer=tokenizer, length=LENGTH).about
+        prepare_zero_shot(c, manifest_class_names=NAMES, tokenizer=tokenizer, length=LENGTH).about
         for c in (
             config,
             config,
             dataclasses.replace(config, data="b"),
-            dataclasses.replace(config, canonicalise=False),
+            dataclasses.replace(config, canonicalize=False),
         )
     ]
     hashes = [entry["config_sha256"] for entry in about]
@@ -227,18 +229,18 @@ def test_class_names_come_from_a_file(tmp_path, tokenizer):
     file = tmp_path / "names.txt"
     file.write_text("Æsir\nred  cup\n", encoding="utf-8")
     config = ZeroShotConfig(data="a", class_names="file", class_names_file=str(file), templates=("{}",))
-    task = prepare(config, manifest_class_names=NAMES, tokenizer=tokenizer, length=LENGTH)
+    task = prepare_zero_shot(config, manifest_class_names=NAMES, tokenizer=tokenizer, length=LENGTH)
     assert task.class_names == ("Æsir", "red  cup")
     file.write_text("a\n\nb\n")
     with pytest.raises(DataError, match="line 2 is empty"):
-        prepare(config, manifest_class_names=NAMES, tokenizer=tokenizer, length=LENGTH)
+        prepare_zero_shot(config, manifest_class_names=NAMES, tokenizer=tokenizer, length=LENGTH)
     with pytest.raises(DataError, match="cannot be read"):
         prompts.read_class_names(str(tmp_path / "absent.txt"))
 
 
 def test_published_class_names_ignore_the_manifest(tokenizer):
     config = ZeroShotConfig(data="a", class_names="imagenet_a", templates="class_name_only")
-    task = prepare(config, manifest_class_names=NAMES, tokenizer=tokenizer, length=LENGTH)
+    task = prepare_zero_shot(config, manifest_class_names=NAMES, tokenizer=tokenizer, length=LENGTH)
     assert task.class_names == prompts.named_class_names("imagenet_a")
 
 
@@ -322,12 +324,12 @@ def test_contradicting_configurations_are_an_error(change, message):
 )
 def test_unusable_class_names_are_an_error(tokenizer, names, message):
     with pytest.raises(DataError, match=message):
-        prepare(ZeroShotConfig(data="a"), manifest_class_names=names, tokenizer=tokenizer, length=LENGTH)
+        prepare_zero_shot(ZeroShotConfig(data="a"), manifest_class_names=names, tokenizer=tokenizer, length=LENGTH)
 
 
 @pytest.mark.parametrize(("templates", "is_warned"), [("clip_paper", True), ("class_name_only", False)])
 def test_prompts_that_do_not_fit_the_text_tower_are_a_warning(caplog, tokenizer, templates, is_warned):
     config = ZeroShotConfig(data="x", templates=templates)
-    task = prepare(config, manifest_class_names=NAMES, tokenizer=tokenizer, length=LENGTH)
+    task = prepare_zero_shot(config, manifest_class_names=NAMES, tokenizer=tokenizer, length=LENGTH)
     assert (task.about["truncated_prompts"] > 0) == is_warned
     assert ("prompts are longer than the text tower's 6 tokens" in caplog.text) == is_warned

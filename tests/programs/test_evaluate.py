@@ -101,7 +101,7 @@ def test_templates_class_names_and_image_mode_come_from_the_flags(model_folder, 
     templates, names, out = tmp_path / "templates.txt", tmp_path / "names.txt", tmp_path / "result.json"
     templates.write_text("a {}.\na photo of a {}\n")
     names.write_text("dog\ncat\nphoto\n")
-    flags = ["--templates-file", templates, "--class-names", names, "--image-mode", "exact", "--no-canonicalise"]
+    flags = ["--templates-file", templates, "--class-names", names, "--image-mode", "exact", "--no-canonicalize"]
     flags += ["--text-reduction", "syntax"]
     assert call(model_folder, "--suite", "zero-shot", "--data", data / "nameless", "--out", out, *flags) == OK
     result = json.loads(out.read_text())
@@ -110,7 +110,7 @@ def test_templates_class_names_and_image_mode_come_from_the_flags(model_folder, 
     settings = result["settings"]
     assert settings["templates"] == ["a {}.", "a photo of a {}"]
     assert (settings["class_names"], settings["class_names_file"]) == ("file", str(names))
-    assert (settings["canonicalise"], settings["text_reduction"]) == (False, "syntax")
+    assert (settings["canonicalize"], settings["text_reduction"]) == (False, "syntax")
 
 
 @pytest.fixture
@@ -192,7 +192,7 @@ def test_a_bug_is_reported_as_a_failure_and_leaves_no_result(model_folder, data,
     def broken(*_, **__):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("clipa_eqx.evals.zero_shot.evaluate", broken)
+    monkeypatch.setattr("clipa_eqx.evals.zero_shot.evaluate_zero_shot", broken)
     assert score(model_folder, data / "labeled", tmp_path / "result.json") == FAILED
     assert not any(tmp_path.iterdir())
 
