@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Processes that share the default tests.
 JOBS ?= 2
 
-.PHONY: setup quickstart quickstart-baseline test test-slow lint clean
+.PHONY: setup quickstart quickstart-baseline test test-slow lint docs clean
 
 setup: .venv/.quickstart
 
@@ -47,6 +47,11 @@ test: lint
 
 test-slow: .venv/.slow
 	$(BIN)/python -m pytest -m slow
+
+# The manual as pages in build/docs; needs no network, and a warning is an error.
+docs: .venv/.dev
+	$(BIN)/mkdocs build --quiet
+	@echo "open build/docs/index.html"
 
 clean:
 	rm -rf .venv
