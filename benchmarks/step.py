@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 
+from clipa_eqx.durations import RunLength
 from clipa_eqx.flops import step_flops
 from clipa_eqx.models.clip import CLIPConfig, abstract_clip
 from clipa_eqx.models.presets import PRESETS, preset
@@ -83,7 +84,7 @@ def with_remat(config: CLIPConfig, remat: Any) -> CLIPConfig:
 def prepare(config: CLIPConfig, options: argparse.Namespace) -> tuple[Any, Any, Any, float]:
     """The compiled step, a state, a batch, and how many seconds tracing and compiling took."""
     mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
-    optimizer = make_optimizer(OptimConfig(peak_lr=1e-4), abstract_clip(config), total_steps=1000)
+    optimizer = make_optimizer(OptimConfig(peak_lr=1e-4), abstract_clip(config), RunLength(total_steps=1000))
     abstract = abstract_state(config, optimizer)
     step = make_train_step(
         optimizer, abstract=abstract, mesh=mesh, seed=0, precision=Precision(compute=options.precision)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from clipa_eqx.data.stream import train_stream as train_stream
     from clipa_eqx.data.transforms import TrainTransform as TrainTransform
     from clipa_eqx.durations import Duration as Duration
+    from clipa_eqx.durations import RunLength as RunLength
     from clipa_eqx.errors import CheckpointError as CheckpointError
     from clipa_eqx.errors import ClipaError as ClipaError
     from clipa_eqx.errors import ConfigError as ConfigError
@@ -130,6 +131,7 @@ _HOME = {
     "Record": "data.records",
     "RecordSource": "data.array_record_reader",
     "Rsqrt": "schedules",
+    "RunLength": "durations",
     "ShardingError": "errors",
     "Stair": "schedules",
     "StreamConfig": "data.prefetch",

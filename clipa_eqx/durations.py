@@ -1,4 +1,4 @@
-"""Lengths of time in steps, samples, epochs or fractions of a run, and when periodic work is due."""
+"""The length of a run, durations in steps, samples, epochs or fractions of it, and when periodic work is due."""
 
 import dataclasses
 
@@ -9,11 +9,11 @@ from clipa_eqx.errors import ConfigError
 class Duration:
     """A length of time in exactly one unit.
 
-    ``steps`` and ``samples`` count, ``epochs`` are passes over the data set, ``fraction`` is a part of the whole run
-    (0.1 is ten per cent).
+    ``steps`` and ``samples`` are counts, ``epochs`` are passes over the data set, ``fraction`` is a part of the
+    complete run (0.1 is ten percent). ``RunLength.of`` turns the duration of a run into steps.
 
-    >>> Duration(epochs=7).to_steps(batch_size=32768, data_size=400_000_000)
-    85449
+    >>> Duration(fraction=0.1).to_steps(RunLength(total_steps=5000))
+    500
 
     Raises:
         ConfigError: none or several units given, or a length that is not positive (0 steps are allowed).
@@ -35,33 +35,60 @@ class Duration:
         if value < 0 or (value == 0 and name != "steps"):
             raise ConfigError(f"duration {name}={value} must be positive; for a duration of zero write steps=0")
         if name == "fraction" and value > 1:
-            raise ConfigError(f"duration fraction={value} is more than the whole run; 0.1 is ten per cent")
+            raise ConfigError(f"duration fraction={value} is more than the complete run; 0.1 is ten percent")
 
-    def to_steps(
-        self, *, batch_size: int | None = None, data_size: int | None = None, total_steps: int | None = None
-    ) -> int:
+    def to_steps(self, run: "RunLength") -> int:
         """The nearest number of steps, at least 1 unless given as ``steps=0``; rounding as ``helpers.utils.steps``.
 
-        Args:
-            batch_size: pairs per step over all devices, for samples and epochs.
-            data_size: pairs in the data set, for epochs.
-            total_steps: steps of the run, for fractions.
-
         Raises:
-            ConfigError: a size that the unit needs is missing.
+            ConfigError: ``run`` lacks a size that the unit needs.
         """
-        if self.steps is not None:
-            return self.steps
-        if self.samples is not None:
-            steps = self.samples / _known("batch_size", batch_size, self)
-        elif self.epochs is not None:
-            steps = self.epochs * _known("data_size", data_size, self) / _known("batch_size", batch_size, self)
-        else:
-            steps = (self.fraction or 0.0) * _known("total_steps", total_steps, self)
-        return max(round(steps), 1)
+        return _steps(self, total_steps=run.total_steps, batch_size=run.batch_size, data_size=run.data_size)
 
 
 NO_TIME = Duration(steps=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunLength:
+    """The length of a run in steps, and the sizes that turn samples and epochs into steps.
+
+    Attributes:
+        total_steps: steps of the run, where schedules end.
+        batch_size: pairs per step over all devices; ``None`` if no duration is in samples or epochs.
+        data_size: pairs in the data set; ``None`` if no duration is in epochs.
+
+    Raises:
+        ConfigError: a size that is not positive.
+    """
+
+    total_steps: int
+    batch_size: int | None = None
+    data_size: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}={value} must be positive")
+
+    @classmethod
+    def of(cls, duration: Duration, *, batch_size: int | None = None, data_size: int | None = None) -> "RunLength":
+        """The length of a run that takes ``duration``.
+
+        >>> RunLength.of(Duration(epochs=7), batch_size=32768, data_size=400_000_000).total_steps
+        85449
+
+        Raises:
+            ConfigError: a size that the duration's unit needs is missing, or the duration is a fraction.
+        """
+        steps = _steps(duration, total_steps=None, batch_size=batch_size, data_size=data_size)
+        return cls(total_steps=steps, batch_size=batch_size, data_size=data_size)
+
+    def epochs(self, steps: int) -> float:
+        """Passes over the data set in ``steps`` steps; needs ``batch_size`` and ``data_size``."""
+        if self.batch_size is None or self.data_size is None:
+            raise ConfigError(f"{self} needs batch_size and data_size to count epochs")
+        return steps * self.batch_size / self.data_size
 
 
 def is_time(
@@ -73,9 +100,9 @@ def is_time(
     last: bool = True,
     drop_close_to_last: float = 0.25,
 ) -> bool:
-    """Whether work that is due each ``every_steps`` is due now; ``None`` or 0 means never.
+    """True if work that is due every ``every_steps`` steps is due at ``step``; ``None`` or 0 means never.
 
-    It is also due at step 1 if ``first`` and at the last step if ``last``. A multiple of ``every_steps`` that lies less
+    It is also due at step 1 if ``first`` and at the last step if ``last``. A multiple of ``every_steps`` that is less
     than ``drop_close_to_last`` periods before the last step is left out. Source: ``helpers.utils.itstime``.
 
     >>> [s for s in range(1, 1011) if is_time(s, every_steps=200, total_steps=1010)]
@@ -87,6 +114,18 @@ def is_time(
         raise ConfigError(f"every_steps={every_steps} must be positive, or 0 or None for never")
     is_multiple = step % every_steps == 0 and abs(step - total_steps) >= drop_close_to_last * every_steps
     return is_multiple or (last and step == total_steps) or (first and step == 1)
+
+
+def _steps(duration: Duration, *, total_steps: int | None, batch_size: int | None, data_size: int | None) -> int:
+    if duration.steps is not None:
+        return duration.steps
+    if duration.samples is not None:
+        steps = duration.samples / _known("batch_size", batch_size, duration)
+    elif duration.epochs is not None:
+        steps = duration.epochs * _known("data_size", data_size, duration) / _known("batch_size", batch_size, duration)
+    else:
+        steps = (duration.fraction or 0.0) * _known("total_steps", total_steps, duration)
+    return max(round(steps), 1)
 
 
 def _known(name: str, value: int | None, duration: Duration) -> int:

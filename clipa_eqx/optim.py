@@ -15,6 +15,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
+from clipa_eqx.durations import RunLength
 from clipa_eqx.errors import ConfigError
 from clipa_eqx.schedules import Cosine, Multiplier, Schedule, make_multiplier
 from clipa_eqx.trees import leaf_paths, map_with_path, match_by_path
@@ -100,19 +101,15 @@ class UpdateCount(NamedTuple):
 def make_optimizer(
     config: OptimConfig,
     params: Any,
+    run: RunLength,
     *,
-    total_steps: int,
-    batch_size: int | None = None,
-    data_size: int | None = None,
     scale_by: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformation:
     """The transformation whose updates are added to the parameters; ``update`` needs ``params``.
 
     Args:
         params: the tree that will be trained; its leaves may be abstract.
-        total_steps: length of the run, where schedules end.
-        batch_size: pairs per step, for durations in samples or epochs.
-        data_size: pairs in the data set, for durations in epochs.
+        run: length of the run, where schedules end.
         scale_by: takes the place of Adam; then ``b1``, ``b2``, ``eps`` and ``mu_dtype`` have no effect.
 
     Raises:
@@ -126,11 +123,7 @@ def make_optimizer(
     live = map_with_path(lambda path, _: bool(np.any(trained[path])), params)
     if not any(jax.tree.leaves(live)):
         raise ConfigError("optim.schedules: every leaf is frozen; give one pattern a schedule")
-    multipliers = {
-        schedule: make_multiplier(schedule, total_steps=total_steps, batch_size=batch_size, data_size=data_size)
-        for _, schedule in config.schedules
-        if schedule is not None
-    }
+    multipliers = {schedule: make_multiplier(schedule, run) for _, schedule in config.schedules if schedule is not None}
     adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps, mu_dtype=jnp.dtype(config.mu_dtype))
     chain = optax.chain(
         optax.stateless(lambda updates, _: map_with_path(lambda path, u: _where(trained[path], u), updates)),
@@ -148,36 +141,13 @@ def make_optimizer(
     )
 
 
-def update_count(opt_state: Any) -> Int[Array, ""]:
-    """Number of updates that made this state.
-
-    Raises:
-        ConfigError: the state is not of ``make_optimizer``.
-    """
-    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, UpdateCount))
-    found = [node.updates_done for node in nodes if isinstance(node, UpdateCount)]
-    if len(found) != 1:
-        raise ConfigError(
-            f"the optimizer state has {len(found)} update counts, expected 1; was it made by make_optimizer?"
-        )
-    return found[0]
-
-
-def learning_rates(
-    config: OptimConfig,
-    count: Int[Array, ""] | int,
-    *,
-    total_steps: int,
-    batch_size: int | None = None,
-    data_size: int | None = None,
-) -> dict[str, Float[Array, ""]]:
+def learning_rates(config: OptimConfig, count: Int[Array, ""] | int, run: RunLength) -> dict[str, Float[Array, ""]]:
     """Learning rate of the update after ``count`` updates, by pattern of ``config.schedules``, before ``lr_factors``.
 
     Frozen patterns are left out. Unlike the reference's ``global_schedule``, the peak learning rate is in it.
     """
     return {
-        pattern: config.peak_lr
-        * make_multiplier(schedule, total_steps=total_steps, batch_size=batch_size, data_size=data_size)(count)
+        pattern: config.peak_lr * make_multiplier(schedule, run)(count)
         for pattern, schedule in config.schedules
         if schedule is not None
     }

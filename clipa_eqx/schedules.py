@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from clipa_eqx.durations import NO_TIME, Duration
+from clipa_eqx.durations import NO_TIME, Duration, RunLength
 from clipa_eqx.errors import ConfigError
 
 Count = Int[Array, ""] | int
@@ -78,25 +78,21 @@ class Stair(Ramps):
 Schedule = Cosine | Polynomial | Rsqrt | Stair
 
 
-def make_multiplier(
-    schedule: Schedule, *, total_steps: int, batch_size: int | None = None, data_size: int | None = None
-) -> Multiplier:
+def make_multiplier(schedule: Schedule, run: RunLength) -> Multiplier:
     """The multiplier as a function of the updates done before; it can be traced.
 
-    It is meant for 0 .. ``total_steps``; beyond, a cool-down goes on below zero, as in the reference.
+    It is meant for 0 to ``run.total_steps`` updates; after that a cool-down continues below zero, as in the reference.
 
-    >>> halfway = make_multiplier(Cosine(warmup=Duration(steps=10)), total_steps=110)
-    >>> float(halfway(60))
+    >>> multiplier = make_multiplier(Cosine(warmup=Duration(steps=10)), RunLength(total_steps=110))
+    >>> float(multiplier(60))
     0.5
 
     Raises:
         ConfigError: warm-up does not end before the run, cool-down is longer than the run, or a duration needs a size
-            that is not given.
+            that ``run`` lacks.
     """
-    if total_steps < 1:
-        raise ConfigError(f"total_steps={total_steps} must be positive")
-    warmup = schedule.warmup.to_steps(batch_size=batch_size, data_size=data_size, total_steps=total_steps)
-    cooldown = schedule.cooldown.to_steps(batch_size=batch_size, data_size=data_size, total_steps=total_steps)
+    total_steps = run.total_steps
+    warmup, cooldown = schedule.warmup.to_steps(run), schedule.cooldown.to_steps(run)
     if warmup >= total_steps > 1:
         raise ConfigError(
             f"warm-up of {warmup} steps ({schedule.warmup}) does not end before the run of {total_steps} steps;"
@@ -108,9 +104,9 @@ def make_multiplier(
         )
     peak = 1.0
     if schedule.reference_batch_size is not None:
-        if batch_size is None:
+        if run.batch_size is None:
             raise ConfigError("a schedule with reference_batch_size needs batch_size")
-        peak = batch_size / schedule.reference_batch_size
+        peak = run.batch_size / schedule.reference_batch_size
 
     def multiplier(count: Count) -> Float[Array, ""]:
         step = jnp.asarray(count, jnp.float32)

@@ -40,6 +40,7 @@ def main() -> int:
 
     # Imported late: --help needs none of it.
     from clipa_eqx.config_files import load_config
+    from clipa_eqx.durations import RunLength
     from clipa_eqx.training.loop import train
     from clipa_eqx.training.metrics import read_metrics
     from clipa_eqx.training.stopping import Interrupted
@@ -57,7 +58,7 @@ def main() -> int:
         except Interrupted as stop:
             _log.warning("%s", stop)
             return FAILED
-        steps = config.duration.to_steps()
+        steps = RunLength.of(config.duration).total_steps
         described.append(
             {
                 "name": stage,

@@ -1,4 +1,4 @@
-"""Training checkpoints: what Orbax stores, when it counts as complete, and how it comes back on another mesh."""
+"""Training checkpoints: saved by Orbax, read only once committed, restored onto any mesh."""
 
 import logging
 from collections.abc import Mapping
@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
-from clipa_eqx.errors import CheckpointError
+from clipa_eqx.errors import CheckpointError, listed
 from clipa_eqx.models.clip import CLIP, CLIPConfig, abstract_clip
+from clipa_eqx.saved.leaf_file import Leaf
 from clipa_eqx.sharding import shardings_for
 from clipa_eqx.training.state import TrainState
-from clipa_eqx.trees import leaf_paths, leaves_by_path
+from clipa_eqx.trees import from_leaves, leaves_by_path
 
 _log = logging.getLogger(__name__)
 
@@ -22,14 +24,14 @@ _FORMAT = 1
 
 
 class Checkpoints:
-    """The checkpoints of one run: ``<folder>/<step>/``, the last ``keep`` of them; use it in a ``with`` block.
+    """The checkpoints of one run: ``<folder>/<step>/``, the last ``keep`` of them. Use it in a ``with`` block.
 
     A step exists only once it is committed: a folder that a killed process left unfinished is never read. Leaves are
-    stored and restored by path, so that no reordering of fields can swap values.
+    stored and restored by path, so that reordering fields cannot swap values.
     """
 
     def __init__(self, folder: Path, *, keep: int | None) -> None:
-        """Open for writing, keeping the last ``keep``; with None only for reading, which changes nothing there."""
+        """Open for writing and keep the last ``keep``; with ``None`` open for reading only, which changes no file."""
         if keep is None:
             options = ocp.CheckpointManagerOptions(read_only=True, create=False)
         else:
@@ -40,20 +42,21 @@ class Checkpoints:
         self.folder = folder
 
     def latest(self) -> int | None:
-        """The last step saved or being saved, or None; on opening that is the last committed one."""
+        """The last step that is saved or being saved, or ``None``; right after opening, the last committed one."""
         return self._manager.latest_step()
 
     def committed(self) -> int | None:
-        """The last committed step, after waiting for one that is being written."""
+        """Wait for a step that is being written, then give the last committed one."""
         self.wait()
         return self.latest()
 
     def save(self, state: TrainState, *, step: int, about: Mapping[str, Any]) -> None:
-        """Start writing a state; returns once it may be donated. ``about`` is JSON (the resolved run)."""
-        # On a CPU the host's view of an array is the array itself, which the next step overwrites: copy first.
+        """Start writing a state; return once it may be donated. ``about`` is JSON (the resolved run)."""
+        # On a CPU the host's view of an array is the array itself, and the next step overwrites it: copy first.
         if jax.default_backend() == "cpu":
             state = jax.tree.map(lambda leaf: leaf.copy(), state)
-        record = {"format": _FORMAT, "leaves": _signature(state), "about": dict(about)}
+        leaves = {path: [list(leaf.shape), str(leaf.dtype)] for path, leaf in leaves_by_path(state).items()}
+        record = {"format": _FORMAT, "leaves": leaves, "about": dict(about)}
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -64,13 +67,12 @@ class Checkpoints:
         )
 
     def restore(self, abstract: TrainState, mesh: Mesh, *, step: int) -> TrainState:
-        """The state of a step, placed on ``mesh`` by the rule table; the mesh may differ from the one that saved it.
+        """The state of a step, placed on ``mesh`` by the rule table; another mesh may have saved it.
 
         Raises:
             CheckpointError: the checkpoint has other leaves, shapes or dtypes than ``abstract``, or cannot be read.
         """
-        stored = self._record(step)["leaves"]
-        _check_same(stored, _signature(abstract), where=f"checkpoint {self.folder / str(step)}")
+        _check_same(self.leaves(step), abstract, where=f"checkpoint {self.folder / str(step)}")
         shardings = shardings_for(abstract, mesh)
         restored = self._read(
             step,
@@ -83,20 +85,23 @@ class Checkpoints:
         return TrainState(model=model, opt_state=opt_state, step=counter)
 
     def restore_model(self, config: CLIPConfig, mesh: Mesh, *, step: int) -> CLIP:
-        """Only the model of a step; raises CheckpointError as ``restore``."""
+        """The model of a step without its optimizer.
+
+        Raises:
+            CheckpointError: the checkpoint holds another architecture than ``config``, or cannot be read.
+        """
         abstract = abstract_clip(config)
-        stored = {
-            path.removeprefix("model/"): leaf
-            for path, leaf in self._record(step)["leaves"].items()
-            if path.startswith("model/")
-        }
-        _check_same(stored, _signature(abstract), where=f"checkpoint {self.folder / str(step)}")
+        leaves = self.leaves(step).items()
+        stored = {path.removeprefix("model/"): leaf for path, leaf in leaves if path.startswith("model/")}
+        _check_same(stored, abstract, where=f"checkpoint {self.folder / str(step)}")
         restored = self._read(step, model=_nested(_with_shardings(abstract, shardings_for(abstract, mesh))))
         return _unnested(abstract, restored["model"])
 
-    def leaves(self, step: int) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Shape and dtype of each stored leaf, by the paths of a ``TrainState``."""
-        return {path: (tuple(shape), dtype) for path, (shape, dtype) in self._record(step)["leaves"].items()}
+    def leaves(self, step: int) -> dict[str, Leaf]:
+        """Shape and dtype of each stored leaf, by its path in a ``TrainState``."""
+        return {
+            path: Leaf(tuple(shape), jnp.dtype(dtype)) for path, (shape, dtype) in self._record(step)["leaves"].items()
+        }
 
     def read_leaf(self, step: int, path: str) -> np.ndarray:
         """One leaf of a step, by its path in a ``TrainState``, without the others.
@@ -121,15 +126,15 @@ class Checkpoints:
         return np.asarray(node)
 
     def about(self, step: int) -> dict[str, Any]:
-        """What ``save`` was told of the run."""
+        """The ``about`` that ``save`` was given."""
         return self._record(step)["about"]
 
     def wait(self) -> None:
-        """Block until everything started is committed; raises what went wrong in the background."""
+        """Block until every save is committed; raise an error that occurred in the background."""
         self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Wait, then release threads."""
+        """Wait, then release the threads."""
         self._manager.wait_until_finished()
         self._manager.close()
 
@@ -144,8 +149,8 @@ class Checkpoints:
             record = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(
-                f"checkpoint {self.folder / str(step)} cannot be read ({error}); delete that folder to go on from the "
-                "one before it"
+                f"checkpoint {self.folder / str(step)} cannot be read ({error}); delete that folder to resume from "
+                "the one before it"
             ) from error
         if record.get("format") != _FORMAT:
             raise CheckpointError(
@@ -160,13 +165,13 @@ class Checkpoints:
             return self._manager.restore(step, args=ocp.args.Composite(**args))
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(
-                f"checkpoint {self.folder / str(step)} is damaged ({error}); delete that folder to go on from the one "
-                "before it"
+                f"checkpoint {self.folder / str(step)} is damaged ({error}); delete that folder to resume from the "
+                "one before it"
             ) from error
 
 
 def _nested(tree: Any) -> dict[str, Any]:
-    """The leaves as dictionaries within dictionaries, by the parts of their paths."""
+    """Nested dictionaries of the leaves, one level per part of a path."""
     out: dict[str, Any] = {}
     for path, leaf in leaves_by_path(tree).items():
         *parents, name = path.split("/")
@@ -178,40 +183,29 @@ def _nested(tree: Any) -> dict[str, Any]:
 
 
 def _unnested(like: Any, nested: Mapping[str, Any]) -> Any:
-    def leaf(path: str) -> Any:
-        node: Any = nested
-        for part in path.split("/"):
-            node = node[part]
-        return node
-
-    return jax.tree.unflatten(jax.tree.structure(like), [leaf(path) for path in leaf_paths(like)])
+    """A tree shaped like ``like`` with the leaves of nested dictionaries."""
+    return from_leaves(like, leaves_by_path(nested))
 
 
 def _with_shardings(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
 
 
-def _signature(tree: Any) -> dict[str, list[Any]]:
-    leaves = leaves_by_path(tree).items()
-    return {path: [list(leaf.shape), str(leaf.dtype)] for path, leaf in leaves}
-
-
-def _check_same(stored: Mapping[str, Any], expected: Mapping[str, Any], *, where: str) -> None:
+def _check_same(stored: Mapping[str, Leaf], abstract: Any, *, where: str) -> None:
+    expected = {path: Leaf(tuple(leaf.shape), leaf.dtype) for path, leaf in leaves_by_path(abstract).items()}
     problems = [f"missing in the checkpoint: {path}" for path in expected if path not in stored]
     problems += [f"not in this model: {path}" for path in stored if path not in expected]
     problems += [
         f"{path}: {_show(stored[path])} in the checkpoint, {_show(expected[path])} expected"
         for path in expected
-        if path in stored and list(stored[path]) != list(expected[path])
+        if path in stored and stored[path] != expected[path]
     ]
     if problems:
-        shown = problems[:20] + ([f"... and {len(problems) - 20} more"] if len(problems) > 20 else [])
         raise CheckpointError(
             f"{where} is of another architecture or optimizer; use the config it was trained with, or start a new run "
-            "from it with --init-from:\n  " + "\n  ".join(shown)
+            f"from it with --init-from, {listed(problems)}"
         )
 
 
-def _show(leaf: Any) -> str:
-    shape, dtype = leaf
-    return f"{dtype}{list(shape)}"
+def _show(leaf: Leaf) -> str:
+    return f"{leaf.dtype}{list(leaf.shape)}"

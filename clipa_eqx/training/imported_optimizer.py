@@ -1,4 +1,4 @@
-"""Going on with a run of the reference: its optimizer's moments, counts and step, imported beside the weights."""
+"""Resuming a run of the reference from the moments, counts and step that were imported with its weights."""
 
 import re
 from pathlib import Path
@@ -9,23 +9,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from clipa_eqx.errors import CheckpointError
+from clipa_eqx.errors import CheckpointError, listed
 from clipa_eqx.models.clip import CLIP, abstract_clip
 from clipa_eqx.optim import OptimConfig
 from clipa_eqx.reference_chain import ChainShape, chain_shape
 from clipa_eqx.saved.optimizer_file import FIRST_SCHEDULE, OptimizerState, open_optimizer_state
 from clipa_eqx.sharding import shardings_for
 from clipa_eqx.training.state import TrainState
-from clipa_eqx.trees import leaf_paths, leaves_by_path
+from clipa_eqx.trees import leaves_by_path, map_with_path
 
 
 def continued_state(model: CLIP, folder: Path, optim: OptimConfig, *, abstract: TrainState, mesh: Mesh) -> TrainState:
-    """The training state that an imported checkpoint holds: ``model`` with its optimizer, at the stored step.
+    """The training state of an imported checkpoint: ``model`` with its optimizer, at the stored step.
 
     Raises:
-        CheckpointError: there is no optimizer state, or it is of another optimizer than ``optim`` describes: other
+        CheckpointError: there is no optimizer state, or it is not of the optimizer that ``optim`` describes: other
             frozen leaves, dtype of the first moments, number of schedules, decay or factors where there were none. The
-            message lists all of it.
+            message lists every difference.
     """
     with open_optimizer_state(folder) as stored:
         problems = _contradictions(stored, optim, chain_shape(optim, abstract_clip(model.config)))
@@ -33,11 +33,10 @@ def continued_state(model: CLIP, folder: Path, optim: OptimConfig, *, abstract: 
         if problems:
             raise CheckpointError(
                 f"{folder}: its optimizer state is not of this config's optimizer; use the settings of the run that "
-                "wrote it, or start afresh without init.optimizer:\n  " + "\n  ".join(problems)
+                f"wrote it, or start afresh without init.optimizer, {listed(problems)}"
             )
-        # Copied out of the map: the file is closed before training starts.
-        leaves = [np.array(_stored_leaf(stored, path)) for path in leaf_paths(abstract.opt_state)]
-        opt_state = jax.tree.unflatten(jax.tree.structure(abstract.opt_state), leaves)
+        # Copied out of the memory map: the file is closed before training starts.
+        opt_state = map_with_path(lambda path, _: np.array(_stored_leaf(stored, path)), abstract.opt_state)
         step = stored.counts.schedule_steps
     state = TrainState(model=model, opt_state=opt_state, step=jnp.asarray(step, jnp.int32))
     return jax.device_put(state, shardings_for(abstract, mesh))
@@ -63,12 +62,12 @@ def _misfits(stored: OptimizerState, abstract: TrainState) -> list[str]:
         elif not np.isfinite(values := stored.file.read(name)).all():
             problems.append(f"not finite: {name}")
         elif name.startswith("nu/") and (values < 0).any():
-            problems.append(f"negative: {name}, a second moment, whose root is taken")
-    return problems[:20] + ([f"... and {len(problems) - 20} more"] if len(problems) > 20 else [])
+            problems.append(f"negative: {name}, a second moment, of which Adam takes the root")
+    return problems
 
 
 def _contradictions(stored: OptimizerState, optim: OptimConfig, chain: ChainShape) -> list[str]:
-    """What the order of the reference's chain says of the run, where this config cannot be the same."""
+    """Differences between this config and the run, as far as the order of the reference's chain shows them."""
     layers = {(path, layer) for path, layer in chain.frozen if layer is not None}
     problems = [f"frozen there, trained here: {p} layer {i}" for p, i in sorted(stored.frozen_layers - layers)]
     problems += [f"trained there, frozen here: {p} layer {i}" for p, i in sorted(layers - stored.frozen_layers)]
@@ -80,7 +79,7 @@ def _contradictions(stored: OptimizerState, optim: OptimConfig, chain: ChainShap
     if between == 0 and here:
         problems.append(
             f"there was neither weight decay nor a learning-rate factor, here optim.weight_decay={optim.weight_decay} "
-            f"comes to {chain.decays} decay(s) and optim.lr_factors to {chain.factors} factor(s)"
+            f"gives {chain.decays} decay(s) and optim.lr_factors {chain.factors} factor(s)"
         )
     if between and not here:
         problems.append(

@@ -2,31 +2,26 @@
 
 import logging
 import re
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from clipa_eqx.data.stream import BatchIterator
-from clipa_eqx.durations import is_time
+from clipa_eqx.durations import RunLength, is_time
 from clipa_eqx.errors import ConfigError
 from clipa_eqx.evals.zero_shot import evaluate_zero_shot
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.models.clip import CLIP, abstract_clip
 from clipa_eqx.optim import make_optimizer
 from clipa_eqx.saved.model import save_model
-from clipa_eqx.sharding import check_batch, make_mesh, put_global_batch, replicated
+from clipa_eqx.sharding import check_batch, make_mesh
 from clipa_eqx.tokenizer import Tokenizer
 from clipa_eqx.training.checkpoint import Checkpoints
+from clipa_eqx.training.device_batches import DeviceBatches
 from clipa_eqx.training.inputs import (
     Evaluation,
     eval_batches,
@@ -38,8 +33,8 @@ from clipa_eqx.training.inputs import (
 from clipa_eqx.training.reporting import Reports, StepNumbers
 from clipa_eqx.training.run_folder import CHECKPOINTS_NAME, MODEL_NAME, check_same_run, claim_on_all, run_record
 from clipa_eqx.training.start import first_state
-from clipa_eqx.training.state import TrainState, abstract_state
-from clipa_eqx.training.step import make_train_step
+from clipa_eqx.training.state import abstract_state
+from clipa_eqx.training.step import Compiler, compile_step
 from clipa_eqx.training.stopping import Interrupted, stop_requests
 from clipa_eqx.trees import count_params
 
@@ -47,38 +42,41 @@ _log = logging.getLogger(__name__)
 
 
 class TrainResult(NamedTuple):
-    """Steps done, the last logged metrics, and where the model lies."""
+    """Number of steps done, the last logged metrics, and the model folder."""
 
     steps: int
     metrics: dict[str, Any]
     model_folder: Path
 
 
-class _DeviceBatch(NamedTuple):
-    arrays: dict[str, jax.Array]
-    sample_id: np.ndarray
-    counts: dict[str, jax.Array]
-    starved_seconds: float
+def train(
+    config: ExperimentConfig,
+    workdir: Path,
+    *,
+    devices: Sequence[Any] | None = None,
+    compiler: Compiler = compile_step,
+) -> TrainResult:
+    """Train, or resume training, in ``workdir``; the same config gives the same run, however often it is interrupted.
 
-
-def train(config: ExperimentConfig, workdir: Path) -> TrainResult:
-    """Train, or go on training, in ``workdir``; the same config gives the same run, however often it is interrupted.
+    Args:
+        workdir: the run folder, new or of the same run.
+        devices: the devices to train on; all by default.
+        compiler: makes the step. Give another one to wrap the step of ``compile_step``, or to reuse a compiled step.
 
     Raises:
-        ClipaError: anything the caller can mend: config, mesh, data, work folder, non-finite loss.
+        ClipaError: anything the caller can fix: config, mesh, data, run folder, non-finite loss.
         Interrupted: a signal asked for the end; the state is saved.
     """
     _check_local(workdir)
     mixture = open_sources(config)
     tokenizer = load_tokenizer(config.data.vocab, model_vocab=config.model.text.vocab)
     evaluations = prepare_evaluations(config, tokenizer)
-    mesh = make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh, devices=devices)
     check_batch(config.batch_size, mesh)
-    total_steps = config.duration.to_steps(batch_size=config.batch_size, data_size=len(mixture))
+    run = RunLength.of(config.duration, batch_size=config.batch_size, data_size=len(mixture))
+    total_steps = run.total_steps
     model = abstract_clip(config.model)
-    optimizer = make_optimizer(
-        config.optim, model, total_steps=total_steps, batch_size=config.batch_size, data_size=len(mixture)
-    )
+    optimizer = make_optimizer(config.optim, model, run)
     abstract = abstract_state(config.model, optimizer)
     record = run_record(config, [s.manifest for s in mixture.sources], vocab_sha256=tokenizer.vocab_sha256)
     claim_on_all(workdir, record)
@@ -95,7 +93,7 @@ def train(config: ExperimentConfig, workdir: Path) -> TrainResult:
             check_same_run(checkpoints.about(start), record, where=f"checkpoint {start} of {workdir}")
             state = checkpoints.restore(abstract, mesh, step=start)
             bad_records = int(checkpoints.about(start).get("bad_records", 0))
-            _log.info("going on after step %d", start)
+            _log.info("resuming after step %d", start)
         else:
             state = first_state(config, optimizer, abstract=abstract, mesh=mesh, vocab_sha256=tokenizer.vocab_sha256)
             start = int(state.step)
@@ -104,24 +102,21 @@ def train(config: ExperimentConfig, workdir: Path) -> TrainResult:
                     f"init.source {config.init and config.init.source} is at step {start}, the run is over after "
                     f"{total_steps}; give a longer duration"
                 )
-        step_fn = _compile(config, optimizer, abstract, mesh)
-        batches = stack.enter_context(train_batches(config, mixture, tokenizer, start_step=start))
+        step_fn = compiler(config, optimizer, abstract, mesh)
+        rows = stack.enter_context(train_batches(config, mixture, tokenizer, start_step=start))
+        batches = DeviceBatches(rows, mesh)
         reports = stack.enter_context(
-            Reports(
-                config, workdir, start=start, total_steps=total_steps, data_size=len(mixture), bad_records=bad_records
-            )
+            Reports(config, workdir, run, start=start, devices=mesh.size, bad_records=bad_records)
         )
-        count = jax.jit(partial(jax.tree.map, jnp.sum), out_shardings=replicated(mesh))
 
-        batch = _next_batch(batches, mesh, count) if start < total_steps else None
+        batch = batches.take() if start < total_steps else None
         pending: StepNumbers | None = None
         for step in range(start + 1, total_steps + 1):
-            if batch is None:
-                raise RuntimeError("the train stream ended; it never should")
+            assert batch is not None
             state, metrics = step_fn(state, batch.arrays)
             previous, pending = pending, StepNumbers(step, {**metrics, **batch.counts}, batch.sample_id)
-            # While the devices work on this step, fetch the next batch and read the numbers of the step before.
-            batch = _next_batch(batches, mesh, count, running=metrics["loss"]) if step < total_steps else None
+            # While the devices work on this step, fetch the next batch and read the numbers of the previous step.
+            batch = batches.take(running=metrics["loss"]) if step < total_steps else None
             reports.throughput.step(starved_seconds=batch.starved_seconds if batch else 0.0)
             if previous is not None:
                 reports.finish(previous, last_checkpoint=checkpoints.committed)
@@ -134,7 +129,7 @@ def train(config: ExperimentConfig, workdir: Path) -> TrainResult:
             if due or is_saved:
                 with reports.throughput.paused(metrics):
                     scores = _score(config, due, state.model, mesh)
-                # What a checkpoint stands for is on record before it: a resumed log has each step once.
+                # Write the log line before the checkpoint, so that after a resume each step appears exactly once.
                 reports.finish(pending, last_checkpoint=checkpoints.committed, extra=scores)
                 pending = None
                 if is_saved:
@@ -142,7 +137,9 @@ def train(config: ExperimentConfig, workdir: Path) -> TrainResult:
                         checkpoints.save(state, step=step, about={**record, "bad_records": reports.bad_records})
             if is_stop and step < total_steps:
                 checkpoints.wait()
-                raise Interrupted(f"stopped after step {step} of {total_steps} and saved; the same command goes on")
+                raise Interrupted(
+                    f"stopped after step {step} of {total_steps} and saved; run the same command again to resume"
+                )
         checkpoints.wait()
         folder = _save_final_model(config, workdir, state.model, tokenizer, record=record, steps=total_steps)
         return TrainResult(total_steps, reports.last, folder)
@@ -154,55 +151,6 @@ def _check_local(workdir: Path) -> None:
         raise ConfigError(
             f"workdir is {workdir}: only local and mounted paths work yet; mount the bucket or copy later"
         )
-
-
-def _compile(
-    config: ExperimentConfig, optimizer: optax.GradientTransformation, abstract: TrainState, mesh: Mesh
-) -> Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
-    """The step, traced once and compiled before any data is read: shapes and memory are known up front."""
-    step = make_train_step(
-        optimizer,
-        abstract=abstract,
-        mesh=mesh,
-        seed=config.seed,
-        precision=config.precision,
-        kind=config.loss,
-        max_temperature=config.optim.max_temperature,
-    )
-    rows, size, length = config.batch_size, config.model.image.image_size, config.model.text.length
-    batch = {
-        "image": jax.ShapeDtypeStruct((rows, *size, 3), np.uint8),
-        "tokens": jax.ShapeDtypeStruct((rows, length), np.int32),
-    }
-    since = time.perf_counter()
-    compiled = step.lower(abstract, batch).compile()
-    memory = compiled.memory_analysis()
-    used = getattr(memory, "argument_size_in_bytes", 0), getattr(memory, "temp_size_in_bytes", 0)
-    _log.info(
-        "compiled in %.1f s; per device %.2f GiB of state and batch, %.2f GiB temporary",
-        time.perf_counter() - since,
-        *(size / 2**30 for size in used),
-    )
-    return compiled
-
-
-def _next_batch(
-    batches: BatchIterator,
-    mesh: Mesh,
-    count: Callable[[dict[str, jax.Array]], dict[str, jax.Array]],
-    *,
-    running: Any = None,
-) -> _DeviceBatch:
-    """The next batch on its way to the devices; ``running`` is an output of the step they work on meanwhile."""
-    since = time.perf_counter()
-    rows = next(batches)
-    waited = time.perf_counter() - since
-    # If the step was over when its successor's batch came, the devices stood idle for at most this wait.
-    is_starved = running is not None and running.is_ready()
-    arrays = put_global_batch({name: rows[name] for name in ("image", "tokens", "truncated", "substituted")}, mesh)
-    # Counted on the devices, over the rows of all processes: the host waits for nothing.
-    counts = count({name: arrays.pop(name) for name in ("truncated", "substituted")})
-    return _DeviceBatch(arrays, rows["sample_id"], counts, waited if is_starved else 0.0)
 
 
 def _is_due(evaluation: Evaluation, step: int, total_steps: int) -> bool:

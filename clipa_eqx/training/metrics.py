@@ -55,8 +55,8 @@ def is_finite(values: Mapping[str, Any]) -> bool:
 class Throughput:
     """Rates between two logged steps. Times are of this process and differ from run to run."""
 
-    def __init__(self, *, batch_size: int) -> None:
-        self._batch_size = batch_size
+    def __init__(self, *, batch_size: int, devices: int) -> None:
+        self._batch_size, self._devices = batch_size, devices
         self.restart()
 
     def restart(self) -> None:
@@ -81,7 +81,7 @@ class Throughput:
         images = self._steps * self._batch_size / elapsed
         rates = {
             "images_per_second": images,
-            "images_per_second_per_device": images / jax.device_count(),
+            "images_per_second_per_device": images / self._devices,
             "seconds_per_step": elapsed / max(self._steps, 1),
             "input_bound_percent": 100.0 * min(self._starved / elapsed, 1.0),
         }

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from clipa_eqx.data.stream import check_substituted
-from clipa_eqx.durations import is_time
+from clipa_eqx.durations import RunLength, is_time
 from clipa_eqx.errors import NonFiniteError
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.optim import learning_rates
@@ -36,15 +36,16 @@ class Reports:
         self,
         config: ExperimentConfig,
         workdir: Path,
+        run: RunLength,
         *,
         start: int,
-        total_steps: int,
-        data_size: int,
+        devices: int,
         bad_records: int = 0,
     ) -> None:
-        self._config, self._total, self._data_size = config, total_steps, data_size
+        """Open the log of a run that starts after step ``start``, on so many devices over all processes."""
+        self._config, self._run = config, run
         self._is_writer = jax.process_index() == 0
-        self.throughput: Throughput = Throughput(batch_size=config.batch_size)
+        self.throughput: Throughput = Throughput(batch_size=config.batch_size, devices=devices)
         self.bad_records: int = bad_records
         self.last: dict[str, Any] = {}
         self._log = MetricLog(workdir / METRICS_NAME, step=start) if self._is_writer else None
@@ -53,7 +54,7 @@ class Reports:
             self._track = open_wandb(config.wandb, workdir)
         # A terminal is redrawn; a log file gets a line every half minute.
         self._bar: Any = tqdm(
-            total=total_steps,
+            total=run.total_steps,
             initial=start,
             unit="step",
             disable=not self._is_writer,
@@ -63,7 +64,7 @@ class Reports:
 
     def is_logged(self, step: int) -> bool:
         """Steps 1 and 2, every ``log_every_steps``, and the last, as the reference (docs/reference.md F10)."""
-        return step == 2 or is_time(step, every_steps=self._config.log_every_steps, total_steps=self._total)
+        return step == 2 or is_time(step, every_steps=self._config.log_every_steps, total_steps=self._run.total_steps)
 
     def finish(
         self, numbers: StepNumbers, *, last_checkpoint: Callable[[], int | None], extra: Mapping[str, Any] | None = None
@@ -84,15 +85,14 @@ class Reports:
         if not (self.is_logged(step) or extra):
             return
         config = self._config
-        sizes = {"total_steps": self._total, "batch_size": config.batch_size, "data_size": self._data_size}
-        rates = learning_rates(config.optim, step - 1, **sizes)
+        rates = learning_rates(config.optim, step - 1, self._run)
         samples = step * config.batch_size
         line = {
             **values,
             **({"lr": float(*rates.values())} if len(rates) == 1 else {}),
             **({f"lr/{pattern}": float(rate) for pattern, rate in rates.items()} if len(rates) > 1 else {}),
             "examples_seen": samples,
-            "epoch": samples / self._data_size,
+            "epoch": self._run.epochs(step),
             "truncated_fraction": truncated / config.batch_size,
             **({"bad_records": self.bad_records} if config.data.on_bad_record == "substitute" else {}),
             **(extra or {}),

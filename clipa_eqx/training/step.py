@@ -1,15 +1,19 @@
 """One training step: pixels and tokens to loss, gradients, update and metrics."""
 
+import logging
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 import optax
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int32, PRNGKeyArray, UInt8
 
+from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.losses import sharded_softmax_contrastive, softmax_contrastive
 from clipa_eqx.models.clip import CLIP
 from clipa_eqx.models.layers import l2_normalize
@@ -23,6 +27,12 @@ from clipa_eqx.training.state import TrainState
 LossKind = Literal["global", "sharded"]
 Metrics = dict[str, Array]
 TrainStep = Callable[[TrainState, Mapping[str, Array]], tuple[TrainState, Metrics]]
+"""``(state, batch) -> (state, metrics)``; the metrics stay on the devices."""
+
+Compiler = Callable[[ExperimentConfig, optax.GradientTransformation, TrainState, Mesh], TrainStep]
+"""``(config, optimizer, abstract state, mesh) -> step``, as ``compile_step``."""
+
+_log = logging.getLogger(__name__)
 
 
 class BatchLoss(NamedTuple):
@@ -91,8 +101,8 @@ def make_train_step(
     precision: Precision,
     kind: LossKind = "global",
     max_temperature: float | None = None,
-) -> Any:
-    """The jitted step, ``(state, batch) -> (state, metrics)``; the state is donated.
+) -> jax.stages.Wrapped:
+    """The jitted step, a ``TrainStep`` that can also be lowered; the state is donated.
 
     ``batch`` holds ``image`` uint8[batch h w 3] and ``tokens`` int32[batch length], split over the batch axes.
     Metrics stay on the devices. Lower and call it under ``jax.set_mesh(mesh)``.
@@ -134,3 +144,36 @@ def make_train_step(
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
     )
+
+
+def compile_step(
+    config: ExperimentConfig, optimizer: optax.GradientTransformation, abstract: TrainState, mesh: Mesh
+) -> TrainStep:
+    """The step of a run, compiled before any data is read, so that its memory is known first.
+
+    Call this function and the step under ``jax.set_mesh(mesh)``.
+    """
+    step = make_train_step(
+        optimizer,
+        abstract=abstract,
+        mesh=mesh,
+        seed=config.seed,
+        precision=config.precision,
+        kind=config.loss,
+        max_temperature=config.optim.max_temperature,
+    )
+    rows, size, length = config.batch_size, config.model.image.image_size, config.model.text.length
+    batch = {
+        "image": jax.ShapeDtypeStruct((rows, *size, 3), np.uint8),
+        "tokens": jax.ShapeDtypeStruct((rows, length), np.int32),
+    }
+    since = time.perf_counter()
+    compiled = step.lower(abstract, batch).compile()
+    memory = compiled.memory_analysis()
+    used = getattr(memory, "argument_size_in_bytes", 0), getattr(memory, "temp_size_in_bytes", 0)
+    _log.info(
+        "compiled in %.1f s; per device %.2f GiB of state and batch, %.2f GiB temporary",
+        time.perf_counter() - since,
+        *(size / 2**30 for size in used),
+    )
+    return compiled

@@ -15,7 +15,7 @@ from support.recorded_runs import load_model as load_facts
 from support.reference_models import clip_config
 from support.tiny_models import tiny_run
 
-from clipa_eqx.durations import Duration
+from clipa_eqx.durations import Duration, RunLength
 from clipa_eqx.experiment import InitConfig
 from clipa_eqx.json_config import to_json
 from clipa_eqx.models.clip import abstract_clip
@@ -121,7 +121,7 @@ def test_a_run_of_the_reference_goes_on_to_its_recorded_parameters(checkpoint, t
         ),
         eval_image=dataclasses.replace(tiny_run().eval_image, size=model_config.image.image_size),
     )
-    optimizer = make_optimizer(optim, abstract_clip(model_config), total_steps=total)
+    optimizer = make_optimizer(optim, abstract_clip(model_config), RunLength(total_steps=total))
     abstract = abstract_state(model_config, optimizer)
     mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
     with jax.set_mesh(mesh):

@@ -14,13 +14,13 @@ import optax
 import pytest
 from support import goldens
 
-from clipa_eqx.durations import Duration, is_time
+from clipa_eqx.durations import Duration, RunLength, is_time
 from clipa_eqx.errors import ConfigError
-from clipa_eqx.optim import OptimConfig, layer_decay_rules, learning_rates, make_optimizer, update_count
+from clipa_eqx.optim import OptimConfig, layer_decay_rules, learning_rates, make_optimizer
 from clipa_eqx.reference_chain import chain_shape
 from clipa_eqx.saved.optimizer_file import FIRST_SCHEDULE
 from clipa_eqx.schedules import Cosine, Polynomial, Rsqrt, Stair, make_multiplier
-from clipa_eqx.trees import leaf_paths, match_by_path
+from clipa_eqx.trees import leaves_by_path, match_by_path
 
 goldens.require("optim")
 
@@ -93,10 +93,6 @@ def _stack(arrays, stack=np.stack):
     return tree
 
 
-def _flat(tree):
-    return dict(zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True))
-
-
 def _schedule(config):
     if config is None:
         return None
@@ -162,7 +158,7 @@ def _run(case):
     optimizer = make_optimizer(
         config,
         jax.eval_shape(lambda: jax.tree.map(jnp.asarray, params)),
-        total_steps=META[case]["total_steps"],
+        RunLength(total_steps=META[case]["total_steps"]),
         scale_by=scale_by,
     )
     params = jax.tree.map(jnp.asarray, params)
@@ -188,8 +184,8 @@ def test_parameters_after_each_recorded_update_equal_the_reference(case):
     steps = sorted({int(found[1]) for name in recorded if (found := re.match(r"params(\d+)/", name))})
     assert steps
     for step in steps:
-        expected = _flat(_stack(goldens.under(recorded, f"params{step}/")))
-        found = _flat(after[step])
+        expected = leaves_by_path(_stack(goldens.under(recorded, f"params{step}/")))
+        found = leaves_by_path(after[step])
         assert expected.keys() == found.keys()
         for path, value in expected.items():
             np.testing.assert_allclose(found[path], value, **TOLERANCE, err_msg=f"{case} step {step} {path}")
@@ -197,10 +193,10 @@ def test_parameters_after_each_recorded_update_equal_the_reference(case):
     for row, (pattern, schedule) in zip(
         META[case]["schedule_at_0_to_6"], [rule for rule in config.schedules if rule[1] is not None], strict=True
     ):
-        total_steps = META[case]["total_steps"]
-        multiplier = make_multiplier(schedule, total_steps=total_steps)
+        run = RunLength(total_steps=META[case]["total_steps"])
+        multiplier = make_multiplier(schedule, run)
         np.testing.assert_allclose([multiplier(k) for k in range(len(row))], row, rtol=1e-6, atol=1e-7)
-        rates = [learning_rates(config, k, total_steps=total_steps)[pattern] for k in range(len(row))]
+        rates = [learning_rates(config, k, run)[pattern] for k in range(len(row))]
         np.testing.assert_allclose(rates, np.asarray(row) * config.peak_lr, rtol=1e-6, atol=1e-7)
 
 
@@ -216,12 +212,13 @@ def test_moments_and_counts_equal_the_reference(case):
     recorded = goldens.load_npz(f"optim/{case}.npz")
     _, state, config = _run(case)
     adam = _adam(state)
-    assert int(update_count(state)) == int(adam.count) == int(recorded["opt5/1/0/0"])
+    [updates] = [int(n) for path, n in leaves_by_path(state).items() if path.endswith("updates_done")]
+    assert updates == int(adam.count) == int(recorded["opt5/1/0/0"])
     counts = [name for name in recorded if re.fullmatch(r"opt5/\d+/0/0", name)]
-    assert all(int(recorded[name]) == int(update_count(state)) for name in counts)
+    assert all(int(recorded[name]) == updates for name in counts)
     for index, moments in ((1, adam.mu), (2, adam.nu)):
-        expected = _flat(_stack(goldens.under(recorded, f"opt5/1/0/{index}/")))
-        found = _flat(moments)
+        expected = leaves_by_path(_stack(goldens.under(recorded, f"opt5/1/0/{index}/")))
+        found = leaves_by_path(moments)
         assert expected.keys() == found.keys()
         for path, value in expected.items():
             np.testing.assert_allclose(
@@ -233,7 +230,7 @@ def test_moments_and_counts_equal_the_reference(case):
 @pytest.mark.parametrize("case", sorted(META))
 def test_exactly_the_recorded_leaves_have_moments(case):
     _, state, _ = _run(case)
-    found = {path: leaf for path, leaf in _flat(state).items() if re.search(r"/(mu|nu)/", path)}
+    found = {path: leaf for path, leaf in leaves_by_path(state).items() if re.search(r"/(mu|nu)/", path)}
     names = {name: dtype for name, _, dtype in META[case]["opt_state_names"]}
     for index, kind in ((1, "mu"), (2, "nu")):
         recorded = {
@@ -263,6 +260,10 @@ def test_counts_of_schedules_stand_where_the_reference_has_them(case):
     assert recorded == list(range(first, first + chain.schedules))
 
 
+def run_length(case):
+    return RunLength(**{name: case[name] for name in ("batch_size", "data_size", "total_steps")})
+
+
 SCHEDULES = goldens.load_json("optim/schedules.json")
 
 
@@ -270,18 +271,17 @@ SCHEDULES = goldens.load_json("optim/schedules.json")
 def test_multipliers_equal_the_reference_over_the_whole_run(case):
     arrays = goldens.under(goldens.load_npz("optim/schedules.npz"), f"{case['name']}/")
     schedule = _schedule(case["schedule"])
-    sizes = {name: case[name] for name in ("batch_size", "data_size", "total_steps")}
-    values = jax.jit(jax.vmap(make_multiplier(schedule, **sizes)))(jnp.asarray(arrays["steps"]))
+    run = run_length(case)
+    values = jax.jit(jax.vmap(make_multiplier(schedule, run)))(jnp.asarray(arrays["steps"]))
     np.testing.assert_allclose(values, arrays["values"], rtol=1e-6, atol=1e-7)
-    assert schedule.warmup.to_steps(**sizes) == case["resolved_warmup_steps"]
-    assert schedule.cooldown.to_steps(**sizes) == case["resolved_cooldown_steps"]
+    assert schedule.warmup.to_steps(run) == case["resolved_warmup_steps"]
+    assert schedule.cooldown.to_steps(run) == case["resolved_cooldown_steps"]
 
 
 @pytest.mark.parametrize("case", goldens.load_json("optim/steps_resolution.json"), ids=lambda case: str(case["config"]))
 def test_durations_become_the_recorded_steps(case):
     duration = _duration(dict(case["config"]), case["prefix"])
-    sizes = {name: case[name] for name in ("batch_size", "data_size", "total_steps")}
-    assert duration.to_steps(**sizes) == case["result"]
+    assert duration.to_steps(run_length(case)) == case["result"]
 
 
 @pytest.mark.parametrize("case", goldens.load_json("optim/itstime.json"), ids=str)

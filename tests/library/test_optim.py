@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from clipa_eqx.durations import Duration, is_time
+from clipa_eqx.durations import Duration, RunLength, is_time
 from clipa_eqx.errors import ConfigError
 from clipa_eqx.models.blocks import BlockConfig
 from clipa_eqx.models.clip import CLIPConfig, abstract_clip
@@ -22,10 +22,9 @@ from clipa_eqx.optim import (
     layer_decay_rules,
     learning_rates,
     make_optimizer,
-    update_count,
 )
 from clipa_eqx.schedules import Cosine, Polynomial, Rsqrt, Stair, make_multiplier
-from clipa_eqx.trees import leaf_paths, match_by_path, stacked_depth
+from clipa_eqx.trees import leaf_paths, leaves_by_path, match_by_path, stacked_depth
 
 DEPTH = 3
 CONSTANT = Polynomial(end_ratio=1.0)
@@ -54,7 +53,7 @@ def _grads(params, scale=1.0):
 
 def _train(config, *, grads=None, steps=1, total_steps=10):
     params = _params()
-    optimizer = make_optimizer(config, params, total_steps=total_steps)
+    optimizer = make_optimizer(config, params, RunLength(total_steps=total_steps))
     state = optimizer.init(params)
     grads = _grads(params) if grads is None else grads
 
@@ -65,15 +64,11 @@ def _train(config, *, grads=None, steps=1, total_steps=10):
 
     for _ in range(steps):
         params, state = update(state, params)
-    return _flat(params), state
-
-
-def _flat(tree):
-    return dict(zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True))
+    return leaves_by_path(params), state
 
 
 def _moved(config, **options):
-    before, (after, _) = _flat(_params()), _train(config, **options)
+    before, (after, _) = leaves_by_path(_params()), _train(config, **options)
     return {path: np.asarray(after[path] != value) for path, value in before.items()}
 
 
@@ -103,9 +98,11 @@ def test_default_rules_cover_every_model_and_decay_its_matrices_except_tables(im
             text=TextConfig(blocks=blocks, length=4, vocab=20, position="learned" if learned else "sincos1d", embed=8),
         )
     )
-    make_optimizer(OptimConfig(peak_lr=1.0), model, total_steps=5)
+    make_optimizer(OptimConfig(peak_lr=1.0), model, RunLength(total_steps=5))
     decayed = {path for path, decay in match_by_path(DEFAULT_DECAY, model, what="decay").items() if decay == 1.0}
-    matrices = {path for path, leaf in _flat(model).items() if leaf.ndim - (stacked_depth(path, leaf) is not None) == 2}
+    matrices = {
+        path for path, leaf in leaves_by_path(model).items() if leaf.ndim - (stacked_depth(path, leaf) is not None) == 2
+    }
     tables = {path for path in matrices if "position" in path or "token" in path or "probe" in path}
     assert decayed == matrices - tables
     rules = (*layer_decay_rules(0.5, depth=DEPTH, tower="image"), *layer_decay_rules(0.5, depth=DEPTH, tower="text"))
@@ -168,7 +165,7 @@ def test_layer_decay_slows_early_layers_by_powers_of_the_factor():
     assert decided["text/blocks/attn/q/weight"] == 1.0
     plain = OptimConfig(peak_lr=0.1, weight_decay=0.0, schedules=((".*", CONSTANT),))
     slowed = OptimConfig(peak_lr=0.1, weight_decay=0.0, schedules=((".*", CONSTANT),), lr_factors=factors)
-    before, (full, _), (slow, _) = _flat(_params()), _train(plain), _train(slowed)
+    before, (full, _), (slow, _) = leaves_by_path(_params()), _train(plain), _train(slowed)
     for path in before:
         ratio = (slow[path] - before[path]) / (full[path] - before[path])
         factor = decided[path]
@@ -191,7 +188,7 @@ def test_bfloat16_moments_are_stored_rounded_and_summed_in_float32():
     adam = next(
         n for n in jax.tree.leaves(state, is_leaf=lambda n: hasattr(n, "mu")) if isinstance(n, optax.ScaleByAdamState)
     )
-    moment, grads = np.float32(0), _flat(_grads(_params()))
+    moment, grads = np.float32(0), leaves_by_path(_grads(_params()))
     gradient = np.asarray(grads["log_temperature"])
     for _ in range(3):
         decayed = jnp.asarray(0.9 * np.float32(moment), jnp.bfloat16).astype(jnp.float32)
@@ -203,9 +200,7 @@ def test_bfloat16_moments_are_stored_rounded_and_summed_in_float32():
 
 def test_the_number_of_updates_is_in_the_state():
     _, state = _train(OptimConfig(peak_lr=0.1), steps=4)
-    assert int(update_count(state)) == 4
-    with pytest.raises(ConfigError, match="0 update counts"):
-        update_count(optax.sgd(0.1).init(_params()))
+    assert [int(n) for path, n in leaves_by_path(state).items() if path.endswith("updates_done")] == [4]
 
 
 def test_a_model_that_can_be_called_is_no_mask_function():
@@ -216,7 +211,7 @@ def test_a_model_that_can_be_called_is_no_mask_function():
             raise AssertionError("called")
 
     params = {"head": Model(jnp.ones((2, 2)))}["head"]
-    optimizer = make_optimizer(OptimConfig(peak_lr=0.1, decay=((".*", 1.0),)), params, total_steps=5)
+    optimizer = make_optimizer(OptimConfig(peak_lr=0.1, decay=((".*", 1.0),)), params, RunLength(total_steps=5))
     updates, _ = optimizer.update(params, optimizer.init(params), params)
     assert updates.weight.shape == (2, 2)
 
@@ -224,7 +219,7 @@ def test_a_model_that_can_be_called_is_no_mask_function():
 def test_logged_learning_rates_contain_the_peak_and_leave_out_frozen_patterns():
     warm = Cosine(warmup=Duration(steps=2))
     config = OptimConfig(peak_lr=0.4, schedules=(("image/.*", None), ("text/.*", warm), (".*", CONSTANT)))
-    rates = jax.jit(functools.partial(learning_rates, config, total_steps=10))(jnp.asarray(1))
+    rates = jax.jit(functools.partial(learning_rates, config, run=RunLength(total_steps=10)))(jnp.asarray(1))
     assert rates.keys() == {"text/.*", ".*"}
     np.testing.assert_allclose([rates["text/.*"], rates[".*"]], [0.2, 0.4], rtol=1e-6)
 
@@ -252,7 +247,7 @@ def test_the_temperature_is_capped_only_if_asked():
 )
 def test_rules_and_schedules_that_do_not_fit_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
-        make_optimizer(OptimConfig(peak_lr=0.1, **options), _params(), total_steps=10)
+        make_optimizer(OptimConfig(peak_lr=0.1, **options), _params(), RunLength(total_steps=10))
 
 
 @pytest.mark.parametrize(
@@ -286,25 +281,42 @@ def test_durations_without_one_sensible_unit_are_refused(options, message):
 
 
 @pytest.mark.parametrize(
-    ("duration", "sizes", "missing"),
+    ("make", "missing"),
     [
-        (Duration(samples=5), {"data_size": 9, "total_steps": 9}, "batch_size"),
-        (Duration(epochs=1.0), {"batch_size": 9, "total_steps": 9}, "data_size"),
-        (Duration(fraction=0.5), {"batch_size": 9, "data_size": 9}, "total_steps"),
+        (lambda: Duration(samples=5).to_steps(RunLength(total_steps=9, data_size=9)), "batch_size"),
+        (lambda: Duration(epochs=1.0).to_steps(RunLength(total_steps=9, batch_size=9)), "data_size"),
+        (lambda: RunLength.of(Duration(samples=5), data_size=9), "batch_size"),
+        (lambda: RunLength.of(Duration(epochs=1.0), batch_size=9), "data_size"),
+        (lambda: RunLength.of(Duration(epochs=1.0), batch_size=9, data_size=0), "data_size"),
+        (lambda: RunLength.of(Duration(fraction=0.5), batch_size=9, data_size=9), "total_steps"),
     ],
 )
-def test_durations_name_the_size_they_lack(duration, sizes, missing):
+def test_durations_name_the_size_they_lack(make, missing):
     with pytest.raises(ConfigError, match=f"needs a positive {missing}"):
-        duration.to_steps(**sizes)
+        make()
+
+
+@pytest.mark.parametrize("size", ["total_steps", "batch_size", "data_size"])
+def test_the_sizes_of_a_run_are_positive(size):
+    with pytest.raises(ConfigError, match=f"{size}=0 must be positive"):
+        RunLength(**{"total_steps": 9, size: 0})
+
+
+def test_epochs_are_counted_only_if_the_sizes_are_known():
+    assert RunLength(total_steps=9, batch_size=4, data_size=10).epochs(5) == 2.0
+    with pytest.raises(ConfigError, match="needs batch_size and data_size"):
+        RunLength(total_steps=9, batch_size=4).epochs(5)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: make_multiplier(Cosine(), total_steps=0), "total_steps=0 must be positive"),
-        (lambda: make_multiplier(Cosine(warmup=Duration(steps=7)), total_steps=7), "does not end before the run"),
-        (lambda: make_multiplier(Rsqrt(cooldown=Duration(steps=8)), total_steps=7), "longer than the run"),
-        (lambda: make_multiplier(Cosine(reference_batch_size=256), total_steps=7), "needs batch_size"),
+        (
+            lambda: make_multiplier(Cosine(warmup=Duration(steps=7)), RunLength(total_steps=7)),
+            "does not end before the run",
+        ),
+        (lambda: make_multiplier(Rsqrt(cooldown=Duration(steps=8)), RunLength(total_steps=7)), "longer than the run"),
+        (lambda: make_multiplier(Cosine(reference_batch_size=256), RunLength(total_steps=7)), "needs batch_size"),
         (lambda: Stair(steps=(5, 3), factors=(0.5, 0.1)), "must rise"),
         (lambda: Rsqrt(timescale_steps=0), "timescale_steps=0 must be positive"),
         (lambda: Cosine(reference_batch_size=0), "reference_batch_size=0 must be positive"),
@@ -317,7 +329,7 @@ def test_schedules_that_make_no_sense_are_refused(make, message):
 
 def test_schedules_without_ramps_start_at_one():
     schedules = (Cosine(), Polynomial(), Rsqrt(), Stair(steps=(3,), factors=(0.1,)))
-    assert [float(make_multiplier(schedule, total_steps=9)(0)) for schedule in schedules] == [1.0] * 4
+    assert [float(make_multiplier(schedule, RunLength(total_steps=9))(0)) for schedule in schedules] == [1.0] * 4
 
 
 def test_work_without_a_period_is_never_due():

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec
 from support import tiny_runs
 
-from clipa_eqx.durations import Duration
+from clipa_eqx.durations import Duration, RunLength
 from clipa_eqx.errors import ConfigError, ShardingError
 from clipa_eqx.models.clip import CLIP, abstract_clip
 from clipa_eqx.models.presets import PRESETS, preset
@@ -126,7 +126,7 @@ def test_matrices_split_their_largest_divisible_axis_but_never_depth():
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_leaf_of_a_presets_state_has_a_rule_and_the_large_ones_are_split(name):
     config = preset(name)
-    optimizer = make_optimizer(OptimConfig(peak_lr=1e-3), abstract_clip(config), total_steps=10)
+    optimizer = make_optimizer(OptimConfig(peak_lr=1e-3), abstract_clip(config), RunLength(total_steps=10))
     abstract = abstract_state(config, optimizer)
     specs = describe_shardings(abstract, make_mesh(MeshConfig(fsdp=8)))
     assert list(specs) == leaf_paths(abstract)
@@ -137,7 +137,9 @@ def test_every_leaf_of_a_presets_state_has_a_rule_and_the_large_ones_are_split(n
 
 def test_every_rule_decides_some_leaf_of_a_state():
     config = preset("B/16")
-    abstract = abstract_state(config, make_optimizer(OptimConfig(peak_lr=1e-3), abstract_clip(config), total_steps=10))
+    abstract = abstract_state(
+        config, make_optimizer(OptimConfig(peak_lr=1e-3), abstract_clip(config), RunLength(total_steps=10))
+    )
     match_by_path(RULES, abstract, what="sharding.RULES", unused="error")
 
 

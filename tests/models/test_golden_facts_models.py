@@ -8,7 +8,7 @@ import pytest
 from support import goldens
 from support.recorded_runs import load_model as load
 
-from clipa_eqx.durations import Duration
+from clipa_eqx.durations import Duration, RunLength
 from clipa_eqx.losses import softmax_contrastive
 from clipa_eqx.models.pixels import normalize_pixels
 from clipa_eqx.optim import OptimConfig, learning_rates, make_optimizer
@@ -49,7 +49,7 @@ def test_five_steps_equal_the_recording(file):
         schedules=((".*", Cosine(warmup=Duration(steps=int(arrays["warmup"])))),),
         mu_dtype="bfloat16",
     )
-    optimizer = make_optimizer(optim, model, total_steps=total)
+    optimizer = make_optimizer(optim, model, RunLength(total_steps=total))
     mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
         batch = put_global_batch({"image": arrays["in_image_uint8"], "tokens": arrays["in_tokens"]}, mesh)
@@ -68,7 +68,7 @@ def test_five_steps_equal_the_recording(file):
         value_and_grad = jax.jit(jax.value_and_grad(loss))
         state, losses, multipliers = optimizer.init(model), [], []
         for k in range(len(arrays["losses"])):
-            [rate] = learning_rates(optim, k, total_steps=total).values()
+            [rate] = learning_rates(optim, k, RunLength(total_steps=total)).values()
             multipliers.append(rate / optim.peak_lr)
             value, grads = value_and_grad(model)
             updates, state = optimizer.update(grads, state, model)

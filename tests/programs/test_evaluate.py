@@ -17,6 +17,7 @@ from clipa_eqx.data.array_record_reader import open_records
 from clipa_eqx.data.array_record_writer import write_records
 from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.data.records import Record
+from clipa_eqx.durations import RunLength
 from clipa_eqx.experiment import DataConfig
 from clipa_eqx.optim import make_optimizer
 from clipa_eqx.saved.model import save_model
@@ -122,7 +123,7 @@ def workdir(data, tmp_path):
     config = tiny_run(data=DataConfig(sources=config.data.sources, image=config.data.image, vocab=str(vocab)))
     record = run_record(config, [open_records(data / "labeled").manifest], vocab_sha256=VOCAB)
     claim(tmp_path / "run", record)
-    optimizer = make_optimizer(config.optim, tiny_clip(), total_steps=10, batch_size=8, data_size=8)
+    optimizer = make_optimizer(config.optim, tiny_clip(), RunLength(total_steps=10))
     with Checkpoints(tmp_path / "run" / "checkpoints", keep=1) as checkpoints:
         checkpoints.save(init_state(config.model, optimizer, key=jr.key(0)), step=3, about=record)
     return tmp_path / "run"

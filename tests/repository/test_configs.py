@@ -12,6 +12,7 @@ import pytest
 from support.paths import ROOT
 
 from clipa_eqx.config_files import load_config
+from clipa_eqx.durations import RunLength
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.json_config import from_json, to_json
 from clipa_eqx.models.clip import abstract_clip
@@ -91,10 +92,11 @@ def test_derived_numbers_are_those_of_the_reference(name):
     config = load_config(FILES[name])
     assert config.optim.peak_lr == pytest.approx(peak_lr, rel=1e-12)
     assert config.batch_size == batch_size
-    assert config.duration.to_steps(batch_size=batch_size, data_size=LAION_400M) == steps
+    run = RunLength.of(config.duration, batch_size=batch_size, data_size=LAION_400M)
+    assert run.total_steps == steps
     assert [schedule.warmup.steps for _, schedule in config.optim.schedules] == [warmup]
     assert config.model.image.visible == tokens
-    last = learning_rates(config.optim, steps, total_steps=steps, batch_size=batch_size)
+    last = learning_rates(config.optim, steps, run)
     assert float(last[".*"]) == pytest.approx(0.0, abs=1e-10)
 
 
@@ -102,7 +104,8 @@ def test_derived_numbers_are_those_of_the_reference(name):
 def test_the_rules_of_a_recipe_decide_each_leaf(name):
     config = load_config(FILES[name])
     model = abstract_clip(config.model)
-    make_optimizer(config.optim, model, total_steps=10_000, batch_size=config.batch_size, data_size=LAION_400M)
+    run = RunLength(total_steps=10_000, batch_size=config.batch_size, data_size=LAION_400M)
+    make_optimizer(config.optim, model, run)
 
 
 @pytest.mark.parametrize("name", RECIPES)

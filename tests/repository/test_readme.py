@@ -16,6 +16,7 @@ from support.tiny_models import tiny_clip, tiny_clip_config, tiny_tokenizer
 
 from clipa_eqx.config_files import apply_overrides, load_config
 from clipa_eqx.data.images.evaluation import EvalImageConfig
+from clipa_eqx.durations import RunLength
 from clipa_eqx.optim import OptimConfig, make_optimizer
 from clipa_eqx.precision import Precision
 from clipa_eqx.saved.model import save_model
@@ -132,7 +133,7 @@ def test_the_table_of_presets_is_true():
 
 def test_every_metric_of_a_step_is_explained():
     config = tiny_clip_config()
-    optimizer = make_optimizer(OptimConfig(peak_lr=1e-3), tiny_clip(), total_steps=4)
+    optimizer = make_optimizer(OptimConfig(peak_lr=1e-3), tiny_clip(), RunLength(total_steps=4))
     abstract, mesh = abstract_state(config, optimizer), make_mesh(MeshConfig())
     batch = {
         "image": jax.ShapeDtypeStruct((8, 16, 16, 3), np.uint8),

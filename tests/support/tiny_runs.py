@@ -1,7 +1,6 @@
 """Runs that train in seconds: records, a vocabulary, configs, and a run step by step on any mesh."""
 
 import atexit
-import contextlib
 import dataclasses
 import functools
 import io
@@ -9,10 +8,10 @@ import shutil
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
-from unittest import mock
 
 import jax
 import numpy as np
+import optax
 from PIL import Image
 
 from clipa_eqx.data.array_record_writer import write_records
@@ -20,7 +19,7 @@ from clipa_eqx.data.images.augment import ImageConfig
 from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.data.prefetch import StreamConfig
 from clipa_eqx.data.records import Record
-from clipa_eqx.durations import Duration
+from clipa_eqx.durations import Duration, RunLength
 from clipa_eqx.experiment import CheckpointConfig, DataConfig, DataSource, ExperimentConfig
 from clipa_eqx.models.blocks import BlockConfig
 from clipa_eqx.models.clip import CLIPConfig, abstract_clip
@@ -30,11 +29,11 @@ from clipa_eqx.optim import OptimConfig, make_optimizer
 from clipa_eqx.schedules import Cosine
 from clipa_eqx.sharding import make_mesh, put_global_batch, shardings_for
 from clipa_eqx.tokenizer.vocabulary import SPECIAL, write_vocab
-from clipa_eqx.training import loop
 from clipa_eqx.training.inputs import load_tokenizer, open_sources, train_batches
+from clipa_eqx.training.loop import TrainResult, train
 from clipa_eqx.training.start import first_state
 from clipa_eqx.training.state import TrainState, abstract_state
-from clipa_eqx.training.step import make_train_step
+from clipa_eqx.training.step import Compiler, TrainStep, compile_step
 
 SIZE, LENGTH, VOCAB = (16, 16), 8, 64
 WORDS = tuple(f"w{i}" for i in range(VOCAB - len(SPECIAL)))
@@ -106,55 +105,42 @@ def run_config(**fields) -> ExperimentConfig:
     return ExperimentConfig(**(chosen | fields))
 
 
-@contextlib.contextmanager
-def shared_compile():
-    """Within, ``train`` compiles the step of a config once per session, whatever the work folder."""
-    original = loop._compile
-
-    def compile_once(config, optimizer, abstract, mesh):
-        key = (config.model, config.optim, config.batch_size, config.duration, config.seed, config.precision, mesh)
-        if key not in _COMPILED:
-            _COMPILED[key] = original(config, optimizer, abstract, mesh)
-        return _COMPILED[key]
-
-    with mock.patch.object(loop, "_compile", compile_once):
-        yield
+_COMPILED: dict = {}
 
 
-_COMPILED = {}
+def compile_once(config: ExperimentConfig, optimizer, abstract: TrainState, mesh: jax.sharding.Mesh) -> TrainStep:
+    """``compile_step`` that compiles equal steps once per session: a step depends on these parts of a config alone."""
+    key = (config.model, config.optim, config.batch_size, config.duration, config.seed, config.precision, mesh)
+    if key not in _COMPILED:
+        _COMPILED[key] = compile_step(config, optimizer, abstract, mesh)
+    return _COMPILED[key]
 
 
 def forget_compiled():
-    """The next ``train`` compiles, and traces, anew."""
+    """The next run compiles, and traces, anew."""
     _COMPILED.clear()
 
 
-def train_on_one_device(config: ExperimentConfig, workdir: Path) -> loop.TrainResult:
-    """``train`` as on a machine with a single device, which compiles fastest; equal steps are compiled once."""
-    one_device = functools.partial(make_mesh, devices=jax.devices()[:1])
-    with shared_compile(), mock.patch.object(loop, "make_mesh", one_device):
-        return loop.train(config, workdir)
+def one_device() -> list[jax.Device]:
+    """The first device: a step compiles fastest for a single one."""
+    return jax.devices()[:1]
+
+
+def train_on_one_device(config: ExperimentConfig, workdir: Path, *, compiler: Compiler = compile_once) -> TrainResult:
+    """``train`` as on a machine with a single device."""
+    return train(config, workdir, devices=one_device(), compiler=compiler)
 
 
 def drive(config: ExperimentConfig, *, devices: int, steps: int) -> Driven:
-    """The first steps of a run on some of the devices, without work folder, log and checkpoints."""
+    """The first steps of a run on some of the devices, without run folder, log and checkpoints."""
     mesh = make_mesh(config.mesh, devices=jax.devices()[:devices])
     source = open_sources(config)
     tokenizer = load_tokenizer(config.data.vocab, model_vocab=config.model.text.vocab)
-    optimizer = make_optimizer(config.optim, abstract_clip(config.model), total_steps=config.duration.steps)
-    abstract = abstract_state(config.model, optimizer)
+    optimizer, abstract = optimizer_and_state(config)
     metrics, ids = [], []
     with jax.set_mesh(mesh), train_batches(config, source, tokenizer, start_step=0) as batches:
         state = first_state(config, optimizer, abstract=abstract, mesh=mesh, vocab_sha256="any")
-        step = make_train_step(
-            optimizer,
-            abstract=abstract,
-            mesh=mesh,
-            seed=config.seed,
-            precision=config.precision,
-            kind=config.loss,
-            max_temperature=config.optim.max_temperature,
-        )
+        step = compile_step(config, optimizer, abstract, mesh)
         for _ in range(steps):
             rows = next(batches)
             ids.append(rows["sample_id"].tolist())
@@ -166,13 +152,16 @@ def drive(config: ExperimentConfig, *, devices: int, steps: int) -> Driven:
 def placed_state(config: ExperimentConfig, *, devices: int) -> Driven:
     """The state of step 0 with random moments, so that no two leaves are alike, placed on a mesh."""
     mesh = make_mesh(config.mesh, devices=jax.devices()[:devices])
-    optimizer = make_optimizer(config.optim, abstract_clip(config.model), total_steps=config.duration.steps)
-    abstract = abstract_state(config.model, optimizer)
-    leaves, structure = jax.tree.flatten(abstract)
+    _, abstract = optimizer_and_state(config)
     rng = np.random.default_rng(1)
-    filled = [np.asarray(100 * rng.random(leaf.shape), leaf.dtype) for leaf in leaves]
-    state = jax.device_put(jax.tree.unflatten(structure, filled), shardings_for(abstract, mesh))
-    return Driven([], [], state, abstract, mesh)
+    filled = jax.tree.map(lambda leaf: np.asarray(100 * rng.random(leaf.shape), leaf.dtype), abstract)
+    return Driven([], [], jax.device_put(filled, shardings_for(abstract, mesh)), abstract, mesh)
+
+
+def optimizer_and_state(config: ExperimentConfig) -> tuple[optax.GradientTransformation, TrainState]:
+    """The optimizer of a run, and its state without memory."""
+    optimizer = make_optimizer(config.optim, abstract_clip(config.model), RunLength.of(config.duration))
+    return optimizer, abstract_state(config.model, optimizer)
 
 
 def as_numpy(tree) -> list[np.ndarray]:

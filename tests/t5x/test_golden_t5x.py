@@ -14,7 +14,7 @@ from support.reference_models import clip_config
 from support.tiny_models import tiny_run
 from support.tiny_runs import model_config
 
-from clipa_eqx.durations import Duration
+from clipa_eqx.durations import Duration, RunLength
 from clipa_eqx.experiment import InitConfig
 from clipa_eqx.json_config import to_json
 from clipa_eqx.losses import softmax_contrastive
@@ -173,7 +173,7 @@ def test_a_run_goes_on_to_the_recorded_end_if_it_decays_as_that_trainer_does(con
         data=dataclasses.replace(tiny_run().data, image=dataclasses.replace(tiny_run().data.image, size=size)),
         eval_image=dataclasses.replace(tiny_run().eval_image, size=size),
     )
-    optimizer = make_optimizer(optim, abstract_clip(config()), total_steps=run["total_steps"])
+    optimizer = make_optimizer(optim, abstract_clip(config()), RunLength(total_steps=run["total_steps"]))
     mesh, abstract = make_mesh(MeshConfig(), devices=jax.devices()[:1]), abstract_state(config(), optimizer)
     vocab = load_model(folder).tokenizer.tokenizer.vocab_sha256
     with jax.set_mesh(mesh):

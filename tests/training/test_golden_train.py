@@ -11,6 +11,7 @@ from support import goldens
 from support.recorded_runs import META, METAS, NOISE, bare, load_batch, reference_optimizer
 from support.reference_models import clip_config
 
+from clipa_eqx.durations import RunLength
 from clipa_eqx.losses import softmax_contrastive
 from clipa_eqx.models.pixels import normalize_pixels
 from clipa_eqx.optim import make_optimizer
@@ -32,7 +33,7 @@ def test_training_equals_the_reference(run, devices):
     config = clip_config(meta["model"], image_size=(meta["res"],) * 2, length=meta["text_len"])
     model = from_flax(goldens.under(goldens.load_npz("train/init_params.npz"), "params/"), config)
     optim = reference_optimizer(recorded["config"], config)
-    optimizer = make_optimizer(optim, model, total_steps=recorded["config"]["total_steps"])
+    optimizer = make_optimizer(optim, model, RunLength(total_steps=recorded["config"]["total_steps"]))
     mesh = make_mesh(MeshConfig(data=devices), devices=jax.devices()[:devices])
     abstract = abstract_state(config, optimizer)
     is_slices = not recorded["config"]["loss_use_global_batch"] and devices > 1

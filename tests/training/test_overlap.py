@@ -1,6 +1,6 @@
 """While the devices work on a step, its successor's batch is fetched and put on its way."""
 
-import functools
+import itertools
 import threading
 from unittest import mock
 
@@ -10,11 +10,13 @@ import pytest
 from support import tiny_runs
 
 from clipa_eqx.data.prefetch import BatchIterator
-from clipa_eqx.durations import Duration
+from clipa_eqx.durations import Duration, RunLength
+from clipa_eqx.experiment import CheckpointConfig
 from clipa_eqx.sharding import make_mesh
-from clipa_eqx.training import loop
+from clipa_eqx.training.device_batches import DeviceBatches
 from clipa_eqx.training.metrics import Throughput, read_metrics
 from clipa_eqx.training.reporting import Reports, StepNumbers
+from clipa_eqx.training.step import compile_step
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -22,16 +24,14 @@ STEPS = 5
 
 
 def test_each_step_runs_until_the_next_batch_is_on_its_way(tmp_path):
-    """A step that ends only when the next batch has been fetched would never end if the loop fetched after it."""
-    fetched = [threading.Event() for _ in range(STEPS + 1)]
+    """A step that ends only when its successor has its batch would never end if the loop fetched after it."""
+    has_batch = [threading.Event() for _ in range(STEPS + 1)]
     waited = {}
-    compile_step, next_batch = loop._compile, loop._next_batch
-    calls = []
 
     def wait(loss, step):
-        # A small program whose inputs are ready runs within its call, if the loop was late: that tells nothing.
+        # A small program whose inputs are ready runs within its call, if the loop was late: that shows nothing.
         if int(step) < STEPS and threading.current_thread() is not threading.main_thread():
-            waited[int(step)] = fetched[int(step)].wait(timeout=20)
+            waited[int(step)] = has_batch[int(step) + 1].wait(timeout=20)
         return loss
 
     @jax.jit
@@ -40,28 +40,19 @@ def test_each_step_runs_until_the_next_batch_is_on_its_way(tmp_path):
 
     def gated(*args):
         step_fn = compile_step(*args)
+        steps = itertools.count(1)
 
         def run(state, batch):
-            step = len(calls)  # batch 1 comes before step 1
+            step = next(steps)
+            has_batch[step].set()
             state, metrics = step_fn(state, batch)
             return state, {**metrics, "loss": gate(metrics["loss"], step)}
 
         return run
 
-    def recorded(*args, **rest):
-        batch = next_batch(*args, **rest)
-        fetched[len(calls)].set()
-        calls.append(batch)
-        return batch
-
-    config = tiny_runs.run_config(duration=Duration(steps=STEPS))
-    one_device = functools.partial(make_mesh, devices=jax.devices()[:1])
-    with (
-        mock.patch.object(loop, "_compile", gated),
-        mock.patch.object(loop, "_next_batch", recorded),
-        mock.patch.object(loop, "make_mesh", one_device),
-    ):
-        loop.train(config, tmp_path / "run")
+    # A checkpoint reads the numbers of its step before the next one starts: there is none but the last.
+    config = tiny_runs.run_config(duration=Duration(steps=STEPS), checkpoint=CheckpointConfig(every_steps=100))
+    tiny_runs.train_on_one_device(config, tmp_path / "run", compiler=gated)
     assert waited
     assert all(waited.values())
     assert [line["step"] for line in read_metrics(tmp_path / "run/metrics.jsonl")] == list(range(1, STEPS + 1))
@@ -73,7 +64,7 @@ def test_all_numbers_of_a_step_come_to_the_host_at_once(tmp_path):
     on_devices = {name: jax.device_put(np.asarray(value)) for name, value in numbers.items()}
     config = tiny_runs.run_config()
     with (
-        Reports(config, tmp_path, start=0, total_steps=9, data_size=tiny_runs.RECORDS) as reports,
+        Reports(config, tmp_path, RunLength(total_steps=9, batch_size=16, data_size=9), start=0, devices=1) as reports,
         mock.patch.object(jax, "device_get", wraps=jax.device_get) as fetch,
     ):
         reports.finish(StepNumbers(1, on_devices, np.arange(16)), last_checkpoint=lambda: None)
@@ -102,12 +93,13 @@ def test_waiting_counts_as_input_bound_only_while_the_devices_stand_idle():
             yield rows
 
     mesh = make_mesh(tiny_runs.run_config().mesh)
-    busy = loop._next_batch(BatchIterator(slow()), mesh, dict, running=Running(is_over=False))
-    idle = loop._next_batch(BatchIterator(slow()), mesh, dict, running=Running(is_over=True))
+    batches = DeviceBatches(BatchIterator(slow()), mesh)
+    busy = batches.take(running=Running(is_over=False))
+    idle = batches.take(running=Running(is_over=True))
     assert busy.starved_seconds == 0.0
     assert idle.starved_seconds >= 0.02
 
-    throughput = Throughput(batch_size=8)
+    throughput = Throughput(batch_size=8, devices=1)
     throughput.step(starved_seconds=1e9)
     assert throughput.rates()["input_bound_percent"] == 100.0
     throughput.step(starved_seconds=0.0)

@@ -37,25 +37,31 @@ assert jax.device_count() == 4, jax.devices()
 
 from support import tiny_runs
 from clipa_eqx.sharding import MeshConfig
-from clipa_eqx.training import loop
+from clipa_eqx.training.loop import train
+from clipa_eqx.training.step import compile_step
+from clipa_eqx.training.stopping import Interrupted
 
 tiny_runs.folder = lambda: Path(folder)
 config = tiny_runs.run_config(model=tiny_runs.model_config(**tiny_runs.STOCHASTIC), mesh=MeshConfig(fsdp=2))
-if is_stopped == "True":
-    # Process 0 only hears of it. The notice takes up to seconds, steps take milliseconds: from the third on they wait.
-    next_batch, calls = loop._next_batch, []
 
-    def slowly(*args, **rest):
+
+def compile_slow(*args):
+    """Process 0 only hears of the signal. The notice takes up to seconds, steps take milliseconds: they wait for it."""
+    step, calls = compile_step(*args), []
+
+    def slowly(state, batch):
         calls.append(1)
         if len(calls) == 4 and int(process) == int(processes) - 1:
             os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(2.0 if len(calls) >= 4 else 0.0)
-        return next_batch(*args, **rest)
+        return step(state, batch)
 
-    loop._next_batch = slowly
+    return slowly
+
+
 try:
-    loop.train(config, Path(workdir))
-except loop.Interrupted as stop:
+    train(config, Path(workdir), compiler=compile_slow if is_stopped == "True" else compile_step)
+except Interrupted as stop:
     print(stop)
 '''
 

@@ -103,7 +103,7 @@ def test_a_run_killed_without_warning_goes_on_bit_by_bit(tmp_path):
         for process in processes:
             process.kill()
             process.wait()
-    assert "going on after step" in logs[2].read_text()
+    assert "resuming after step" in logs[2].read_text()
     assert_same_runs(killed, whole, steps=KILLED_STEPS)
 
 

@@ -9,13 +9,11 @@ from support import tiny_runs
 
 from clipa_eqx.errors import CheckpointError
 from clipa_eqx.experiment import InitConfig
-from clipa_eqx.models.clip import CLIP, abstract_clip
-from clipa_eqx.optim import make_optimizer
+from clipa_eqx.models.clip import CLIP
 from clipa_eqx.saved.model import save_model
 from clipa_eqx.sharding import MeshConfig, make_mesh
 from clipa_eqx.training.inputs import load_tokenizer
 from clipa_eqx.training.start import _INIT_STREAM, first_state
-from clipa_eqx.training.state import abstract_state
 from clipa_eqx.training.step import step_key
 
 
@@ -25,9 +23,8 @@ def test_weights_of_another_vocabulary_are_refused(tmp_path):
     model = CLIP.init(config.model, key=jr.key(0))
     save_model(tmp_path / "model", model, tokenizer=tokenizer, preprocess=config.eval_image, provenance={})
     config = dataclasses.replace(config, init=InitConfig(source=str(tmp_path / "model")))
-    optimizer = make_optimizer(config.optim, abstract_clip(config.model), total_steps=config.duration.steps)
-    abstract = abstract_state(config.model, optimizer)
-    mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
+    optimizer, abstract = tiny_runs.optimizer_and_state(config)
+    mesh = make_mesh(MeshConfig(), devices=tiny_runs.one_device())
     with jax.set_mesh(mesh), pytest.raises(CheckpointError, match="another vocabulary"):
         first_state(config, optimizer, abstract=abstract, mesh=mesh, vocab_sha256="0" * 64)
 

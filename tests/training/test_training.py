@@ -1,6 +1,5 @@
 """The training loop: traced once, logged as promised, stopped by non-finite numbers, started from other weights."""
 
-import contextlib
 import dataclasses
 import functools
 from unittest import mock
@@ -15,18 +14,15 @@ from support import tiny_runs
 
 from clipa_eqx.errors import CheckpointError, NonFiniteError
 from clipa_eqx.experiment import InitConfig
-from clipa_eqx.models.clip import CLIP, abstract_clip
-from clipa_eqx.optim import make_optimizer
+from clipa_eqx.models.clip import CLIP
 from clipa_eqx.precision import Precision
 from clipa_eqx.saved.model import load_model
 from clipa_eqx.sharding import MeshConfig, make_mesh
-from clipa_eqx.training import loop
 from clipa_eqx.training import step as step_module
 from clipa_eqx.training.checkpoint import Checkpoints
 from clipa_eqx.training.inputs import load_tokenizer, open_sources, train_batches
 from clipa_eqx.training.metrics import read_metrics
 from clipa_eqx.training.start import first_state
-from clipa_eqx.training.state import abstract_state
 from clipa_eqx.training.step import batch_loss, make_train_step, step_key
 from clipa_eqx.trees import leaf_paths
 
@@ -47,15 +43,10 @@ def finished(tmp_path_factory):
     return workdir, result, traced.call_count
 
 
-def optimizer_of(config):
-    return make_optimizer(config.optim, abstract_clip(config.model), total_steps=config.duration.steps)
-
-
 def start_of(config):
-    """The state of step 0 on one device, and the optimizer."""
-    optimizer = optimizer_of(config)
-    abstract = abstract_state(config.model, optimizer)
-    mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
+    """The state of step 0 on one device."""
+    optimizer, abstract = tiny_runs.optimizer_and_state(config)
+    mesh = make_mesh(MeshConfig(), devices=tiny_runs.one_device())
     vocab = load_tokenizer(config.data.vocab, model_vocab=config.model.text.vocab).vocab_sha256
     with jax.set_mesh(mesh):
         return first_state(config, optimizer, abstract=abstract, mesh=mesh, vocab_sha256=vocab)
@@ -85,7 +76,7 @@ def test_a_line_holds_what_the_reference_logs_and_norms_per_tower_and_block(fini
         assert set(line) == norms | rates | state | {"examples_seen", "epoch"}
         assert line["examples_seen"] == 16 * line["step"]
         assert line["epoch"] == 16 * line["step"] / tiny_runs.RECORDS
-        assert line["images_per_second_per_device"] == line["images_per_second"] / jax.device_count()
+        assert line["images_per_second_per_device"] == line["images_per_second"]  # of one device
         assert 0 <= line["input_bound_percent"] <= 100
         assert all(len(line[name]) == 2 for name in norms if name.endswith("blocks"))
         for name in ("grad_norm", "param_norm", "update_norm"):
@@ -144,13 +135,11 @@ def test_training_ends_with_a_model_of_the_last_checkpoint(finished):
     assert loaded.tokenizer.tokenizer.vocab_size == tiny_runs.VOCAB
 
 
-@contextlib.contextmanager
 def poisoned(at):
-    """Weights become NaN before step ``at``."""
-    compile_step = loop._compile
+    """A compiler of steps before which, at step ``at``, weights become NaN."""
 
     def compile_poisoned(*args):
-        step = compile_step(*args)
+        step = tiny_runs.compile_once(*args)
 
         def run(state, batch):
             if int(state.step) == at - 1:
@@ -159,22 +148,15 @@ def poisoned(at):
 
         return run
 
-    with mock.patch.object(loop, "_compile", compile_poisoned):
-        yield
+    return compile_poisoned
 
 
 @pytest.mark.parametrize(
     ("at", "good"), [(1, "there is no checkpoint yet"), (6, "checkpoint 4 is good"), (8, "checkpoint 4 is good")]
 )
 def test_a_non_finite_step_ends_the_run_with_step_samples_and_last_good_checkpoint(finished, tmp_path, at, good):
-    one_device = functools.partial(make_mesh, devices=jax.devices()[:1])
-    with (
-        tiny_runs.shared_compile(),
-        poisoned(at),
-        mock.patch.object(loop, "make_mesh", one_device),
-        pytest.raises(NonFiniteError) as caught,
-    ):
-        loop.train(config_of_run(), tmp_path / "run")
+    with pytest.raises(NonFiniteError) as caught:
+        tiny_runs.train_on_one_device(config_of_run(), tmp_path / "run", compiler=poisoned(at))
     message = str(caught.value)
     assert message.startswith(f"step {at} gave loss=nan")
     assert f"samples {16 * (at - 1)} to {16 * at - 1} (records " in message
@@ -230,15 +212,14 @@ def test_a_source_without_weights_is_refused(tmp_path, finished, source):
 
 def test_bfloat16_is_for_the_towers_only():
     config = config_of_run(precision=Precision(compute="bfloat16"))
-    optimizer = optimizer_of(config)
-    abstract = abstract_state(config.model, optimizer)
+    optimizer, abstract = tiny_runs.optimizer_and_state(config)
     towers = jax.eval_shape(config.precision.to_compute, abstract.model)
     image = jax.ShapeDtypeStruct((*tiny_runs.SIZE, 3), jnp.bfloat16)
     tokens = jax.ShapeDtypeStruct((tiny_runs.LENGTH,), jnp.int32)
     for key in (None, jax.eval_shape(lambda: jr.key(0))):
         assert jax.eval_shape(lambda m, x, k: m.image(x, key=k), towers, image, key).dtype == jnp.bfloat16
         assert jax.eval_shape(lambda m, x, k: m.text(x, key=k), towers, tokens, key).dtype == jnp.bfloat16
-    mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
+    mesh = make_mesh(MeshConfig(), devices=tiny_runs.one_device())
     step = make_train_step(optimizer, abstract=abstract, mesh=mesh, seed=0, precision=config.precision)
     batch = {
         "image": jax.ShapeDtypeStruct((16, *tiny_runs.SIZE, 3), np.uint8),

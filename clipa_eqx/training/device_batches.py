@@ -1,0 +1,56 @@
+"""Batches on their way to the devices, and how long the devices waited for them."""
+
+import time
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from clipa_eqx.data.stream import BatchIterator
+from clipa_eqx.sharding import put_global_batch, replicated
+
+
+class DeviceBatch(NamedTuple):
+    """A batch on the devices.
+
+    Attributes:
+        arrays: ``image`` uint8[batch h w 3] and ``tokens`` int32[batch length], split over the batch axes.
+        sample_id: the records of this process's rows.
+        counts: numbers of rows ``truncated`` and ``substituted`` over all processes, on the devices.
+        starved_seconds: how long the devices were idle while the batch was fetched, at most.
+    """
+
+    arrays: dict[str, jax.Array]
+    sample_id: np.ndarray
+    counts: dict[str, jax.Array]
+    starved_seconds: float
+
+
+class DeviceBatches:
+    """Takes batches from the host and sends them to the devices of a mesh without waiting for the copy."""
+
+    def __init__(self, batches: BatchIterator, mesh: Mesh) -> None:
+        self._batches, self._mesh = batches, mesh
+        self._count = jax.jit(partial(jax.tree.map, jnp.sum), out_shardings=replicated(mesh))
+
+    def take(self, *, running: Any = None) -> DeviceBatch:
+        """The next batch; ``running`` is an output of the step that the devices compute in the meantime.
+
+        Raises:
+            RuntimeError: the stream ended, which the stream of a run never does.
+        """
+        since = time.perf_counter()
+        rows = next(self._batches, None)
+        waited = time.perf_counter() - since
+        if rows is None:
+            raise RuntimeError("the train stream ended; it never should")
+        # If the step finished before the next batch arrived, the devices were idle for at most this wait.
+        is_starved = running is not None and running.is_ready()
+        names = ("image", "tokens", "truncated", "substituted")
+        arrays = put_global_batch({name: rows[name] for name in names}, self._mesh)
+        # Counted on the devices, over the rows of all processes: the host waits for nothing.
+        counts = self._count({name: arrays.pop(name) for name in ("truncated", "substituted")})
+        return DeviceBatch(arrays, rows["sample_id"], counts, waited if is_starved else 0.0)
