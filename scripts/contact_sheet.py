@@ -1,6 +1,5 @@
 """A picture of training samples: what the model sees, the record's captions, and the tokens as text again."""
 
-import os
 import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,6 +15,7 @@ from clipa_eqx.data.records import Record
 from clipa_eqx.data.stream import OnBadRecord, train_stream
 from clipa_eqx.data.transforms import TrainTransform
 from clipa_eqx.errors import ConfigError, DataError
+from clipa_eqx.replacing import new_file
 
 _CELL, _GAP, _LINE, _FONT = 192, 8, 13, 11
 _CAPTION_LINES, _TOKEN_LINES = 4, 3
@@ -116,10 +116,8 @@ def _tile(cells: Sequence[Image.Image]) -> Image.Image:
 
 
 def _save(sheet: Image.Image, path: Path) -> None:
-    unfinished = path.with_name(f"{path.stem}.tmp-{os.getpid()}{path.suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(unfinished)
-        unfinished.replace(path)
+        with new_file(path) as temporary:
+            sheet.save(temporary, Image.registered_extensions()[path.suffix.lower()])
     except OSError as error:
         raise ConfigError(f"--sheet {path} cannot be written: {error}") from error

@@ -6,7 +6,6 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-import os
 import platform
 import sys
 import time
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 
 from clipa_eqx.cli import run
 from clipa_eqx.errors import CheckpointError, ConfigError
+from clipa_eqx.replacing import write_text
 
 EPILOG = """A saved model is scored with the tokenizer and the picture preparation saved with it; of a work folder its
 model if training ended, else its last checkpoint, with eval_image and vocab of its config.json.
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "devices": {"count": mesh.size, "kind": mesh.devices.flat[0].device_kind},
         "seconds": time.perf_counter() - since,
     }
-    _write_json(arguments.out, content)
+    write_text(arguments.out, json.dumps(content, indent=1) + "\n")
     print(f"top-1 {100 * result.top1:.2f} %, top-5 {100 * result.top5:.2f} % of {result.count:,} pictures")
     print(f"written to {arguments.out}")
 
@@ -244,13 +244,6 @@ def _versions() -> dict[str, str]:
             # Run from a checkout on the path that was never installed.
             found[package] = "not installed"
     return found
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    unfinished.replace(path)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from clipa_eqx.cli import FAILED, OK, run
+from clipa_eqx.replacing import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 _log = logging.getLogger("quickstart")
@@ -192,9 +193,7 @@ def _score(model: Path, data: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    unfinished = path.with_suffix(".json.tmp")
-    unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
 from clipa_eqx.data.array_record_reader import open_records
+from clipa_eqx.replacing import write_text
 
 SHOWN_DRAWINGS = 60
 _METRIC = "zero_shot/validation"
@@ -50,9 +51,7 @@ def write_report(
         _drawings(scored, data / "test"),
     ]
     page = f"<!doctype html><meta charset=utf-8><title>CLIPA quickstart</title><style>{_STYLE}</style>{''.join(body)}\n"
-    unfinished = path.with_suffix(".html.tmp")
-    unfinished.write_text(page, encoding="utf-8")
-    unfinished.replace(path)
+    write_text(path, page)
 
 
 def _cost_table(stages: Sequence[Mapping[str, Any]]) -> str:

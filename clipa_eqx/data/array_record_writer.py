@@ -4,14 +4,13 @@ import contextlib
 import hashlib
 import importlib
 import itertools
-import os
-import shutil
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from clipa_eqx.data.manifest import MANIFEST_NAME, Manifest, ShardInfo, write_manifest
 from clipa_eqx.data.records import Record, encode_record
-from clipa_eqx.errors import DataError
+from clipa_eqx.errors import CheckpointError, DataError
+from clipa_eqx.replacing import real_path, remove_leftovers, replacing_folder
 
 # group_size:1 so that one record is one read; images are compressed already, so a second compression only costs time.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -28,24 +27,22 @@ def write_records(
     info: Mapping[str, object] | None = None,
     overwrite: bool = False,
 ) -> Manifest:
-    """Write `records` in order into shards of `records_per_shard` and return the manifest written beside them.
+    """Write ``records`` in order into shards of ``records_per_shard``, and the manifest next to them.
 
-    The folder appears under its name only when it is complete: until then everything is in `<folder>.tmp-<pid>`,
-    which is removed on failure. Equal records give equal bytes. `dropped` (reason -> rows) is read after the last
-    record, so a generator may count into it while it runs; `rows_read`, if known, must equal written + dropped.
+    The folder appears under its name only when it is complete. Until then everything is in ``.<folder>.new-<pid>``,
+    which is removed on failure and, after a kill, by the next call. Equal records give equal bytes. ``dropped``
+    (reason -> rows) is read after the last record, so a generator may count into it while it runs; ``rows_read``, if
+    known, must equal written + dropped.
 
     Raises:
         DataError: the folder exists (and not `overwrite`, or it is no record folder), the account does not close,
             a record cannot be encoded, or a label has no class name.
     """
-    folder = Path(folder)
     if records_per_shard < 1:
         raise DataError(f"records_per_shard must be at least 1, got {records_per_shard}")
-    _check_target(folder, overwrite=overwrite)
+    target = _check_target(Path(folder), overwrite=overwrite)
     names = None if class_names is None else tuple(class_names)
-    unfinished = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
-    unfinished.mkdir(parents=True)
-    try:
+    with replacing_folder(target, check=lambda: _check_target(Path(folder), overwrite=overwrite)) as unfinished:
         rest = _checked_labels(records, names)
         shards: list[ShardInfo] = []
         for first in rest:
@@ -62,11 +59,6 @@ def write_records(
             info=dict(info or {}),
         )
         write_manifest(unfinished, manifest)
-        _check_target(folder, overwrite=overwrite)
-        _move_into_place(unfinished, folder)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
     return manifest
 
 
@@ -121,21 +113,18 @@ def _checked_labels(records: Iterable[Record], names: tuple[str, ...] | None) ->
         yield record
 
 
-def _check_target(folder: Path, *, overwrite: bool) -> None:
-    if not folder.exists():
-        return
+def _check_target(folder: Path, *, overwrite: bool) -> Path:
+    """The real path of the folder to write. Raises DataError if it must not be replaced."""
+    try:
+        real = real_path(folder)
+    except CheckpointError as error:
+        raise DataError(str(error)) from error
+    remove_leftovers(real)
+    if not real.exists():
+        return real
     if not overwrite:
         raise DataError(f"{folder} exists already; choose another folder or ask to overwrite it")
     # Replacing deletes the old content, so only ever replace what this module wrote (or an empty folder).
-    if not folder.is_dir() or (any(folder.iterdir()) and not (folder / MANIFEST_NAME).is_file()):
+    if not real.is_dir() or (any(real.iterdir()) and not (real / MANIFEST_NAME).is_file()):
         raise DataError(f"{folder} exists and is not a record folder; it will not be overwritten, choose another name")
-
-
-def _move_into_place(unfinished: Path, folder: Path) -> None:
-    if not folder.exists():
-        unfinished.rename(folder)
-        return
-    old = folder.with_name(f"{folder.name}.old-{os.getpid()}")
-    folder.rename(old)
-    unfinished.rename(folder)
-    shutil.rmtree(old)
+    return real

@@ -1,13 +1,13 @@
 """`manifest.json`: what a folder of records holds, and the account of every row that went into it."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import cast
 
 from clipa_eqx.errors import DataError
+from clipa_eqx.replacing import new_file
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSION = 1
@@ -93,9 +93,8 @@ def write_manifest(folder: str | Path, manifest: Manifest) -> None:
     """Write `manifest.json` in one atomic step."""
     path = Path(folder) / MANIFEST_NAME
     text = manifest_to_json(manifest, where=str(path))
-    unfinished = path.with_name(f"{MANIFEST_NAME}.tmp-{os.getpid()}")
-    unfinished.write_bytes(text)
-    unfinished.replace(path)
+    with new_file(path) as temporary:
+        temporary.write_bytes(text)
 
 
 def manifest_to_json(manifest: Manifest, *, where: str = MANIFEST_NAME) -> bytes:

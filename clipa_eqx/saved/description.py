@@ -121,7 +121,7 @@ def _is_model_folder(folder: Path) -> bool:
 
 
 MODEL_FOLDER = FolderKind(
-    name="saved model",
+    name="model folder",
     files=frozenset(
         {CONFIG_FILE, WEIGHTS_FILE, OPTIMIZER_FILE, _FORMER_OPTIMIZER_FILE, PREPROCESS_FILE, PROVENANCE_FILE}
         | {f"{TOKENIZER_FOLDER}/{name}" for name in TOKENIZER_FILES}

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from clipa_eqx.errors import CheckpointError
+from clipa_eqx.replacing import write_text
 
 
 class MetricLog:
@@ -21,9 +22,7 @@ class MetricLog:
     def __init__(self, path: Path, *, step: int) -> None:
         self.path = path
         kept = [line for line in _lines(path) if json.loads(line)["step"] <= step]
-        unfinished = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-        unfinished.write_text("".join(kept), encoding="utf-8")
-        unfinished.replace(path)
+        write_text(path, "".join(kept))
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,6 +15,7 @@ from clipa_eqx.data.manifest import Manifest
 from clipa_eqx.errors import CheckpointError
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.json_config import to_json, with_current_names
+from clipa_eqx.replacing import is_temporary, write_text
 
 CONFIG_NAME = "config.json"
 METRICS_NAME = "metrics.jsonl"
@@ -63,7 +63,8 @@ def claim(workdir: Path, record: Mapping[str, Any]) -> None:
     if workdir.is_file():
         raise CheckpointError(f"work folder {workdir} is a file; give a new folder with --workdir")
     if not path.exists():
-        if workdir.is_dir() and any(workdir.iterdir()):
+        # A start that was killed while it wrote the record leaves an unfinished one, which the next removes.
+        if workdir.is_dir() and not all(is_temporary(entry.name, CONFIG_NAME) for entry in workdir.iterdir()):
             raise CheckpointError(
                 f"work folder {workdir} is not empty and has no {CONFIG_NAME}; give a new folder with --workdir"
             )
@@ -72,9 +73,7 @@ def claim(workdir: Path, record: Mapping[str, Any]) -> None:
         found = read_record(workdir)
         if _has_results(workdir):
             check_same_run(found, record, where=f"work folder {workdir}")
-    unfinished = path.with_name(f"{CONFIG_NAME}.tmp-{os.getpid()}")
-    unfinished.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    write_text(path, json.dumps(record, indent=1) + "\n")
 
 
 def claim_on_all(workdir: Path, record: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from clipa_eqx.errors import CheckpointError, ConversionError
 from clipa_eqx.models.clip import CLIPConfig
-from clipa_eqx.replacing import check_apart, work_folder
+from clipa_eqx.replacing import check_apart, scratch_folder
 from clipa_eqx.saved.description import PROVENANCE_FILE, WEIGHTS_FILE, load_model_config, optimizer_file, read_json
 from clipa_eqx.saved.leaf_file import LeafReader
 from clipa_eqx.saved.leaf_shapes import check_leaves
@@ -61,7 +61,7 @@ def export_flax(folder: Path, target: Path, *, overwrite: bool = False) -> str:
     if (folder / CHECKPOINTS_NAME).is_dir():
         try:
             # Orbax stores stacked leaves, the target one tensor per layer: sort them on disk, beside the target.
-            with work_folder(real) as scratch:
+            with scratch_folder(real) as scratch:
                 config = unpack_run(folder, scratch)
                 return _export_leaves(scratch, config, target, _Spelling(), overwrite=overwrite)
         except OSError as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from clipa_eqx.errors import ConversionError
-from clipa_eqx.replacing import beside, real_path, remove_leftovers
+from clipa_eqx.replacing import real_path, remove_leftovers, temporary_path
 
 
 class NpzWriter:
@@ -38,7 +38,7 @@ def new_npz(path: Path, *, overwrite: bool) -> Generator[NpzWriter]:
         ConversionError: the file exists (and not ``overwrite``), or cannot be written.
     """
     path = check_target(path, overwrite=overwrite)
-    new = beside(path, "new")
+    new = temporary_path(path, "new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         writer = NpzWriter(new)

@@ -11,6 +11,7 @@ from typing import cast
 
 from clipa_eqx.data.manifest import MANIFEST_NAME, Manifest, manifest_from_json, manifest_to_json
 from clipa_eqx.errors import DataError
+from clipa_eqx.replacing import is_temporary
 from conversion.records.files import Place, list_names, list_sizes, read_files, write_file
 from conversion.records.part import UNFINISHED, PartReport, read_report
 from conversion.records.rows import printable
@@ -95,7 +96,7 @@ def _clear(target: Place, names: list[str], manifest: Manifest | None) -> None:
 def _is_empty(target: Place, names: list[str]) -> bool:
     """Nothing there, or what is left of a conversion that was killed as it began."""
     left = list_names(target, UNFINISHED) if UNFINISHED in names else []
-    return set(names) <= {UNFINISHED} and all(name.startswith("command.json.tmp-") for name in left)
+    return set(names) <= {UNFINISHED} and all(is_temporary(name, "command.json") for name in left)
 
 
 def finished_parts(target: Place) -> Iterator[PartReport]:
@@ -113,7 +114,7 @@ def finished_parts(target: Place) -> Iterator[PartReport]:
 def finish(target: Place, manifest: Manifest) -> None:
     """Write the manifest, which makes the folder a set of records, and remove what it does not need."""
     held = {shard.name for shard in manifest.shards}
-    left = [name for name in list_names(target) if _SHARD.fullmatch(name) or name.startswith(f"{MANIFEST_NAME}.tmp-")]
+    left = [name for name in list_names(target) if _SHARD.fullmatch(name) or is_temporary(name, MANIFEST_NAME)]
     _remove(target, [name for name in left if name not in held])
     write_file(target, MANIFEST_NAME, manifest_to_json(manifest, where=target.child(MANIFEST_NAME)))
     _remove_unfinished(target)

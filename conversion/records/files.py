@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from clipa_eqx.errors import DataError
+from clipa_eqx.replacing import new_file
 
 _log = logging.getLogger(__name__)
 
@@ -202,11 +203,9 @@ def write_file(place: Place, name: str, content: bytes) -> None:
     if not place.is_local:
         place.fs.pipe_file(place.child(name), content)
         return
-    path = Path(place.child(name))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    unfinished.write_bytes(content)
-    move_in(place, unfinished, name)
+    # There may be many thousand files in the folder: the destination looks once for what killed processes left.
+    with new_file(Path(place.child(name)), clean=False) as temporary:
+        temporary.write_bytes(content)
 
 
 def move_in(place: Place, finished: Path, name: str) -> None:

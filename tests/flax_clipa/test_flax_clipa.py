@@ -195,7 +195,7 @@ def test_an_existing_folder_stays_until_a_new_one_is_complete(tmp_path):
     assert float(load_model(folder).model.log_temperature) == 2.0
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text("mine")
-    with pytest.raises(CheckpointError, match="is no saved model"):
+    with pytest.raises(CheckpointError, match="is not a model folder"):
         convert(source, tmp_path / "notes", "--overwrite")
 
 

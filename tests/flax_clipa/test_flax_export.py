@@ -28,7 +28,7 @@ def test_a_file_that_appears_during_an_export_is_not_lost(tmp_path):
 def test_an_export_does_not_go_into_the_model_folder_which_could_not_be_replaced_then(tmp_path):
     folder = convert(write_npz(tmp_path / "x.npz", tiny_arrays()), tmp_path / "model")
     for target in (folder / "y.npz", folder / "more" / "y.npz"):
-        with pytest.raises(CheckpointError, match="would lie in the source"):
+        with pytest.raises(CheckpointError, match="would be inside the source"):
             main(["export", str(folder), str(target)])
     assert not (folder / "more").exists()
 

@@ -15,7 +15,7 @@ from support.tiny_models import tiny_clip, tiny_tokenizer
 
 from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.errors import CheckpointError, ConversionError
-from clipa_eqx.replacing import beside, new_folder, remove_leftovers
+from clipa_eqx.replacing import new_folder, remove_leftovers, temporary_path
 from clipa_eqx.saved.description import MODEL_FOLDER
 from clipa_eqx.saved.model import load_model, save_model
 from conversion.flax_clipa.__main__ import main as flax
@@ -50,7 +50,7 @@ def test_a_model_beside_which_anything_else_lies_is_not_replaced(entry, model):
     (model / entry).parent.mkdir(parents=True, exist_ok=True)
     (model / entry).write_text("mine")
     before = content(model)
-    with pytest.raises(CheckpointError, match=rf"besides a saved model it holds {entry.split('/')[0]}"):
+    with pytest.raises(CheckpointError, match=rf"it is a model folder that also holds {entry.split('/')[0]}"):
         save(model, 1, overwrite=True)
     assert content(model) == before
 
@@ -68,7 +68,7 @@ def test_an_empty_folder_or_a_link_in_a_model_is_something_else_too(model, tmp_p
 def test_a_folder_of_another_program_is_not_a_model_for_having_files_of_its_names(config, model):
     (model / "config.json").write_text(config)
     before = content(model)
-    with pytest.raises(CheckpointError, match="is no saved model, so it is not overwritten"):
+    with pytest.raises(CheckpointError, match="is not a model folder, so it is not overwritten"):
         save(model, 1, overwrite=True)
     assert content(model) == before
 
@@ -113,7 +113,7 @@ def test_a_source_in_the_destination_is_never_deleted(name, tmp_path):
     folder = convert(write_npz(tmp_path / "x.npz", tiny_arrays()), tmp_path / "model")
     source = write_npz(folder / name, tiny_arrays())
     before = content(folder)
-    with pytest.raises(CheckpointError, match=r"official.npz lies in .*model and would be deleted with it"):
+    with pytest.raises(CheckpointError, match=r"official.npz is inside .*model and would be deleted with it"):
         convert(source, folder, "--overwrite")
     linked = tmp_path / "linked"
     linked.symlink_to(folder)
@@ -128,16 +128,16 @@ def test_an_export_replaces_an_export_of_ours_and_no_other_folder(model, tmp_pat
     open_clip(["export", str(model), str(target), "--overwrite"])
     before = content(target)
     (target / ".git").mkdir()
-    with pytest.raises(CheckpointError, match=r"besides a folder that was exported here it holds \.git"):
+    with pytest.raises(CheckpointError, match=r"it is a folder that was exported here that also holds \.git"):
         open_clip(["export", str(model), str(target), "--overwrite"])
     (target / ".git").rmdir()
     weights = target / "open_clip_model.safetensors"
     weights.write_bytes(weights.read_bytes().replace(b'"writer"', b'"author"'))  # as if it were a download
-    with pytest.raises(CheckpointError, match="is no folder that was exported here"):
+    with pytest.raises(CheckpointError, match="is not a folder that was exported here"):
         open_clip(["export", str(model), str(target), "--overwrite"])
     assert content(target).keys() == before.keys()
     for inside in (model, model / "hub"):
-        with pytest.raises(CheckpointError, match=r"would be deleted with it|would lie in the source"):
+        with pytest.raises(CheckpointError, match=r"would be deleted with it|would be inside the source"):
             open_clip(["export", str(model), str(inside), "--overwrite"])
 
 
@@ -184,7 +184,7 @@ def test_a_model_that_a_killed_command_had_moved_aside_comes_back(model, dead):
 def test_what_this_process_is_writing_is_not_a_leftover(tmp_path):
     with new_folder(tmp_path / "model", MODEL_FOLDER, overwrite=False) as new:
         remove_leftovers(tmp_path / "model")
-        assert new == beside(tmp_path / "model", "new")
+        assert new == temporary_path(tmp_path / "model", "new")
         assert new.is_dir()
 
 

@@ -164,5 +164,5 @@ def test_help_needs_no_jax():
 
 def test_a_model_is_not_imported_into_the_folder_that_it_comes_from(theirs, capsys):
     assert run(lambda: main(["import", str(theirs), str(theirs / "sub")])) == 2
-    assert "would lie in the source" in capsys.readouterr().err
+    assert "would be inside the source" in capsys.readouterr().err
     assert not (theirs / "sub").exists()

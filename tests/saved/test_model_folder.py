@@ -116,7 +116,7 @@ def test_an_existing_folder_is_replaced_only_if_asked(saved):
 
 def test_a_folder_of_something_else_is_never_replaced(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(CheckpointError, match="is no saved model"):
+    with pytest.raises(CheckpointError, match="is not a model folder"):
         save(tmp_path, overwrite=True)
     assert (tmp_path / "notes.txt").read_text() == "mine"
 

@@ -54,7 +54,7 @@ def test_with_a_wrong_config_the_tensors_to_blame_are_listed(arrays, vocab, tmp_
 @pytest.mark.parametrize("inside", ["model", "a/b"])
 def test_a_model_is_not_written_into_the_checkpoint_it_comes_from(inside, arrays, vocab, tmp_path):
     write_checkpoint(tmp_path / "checkpoint_3", arrays, stored=0)
-    with pytest.raises(ClipaError, match="would lie in the source"):
+    with pytest.raises(ClipaError, match="would be inside the source"):
         convert(tmp_path / "checkpoint_3", tmp_path / "checkpoint_3" / inside, vocab)
     assert [path.name for path in (tmp_path / "checkpoint_3").iterdir()] == ["checkpoint"]
 
