@@ -9,6 +9,7 @@ from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.data.images.pixel_values import IMAGENET_MEAN, IMAGENET_STD
 from clipa_eqx.errors import CheckpointError, ConfigError
 from clipa_eqx.json_config import from_json, to_json
+from clipa_eqx.json_files import read_json_object
 from clipa_eqx.models.clip import CLIPConfig
 from clipa_eqx.replacing import FolderKind
 from clipa_eqx.tokenizer import Tokenizer
@@ -102,14 +103,8 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object of a JSON file; raises CheckpointError where there is none."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); it is part of every saved model") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path} holds {type(found).__name__}, expected an object; save the model again")
-    return found
+    """The object of a JSON file of a model folder; raises ``CheckpointError`` where there is none."""
+    return read_json_object(path, error=CheckpointError, hint="every model folder has it; save the model again")
 
 
 def _is_model_folder(folder: Path) -> bool:

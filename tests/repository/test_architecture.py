@@ -16,7 +16,7 @@ LONGEST_FILE = 350
 # A room is a folder, or a file that is in no folder of its own.
 FLOORS = (
     "errors precision",
-    "cli data.images durations json_config losses replacing tokenizer trees",
+    "cli data.images durations json_config json_files losses replacing tokenizer trees",
     "data models schedules sharding",
     "evals flops optim saved surgery",
     "experiment reference_chain",
