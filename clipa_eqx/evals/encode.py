@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, UInt8
 
 from clipa_eqx.models.clip import CLIP
-from clipa_eqx.models.pixels import normalize_pixels
+from clipa_eqx.models.device_pixels import normalize_on_device
 
 
 def encode_images(
@@ -64,7 +64,7 @@ def _encode_images(
     model: CLIP, images: UInt8[Array, "batch height width 3"], *, axes: tuple[str, ...]
 ) -> Float[Array, "batch embed"]:
     def encode(image: UInt8[Array, "height width 3"]) -> Float[Array, " embed"]:
-        return model.encode_image(normalize_pixels(image))
+        return model.encode_image(normalize_on_device(image))
 
     return _keep_split(jax.vmap(encode, spmd_axis_name=axes or None)(images), axes)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -16,10 +16,9 @@ from clipa_eqx.errors import ConfigError
 from clipa_eqx.models.layers import Attention, Gelu, InitStyle, LayerNorm, Mlp, drop_path, dropout
 
 Remat = Literal["none", "dots", "full"]
-Kept = TypeVar("Kept")
 
-# What the backward pass finds saved: everything; outputs of dots without batch axes (the reference's "minimal");
-# only the residual stream between blocks (the reference's "actcp").
+# Values that the forward pass saves for the backward pass: all of them; outputs of matrix products without batch axes
+# (the reference's "minimal"); only the residual stream between blocks (the reference's "actcp").
 _REMAT_POLICIES: dict[Remat, Callable[..., Any] | None] = {
     "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -40,9 +39,12 @@ class BlockConfig:
         gelu: "tanh" for Flax weights, "exact" for open_clip weights.
         dropout: rate after the position embedding, attention, GELU and MLP; active only with a key.
         drop_path: stochastic-depth rate of the last block, rising linearly from 0; active only with a key.
-        remat: what the backward pass finds saved per block: "none" all, "dots" the matrix products, "full" nothing.
+        remat: values saved per block for the backward pass: "none" saves all, "dots" the matrix products, "full" none.
         init: "xavier" (the reference's image tower) or "scaled" (its text tower, and both towers of its t5x branch).
         init_depth: depth in the residual scale of "scaled"; None is the true depth, 12 the reference's constant.
+
+    Raises:
+        ConfigError: a size below 1, heads that do not divide the width, or a rate outside [0, 1).
     """
 
     width: int
@@ -69,7 +71,14 @@ class BlockConfig:
 
 
 class BlockTrace(NamedTuple):
-    """The intermediates of one block, in order: attention branch, stream after it, MLP branch, stream after it."""
+    """Intermediate values of one block, or of all blocks stacked over depth, in the order of computation.
+
+    Attributes:
+        attention: output of the attention branch.
+        after_attention: residual stream after the attention branch is added.
+        mlp: output of the MLP branch.
+        after_mlp: residual stream after the MLP branch is added, which is the block's output.
+    """
 
     attention: Float[Array, "*depth seq dim"]
     after_attention: Float[Array, "*depth seq dim"]
@@ -77,8 +86,15 @@ class BlockTrace(NamedTuple):
     after_mlp: Float[Array, "*depth seq dim"]
 
 
+class BlocksOutput(NamedTuple):
+    """Result of a stack of blocks: the residual stream after the last one, and the traces if they were kept."""
+
+    stream: Float[Array, "seq dim"]
+    traces: BlockTrace | None
+
+
 class Block(eqx.Module):
-    """LN, attention, residual; LN, MLP, residual. Stacked, every leaf has a leading depth axis."""
+    """LN, attention, residual; LN, MLP, residual. In a stack of blocks every leaf has a leading depth axis."""
 
     norm1: LayerNorm
     attn: Attention
@@ -87,6 +103,7 @@ class Block(eqx.Module):
 
     @classmethod
     def init(cls, config: BlockConfig, *, key: PRNGKeyArray) -> "Block":
+        """Initialize one block (docs/reference.md F1.6)."""
         k_attn, k_mlp = jr.split(key)
         residual_depth = config.depth if config.init_depth is None else config.init_depth
         return cls(
@@ -113,6 +130,7 @@ class Block(eqx.Module):
         drop_path_rate: Float[Array, ""] | None,
         key: PRNGKeyArray | None,
     ) -> BlockTrace:
+        """Run the block on the tokens of one example; dropout and stochastic depth are off without a key."""
         k_attn, k_path1, k_gelu, k_mlp, k_path2 = (None,) * 5 if key is None else jr.split(key, 5)
         attention = self.attn(self.norm1(x))
         after_attention = x + drop_path(dropout(attention, dropout_rate, key=k_attn), drop_path_rate, key=k_path1)
@@ -122,7 +140,7 @@ class Block(eqx.Module):
 
 
 def init_blocks(config: BlockConfig, *, key: PRNGKeyArray) -> Block:
-    """``depth`` independently initialized blocks, stacked leaf by leaf."""
+    """Initialize ``config.depth`` blocks independently and stack them leaf by leaf."""
     return eqx.filter_vmap(lambda k: Block.init(config, key=k))(jr.split(key, config.depth))
 
 
@@ -132,30 +150,39 @@ def run_blocks(
     *,
     config: BlockConfig,
     key: PRNGKeyArray | None,
-    keep: Callable[[BlockTrace], Kept],
-) -> tuple[Float[Array, "seq dim"], Kept]:
-    """Scan the stacked blocks over ``x``; returns the stream and what ``keep`` takes of each block, stacked."""
+    keep_traces: bool,
+) -> BlocksOutput:
+    """Scan the stacked blocks over the tokens ``x`` of one example.
+
+    Args:
+        blocks: blocks whose leaves have a leading axis of ``config.depth``.
+        x: tokens after positions are added.
+        config: sizes and rates of the blocks.
+        key: randomness of dropout and stochastic depth; None turns both off.
+        keep_traces: also return every block's intermediate values, stacked over depth; this costs their memory.
+    """
     rates = np.linspace(0.0, config.drop_path, config.depth, dtype=np.float32) if config.drop_path else None
     keys = None if key is None else jr.split(key, config.depth)
 
     def body(
         x: Float[Array, "seq dim"], layer: tuple[Block, Float[Array, ""] | None, PRNGKeyArray | None]
-    ) -> tuple[Float[Array, "seq dim"], Kept]:
+    ) -> tuple[Float[Array, "seq dim"], BlockTrace | None]:
         block, rate, key = layer
         trace = block(pin_batch(x), dropout_rate=config.dropout, drop_path_rate=rate, key=key)
-        return trace.after_mlp, keep(trace)
+        return trace.after_mlp, trace if keep_traces else None
 
     policy = _REMAT_POLICIES[config.remat]
     if policy is not None:
         body = jax.checkpoint(body, prevent_cse=False, policy=policy)
-    return jax.lax.scan(body, x, (blocks, None if rates is None else jnp.asarray(rates), keys))
+    stream, traces = jax.lax.scan(body, x, (blocks, None if rates is None else jnp.asarray(rates), keys))
+    return BlocksOutput(stream, traces)
 
 
 def pin_batch(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Keep a per-example activation whole, so that ``vmap(..., spmd_axis_name=...)`` pins only the batch to the mesh.
+    """Replicate a per-example activation, so that ``vmap(..., spmd_axis_name=...)`` shards its batch axis only.
 
-    Without the pin the partitioner lets FSDP shards of the weights spread into the activations (102.8 instead of
-    1.8 GiB of temporaries for H/14 on a 16x16 slice). Identity where no mesh is set.
+    Without the pin the partitioner spreads the FSDP shards of the weights into the activations: 102.8 GiB instead of
+    1.8 GiB of temporaries per core for H/14 on a 16x16 slice. The function is the identity if no mesh is set.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return x

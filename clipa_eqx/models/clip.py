@@ -17,12 +17,15 @@ from clipa_eqx.models.vision import VisionConfig, VisionTower
 
 @dataclass(frozen=True, kw_only=True)
 class CLIPConfig:
-    """Both towers and the start of the temperature.
+    """Configuration of both towers and of the initial temperature.
 
     Attributes:
         image: the image tower.
         text: the text tower; its output width must equal the image tower's.
         temperature: initial multiplier of the logits, ``exp(log_temperature)``; 1 / 0.07 in every recipe.
+
+    Raises:
+        ConfigError: towers of different output widths, or a temperature that is not positive.
     """
 
     image: VisionConfig
@@ -32,7 +35,7 @@ class CLIPConfig:
     def __post_init__(self) -> None:
         if self.image.output != self.text.output:
             raise ConfigError(
-                f"CLIPConfig: the image tower gives {self.image.output} numbers, the text tower {self.text.output}; "
+                f"CLIPConfig: the image tower has output width {self.image.output}, the text tower {self.text.output}; "
                 "set image.embed and text.embed to the same width"
             )
         if not self.temperature > 0.0:
@@ -40,7 +43,7 @@ class CLIPConfig:
 
 
 class CLIP(eqx.Module):
-    """Image and text encoders into one space. Every leaf is an array; all else is static."""
+    """Encoders of images and texts into one space. Every leaf is an array; all other fields are static."""
 
     image: VisionTower
     text: TextTower
@@ -49,7 +52,7 @@ class CLIP(eqx.Module):
 
     @classmethod
     def init(cls, config: CLIPConfig, *, key: PRNGKeyArray) -> "CLIP":
-        """A randomly initialized model (docs/reference.md F1.6)."""
+        """Initialize a model at random (docs/reference.md F1.6)."""
         k_image, k_text = jr.split(key)
         return cls(
             image=VisionTower.init(config.image, key=k_image),
@@ -61,14 +64,22 @@ class CLIP(eqx.Module):
     def encode_image(
         self, image: Float[Array, "height width 3"], *, key: PRNGKeyArray | None = None
     ) -> Float[Array, " embed"]:
-        """Unit-length float32 embedding of one normalized image; ``jax.vmap`` it over a batch."""
+        """Embed one normalized image as a float32 vector of unit length; use ``jax.vmap`` for a batch.
+
+        Raises:
+            ConfigError: the image is not of ``config.image.image_size``.
+        """
         return l2_normalize(self.image(image, key=key))
 
     def encode_text(self, tokens: Int[Array, " seq"], *, key: PRNGKeyArray | None = None) -> Float[Array, " embed"]:
-        """Unit-length float32 embedding of one tokenized text; ``jax.vmap`` it over a batch."""
+        """Embed one tokenized text as a float32 vector of unit length; use ``jax.vmap`` for a batch.
+
+        Raises:
+            ConfigError: the text is not ``config.text.length`` tokens long.
+        """
         return l2_normalize(self.text(tokens, key=key))
 
 
 def abstract_clip(config: CLIPConfig) -> CLIP:
-    """The model's shapes without its memory: every leaf a ``jax.ShapeDtypeStruct``."""
+    """Model whose leaves are ``jax.ShapeDtypeStruct`` objects: all shapes and types, no memory."""
     return eqx.filter_eval_shape(CLIP.init, config, key=jax.eval_shape(lambda: jr.key(0)))

@@ -7,19 +7,20 @@ from jaxtyping import Array, Float, Int
 
 
 class TokenEmbedding(eqx.Module):
-    """A table of token vectors."""
+    """Table of token vectors."""
 
     weight: Float[Array, "vocab dim"]
 
     def __call__(self, tokens: Int[Array, " seq"]) -> Float[Array, "seq dim"]:
+        """Look up the vector of each token id; ids must be below the number of rows."""
         return self.weight[tokens]
 
 
 def to_patches(image: Float[Array, "height width 3"], patch_size: tuple[int, int]) -> Float[Array, "patches pixels"]:
     """Cut an image into patches, row-major, each flattened as (row, column, channel).
 
-    With a linear layer this is both patch embeddings of the reference: a strided VALID convolution has the same
-    kernel, reshaped.
+    A linear layer on the result computes both kinds of patch embedding of the reference: a strided VALID convolution
+    has the same kernel in another shape. ``patch_size`` is (height, width) in pixels and must divide the image.
     """
     ph, pw = patch_size
     height, width, channels = image.shape
@@ -28,10 +29,11 @@ def to_patches(image: Float[Array, "height width 3"], patch_size: tuple[int, int
 
 
 def sincos_2d(height: int, width: int, dim: int) -> Float[np.ndarray, "tokens dim"]:
-    """Fixed 2-D positions of a patch grid: [sin xw, cos xw, sin yw, cos yw], row-major (``models/vit.py``).
+    """Fixed 2-D positions of a patch grid: [sin xw, cos xw, sin yw, cos yw], row-major, in float32.
 
-    The frequencies are ``10000^(-i / (q - 1))`` with q = dim / 4: the denominator is q - 1 in the reference's JAX
-    code, q in its torch code; they must not be mixed. ``dim`` must be divisible by 4.
+    The frequencies w are ``10000^(-i / (q - 1))`` with q = dim / 4. The denominator is q - 1 in the reference's JAX
+    code (``models/vit.py``) and q in its torch code; they must not be mixed. ``dim`` must be divisible by 4 and at
+    least 8.
     """
     q = dim // 4
     exponent = (np.arange(q, dtype=np.float32) / np.float32(q - 1)).astype(np.float64)
@@ -41,9 +43,10 @@ def sincos_2d(height: int, width: int, dim: int) -> Float[np.ndarray, "tokens di
 
 
 def sincos_1d(length: int, dim: int) -> Float[np.ndarray, "seq dim"]:
-    """Fixed 1-D positions: [sin pw, cos pw] (``models/text_transformer.py``). ``dim`` must be even.
+    """Fixed 1-D positions: [sin pw, cos pw], in float32 (``models/text_transformer.py`` of the reference).
 
-    The reference computes this table in float64 and rounds once, the 2-D table in float32 throughout.
+    The reference computes this table in float64 and rounds once, but the 2-D table in float32 throughout. ``dim`` must
+    be even and at least 4.
     """
     half = dim // 2
     angle = np.arange(length)[:, None] * 10000.0 ** -(np.arange(half) / (half - 1))[None]
@@ -51,13 +54,17 @@ def sincos_1d(length: int, dim: int) -> Float[np.ndarray, "seq dim"]:
 
 
 def kept_tokens(tokens: int, mask_ratio: float) -> int:
-    """How many of ``tokens`` stay visible: ``int(tokens * (1 - mask_ratio))``, with the reference's truncation."""
+    """Number of ``tokens`` that stay visible: ``int(tokens * (1 - mask_ratio))``, truncated as in the reference."""
     return int(tokens * (1 - mask_ratio))
 
 
 def keep_random_tokens(
     x: Float[Array, "tokens dim"], noise: Float[Array, " tokens"], kept: int
 ) -> tuple[Float[Array, "kept dim"], Int[Array, " kept"]]:
-    """The ``kept`` tokens of lowest noise, in order of rising noise, and their indices (docs/reference.md F1.7)."""
+    """Select the ``kept`` tokens of lowest noise, in order of rising noise (docs/reference.md F1.7).
+
+    Returns:
+        The tokens, and their indices in ``x``.
+    """
     order = jnp.argsort(noise, stable=True)[:kept]
     return jnp.take(x, order, axis=0), order

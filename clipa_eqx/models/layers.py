@@ -1,7 +1,7 @@
-"""The small layers whose kernels and initializers we control: Linear, LayerNorm, Attention, Mlp, dropout.
+"""Small layers whose kernels and initializers we control: Linear, LayerNorm, Attention, Mlp, dropout.
 
-Every module is fields + ``init`` + ``__call__`` on ONE example; batches are mapped outside. ``key=None`` means
-deterministic. Parameters follow the input's dtype policy: cast them once, before the call (``precision.py``).
+Every module has fields, ``init`` and ``__call__`` on ONE example; use ``jax.vmap`` for a batch. ``key=None`` means
+deterministic. Cast parameters once, before the call (``precision.py``); no layer casts them.
 """
 
 import math
@@ -18,7 +18,7 @@ InitStyle = Literal["xavier", "scaled"]
 
 
 class Linear(eqx.Module):
-    """``x @ weight.T + bias``; the weight is (out, in), the bias absent when None."""
+    """Affine map ``x @ weight.T + bias`` over the last axis; the weight is (out, in), the bias may be None."""
 
     weight: Float[Array, "out in"]
     bias: Float[Array, " out"] | None
@@ -29,7 +29,7 @@ class Linear(eqx.Module):
 
 
 class LayerNorm(eqx.Module):
-    """Layer normalization over the last axis, statistics in float32 with ``var = max(0, E[x^2] - E[x]^2)`` as Flax."""
+    """Layer normalization over the last axis. Statistics are float32, ``var = max(0, E[x^2] - E[x]^2)`` as in Flax."""
 
     weight: Float[Array, " dim"]
     bias: Float[Array, " dim"]
@@ -37,6 +37,7 @@ class LayerNorm(eqx.Module):
 
     @classmethod
     def init(cls, dim: int, *, eps: float) -> "LayerNorm":
+        """Initialize with weight one and bias zero."""
         return cls(weight=jnp.ones(dim), bias=jnp.zeros(dim), eps=eps)
 
     @jax.named_scope("layer_norm")
@@ -51,7 +52,7 @@ class LayerNorm(eqx.Module):
 
 
 class Attention(eqx.Module):
-    """Multi-head attention without any mask; q, k, v and out are separate so that rules and adapters can name them."""
+    """Multi-head attention without a mask; q, k, v and out are separate, so that rules and adapters can name them."""
 
     q: Linear
     k: Linear
@@ -61,7 +62,10 @@ class Attention(eqx.Module):
 
     @classmethod
     def init(cls, dim: int, *, heads: int, style: InitStyle, residual_depth: int, key: PRNGKeyArray) -> "Attention":
-        """Initialize as docs/reference.md F1.6: Xavier-uniform, or normal D^-1/2, the output times (2 depth)^-1/2."""
+        """Initialize with Xavier-uniform weights, or normal ones of standard deviation dim^-1/2 ("scaled").
+
+        "scaled" multiplies the output weight by (2 residual_depth)^-1/2 (docs/reference.md F1.6).
+        """
         kq, kk, kv, ko = jr.split(key, 4)
         if style == "xavier":
             q, k, v, out = (xavier_uniform(x, (dim, dim)) for x in (kq, kk, kv, ko))
@@ -76,7 +80,7 @@ class Attention(eqx.Module):
     def __call__(
         self, x: Float[Array, "queries dim"], source: Float[Array, "seq dim"] | None = None
     ) -> Float[Array, "queries dim"]:
-        """Attend from ``x`` to ``source`` (to itself when None)."""
+        """Attend from the tokens ``x`` to the tokens ``source`` (to ``x`` itself if None)."""
         source = x if source is None else source
 
         def split(y: Array) -> Array:
@@ -97,7 +101,11 @@ class Mlp(eqx.Module):
     def init(
         cls, dim: int, hidden: int, *, gelu: Gelu, style: InitStyle, residual_depth: int, key: PRNGKeyArray
     ) -> "Mlp":
-        """Initialize as docs/reference.md F1.6: Xavier-uniform, or normal (2D)^-1/2 in, D^-1/2 (2 depth)^-1/2 out."""
+        """Initialize with Xavier-uniform weights, or normal ones ("scaled") (docs/reference.md F1.6).
+
+        Standard deviations of "scaled" are (2 dim)^-1/2 for the first and dim^-1/2 (2 residual_depth)^-1/2 for the
+        second weight.
+        """
         k_in, k_out = jr.split(key)
         if style == "xavier":
             w_in, w_out = xavier_uniform(k_in, (hidden, dim)), xavier_uniform(k_out, (dim, hidden))
@@ -119,7 +127,7 @@ class Mlp(eqx.Module):
 
 
 def dropout(x: Float[Array, "*shape"], rate: float, *, key: PRNGKeyArray | None) -> Float[Array, "*shape"]:
-    """Zero each element with probability ``rate`` and divide the rest by ``1 - rate``; identity without a key."""
+    """Zero each element with probability ``rate`` and divide the others by ``1 - rate``; identity without a key."""
     if key is None or rate == 0.0:
         return x
     keep = jr.bernoulli(key, 1.0 - rate, x.shape)
@@ -129,7 +137,10 @@ def dropout(x: Float[Array, "*shape"], rate: float, *, key: PRNGKeyArray | None)
 def drop_path(
     x: Float[Array, "seq dim"], rate: Float[Array, ""] | None, *, key: PRNGKeyArray | None
 ) -> Float[Array, "seq dim"]:
-    """Drop the residual branch of this example with probability ``rate``; None is never (docs/reference.md F1.8)."""
+    """Drop the residual branch of one example with probability ``rate`` (docs/reference.md F1.8).
+
+    A branch that stays is divided by ``1 - rate``. The identity if ``rate`` or ``key`` is None.
+    """
     if key is None or rate is None:
         return x
     keep = 1.0 - rate
@@ -138,17 +149,17 @@ def drop_path(
 
 
 def l2_normalize(z: Float[Array, " embed"]) -> Float[Array, " embed"]:
-    """``z / (|z| + 1e-8)`` in float32, the reference's normalization (``models/two_towers.py``)."""
+    """Compute ``z / (|z| + 1e-8)`` in float32, the reference's normalization (``models/two_towers.py``)."""
     wide = z.astype(jnp.float32)
     return wide / (jnp.linalg.norm(wide) + 1e-8)
 
 
 def xavier_uniform(key: PRNGKeyArray, shape: tuple[int, int]) -> Float[Array, "out in"]:
-    """Uniform in +-sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio, 2010)."""
+    """Sample uniformly in +-sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio, 2010)."""
     limit = math.sqrt(6.0 / sum(shape))
     return jr.uniform(key, shape, minval=-limit, maxval=limit)
 
 
 def lecun_normal(key: PRNGKeyArray, shape: tuple[int, int]) -> Float[Array, "out in"]:
-    """Normal of variance 1 / fan_in, truncated at two standard deviations (Flax's default kernel initializer)."""
+    """Sample a normal of variance 1 / fan_in, truncated at two standard deviations (Flax's default for kernels)."""
     return jax.nn.initializers.lecun_normal(in_axis=1, out_axis=0)(key, shape, jnp.float32)

@@ -1,4 +1,4 @@
-"""From tokens to one vector: the pooling kinds of both towers and the attention pool (MAP head)."""
+"""Pooling of tokens to one vector: the kinds of both towers and the attention pool (MAP head)."""
 
 from typing import Literal
 
@@ -24,6 +24,7 @@ class MapHead(eqx.Module):
 
     @classmethod
     def init(cls, config: BlockConfig, *, key: PRNGKeyArray) -> "MapHead":
+        """Initialize with Xavier-uniform weights, at the sizes of the tower's blocks."""
         k_probe, k_attn, k_mlp = jr.split(key, 3)
         return cls(
             probe=xavier_uniform(k_probe, (1, config.width))[0],
@@ -33,6 +34,7 @@ class MapHead(eqx.Module):
         )
 
     def __call__(self, x: Float[Array, "seq dim"]) -> Float[Array, " dim"]:
+        """Pool the tokens of one example."""
         y = self.attn(self.probe[None].astype(x.dtype), x)
         return (y + self.mlp(self.norm(y)))[0]
 
@@ -40,10 +42,17 @@ class MapHead(eqx.Module):
 def pool_image(
     x: Float[Array, "seq dim"], pool: ImagePool, *, norm: LayerNorm | None, map_head: MapHead | None
 ) -> Float[Array, " dim"]:
-    """Pool image tokens; token 0 is the class token.
+    """Pool the tokens of one image; token 0 is the class token.
 
-    "gap" averages the patch tokens, then normalizes; "tok" normalizes, then takes the class token; "first" takes the
-    class token as it is; "map" attends over all tokens (``models/vit.py``; neither big_vision's nor open_clip's order).
+    "gap" averages the patch tokens, then normalizes. "tok" normalizes, then takes the class token. "first" takes the
+    class token without a norm. "map" attends over all tokens. This order is that of the reference's ``models/vit.py``;
+    big_vision and open_clip differ.
+
+    Args:
+        x: tokens after the last block.
+        pool: kind of pooling.
+        norm: the tower's final norm; present for "gap" and "tok" only.
+        map_head: the attention pool; present for "map" only.
     """
     if pool == "map" and map_head is not None:
         return map_head(x)
@@ -53,7 +62,10 @@ def pool_image(
 
 
 def pool_text(x: Float[Array, "seq dim"], pool: TextPool) -> Float[Array, " dim"]:
-    """Pool normalized text tokens: the last position (padding for short captions), [CLS], or the mean after [CLS]."""
+    """Pool the normalized tokens of one text.
+
+    "last" takes the last position (padding for short captions), "tok" the [CLS] token, "gap" the mean of all others.
+    """
     match pool:
         case "last":
             return x[-1]

@@ -1,4 +1,4 @@
-"""The published architectures by name."""
+"""Published architectures by name."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from clipa_eqx.models.vision import VisionConfig
 
 
 class Size(NamedTuple):
-    """One tower's sizes."""
+    """Sizes of one tower: token width, number of blocks, hidden width of the MLP, attention heads."""
 
     width: int
     depth: int
@@ -19,7 +19,7 @@ class Size(NamedTuple):
 
 
 class Variant(NamedTuple):
-    """A letter of the reference's tables: both towers, and the joint width where a recipe defines one."""
+    """Row of the reference's tables: sizes of both towers, and the joint width if a recipe defines one."""
 
     image: Size
     text: Size
@@ -37,10 +37,10 @@ VARIANTS: dict[str, Variant] = {
     "G": Variant(Size(1664, 48, 8192, 16), Size(1664, 48, 8192, 16), 1280),
     "e": Variant(Size(1792, 56, 15360, 16), Size(1792, 56, 15360, 16), None),
 }
-"""The main table of the reference (``models/vit.py``, ``models/text_transformer.py``; docs/reference.md F1.1)."""
+"""Main table of the reference (``models/vit.py``, ``models/text_transformer.py``; docs/reference.md F1.1)."""
 
 T5X_TEXT = Size(1280, 32, 5120, 20)
-"""The text tower that the released bigG/14 (and g/14) really have (``models_t5x``, letters g and G)."""
+"""Text tower of the released bigG/14 and g/14 weights (``models_t5x``, letters g and G)."""
 
 _PRESETS: dict[str, tuple[Variant, int]] = {
     "Ti/16": (VARIANTS["Ti"], 16),
@@ -55,11 +55,13 @@ _PRESETS: dict[str, tuple[Variant, int]] = {
 }
 
 PRESETS: tuple[str, ...] = tuple(_PRESETS)
-"""The names that ``preset`` takes."""
+"""Names that ``preset`` accepts."""
 
 
 def preset(name: str, *, image_size: int = 224, length: int = 32) -> CLIPConfig:
-    """A published architecture, with the releases' sin-cos image positions, gap and last pooling, 32,000 words.
+    """Configuration of a published architecture.
+
+    As in the releases, image positions are sin-cos, pooling is "gap" and "last", and the token table has 32,000 rows.
 
     Args:
         name: one of ``PRESETS``.
@@ -67,10 +69,10 @@ def preset(name: str, *, image_size: int = 224, length: int = 32) -> CLIPConfig:
         length: text tokens.
 
     Raises:
-        ConfigError: an unknown name, or an image size the patch does not divide.
+        ConfigError: an unknown name, or an image size that the patch does not divide.
     """
     if name not in _PRESETS:
-        raise ConfigError(f"no preset is called {name!r}; there are {', '.join(PRESETS)}")
+        raise ConfigError(f"preset {name!r} is unknown; choose one of {', '.join(PRESETS)}")
     variant, patch = _PRESETS[name]
     return from_variant(variant, patch_size=patch, image_size=image_size, length=length)
 
@@ -78,7 +80,11 @@ def preset(name: str, *, image_size: int = 224, length: int = 32) -> CLIPConfig:
 def from_variant(
     variant: Variant, *, patch_size: int, image_size: int, length: int, embed: int | None = None
 ) -> CLIPConfig:
-    """A model of a row of ``VARIANTS``; ``embed`` overrides the joint width (rows M and e have none)."""
+    """Configuration of a row of ``VARIANTS``; ``embed`` overrides the joint width (rows M and e have none).
+
+    Raises:
+        ConfigError: an image size that the patch does not divide.
+    """
     embed = variant.embed if embed is None else embed
     return CLIPConfig(
         image=VisionConfig(

@@ -1,8 +1,7 @@
 """The text tower: token table, positions, blocks without any mask, final norm, pooling, head."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -15,12 +14,10 @@ from clipa_eqx.models.embed import TokenEmbedding, sincos_1d
 from clipa_eqx.models.layers import LayerNorm, Linear, dropout
 from clipa_eqx.models.pool import TextPool, pool_text
 
-Kept = TypeVar("Kept")
-
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:
-    """The text tower.
+    """Configuration of the text tower.
 
     Attributes:
         blocks: sizes, numerics and regularization of the transformer.
@@ -28,7 +25,10 @@ class TextConfig:
         vocab: rows of the token table; at least the tokenizer's vocabulary (32,000 in every release).
         position: "learned" (as every release) or "sincos1d" (computed, never stored).
         pool: "last" (as every release: the last position, padding for short captions), "tok" ([CLS]) or "gap".
-        embed: width of the joint space; None leaves out the head.
+        embed: width of the joint space; None omits the head.
+
+    Raises:
+        ConfigError: a length too short for the pooling, an empty vocabulary, or an odd width for "sincos1d".
     """
 
     blocks: BlockConfig
@@ -53,18 +53,33 @@ class TextConfig:
         return self.blocks.width if self.embed is None else self.embed
 
 
-class TextTrace(NamedTuple):
-    """Everything one text passes through, in order; ``blocks`` is stacked over depth."""
+class TextInput(NamedTuple):
+    """Values of one text before the first block: token vectors, and their sum with the positions."""
 
     vectors: Float[Array, "seq dim"]
-    blocks: BlockTrace
+    with_position: Float[Array, "seq dim"]
+
+
+class TextOutput(NamedTuple):
+    """Values of one text after the last block: normalized tokens, pooled vector, embedding (not of unit length)."""
+
+    norm: Float[Array, "seq dim"]
+    head_input: Float[Array, " dim"]
+    embedding: Float[Array, " embed"]
+
+
+class TextTrace(NamedTuple):
+    """All values of one text in the order of computation; ``blocks`` is stacked over depth, None if not kept."""
+
+    vectors: Float[Array, "seq dim"]
+    blocks: BlockTrace | None
     norm: Float[Array, "seq dim"]
     head_input: Float[Array, " dim"]
     embedding: Float[Array, " embed"]
 
 
 class TextTower(eqx.Module):
-    """Token ids to embedding (not yet unit length), for one text; map it over a batch outside."""
+    """Encoder of one text: token ids to an embedding that is not of unit length. Use ``jax.vmap`` for a batch."""
 
     token: TokenEmbedding
     position: Float[Array, "seq dim"] | None
@@ -75,6 +90,7 @@ class TextTower(eqx.Module):
 
     @classmethod
     def init(cls, config: TextConfig, *, key: PRNGKeyArray) -> "TextTower":
+        """Initialize a tower at random (docs/reference.md F1.6)."""
         k_token, k_position, k_blocks, k_head = jr.split(key, 4)
         dim = config.blocks.width
         return cls(
@@ -89,44 +105,49 @@ class TextTower(eqx.Module):
         )
 
     def __call__(self, tokens: Int[Array, " seq"], *, key: PRNGKeyArray | None = None) -> Float[Array, " embed"]:
-        """Embed one text; with a key, dropout and drop-path are on.
+        """Embed one text; dropout and stochastic depth are on if a key is given.
 
         Raises:
             ConfigError: the text is not ``config.length`` tokens long.
         """
-        return self._run(tokens, key=key, keep=lambda _: None)[-1]
+        return self._run(tokens, key=key, keep_traces=False).embedding
 
     def trace(self, tokens: Int[Array, " seq"], *, key: PRNGKeyArray | None = None) -> TextTrace:
-        """As calling, but every intermediate is returned."""
-        return TextTrace(*self._run(tokens, key=key, keep=lambda t: t))
+        """Embed one text like a call, and return all intermediate values.
 
-    def _run(
-        self, tokens: Int[Array, " seq"], *, key: PRNGKeyArray | None, keep: Callable[[BlockTrace], Kept]
-    ) -> tuple[Float[Array, "seq dim"], Kept, Float[Array, "seq dim"], Float[Array, " dim"], Float[Array, " embed"]]:
+        Raises:
+            ConfigError: the text is not ``config.length`` tokens long.
+        """
+        return self._run(tokens, key=key, keep_traces=True)
+
+    def _run(self, tokens: Int[Array, " seq"], *, key: PRNGKeyArray | None, keep_traces: bool) -> TextTrace:
         config = self.config
         k_drop, k_blocks = (None,) * 2 if key is None else jr.split(key, 2)
-        vectors, x = self.before_blocks(tokens)
-        x = dropout(x, config.blocks.dropout, key=k_drop)
-        x, blocks = run_blocks(self.blocks, x, config=config.blocks, key=k_blocks, keep=keep)
-        return vectors, blocks, *self.after_blocks(x)
+        before = self.before_blocks(tokens)
+        x = dropout(before.with_position, config.blocks.dropout, key=k_drop)
+        x, blocks = run_blocks(self.blocks, x, config=config.blocks, key=k_blocks, keep_traces=keep_traces)
+        after = self.after_blocks(x)
+        return TextTrace(before.vectors, blocks, after.norm, after.head_input, after.embedding)
 
-    def before_blocks(self, tokens: Int[Array, " seq"]) -> tuple[Float[Array, "seq dim"], Float[Array, "seq dim"]]:
-        """Token vectors, and what enters the first block without dropout."""
+    def before_blocks(self, tokens: Int[Array, " seq"]) -> TextInput:
+        """Compute the input of the first block, without dropout.
+
+        Raises:
+            ConfigError: the text is not ``config.length`` tokens long.
+        """
         if tokens.shape != (self.config.length,):
             raise ConfigError(
                 f"the text tower takes {self.config.length} tokens, got {tokens.shape[0]}; tokenize to that length, or "
                 "resize the model with clipa_eqx.surgery.resize_text"
             )
         vectors = self.token(tokens)
-        return vectors, vectors + self._positions().astype(vectors.dtype)
+        return TextInput(vectors, vectors + self._positions().astype(vectors.dtype))
 
-    def after_blocks(
-        self, x: Float[Array, "seq dim"]
-    ) -> tuple[Float[Array, "seq dim"], Float[Array, " dim"], Float[Array, " embed"]]:
-        """Normalized tokens, what enters the head, and the embedding, from what leaves the last block."""
+    def after_blocks(self, x: Float[Array, "seq dim"]) -> TextOutput:
+        """Normalize, pool and project the output ``x`` of the last block."""
         normed = self.norm(x)
         pooled = pool_text(normed, self.config.pool)
-        return normed, pooled, pooled if self.head is None else self.head(pooled)
+        return TextOutput(normed, pooled, pooled if self.head is None else self.head(pooled))
 
     def _positions(self) -> Float[Array, "seq dim"]:
         if self.position is not None:

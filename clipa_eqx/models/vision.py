@@ -1,8 +1,7 @@
 """The image tower: patches, class token, positions, optional random masking, blocks, pooling, head."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -16,22 +15,24 @@ from clipa_eqx.models.embed import keep_random_tokens, kept_tokens, sincos_2d, t
 from clipa_eqx.models.layers import LayerNorm, Linear, dropout, lecun_normal
 from clipa_eqx.models.pool import ImagePool, MapHead, pool_image
 
-Kept = TypeVar("Kept")
-
 
 @dataclass(frozen=True, kw_only=True)
 class VisionConfig:
-    """The image tower.
+    """Configuration of the image tower.
 
     Attributes:
         blocks: sizes, numerics and regularization of the transformer.
-        image_size: (height, width) in pixels; the tower refuses other images (``surgery.resize_image`` changes it).
+        image_size: (height, width) in pixels; the tower accepts no other size (``surgery.resize_image`` changes it).
         patch_size: (height, width) in pixels; must divide ``image_size``.
         patch: "conv" (no bias, as every release) or "linear" (with bias).
         position: "sincos2d" (computed, never stored) or "learned".
         pool: "gap", "tok", "first" (the reference's "0") or "map"; see ``pool.pool_image``.
         mask_ratio: share of patch tokens dropped at random; active only with a key.
-        embed: width of the joint space; None leaves out the head.
+        embed: width of the joint space; None omits the head.
+
+    Raises:
+        ConfigError: patches that do not divide the image, a width that "sincos2d" cannot have, or a mask ratio that is
+            outside [0, 1) or leaves no token.
     """
 
     blocks: BlockConfig
@@ -60,16 +61,17 @@ class VisionConfig:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Patches (down, across)."""
+        """Number of patches (down, across)."""
         return self.image_size[0] // self.patch_size[0], self.image_size[1] // self.patch_size[1]
 
     @property
     def patches(self) -> int:
+        """Number of patches per image."""
         return self.grid[0] * self.grid[1]
 
     @property
     def visible(self) -> int:
-        """Tokens per image in training, the class token included."""
+        """Number of tokens per image in training, the class token included."""
         return 1 + (kept_tokens(self.patches, self.mask_ratio) if self.mask_ratio else self.patches)
 
     @property
@@ -78,18 +80,32 @@ class VisionConfig:
         return self.blocks.width if self.embed is None else self.embed
 
 
-class VisionTrace(NamedTuple):
-    """Everything one image passes through, in order; ``blocks`` is stacked over depth."""
+class VisionInput(NamedTuple):
+    """Values of one image before the first block: patch vectors, and class token and patches plus their positions."""
 
     stem: Float[Array, "patches dim"]
     with_position: Float[Array, "seq dim"]
-    blocks: BlockTrace
+
+
+class VisionOutput(NamedTuple):
+    """Values of one image after the last block: pooled vector, and embedding (not of unit length)."""
+
+    head_input: Float[Array, " dim"]
+    embedding: Float[Array, " embed"]
+
+
+class VisionTrace(NamedTuple):
+    """All values of one image in the order of computation; ``blocks`` is stacked over depth, None if not kept."""
+
+    stem: Float[Array, "patches dim"]
+    with_position: Float[Array, "seq dim"]
+    blocks: BlockTrace | None
     head_input: Float[Array, " dim"]
     embedding: Float[Array, " embed"]
 
 
 class VisionTower(eqx.Module):
-    """Image to embedding (not yet unit length), for one normalized float image; map it over a batch outside."""
+    """Encoder of one normalized image to an embedding that is not of unit length. Use ``jax.vmap`` for a batch."""
 
     patch: Linear
     class_token: Float[Array, " dim"]
@@ -102,6 +118,7 @@ class VisionTower(eqx.Module):
 
     @classmethod
     def init(cls, config: VisionConfig, *, key: PRNGKeyArray) -> "VisionTower":
+        """Initialize a tower at random (docs/reference.md F1.6)."""
         k_patch, k_position, k_blocks, k_map, k_head = jr.split(key, 5)
         dim, pixels = config.blocks.width, 3 * config.patch_size[0] * config.patch_size[1]
         return cls(
@@ -124,12 +141,12 @@ class VisionTower(eqx.Module):
     def __call__(
         self, image: Float[Array, "height width 3"], *, key: PRNGKeyArray | None = None
     ) -> Float[Array, " embed"]:
-        """Embed one image; with a key, masking, dropout and drop-path are on.
+        """Embed one normalized image; masking, dropout and stochastic depth are on if a key is given.
 
         Raises:
             ConfigError: the image is not of ``config.image_size``.
         """
-        return self._run(image, key=key, mask_noise=None, keep=lambda _: None)[-1]
+        return self._run(image, key=key, mask_noise=None, keep_traces=False).embedding
 
     def trace(
         self,
@@ -138,9 +155,17 @@ class VisionTower(eqx.Module):
         key: PRNGKeyArray | None = None,
         mask_noise: Float[Array, " patches"] | None = None,
     ) -> VisionTrace:
-        """As calling, but every intermediate is returned; ``mask_noise`` replaces the drawn noise of the masking."""
-        stem, tokens, blocks, pooled, embedding = self._run(image, key=key, mask_noise=mask_noise, keep=lambda t: t)
-        return VisionTrace(stem, tokens, blocks, pooled, embedding)
+        """Embed one image like a call, and return all intermediate values.
+
+        Args:
+            image: normalized pixels.
+            key: randomness of masking, dropout and stochastic depth; None turns all of them off.
+            mask_noise: noise that decides which patches are masked, instead of noise sampled from ``key``.
+
+        Raises:
+            ConfigError: the image is not of ``config.image_size``.
+        """
+        return self._run(image, key=key, mask_noise=mask_noise, keep_traces=True)
 
     def _run(
         self,
@@ -148,27 +173,27 @@ class VisionTower(eqx.Module):
         *,
         key: PRNGKeyArray | None,
         mask_noise: Float[Array, " patches"] | None,
-        keep: Callable[[BlockTrace], Kept],
-    ) -> tuple[
-        Float[Array, "patches dim"], Float[Array, "seq dim"], Kept, Float[Array, " dim"], Float[Array, " embed"]
-    ]:
+        keep_traces: bool,
+    ) -> VisionTrace:
         config = self.config
         k_drop, k_mask, k_blocks = (None,) * 3 if key is None else jr.split(key, 3)
-        stem, tokens = self.before_blocks(image)
-        x = dropout(tokens, config.blocks.dropout, key=k_drop)
+        before = self.before_blocks(image)
+        x = dropout(before.with_position, config.blocks.dropout, key=k_drop)
         if mask_noise is None and k_mask is not None and config.mask_ratio:
             mask_noise = jr.uniform(k_mask, (config.patches,))
         if mask_noise is not None:
             kept, _ = keep_random_tokens(x[1:], mask_noise, kept_tokens(config.patches, config.mask_ratio))
             x = jnp.concatenate([x[:1], kept])
-        x, blocks = run_blocks(self.blocks, x, config=config.blocks, key=k_blocks, keep=keep)
-        pooled, embedding = self.after_blocks(x)
-        return stem, tokens, blocks, pooled, embedding
+        x, blocks = run_blocks(self.blocks, x, config=config.blocks, key=k_blocks, keep_traces=keep_traces)
+        after = self.after_blocks(x)
+        return VisionTrace(before.stem, before.with_position, blocks, after.head_input, after.embedding)
 
-    def before_blocks(
-        self, image: Float[Array, "height width 3"]
-    ) -> tuple[Float[Array, "patches dim"], Float[Array, "seq dim"]]:
-        """Patch vectors, and what enters the first block without dropout and masking."""
+    def before_blocks(self, image: Float[Array, "height width 3"]) -> VisionInput:
+        """Compute the input of the first block, without dropout and masking.
+
+        Raises:
+            ConfigError: the image is not of ``config.image_size``.
+        """
         config = self.config
         if image.shape[:2] != config.image_size:
             raise ConfigError(
@@ -177,12 +202,12 @@ class VisionTower(eqx.Module):
             )
         stem = self.patch(to_patches(image, config.patch_size))
         positions = self._positions().astype(stem.dtype)
-        return stem, jnp.concatenate([self.class_token[None].astype(stem.dtype), stem]) + positions
+        return VisionInput(stem, jnp.concatenate([self.class_token[None].astype(stem.dtype), stem]) + positions)
 
-    def after_blocks(self, x: Float[Array, "seq dim"]) -> tuple[Float[Array, " dim"], Float[Array, " embed"]]:
-        """What enters the head, and the embedding, from what leaves the last block."""
+    def after_blocks(self, x: Float[Array, "seq dim"]) -> VisionOutput:
+        """Pool and project the output ``x`` of the last block."""
         pooled = pool_image(x, self.config.pool, norm=self.norm, map_head=self.map_head)
-        return pooled, pooled if self.head is None else self.head(pooled)
+        return VisionOutput(pooled, pooled if self.head is None else self.head(pooled))
 
     def _positions(self) -> Float[Array, "seq dim"]:
         if self.position is not None:

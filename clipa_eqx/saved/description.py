@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from clipa_eqx.data.images.evaluation import EvalImageConfig
-from clipa_eqx.data.images.pixel_values import IMAGENET_MEAN, IMAGENET_STD
+from clipa_eqx.data.images.host_pixels import IMAGENET_MEAN, IMAGENET_STD
 from clipa_eqx.errors import CheckpointError, ConfigError
 from clipa_eqx.json_config import from_json, to_json
 from clipa_eqx.json_files import read_json_object

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from clipa_eqx.data.images.evaluation import EvalImageConfig, eval_image, resize_for_eval
-from clipa_eqx.data.images.pixel_values import normalize_imagenet
+from clipa_eqx.data.images.host_pixels import normalize_on_host
 from clipa_eqx.errors import CheckpointError, ClipaError, DataError, listed
 from clipa_eqx.models.clip import CLIP, CLIPConfig, abstract_clip
 from clipa_eqx.replacing import check_replaceable, new_folder
@@ -84,7 +84,7 @@ class Preprocess:
         batch = np.zeros((len(images), *self.config.size, 3), np.float32)
         for i, image in enumerate(images):
             try:
-                batch[i] = normalize_imagenet(self._pixels(image))
+                batch[i] = normalize_on_host(self._pixels(image))
             except DataError as error:
                 raise DataError(f"picture {i} of {len(images)}: {error}") from error
         return batch

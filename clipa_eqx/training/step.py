@@ -16,8 +16,8 @@ from jaxtyping import Array, Float, Int32, PRNGKeyArray, UInt8
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.losses import sharded_softmax_contrastive, softmax_contrastive
 from clipa_eqx.models.clip import CLIP
+from clipa_eqx.models.device_pixels import normalize_on_device
 from clipa_eqx.models.layers import l2_normalize
-from clipa_eqx.models.pixels import normalize_pixels
 from clipa_eqx.optim import cap_temperature
 from clipa_eqx.precision import Precision
 from clipa_eqx.sharding import BATCH_AXES, batch_sharding, replicated, shardings_for
@@ -61,7 +61,7 @@ def batch_loss(
     """
     axes = None if mesh is None else BATCH_AXES
     towers = precision.to_compute(model)
-    pixels = normalize_pixels(images).astype(precision.compute)
+    pixels = normalize_on_device(images).astype(precision.compute)
     if key is None:
         image = jax.vmap(towers.image, spmd_axis_name=axes)(pixels)
         text = jax.vmap(towers.text, spmd_axis_name=axes)(tokens)

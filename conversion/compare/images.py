@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
-from clipa_eqx.data.images.pixel_values import IMAGENET_MEAN, IMAGENET_STD
+from clipa_eqx.data.images.host_pixels import IMAGENET_MEAN, IMAGENET_STD
 from clipa_eqx.data.images.resize import Method, resize
 from conversion.open_clip.pixels import (
     LEVEL,

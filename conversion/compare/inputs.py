@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from clipa_eqx.data.images.pixel_values import normalize_imagenet
+from clipa_eqx.data.images.host_pixels import normalize_on_host
 from clipa_eqx.data.images.resize import resize
 from clipa_eqx.errors import ConversionError
 from conversion.compare.replay import Array, patches_of
@@ -95,4 +95,4 @@ def recorded(side: Side, file: Path) -> Side:
 
 
 def _plain(size: tuple[int, int]) -> Callable[[Picture], np.ndarray]:
-    return lambda picture: normalize_imagenet(resize(picture, size=size))
+    return lambda picture: normalize_on_host(resize(picture, size=size))

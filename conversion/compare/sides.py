@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from clipa_eqx.data.images.evaluation import EvalImageConfig
-from clipa_eqx.data.images.pixel_values import IMAGENET_MEAN, IMAGENET_STD
+from clipa_eqx.data.images.host_pixels import IMAGENET_MEAN, IMAGENET_STD
 from clipa_eqx.errors import ConversionError
 from clipa_eqx.models.clip import CLIPConfig
 from clipa_eqx.saved.description import CONFIG_FILE, TOKENIZER_FOLDER, WEIGHTS_FILE, load_model_config, load_preprocess

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from clipa_eqx.data.images.evaluation import EvalImageConfig
-from clipa_eqx.data.images.pixel_values import IMAGENET_MEAN, IMAGENET_STD
+from clipa_eqx.data.images.host_pixels import IMAGENET_MEAN, IMAGENET_STD
 from clipa_eqx.errors import ConfigError, ConversionError
 from clipa_eqx.models.clip import CLIPConfig
 from clipa_eqx.replacing import check_apart

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from clipa_eqx.data.images.pixel_values import IMAGENET_MEAN, IMAGENET_STD
+from clipa_eqx.data.images.host_pixels import IMAGENET_MEAN, IMAGENET_STD
 from clipa_eqx.errors import ConversionError
 from clipa_eqx.models.blocks import BlockConfig
 from clipa_eqx.models.clip import CLIPConfig

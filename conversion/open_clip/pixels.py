@@ -9,7 +9,7 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 
 from clipa_eqx.data.images.evaluation import EvalImageConfig, eval_image, resize_for_eval
-from clipa_eqx.data.images.pixel_values import normalize_imagenet
+from clipa_eqx.data.images.host_pixels import normalize_on_host
 from clipa_eqx.data.images.resize import resize_small_size
 
 OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -95,10 +95,10 @@ def pixels_note(config: EvalImageConfig, pictures: Pictures) -> str:
 def our_pixels(picture: Picture, config: EvalImageConfig) -> Pixels:
     """What a model folder's preprocessing makes of a picture."""
     if config.mode == "exact":
-        return normalize_imagenet(resize_for_eval(picture, config))
+        return normalize_on_host(resize_for_eval(picture, config))
     with io.BytesIO() as file:
         Image.fromarray(picture).save(file, "png")
-        return normalize_imagenet(eval_image(file.getvalue(), config))
+        return normalize_on_host(eval_image(file.getvalue(), config))
 
 
 def resize_and_crop(

@@ -11,8 +11,8 @@ from jaxtyping import Array, Float, Float32, Int32, UInt8
 
 from clipa_eqx.models.blocks import Block
 from clipa_eqx.models.clip import CLIP, CLIPConfig, abstract_clip
+from clipa_eqx.models.device_pixels import normalize_on_device
 from clipa_eqx.models.layers import l2_normalize
-from clipa_eqx.models.pixels import normalize_pixels
 from clipa_eqx.models.text import TextTower
 from clipa_eqx.models.vision import VisionTower
 from clipa_eqx.saved.description import WEIGHTS_FILE, load_model_config
@@ -103,17 +103,17 @@ def _through_blocks(
 
 @jax.jit
 def _before_image(tower: VisionTower, pictures: UInt8[Array, "batch height width 3"]) -> Float[Array, "batch seq dim"]:
-    return jax.vmap(lambda one: tower.before_blocks(one)[1])(normalize_pixels(pictures))
+    return jax.vmap(lambda one: tower.before_blocks(one).with_position)(normalize_on_device(pictures))
 
 
 @jax.jit
 def _before_text(tower: TextTower, tokens: Int32[Array, "batch length"]) -> Float[Array, "batch seq dim"]:
-    return jax.vmap(lambda one: tower.before_blocks(one)[1])(tokens)
+    return jax.vmap(lambda one: tower.before_blocks(one).with_position)(tokens)
 
 
 @jax.jit
 def _after(tower: VisionTower | TextTower, x: Float[Array, "batch seq dim"]) -> Float[Array, "batch embed"]:
-    return jax.vmap(lambda one: tower.after_blocks(one)[-1])(x)
+    return jax.vmap(lambda one: tower.after_blocks(one).embedding)(x)
 
 
 @jax.jit

@@ -7,7 +7,7 @@ import pytest
 from support.comparison import LENGTH, SIZE, compared, named
 
 from clipa_eqx.cli import run
-from clipa_eqx.data.images.pixel_values import normalize_imagenet
+from clipa_eqx.data.images.host_pixels import normalize_on_host
 from clipa_eqx.data.images.resize import resize
 from clipa_eqx.tokenizer import Tokenizer
 from conversion.compare import images as compare_pictures
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 def record(path, *, antialias=True, **arrays):
-    pixels = [normalize_imagenet(resize(p, size=SIZE, antialias=antialias)) for p in fixed_pictures(SIZE)]
+    pixels = [normalize_on_host(resize(p, size=SIZE, antialias=antialias)) for p in fixed_pictures(SIZE)]
     np.savez(path, **{f"pixels_{i}": one for i, one in enumerate(pixels)}, **arrays)
 
 

@@ -21,7 +21,7 @@ from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.errors import CheckpointError, ConversionError
 from clipa_eqx.models.blocks import BlockConfig
 from clipa_eqx.models.clip import CLIPConfig
-from clipa_eqx.models.pixels import normalize_pixels
+from clipa_eqx.models.device_pixels import normalize_on_device
 from clipa_eqx.models.presets import preset
 from clipa_eqx.models.text import TextConfig
 from clipa_eqx.models.vision import VisionConfig
@@ -161,7 +161,7 @@ def test_the_self_check_computes_block_by_block_what_the_model_computes(tmp_path
     found = embed_fixed_inputs(folder)
     model = load_model(folder).model
     pictures, tokens = fixed_inputs(config)
-    image = jax.jit(jax.vmap(model.image))(normalize_pixels(jnp.asarray(pictures)))
+    image = jax.jit(jax.vmap(model.image))(normalize_on_device(jnp.asarray(pictures)))
     text = jax.jit(jax.vmap(model.text))(jnp.asarray(tokens))
     np.testing.assert_allclose(found.image, image, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(found.text, text, rtol=1e-5, atol=1e-5)

@@ -19,7 +19,7 @@ from clipa_eqx.durations import Duration, RunLength
 from clipa_eqx.experiment import InitConfig
 from clipa_eqx.json_config import to_json
 from clipa_eqx.models.clip import abstract_clip
-from clipa_eqx.models.pixels import normalize_pixels
+from clipa_eqx.models.device_pixels import normalize_on_device
 from clipa_eqx.optim import make_optimizer
 from clipa_eqx.precision import Precision
 from clipa_eqx.saved.model import load_model
@@ -69,7 +69,7 @@ def test_recorded_models_give_their_outputs_and_come_back_byte_by_byte(case, tmp
 def test_recorded_forwards_come_from_the_converted_subtree(file, tmp_path):
     config, recorded = load_facts(file, "params/")[1].config, goldens.load_npz(file)
     model = convert(f"{goldens.path(file)}:params", tmp_path / "model", config).model
-    image = normalize_pixels(jnp.asarray(recorded["in_image_uint8"]))
+    image = normalize_on_device(jnp.asarray(recorded["in_image_uint8"]))
     for name, encode, inputs in (
         ("out_zimg", model.encode_image, image),
         ("out_ztxt", model.encode_text, jnp.asarray(recorded["in_tokens"])),

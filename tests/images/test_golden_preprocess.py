@@ -10,7 +10,7 @@ from clipa_eqx.data.images import color as color
 from clipa_eqx.data.images.crops import CropBox, central_crop, crop_and_resize, sample_crop_box
 from clipa_eqx.data.images.decode import decode_image, image_size, is_jpeg
 from clipa_eqx.data.images.evaluation import EvalImageConfig, eval_image, resize_for_eval
-from clipa_eqx.data.images.pixel_values import normalize_imagenet, scale_values
+from clipa_eqx.data.images.host_pixels import normalize_on_host, scale_values
 from clipa_eqx.data.images.resize import resize, resize_float, resize_small, resize_small_size
 
 goldens.require("preprocess")
@@ -117,7 +117,7 @@ def test_evaluation_ops_match(key):
     else:
         got = resize_for_eval(source, EvalImageConfig(size=(side, side), resize="resize_small_crop"))
         if op == "eval":
-            assert_floats(normalize_imagenet(got), want, atol=UNIT_ATOL)
+            assert_floats(normalize_on_host(got), want, atol=UNIT_ATOL)
         else:
             assert op == "resize_small_crop"
             assert_levels(got, want)

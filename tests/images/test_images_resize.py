@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipa_eqx.data.images.crops import CropBox, central_box, central_crop, crop_and_resize, sample_crop_box
-from clipa_eqx.data.images.pixel_values import IMAGENET_MEAN, IMAGENET_STD, normalize_imagenet, scale_values
+from clipa_eqx.data.images.host_pixels import IMAGENET_MEAN, IMAGENET_STD, normalize_on_host, scale_values
 from clipa_eqx.data.images.resize import resize, resize_float, resize_small, resize_small_size
 from clipa_eqx.errors import ConfigError
 
@@ -165,7 +165,7 @@ def test_central_box_rounds_the_offset_down_and_must_fit():
 def test_value_ranges():
     image = noise(3, 3)
     unit = image / 255
-    np.testing.assert_allclose(normalize_imagenet(image), (unit - IMAGENET_MEAN) / IMAGENET_STD, atol=1e-5)
+    np.testing.assert_allclose(normalize_on_host(image), (unit - IMAGENET_MEAN) / IMAGENET_STD, atol=1e-5)
     np.testing.assert_allclose(scale_values(image), unit * 2 - 1, atol=1e-6)
     assert scale_values(image, source=(100.0, 101.0), clip=True).min() == -1
     with pytest.raises(ConfigError, match="source"):

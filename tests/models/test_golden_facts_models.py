@@ -10,7 +10,7 @@ from support.recorded_runs import load_model as load
 
 from clipa_eqx.durations import Duration, RunLength
 from clipa_eqx.losses import softmax_contrastive
-from clipa_eqx.models.pixels import normalize_pixels
+from clipa_eqx.models.device_pixels import normalize_on_device
 from clipa_eqx.optim import OptimConfig, learning_rates, make_optimizer
 from clipa_eqx.precision import Precision
 from clipa_eqx.schedules import Cosine
@@ -21,13 +21,12 @@ from conversion.flax_clipa.names import to_flax
 goldens.require("facts")
 FORWARDS = goldens.names("facts/forward_*.npz")
 TRAIN = goldens.names("facts/train5_*.npz")
-POOLS = {"gap": ("gap", "last"), "tok": ("tok", "last"), "map": ("map", "last"), "cls0": ("first", "last")}
 
 
 @pytest.mark.parametrize("file", FORWARDS)
 def test_forward_and_loss_equal_the_recording(file):
     arrays, model = load(file, "params/")
-    pixels = normalize_pixels(jnp.asarray(arrays["in_image_uint8"]))
+    pixels = normalize_on_device(jnp.asarray(arrays["in_image_uint8"]))
     tokens = jnp.asarray(arrays["in_tokens"])
     z_image, z_text = jax.jit(jax.vmap(model.encode_image))(pixels), jax.jit(jax.vmap(model.encode_text))(tokens)
     np.testing.assert_allclose(z_image, arrays["out_zimg"], rtol=0, atol=1e-5)

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from support.tiny_models import tiny_clip, tiny_tokenizer
 
 from clipa_eqx.data.images.evaluation import EvalImageConfig, eval_image
-from clipa_eqx.data.images.pixel_values import normalize_imagenet
+from clipa_eqx.data.images.host_pixels import normalize_on_host
 from clipa_eqx.errors import CheckpointError, ConfigError, DataError
 from clipa_eqx.saved.model import load_model, save_model
 
@@ -77,7 +77,7 @@ def test_texts_and_pictures_go_straight_into_the_towers(saved):
 def test_bytes_pillow_pictures_and_arrays_give_the_same_normalized_pixels(saved):
     preprocess = load_model(saved).preprocess
     batch = preprocess([png(), Image.fromarray(PICTURE), PICTURE])
-    expected = normalize_imagenet(eval_image(png(), PREPROCESS))
+    expected = normalize_on_host(eval_image(png(), PREPROCESS))
     assert batch.dtype == np.float32
     for picture in batch:
         np.testing.assert_array_equal(picture, expected)

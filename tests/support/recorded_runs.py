@@ -13,6 +13,9 @@ from clipa_eqx.sharding import put_global_batch
 from conversion.flax_clipa.names import flax_rules, from_flax
 from support import goldens
 
+# Image pooling by its name in the recordings' file names.
+IMAGE_POOLS = {"gap": "gap", "tok": "tok", "map": "map", "cls0": "first"}
+
 
 def load_model(file, prefix):
     """The model of a file: pooling from its name, everything else from the arrays' names and shapes."""
@@ -38,7 +41,7 @@ def load_model(file, prefix):
             patch_size=(patch, patch),
             patch="linear" if kernel.ndim == 2 else "conv",
             position="learned" if "img/pos_embedding" in params else "sincos2d",
-            pool=POOLS[kinds[0]][0],
+            pool=IMAGE_POOLS[kinds[0]],
             embed=params["img/head/kernel"].shape[1],
         ),
         text=TextConfig(

@@ -19,7 +19,7 @@ from clipa_eqx.experiment import InitConfig
 from clipa_eqx.json_config import to_json
 from clipa_eqx.losses import softmax_contrastive
 from clipa_eqx.models.clip import abstract_clip
-from clipa_eqx.models.pixels import normalize_pixels
+from clipa_eqx.models.device_pixels import normalize_on_device
 from clipa_eqx.optim import T5X_DECAY, OptimConfig, make_optimizer
 from clipa_eqx.precision import Precision
 from clipa_eqx.saved.model import load_model
@@ -146,7 +146,7 @@ def test_the_model_gives_the_recorded_embeddings(file, convert):
 def test_the_model_gives_the_recorded_training_loss(file, convert):
     _, folder = convert(archive_of(file))
     recorded, model = goldens.load_npz(file), load_model(folder).model
-    image = jax.jit(jax.vmap(model.encode_image))(normalize_pixels(jnp.asarray(recorded["image_uint8"])))
+    image = jax.jit(jax.vmap(model.encode_image))(normalize_on_device(jnp.asarray(recorded["image_uint8"])))
     text = jax.jit(jax.vmap(model.encode_text))(jnp.asarray(recorded["text"]))
     np.testing.assert_allclose(image, recorded["zimg"], rtol=0, atol=1e-5)
     np.testing.assert_allclose(text, recorded["ztxt"], rtol=0, atol=1e-5)

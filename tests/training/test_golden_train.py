@@ -13,7 +13,7 @@ from support.reference_models import clip_config
 
 from clipa_eqx.durations import RunLength
 from clipa_eqx.losses import softmax_contrastive
-from clipa_eqx.models.pixels import normalize_pixels
+from clipa_eqx.models.device_pixels import normalize_on_device
 from clipa_eqx.optim import make_optimizer
 from clipa_eqx.precision import Precision
 from clipa_eqx.sharding import MeshConfig, make_mesh, shardings_for
@@ -76,7 +76,7 @@ def reference_gradient(mesh, *, is_local, is_whole):
         return out.loss, out
 
     def slices(model, batch):
-        z_image = jax.vmap(model.encode_image)(normalize_pixels(batch["image"]))
+        z_image = jax.vmap(model.encode_image)(normalize_on_device(batch["image"]))
         z_text = jax.vmap(model.encode_text)(batch["tokens"])
         split = [z.reshape(mesh.size, -1, z.shape[1]) for z in (z_image, z_text)]
         outs = jax.vmap(lambda i, t: softmax_contrastive(i, t, log_temperature=model.log_temperature))(*split)
