@@ -72,7 +72,7 @@ def score(request: Request) -> dict[str, Any]:
         templates=request.templates,
         class_names=request.class_names,
         class_names_file=request.class_names_file,
-        canonicalize=request.canonicalise,
+        canonicalize=request.canonicalize,
         batch_size=request.batch_size,
         max_labels=request.max_labels,
     )

@@ -184,10 +184,6 @@ def test_a_bug_is_reported_as_a_failure_and_leaves_no_result(model_folder, data,
     def broken(*_, **__):
         raise RuntimeError("a bug")
 
-<<<<<<< HEAD
-    monkeypatch.setattr("clipa_eqx.evals.zero_shot.evaluate_zero_shot", broken)
-=======
     monkeypatch.setattr("clipa_eqx.programs.score.score_records", broken)
->>>>>>> d031a64 (Programs in a room of their own: each parses, then imports its typed work; scripts/ only calls them)
     assert score(model_folder, data / "labeled", tmp_path / "result.json") == FAILED
     assert not any(tmp_path.iterdir())
