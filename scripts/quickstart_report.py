@@ -207,7 +207,7 @@ def _baseline_text(baseline: Baseline | None) -> str:
 
 def _cards(scored: ZeroShotResult, icons: RecordSource) -> str:
     """About ``SHOWN_ICONS`` icons, evenly chosen, each with its five likeliest names."""
-    names = icons.manifest.class_names or ()
+    names = list(icons.manifest.class_names or ())
     every = max(1, len(scored.sample_id) // SHOWN_ICONS)
     cards: list[str] = []
     for sample, ranked in list(zip(scored.sample_id.tolist(), scored.predictions.tolist(), strict=True))[::every]:

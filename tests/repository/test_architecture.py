@@ -20,7 +20,7 @@ FLOORS = (
     "data models schedules sharding",
     "evals flops optim saved surgery",
     "experiment reference_chain",
-    "config_files training",
+    "config_files recipes training",
     "programs",
 )
 FLOOR = {f"clipa_eqx.{room}": floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
