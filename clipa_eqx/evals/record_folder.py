@@ -49,7 +49,7 @@ def score_records(
         tokenizer=tokenizer,
         length=model.config.text.length,
     )
-    transform = ZeroShotTransform(picture=partial(eval_image, config=preprocess), max_labels=config.max_labels)
+    transform = ZeroShotTransform(prepare_image=partial(eval_image, config=preprocess), max_labels=config.max_labels)
     stream = StreamConfig(workers=workers)
     with eval_stream(source, transform, batch_size=config.batch_size, config=stream) as batches:
         return evaluate_zero_shot(

@@ -83,7 +83,7 @@ def toy(rows):
 
 
 @pytest.mark.parametrize("size", [1, 3, 7, 23, 64])
-def test_counts_equal_a_loop_over_single_pictures(rows, toy, size):
+def test_counts_equal_a_loop_over_single_images(rows, toy, size):
     encode, classes = toy
     top1 = top5 = 0
     for image, labels in zip(rows["image"], rows["label"], strict=True):
@@ -182,7 +182,7 @@ def test_fewer_than_five_classes_are_all_ranked(toy, rows):
     assert result.top5 == 1.0
 
 
-def test_record_set_is_scored_from_disk_with_its_own_class_names(tmp_path, model, tokenizer, rows):
+def test_a_record_folder_is_scored_from_disk_with_its_own_class_names(tmp_path, model, tokenizer, rows):
     records = [
         Record(key=f"{at}", image=image.tobytes(), extra={"labels": ",".join(str(n) for n in labels if n >= 0)})
         for at, (image, labels) in enumerate(zip(rows["image"], rows["label"], strict=True))
@@ -193,7 +193,7 @@ def test_record_set_is_scored_from_disk_with_its_own_class_names(tmp_path, model
     task = prepare_zero_shot(
         config, manifest_class_names=source.manifest.class_names, tokenizer=tokenizer, length=LENGTH
     )
-    transform = pickle.loads(pickle.dumps(ZeroShotTransform(picture=from_raw, max_labels=2)))
+    transform = pickle.loads(pickle.dumps(ZeroShotTransform(prepare_image=from_raw, max_labels=2)))
     with eval_stream(source, transform, batch_size=5, config=StreamConfig(threads=0)) as stream:
         result = evaluate_zero_shot(model, task, stream)
     expected = evaluate_zero_shot(model, task, batches(rows, PICTURES))
@@ -281,7 +281,7 @@ def test_padding_needs_no_valid_label(toy, rows):
 def test_an_empty_set_is_an_error(toy, rows, is_padded):
     encode, classes = toy
     batch = next(batches(rows, 4)) | {"mask": np.zeros(4, bool)}
-    with pytest.raises(DataError, match="no pictures"):
+    with pytest.raises(DataError, match="no images"):
         score(encode, classes, [batch] if is_padded else [])
 
 
@@ -292,7 +292,7 @@ def test_non_finite_embeddings_are_an_error(toy, rows):
 
 
 def test_records_without_usable_labels_are_an_error():
-    transform = ZeroShotTransform(picture=lambda data: np.zeros((1, 1, 3), np.uint8))
+    transform = ZeroShotTransform(prepare_image=lambda data: np.zeros((1, 1, 3), np.uint8))
     for record, message in (
         (Record(key="r7", image=b""), "'r7' has no label"),
         (Record(key="r7", image=b"", extra={"labels": "1;2"}), "must be like"),

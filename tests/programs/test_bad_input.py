@@ -2,7 +2,6 @@
 
 import functools
 import json
-import logging
 import os
 import shutil
 import subprocess
@@ -27,15 +26,6 @@ from support import tiny_runs
 def config():
     return tiny_runs.run_config(model=tiny_runs.model_config(**tiny_runs.STOCHASTIC))
 '''
-
-
-@pytest.fixture(autouse=True)
-def logging_as_before():
-    """Programs set up logging for their process, which here is that of the tests."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:], root.level = handlers, level
 
 
 @pytest.fixture
