@@ -1,4 +1,4 @@
-"""A mistake of the user is one clear message and exit code 2, and overwrites nothing."""
+"""Mistakes of the user in a training run: one clear message, exit code 2, and no file overwritten."""
 
 import functools
 import json
@@ -45,7 +45,7 @@ def train(tmp_path, capsys):
 
 @pytest.fixture
 def one_device(monkeypatch):
-    """A machine with one device, and the step compiled once for all tests."""
+    """A machine with one device; the step is compiled once for all tests."""
     monkeypatch.setattr("clipa_eqx.programs.training_run.train", tiny_runs.train_on_one_device)
 
 
@@ -73,20 +73,20 @@ def contents(folder):
         (["--data.vocab", "/nowhere/vocab.txt"], ["/nowhere/vocab.txt"]),
     ],
 )
-def test_mistakes_in_the_config_are_found_before_a_work_folder_is_made(train, tmp_path, flags, words):
+def test_mistakes_in_the_config_are_found_before_a_run_folder_is_made(train, tmp_path, flags, words):
     code, error = train("--workdir", tmp_path / "work", *flags)
     assert code == 2
     assert [word for word in words if word not in error] == [], error
     assert not (tmp_path / "work").exists()
 
 
-def test_a_forgotten_work_folder_and_a_missing_config_file_are_named(train, tmp_path):
+def test_a_missing_run_folder_and_a_missing_config_file_are_reported(train, tmp_path):
     assert "--workdir is missing" in train()[1]
     code, error = train("--workdir", tmp_path / "work", config=tmp_path / "none.py")
     assert (code, "none.py" in error) == (2, True)
 
 
-def test_the_script_as_a_process_says_one_message_and_ends_with_2(tmp_path):
+def test_the_script_as_a_process_reports_one_message_and_ends_with_2(tmp_path):
     config = tmp_path / "run.py"
     config.write_text(CONFIG)
     done = subprocess.run(
@@ -102,7 +102,7 @@ def test_the_script_as_a_process_says_one_message_and_ends_with_2(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_the_work_folder_of_another_run_is_refused_with_every_difference(train, finished, one_device):
+def test_the_run_folder_of_another_run_is_refused_with_every_difference(train, finished, one_device):
     before = contents(finished)
     code, error = train("--workdir", finished, "--optim.peak-lr", "0.5", "--seed", "9", "--log-every-steps", "3")
     assert code == 2
@@ -170,7 +170,7 @@ def test_a_damaged_metric_log_is_refused_and_kept(train, finished, one_device, t
     assert log.read_bytes() == before
 
 
-def test_a_corrupt_record_ends_the_run_by_name_and_a_mended_one_goes_on(train, one_device, tmp_path):
+def test_a_corrupt_record_ends_the_run_by_name_and_a_repaired_one_resumes_it(train, one_device, tmp_path):
     good = tmp_path / "good"
     bad = tmp_path / "bad"
     records = list(tiny_runs.make_records(tiny_runs.RECORDS))
@@ -181,10 +181,10 @@ def test_a_corrupt_record_ends_the_run_by_name_and_a_mended_one_goes_on(train, o
     write_records(records, good)
     shutil.copytree(good, bad)
     shard = next(bad.glob("*.array_record"))
-    # Cut the picture's end into zeros; file size, manifest and index stay.
-    data, picture = shard.read_bytes(), records[broken].image
-    assert data.count(picture) == 1
-    shard.write_bytes(data.replace(picture, picture[:40] + bytes(len(picture) - 40)))
+    # Overwrite the image's end with zeros; file size, manifest and index stay.
+    data, image = shard.read_bytes(), records[broken].image
+    assert data.count(image) == 1
+    shard.write_bytes(data.replace(image, image[:40] + bytes(len(image) - 40)))
     work = tmp_path / "work"
     code, error = train("--workdir", work, "--data.sources.0.folder", bad)
     assert code == 2

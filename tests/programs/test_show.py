@@ -57,7 +57,7 @@ def test_a_config_is_shown_resolved_with_its_parameters(config_file, capsys):
     assert row.split()[1:] == ["2x24x16", "768"]
 
 
-def test_a_saved_model_is_shown_with_its_provenance(tmp_path, capsys):
+def test_a_model_folder_is_shown_with_its_provenance(tmp_path, capsys):
     folder = tmp_path / "model"
     save_model(
         folder,
@@ -71,7 +71,7 @@ def test_a_saved_model_is_shown_with_its_provenance(tmp_path, capsys):
     assert f"{ALL}{count(tiny_clip()):,}" in out
 
 
-def test_a_work_folder_is_shown_with_its_steps_and_last_metrics(tmp_path, capsys):
+def test_a_run_folder_is_shown_with_its_steps_and_last_metrics(tmp_path, capsys):
     record = {"version": 1, "config": to_json(tiny_run()), "data_sha256": "0", "vocab_sha256": "0"}
     (tmp_path / "config.json").write_text(json.dumps(record))
     assert "latest checkpoint: none yet" in shown(capsys, tmp_path)
@@ -88,8 +88,8 @@ def test_a_work_folder_is_shown_with_its_steps_and_last_metrics(tmp_path, capsys
     assert "3.5" not in out
 
 
-def test_a_data_folder_is_shown_by_its_manifest(tmp_path, capsys):
-    """Also where there are no shards to draw from; only who names a sheet wants it in any case."""
+def test_a_record_folder_is_shown_by_its_manifest(tmp_path, capsys):
+    """Without shards to draw from, the manifest is shown; only with ``--sheet`` is that an error."""
     shard = ShardInfo(name="a.arrayrecord", count=5, bytes=100, sha256="0" * 64)
     manifest = Manifest(
         shards=(shard,), rows_read=7, rows_written=5, rows_dropped={"no caption": 2}, class_names=("cat", "dog")
@@ -104,7 +104,7 @@ def test_a_data_folder_is_shown_by_its_manifest(tmp_path, capsys):
         main([str(tmp_path), "--sheet", str(tmp_path / "sheet.png")])
 
 
-def test_a_data_folder_without_records_or_classes_is_shown(tmp_path, monkeypatch, capsys):
+def test_a_record_folder_without_records_or_classes_is_shown(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_records([], tmp_path / "none", class_names=())
     out = shown(capsys, "none")
@@ -115,14 +115,11 @@ def test_a_data_folder_without_records_or_classes_is_shown(tmp_path, monkeypatch
 
 def test_damaged_records_are_named_and_others_drawn(tmp_path, monkeypatch, capsys, caplog):
     monkeypatch.chdir(tmp_path)
-    picture = io.BytesIO()
-    Image.new("RGB", (8, 8), "red").save(picture, "PNG")
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(file, "PNG")
     bad = (3, 17)
     write_records(
-        (
-            Record(key=f"k{i}", image=picture.getvalue()[: 20 if i in bad else None], captions=("red",))
-            for i in range(40)
-        ),
+        (Record(key=f"k{i}", image=file.getvalue()[: 20 if i in bad else None], captions=("red",)) for i in range(40)),
         "set",
     )
     with caplog.at_level(logging.WARNING):

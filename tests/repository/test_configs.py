@@ -62,11 +62,11 @@ def test_every_file_loads_and_its_record_gives_it_back(name):
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_file_says_how_to_run_it_and_what_to_expect(name):
-    said = ast.get_docstring(ast.parse(FILES[name].read_text(encoding="utf-8"))) or ""
+    docstring = ast.get_docstring(ast.parse(FILES[name].read_text(encoding="utf-8"))) or ""
     for label in ("Command:", "Hardware:", "Expect:"):
-        assert label in said
-    assert f"configs/{name}.py" in said or "make quickstart" in said
-    assert "Hours:" in said or "Time:" in said
+        assert label in docstring
+    assert f"configs/{name}.py" in docstring or "make quickstart" in docstring
+    assert "Hours:" in docstring or "Time:" in docstring
 
 
 @pytest.mark.parametrize("name", RECIPES)
