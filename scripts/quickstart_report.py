@@ -4,7 +4,6 @@ import base64
 import html
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import matplotlib.pyplot as plt
 
 from clipa_eqx.data.array_record_reader import RecordSource
 from clipa_eqx.evals.counting import ZeroShotResult
+from clipa_eqx.replacing import write_text
 
 SHOWN_ICONS = 60
 _METRIC = "zero_shot/validation"
@@ -140,9 +140,7 @@ def write_report(path: Path, result: Result, icons: RecordSource, baseline: Base
         _cards(scored, icons),
     ]
     page = f"<!doctype html><meta charset=utf-8><title>CLIPA quickstart</title><style>{_STYLE}</style>{''.join(body)}\n"
-    unfinished = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    unfinished.write_text(page, encoding="utf-8")
-    unfinished.replace(path)
+    write_text(path, page)
 
 
 def _cost_table(stages: Sequence[Stage]) -> str:

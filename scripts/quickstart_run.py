@@ -13,7 +13,7 @@ from typing import TypeVar
 from clipa_eqx.cli import FAILED, OK
 from clipa_eqx.config_files import load_config
 from clipa_eqx.data.array_record_reader import open_records
-from clipa_eqx.durations import Duration
+from clipa_eqx.durations import Duration, RunLength
 from clipa_eqx.evals.counting import ZeroShotResult
 from clipa_eqx.evals.record_folder import score_records
 from clipa_eqx.evals.zero_shot import ZeroShotConfig
@@ -123,7 +123,7 @@ def _placed(config: ExperimentConfig, folder: Path, *, seed: int, is_short: bool
 def _stage(name: str, config: ExperimentConfig, *, seconds: float, curve: list[dict[str, float]]) -> Stage:
     return Stage(
         name=name,
-        steps=config.duration.to_steps(),
+        steps=RunLength.of(config.duration).total_steps,
         batch_size=config.batch_size,
         image_tokens=1 + config.model.image.patches,
         text_tokens=config.model.text.length,

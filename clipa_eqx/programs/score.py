@@ -4,7 +4,6 @@ import dataclasses
 import importlib.metadata
 import json
 import logging
-import os
 import platform
 import time
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from clipa_eqx.evals.record_folder import score_records
 from clipa_eqx.evals.zero_shot import ZeroShotConfig
 from clipa_eqx.json_config import to_json
 from clipa_eqx.programs.scored import PromptReduction, load_scored
+from clipa_eqx.replacing import write_text
 from clipa_eqx.sharding import MeshConfig, make_mesh
 
 PACKAGES = ("clipa_eqx", "jax", "equinox", "numpy", "grain", "pillow", "simplejpeg", "safetensors")
@@ -109,10 +109,7 @@ def score(request: Request) -> dict[str, Any]:
 
 def write_result(path: Path, content: Mapping[str, Any]) -> None:
     """Write a result as indented JSON; the file appears once it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def installed_versions() -> dict[str, str]:
