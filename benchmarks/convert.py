@@ -1,4 +1,4 @@
-"""Speed and memory of converting a preset of full size, Flax and open_clip, in and out, beside `cp` and `sha256sum`."""
+"""Speed and memory of converting a full-size preset, Flax and open_clip, both ways, next to `cp` and `sha256sum`."""
 
 import argparse
 import json
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 
 
 class Measured(NamedTuple):
-    """Wall time and, over all samples, the most memory that was not backed by a file."""
+    """Wall time, and the largest sampled size of memory that is not backed by a file."""
 
     seconds: float
     peak_anonymous_bytes: int
@@ -31,7 +31,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--preset", default="H/14", help=f"one of {', '.join(PRESETS)}")
     parser.add_argument("--image-size", type=int, default=224)
-    parser.add_argument("--scratch", type=Path, help="folder with room for four copies of the weights; else /tmp's")
+    parser.add_argument(
+        "--scratch",
+        type=Path,
+        help="folder with space for four copies of the weights; else /tmp",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
@@ -50,7 +54,7 @@ def main() -> None:
 
 
 def measure(name: str, image_size: int, folder: Path) -> dict[str, float]:
-    """All numbers of one run; every phase starts with its predecessors' pages written out."""
+    """All numbers of one run. Before each phase, the pages of the previous one are written to disk."""
     source, model, back = folder / "source.npz", folder / "model", folder / "back.npz"
     write_random(preset(name, image_size=image_size), source)
     size = source.stat().st_size
@@ -62,7 +66,7 @@ def measure(name: str, image_size: int, folder: Path) -> dict[str, float]:
     out = run(*converter, "export", model, back)
     compared = run("cmp", source, back)
     back.unlink()
-    # The same weights by way of open_clip's layout; they come back as they went, or `cmp` fails.
+    # The same weights through open_clip's layout. `cmp` fails unless they come back bit by bit.
     twin, again = folder / "open_clip", folder / "again"
     converter = (sys.executable, "-m", "conversion.open_clip")
     twin_out = run(*converter, "export", model, twin)
@@ -82,7 +86,7 @@ def measure(name: str, image_size: int, folder: Path) -> dict[str, float]:
 
 
 def write_random(config: CLIPConfig, path: Path) -> None:
-    """A checkpoint of full size whose forward is finite, one tensor at a time."""
+    """Write a checkpoint of full size whose forward pass is finite, one tensor at a time."""
     rng = np.random.Generator(np.random.SFC64(0))
     placed = foreign_tensors(flax_rules(config), config)
     with new_npz(path, overwrite=False) as archive:
@@ -96,7 +100,7 @@ def write_random(config: CLIPConfig, path: Path) -> None:
 
 
 def run(*command: object) -> Measured:
-    """Run to the end; raises if it fails."""
+    """Run a command to its end. Raises SystemExit if it fails."""
     subprocess.run(["sync"], check=True)
     since = time.perf_counter()
     process = subprocess.Popen([str(part) for part in command], cwd=ROOT)
@@ -111,7 +115,7 @@ def run(*command: object) -> Measured:
 
 
 def anonymous_bytes(pid: int) -> int:
-    """Resident memory of a process that is no file's pages, or 0 where the system does not tell."""
+    """Resident memory of a process without file pages, in bytes; 0 if the system does not report it."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:

@@ -1,9 +1,9 @@
-"""Images per second of one core from ArrayRecord to uint8 batches, beside tf.data and the bare decoder, in one run.
+"""Images per second of one core from ArrayRecord to uint8 batches, next to tf.data and the bare decoder, in one run.
 
 All sides share one core, also their threads: (a) the reference's pipeline rebuilt with tf.data, from TFRecord, with a
-cheaper stand-in for its tokenizer (conversion/reference_input.py says which), (b) simplejpeg decoding the same JPEGs at
-the fastest scale that covers the wanted size, and ours with crop and tokens, with color jitter, and in the exact mode.
-Rounds are interleaved.
+cheaper stand-in for its tokenizer (described in benchmarks/reference_input.py), (b) simplejpeg decoding the same JPEGs
+at the fastest scale that covers the wanted size, and ours with crop and tokens, with color jitter, and in the exact
+mode. Rounds are interleaved.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import IO, NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -26,7 +27,7 @@ from PIL import Image
 
 from clipa_eqx.data.array_record_reader import RecordSource, open_records
 from clipa_eqx.data.array_record_writer import write_records
-from clipa_eqx.data.images.augment import ImageConfig
+from clipa_eqx.data.images.augment import ImageConfig, ImageMode
 from clipa_eqx.data.images.color import ColorConfig
 from clipa_eqx.data.records import Record
 from clipa_eqx.data.stream import BatchIterator, StreamConfig, train_stream
@@ -40,70 +41,71 @@ _ROOT = Path(__file__).parents[1]
 _QUIET = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
 _REFERENCE = "(a) tf.data"
 _BARE = "(b) bare scaled decode"
+_MODES: tuple[tuple[ImageMode, ColorConfig | None], ...] = (("fast", None), ("fast", ColorConfig()), ("exact", None))
 
 
 def main() -> None:
     options = parse_options()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        pictures = make_pictures(options.pictures, width=options.width, height=options.height)
-        sets = {"": write_set(folder / "set", pictures, records=options.records)}
+        images = make_images(options.images, width=options.width, height=options.height)
+        sets = {"": write_set(folder / "set", images, records=options.records)}
         if options.soak:
             soak(sets[""], options)
             return
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
         shrink = IngestOptions(max_side=options.max_side)
-        small = [data for data in (fit_image(p, options=shrink) for p in pictures) if isinstance(data, bytes)]
+        small = [data for data in (fit_image(image, options=shrink) for image in images) if isinstance(data, bytes)]
         sets[f", max-side {options.max_side}"] = write_set(folder / "small", small, records=options.records)
-        sizes = ", ".join(f"{statistics.mean(map(len, some)) / 1000:.0f} kB" for some in (pictures, small))
-        print(f"{options.records} records of {len(pictures)} different JPEGs, {options.width}x{options.height} px,")
+        sizes = ", ".join(f"{statistics.mean(map(len, some)) / 1000:.0f} kB" for some in (images, small))
+        print(f"{options.records} records of {len(images)} different JPEGs, {options.width}x{options.height} px,")
         print(f"as they are and ingested with --max-side {options.max_side} ({sizes} each on average); one core;")
         print(f"batch {options.batch}, {options.length} tokens, best of {options.rounds} rounds of {options.seconds} s")
         for size in options.sizes:
-            measure_size(folder, sets, pictures, size=size, options=options)
+            measure_size(folder, sets, images, size=size, options=options)
 
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 112, 224], help="sides of the pictures made, px")
-    parser.add_argument("--pictures", type=int, default=128, help="number of different JPEGs")
-    parser.add_argument("--records", type=int, default=4096, help="Grain shuffles sets of a few hundred slowly")
-    parser.add_argument("--width", type=int, default=512, help="of the JPEGs, px")
-    parser.add_argument("--height", type=int, default=384, help="of the JPEGs, px")
-    parser.add_argument("--max-side", type=int, default=256, help="of the JPEGs after ingest, px")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 112, 224], help="sides of the images made, px")
+    parser.add_argument("--images", "--pictures", type=int, default=128, help="number of different JPEGs")
+    parser.add_argument("--records", type=int, default=4096, help="records; Grain shuffles a few hundred slowly")
+    parser.add_argument("--width", type=int, default=512, help="width of the JPEGs, px")
+    parser.add_argument("--height", type=int, default=384, help="height of the JPEGs, px")
+    parser.add_argument("--max-side", type=int, default=256, help="longest side of the JPEGs after ingest, px")
     parser.add_argument("--batch", type=int, default=64, help="records per batch")
     parser.add_argument("--length", type=int, default=16, help="text tokens")
-    parser.add_argument("--seconds", type=float, default=1.5, help="per round and path")
+    parser.add_argument("--seconds", type=float, default=1.5, help="seconds per round and path")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--soak", type=float, metavar="MINUTES", help="run one stream that long and print its curve")
+    parser.add_argument("--soak", type=float, metavar="MINUTES", help="run one stream for so long; print its rates")
     parser.add_argument("--workers", type=int, default=0, help="worker processes of the soak (0: this process)")
     parser.add_argument("--threads", type=int, default=2, help="threads of the soak, per process")
     return parser.parse_args()
 
 
-def make_pictures(count: int, *, width: int, height: int) -> list[bytes]:
-    """JPEGs (quality 90, 4:2:0) of noise with little fine detail, so that they have as many bytes as photographs."""
+def make_images(count: int, *, width: int, height: int) -> list[bytes]:
+    """JPEGs (quality 90, 4:2:0) of noise with little fine detail, which are as large as those of photographs."""
     rng = np.random.default_rng(0)
     rows, columns = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]
     falloff = 1 / np.maximum(np.hypot(rows, columns), 1 / max(width, height)) ** 1.6
-    pictures: list[bytes] = []
+    images: list[bytes] = []
     for _ in range(count):
         planes: list[np.ndarray] = []
         shared = rng.standard_normal((height, width))
         for _ in range(3):
-            # Channels of photographs move together; independent ones would make chroma as dear as luma.
+            # Channels of photographs are correlated; independent ones would make chroma as expensive as luma.
             field = np.fft.rfft2(shared + 0.3 * rng.standard_normal((height, width)))
             plane = np.fft.irfft2(field * falloff, s=(height, width))
             planes.append(128 + 50 * plane / plane.std())
         levels = np.clip(np.stack(planes, -1), 0, 255).astype(np.uint8)
         file = io.BytesIO()
         Image.fromarray(levels).save(file, "JPEG", quality=90)
-        pictures.append(file.getvalue())
-    return pictures
+        images.append(file.getvalue())
+    return images
 
 
-def write_set(folder: Path, pictures: list[bytes], *, records: int) -> RecordSource:
-    rows = (Record(key=str(i), image=pictures[i % len(pictures)], captions=(_CAPTION,)) for i in range(records))
+def write_set(folder: Path, images: list[bytes], *, records: int) -> RecordSource:
+    rows = (Record(key=str(i), image=images[i % len(images)], captions=(_CAPTION,)) for i in range(records))
     write_records(rows, folder)
     return open_records(folder)
 
@@ -114,18 +116,18 @@ def make_stream(source: RecordSource, image: ImageConfig, options: argparse.Name
 
 
 def measure_size(
-    folder: Path, sets: dict[str, RecordSource], pictures: list[bytes], *, size: int, options: argparse.Namespace
+    folder: Path, sets: dict[str, RecordSource], images: list[bytes], *, size: int, options: argparse.Namespace
 ) -> None:
-    """Print one row per path: rate, ratios to both other sides, time per picture."""
+    """Print one row per path: images/s, ratios to both other sides, microseconds per image."""
     rounds: dict[str, Callable[[], float]] = {}
     streams: list[BatchIterator] = []
-    reference = start_reference(folder, pictures, size=size, options=options)
+    reference = start_reference(folder, images, size=size, options=options)
     try:
         rounds[_REFERENCE] = lambda: ask(reference)
-        bare = decoder(pictures, size=size)
+        bare = decoder(images, size=size)
         rounds[_BARE] = lambda: rate(bare, seconds=options.seconds)
         for name, source in sets.items():
-            for mode, color in (("fast", None), ("fast", ColorConfig()), ("exact", None)):
+            for mode, color in _MODES:
                 image = ImageConfig(size=(size, size), mode=mode, color=color)
                 stream = make_stream(source, image, options, threads=0)
                 streams.append(stream)
@@ -138,24 +140,32 @@ def measure_size(
     finally:
         for stream in streams:
             stream.close()
-        # The end of its input is its end: killed, TensorFlow would leave files in the temporary folder.
-        reference.communicate()
+        # It ends at the end of its input. Killed, TensorFlow would leave files in the temporary folder.
+        reference.process.communicate()
     print(f"\n{size} px{'':24}images/s   / (a)   / (b)   us/image")
     for title, per_second in rates.items():
         ratios = (per_second / rates[one] for one in (_REFERENCE, _BARE))
         print(f"{title:28}{per_second:10.0f}", *(f"{ratio:7.2f}" for ratio in ratios), f"{1e6 / per_second:10.0f}")
 
 
-def start_reference(folder: Path, pictures: list[bytes], *, size: int, options: argparse.Namespace) -> subprocess.Popen:
-    """The other side in a process of its own, on the same core; it rests until asked."""
+class Reference(NamedTuple):
+    """The process of the other side, and how to talk to it."""
+
+    process: subprocess.Popen[str]
+    requests: IO[str]
+    answers: IO[str]
+
+
+def start_reference(folder: Path, images: list[bytes], *, size: int, options: argparse.Namespace) -> Reference:
+    """Start the other side in a process of its own, on the same core; it is idle until asked."""
     path = folder / "set.tfrecord"
     if not path.exists():
         code = (
             "import pickle, sys, pathlib, benchmarks.reference_input as r\n"
-            "pictures, caption, records = pickle.load(sys.stdin.buffer)\n"
-            "r.write_tfrecords(pathlib.Path(sys.argv[1]), pictures, caption=caption, records=records)"
+            "images, caption, records = pickle.load(sys.stdin.buffer)\n"
+            "r.write_tfrecords(pathlib.Path(sys.argv[1]), images, caption=caption, records=records)"
         )
-        given = pickle.dumps((pictures, _CAPTION, options.records))
+        given = pickle.dumps((images, _CAPTION, options.records))
         subprocess.run(
             [sys.executable, "-c", code, str(path)],
             input=given,
@@ -175,34 +185,35 @@ def start_reference(folder: Path, pictures: list[bytes], *, size: int, options: 
         env=_QUIET,
         cwd=_ROOT,
     )
-    if process.stdout is None or process.stdout.readline().strip() != "ready":
+    if process.stdin is None or process.stdout is None or process.stdout.readline().strip() != "ready":
         raise SystemExit("benchmarks.reference_input did not start; it needs: pip install 'clipa_eqx[tfrecord]'")
-    return process
+    return Reference(process, process.stdin, process.stdout)
 
 
-def ask(reference: subprocess.Popen) -> float:
-    """One round of the other side."""
-    reference.stdin.write("\n")
-    reference.stdin.flush()
-    return float(reference.stdout.readline())
+def ask(reference: Reference) -> float:
+    """Measure one round of the other side, in images per second."""
+    reference.requests.write("\n")
+    reference.requests.flush()
+    return float(reference.answers.readline())
 
 
-def decoder(pictures: list[bytes], *, size: int) -> Callable[[], int]:
-    """Decode from memory to at least `size` a side; crops of the stream often need a larger scale.
+def decoder(images: list[bytes], *, size: int) -> Callable[[], int]:
+    """A function that decodes 64 images from memory to at least ``size`` px per side, as fast as possible.
 
-    Of the scales that suffice the one that is fastest here: libjpeg-turbo has no vector code for those between.
+    It uses the fastest of the scales that suffice, because libjpeg-turbo has vector code for some scales only. Crops of
+    the stream often need a larger scale.
     """
-    height, width = simplejpeg.decode_jpeg_header(pictures[0])[:2]
+    height, width = map(int, simplejpeg.decode_jpeg_header(images[0])[:2])
     scales = [eighths / 8 for eighths in range(1, 9) if min(height, width) * eighths / 8 >= size] or [1.0]
-    decoders = [partial(decode, pictures[:64], height=height, width=width, scale=scale) for scale in scales]
+    decoders = [partial(decode, images[:64], height=height, width=width, scale=scale) for scale in scales]
     return max(decoders, key=lambda one: rate(one, seconds=0.3))
 
 
-def decode(pictures: list[bytes], *, height: int, width: int, scale: float) -> int:
-    least = {"min_height": math.ceil(height * scale), "min_width": math.ceil(width * scale), "min_factor": 1 / scale}
-    for picture in pictures:
-        simplejpeg.decode_jpeg(picture, "RGB", **least)
-    return len(pictures)
+def decode(images: list[bytes], *, height: int, width: int, scale: float) -> int:
+    least_height, least_width = math.ceil(height * scale), math.ceil(width * scale)
+    for image in images:
+        simplejpeg.decode_jpeg(image, "RGB", min_height=least_height, min_width=least_width, min_factor=1 / scale)
+    return len(images)
 
 
 def rate(take: Callable[[], int], *, seconds: float) -> float:
@@ -215,9 +226,9 @@ def rate(take: Callable[[], int], *, seconds: float) -> float:
 
 
 def soak(source: RecordSource, options: argparse.Namespace) -> None:
-    """One stream as training reads it, for minutes: rates and memory of all its processes each tenth of the time.
+    """Run one training stream for minutes; print rates and memory of all its processes after each tenth of the time.
 
-    Images per second of processor time stay comparable where other programs share the machine.
+    Images per second of processor time stay comparable if other programs share the machine.
     """
     size = options.sizes[0]
     image = ImageConfig(size=(size, size), color=ColorConfig())
@@ -244,12 +255,13 @@ def processes() -> list[int]:
 
 
 def cpu_seconds() -> float:
-    """Processor time that all processes have used."""
+    """Processor time that all processes have used, in seconds."""
     stats = (Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in processes())
     return sum(int(fields[11]) + int(fields[12]) for fields in stats) / os.sysconf("SC_CLK_TCK")
 
 
 def resident_mib(pid: int) -> float:
+    """Resident memory of a process in MiB."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 

@@ -59,10 +59,10 @@ def parse_options() -> argparse.Namespace:
 
 
 def make_tasks(folder: Path, options: argparse.Namespace) -> dict[str, Callable[[], object]]:
-    def converting(workers: int, **settings: object) -> Callable[[], object]:
+    def converting(workers: int, options: IngestOptions) -> Callable[[], object]:
         def run() -> None:
             source, target = str(folder / "source"), str(folder / "out")
-            convert("webdataset", source, target, options=IngestOptions(**settings), workers=workers)
+            convert("webdataset", source, target, options=options, workers=workers)
 
         return run
 
@@ -77,16 +77,17 @@ def make_tasks(folder: Path, options: argparse.Namespace) -> dict[str, Callable[
         _, problems = verify(str(folder / "kept"))
         assert problems == []
 
-    convert("webdataset", str(folder / "source"), str(folder / "kept"), options=IngestOptions(validate="header"))
+    header, full, smaller = IngestOptions(validate="header"), IngestOptions(), IngestOptions(max_side=256)
+    convert("webdataset", str(folder / "source"), str(folder / "kept"), options=header)
     several = options.workers
     return {
         "copying the files": copy,
-        "convert --validate header, 1 worker": converting(1, validate="header"),
-        f"convert --validate header, {several} workers": converting(several, validate="header"),
-        "convert --validate full, 1 worker": converting(1),
-        f"convert --validate full, {several} workers": converting(several),
-        "convert --max-side 256, 1 worker": converting(1, max_side=256),
-        f"convert --max-side 256, {several} workers": converting(several, max_side=256),
+        "convert --validate header, 1 worker": converting(1, header),
+        f"convert --validate header, {several} workers": converting(several, header),
+        "convert --validate full, 1 worker": converting(1, full),
+        f"convert --validate full, {several} workers": converting(several, full),
+        "convert --max-side 256, 1 worker": converting(1, smaller),
+        f"convert --max-side 256, {several} workers": converting(several, smaller),
         "verify, 1 worker": check,
     }
 

@@ -1,9 +1,10 @@
-"""The reference's input pipeline rebuilt with tf.data, to measure ours against (`benchmarks/input.py` starts it).
+"""The reference's input pipeline rebuilt with tf.data, to compare ours with (``benchmarks/input.py`` starts it).
 
-The ops and their order are those of CLIPA's training: TFRecord, full JPEG decode, a random box, crop, antialiased
-resize, cast to uint8, tokens, batch. tensorflow-text has no release for this TensorFlow. In place of its BertTokenizer,
-lower case, a split at spaces and punctuation, and one look-up per word stand for tokenizing: no Unicode normalization,
-no search for pieces. Nothing is shuffled. Both favor this side. The reference: docs/reference.md F8.2.
+The operations and their order are those of CLIPA's training: TFRecord, full JPEG decode, a random box, crop,
+antialiased resize, cast to uint8, tokens, batch. tensorflow-text has no release for this TensorFlow. A cheaper
+tokenizer replaces its BertTokenizer: lower case, a split at spaces and punctuation, and one look-up per word, without
+Unicode normalization and without a search for pieces. Nothing is shuffled. Both simplifications favor this
+side. The reference: docs/reference.md F8.2.
 """
 
 import argparse
@@ -20,10 +21,10 @@ from clipa_eqx.tokenizer.vocabulary import bert_pieces
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("records", type=Path, help="TFRecord file with the features jpg and txt")
-    parser.add_argument("--size", type=int, required=True, help="side of the pictures made, px")
-    parser.add_argument("--length", type=int, default=16, help="text tokens; 0 leaves tokenizing out")
+    parser.add_argument("--size", type=int, required=True, help="side of the images made, px")
+    parser.add_argument("--length", type=int, default=16, help="text tokens; 0 skips tokenizing")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--seconds", type=float, default=1.5, help="of a round")
+    parser.add_argument("--seconds", type=float, default=1.5, help="length of a round")
     options = parser.parse_args()
     batches = iter(pipeline(options.records, size=options.size, length=options.length, batch=options.batch))
     next(batches)
@@ -35,18 +36,18 @@ def main() -> None:
         print(images / elapsed, flush=True)
 
 
-def write_tfrecords(path: Path, pictures: Sequence[bytes], *, caption: str, records: int) -> None:
-    """A file as img2dataset writes it."""
+def write_tfrecords(path: Path, images: Sequence[bytes], *, caption: str, records: int) -> None:
+    """Write a file in the layout of img2dataset."""
     tf = _tensorflow()
     with tf.io.TFRecordWriter(str(path)) as writer:
         for number in range(records):
-            values = {"jpg": pictures[number % len(pictures)], "txt": caption.encode()}
+            values = {"jpg": images[number % len(images)], "txt": caption.encode()}
             feature = {name: tf.train.Feature(bytes_list=tf.train.BytesList(value=[v])) for name, v in values.items()}
             writer.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
 
 
 def pipeline(records: Path, *, size: int, length: int, batch: int) -> Any:
-    """Endless batches by one thread."""
+    """Endless batches, made by one thread."""
     tf = _tensorflow()
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)

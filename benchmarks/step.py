@@ -4,21 +4,23 @@ import argparse
 import dataclasses
 import platform
 import time
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+from jaxtyping import Array, Float
 
 from clipa_eqx.durations import RunLength
 from clipa_eqx.flops import step_flops
+from clipa_eqx.models.blocks import Remat
 from clipa_eqx.models.clip import CLIPConfig, abstract_clip
 from clipa_eqx.models.presets import PRESETS, preset
 from clipa_eqx.optim import OptimConfig, make_optimizer
 from clipa_eqx.precision import Precision
 from clipa_eqx.sharding import MeshConfig, batch_sharding, make_mesh, shardings_for
-from clipa_eqx.training.state import abstract_state, init_state
-from clipa_eqx.training.step import make_train_step
+from clipa_eqx.training.state import TrainState, abstract_state, init_state
+from clipa_eqx.training.step import TrainStep, make_train_step
 from clipa_eqx.trees import count_params
 
 
@@ -32,7 +34,7 @@ def main() -> None:
     product_seconds: list[float] = []
     product, matrix = prepare_product(options.product, precision=options.precision)
     state, _ = step(state, batch)
-    # In turns, so that whatever else the machine does hits both alike; the best of each counts.
+    # In turns, so that other load on the machine affects both alike. The best of each counts.
     for _ in range(options.rounds):
         product_seconds.append(seconds(lambda: product(matrix)))
         since = time.perf_counter()
@@ -63,17 +65,18 @@ def main() -> None:
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--preset", choices=PRESETS, default="B/16")
-    parser.add_argument("--image-size", type=int, default=64, help="side of the square picture, px")
+    parser.add_argument("--image-size", type=int, default=64, help="side of the square image, px")
     parser.add_argument("--length", type=int, default=32, help="text tokens")
     parser.add_argument("--batch", type=int, default=64, help="pairs per step")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--remat", choices=("none", "dots", "full"), default="none")
-    parser.add_argument("--product", type=int, default=3072, help="side of the square matrices of the peak")
-    parser.add_argument("--rounds", type=int, default=3, help="steps and products measured, in turns")
+    parser.add_argument("--product", type=int, default=3072, help="side of the matrices of the peak")
+    parser.add_argument("--rounds", type=int, default=3, help="measured steps and products, in turns")
     return parser.parse_args()
 
 
-def with_remat(config: CLIPConfig, remat: Any) -> CLIPConfig:
+def with_remat(config: CLIPConfig, remat: Remat) -> CLIPConfig:
+    """The config with the same rematerialization in both towers."""
     image, text = (
         dataclasses.replace(tower, blocks=dataclasses.replace(tower.blocks, remat=remat))
         for tower in (config.image, config.text)
@@ -81,8 +84,10 @@ def with_remat(config: CLIPConfig, remat: Any) -> CLIPConfig:
     return dataclasses.replace(config, image=image, text=text)
 
 
-def prepare(config: CLIPConfig, options: argparse.Namespace) -> tuple[Any, Any, Any, float]:
-    """The compiled step, a state, a batch, and how many seconds tracing and compiling took."""
+def prepare(
+    config: CLIPConfig, options: argparse.Namespace
+) -> tuple[TrainStep, TrainState, Mapping[str, Array], float]:
+    """The compiled step, a state, a batch, and the seconds of tracing and compiling."""
     mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
     optimizer = make_optimizer(OptimConfig(peak_lr=1e-4), abstract_clip(config), RunLength(total_steps=1000))
     abstract = abstract_state(config, optimizer)
@@ -103,7 +108,7 @@ def prepare(config: CLIPConfig, options: argparse.Namespace) -> tuple[Any, Any, 
         return compiled, state, batch, time.perf_counter() - since
 
 
-def prepare_product(side: int, *, precision: str) -> tuple[Any, jax.Array]:
+def prepare_product(side: int, *, precision: str) -> tuple[Callable[[Array], Array], Float[Array, "side side"]]:
     """A compiled product of a square matrix with itself."""
     matrix = jr.normal(jr.key(0), (side, side)).astype(precision)
     product = jax.jit(lambda x: x @ x)
@@ -111,13 +116,15 @@ def prepare_product(side: int, *, precision: str) -> tuple[Any, jax.Array]:
     return product, matrix
 
 
-def seconds(work: Any) -> float:
+def seconds(work: Callable[[], Array]) -> float:
+    """Seconds until the result of a computation is ready."""
     since = time.perf_counter()
     jax.block_until_ready(work())
     return time.perf_counter() - since
 
 
 def share(part: float, whole: float) -> str:
+    """A share in percent, as text."""
     return f"{100 * part / whole:.0f} %"
 
 

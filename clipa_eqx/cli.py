@@ -1,4 +1,4 @@
-"""What all scripts share: exit codes, messages and logging."""
+"""Exit codes, messages and logging of all programs."""
 
 import contextlib
 import logging
@@ -11,29 +11,29 @@ from types import FrameType
 from clipa_eqx.errors import ClipaError
 
 OK, FAILED, USAGE = 0, 1, 2
-"""Done; anything else went wrong; the user's mistake, said in one message."""
+"""Exit codes: done; any other failure; a mistake of the user, reported in one message."""
 
 _log = logging.getLogger(__name__)
 
 
 def run(main: Callable[[], object]) -> int:
-    """Call a script's ``main`` and return its exit code, for ``sys.exit(run(main))``.
+    """Call a program's ``main`` and return its exit code, for ``sys.exit(run(main))``.
 
-    A ``ClipaError`` becomes one message on standard error and 2, Ctrl-C 130, a bug its traceback and 1. What ``main``
-    returns is the code if it is an int.
+    A ``ClipaError`` becomes one message on standard error and 2, Ctrl-C becomes 130, and a bug becomes its traceback
+    and 1. Otherwise the code is what ``main`` returns, or 0 if that is not an int.
     """
     set_up_logging()
     try:
         code = main()
     except ClipaError as error:
         _log.debug("traceback of the user's error", exc_info=True)
-        _say(f"error: {error}")
+        _print_error(f"error: {error}")
         return USAGE
     except KeyboardInterrupt:
-        _say("interrupted")
+        _print_error("interrupted")
         return 130
     except BrokenPipeError:
-        # The reader of our output has gone, as in `show.py ... | head`.
+        # The reader of standard output is gone, as in `show.py ... | head`.
         sys.stderr.close()
         return FAILED
     except Exception:
@@ -42,18 +42,18 @@ def run(main: Callable[[], object]) -> int:
     return code if isinstance(code, int) else OK
 
 
-def exit_on_sigterm(said: str) -> None:
-    """From now on SIGTERM ends the program by an exception, with 143 and this message, so that it tidies up.
+def exit_on_sigterm(message: str) -> None:
+    """Make SIGTERM raise SystemExit(143) after printing ``message``, so that the program cleans up before it ends.
 
-    So does SIGHUP with 129, as when a terminal is closed; under `nohup`, which ignores it, it stays ignored.
+    SIGHUP, sent when a terminal is closed, does the same with 129. Under ``nohup``, which ignores it, it stays ignored.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_IGN)  # tidying up is not cut short
-        # Not through sys.stderr, which may be in the middle of a write. After a closed terminal nobody listens, and an
-        # OSError in place of SystemExit would pass for one of the work that was interrupted.
+        signal.signal(number, signal.SIG_IGN)  # a second signal must not interrupt the cleaning up
+        # Not through sys.stderr, which may be in the middle of a write. If the terminal is closed, writing fails; an
+        # OSError instead of SystemExit would look like an error of the interrupted work.
         with contextlib.suppress(OSError):
-            os.write(2, f"{said}\n".encode())
+            os.write(2, f"{message}\n".encode())
         raise SystemExit(128 + number)
 
     signal.signal(signal.SIGTERM, stop)
@@ -61,14 +61,17 @@ def exit_on_sigterm(said: str) -> None:
         signal.signal(signal.SIGHUP, stop)
 
 
-def _say(text: str) -> None:
-    """Print on standard error, or nowhere if its reader has gone: the exit code tells it too."""
+def _print_error(text: str) -> None:
+    """Print on standard error, or nowhere if its reader is gone: the exit code reports the error too."""
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr)
 
 
 def set_up_logging(*, process_index: int = 0) -> None:
-    """INFO from process 0, WARNING from others with their number; call it again once the number is known."""
+    """Log to standard error: INFO from process 0, WARNING with their number from others.
+
+    Call it again once the number of the process is known.
+    """
     prefix = "" if process_index == 0 else f"[process {process_index}] "
     logging.basicConfig(
         level=logging.INFO if process_index == 0 else logging.WARNING,
@@ -77,5 +80,5 @@ def set_up_logging(*, process_index: int = 0) -> None:
         stream=sys.stderr,
         force=True,
     )
-    for chatty in ("absl", "jax", "orbax"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    for verbose in ("absl", "jax", "orbax"):
+        logging.getLogger(verbose).setLevel(logging.WARNING)

@@ -11,58 +11,27 @@ Expect:    79.1 % zero-shot ImageNet top-1 with LAION-2B, 81.8 % with DataComp-1
 
 from dataclasses import replace
 
-from clipa_eqx.data.images.augment import ImageConfig
-from clipa_eqx.data.images.color import ColorConfig
-from clipa_eqx.data.images.evaluation import EvalImageConfig
-from clipa_eqx.data.prefetch import StreamConfig
-from clipa_eqx.durations import Duration
-from clipa_eqx.evals.zero_shot import ZeroShotConfig
-from clipa_eqx.experiment import DataConfig, DataSource, ExperimentConfig, InitConfig
-from clipa_eqx.models.presets import preset
-from clipa_eqx.optim import OptimConfig
-from clipa_eqx.precision import Precision
-from clipa_eqx.schedules import Cosine
-from clipa_eqx.sharding import MeshConfig
+from clipa_eqx import ColorConfig, ExperimentConfig, InitConfig, MeshConfig, preset
+from clipa_eqx.recipes import finetune_stage
 
 
 def config() -> ExperimentConfig:
-    batch_size = 16_384
-    steps = 131_072_000 // batch_size
-    warmup_steps = 26_214_400 // batch_size
     model = preset("H/14", image_size=336, length=32)
     model = replace(
         model,
         image=replace(model.image, blocks=replace(model.image.blocks, remat="full"), mask_ratio=0.4),
         text=replace(model.text, blocks=replace(model.text.blocks, remat="full")),
     )
-    return ExperimentConfig(
-        model=model,
-        data=DataConfig(
-            sources=(DataSource(folder="data/laion2b"),),
-            image=ImageConfig(size=(336, 336), color=ColorConfig()),
-            # Per host; it changes no batch. Set it to what the hosts have.
-            stream=StreamConfig(workers=32, threads=2),
-        ),
-        optim=OptimConfig(
-            peak_lr=1e-7 * batch_size / 256,  # 6.4e-6
-            schedules=((".*", Cosine(warmup=Duration(steps=warmup_steps))),),
-            mu_dtype="bfloat16",
-        ),
-        batch_size=batch_size,
-        duration=Duration(steps=steps),
+    return finetune_stage(
+        model,
+        init=InitConfig(source="runs/h14_224px_t32"),
+        records="data/laion2b",
+        batch_size=16_384,
+        pairs=131_072_000,
+        base_lr=1e-7,  # peak 6.4e-6
+        warmup_pairs=26_214_400,
+        color=ColorConfig(),
+        mu_dtype="bfloat16",
         # Parameters and both moments take 9 GiB; each device holds an eighth.
         mesh=MeshConfig(fsdp=8),
-        # On a TPU the reference multiplies in bfloat16 too, but keeps activations in float32.
-        precision=Precision(compute="bfloat16"),
-        init=InitConfig(source="runs/h14_224px_t32"),
-        eval_image=EvalImageConfig(size=(336, 336), resize="squash"),
-        zero_shot=(
-            ZeroShotConfig(
-                data="data/imagenet_val",
-                class_names="imagenet",
-                batch_size=1024,
-                every_steps=1000,
-            ),
-        ),
-        loss="sharded",
     )

@@ -12,58 +12,25 @@ Notes:     Captions and prompts are cut to 8 tokens by part of speech (nouns fir
 
 from dataclasses import replace
 
-from clipa_eqx.data.images.augment import ImageConfig
-from clipa_eqx.data.images.color import ColorConfig
-from clipa_eqx.data.images.evaluation import EvalImageConfig
-from clipa_eqx.data.prefetch import StreamConfig
-from clipa_eqx.durations import Duration
-from clipa_eqx.evals.zero_shot import ZeroShotConfig
-from clipa_eqx.experiment import DataConfig, DataSource, ExperimentConfig
-from clipa_eqx.models.presets import preset
-from clipa_eqx.optim import OptimConfig
-from clipa_eqx.precision import Precision
-from clipa_eqx.schedules import Cosine
-from clipa_eqx.sharding import MeshConfig
+from clipa_eqx import ColorConfig, Duration, ExperimentConfig, MeshConfig, preset
+from clipa_eqx.recipes import pretrain_stage
 
 
 def config() -> ExperimentConfig:
     batch_size = 65_536
-    # 10,000 times the 1,281,167 pictures of ImageNet: 12.8 billion pairs.
-    steps = 10_000 * 1_281_167 // batch_size
     model = preset("H/14", image_size=70, length=8)
-    model = replace(
+    model = replace(model, image=replace(model.image, blocks=replace(model.image.blocks, remat="full")))
+    return pretrain_stage(
         model,
-        image=replace(model.image, blocks=replace(model.image.blocks, remat="full")),
-    )
-    return ExperimentConfig(
-        model=model,
-        data=DataConfig(
-            sources=(DataSource(folder="data/laion2b"),),
-            image=ImageConfig(size=(70, 70), color=ColorConfig()),
-            text_reduction="syntax",
-            # Per host; it changes no batch. Set it to what the hosts have.
-            stream=StreamConfig(workers=32, threads=2),
-        ),
-        optim=OptimConfig(
-            peak_lr=8e-6 * batch_size / 256,  # 2.048e-3
-            schedules=((".*", Cosine(warmup=Duration(steps=3200))),),
-            mu_dtype="bfloat16",
-        ),
+        records="data/laion2b",
         batch_size=batch_size,
-        duration=Duration(steps=steps),
+        # 10,000 times the 1,281,167 images of ImageNet: 12.8 billion pairs.
+        duration=Duration(steps=10_000 * 1_281_167 // batch_size),
+        base_lr=8e-6,  # peak 2.048e-3
+        warmup=Duration(steps=3200),
+        text_reduction="syntax",
+        color=ColorConfig(),
+        mu_dtype="bfloat16",
         # Parameters and both moments take 9 GiB; each device holds an eighth.
         mesh=MeshConfig(fsdp=8),
-        # On a TPU the reference multiplies in bfloat16 too, but keeps activations in float32.
-        precision=Precision(compute="bfloat16"),
-        eval_image=EvalImageConfig(size=(70, 70)),
-        zero_shot=(
-            ZeroShotConfig(
-                data="data/imagenet_val",
-                class_names="imagenet",
-                batch_size=1024,
-                text_reduction="syntax",
-                every_steps=1000,
-            ),
-        ),
-        loss="sharded",
     )

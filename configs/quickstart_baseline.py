@@ -1,4 +1,4 @@
-"""`make quickstart-baseline`: the training time of both stages of the quickstart, spent at full size only.
+"""`make quickstart-baseline`: as much training time as both stages of the quickstart, at full size only.
 
 Command:   make quickstart-baseline
 Hardware:  two CPU cores
@@ -8,8 +8,7 @@ Expect:    see there
 
 import dataclasses
 
-from clipa_eqx.durations import Duration
-from clipa_eqx.experiment import ExperimentConfig
+from clipa_eqx import Duration, ExperimentConfig
 from configs import quickstart_pretrain as pretrain
 from configs import quickstart_tune as tune
 

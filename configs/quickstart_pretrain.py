@@ -1,30 +1,35 @@
-"""Stage 1 of `make quickstart`: many cheap steps on drawings at 16 px (5 image tokens) and 4 text tokens.
+"""Stage 1 of `make quickstart`: many cheap steps on icons at 16 px (5 image tokens) and 4 text tokens.
 
 Command:   make quickstart        (or: python scripts/train.py configs/quickstart_pretrain.py --workdir DIR)
 Hardware:  two CPU cores
 Time:      see "Quickstart result" in README.md
-Expect:    see there; the data are made by scripts/quickstart.py
+Expect:    see there; scripts/quickstart.py makes the data
 """
 
-from clipa_eqx.data.images.affine import AffineConfig
-from clipa_eqx.data.images.augment import ImageConfig
-from clipa_eqx.data.images.evaluation import EvalImageConfig
-from clipa_eqx.durations import Duration
-from clipa_eqx.evals.zero_shot import ZeroShotConfig
-from clipa_eqx.experiment import CheckpointConfig, DataConfig, DataSource, ExperimentConfig
-from clipa_eqx.models.blocks import BlockConfig
-from clipa_eqx.models.clip import CLIPConfig
-from clipa_eqx.models.text import TextConfig
-from clipa_eqx.models.vision import VisionConfig
-from clipa_eqx.optim import OptimConfig
-from clipa_eqx.schedules import Cosine
+from clipa_eqx import (
+    AffineConfig,
+    BlockConfig,
+    CheckpointConfig,
+    CLIPConfig,
+    Cosine,
+    DataConfig,
+    DataSource,
+    Duration,
+    EvalImageConfig,
+    ExperimentConfig,
+    ImageConfig,
+    OptimConfig,
+    TextConfig,
+    VisionConfig,
+    ZeroShotConfig,
+)
 
 DATA = "runs/quickstart/data"
 VOCAB_SIZE = 2000
 
 
 def model(*, image_size: int, length: int) -> CLIPConfig:
-    """Both stages' towers; image positions are computed, the learned text positions are resized between them."""
+    """The towers of a stage. Image positions are computed; learned text positions are resized between the stages."""
     return CLIPConfig(
         image=VisionConfig(
             blocks=BlockConfig(width=128, depth=4, mlp_dim=512, heads=4),
@@ -44,7 +49,7 @@ def model(*, image_size: int, length: int) -> CLIPConfig:
 
 
 def data(*, image_size: int) -> DataConfig:
-    """Whole drawings, turned, scaled and shifted; no colors (docs/quickstart.md says why)."""
+    """Complete icons, rotated, scaled and shifted; no color jitter (docs/quickstart.md says why)."""
     return DataConfig(
         sources=(DataSource(folder=f"{DATA}/train"),),
         image=ImageConfig(
@@ -58,6 +63,7 @@ def data(*, image_size: int) -> DataConfig:
 
 
 def optim(peak_lr: float) -> OptimConfig:
+    """The optimizer of a stage: cosine with 5 % of warm-up."""
     return OptimConfig(
         peak_lr=peak_lr,
         schedules=((".*", Cosine(warmup=Duration(fraction=0.05))),),

@@ -8,9 +8,7 @@ Expect:    see there
 
 import dataclasses
 
-from clipa_eqx.data.images.evaluation import EvalImageConfig
-from clipa_eqx.durations import Duration
-from clipa_eqx.experiment import ExperimentConfig, InitConfig
+from clipa_eqx import Duration, EvalImageConfig, ExperimentConfig, InitConfig
 from configs import quickstart_pretrain as pretrain
 
 

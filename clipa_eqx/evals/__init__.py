@@ -1,1 +1,1 @@
-"""Scores of trained models."""
+"""Zero-shot classification: scores of trained models."""

@@ -1,4 +1,4 @@
-"""Pictures ranked against the embeddings of the classes, and counted exactly over batches and processes."""
+"""Ranking of images against class embeddings, counted exactly over batches and processes."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,9 +21,17 @@ _RANKS = 5
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ZeroShotResult:
-    """Counts over all processes; ``sample_id`` and ``predictions`` (best first) are those of this process's pictures.
+    """Counts over all processes, and the predictions of this process.
 
-    ``per_class_count[c]`` pictures carry label c, of which ``per_class_correct[c]`` were counted right at rank 1.
+    Attributes:
+        count: images scored.
+        correct_top1: images with one of their labels at rank 1.
+        correct_top5: images with one of their labels within rank 5.
+        per_class_count: images with label c.
+        per_class_correct: images with label c that were right at rank 1.
+        sample_id: indices of this process's images in the record folder.
+        predictions: their likeliest classes, best first; 5, or all if there are fewer classes.
+        about: what was scored (JSON).
     """
 
     count: int
@@ -37,14 +45,16 @@ class ZeroShotResult:
 
     @property
     def top1(self) -> float:
+        """Fraction of images right at rank 1."""
         return self.correct_top1 / self.count
 
     @property
     def top5(self) -> float:
+        """Fraction of images right within rank 5."""
         return self.correct_top5 / self.count
 
     def to_json(self, *, with_predictions: bool = False) -> dict[str, Any]:
-        """Plain JSON: scores, counts, per-class counts, what was scored, and on request each picture's classes."""
+        """Scores, counts and what was scored, as JSON; on request also the likeliest classes of each image."""
         content: dict[str, Any] = {
             "top1": self.top1,
             "top5": self.top5,
@@ -66,13 +76,17 @@ def score(
     class_embeddings: Float[np.ndarray, "classes embed"],
     batches: Iterable[Batch],
 ) -> ZeroShotResult:
-    """Rank the classes for each picture and count, in integers, each unmasked row once.
+    """Rank the classes for each image, and count each unmasked row once, in integers.
 
-    A batch holds ``image`` uint8, ``label`` (rows, or rows by labels padded with -1; any of them is right), ``mask``
-    and ``sample_id``. Of equal similarities the lower class comes first, also for classes with equal embeddings.
+    If similarities are equal, the lower class comes first, also for classes with equal embeddings.
+
+    Args:
+        encode_image: uint8[batch height width 3] to unit embeddings [at least batch, embed].
+        batches: ``image`` uint8[batch height width 3], ``label`` int[batch] or int[batch labels] padded with -1 (each
+            of them counts as right), ``mask`` bool[batch] and ``sample_id`` int[batch].
 
     Raises:
-        DataError: a row without a label, a label that is no class, or no rows at all.
+        DataError: a row has no label, a label has no class, or there are no rows.
         NonFiniteError: an embedding is NaN or infinite.
     """
     classes = len(class_embeddings)
@@ -92,7 +106,7 @@ def score(
         predictions.append(ranked)
     totals = sum_processes(counts)
     if totals[0] == 0:
-        raise DataError("zero-shot: the record set has no pictures; nothing to score")
+        raise DataError("zero-shot: the record folder has no images; nothing to score")
     return ZeroShotResult(
         count=int(totals[0]),
         correct_top1=int(totals[1]),
@@ -108,13 +122,13 @@ def sum_processes(values: Int[np.ndarray, "*shape"] | Float[np.ndarray, "*shape"
     """The sum of an array over all processes, on each of them."""
     if jax.process_count() == 1:
         return values
-    # jax holds 32 bits by default; counts of pictures fit into int32.
+    # jax uses 32 bits by default; counts of images fit into int32.
     narrow = values.astype(np.int32 if values.dtype.kind == "i" else np.float32)
     return np.asarray(multihost_utils.process_allgather(narrow)).astype(values.dtype).sum(axis=0)
 
 
 def _one_late(encode_image: EncodeImages, batches: Iterable[Batch]) -> Iterator[tuple[Array | np.ndarray, Batch]]:
-    """Each batch with its embeddings, after the next one was sent off: the host ranks while the devices encode."""
+    """Each batch with its embeddings, after the next one was dispatched: the host ranks while the devices encode."""
     pending: tuple[Array | np.ndarray, Batch] | None = None
     for batch in batches:
         encoded = encode_image(batch["image"])
@@ -126,7 +140,7 @@ def _one_late(encode_image: EncodeImages, batches: Iterable[Batch]) -> Iterator[
 
 
 def _lowest_equal(class_embeddings: Float[np.ndarray, "classes embed"]) -> Int[np.ndarray, " classes"]:
-    """Per class the lowest class with the same embedding, itself if there is none."""
+    """For each class, the lowest class with the same embedding."""
     first: dict[bytes, int] = {}
     return np.array([first.setdefault(row.tobytes(), at) for at, row in enumerate(class_embeddings)], np.int64)
 
@@ -159,7 +173,7 @@ def _checked_labels(batch: Batch, mask: np.ndarray, *, classes: int) -> Int[np.n
     labels = batch["label"].reshape(len(mask), -1)[mask]
     for sample, row in zip(batch["sample_id"][mask], labels, strict=True):
         if (row < 0).all():
-            raise DataError(f"zero-shot: record {sample} has no label; score a labeled set, or leave such records out")
+            raise DataError(f"zero-shot: record {sample} has no label; score labeled records only")
         if row.max() >= classes or row.min() < -1:
             raise DataError(
                 f"zero-shot: record {sample} has labels {row.tolist()} but there are {classes} class names; "

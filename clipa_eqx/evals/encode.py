@@ -1,4 +1,4 @@
-"""Embeddings of whole batches on any mesh, for scoring: uint8 pictures or tokens in, unit vectors out."""
+"""Embeddings of batches on any mesh, for scoring: uint8 images or tokens in, unit vectors out."""
 
 import functools
 import math
@@ -15,10 +15,10 @@ from clipa_eqx.models.device_pixels import normalize_on_device
 def encode_images(
     model: CLIP, images: UInt8[np.ndarray, "batch height width 3"], *, mesh: Mesh | None = None
 ) -> Float[Array, "padded embed"]:
-    """Unit float32 embeddings of this process's pictures; read them with ``local_rows``.
+    """Unit float32 embeddings of this process's images; read them with ``local_rows``.
 
-    With a mesh the batch is padded with zeros to the next multiple of the devices that split it, and each of its
-    processes must pass as many rows. The work is not waited for. One compilation per shape of the batch.
+    With a mesh, the batch is padded with zeros to the next multiple of the devices that split it, and all processes
+    must pass the same number of rows. The call returns before the work is done. One compilation per batch shape.
     """
     batch, axes = _place(images, mesh)
     with jax.set_mesh(mesh):
@@ -28,7 +28,7 @@ def encode_images(
 def encode_texts(
     model: CLIP, tokens: Int[np.ndarray, "batch length"], *, mesh: Mesh | None = None
 ) -> Float[Array, "padded embed"]:
-    """Unit float32 embeddings of this process's tokenized texts; as ``encode_images``."""
+    """Unit float32 embeddings of this process's tokenized texts; otherwise like ``encode_images``."""
     batch, axes = _place(tokens, mesh)
     with jax.set_mesh(mesh):
         return _encode_texts(model, batch, axes=axes)
@@ -45,7 +45,7 @@ def local_rows(
 
 
 def batch_axes(mesh: Mesh) -> tuple[str, ...]:
-    """Axes of a mesh that split the batch: "data" and "fsdp" as far as it has them."""
+    """Axes of a mesh that split the batch: those of "data" and "fsdp" that it has."""
     return tuple(axis for axis in ("data", "fsdp") if axis in mesh.axis_names)
 
 
@@ -77,5 +77,5 @@ def _encode_texts(
 
 
 def _keep_split(rows: Float[Array, "batch embed"], axes: tuple[str, ...]) -> Float[Array, "batch embed"]:
-    # Embeddings split like the input, so that each process reads the rows it passed in.
+    # Embeddings are split like the input, so that each process reads the rows it passed in.
     return jax.lax.with_sharding_constraint(rows, PartitionSpec(axes, None)) if axes else rows

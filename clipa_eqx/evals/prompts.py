@@ -1,4 +1,4 @@
-"""Class names and prompt templates of zero-shot scoring, and the sentences made of them."""
+"""Class names and prompt templates for zero-shot scoring, and the sentences made from them."""
 
 import functools
 import json
@@ -17,33 +17,43 @@ _DELETE_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def named_templates(name: PromptSet) -> tuple[str, ...]:
-    """Templates of a published set, each with one ``{}``; a set is data in ``assets/prompt_templates.json``.
+    """Templates of a published set, each with one ``{}``; the sets are in ``assets/prompt_templates.json``.
 
-    ``clip_paper`` (81) is ``open_clip`` (80, OpenAI's notebook) plus the bare name, as the reference scores;
-    ``clip_best`` has 8, ``class_name_only`` 1. Scores of the 80 and of the 81 differ slightly.
+    ``clip_paper`` has 81: the 80 of ``open_clip`` (OpenAI's notebook) and the bare name, as the reference scores.
+    ``clip_best`` has 8, ``class_name_only`` 1. Scores with 80 and with 81 templates differ slightly.
+
+    Raises:
+        ConfigError: there is no such set.
     """
     sets = cast(dict[str, list[str]], _asset("prompt_templates.json"))
     if name not in sets:
-        raise ConfigError(f"templates={name!r} is no prompt set; take one of {sorted(sets)} or list the templates")
+        raise ConfigError(f"templates={name!r} is no prompt set; use one of {sorted(sets)} or list the templates")
     return tuple(sets[name])
 
 
 def named_class_names(name: ClassNameSet) -> tuple[str, ...]:
     """Class names of ImageNet (1000, OpenAI's notebook, in label order) or of its A and R subsets (200 each).
 
-    ImageNet's list holds "missile" and "sunglasses" twice: their classes cannot be told apart, and the lower wins.
+    ImageNet's list has "missile" and "sunglasses" twice. Such twins get the same embedding, and the lower class wins.
+
+    Raises:
+        ConfigError: there is no such list.
     """
     imagenet = cast(list[str], _asset("imagenet_class_names.json")["imagenet"])
     if name == "imagenet":
         return tuple(imagenet)
     subsets = cast(dict[str, list[int]], _asset("imagenet_class_names.json"))
     if name not in subsets:
-        raise ConfigError(f"class_names={name!r} is no list of class names; take one of {sorted(subsets)}")
+        raise ConfigError(f"class_names={name!r} is no list of class names; use one of {sorted(subsets)}")
     return tuple(imagenet[index] for index in subsets[name])
 
 
 def read_class_names(path: str) -> tuple[str, ...]:
-    """Class names from a UTF-8 text file, one per line in label order; DataError on a missing file or empty line."""
+    """Class names from a UTF-8 text file, one per line in label order.
+
+    Raises:
+        DataError: the file cannot be read, is empty, or has an empty line.
+    """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -56,7 +66,7 @@ def read_class_names(path: str) -> tuple[str, ...]:
 
 
 def canonicalize(text: str, *, keep: Literal["", ",", "{}"] = "") -> str:
-    """Lower case without ASCII punctuation (except ``keep``); underscores and runs of white space become one space.
+    """Lower case without ASCII punctuation (except ``keep``); underscores and consecutive white space become one space.
 
     Source: ``evaluators/proj/image_text/prompt_engineering.py`` of the reference. Hyphens vanish ("t-shirt" ->
     "tshirt").
@@ -67,12 +77,12 @@ def canonicalize(text: str, *, keep: Literal["", ",", "{}"] = "") -> str:
 
 
 def canonical_class_names(names: Sequence[str]) -> tuple[str, ...]:
-    """Class names as the reference scores them; commas, which separate synonyms, survive."""
+    """Class names as the reference scores them; commas, which separate synonyms, are kept."""
     return tuple(canonicalize(name, keep=",") for name in names)
 
 
 def canonical_templates(templates: Sequence[str]) -> tuple[str, ...]:
-    """Templates as the reference scores them; the ``{}`` survives."""
+    """Templates as the reference scores them; the ``{}`` is kept."""
     return tuple(canonicalize(template, keep="{}") for template in templates)
 
 
@@ -83,10 +93,11 @@ def class_prompts(
     canonical: bool = True,
     first_name_only: bool = True,
 ) -> list[list[str]]:
-    """Per class its sentences: for each of its names (separated by commas, or only the first) every template.
+    """The sentences of each class: every template with every name (or only the first of names separated by commas).
 
-    Raises ConfigError for a template without ``{}`` and for no templates, DataError for no classes or a class whose
-    name is empty (after canonicalization).
+    Raises:
+        ConfigError: a template has no ``{}``, or there are no templates.
+        DataError: there are no classes, or a name is empty (after canonicalization).
 
     >>> class_prompts(["Fire_Truck, fire engine"], ["a photo of a {}.", "{}"])
     [['a photo of a fire truck', 'fire truck']]
@@ -106,9 +117,7 @@ def class_prompts(
     for label, (given, name) in enumerate(zip(class_names, shown, strict=True)):
         synonyms = name.split(",")[:1] if first_name_only else name.split(",")
         if not all(synonym.strip() for synonym in synonyms):
-            raise DataError(
-                f"class {label} is named {given!r}, of which nothing is left to put into a prompt; rename it"
-            )
+            raise DataError(f"class {label} is named {given!r}, which leaves nothing to put into a prompt; rename it")
         prompts.append([pattern.replace("{}", synonym) for synonym in synonyms for pattern in patterns])
     return prompts
 

@@ -1,4 +1,4 @@
-"""Zero-shot classification: from a record set, prompts and a model to a score."""
+"""Zero-shot classification: from a record folder, prompts and a model to a score."""
 
 import dataclasses
 import hashlib
@@ -36,19 +36,25 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroShotConfig:
-    """One labeled record set and how it is scored.
+    """A folder of labeled records, and how a model is scored on it.
 
     Attributes:
-        data: folder of records whose ``label`` indexes the class names. Several labels of one picture stand in
-            ``extra["labels"]`` as text, "3,17"; any of them counts as right.
-        templates: a published prompt set, or the templates themselves, each with ``{}`` for the name.
-        class_names: the manifest's, a published list, or "file" with ``class_names_file``, one name per line.
-        canonicalize: lower case, no punctuation, as the reference scores; False keeps names and templates as written.
-        first_name_only: of names such as "tabby, tabby cat" use the first; False averages over all.
-        batch_size: pictures (and prompts) at once over all devices; it changes no count.
+        data: folder of records whose ``label`` indexes the class names. An image with several labels has them as text
+            in ``extra["labels"]``, such as "3,17"; each of them counts as right.
+        templates: name of a published prompt set, or the templates themselves, each with ``{}`` for the class name.
+        class_names: "manifest" takes those of the record folder, "file" those of ``class_names_file`` (one name per
+            line); the other values are published lists.
+        canonicalize: lower case without punctuation, as the reference scores; False keeps names and templates as
+            written.
+        first_name_only: use only the first of names such as "tabby, tabby cat"; False averages over all of them.
+        batch_size: images (and prompts) at once over all devices; it changes no count.
         text_reduction: how prompts longer than the text tower are cut.
-        max_labels: labels of the picture with the most.
-        every_steps: score in the training loop each so many steps; None scores at its end only.
+        max_labels: most labels that one image has.
+        every_steps: period of scoring in the training loop, in steps; None scores at its end only.
+
+    Raises:
+        ConfigError: a field is out of range, a template has no ``{}``, or ``class_names_file`` does not fit
+            ``class_names``.
     """
 
     data: str
@@ -76,7 +82,12 @@ class ZeroShotConfig:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ZeroShotTask:
-    """All of a scoring that does not depend on the model: made once, run at each evaluation."""
+    """Everything that scoring needs except the model and the images; made once, used by each evaluation.
+
+    Attributes:
+        tokens: ids of the prompts of each class, one array per class.
+        about: what was scored (JSON), with hashes of the config and of the prompts.
+    """
 
     config: ZeroShotConfig
     class_names: tuple[str, ...]
@@ -87,9 +98,18 @@ class ZeroShotTask:
 def prepare_zero_shot(
     config: ZeroShotConfig, *, manifest_class_names: Sequence[str] | None, tokenizer: Tokenizer, length: int
 ) -> ZeroShotTask:
-    """Class names, prompts and their tokens (``length`` per prompt, that of the text tower).
+    """Make the prompts of all classes and tokenize them.
 
-    Raises ConfigError for bad templates, DataError where the record set has no class names or one is empty.
+    Args:
+        manifest_class_names: ``source.manifest.class_names`` of the record folder, in label order.
+        length: tokens per prompt, that of the text tower.
+
+    Returns:
+        A task whose ``tokens[c]`` is int32[prompts of class c, length].
+
+    Raises:
+        ConfigError: a template has no ``{}``, or there is none.
+        DataError: there are no class names, one of them is empty, or their file cannot be read.
     """
     names = _class_names(config, manifest_class_names)
     templates = named_templates(config.templates) if isinstance(config.templates, str) else config.templates
@@ -118,9 +138,20 @@ def prepare_zero_shot(
 def evaluate_zero_shot(
     model: CLIP, task: ZeroShotTask, batches: Iterable[Mapping[str, np.ndarray]], *, mesh: Mesh | None = None
 ) -> ZeroShotResult:
-    """Score a model on the batches of ``eval_stream(source, ZeroShotTransform(...), batch_size=...)``.
+    """Score a model on labeled images.
 
-    The model's arrays live on ``mesh`` (any sharding) or, without a mesh, on one device.
+    Args:
+        model: its arrays are on ``mesh`` (any sharding) or, without a mesh, on one device.
+        task: what ``prepare_zero_shot`` returned.
+        batches: those of ``eval_stream(source, ZeroShotTransform(...), batch_size=...)``: ``image`` uint8[batch height
+            width 3], ``label`` int32[batch labels] padded with -1, ``mask`` bool[batch], ``sample_id`` int64[batch].
+
+    Returns:
+        Counts over all processes. Each process must pass as many batches of the same size.
+
+    Raises:
+        DataError: a row has no label, a label has no class, or there are no rows.
+        NonFiniteError: an embedding is NaN or infinite.
     """
     embeddings = class_embeddings(
         partial(encode_texts, model, mesh=mesh), task.tokens, batch_size=task.config.batch_size
@@ -131,13 +162,18 @@ def evaluate_zero_shot(
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroShotTransform:
-    """Record to the row that ``score`` takes; ``picture`` decodes and sizes the image bytes. Picklable if it is."""
+    """A record as a row of a batch: ``image`` uint8[height width 3] and ``label`` int32[max_labels], padded with -1.
 
-    picture: Callable[[bytes], UInt8[np.ndarray, "height width 3"]]
+    Attributes:
+        prepare_image: from encoded bytes to pixels at the size of the model. The transform can be pickled if it can.
+        max_labels: most labels that one image has.
+    """
+
+    prepare_image: Callable[[bytes], UInt8[np.ndarray, "height width 3"]]
     max_labels: int = 1
 
     def __call__(self, record: Record) -> dict[str, np.ndarray]:
-        """Raises DataError for a record without a label or with more than ``max_labels``."""
+        """The row of a record. Raises DataError if it has no label, or more than ``max_labels``."""
         labels = _labels(record)
         if len(labels) > self.max_labels:
             raise DataError(
@@ -146,16 +182,25 @@ class ZeroShotTransform:
             )
         row = np.full((self.max_labels,), -1, np.int32)
         row[: len(labels)] = labels
-        return {"image": self.picture(record.image), "label": row}
+        return {"image": self.prepare_image(record.image), "label": row}
 
 
 def class_embeddings(
     encode_text: EncodeTexts, tokens: Sequence[Int32[np.ndarray, "_ length"]], *, batch_size: int
 ) -> Float[np.ndarray, "classes embed"]:
-    """Per class the mean of its prompts' unit embeddings, divided by (1e-8 + its norm).
+    """The mean of each class's unit prompt embeddings, divided by (1e-8 + its norm), in float32.
 
-    ``tokens[c]`` holds the prompts of class c. Classes with the same prompts get bit-equal embeddings. Processes share
-    the work. Source: ``evaluators/proj/image_text/discriminative_classifier.py`` of the reference.
+    Classes with the same prompts get bit-equal embeddings. Processes share the work.
+
+    Args:
+        encode_text: int32[batch length] to unit embeddings [at least batch, embed].
+        tokens: ``tokens[c]`` holds the prompts of class c.
+        batch_size: prompts at once over all processes.
+
+    Raises:
+        DataError: there are no prompts.
+
+    Source: ``evaluators/proj/image_text/discriminative_classifier.py`` of the reference.
     """
     first_class: dict[bytes, int] = {}
     row_of_class = [first_class.setdefault(prompts.tobytes(), len(first_class)) for prompts in tokens]
@@ -186,7 +231,7 @@ def _labels(record: Record) -> tuple[int, ...]:
         except ValueError as error:
             raise DataError(f"record {record.key!r}: extra['labels'] must be like '3,17', got {text!r}") from error
     if record.label is None:
-        raise DataError(f"record {record.key!r} has no label; zero-shot scoring needs a labeled set")
+        raise DataError(f"record {record.key!r} has no label; zero-shot scoring needs labeled records")
     return (record.label,)
 
 

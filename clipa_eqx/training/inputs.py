@@ -101,7 +101,7 @@ def prepare_evaluations(config: ExperimentConfig, tokenizer: Tokenizer) -> tuple
 def eval_batches(config: ExperimentConfig, evaluation: Evaluation) -> BatchIterator:
     """This process's rows of an evaluation set, each record once over all processes."""
     transform = ZeroShotTransform(
-        picture=partial(eval_image, config=config.eval_image), max_labels=evaluation.config.max_labels
+        prepare_image=partial(eval_image, config=config.eval_image), max_labels=evaluation.config.max_labels
     )
     return eval_stream(
         evaluation.source,

@@ -142,7 +142,7 @@ def test_bad_records_are_named_by_the_stream(tmp_path):
     good = [Record(key=f"good-{i}", image=picture(i), captions=("a cat",), label=0) for i in range(3)]
     write_records([*good, Record(key="broken", image=b"\xff\xd8\xff no picture", label=0)], tmp_path / "set")
     source = open_records(tmp_path / "set")
-    evaluate = ZeroShotTransform(picture=functools.partial(eval_image, config=EvalImageConfig(size=(8, 8))))
+    evaluate = ZeroShotTransform(prepare_image=functools.partial(eval_image, config=EvalImageConfig(size=(8, 8))))
     with pytest.raises(DataError, match=r"shard-00000\.array_record, record 3, key 'broken': cannot"):
         list(eval_stream(source, evaluate, batch_size=2))
     with pytest.raises(DataError, match=r"key 'broken': the record has no caption"):

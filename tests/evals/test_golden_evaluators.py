@@ -74,7 +74,7 @@ def test_image_embeddings_equal_the_reference(recording):
     ours = np.concatenate(
         [
             local_rows(encode_images(model, batch["image"], mesh=mesh), rows=len(batch["image"]))[batch["mask"]]
-            for batch in picture_batches(about, label="labels")
+            for batch in image_batches(about, label="labels")
         ]
     )
     np.testing.assert_allclose(ours, recorded["image_embedding"], rtol=0, atol=EMBEDDING_ATOL)
@@ -104,7 +104,7 @@ def test_zero_shot_predictions_and_counts_equal_the_reference(recording, case):
     expected = about["results"][case]
     task = prepare_case(about, case)
     label = {"single": "labels", "multilabel": "multilabels"}[case.split("/")[0]]
-    result = evaluate_zero_shot(model, task, picture_batches(about, label=label), mesh=mesh)
+    result = evaluate_zero_shot(model, task, image_batches(about, label=label), mesh=mesh)
     check_result(result, expected, recorded, case)
 
 
@@ -115,7 +115,7 @@ def test_recorded_embeddings_give_the_recorded_counts(recording, case):
     images = iter(np.array_split(recorded["image_embedding"], range(7, len(recorded["image_embedding"]), 7)))
     batches = (
         {"image": rows, "label": labels, "mask": np.ones(len(rows), bool), "sample_id": np.arange(len(rows))}
-        for rows, labels in zip(images, np.array_split(pictures()[label], range(7, 10**6, 7)), strict=False)
+        for rows, labels in zip(images, np.array_split(recorded_images()[label], range(7, 10**6, 7)), strict=False)
     )
     result = score(lambda rows: rows, recorded[f"{case}/average_embedding"], batches)
     check_result(result, about["results"][case], recorded, case)
@@ -168,8 +168,8 @@ def prepare_case(about, case):
     )
 
 
-def picture_batches(about, *, label):
-    size, sized, labels = about["batch_size"], sized_pictures(about["res"]), pictures()[label]
+def image_batches(about, *, label):
+    size, sized, labels = about["batch_size"], sized_images(about["res"]), recorded_images()[label]
     for start in range(0, len(sized), size):
         missing = max(0, start + size - len(sized))
         yield {
@@ -181,10 +181,10 @@ def picture_batches(about, *, label):
 
 
 @functools.cache
-def sized_pictures(res):
+def sized_images(res):
     """Images resized as most recipes score: the shorter side to ``res``, then the center (docs/reference.md F5.1)."""
-    names = sorted(name for name in pictures() if name.startswith("image_"))
-    smaller = [resize_small(pictures()[name], shorter=res, method="bilinear", antialias=True) for name in names]
+    names = sorted(name for name in recorded_images() if name.startswith("image_"))
+    smaller = [resize_small(recorded_images()[name], shorter=res, method="bilinear", antialias=True) for name in names]
     return np.stack([central_crop(image, size=(res, res)) for image in smaller])
 
 
@@ -193,5 +193,5 @@ def tokenizer():
     return Tokenizer.bert()
 
 
-def pictures():
+def recorded_images():
     return goldens.load_npz("evaluators/images.npz")

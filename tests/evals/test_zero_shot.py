@@ -33,7 +33,7 @@ from clipa_eqx.models.vision import VisionConfig
 from clipa_eqx.tokenizer import Tokenizer
 
 NAMES = ("cat", "dog", "fire truck", "tree", "house", "cup", "sun", "key", "boat", "dog")
-PICTURES, SIZE, LENGTH, CLASSES = 23, 8, 6, len(NAMES)
+IMAGES, SIZE, LENGTH, CLASSES = 23, 8, 6, len(NAMES)
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +52,11 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def rows():
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (PICTURES, SIZE, SIZE, 3), np.uint8)
-    labels = np.full((PICTURES, 2), -1, np.int32)
-    labels[:, 0] = rng.integers(0, CLASSES, PICTURES)
+    images = rng.integers(0, 256, (IMAGES, SIZE, SIZE, 3), np.uint8)
+    labels = np.full((IMAGES, 2), -1, np.int32)
+    labels[:, 0] = rng.integers(0, CLASSES, IMAGES)
     labels[::3, 1] = (labels[::3, 0] + 4) % CLASSES
-    return {"image": images, "label": labels, "sample_id": np.arange(PICTURES)}
+    return {"image": images, "label": labels, "sample_id": np.arange(IMAGES)}
 
 
 def batches(rows, size):
@@ -83,7 +83,7 @@ def toy(rows):
 
 
 @pytest.mark.parametrize("size", [1, 3, 7, 23, 64])
-def test_counts_equal_a_loop_over_single_pictures(rows, toy, size):
+def test_counts_equal_a_loop_over_single_images(rows, toy, size):
     encode, classes = toy
     top1 = top5 = 0
     for image, labels in zip(rows["image"], rows["label"], strict=True):
@@ -92,8 +92,8 @@ def test_counts_equal_a_loop_over_single_pictures(rows, toy, size):
         top1 += order[0] in labels
         top5 += bool(set(order[:5]) & set(labels.tolist()))
     result = score(encode, classes, batches(rows, size))
-    assert (result.count, result.correct_top1, result.correct_top5) == (PICTURES, top1, top5)
-    assert 0 < top1 < top5 < PICTURES
+    assert (result.count, result.correct_top1, result.correct_top5) == (IMAGES, top1, top5)
+    assert 0 < top1 < top5 < IMAGES
     np.testing.assert_array_equal(result.sample_id, rows["sample_id"])
     assert result.per_class_count.sum() == (rows["label"] >= 0).sum()
 
@@ -105,12 +105,12 @@ def test_counts_equal_a_loop_over_single_pictures(rows, toy, size):
 def test_scores_do_not_depend_on_batch_size_or_devices(model, tokenizer, rows, shape, size):
     config = ZeroShotConfig(data="toy", templates="clip_best", batch_size=size)
     task = prepare_zero_shot(config, manifest_class_names=NAMES, tokenizer=tokenizer, length=LENGTH)
-    expected = evaluate_zero_shot(model, task, batches(rows, PICTURES))
+    expected = evaluate_zero_shot(model, task, batches(rows, IMAGES))
     mesh = make_mesh(*shape)
     placed = jax.device_put(model, NamedSharding(mesh, PartitionSpec()))
     result = evaluate_zero_shot(placed, task, batches(rows, size), mesh=mesh)
     np.testing.assert_array_equal(result.predictions, expected.predictions)
-    assert (result.count, result.top1, result.top5) == (PICTURES, expected.top1, expected.top5)
+    assert (result.count, result.top1, result.top5) == (IMAGES, expected.top1, expected.top5)
 
 
 def test_encoders_shard_the_batch_and_drop_its_padding(model, rows):
@@ -119,8 +119,8 @@ def test_encoders_shard_the_batch_and_drop_its_padding(model, rows):
     found = encode_images(placed, rows["image"], mesh=mesh)
     assert found.shape[0] == 24
     assert {shard.data.shape[0] for shard in found.addressable_shards} == {3}
-    plain = local_rows(encode_images(model, rows["image"]), rows=PICTURES)
-    np.testing.assert_allclose(local_rows(found, rows=PICTURES), plain, rtol=0, atol=1e-6)
+    plain = local_rows(encode_images(model, rows["image"]), rows=IMAGES)
+    np.testing.assert_allclose(local_rows(found, rows=IMAGES), plain, rtol=0, atol=1e-6)
 
 
 def test_fsdp_sharded_weights_give_the_same_embeddings(model, rows):
@@ -132,11 +132,11 @@ def test_fsdp_sharded_weights_give_the_same_embeddings(model, rows):
         return jax.device_put(leaf, NamedSharding(mesh, spec))
 
     found = encode_images(jax.tree.map(place, model), rows["image"], mesh=mesh)
-    plain = local_rows(encode_images(model, rows["image"]), rows=PICTURES)
-    np.testing.assert_allclose(local_rows(found, rows=PICTURES), plain, rtol=0, atol=1e-6)
+    plain = local_rows(encode_images(model, rows["image"]), rows=IMAGES)
+    np.testing.assert_allclose(local_rows(found, rows=IMAGES), plain, rtol=0, atol=1e-6)
 
 
-def test_encoding_is_compiled_once_for_a_whole_evaluation(model, tokenizer, rows):
+def test_encoding_is_compiled_once_for_a_complete_evaluation(model, tokenizer, rows):
     config = ZeroShotConfig(data="toy", templates=("{} alone", "one {}"), batch_size=5)
     task = prepare_zero_shot(config, manifest_class_names=NAMES, tokenizer=tokenizer, length=LENGTH)
     evaluate_zero_shot(model, task, batches(rows, 5))
@@ -178,11 +178,11 @@ def test_fewer_than_five_classes_are_all_ranked(toy, rows):
     encode, classes = toy
     rows = rows | {"label": rows["label"][:, 0] % 3}
     result = score(encode, classes[:3], batches(rows, 4))
-    assert result.predictions.shape == (PICTURES, 3)
+    assert result.predictions.shape == (IMAGES, 3)
     assert result.top5 == 1.0
 
 
-def test_record_set_is_scored_from_disk_with_its_own_class_names(tmp_path, model, tokenizer, rows):
+def test_a_record_folder_is_scored_from_disk_with_its_own_class_names(tmp_path, model, tokenizer, rows):
     records = [
         Record(key=f"{at}", image=image.tobytes(), extra={"labels": ",".join(str(n) for n in labels if n >= 0)})
         for at, (image, labels) in enumerate(zip(rows["image"], rows["label"], strict=True))
@@ -193,15 +193,15 @@ def test_record_set_is_scored_from_disk_with_its_own_class_names(tmp_path, model
     task = prepare_zero_shot(
         config, manifest_class_names=source.manifest.class_names, tokenizer=tokenizer, length=LENGTH
     )
-    transform = pickle.loads(pickle.dumps(ZeroShotTransform(picture=from_raw, max_labels=2)))
+    transform = pickle.loads(pickle.dumps(ZeroShotTransform(prepare_image=from_raw, max_labels=2)))
     with eval_stream(source, transform, batch_size=5, config=StreamConfig(threads=0)) as stream:
         result = evaluate_zero_shot(model, task, stream)
-    expected = evaluate_zero_shot(model, task, batches(rows, PICTURES))
+    expected = evaluate_zero_shot(model, task, batches(rows, IMAGES))
     np.testing.assert_array_equal(result.predictions, expected.predictions)
     content = json.loads(json.dumps(result.to_json(with_predictions=True)))
     assert content["correct_top1"] == expected.correct_top1
-    assert (content["count"], content["class_count"], content["template_count"]) == (PICTURES, CLASSES, 1)
-    assert content["sample_id"] == list(range(PICTURES))
+    assert (content["count"], content["class_count"], content["template_count"]) == (IMAGES, CLASSES, 1)
+    assert content["sample_id"] == list(range(IMAGES))
 
 
 def from_raw(data):
@@ -259,9 +259,9 @@ def test_synonyms_multiply_the_prompts():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"label": np.full((PICTURES, 2), -1)}, "no label"),
-        ({"label": np.full((PICTURES,), CLASSES)}, f"there are {CLASSES} class names"),
-        ({"label": np.full((PICTURES, 2), [0, -2])}, "class names"),
+        ({"label": np.full((IMAGES, 2), -1)}, "no label"),
+        ({"label": np.full((IMAGES,), CLASSES)}, f"there are {CLASSES} class names"),
+        ({"label": np.full((IMAGES, 2), [0, -2])}, "class names"),
     ],
 )
 def test_bad_labels_are_an_error(toy, rows, change, message):
@@ -272,16 +272,16 @@ def test_bad_labels_are_an_error(toy, rows, change, message):
 
 def test_padding_needs_no_valid_label(toy, rows):
     encode, classes = toy
-    batch = next(batches(rows, PICTURES + 1))
+    batch = next(batches(rows, IMAGES + 1))
     batch["label"][-1] = 10**6
-    assert score(encode, classes, [batch]).count == PICTURES
+    assert score(encode, classes, [batch]).count == IMAGES
 
 
 @pytest.mark.parametrize("is_padded", [True, False])
 def test_an_empty_set_is_an_error(toy, rows, is_padded):
     encode, classes = toy
     batch = next(batches(rows, 4)) | {"mask": np.zeros(4, bool)}
-    with pytest.raises(DataError, match="no pictures"):
+    with pytest.raises(DataError, match="no images"):
         score(encode, classes, [batch] if is_padded else [])
 
 
@@ -292,7 +292,7 @@ def test_non_finite_embeddings_are_an_error(toy, rows):
 
 
 def test_records_without_usable_labels_are_an_error():
-    transform = ZeroShotTransform(picture=lambda data: np.zeros((1, 1, 3), np.uint8))
+    transform = ZeroShotTransform(prepare_image=lambda data: np.zeros((1, 1, 3), np.uint8))
     for record, message in (
         (Record(key="r7", image=b""), "'r7' has no label"),
         (Record(key="r7", image=b"", extra={"labels": "1;2"}), "must be like"),

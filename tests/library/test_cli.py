@@ -1,4 +1,4 @@
-"""Exit codes of the scripts, also where nobody reads standard error any more."""
+"""Exit codes and messages of programs, also if the reader of standard error is gone."""
 
 import os
 import signal
@@ -8,7 +8,9 @@ import sys
 import pytest
 from support.paths import ROOT
 
-WORK = '''"""Work that takes an error of the system for one of its input, and then tells the user's mistake."""
+from clipa_eqx.cli import run
+
+WORK = '''"""A program that takes an OSError for an error of its input, and ends in the way that its argument names."""
 import select
 import sys
 
@@ -20,23 +22,24 @@ def main():
     exit_on_sigterm("terminated")
     try:
         print("ready", flush=True)
-        # In short waits: a signal just before a wait is heard after it.
+        # Short waits: a signal that arrives just before a wait is handled after it.
         while not select.select([sys.stdin], [], [], 0.05)[0]:
             pass
     except OSError:
         return 0
-    raise KeyboardInterrupt if sys.argv[1:] == ["interrupt"] else ClipaError("a mistake")
+    end = {"interrupt": KeyboardInterrupt(), "bug": ZeroDivisionError("a bug"), "mistake": ClipaError("a mistake")}
+    raise end[sys.argv[1]]
 
 
 sys.exit(run(main))
 '''
 
 
-def start_without_terminal(*argv):
-    """The work, when it is under way and the terminal that it writes errors to is closed."""
+def start_without_terminal(end="mistake"):
+    """Start the program; once it runs, close the terminal that it writes errors to."""
     outer, inner = os.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-c", WORK, *argv],
+        [sys.executable, "-c", WORK, end],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=inner,
@@ -61,3 +64,28 @@ def test_mistakes_and_ctrl_c_keep_their_codes_after_the_terminal_has_closed(end,
     with start_without_terminal(end) as process:
         process.stdin.close()
         assert process.wait(timeout=20) == code
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "has_traceback"), [("mistake", 2, False), ("interrupt", 130, False), ("bug", 1, True)]
+)
+def test_only_a_bug_shows_a_traceback(end, code, has_traceback):
+    done = subprocess.run(
+        [sys.executable, "-c", WORK, end],
+        input="",
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        timeout=60,
+    )
+    assert done.returncode == code
+    assert ("Traceback" in done.stderr) == has_traceback
+    message = {"mistake": "error: a mistake\n", "interrupt": "interrupted\n", "bug": "a bug\n"}[end]
+    assert done.stderr.endswith(message)
+    assert has_traceback or done.stderr == message
+
+
+@pytest.mark.parametrize(("returned", "code"), [(None, 0), (1, 1), (0, 0), ("text", 0)])
+def test_the_code_is_what_main_returns_if_it_is_an_int(monkeypatch, returned, code):
+    monkeypatch.setattr("clipa_eqx.cli.set_up_logging", lambda: None)  # it would change the logging of all tests
+    assert run(lambda: returned) == code

@@ -1,8 +1,7 @@
-"""A mistake of the user is one clear message and exit code 2, and overwrites nothing."""
+"""Mistakes of the user in a training run: one clear message, exit code 2, and no file overwritten."""
 
-import importlib.util
+import functools
 import json
-import logging
 import os
 import shutil
 import subprocess
@@ -15,7 +14,7 @@ from support.paths import ROOT
 from clipa_eqx.cli import run
 from clipa_eqx.data.array_record_writer import write_records
 from clipa_eqx.data.mixture import shuffled_order
-from clipa_eqx.training import loop
+from clipa_eqx.programs.train import main
 from clipa_eqx.training.metrics import read_metrics
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -29,27 +28,14 @@ def config():
 '''
 
 
-@pytest.fixture(autouse=True)
-def logging_as_before():
-    """Scripts set up logging for their process, which here is the tests'."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:], root.level = handlers, level
-
-
 @pytest.fixture
-def train_script(tmp_path, monkeypatch, capsys):
-    """Call scripts/train.py with flags; gives (exit code, what it said as an error)."""
-    spec = importlib.util.spec_from_file_location("train_script", ROOT / "scripts" / "train.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+def train(tmp_path, capsys):
+    """Call the command with flags; gives (exit code, error message)."""
     config = tmp_path / "run.py"
     config.write_text(CONFIG)
 
     def call(*flags, config=config):
-        monkeypatch.setattr(sys, "argv", ["train.py", str(config), *map(str, flags)])
-        code = run(script.main)
+        code = run(functools.partial(main, [str(config), *map(str, flags)]))
         errors = capsys.readouterr().err.split("error: ")[1:]
         assert len(errors) == (code == 2), errors
         return code, errors[0] if errors else ""
@@ -59,8 +45,8 @@ def train_script(tmp_path, monkeypatch, capsys):
 
 @pytest.fixture
 def one_device(monkeypatch):
-    """A machine with one device, and the step compiled once for all tests."""
-    monkeypatch.setattr(loop, "train", tiny_runs.train_on_one_device)
+    """A machine with one device; the step is compiled once for all tests."""
+    monkeypatch.setattr("clipa_eqx.programs.training_run.train", tiny_runs.train_on_one_device)
 
 
 @pytest.fixture(scope="module")
@@ -87,20 +73,20 @@ def contents(folder):
         (["--data.vocab", "/nowhere/vocab.txt"], ["/nowhere/vocab.txt"]),
     ],
 )
-def test_mistakes_in_the_config_are_found_before_a_work_folder_is_made(train_script, tmp_path, flags, words):
-    code, error = train_script("--workdir", tmp_path / "work", *flags)
+def test_mistakes_in_the_config_are_found_before_a_run_folder_is_made(train, tmp_path, flags, words):
+    code, error = train("--workdir", tmp_path / "work", *flags)
     assert code == 2
     assert [word for word in words if word not in error] == [], error
     assert not (tmp_path / "work").exists()
 
 
-def test_a_forgotten_work_folder_and_a_missing_config_file_are_named(train_script, tmp_path):
-    assert "--workdir is missing" in train_script()[1]
-    code, error = train_script("--workdir", tmp_path / "work", config=tmp_path / "none.py")
+def test_a_missing_run_folder_and_a_missing_config_file_are_reported(train, tmp_path):
+    assert "--workdir is missing" in train()[1]
+    code, error = train("--workdir", tmp_path / "work", config=tmp_path / "none.py")
     assert (code, "none.py" in error) == (2, True)
 
 
-def test_the_script_as_a_process_says_one_message_and_ends_with_2(tmp_path):
+def test_the_script_as_a_process_reports_one_message_and_ends_with_2(tmp_path):
     config = tmp_path / "run.py"
     config.write_text(CONFIG)
     done = subprocess.run(
@@ -116,75 +102,75 @@ def test_the_script_as_a_process_says_one_message_and_ends_with_2(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_the_work_folder_of_another_run_is_refused_with_every_difference(train_script, finished, one_device):
+def test_the_run_folder_of_another_run_is_refused_with_every_difference(train, finished, one_device):
     before = contents(finished)
-    code, error = train_script("--workdir", finished, "--optim.peak-lr", "0.5", "--seed", "9", "--log-every-steps", "3")
+    code, error = train("--workdir", finished, "--optim.peak-lr", "0.5", "--seed", "9", "--log-every-steps", "3")
     assert code == 2
     lines = [line.strip() for line in error.splitlines()[1:] if line.strip()]
     assert lines == ["optim/peak_lr: 0.001 there, 0.5 now", "seed: 0 there, 9 now"]
     assert contents(finished) == before
 
 
-def test_other_data_under_the_same_name_is_another_run(train_script, finished, one_device, tmp_path):
+def test_other_data_under_the_same_name_is_another_run(train, finished, one_device, tmp_path):
     write_records(tiny_runs.make_records(30), tmp_path / "records")
     before = contents(finished)
-    code, error = train_script("--workdir", finished, "--data.sources.0.folder", tmp_path / "records")
+    code, error = train("--workdir", finished, "--data.sources.0.folder", tmp_path / "records")
     assert (code, "the data's hash" in error) == (2, True)
     assert contents(finished) == before
 
 
-def test_a_folder_that_is_no_run_is_left_alone(train_script, tmp_path):
+def test_a_folder_that_is_no_run_is_left_alone(train, tmp_path):
     notes = tmp_path / "notes"
     notes.mkdir()
     (notes / "todo.txt").write_text("water the plants")
-    code, error = train_script("--workdir", notes)
+    code, error = train("--workdir", notes)
     assert (code, "is not empty and has no config.json" in error) == (2, True)
-    code, error = train_script("--workdir", notes / "todo.txt")
+    code, error = train("--workdir", notes / "todo.txt")
     assert (code, "is a file" in error) == (2, True)
     assert contents(notes) == {notes / "todo.txt": b"water the plants"}
 
 
-def test_a_foreign_config_json_is_left_alone(train_script, finished):
+def test_a_foreign_config_json_is_left_alone(train, finished):
     before = contents(finished)
-    code, error = train_script("--workdir", finished / "model")
+    code, error = train("--workdir", finished / "model")
     assert (code, "is not the record of a run" in error) == (2, True)
     assert contents(finished) == before
 
 
-def test_a_run_that_never_did_a_step_does_not_keep_its_folder(train_script, tmp_path, one_device):
+def test_a_run_that_never_did_a_step_does_not_keep_its_folder(train, tmp_path, one_device):
     work = tmp_path / "work"
-    code, error = train_script("--workdir", work, "--init-from", tmp_path / "nowhere")
+    code, error = train("--workdir", work, "--init-from", tmp_path / "nowhere")
     assert (code, "nowhere is neither a work folder" in error) == (2, True)
     assert (work / "config.json").exists()
-    assert train_script("--workdir", work)[0] == 0
+    assert train("--workdir", work)[0] == 0
 
 
-def test_a_checkpoint_of_another_architecture_is_refused(train_script, finished, one_device, tmp_path):
+def test_a_checkpoint_of_another_architecture_is_refused(train, finished, one_device, tmp_path):
     work = tmp_path / "work"
     shutil.copytree(finished, work)
     record = json.loads((work / "config.json").read_text())
     record["config"]["model"]["image"]["blocks"]["mlp_dim"] = 32
     (work / "config.json").write_text(json.dumps(record))
     before = contents(work / "checkpoints") | contents(work / "model")
-    code, error = train_script("--workdir", work, "--model.image.blocks.mlp-dim", "32")
+    code, error = train("--workdir", work, "--model.image.blocks.mlp-dim", "32")
     assert code == 2
     assert "checkpoint 12" in error
     assert "model/image/blocks/mlp_dim: 64 there, 32 now" in error
     assert contents(work / "checkpoints") | contents(work / "model") == before
 
 
-def test_a_damaged_metric_log_is_refused_and_kept(train_script, finished, one_device, tmp_path):
+def test_a_damaged_metric_log_is_refused_and_kept(train, finished, one_device, tmp_path):
     work = tmp_path / "work"
     shutil.copytree(finished, work)
     log = work / "metrics.jsonl"
     log.write_text("no json\n" + log.read_text())
     before = log.read_bytes()
-    code, error = train_script("--workdir", work)
+    code, error = train("--workdir", work)
     assert (code, "metrics.jsonl line 1 is damaged" in error) == (2, True)
     assert log.read_bytes() == before
 
 
-def test_a_corrupt_record_ends_the_run_by_name_and_a_mended_one_goes_on(train_script, one_device, tmp_path):
+def test_a_corrupt_record_ends_the_run_by_name_and_a_repaired_one_resumes_it(train, one_device, tmp_path):
     good = tmp_path / "good"
     bad = tmp_path / "bad"
     records = list(tiny_runs.make_records(tiny_runs.RECORDS))
@@ -195,15 +181,15 @@ def test_a_corrupt_record_ends_the_run_by_name_and_a_mended_one_goes_on(train_sc
     write_records(records, good)
     shutil.copytree(good, bad)
     shard = next(bad.glob("*.array_record"))
-    # Cut the picture's end into zeros; file size, manifest and index stay.
-    data, picture = shard.read_bytes(), records[broken].image
-    assert data.count(picture) == 1
-    shard.write_bytes(data.replace(picture, picture[:40] + bytes(len(picture) - 40)))
+    # Overwrite the image's end with zeros; file size, manifest and index stay.
+    data, image = shard.read_bytes(), records[broken].image
+    assert data.count(image) == 1
+    shard.write_bytes(data.replace(image, image[:40] + bytes(len(image) - 40)))
     work = tmp_path / "work"
-    code, error = train_script("--workdir", work, "--data.sources.0.folder", bad)
+    code, error = train("--workdir", work, "--data.sources.0.folder", bad)
     assert code == 2
     assert f"record {broken}" in error
     assert [line["step"] for line in read_metrics(work / "metrics.jsonl")][-1] in (4, 5, 6)
     assert not (work / "model").exists()
-    assert train_script("--workdir", work, "--data.sources.0.folder", good)[0] == 0
+    assert train("--workdir", work, "--data.sources.0.folder", good)[0] == 0
     assert [line["step"] for line in read_metrics(work / "metrics.jsonl")] == list(range(1, 13))

@@ -1,4 +1,4 @@
-"""The contact sheet shows what training sees: the stream's own pixels, captions, and tokens as text."""
+"""The contact sheet shows what training sees: the pixels of the stream, captions, and tokens as text."""
 
 import os
 import subprocess
@@ -17,9 +17,9 @@ from clipa_eqx.data.array_record_writer import write_records
 from clipa_eqx.data.mixture import Mixture
 from clipa_eqx.data.records import Record
 from clipa_eqx.errors import ConfigError
+from clipa_eqx.programs import contact_sheet
+from clipa_eqx.programs.show import main
 from clipa_eqx.training.inputs import load_tokenizer, open_sources, train_batches, train_transform
-from scripts import contact_sheet
-from scripts.show import main
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def run(tmp_path):
     return config, open_sources(config), train_transform(config, tokenizer), path
 
 
-def test_a_sheet_holds_the_first_pictures_of_the_run_pixel_by_pixel(run, tmp_path):
+def test_a_sheet_holds_the_first_images_of_the_run_pixel_by_pixel(run, tmp_path):
     config, mixture, transform, _ = run
     contact_sheet.write_sheet(tmp_path / "sheet.png", mixture, transform, samples=8, seed=config.seed)
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
@@ -89,8 +89,8 @@ def test_the_script_draws_configs_and_data_folders(run, tmp_path, capsys):
         sheet = tmp_path / "sheets" / f"{Path(target).name}.jpg"
         main([str(target), "--sheet", str(sheet), "--samples", "7"])
         assert f"7 samples drawn to {sheet}" in capsys.readouterr().out
-        with Image.open(sheet) as picture:
-            assert picture.width > 6 * contact_sheet._CELL
+        with Image.open(sheet) as drawn:
+            assert drawn.width > 6 * contact_sheet._CELL
     assert [file.suffix for file in (tmp_path / "sheets").iterdir()] == [".jpg", ".jpg"]
 
 
@@ -102,8 +102,8 @@ def test_a_data_folder_alone_gives_manifest_and_sheet(run, tmp_path, monkeypatch
         out = capsys.readouterr().out
         assert "rows: " in out
         assert f"3 samples drawn to {name}" in out
-        with Image.open(tmp_path / name) as picture:
-            assert picture.width > 3 * contact_sheet._CELL
+        with Image.open(tmp_path / name) as drawn:
+            assert drawn.width > 3 * contact_sheet._CELL
 
 
 def test_the_script_runs_as_a_program(run, tmp_path):
@@ -115,15 +115,15 @@ def test_the_script_runs_as_a_program(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "error", "said"),
+    ("flags", "error", "message"),
     [
         (["--sheet", "x.bmp"], ConfigError, "ends in .png"),
         (["--sheet", "x.png", "--samples", "0"], ConfigError, "at least 1"),
         (["--sheet", "/proc/none/x.png"], ConfigError, "cannot be written"),
     ],
 )
-def test_a_sheet_that_cannot_be_drawn_says_why(run, flags, error, said):
-    with pytest.raises(error, match=said):
+def test_a_sheet_that_cannot_be_drawn_reports_why(run, flags, error, message):
+    with pytest.raises(error, match=message):
         main([run[0].data.sources[0].folder, *flags])
 
 

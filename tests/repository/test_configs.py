@@ -1,6 +1,6 @@
-"""The run files in configs/: they load, describe the published models, and stay what they were.
+"""The files in configs/: they load, describe the published models, and resolve to their recorded texts.
 
-After a wanted change write a golden text again:
+After an intended change, record a text again:
     python scripts/train.py configs/X.py --print-config > tests/repository/golden_configs/X.json
 """
 
@@ -21,7 +21,7 @@ from clipa_eqx.trees import count_params
 
 GOLDEN = Path(__file__).parent / "golden_configs"
 FILES = {path.stem: path for path in sorted((ROOT / "configs").glob("*.py"))}
-# The quickstart's files are tuned on this repository's own data; these follow the published recipes.
+# Files that follow the published recipes. Those of the quickstart are tuned on its own data.
 RECIPES = sorted(name for name in FILES if not name.startswith("quickstart"))
 
 # Parameters of both towers and the temperature with 32 text tokens, and the width of the text tower.
@@ -35,7 +35,7 @@ PUBLISHED = {
 LAION_400M = 400_000_000
 
 # Peak learning rate, batch size, steps, warm-up steps, image tokens in training: from the reference's files.
-# 1,281,167 pictures times 10,000 are 12.8 billion pairs.
+# 1,281,167 images times 10,000 are 12.8 billion pairs.
 DERIVED = {
     "h14_70px_t8": (2.048e-3, 65536, 195490, 3200, 1 + 25),
     "h14_84px_t8": (2.048e-3, 65536, 195490, 3200, 1 + 36),
@@ -62,11 +62,21 @@ def test_every_file_loads_and_its_record_gives_it_back(name):
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_file_says_how_to_run_it_and_what_to_expect(name):
-    said = ast.get_docstring(ast.parse(FILES[name].read_text(encoding="utf-8"))) or ""
+    docstring = ast.get_docstring(ast.parse(FILES[name].read_text(encoding="utf-8"))) or ""
     for label in ("Command:", "Hardware:", "Expect:"):
-        assert label in said
-    assert f"configs/{name}.py" in said or "make quickstart" in said
-    assert "Hours:" in said or "Time:" in said
+        assert label in docstring
+    assert f"configs/{name}.py" in docstring or "make quickstart" in docstring
+    assert "Hours:" in docstring or "Time:" in docstring
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_needs_few_imports(name):
+    imports = [node for node in ast.walk(ast.parse(FILES[name].read_text(encoding="utf-8"))) if is_import(node)]
+    assert 1 <= len(imports) <= 3
+
+
+def is_import(node):
+    return isinstance(node, ast.Import | ast.ImportFrom)
 
 
 @pytest.mark.parametrize("name", RECIPES)

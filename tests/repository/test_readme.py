@@ -5,6 +5,7 @@ import io
 import re
 import shlex
 import tomllib
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -87,7 +88,9 @@ def test_a_command_names_programs_flags_and_files_that_exist(command):
         _, program, *arguments = command
         if program == "-m":
             program = f"{arguments.pop(0).replace('.', '/')}.py"
-        source = (ROOT / program).read_text(encoding="utf-8")
+        # The thin files in scripts/ call the library's programs, which define the flags.
+        flags = Path("clipa_eqx") / "programs" / Path(program).name
+        source = (ROOT / (flags if (ROOT / flags).exists() else program)).read_text(encoding="utf-8")
         if arguments and arguments[0].startswith("configs/"):
             parser = argparse.ArgumentParser(allow_abbrev=False)
             for flag, action in re.findall(r'add_argument\(\s*"(--[a-z-]+)"(.*store_true)?', source):

@@ -12,6 +12,7 @@ from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.errors import ConversionError
 from clipa_eqx.json_config import to_json
 from clipa_eqx.models.presets import PRESETS, T5X_TEXT, preset
+from clipa_eqx.programs.show import main as show
 from clipa_eqx.saved.model import save_model
 from conversion.flax_clipa.names import flax_rules
 from conversion.flax_clipa.shapes import FlaxLayout, flax_facts
@@ -20,7 +21,6 @@ from conversion.weights.numerics import PROFILES
 from conversion.weights.released import RELEASED
 from conversion.weights.rules import foreign_tensors
 from conversion.weights.tensors import TensorInfo
-from scripts.show import main as show
 
 FULL = {"image_pool": "gap", "text_pool": "last", "image_position": "sincos2d", "image_size": 16}
 

@@ -1,4 +1,4 @@
-"""A picture of training samples: what the model sees, the record's captions, and the tokens as text again."""
+"""A contact sheet of training samples: the image that the model sees, the captions, and the tokens as text again."""
 
 import textwrap
 from collections.abc import Sequence
@@ -30,9 +30,18 @@ def write_sheet(
     seed: int,
     on_bad_record: OnBadRecord = "error",
 ) -> None:
-    """Draw the first samples that training with this seed sees; PNG, JPEG or WebP by the file's name.
+    """Draw the first samples that training with this seed sees.
 
-    Pictures are enlarged by repeating pixels. A labeled record without captions is shown with its class name.
+    Images are enlarged by repeating pixels. A labeled record without captions is shown with its class name.
+
+    Args:
+        path: file to write; the format follows its ending: ``.png``, ``.jpg``, ``.jpeg`` or ``.webp``.
+        samples: how many.
+        on_bad_record: "substitute" logs a damaged record and draws another.
+
+    Raises:
+        ConfigError: the file's ending or ``samples`` is wrong, or the file cannot be written.
+        DataError: a record is damaged.
     """
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise ConfigError(f"--sheet is {path}; give a name that ends in .png, .jpg or .webp")
@@ -40,7 +49,7 @@ def write_sheet(
         raise ConfigError(f"--samples is {samples}; it must be at least 1")
     named = tuple(_Named(folder=source.folder, manifest=source.manifest) for source in mixture.sources)
     mixture = replace(mixture, sources=named)
-    # Samples are numbered through, so one batch of them shows what batches of any size begin with.
+    # Sample numbers do not depend on the batch size, so one batch shows the first samples of any run.
     stream = train_stream(
         mixture, transform, batch_size=samples, seed=seed, on_bad_record=on_bad_record, config=StreamConfig(threads=0)
     )
@@ -64,7 +73,7 @@ def write_sheet(
 
 
 class _Named(RecordSource):
-    """A set in which a record that has a label only has its class name for a caption."""
+    """Records in which the class name stands in for captions where a record has only a label."""
 
     def read_each(self, indices: Sequence[int]) -> list[Record | DataError]:
         return [
@@ -80,14 +89,14 @@ class _Named(RecordSource):
 def _cell(pixels: np.ndarray, *, title: str, caption: str, tokens: str) -> Image.Image:
     height, width = pixels.shape[:2]
     factor = max(1, _CELL // max(height, width))
-    picture = Image.fromarray(np.ascontiguousarray(pixels)).resize(
+    shown = Image.fromarray(np.ascontiguousarray(pixels)).resize(
         (width * factor, height * factor), Image.Resampling.NEAREST
     )
-    if max(picture.size) > _CELL:
-        picture.thumbnail((_CELL, _CELL))
+    if max(shown.size) > _CELL:
+        shown.thumbnail((_CELL, _CELL))
     lines = 1 + _CAPTION_LINES + _TOKEN_LINES
     cell = Image.new("RGB", (_CELL, _CELL + lines * _LINE + 2), "white")
-    cell.paste(picture, ((_CELL - picture.width) // 2, (_CELL - picture.height) // 2))
+    cell.paste(shown, ((_CELL - shown.width) // 2, (_CELL - shown.height) // 2))
     draw, font = ImageDraw.Draw(cell), ImageFont.load_default(_FONT)
     y = _CELL + 2
     for text, count, color in (

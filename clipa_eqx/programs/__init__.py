@@ -1,0 +1,1 @@
+"""The commands ``clipa-train``, ``clipa-evaluate`` and ``clipa-show``: each parses its flags, then imports its work."""

@@ -1,0 +1,114 @@
+"""Text that describes a config, a model folder, a run folder or a record folder, line by line."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import AbstractMesh
+
+from clipa_eqx.data.manifest import read_manifest
+from clipa_eqx.experiment import ExperimentConfig
+from clipa_eqx.json_config import from_json, to_json
+from clipa_eqx.models.clip import CLIP, CLIPConfig, abstract_clip
+from clipa_eqx.saved.description import PREPROCESS_FILE, PROVENANCE_FILE, load_model_config
+from clipa_eqx.sharding import AXES, MeshConfig, describe_shardings
+from clipa_eqx.training.metrics import read_metrics
+from clipa_eqx.training.run_folder import CHECKPOINTS_NAME, CONFIG_NAME, METRICS_NAME, MODEL_NAME, read_record
+from clipa_eqx.trees import count_params, leaves_by_path
+
+MeshSizes = tuple[int, int, int]
+"""Devices along the axes data, fsdp and tensor."""
+
+
+def describe_config(config: ExperimentConfig, mesh: MeshSizes | None) -> Iterator[str]:
+    """A run's config as JSON, and the parameters of its model."""
+    yield _json(to_json(config))
+    yield from describe_parameters(config.model, mesh)
+
+
+def describe_model(folder: Path, mesh: MeshSizes | None) -> Iterator[str]:
+    """A model folder: config, image preprocessing and provenance as JSON, and the parameters.
+
+    Raises:
+        CheckpointError: the folder is damaged or of a later version.
+    """
+    config = load_model_config(folder)
+    yield _json(to_json(config))
+    for name in (PREPROCESS_FILE, PROVENANCE_FILE):
+        path = folder / name
+        yield f"{name}: {path.read_text(encoding='utf-8').strip() if path.exists() else 'missing'}"
+    yield from describe_parameters(config, mesh)
+
+
+def describe_run(folder: Path, mesh: MeshSizes | None) -> Iterator[str]:
+    """A run folder: config as JSON, parameters, saved steps, last metrics, and where its model is.
+
+    Raises:
+        CheckpointError: the folder is damaged or of a later version.
+    """
+    record = read_record(folder)
+    config = from_json(ExperimentConfig, record["config"], where=str(folder / CONFIG_NAME))
+    yield _json(record["config"])
+    yield from describe_parameters(config.model, mesh)
+    # Orbax renames a step's folder to its number once it is committed.
+    entries = (folder / CHECKPOINTS_NAME).iterdir() if (folder / CHECKPOINTS_NAME).is_dir() else ()
+    steps = sorted(int(entry.name) for entry in entries if entry.name.isdigit())
+    yield ""
+    yield f"saved steps: {', '.join(map(str, steps)) or 'none yet'}"
+    yield f"latest checkpoint: {steps[-1] if steps else 'none yet'}"
+    lines = read_metrics(folder / METRICS_NAME) if (folder / METRICS_NAME).exists() else []
+    yield f"last metrics: {f'(those per block are in {METRICS_NAME})' if lines else 'none yet'}"
+    for name, value in (lines[-1] if lines else {}).items():
+        if name != "time" and not isinstance(value, list):
+            yield f"  {name}: {value:,.6g}" if isinstance(value, float) else f"  {name}: {value}"
+    yield f"model: {folder / MODEL_NAME if (folder / MODEL_NAME).exists() else 'not written yet'}"
+
+
+def describe_records(folder: Path) -> Iterator[str]:
+    """A record folder by its manifest: shards, rows, dropped rows, class names and facts about the conversion.
+
+    Raises:
+        DataError: the manifest is damaged or of a later version.
+    """
+    manifest = read_manifest(folder)
+    yield f"shards: {len(manifest.shards)}, {sum(shard.bytes for shard in manifest.shards):,} bytes"
+    yield f"rows: {manifest.rows_read:,} read, {manifest.rows_written:,} written"
+    for reason, count in manifest.rows_dropped.items():
+        yield f"dropped: {count:,} {reason}"
+    names = manifest.class_names
+    yield "class names: none" if not names else f"class names: {len(names)}, from {names[0]!r} to {names[-1]!r}"
+    for name, value in manifest.info.items():
+        yield f"{name}: {value}"
+
+
+def describe_parameters(config: CLIPConfig, mesh: MeshSizes | None) -> Iterator[str]:
+    """A table of all parameters (path, shape, number of values and, with a mesh, how each is split), and their sums.
+
+    Raises:
+        ConfigError: the mesh cannot split the model.
+    """
+    model = abstract_clip(config)
+    splits = {} if mesh is None else _splits(model, mesh)
+    rows = [("path", "shape", "values", *(("split",) if splits else ()))]
+    for path, leaf in leaves_by_path(model).items():
+        shape = "x".join(map(str, leaf.shape)) or "scalar"
+        rows.append((path, shape, f"{math.prod(leaf.shape):,}", *((splits[path],) if splits else ())))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    yield ""
+    for path, shape, values, *split in rows:
+        yield "  ".join([path.ljust(widths[0]), shape.ljust(widths[1]), values.rjust(widths[2]), *split])
+    yield ""
+    for name, part in (("image", model.image), ("text", model.text), ("all", model)):
+        yield f"parameters, {name}: {count_params(part):,}"
+
+
+def _splits(model: CLIP, sizes: MeshSizes) -> dict[str, str]:
+    MeshConfig(**dict(zip(AXES, sizes, strict=True)))  # raises on sizes that do not work
+    found = describe_shardings(model, AbstractMesh(sizes, AXES))
+    return {path: ", ".join(str(axis or "-") for axis in spec) or "whole" for path, spec in found.items()}
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1)

@@ -1,0 +1,99 @@
+"""Load a model to score, from a model folder or from a run's last checkpoint, with everything that belongs to it."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import jax
+from jax.sharding import Mesh
+
+from clipa_eqx.data.array_record_writer import hash_file
+from clipa_eqx.data.images.evaluation import EvalImageConfig
+from clipa_eqx.errors import CheckpointError
+from clipa_eqx.experiment import ExperimentConfig
+from clipa_eqx.json_config import from_json
+from clipa_eqx.models.clip import CLIP
+from clipa_eqx.saved.model import WEIGHTS_FILE, load_model
+from clipa_eqx.sharding import shardings_for
+from clipa_eqx.tokenizer import Tokenizer
+from clipa_eqx.training.checkpoint import Checkpoints
+from clipa_eqx.training.inputs import load_tokenizer
+from clipa_eqx.training.run_folder import CHECKPOINTS_NAME, CONFIG_NAME, MODEL_NAME, read_record
+
+PromptReduction = Literal["truncate", "syntax"]
+"""How prompts longer than the text tower are cut."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """A model on its mesh, with what is needed to score it.
+
+    Attributes:
+        preprocess: how images are prepared.
+        text_reduction: how prompts are cut: as captions were in training.
+        identity: what names the model in a result (JSON): kind, path, and a hash of the weights or of the run.
+    """
+
+    model: CLIP
+    tokenizer: Tokenizer
+    preprocess: EvalImageConfig
+    text_reduction: PromptReduction
+    identity: Mapping[str, str | int]
+
+
+def load_scored(folder: Path, mesh: Mesh) -> Scored:
+    """The model of a model folder, or of a run folder: its final model if training has ended, else its last checkpoint.
+
+    Raises:
+        CheckpointError: the folder is neither, it is damaged, or the run has no committed checkpoint yet.
+    """
+    if (folder / WEIGHTS_FILE).exists():
+        return _load_model_folder(folder, mesh)
+    if (folder / MODEL_NAME / WEIGHTS_FILE).exists():
+        return _load_model_folder(folder / MODEL_NAME, mesh)
+    if (folder / CONFIG_NAME).exists():
+        return _load_checkpoint(folder, mesh)
+    raise CheckpointError(
+        f"{folder} is neither a model folder (no {WEIGHTS_FILE}) nor a run folder (no {CONFIG_NAME}); give one of them"
+    )
+
+
+def _load_model_folder(folder: Path, mesh: Mesh) -> Scored:
+    loaded = load_model(folder)
+    run = loaded.provenance.get("run", {}).get("config", {})
+    return Scored(
+        model=jax.device_put(loaded.model, shardings_for(loaded.model, mesh)),
+        tokenizer=loaded.tokenizer.tokenizer,
+        preprocess=loaded.preprocess.config,
+        text_reduction=_prompt_reduction(run.get("data", {}).get("text_reduction")),
+        identity={"kind": "model folder", "path": str(folder), "sha256": hash_file(folder / WEIGHTS_FILE)},
+    )
+
+
+def _load_checkpoint(folder: Path, mesh: Mesh) -> Scored:
+    record = read_record(folder)
+    config = from_json(ExperimentConfig, record["config"], where=str(folder / CONFIG_NAME))
+    if not (folder / CHECKPOINTS_NAME).is_dir():
+        raise CheckpointError(f"run folder {folder} has no checkpoint yet; train it further")
+    # Not training.start.load_source: the result names the step, and a live run may commit another one meanwhile.
+    with Checkpoints(folder / CHECKPOINTS_NAME, keep=None) as checkpoints:
+        step = checkpoints.latest()
+        if step is None:
+            raise CheckpointError(f"run folder {folder} has no committed checkpoint yet; train it further")
+        model = checkpoints.restore_model(config.model, mesh, step=step)
+    digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+    return Scored(
+        model=model,
+        tokenizer=load_tokenizer(config.data.vocab, model_vocab=config.model.text.vocab),
+        preprocess=config.eval_image,
+        text_reduction=_prompt_reduction(config.data.text_reduction),
+        identity={"kind": "checkpoint", "path": str(folder), "step": step, "run_sha256": digest},
+    )
+
+
+def _prompt_reduction(of_training: str | None) -> PromptReduction:
+    """Cut prompts as captions were cut in training, unless that was random or is not recorded: then truncate."""
+    return "syntax" if of_training == "syntax" else "truncate"

@@ -1,0 +1,66 @@
+"""Show a config file, a model folder, a run folder or a record folder."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from clipa_eqx.cli import run
+from clipa_eqx.errors import ConfigError
+
+EPILOG = """Prints the resolved config as JSON and a table of all parameters: shape, number of values and, with --mesh,
+how each is split over the devices. A run folder also gets its saved steps and its last metrics. A record folder gets
+its manifest, and a sheet of its first samples as a model sees them: here random crops of 112 px with color jitter,
+captions and 32 tokens. The sheet is NAME-sheet.png in the current folder, NAME being that of the record folder, or the
+file that --sheet names. An existing file of that name is replaced. Damaged records are named and replaced by others.
+With --sheet a config gets a sheet of its run's samples instead of the table.
+After a config file come overrides, as for training: --optim.peak-lr 4e-4.
+Exit codes: 0 done, 2 a mistake in what is shown, 1 anything else."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print what the target is. Raises ClipaError for a mistake of the user."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("target", metavar="CONFIG.py|MODEL|RUN|RECORDS")
+    parser.add_argument(
+        "--sheet",
+        type=Path,
+        metavar="FILE.png",
+        help="write the sheet here, replacing the file; default for records: NAME-sheet.png in the current folder",
+    )
+    parser.add_argument("--samples", type=int, default=24, help="number of samples on the sheet (default: 24)")
+    parser.add_argument("--mesh", metavar="64x8x1", help="sizes of the axes data, fsdp and tensor; needs no devices")
+    arguments, overrides = parser.parse_known_args(argv)
+    target = Path(arguments.target)
+    if overrides and target.suffix != ".py":
+        raise ConfigError(f"unknown arguments {' '.join(overrides)}; only a config file takes overrides")
+    mesh = None if arguments.mesh is None else _mesh_sizes(arguments.mesh)
+
+    # Nothing here computes on a device, and on a TPU host a training run may hold them.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    # The work needs jax; --help does not.
+    from clipa_eqx.programs.targets import show
+
+    show(
+        target,
+        overrides,
+        program=f"{parser.prog} {target}",
+        sheet=arguments.sheet,
+        samples=arguments.samples,
+        mesh=mesh,
+    )
+
+
+def program() -> int:
+    """Run the command on ``sys.argv`` and return its exit code."""
+    return run(main)
+
+
+def _mesh_sizes(text: str) -> tuple[int, int, int]:
+    parts = text.split("x")
+    if len(parts) != 3 or not all(part.isdigit() for part in parts):
+        raise ConfigError(f"--mesh is {text!r}; give the sizes of data, fsdp and tensor, such as 64x8x1")
+    data, fsdp, tensor = map(int, parts)
+    return data, fsdp, tensor

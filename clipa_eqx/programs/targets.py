@@ -1,0 +1,82 @@
+"""Show a target: determine what it is, print its description, and draw the sheet of its samples."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from clipa_eqx.config_files import apply_overrides, load_config
+from clipa_eqx.data.manifest import MANIFEST_NAME
+from clipa_eqx.errors import ConfigError, DataError
+from clipa_eqx.programs.describe import describe_config, describe_model, describe_records, describe_run
+from clipa_eqx.programs.sheets import draw_config, draw_records
+from clipa_eqx.saved.model import WEIGHTS_FILE
+from clipa_eqx.training.run_folder import CONFIG_NAME
+
+
+def show(
+    target: Path,
+    overrides: Sequence[str],
+    *,
+    program: str,
+    sheet: Path | None,
+    samples: int,
+    mesh: tuple[int, int, int] | None,
+) -> None:
+    """Print a config file, a model folder, a run folder or a record folder.
+
+    Args:
+        overrides: flags that change a config file.
+        program: what their help calls the program.
+        sheet: where to draw samples of a config or of records.
+        samples: how many.
+        mesh: sizes of the axes data, fsdp and tensor that parameters are split over.
+
+    Raises:
+        ConfigError: the target is none of these, or a flag does not fit it.
+        ClipaError: the target is damaged.
+    """
+    if target.suffix == ".py":
+        config = apply_overrides(load_config(target), overrides, program=program)
+        if sheet is None:
+            _print(describe_config(config, mesh))
+        else:
+            draw_config(config, sheet, samples=samples)
+            print(f"{samples} samples drawn to {sheet}")
+    elif (target / WEIGHTS_FILE).exists():
+        _refuse(sheet)
+        _print(describe_model(target, mesh))
+    elif (target / CONFIG_NAME).exists():
+        _refuse(sheet)
+        _print(describe_run(target, mesh))
+    elif (target / MANIFEST_NAME).exists():
+        _print(describe_records(target))
+        _draw_records(target, sheet, samples=samples)
+    else:
+        raise ConfigError(
+            f"{target} is nothing to show; give a Python config file, or a folder with {WEIGHTS_FILE} (model folder), "
+            f"{CONFIG_NAME} (run folder) or {MANIFEST_NAME} (record folder)"
+        )
+
+
+def _draw_records(folder: Path, sheet: Path | None, *, samples: int) -> None:
+    """Draw a sheet. If the user named no file, an obstacle is only reported: the manifest has been shown."""
+    path = sheet or Path(f"{folder.resolve().name}-sheet.png")
+    try:
+        if sheet is None and Path.cwd() == folder.resolve():
+            raise DataError("it would be written into the record folder; name a file with --sheet")
+        draw_records(folder, path, samples=samples)
+    except DataError as error:
+        if sheet is not None:
+            raise
+        print(f"no sheet is drawn: {error}")
+    else:
+        print(f"{samples} samples drawn to {path}")
+
+
+def _refuse(sheet: Path | None) -> None:
+    if sheet is not None:
+        raise ConfigError("--sheet draws samples of a record folder or of a config file; give one of these")
+
+
+def _print(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line)

@@ -1,0 +1,50 @@
+"""Train a config file. The same command resumes an interrupted run."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from clipa_eqx.cli import OK, run
+from clipa_eqx.errors import ConfigError
+
+EPILOG = """Any field of the config is a flag: --batch-size 64 --optim.peak-lr 4e-4 --data.sources.0.folder DIR.
+`%(prog)s CONFIG.py --help-config` lists all of them. Run the same command again to resume an interrupted run.
+Exit codes: 0 done, 2 a mistake in config, data or run folder, 1 anything else (interrupted runs too)."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train, or print a config; returns the exit code. Raises ClipaError for a mistake of the user."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("config", metavar="CONFIG.py", help="a Python file with `def config() -> ExperimentConfig`")
+    parser.add_argument("--workdir", type=Path, help="run folder: checkpoints, metrics.jsonl and model go there")
+    parser.add_argument("--init-from", metavar="RUN_OR_MODEL", help="start from these weights (sets init.source)")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved config as JSON and exit")
+    parser.add_argument("--help-config", action="store_true", help="list the flags of every config field and exit")
+    parser.add_argument(
+        "--distributed", action="store_true", help="call jax.distributed.initialize() first (pods find their hosts)"
+    )
+    arguments, overrides = parser.parse_known_args(argv)
+
+    # The work needs jax; --help does not.
+    from clipa_eqx.programs import training_run
+
+    config = training_run.resolve_config(
+        arguments.config,
+        ["--help"] if arguments.help_config else overrides,
+        init_from=arguments.init_from,
+        program=f"{parser.prog} {arguments.config}",
+    )
+    if arguments.print_config:
+        print(json.dumps(training_run.to_json(config), indent=1))
+        return OK
+    if arguments.workdir is None:
+        raise ConfigError("--workdir is missing; give the folder for this run's checkpoints, metrics and model")
+    return training_run.start(config, arguments.workdir, distributed=arguments.distributed)
+
+
+def program() -> int:
+    """Run the command on ``sys.argv`` and return its exit code."""
+    return run(main)

@@ -1,0 +1,61 @@
+"""A training run from the command line: its resolved config, and the training itself."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from clipa_eqx.cli import FAILED, OK, set_up_logging
+from clipa_eqx.config_files import apply_overrides, load_config
+from clipa_eqx.experiment import ExperimentConfig, InitConfig
+from clipa_eqx.json_config import to_json
+from clipa_eqx.training.loop import train
+from clipa_eqx.training.stopping import Interrupted
+
+__all__ = ["resolve_config", "start", "to_json"]
+
+_log = logging.getLogger(__name__)
+
+
+def resolve_config(
+    path: Path | str, overrides: Sequence[str], *, program: str, init_from: str | None = None
+) -> ExperimentConfig:
+    """The config of a Python file, with ``init.source`` set to ``init_from`` and then changed by flags.
+
+    Args:
+        path: a Python file with ``config() -> ExperimentConfig``.
+        overrides: flags such as ``--optim.peak-lr 4e-4``; ``--help`` prints all of them and exits with 0.
+        program: what that help calls the program.
+
+    Raises:
+        ConfigError: the file or a flag is wrong; the message says which.
+    """
+    config = load_config(path)
+    if init_from is not None:
+        # Before the flags, so that --init.optimizer works where the file sets no init.
+        init = config.init or InitConfig(source=init_from)
+        config = dataclasses.replace(config, init=dataclasses.replace(init, source=init_from))
+    return apply_overrides(config, overrides, program=program)
+
+
+def start(config: ExperimentConfig, workdir: Path, *, distributed: bool = False) -> int:
+    """Train in a run folder, from its last checkpoint if it has one, and return the exit code.
+
+    Args:
+        distributed: initialize ``jax.distributed`` first, before any device is touched.
+
+    Raises:
+        ClipaError: a mistake in config, data or run folder.
+    """
+    if distributed:
+        jax.distributed.initialize()
+        set_up_logging(process_index=jax.process_index())
+    try:
+        result = train(config, workdir)
+    except Interrupted as stop:
+        _log.warning("%s", stop)
+        return FAILED
+    _log.info("done: %d steps, model in %s", result.steps, result.model_folder)
+    return OK

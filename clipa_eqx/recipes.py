@@ -1,0 +1,132 @@
+"""The two stages of CLIPA training, with the settings that all published recipes share.
+
+Each file in ``configs/`` calls one of them and adds the settings of its own.
+"""
+
+from dataclasses import replace
+from typing import Literal
+
+from clipa_eqx.data.images.augment import ImageConfig
+from clipa_eqx.data.images.color import ColorConfig
+from clipa_eqx.data.images.evaluation import EvalImageConfig
+from clipa_eqx.data.prefetch import StreamConfig
+from clipa_eqx.durations import NO_TIME, Duration
+from clipa_eqx.evals.zero_shot import ZeroShotConfig
+from clipa_eqx.experiment import CheckpointConfig, DataConfig, DataSource, ExperimentConfig, InitConfig
+from clipa_eqx.models.clip import CLIPConfig
+from clipa_eqx.optim import DEFAULT_DECAY, OptimConfig
+from clipa_eqx.precision import Precision
+from clipa_eqx.schedules import Cosine
+from clipa_eqx.sharding import MeshConfig
+
+
+def pretrain_stage(
+    model: CLIPConfig,
+    *,
+    records: str,
+    batch_size: int,
+    duration: Duration,
+    base_lr: float,
+    warmup: Duration = NO_TIME,
+    text_reduction: Literal["truncate", "syntax"] = "truncate",
+    color: ColorConfig | None = None,
+    decay: tuple[tuple[str, float], ...] = DEFAULT_DECAY,
+    mu_dtype: Literal["float32", "bfloat16"] = "float32",
+    mesh: MeshConfig | None = None,
+    score_every_steps: int = 1000,
+    checkpoint_every_steps: int = 1000,
+) -> ExperimentConfig:
+    """Many steps at a small image size, from random weights.
+
+    Args:
+        records: folder of training records.
+        batch_size: pairs per step over all devices.
+        base_lr: peak learning rate per 256 pairs of a batch; the peak is ``base_lr * batch_size / 256``.
+        warmup: linear rise of the learning rate; after it follows half a cosine to 0.
+        text_reduction: how captions and prompts longer than the text tower are cut.
+        color: color jitter of training images.
+        mesh: how devices share the work; None splits the batch only.
+        score_every_steps: period of zero-shot scoring on ``data/imagenet_val``.
+
+    Raises:
+        ConfigError: settings that contradict each other.
+    """
+    size = model.image.image_size
+    return ExperimentConfig(
+        model=model,
+        data=DataConfig(
+            sources=(DataSource(folder=records),),
+            image=ImageConfig(size=size, color=color),
+            text_reduction=text_reduction,
+            # Per host; it changes no batch. Set it to what the hosts have.
+            stream=StreamConfig(workers=32, threads=2),
+        ),
+        optim=OptimConfig(
+            peak_lr=base_lr * batch_size / 256,
+            decay=decay,
+            schedules=((".*", Cosine(warmup=warmup)),),
+            mu_dtype=mu_dtype,
+        ),
+        batch_size=batch_size,
+        duration=duration,
+        mesh=mesh or MeshConfig(),
+        # On a TPU the reference multiplies in bfloat16 too, but keeps activations in float32.
+        precision=Precision(compute="bfloat16"),
+        eval_image=EvalImageConfig(size=size),
+        zero_shot=(
+            ZeroShotConfig(
+                data="data/imagenet_val",
+                class_names="imagenet",
+                batch_size=1024,
+                text_reduction=text_reduction,
+                every_steps=score_every_steps,
+            ),
+        ),
+        checkpoint=CheckpointConfig(every_steps=checkpoint_every_steps),
+        loss="sharded",
+    )
+
+
+def finetune_stage(
+    model: CLIPConfig,
+    *,
+    init: InitConfig,
+    records: str,
+    batch_size: int,
+    pairs: int,
+    base_lr: float,
+    warmup_pairs: int = 0,
+    resize: Literal["squash", "resize_small_crop"] = "squash",
+    color: ColorConfig | None = None,
+    decay: tuple[tuple[str, float], ...] = DEFAULT_DECAY,
+    mu_dtype: Literal["float32", "bfloat16"] = "float32",
+    mesh: MeshConfig | None = None,
+    score_every_steps: int = 1000,
+) -> ExperimentConfig:
+    """Few steps at a larger image size and text length, from the weights of another stage.
+
+    Args:
+        init: the run to start from.
+        pairs: length of the stage.
+        warmup_pairs: linear rise of the learning rate.
+        resize: how evaluation images are brought to size.
+
+    The other arguments are those of ``pretrain_stage``.
+
+    Raises:
+        ConfigError: settings that contradict each other.
+    """
+    stage = pretrain_stage(
+        model,
+        records=records,
+        batch_size=batch_size,
+        duration=Duration(steps=pairs // batch_size),
+        base_lr=base_lr,
+        warmup=Duration(steps=warmup_pairs // batch_size),
+        color=color,
+        decay=decay,
+        mu_dtype=mu_dtype,
+        mesh=mesh,
+        score_every_steps=score_every_steps,
+    )
+    return replace(stage, init=init, eval_image=replace(stage.eval_image, resize=resize))

@@ -1,0 +1,70 @@
+"""The commands by name and the files in `scripts/`: quick help, exit codes, and any folder to start from."""
+
+import importlib
+import os
+import subprocess
+import sys
+
+import pytest
+from support.paths import ROOT
+
+COMMANDS = ("train", "evaluate", "show")
+FLAGS = {
+    "train": ("--workdir", "--init-from", "--print-config", "--help-config", "--distributed"),
+    "evaluate": ("--suite", "--data", "--out", "--templates-file", "--class-names", "--image-mode", "--predictions"),
+    "show": ("--sheet", "--samples", "--mesh"),
+}
+HELP_WITHOUT_JAX = """
+import runpy, sys
+sys.argv = [{path!r}, "--help"]
+try:
+    runpy.run_path({path!r}, run_name="__main__")
+except SystemExit as stop:
+    assert not stop.code, stop.code
+    assert not {{"jax", "grain", "orbax", "PIL"}} & set(sys.modules), sorted(sys.modules)
+"""
+
+
+def start(*command, cwd=ROOT):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    return subprocess.run(
+        [sys.executable, *map(str, command)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=60
+    )
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_names_all_flags_and_loads_nothing_heavy(name):
+    shown = start("-c", HELP_WITHOUT_JAX.format(path=str(ROOT / "scripts" / f"{name}.py")))
+    assert shown.returncode == 0, shown.stderr
+    assert [flag for flag in FLAGS[name] if flag not in shown.stdout] == []
+    assert "Exit codes: 0 done, 2 a mistake" in shown.stdout
+    assert f"{name}.py" in shown.stdout.splitlines()[0]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_ends_with_the_exit_code_of_its_main(name, monkeypatch, capsys):
+    module = importlib.import_module(f"clipa_eqx.programs.{name}")
+    monkeypatch.setattr(module, "main", lambda: 1)
+    assert module.program() == 1
+    monkeypatch.setattr(module, "main", lambda: None)
+    assert module.program() == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "message"),
+    [
+        ("train", ("none.py",), "error: config file none.py cannot be read"),
+        ("evaluate", ("none", "--suite", "zero-shot", "--data", "d", "--out", "."), "error: --out . is a folder"),
+        ("show", ("none",), "error: none is nothing to show"),
+    ],
+)
+def test_a_script_runs_from_another_folder_and_reports_a_mistake_with_exit_code_2(name, flags, message, tmp_path):
+    done = start(ROOT / "scripts" / f"{name}.py", *flags, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(message)
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_script_only_calls_its_command(name):
+    assert len((ROOT / "scripts" / f"{name}.py").read_text(encoding="utf-8").splitlines()) <= 12
