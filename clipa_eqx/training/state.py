@@ -13,7 +13,7 @@ from clipa_eqx.models.clip import CLIP, CLIPConfig
 
 
 class TrainState(eqx.Module):
-    """The state that a step maps to the next one. It has no key and no data position: both are functions of (seed, step)."""
+    """The state of a run after a step. Random keys and data positions are not in it: they follow from (seed, step)."""
 
     model: CLIP
     opt_state: Any
