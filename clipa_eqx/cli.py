@@ -1,4 +1,4 @@
-"""What all scripts share: exit codes, messages and logging."""
+"""Exit codes, messages and logging of all programs."""
 
 import contextlib
 import logging
@@ -11,7 +11,7 @@ from types import FrameType
 from clipa_eqx.errors import ClipaError
 
 OK, FAILED, USAGE = 0, 1, 2
-"""Done; anything else went wrong; the user's mistake, said in one message."""
+"""Exit codes: done; any other failure; a mistake of the user, reported in one message."""
 
 _log = logging.getLogger(__name__)
 
@@ -19,8 +19,8 @@ _log = logging.getLogger(__name__)
 def run(main: Callable[[], object]) -> int:
     """Call a script's ``main`` and return its exit code, for ``sys.exit(run(main))``.
 
-    A ``ClipaError`` becomes one message on standard error and 2, Ctrl-C 130, a bug its traceback and 1. What ``main``
-    returns is the code if it is an int.
+    A ``ClipaError`` gives one message on standard error and 2, Ctrl-C gives 130, a bug gives its traceback and 1. If
+    ``main`` returns an int, that is the code.
     """
     set_up_logging()
     try:
@@ -33,7 +33,7 @@ def run(main: Callable[[], object]) -> int:
         _say("interrupted")
         return 130
     except BrokenPipeError:
-        # The reader of our output has gone, as in `show.py ... | head`.
+        # The reader of the output has closed it, as in `show.py ... | head`.
         sys.stderr.close()
         return FAILED
     except Exception:
@@ -43,15 +43,15 @@ def run(main: Callable[[], object]) -> int:
 
 
 def exit_on_sigterm(said: str) -> None:
-    """From now on SIGTERM ends the program by an exception, with 143 and this message, so that it tidies up.
+    """From now on SIGTERM raises SystemExit with code 143 and prints ``said``, so that the program can clean up.
 
-    So does SIGHUP with 129, as when a terminal is closed; under `nohup`, which ignores it, it stays ignored.
+    SIGHUP, as from a closed terminal, does the same with 129. If it is ignored, as under ``nohup``, it stays ignored.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_IGN)  # tidying up is not cut short
-        # Not through sys.stderr, which may be in the middle of a write. After a closed terminal nobody listens, and an
-        # OSError in place of SystemExit would pass for one of the work that was interrupted.
+        signal.signal(number, signal.SIG_IGN)  # a second signal must not interrupt the cleanup
+        # Not through sys.stderr, which may be in the middle of a write. A closed terminal makes this write fail; that
+        # OSError must not replace SystemExit, or it would look like an error of the interrupted work.
         with contextlib.suppress(OSError):
             os.write(2, f"{said}\n".encode())
         raise SystemExit(128 + number)
@@ -62,13 +62,13 @@ def exit_on_sigterm(said: str) -> None:
 
 
 def _say(text: str) -> None:
-    """Print on standard error, or nowhere if its reader has gone: the exit code tells it too."""
+    """Print on standard error. If that is closed the message is lost, but the exit code remains."""
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr)
 
 
 def set_up_logging(*, process_index: int = 0) -> None:
-    """INFO from process 0, WARNING from others with their number; call it again once the number is known."""
+    """Log INFO from process 0, and WARNING from others with their number. Call it again once the number is known."""
     prefix = "" if process_index == 0 else f"[process {process_index}] "
     logging.basicConfig(
         level=logging.INFO if process_index == 0 else logging.WARNING,

@@ -317,7 +317,7 @@ def test_epochs_are_counted_only_if_the_sizes_are_known():
         ),
         (lambda: make_multiplier(Rsqrt(cooldown=Duration(steps=8)), RunLength(total_steps=7)), "longer than the run"),
         (lambda: make_multiplier(Cosine(reference_batch_size=256), RunLength(total_steps=7)), "needs batch_size"),
-        (lambda: Stair(steps=(5, 3), factors=(0.5, 0.1)), "must rise"),
+        (lambda: Stair(steps=(5, 3), factors=(0.5, 0.1)), "must increase"),
         (lambda: Rsqrt(timescale_steps=0), "timescale_steps=0 must be positive"),
         (lambda: Cosine(reference_batch_size=0), "reference_batch_size=0 must be positive"),
     ],

@@ -130,7 +130,7 @@ def test_damaged_optimizer_state_is_refused(half, tmp_path):
 
 
 def test_surgery_and_optimizer_state_exclude_each_other():
-    with pytest.raises(ConfigError, match=r"init\.optimizer goes on with another run"):
+    with pytest.raises(ConfigError, match=r"init\.optimizer resumes another run"):
         InitConfig(source="x", optimizer=True, resize_text=True)
 
 
