@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 
 import hypothesis.strategies as st
 import jax
@@ -13,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from safetensors.numpy import load_file
 from support.flax_checkpoints import convert, random_clip, tiny_arrays, write_npz
+from support.leaves import assert_bit_equal
 from support.tiny_models import tiny_clip_config, tiny_tokenizer
-from support.tiny_runs import assert_bit_equal
 
 from clipa_eqx.cli import run
 from clipa_eqx.data.images.evaluation import EvalImageConfig
@@ -30,20 +29,10 @@ from conversion.flax_clipa.__main__ import main
 from conversion.flax_clipa.names import from_flax, to_flax
 from conversion.weights.self_check import embed_fixed_inputs, fixed_inputs
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
+pytestmark = pytest.mark.usefixtures("quick_compile", "logging_as_before")
 
 BARE = {name.removeprefix("params/"): array for name, array in tiny_arrays().items()}
 FLAGS = ("--image-pool", "gap", "--text-pool", "last", "--image-position", "sincos2d", "--image-size", "16")
-
-
-@pytest.fixture(autouse=True)
-def logging_as_before():
-    """The command sets up logging for its process, which here is the tests'."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
 
 
 def assert_same_arrays(file, arrays):

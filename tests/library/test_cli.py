@@ -1,4 +1,4 @@
-"""Exit codes of the scripts, also where nobody reads standard error any more."""
+"""Exit codes of the scripts, also after the terminal of standard error has closed."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ import sys
 import pytest
 from support.paths import ROOT
 
-WORK = '''"""Work that takes an error of the system for one of its input, and then tells the user's mistake."""
+WORK = '''"""Work that handles an OSError as the end of its input, and then reports a mistake of the user."""
 import select
 import sys
 
@@ -20,7 +20,7 @@ def main():
     exit_on_sigterm("terminated")
     try:
         print("ready", flush=True)
-        # In short waits: a signal just before a wait is heard after it.
+        # Short waits: a signal that arrives just before a wait is handled after it.
         while not select.select([sys.stdin], [], [], 0.05)[0]:
             pass
     except OSError:
@@ -33,7 +33,7 @@ sys.exit(run(main))
 
 
 def start_without_terminal(*argv):
-    """The work, when it is under way and the terminal that it writes errors to is closed."""
+    """Start the work, and close the terminal of its standard error once it runs."""
     outer, inner = os.openpty()
     process = subprocess.Popen(
         [sys.executable, "-c", WORK, *argv],

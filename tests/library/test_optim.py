@@ -1,4 +1,4 @@
-"""Rules freeze, decay and slow down what they name; bad configurations and schedules are refused with a reason."""
+"""Rules freeze, decay and slow down the leaves that they name; bad configs and schedules are refused with a reason."""
 
 import functools
 

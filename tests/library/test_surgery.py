@@ -1,3 +1,5 @@
+"""Surgery changes what it names and nothing else, and refuses what would change the function of a model unasked."""
+
 import dataclasses
 
 import equinox as eqx
@@ -6,6 +8,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from support.leaves import assert_same_leaves
 from support.tiny_models import tiny_clip, tiny_clip_config
 
 from clipa_eqx import surgery
@@ -14,18 +17,6 @@ from clipa_eqx.trees import leaf_paths
 
 LEARNED = {"position": "learned"}
 PIXELS = (16, 16, 3)
-
-
-def leaves(tree):
-    return dict(zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True))
-
-
-def assert_same_leaves(one, other, *, but=()):
-    one, other = leaves(one), leaves(other)
-    assert one.keys() == other.keys()
-    for path in one:
-        if path not in but:
-            np.testing.assert_array_equal(one[path], other[path], err_msg=path)
 
 
 def linear(values, new):

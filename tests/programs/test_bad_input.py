@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import logging
 import os
 import shutil
 import subprocess
@@ -18,7 +17,7 @@ from clipa_eqx.data.mixture import shuffled_order
 from clipa_eqx.training import loop
 from clipa_eqx.training.metrics import read_metrics
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
+pytestmark = pytest.mark.usefixtures("quick_compile", "logging_as_before")
 
 CONFIG = '''"""A tiny run."""
 from support import tiny_runs
@@ -27,15 +26,6 @@ from support import tiny_runs
 def config():
     return tiny_runs.run_config(model=tiny_runs.model_config(**tiny_runs.STOCHASTIC))
 '''
-
-
-@pytest.fixture(autouse=True)
-def logging_as_before():
-    """Scripts set up logging for their process, which here is the tests'."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:], root.level = handlers, level
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Small models and runs that several test files use."""
+"""A tiny model, its tokenizer and a config that trains it, for tests that never start a run."""
 
 import dataclasses
 import functools

@@ -162,14 +162,3 @@ def optimizer_and_state(config: ExperimentConfig) -> tuple[optax.GradientTransfo
     """The optimizer of a run, and its state without memory."""
     optimizer = make_optimizer(config.optim, abstract_clip(config.model), RunLength.of(config.duration))
     return optimizer, abstract_state(config.model, optimizer)
-
-
-def as_numpy(tree) -> list[np.ndarray]:
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
-
-
-def assert_bit_equal(got, expected) -> None:
-    """All leaves have the same bytes."""
-    assert jax.tree.structure(got) == jax.tree.structure(expected)
-    for a, b in zip(as_numpy(got), as_numpy(expected), strict=True):
-        assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())

@@ -1,4 +1,4 @@
-"""Runs that go on from an imported optimizer state: all of it, and only if the config describes the same optimizer."""
+"""Runs that resume from an imported optimizer state take all of it, and refuse a state of another optimizer."""
 
 import dataclasses
 import json
@@ -79,7 +79,7 @@ def test_the_exported_training_state_has_the_references_entries(half):
             assert {n.removeprefix(prefix) for n in found.files if n.startswith(prefix)} == params
 
 
-def test_a_work_folder_is_not_exported_where_nothing_can_be_written(half):
+def test_a_run_folder_is_not_exported_where_nothing_can_be_written(half):
     folder, _ = half
     with pytest.raises(ConversionError, match="cannot be written"):
         main(["export", str(folder / "whole"), str(folder / "half.npz" / "x.npz")])
