@@ -52,7 +52,7 @@ def flat(arrays):
     out = {}
     for name, array in arrays.items():
         if "MultiHeadDotProductAttention_0" in name:
-            sides = (16, 16) if name.endswith("kernel") else (16,)
+            sides = (32, 32) if name.endswith("kernel") else (32,)
             array = array.reshape(sides)
         out[name] = array
     return out
@@ -157,7 +157,7 @@ def test_the_self_check_computes_block_by_block_what_the_model_computes(tmp_path
 
 
 def test_weights_whose_embeddings_are_not_finite_are_refused(tmp_path):
-    huge = tiny_arrays() | {"params/img/head/kernel": np.full((16, 8), 3e38, np.float32)}
+    huge = tiny_arrays() | {"params/img/head/kernel": np.full((32, 16), 3e38, np.float32)}
     with pytest.raises(ConversionError, match="embeddings of fixed inputs are not"):
         convert(write_npz(tmp_path / "x.npz", huge), tmp_path / "model")
     assert not (tmp_path / "model").exists()
@@ -165,7 +165,7 @@ def test_weights_whose_embeddings_are_not_finite_are_refused(tmp_path):
 
 def test_a_vocabulary_larger_than_the_token_table_is_refused(tmp_path):
     source = write_npz(tmp_path / "x.npz", tiny_arrays())
-    with pytest.raises(ConversionError, match=r"the token table has 10 rows.*BERT.*30522 pieces.*--vocab"):
+    with pytest.raises(ConversionError, match=r"the token table has 64 rows.*BERT.*30522 pieces.*--vocab"):
         main(["import", str(source), str(tmp_path / "model"), *FLAGS])
 
 
@@ -281,7 +281,7 @@ def configs(draw):
         text=TextConfig(
             blocks=text,
             length=draw(st.integers(2, 5)),
-            vocab=draw(st.integers(10, 12)),
+            vocab=draw(st.integers(64, 66)),
             position=draw(st.sampled_from(["learned", "sincos1d"])),
             pool=draw(st.sampled_from(["last", "tok", "gap"])),
             embed=embed,
