@@ -31,7 +31,7 @@ def per_layer(value: Any, number: Callable[[Any], float]) -> Strength:
 
 
 def keep_trained(trained: Mapping[str, Strength]) -> optax.GradientTransformation:
-    """Set the gradients of frozen layers (strength 0) to zero; leaves that are frozen as a whole are left alone."""
+    """Set the gradients of frozen layers (strength 0) to zero; the gradients of completely frozen leaves are not touched."""
 
     def keep(path: str, update: Array) -> Array:
         strength = trained[path]

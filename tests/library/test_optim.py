@@ -272,7 +272,7 @@ def test_numbers_outside_their_range_are_refused(options, message):
         ({}, "got none"),
         ({"samples": 0}, "must be positive"),
         ({"steps": -1}, "must be positive"),
-        ({"fraction": 3.0}, "more than the whole run"),
+        ({"fraction": 3.0}, "more than the complete run"),
     ],
 )
 def test_durations_without_one_sensible_unit_are_refused(options, message):
