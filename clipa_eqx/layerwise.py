@@ -31,7 +31,7 @@ def per_layer(value: Any, number: Callable[[Any], float]) -> Strength:
 
 
 def keep_trained(trained: Mapping[str, Strength]) -> optax.GradientTransformation:
-    """Set the gradients of frozen layers (strength 0) to zero; the gradients of completely frozen leaves are not touched."""
+    """Set the gradients of frozen layers (strength 0) to zero, except in leaves that are frozen completely."""
 
     def keep(path: str, update: Array) -> Array:
         strength = trained[path]
