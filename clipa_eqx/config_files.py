@@ -1,4 +1,4 @@
-"""Runs as Python files, and changes to them from the command line."""
+"""Configs as Python files, and changes to them from the command line."""
 
 import contextlib
 import dataclasses
@@ -18,7 +18,7 @@ from clipa_eqx.json_config import FORMER_NAMES
 
 
 def load_config(path: Path | str) -> ExperimentConfig:
-    """What the function ``config()`` of a Python file returns.
+    """The config that the function ``config()`` of a Python file returns.
 
     Raises:
         ConfigError: there is no such file, it has no such function, its code fails (the message names file and line),
@@ -51,9 +51,9 @@ def load_config(path: Path | str) -> ExperimentConfig:
 
 
 def apply_overrides(config: ExperimentConfig, argv: Sequence[str], *, program: str | None = None) -> ExperimentConfig:
-    """The configuration with scalars changed by flags such as ``--optim.peak-lr 4e-4 --data.sources.0.folder X``.
+    """The config with scalars changed by flags such as ``--optim.peak-lr 4e-4 --data.sources.0.folder X``.
 
-    Parts that the file leaves out (None) and the choice between kinds, such as of a schedule, are fixed by the file.
+    Flags cannot add parts that the file leaves out (``None``), nor change the kind of a part, such as of a schedule.
     ``--help`` among the flags prints all of them and exits with 0.
 
     Raises:
@@ -79,7 +79,7 @@ def apply_overrides(config: ExperimentConfig, argv: Sequence[str], *, program: s
 
 
 def _current_flag(argument: str) -> str:
-    """A flag with the fields that have been renamed under their current names; values are left alone.
+    """A flag with the current names of fields that have been renamed; its value is not changed.
 
     >>> _current_flag("--data.sources.0.colour=x")
     '--data.sources.0.color=x'
@@ -92,7 +92,7 @@ def _current_flag(argument: str) -> str:
 
 
 def _place(error: Exception, path: Path) -> str | None:
-    """ "file:line" of the deepest line of the config file in a traceback; None where the file is not in it."""
+    """Position of an error in the config file, as ``file:line``; ``None`` if the traceback does not pass through it."""
     if isinstance(error, SyntaxError) and error.filename == str(path):
         return f"{path}:{error.lineno}"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
@@ -100,7 +100,7 @@ def _place(error: Exception, path: Path) -> str | None:
 
 
 def _plain(panel: str) -> str:
-    """The words of tyro's framed message, without its frame, separators and pointer to the help."""
+    """The words of tyro's message without its frame, separators and hint to the help."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", panel)
     lines = [line.strip("│ ") for line in text.splitlines() if not line.startswith(("╭", "╰"))]
     words = " ".join(";" if line and set(line) == {"─"} else line for line in lines).replace(" ;", ";")

@@ -1,4 +1,4 @@
-"""The errors a user can cause; a script turns them into one message and exit code 2."""
+"""Errors that a user can cause and fix; scripts turn them into one message and exit code 2."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ _MOST_LINES, _LONGEST_LINE = 100, 500
 
 
 class ClipaError(Exception):
-    """Base of all errors that are the caller's to fix. The message says what was wrong, where, and what to do."""
+    """Base of all errors that the caller can fix. The message says what was wrong, where, and what to do."""
 
 
 class ConfigError(ClipaError, ValueError):
@@ -22,11 +22,11 @@ class ShardingError(ClipaError, ValueError):
 
 
 class CheckpointError(ClipaError, RuntimeError):
-    """A checkpoint, work folder or model folder is absent, damaged, unfinished or of another run."""
+    """A checkpoint, run folder or model folder is absent, damaged, unfinished or of another run."""
 
 
 class ConversionError(ClipaError, ValueError):
-    """A foreign weight file does not have the expected layout; the message lists every problem at once."""
+    """A foreign weight file does not have the expected layout; the message lists every problem."""
 
 
 class NonFiniteError(ClipaError, RuntimeError):
@@ -34,7 +34,7 @@ class NonFiniteError(ClipaError, RuntimeError):
 
 
 def listed(problems: Sequence[str]) -> str:
-    """Problems as the end of a message, a line each; of very many or very long ones, the beginning.
+    """Problems as the end of a message, one line each; very long lists and lines are shortened.
 
     >>> print(listed(["missing: a", "unused: b"]))
     2 problem(s):

@@ -1,4 +1,4 @@
-"""Everything that decides a training run, as one frozen value."""
+"""The config of a training run: everything that determines it, as one frozen value."""
 
 import math
 from dataclasses import dataclass, field
@@ -20,10 +20,10 @@ from clipa_eqx.tokenizer import Reduction
 
 @dataclass(frozen=True, kw_only=True)
 class DataSource:
-    """A set of records and how often it is drawn from.
+    """A record folder and its share of the samples.
 
     Attributes:
-        folder: records with their manifest; a local path or `gs://`.
+        folder: records with their manifest; a local path or ``gs://``.
         weight: its share of the samples is this over the sum of all weights, exactly as the decimal number is written.
     """
 
@@ -39,15 +39,15 @@ class DataSource:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What is trained on.
+    """The training data.
 
     Attributes:
-        sources: one or several sets of records, mixed by weight. An epoch is as many samples as they hold records.
-        image: size and augmentation of training pictures.
-        text_reduction: how captions longer than the text tower are cut.
-        vocab: a vocabulary file or a saved tokenizer's folder; None is the shipped vocabulary of BERT.
+        sources: one or several record folders, mixed by weight. An epoch is as many samples as they have records.
+        image: size and augmentation of training images.
+        text_reduction: how captions longer than the text tower are shortened.
+        vocab: a vocabulary file or a saved tokenizer's folder; ``None`` is the BERT vocabulary of the package.
         on_bad_record: "error" stops at a record that cannot be read; "substitute" takes another of the same source,
-            drawn from (seed, sample), and counts it as `bad_records` in the metrics.
+            sampled from (seed, sample), and counts it as ``bad_records`` in the metrics.
         stream: how batches are prepared ahead; it changes no batch.
     """
 
@@ -63,7 +63,7 @@ class DataConfig:
             raise ConfigError("data.vocab is empty; give a path")
         folders = [source.folder for source in self.sources]
         if not folders:
-            raise ConfigError("data.sources is empty; name at least one set of records")
+            raise ConfigError("data.sources is empty; name at least one record folder")
         repeated = sorted({folder for folder in folders if folders.count(folder) > 1})
         if repeated:
             raise ConfigError(
@@ -76,12 +76,13 @@ class InitConfig:
     """Weights to start from, and what may differ from them (``surgery.adopt``).
 
     Attributes:
-        source: the work folder of a run (its latest checkpoint) or the folder of a saved model.
+        source: a run folder, of which the latest checkpoint is taken, or a model folder.
         resize_text: resample learned text positions to this run's text length.
         resize_image: resample learned image positions to this run's image size.
-        keep_initial: patterns of leaf paths that keep their random start, such as a new head; each must decide a leaf.
-        optimizer: take over the optimizer's state and step too, which models imported from a full training checkpoint
-            have: the run goes on where the source's stopped, instead of starting at step 0.
+        keep_initial: patterns of leaf paths that keep their random initial values, such as a new head; each must match
+            a leaf.
+        optimizer: also take the optimizer's state and step, which models imported from a full training checkpoint have.
+            The run then resumes at the step of the source instead of starting at step 0.
     """
 
     source: str
@@ -92,17 +93,17 @@ class InitConfig:
 
     def __post_init__(self) -> None:
         if not self.source:
-            raise ConfigError("init.source is empty; give the folder of a run or of a saved model, or leave out init")
+            raise ConfigError("init.source is empty; give a run folder or a model folder, or leave out init")
         if self.optimizer and (self.resize_text or self.resize_image or self.keep_initial):
             raise ConfigError(
-                "init.optimizer goes on with another run, whose leaves are then all taken over as they are; leave out "
-                "resize_text, resize_image and keep_initial, or start afresh without it"
+                "init.optimizer resumes another run, so all of its leaves are taken unchanged; leave out resize_text, "
+                "resize_image and keep_initial, or start afresh without init.optimizer"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """A checkpoint each ``every_steps`` and at the end; the latest ``keep`` stay."""
+    """A checkpoint every ``every_steps`` steps and at the end; the latest ``keep`` are kept."""
 
     every_steps: int = 1000
     keep: int = 3
@@ -115,7 +116,7 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class WandbConfig:
-    """Where Weights & Biases shows the run; needs the extra ``wandb``."""
+    """The Weights & Biases project that gets the metrics; needs the extra ``wandb``."""
 
     project: str
     entity: str | None = None
@@ -129,24 +130,24 @@ class WandbConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentConfig:
-    """A training run. Nothing outside of it changes what is learned, but for the contents of the files it names.
+    """A training run. Nothing else changes what is learned, except the contents of the files that it names.
 
     Attributes:
         model: both towers.
-        data: what is trained on.
+        data: the training data.
         optim: optimizer, schedules, and rules over leaf paths.
         batch_size: pairs per step over all devices.
         duration: length of the run in steps, samples or epochs.
-        seed: of initialization, order of the data, augmentation, masking and dropout.
+        seed: seed of initial weights, order of the data, augmentation, masking and dropout.
         mesh: how devices share the work; it changes results by rounding only.
         precision: dtype of the towers' arithmetic.
-        init: weights to start from; None starts at random.
-        eval_image: how pictures are prepared for scoring; saved with the model.
-        zero_shot: record sets to score on the way and at the end.
-        checkpoint: how often, and how many are kept.
-        log_every_steps: period of the lines in metrics.jsonl.
+        init: weights to start from; ``None`` starts with random weights.
+        eval_image: how images are prepared for scoring; saved with the model.
+        zero_shot: record folders to score during the run and at its end.
+        checkpoint: how often checkpoints are saved, and how many are kept.
+        log_every_steps: period of the lines in ``metrics.jsonl``, in steps.
         loss: "global" computes all logits in one program, "sharded" on each device its rows; the value is the same.
-        wandb: None tells nobody.
+        wandb: metrics for Weights & Biases; ``None`` sends none.
 
     Raises:
         ConfigError: parts that contradict each other. The message lists all of them.
@@ -175,12 +176,12 @@ class ExperimentConfig:
         if self.log_every_steps < 1:
             problems.append(f"log_every_steps is {self.log_every_steps}; it must be at least 1")
         if self.duration.fraction is not None:
-            problems.append("duration is a fraction, but of no run; give the run steps, samples or epochs")
+            problems.append("duration is a fraction, but there is no run to take it of; give steps, samples or epochs")
         if self.duration.steps == 0:
             problems.append("duration is 0 steps; a run has at least 1")
         repeated = sorted({one.data for one in self.zero_shot if [x.data for x in self.zero_shot].count(one.data) > 1})
         if repeated:
-            problems.append(f"zero_shot names {', '.join(repeated)} more than once; score each record set once")
+            problems.append(f"zero_shot names {', '.join(repeated)} more than once; score each record folder once")
         if problems:
             raise ConfigError("experiment: " + "; ".join(problems))
 

@@ -27,7 +27,7 @@ def step_flops(config: CLIPConfig, *, batch_size: int) -> StepFlops:
 
     >>> from clipa_eqx.models.presets import preset
     >>> step_flops(preset("B/16", image_size=64), batch_size=1).total // 10**9
-    17
+    16
     """
     image, text = config.image, config.text
     patches = _product(image.patches, 3 * image.patch_size[0] * image.patch_size[1], image.blocks.width)

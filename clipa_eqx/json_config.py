@@ -1,51 +1,52 @@
-"""Our frozen configuration dataclasses to JSON and back, strictly."""
+"""Config dataclasses to JSON and back; nothing is ignored and nothing is guessed."""
 
 import dataclasses
 import types
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from clipa_eqx.errors import ConfigError
+from clipa_eqx.errors import ConfigError, listed
 
 T = TypeVar("T")
 
 TAG = "type"
-"""Says which class a value is of, where a field may hold several."""
+"""Key of the class name of a value whose field may hold several classes."""
 
 FORMER_NAMES = {"optimiser": "optimizer", "colour": "color", "canonicalise": "canonicalize"}
-"""Field names in records and command lines of version 0.1.0, and what they are called now."""
+"""Names of fields and values in records and command lines of version 0.1.0, and their current names."""
 
 _FAILED: Any = object()
 
 
 def to_json(config: Any) -> dict[str, Any]:
-    """A configuration as what ``json.dumps`` takes; keys in the order of the fields, tuples as lists.
+    """A config as input for ``json.dumps``; keys in the order of the fields, tuples as lists.
 
-    Equal configurations give equal results, also after ``json.dumps`` and ``json.loads``.
+    Equal configs give equal results, also after ``json.dumps`` and ``json.loads``.
     """
     return _encode(config, type(config))
 
 
 def from_json(cls: type[T], data: Mapping[str, Any], *, where: str = "config") -> T:
-    """The configuration that ``to_json`` was given.
+    """The config that ``to_json`` was given.
 
-    Every field must be there, defaults included: a record says what a run was, whatever the defaults are today.
+    Every field must be present, also those with a default: a record describes a run even after defaults change.
 
     Args:
-        where: what the data are, for messages, for example a file name.
+        where: the source of the data for messages, for example a file name.
 
     Raises:
-        ConfigError: lists all unknown, missing and wrongly typed fields by path; or what a class's own checks say.
+        ConfigError: unknown, missing and wrongly typed fields, or a config that its class refuses; the message lists
+            all problems by path.
     """
     problems: list[str] = []
     value = _decode(with_current_names(data), cls, "", problems)
     if problems:
-        raise ConfigError(f"{where} does not describe a {cls.__name__}:\n  " + "\n  ".join(problems))
+        raise ConfigError(f"{where} does not describe a {cls.__name__}, {listed(problems)}")
     return value
 
 
 def with_current_names(data: Any) -> Any:
-    """JSON of a configuration with the fields that have been renamed under their current names.
+    """JSON of a config with the current names of fields that have been renamed.
 
     >>> with_current_names({"init": {"optimiser": True}})
     {'init': {'optimizer': True}}
@@ -84,7 +85,7 @@ def _decode(data: Any, hint: Any, path: str, problems: list[str]) -> Any:
         if not found:
             return value
         attempts.append(found)
-    # Of several kinds of value the one that got furthest, inside a list, says most.
+    # If several types were tried, the one that was read furthest, inside a list, has the most useful problem.
     deepest = max(attempts, key=lambda found: found[0].count("/"))
     if len(options) == 1 or deepest[0].split(":")[0] != path:
         problems += deepest
@@ -149,7 +150,7 @@ def _classes(options: tuple[Any, ...]) -> list[Any]:
 
 
 def _entry_hints(hint: Any, length: int) -> tuple[Any, ...] | None:
-    """The types of a tuple's entries, or None where it cannot have that many."""
+    """The types of a tuple's entries; ``None`` if it cannot have that many."""
     args = get_args(hint)
     if args[-1:] == (...,):
         return args[:1] * length

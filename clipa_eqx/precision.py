@@ -1,4 +1,4 @@
-"""Which dtype the towers compute in; parameters, optimizer state, embeddings, logits and loss stay float32."""
+"""The dtype in which the towers compute; parameters, optimizer state, embeddings, logits and loss stay float32."""
 
 from dataclasses import dataclass
 from typing import Literal, TypeVar
@@ -11,10 +11,12 @@ Tree = TypeVar("Tree")
 
 @dataclass(frozen=True, kw_only=True)
 class Precision:
-    """``compute`` is the dtype of activations and of the weights as the towers see them.
+    """Precision of the towers.
 
-    float32 is the reference's (docs/reference.md F1.0); bfloat16 halves the memory and is what TPU and GPU matrix
-    units are built for.
+    Attributes:
+        compute: dtype of activations, and of the weights as the towers use them. float32 is the reference's
+            (docs/reference.md F1.0); bfloat16 halves the memory of activations and is native to the matrix units of
+            TPUs and GPUs.
     """
 
     compute: Literal["float32", "bfloat16"] = "float32"

@@ -7,7 +7,11 @@ from clipa_eqx.trees import match_by_path
 
 
 class ChainShape(NamedTuple):
-    """How many different entries of each kind the rules come to, and what has no moments (layer None: a whole leaf)."""
+    """Numbers of entries of each kind, and what has no moments.
+
+    Attributes:
+        frozen: ``(path, layer)`` of frozen layers; layer ``None`` for a complete leaf.
+    """
 
     decays: int
     factors: int
@@ -16,9 +20,9 @@ class ChainShape(NamedTuple):
 
 
 def chain_shape(config: OptimConfig, params: Any) -> ChainShape:
-    """What the optimizer's state of a run would look like in the reference, which has an entry per pattern.
+    """The shape of the optimizer's state that the reference, with one entry per pattern, would have for this config.
 
-    A factor of 1 everywhere is no entry, nor is a decay of 0.
+    Rules with the same value count as one pattern. There is no entry for a factor of 1 everywhere or a decay of 0.
     """
     decays = match_by_path(config.decay, params, what="optim.decay", unused="allow")
     factors = match_by_path(config.lr_factors, params, what="optim.lr_factors", unused="allow")

@@ -1,8 +1,8 @@
 """Learning-rate multipliers as functions of the number of updates done, with warm-up and cool-down.
 
-Source: ``helpers.utils.create_learning_rate_schedule`` of the reference. The multiplier is 1 after warm-up and does not
-contain the peak learning rate. With warm-up the first update has the multiplier 0, as in the reference: it changes
-nothing but the moments.
+Source: ``helpers.utils.create_learning_rate_schedule`` of the reference (docs/reference.md F6.3). The multiplier is 1
+after warm-up and does not include the peak learning rate. With warm-up the first update has the multiplier 0, as in the
+reference: it changes only the moments.
 """
 
 import dataclasses
@@ -20,10 +20,13 @@ Multiplier = Callable[[Count], Float[Array, ""]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ramps:
-    """What all schedules share: linear rise from 0 over ``warmup``, linear fall to 0 over ``cooldown``.
+    """Fields of all schedules.
 
-    ``reference_batch_size`` scales the peak by batch size / reference batch size (the reference's
-    ``scale_with_batchsize`` is 256).
+    Attributes:
+        warmup: time of a linear rise from 0 at the start of the run.
+        cooldown: time of a linear fall to 0 at its end.
+        reference_batch_size: scales the peak by batch size / reference batch size; ``None`` does not scale it. The
+            reference's ``scale_with_batchsize`` is 256.
     """
 
     warmup: Duration = NO_TIME
@@ -64,7 +67,7 @@ class Rsqrt(Ramps):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stair(Ramps):
-    """1 before ``steps[0]``, then ``factors[i]`` from ``steps[i]`` on."""
+    """1 before ``steps[0]``, ``factors[i]`` from ``steps[i]`` until ``steps[i + 1]``."""
 
     steps: tuple[int, ...]
     factors: tuple[float, ...]
@@ -72,7 +75,7 @@ class Stair(Ramps):
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.steps) != len(self.factors) or list(self.steps) != sorted(set(self.steps)):
-            raise ConfigError(f"steps={self.steps} must rise and be as many as factors={self.factors}")
+            raise ConfigError(f"steps={self.steps} must increase and be as many as factors={self.factors}")
 
 
 Schedule = Cosine | Polynomial | Rsqrt | Stair
@@ -84,7 +87,7 @@ def make_multiplier(schedule: Schedule, run: RunLength) -> Multiplier:
     It is meant for 0 to ``run.total_steps`` updates; after that a cool-down continues below zero, as in the reference.
 
     >>> multiplier = make_multiplier(Cosine(warmup=Duration(steps=10)), RunLength(total_steps=110))
-    >>> float(multiplier(60))
+    >>> round(float(multiplier(60)), 6)
     0.5
 
     Raises:

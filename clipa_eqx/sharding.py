@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from clipa_eqx.errors import ConfigError, ShardingError
-from clipa_eqx.trees import leaf_paths, map_with_path, match_by_path, stacked_depth
+from clipa_eqx.trees import leaves_by_path, map_with_path, match_by_path, stacked_depth
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
@@ -21,8 +21,8 @@ BATCH = PartitionSpec(BATCH_AXES)
 Placement = Literal["largest", "whole"]
 
 RULES: tuple[tuple[str, Placement], ...] = (
-    # Matrices and tables are split over "fsdp" along their largest divisible axis (never the depth axis of a stack);
-    # vectors and scalars are small and stay whole.
+    # "largest": split over "fsdp" along the largest divisible axis, but never along the depth axis of a stack.
+    # "whole": a copy on each device, for vectors and scalars, which are small, and for position tables.
     (r"(.*/)?(q|k|v|out|fc_in|fc_out|patch|head|token)/weight", "largest"),
     (r"(.*/)?position", "whole"),
     (r"(.*/)?(weight|bias|class_token|probe|log_temperature)", "whole"),
@@ -36,7 +36,7 @@ class MeshConfig:
     """Sizes of the mesh axes; their product must be the number of devices.
 
     Attributes:
-        data: copies of the model, each with its part of the batch; None takes the devices that the others leave.
+        data: copies of the model, each with its part of the batch; ``None`` uses all devices that the others leave.
         fsdp: parts into which parameters and optimizer state are split; each also has its part of the batch.
         tensor: reserved for splitting single matrix products; 1 for now.
     """
@@ -51,32 +51,32 @@ class MeshConfig:
             if size is not None and size < 1:
                 raise ConfigError(f"mesh.{name} is {size}; it must be at least 1")
         if self.tensor != 1:
-            raise ConfigError(f"mesh.tensor is {self.tensor}; splitting over tensor is not there yet, use fsdp")
+            raise ConfigError(f"mesh.tensor is {self.tensor}; splitting over tensor is not supported yet, use fsdp")
 
     def sizes(self, devices: int) -> tuple[int, int, int]:
         """Sizes of (data, fsdp, tensor) on this many devices.
 
         Raises:
-            ShardingError: the axes do not multiply to the number of devices.
+            ShardingError: the product of the axes is not the number of devices.
         """
         rest = self.fsdp * self.tensor
         data = devices // rest if self.data is None else self.data
         if data * rest != devices:
             raise ShardingError(
-                f"mesh data={self.data} x fsdp={self.fsdp} x tensor={self.tensor} does not make {devices} devices; "
+                f"mesh data={self.data} x fsdp={self.fsdp} x tensor={self.tensor} is not {devices} devices; "
                 f"change mesh.data or mesh.fsdp so that the product is {devices}"
             )
         return data, self.fsdp, self.tensor
 
 
 def make_mesh(config: MeshConfig, *, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh with axes ``("data", "fsdp", "tensor")`` over all (or the given) devices.
+    """The mesh with axes ``("data", "fsdp", "tensor")`` over the given devices, by default all.
 
-    Devices are laid out process by process, so that each process holds consecutive rows of the batch and the row of
-    a sample is the same on every mesh.
+    Devices are ordered by process, so that each process holds consecutive rows of the batch and the row of a sample is
+    the same on every mesh.
 
     Raises:
-        ShardingError: the axes do not multiply to the number of devices.
+        ShardingError: the product of the axes is not the number of devices.
     """
     chosen = sorted(jax.devices() if devices is None else devices, key=lambda d: (d.process_index, d.id))
     grid = np.array(chosen, dtype=object).reshape(config.sizes(len(chosen)))
@@ -100,7 +100,7 @@ def shardings_for(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A whole copy on every device."""
+    """A complete copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -110,7 +110,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def check_batch(batch_size: int, mesh: Mesh) -> None:
-    """Raises ShardingError where the batch axes of the mesh do not divide the batch."""
+    """Check that the batch axes of the mesh divide the batch.
+
+    Raises:
+        ShardingError: they do not.
+    """
     parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     if batch_size % parts:
         raise ShardingError(
@@ -127,8 +131,7 @@ def put_global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.
 
 def describe_shardings(tree: Any, mesh: Mesh | AbstractMesh) -> dict[str, PartitionSpec]:
     """The partition of each leaf by path, for reports."""
-    shardings = jax.tree.leaves(shardings_for(tree, mesh), is_leaf=lambda x: isinstance(x, NamedSharding))
-    return dict(zip(leaf_paths(tree), (sharding.spec for sharding in shardings), strict=True))
+    return {path: sharding.spec for path, sharding in leaves_by_path(shardings_for(tree, mesh)).items()}
 
 
 def _spec(shape: tuple[int, ...], placement: Any, *, parts: int, first: int) -> PartitionSpec:

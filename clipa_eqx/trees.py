@@ -1,8 +1,8 @@
 """One path string per leaf of a pytree, and ordered rules over those paths.
 
-Weight decay, freezing, learning-rate factors, sharding, adapters, conversion and reports all speak of leaves as
-``image/blocks/attn/q/weight``. The layers of a tower are stacked, so such a leaf holds all layers along its first axis;
-it also answers to ``image/blocks/{i}/attn/q/weight``, layers counted from 0.
+Weight decay, freezing, learning-rate factors, sharding, adapters, conversion and reports name leaves by path, such as
+``image/blocks/attn/q/weight``. The layers of a tower are stacked, so this leaf holds all layers along its first axis.
+Rules may also name one layer of it: ``image/blocks/{i}/attn/q/weight``, layers counted from 0.
 """
 
 import math
@@ -20,7 +20,7 @@ _STACKED = re.compile(r"((?:.*/)?blocks)/((?!\d+(?:/|$)).+)")
 
 
 def leaf_paths(tree: Any) -> list[str]:
-    """The path of each leaf in the order of ``jax.tree.leaves``; ``None`` is no leaf.
+    """The path of each leaf in the order of ``jax.tree.leaves``; ``None`` is not a leaf.
 
     >>> leaf_paths({"image": {"cls": 1, "patch": {"weight": 2}}})
     ['image/cls', 'image/patch/weight']
@@ -60,13 +60,13 @@ def count_params(tree: Any) -> int:
 
 
 def stacked_depth(path: str, leaf: Any) -> int | None:
-    """Number of layers that a leaf stacks along its first axis, or ``None`` for a leaf outside ``blocks/``."""
+    """Number of layers that a leaf stacks along its first axis; ``None`` for a leaf outside ``blocks/``."""
     shape: tuple[int, ...] = getattr(leaf, "shape", ())
     return shape[0] if shape and _STACKED.fullmatch(path) else None
 
 
 def layer_path(path: str, layer: int) -> str:
-    """The second name of a stacked leaf for one of its layers.
+    """The path of one layer of a stacked leaf.
 
     >>> layer_path("image/blocks/attn/q/weight", 3)
     'image/blocks/3/attn/q/weight'
@@ -82,24 +82,26 @@ def match_by_path(
 ) -> dict[str, T | tuple[T, ...]]:
     """The value that an ordered list of ``(pattern, value)`` gives to each leaf, by path.
 
-    A pattern is a regular expression for the whole path. The first rule that matches wins. Each layer of a stacked
-    leaf is decided on its own: by the first rule that matches the leaf's path or that layer's; if the layers' values
-    differ, the result is a tuple over depth. Leaves may be abstract (``jax.ShapeDtypeStruct``).
+    A pattern is a regular expression that must match the complete path. The first rule that matches wins. Each layer of
+    a stacked leaf is decided separately, by the first rule that matches the leaf's path or that layer's path. If the
+    values of the layers differ, the result is a tuple over depth. Leaves may be abstract (``jax.ShapeDtypeStruct``).
+
+    >>> match_by_path([(".*/weight", 0.1), (".*", 0.0)], {"head": {"weight": 1, "bias": 2}}, what="decay")
+    {'head/bias': 0.0, 'head/weight': 0.1}
 
     Args:
         what: the name of the list for messages, for example ``"optim.decay"``.
-        unused: ``"allow"`` is for tables that ship with the library and cover every model; what a user writes
-            must decide something.
+        unused: ``"allow"`` is for tables that are part of the library and cover every model; each rule that a user
+            writes must decide a leaf.
 
     Raises:
-        ConfigError: a pattern is no regular expression; leaves that no rule matches; rules that decide no leaf.
+        ConfigError: a pattern that is not a regular expression; leaves that no rule matches; rules that decide no leaf.
     """
     patterns = [_compile(pattern, what=what) for pattern, _ in rules]
-    leaves = [(_path(keys), leaf) for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]]
     decided: dict[str, T | tuple[T, ...]] = {}
     deciding: set[int] = set()
     uncovered: list[str] = []
-    for path, leaf in leaves:
+    for path, leaf in leaves_by_path(tree).items():
         depth = stacked_depth(path, leaf)
         names = [(path, layer_path(path, layer)) for layer in range(depth)] if depth else [(path,)]
         chosen = [_first(patterns, alternatives) for alternatives in names]
@@ -124,18 +126,6 @@ def match_by_path(
     return decided
 
 
-def match_rules(
-    rules: Sequence[tuple[str, T]], tree: Any, *, what: str, unused: Literal["error", "allow"] = "error"
-) -> Any:
-    """As ``match_by_path``, but shaped like ``tree``.
-
-    >>> match_rules([(".*/weight", 0.1), (".*", 0.0)], {"head": {"weight": 1, "bias": 2}}, what="decay")
-    {'head': {'bias': 0.0, 'weight': 0.1}}
-    """
-    decided = match_by_path(rules, tree, what=what, unused=unused)
-    return map_with_path(lambda path, _: decided[path], tree)
-
-
 def _path(keys: Any) -> str:
     return jax.tree_util.keystr(keys, simple=True, separator="/")
 
@@ -144,7 +134,7 @@ def _compile(pattern: str, *, what: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except re.error as error:
-        raise ConfigError(f"{what}: {pattern!r} is no regular expression ({error})") from error
+        raise ConfigError(f"{what}: {pattern!r} is not a regular expression ({error})") from error
 
 
 def _first(patterns: Sequence[re.Pattern[str]], names: Sequence[str]) -> int | None:

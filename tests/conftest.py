@@ -1,5 +1,6 @@
 """Test session: 8 fake CPU devices, strict rank promotion, no accelerators, signals as in a terminal."""
 
+import logging
 import signal
 
 import jax
@@ -31,9 +32,19 @@ def getkey():
     return next_key
 
 
+@pytest.fixture
+def logging_as_before():
+    """Restore the logging that a program set up: it does so for its process, which here is that of the tests."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
 @pytest.fixture(scope="module")
 def quick_compile():
-    """Compile fast instead of well: tiny models run in no time either way. A module asks for it with `pytestmark`."""
+    """Compile fast instead of well: tiny models are quick either way. A module asks for it with ``pytestmark``."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield

@@ -1,4 +1,4 @@
-"""What a run reads: tokenizer, training batches, and the prepared evaluations."""
+"""The inputs of a run: tokenizer, training batches, and prepared evaluations."""
 
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from clipa_eqx.tokenizer import Tokenizer
 
 
 class Evaluation(NamedTuple):
-    """One zero-shot set, ready to score."""
+    """A zero-shot evaluation that is ready to run."""
 
     name: str
     config: ZeroShotConfig
@@ -27,11 +27,11 @@ class Evaluation(NamedTuple):
 
 
 def load_tokenizer(vocab: str | None, *, model_vocab: int) -> Tokenizer:
-    """The shipped BERT tokenizer (None), or that of a vocabulary file or tokenizer folder.
+    """The BERT tokenizer of the package (``None``), or that of a vocabulary file or tokenizer folder.
 
     Raises:
         ConfigError: the vocabulary has more pieces than the model's token table has rows.
-        DataError: there is no such file, or it is no vocabulary.
+        DataError: there is no such file, or it is not a vocabulary.
     """
     if vocab is None:
         tokenizer = Tokenizer.bert()
@@ -46,7 +46,11 @@ def load_tokenizer(vocab: str | None, *, model_vocab: int) -> Tokenizer:
 
 
 def open_sources(config: ExperimentConfig) -> Mixture:
-    """The record sets of a run; a DataError names the one that is missing, damaged or empty."""
+    """The record folders of a run.
+
+    Raises:
+        DataError: a folder is missing, damaged or empty; the message names it.
+    """
     return Mixture(
         sources=tuple(open_records(source.folder) for source in config.data.sources),
         weights=tuple(source.weight for source in config.data.sources),
@@ -54,7 +58,7 @@ def open_sources(config: ExperimentConfig) -> Mixture:
 
 
 def train_transform(config: ExperimentConfig, tokenizer: Tokenizer) -> TrainTransform:
-    """What makes a batch row of a record."""
+    """The transform of a record into a batch row."""
     return TrainTransform(
         image=config.data.image,
         tokenizer=tokenizer,
@@ -99,7 +103,7 @@ def prepare_evaluations(config: ExperimentConfig, tokenizer: Tokenizer) -> tuple
 
 
 def eval_batches(config: ExperimentConfig, evaluation: Evaluation) -> BatchIterator:
-    """This process's rows of an evaluation set, each record once over all processes."""
+    """This process's rows of an evaluation; over all processes each record appears once."""
     transform = ZeroShotTransform(
         prepare_image=partial(eval_image, config=config.eval_image), max_labels=evaluation.config.max_labels
     )

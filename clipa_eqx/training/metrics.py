@@ -1,4 +1,4 @@
-"""Numbers of a run: one JSON line per logged step, each step once, whatever happened in between."""
+"""The metrics of a run: one JSON line per logged step, each step exactly once, also after interruptions."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from clipa_eqx.replacing import write_text
 
 
 class MetricLog:
-    """``metrics.jsonl``; opened at a step, it forgets what an interrupted run wrote after that step."""
+    """``metrics.jsonl``. Opening it at a step drops the lines that an interrupted run wrote after that step."""
 
     def __init__(self, path: Path, *, step: int) -> None:
         self.path = path
@@ -26,7 +26,7 @@ class MetricLog:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Append one line; it is on disk when this returns."""
+        """Append one line and wait until it is on disk."""
         self._file.write(json.dumps({"step": step, **values}, allow_nan=True) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -41,18 +41,18 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def to_host(metrics: Mapping[str, jax.Array]) -> dict[str, Any]:
-    """Device metrics as plain numbers and lists; waits for the step that made them."""
+    """Device metrics as plain numbers and lists; waits for the step that computes them."""
     values = {name: np.asarray(value, np.float64) for name, value in jax.device_get(dict(metrics)).items()}
     return {name: value.tolist() for name, value in values.items()}
 
 
 def is_finite(values: Mapping[str, Any]) -> bool:
-    """Whether loss, gradient and update are all finite; then so are the parameters."""
+    """True if loss, gradient and update are finite; then the parameters are finite too."""
     return all(math.isfinite(values[name]) for name in ("loss", "grad_norm", "update_norm"))
 
 
 class Throughput:
-    """Rates between two logged steps. Times are of this process and differ from run to run."""
+    """Rates between two logged steps, by the clock of this process: they differ from run to run."""
 
     def __init__(self, *, batch_size: int, devices: int) -> None:
         self._batch_size, self._devices = batch_size, devices
@@ -62,20 +62,20 @@ class Throughput:
         self._since, self._steps, self._starved = time.perf_counter(), 0, 0.0
 
     def step(self, *, starved_seconds: float) -> None:
-        """Count a step; ``starved_seconds`` is how long the devices may have waited for its batch."""
+        """Count a step; ``starved_seconds`` is the longest time that the devices may have waited for its batch."""
         self._steps += 1
         self._starved += starved_seconds
 
     @contextmanager
     def paused(self, running: Any) -> Generator[None]:
-        """Wait for ``running``, then leave the time spent inside out of the rates."""
+        """Wait for ``running``, then exclude the time in the ``with`` block from the rates."""
         jax.block_until_ready(running)
         since = time.perf_counter()
         yield
         self._since += time.perf_counter() - since
 
     def rates(self) -> dict[str, float]:
-        """Since the last call: images/s, images/s/device, seconds per step, and the share of time starved of input."""
+        """Rates since the last call: images/s, images/s/device, seconds per step, percent of time waiting for input."""
         elapsed = max(time.perf_counter() - self._since, 1e-9)
         images = self._steps * self._batch_size / elapsed
         rates = {
@@ -92,12 +92,12 @@ def _lines(path: Path) -> list[str]:
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    # A killed process may leave half a line at the end; anywhere else it is damage.
+    # A killed process may leave half a line at the end; anywhere else that is damage.
     if lines and not lines[-1].endswith("\n"):
         lines.pop()
     for number, line in enumerate(lines, start=1):
         try:
             json.loads(line)["step"]
         except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path} line {number} is damaged; delete that line to go on") from error
+            raise CheckpointError(f"{path} line {number} is damaged; delete that line to resume") from error
     return lines

@@ -1,4 +1,4 @@
-"""Norms of gradients, parameters and updates: of all, per tower, and per block."""
+"""Norms of gradients, parameters and updates: total, per tower, and per block."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What a run says of itself: the metric log, the progress bar, a tracker, and the alarm for non-finite numbers."""
+"""Reports of a run: the metric log, the progress bar, a tracker, and the error for non-finite numbers."""
 
 import sys
 import time
@@ -22,7 +22,12 @@ from clipa_eqx.training.trackers import open_wandb
 
 
 class StepNumbers(NamedTuple):
-    """A step's device metrics, with the numbers of rows `truncated` and `substituted`, and this process's records."""
+    """The numbers of one step.
+
+    Attributes:
+        metrics: on the devices; they include the counts of ``truncated`` and ``substituted`` rows.
+        sample_id: the records of this process's rows.
+    """
 
     step: int
     metrics: Mapping[str, jax.Array]
@@ -30,7 +35,7 @@ class StepNumbers(NamedTuple):
 
 
 class Reports:
-    """Use it in a ``with`` block. Process 0 writes; all processes check."""
+    """Reports of the steps of a run. Process 0 writes, all processes check. Use it in a ``with`` block."""
 
     def __init__(
         self,
@@ -52,7 +57,7 @@ class Reports:
         self._track: Callable[[int, Mapping[str, Any]], None] | None = None
         if self._is_writer and config.wandb is not None:
             self._track = open_wandb(config.wandb, workdir)
-        # A terminal is redrawn; a log file gets a line every half minute.
+        # A terminal is redrawn every 0.5 s; a log file gets a line every 30 s.
         self._bar: Any = tqdm(
             total=run.total_steps,
             initial=start,

@@ -1,4 +1,4 @@
-"""The work folder of a run: whose it is, and whether another start may go on in it."""
+"""The run folder: which run it belongs to, and whether a config may resume it."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from clipa_eqx.data.manifest import Manifest
-from clipa_eqx.errors import CheckpointError
+from clipa_eqx.errors import CheckpointError, listed
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.json_config import to_json, with_current_names
 from clipa_eqx.replacing import is_temporary, write_text
@@ -22,7 +22,7 @@ METRICS_NAME = "metrics.jsonl"
 CHECKPOINTS_NAME = "checkpoints"
 MODEL_NAME = "model"
 
-# What may change when a run goes on: where things lie and how they are spread, watched and kept; none changes a number.
+# Fields that may change when a run is resumed: paths, mesh, logging and checkpoints. None of them changes a number.
 _FREE = (
     "mesh",
     "data/sources/*/folder",
@@ -38,7 +38,7 @@ _FREE = (
 
 
 def run_record(config: ExperimentConfig, manifests: Sequence[Manifest], *, vocab_sha256: str) -> dict[str, Any]:
-    """What a work folder and its checkpoints say of their run: the config, and which data and vocabulary it means."""
+    """The record of a run in its folder and checkpoints: the config, and hashes of the data and the vocabulary."""
     return {
         "version": 1,
         "config": to_json(config),
@@ -48,13 +48,13 @@ def run_record(config: ExperimentConfig, manifests: Sequence[Manifest], *, vocab
 
 
 def data_identity(manifests: Sequence[Manifest]) -> str:
-    """A hash of the shards' hashes, source by source: equal data, wherever they lie."""
+    """A hash of the shards' hashes, source by source; it does not depend on the folders' paths."""
     sources = ("".join(shard.sha256 for shard in manifest.shards) for manifest in manifests)
     return hashlib.sha256("\n".join(sources).encode()).hexdigest()
 
 
 def claim(workdir: Path, record: Mapping[str, Any]) -> None:
-    """Make the folder this run's, or check that it is; a run that did no step yet gives its folder up.
+    """Make the folder belong to this run, or check that it does. A run without any step gives up its folder.
 
     Raises:
         CheckpointError: the folder holds another run (with every difference), or something that is no run.
@@ -77,7 +77,7 @@ def claim(workdir: Path, record: Mapping[str, Any]) -> None:
 
 
 def claim_on_all(workdir: Path, record: Mapping[str, Any]) -> None:
-    """``claim`` by process 0; where it fails, every process ends with an error instead of waiting for ever."""
+    """``claim`` by process 0. If it fails, every process raises an error instead of waiting forever."""
     problem: CheckpointError | None = None
     if jax.process_index() == 0:
         try:
@@ -85,7 +85,7 @@ def claim_on_all(workdir: Path, record: Mapping[str, Any]) -> None:
         except CheckpointError as error:
             problem = error
         except OSError as error:
-            problem = CheckpointError(f"work folder {workdir} cannot be written: {error}")
+            problem = CheckpointError(f"run folder {workdir} cannot be written: {error}")
     is_refused = problem is not None
     if jax.process_count() > 1:
         digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).digest()[:4]
@@ -99,11 +99,15 @@ def claim_on_all(workdir: Path, record: Mapping[str, Any]) -> None:
     if problem is not None:
         raise problem
     if is_refused:
-        raise CheckpointError(f"process 0 refused work folder {workdir}; its message says why")
+        raise CheckpointError(f"process 0 refused run folder {workdir}; see its message for the reason")
 
 
 def read_record(workdir: Path) -> dict[str, Any]:
-    """The record of a work folder; CheckpointError where there is none."""
+    """The record of a run folder.
+
+    Raises:
+        CheckpointError: the folder has no record, or not that of a run.
+    """
     path = workdir / CONFIG_NAME
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -116,7 +120,11 @@ def read_record(workdir: Path) -> dict[str, Any]:
 
 
 def check_same_run(ours: Mapping[str, Any], theirs: Mapping[str, Any], *, where: str) -> None:
-    """Raises CheckpointError with every difference that would change what the run computes."""
+    """Compare two records, of which ``ours`` was found at ``where``.
+
+    Raises:
+        CheckpointError: they differ in fields that change what the run computes; the message lists all of them.
+    """
     before, now = (dict(_flat(with_current_names(record["config"]))) for record in (ours, theirs))
     for what, name in (("the data's hash", "data_sha256"), ("the vocabulary's hash", "vocab_sha256")):
         before[what], now[what] = ours[name], theirs[name]
@@ -128,8 +136,8 @@ def check_same_run(ours: Mapping[str, Any], theirs: Mapping[str, Any], *, where:
     ]
     if differing:
         raise CheckpointError(
-            f"{where} is of another run; go on with its settings, or give a new --workdir (and --init-from {where} to "
-            "start from its weights):\n  " + "\n  ".join(differing)
+            f"{where} is of another run; use its settings to resume it, or give a new --workdir (and --init-from "
+            f"{where} to start from its weights), {listed(differing)}"
         )
 
 

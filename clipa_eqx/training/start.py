@@ -1,4 +1,4 @@
-"""Where a run starts: at its own last checkpoint, at another run's or model folder's weights, or at random."""
+"""The first state of a run: random weights, or the weights of another run or of a model folder."""
 
 import logging
 import re
@@ -9,6 +9,7 @@ import jax
 import jax.random as jr
 import optax
 from jax.sharding import Mesh
+from jaxtyping import PRNGKeyArray
 
 from clipa_eqx.errors import CheckpointError
 from clipa_eqx.experiment import ExperimentConfig, InitConfig
@@ -24,8 +25,13 @@ from clipa_eqx.training.state import TrainState, init_state, start_state
 
 _log = logging.getLogger(__name__)
 
-# Steps fold their number into the seed's key; this one they never reach, so no step draws what initial weights drew.
+# Each step folds its number into the seed's key, and no step reaches this number.
 _INIT_STREAM = 2**32 - 1
+
+
+def initial_key(seed: int) -> PRNGKeyArray:
+    """The key of the initial weights, which no step of the run has (``step.step_key``)."""
+    return jr.fold_in(jr.key(seed), _INIT_STREAM)
 
 
 def first_state(
@@ -36,13 +42,14 @@ def first_state(
     mesh: Mesh,
     vocab_sha256: str,
 ) -> TrainState:
-    """The state a run starts with, where it will live: that of step 0, or with ``init.optimizer`` a later one.
+    """The first state of a run, placed on ``mesh``: that of step 0, or with ``init.optimizer`` a later one.
 
     Raises:
-        CheckpointError: the source of ``config.init`` is missing, damaged, or differs in what no surgery was named for;
-            with ``init.optimizer``, it has no optimizer state, or one of another optimizer.
+        CheckpointError: the source of ``config.init`` is missing or damaged, or differs from ``config.model`` in a way
+            that no surgery is named for; with ``init.optimizer``, it has no optimizer state, or that of another
+            optimizer.
     """
-    key = jr.fold_in(jr.key(config.seed), _INIT_STREAM)
+    key = initial_key(config.seed)
     shardings = shardings_for(abstract, mesh)
     if config.init is None:
         fresh = jax.jit(lambda key: init_state(config.model, optimizer, key=key), out_shardings=shardings)
@@ -53,8 +60,8 @@ def first_state(
         re.fullmatch(pattern, "text/token/weight") for pattern in config.init.keep_initial
     ):
         raise CheckpointError(
-            f"init.source {config.init.source} was trained with another vocabulary: its token table would be permuted; "
-            "give its vocabulary as data.vocab, or add 'text/token/weight' to init.keep_initial"
+            f"init.source {config.init.source} was trained with another vocabulary, which orders the token table "
+            "otherwise; give its vocabulary as data.vocab, or add 'text/token/weight' to init.keep_initial"
         )
     model, report = adopt(
         source.model,
@@ -72,7 +79,7 @@ def first_state(
 
 
 class Source(NamedTuple):
-    """Weights to start from, and which vocabulary their token table speaks."""
+    """Weights to start from, and the hash of the vocabulary of their token table."""
 
     model: CLIP
     vocab_sha256: str

@@ -1,4 +1,4 @@
-"""What a training step maps to its successor: model, optimizer state and the number of steps done."""
+"""The training state: model, optimizer state and number of steps done."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from clipa_eqx.models.clip import CLIP, CLIPConfig
 
 
 class TrainState(eqx.Module):
-    """No key and no data position: both are functions of (seed, step)."""
+    """The state of a run after a step. Random keys and data positions are not in it: they follow from (seed, step)."""
 
     model: CLIP
     opt_state: Any
@@ -21,16 +21,16 @@ class TrainState(eqx.Module):
 
 
 def init_state(config: CLIPConfig, optimizer: optax.GradientTransformation, *, key: PRNGKeyArray) -> TrainState:
-    """A fresh state; run it under ``jax.jit`` with ``out_shardings``, so that it is born where it will live."""
+    """A new random state. Run it under ``jax.jit`` with ``out_shardings``, so that each part is made on its device."""
     return start_state(CLIP.init(config, key=key), optimizer)
 
 
 def start_state(model: CLIP, optimizer: optax.GradientTransformation) -> TrainState:
-    """Step 0 of training a given model."""
+    """The state of step 0 for a given model."""
     params: Any = model
     return TrainState(model=model, opt_state=optimizer.init(params), step=jnp.zeros((), jnp.int32))
 
 
 def abstract_state(config: CLIPConfig, optimizer: optax.GradientTransformation) -> TrainState:
-    """Shapes and dtypes of the state, without its memory."""
+    """Shapes and dtypes of the state, without allocating it."""
     return jax.eval_shape(lambda: init_state(config, optimizer, key=jr.key(0)))

@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 
 class BatchLoss(NamedTuple):
-    """Loss of a batch and the measurements taken on the way."""
+    """The loss of a batch, and measurements of the same forward pass."""
 
     loss: Float[Array, ""]
     accuracy: Float[Array, ""]
@@ -54,7 +54,7 @@ def batch_loss(
     mesh: Mesh | None = None,
     kind: LossKind = "global",
 ) -> BatchLoss:
-    """Contrastive loss of a batch; with a key, masking, dropout and drop-path are on, one key per row and tower.
+    """Contrastive loss of a batch. With a key, masking, dropout and drop path are on, with one key per row and tower.
 
     ``image_norm`` and ``text_norm`` are the mean lengths of the embeddings before normalization. With a mesh, call it
     under ``jax.set_mesh(mesh)``; activations are pinned to the axes that split the batch.
@@ -88,7 +88,7 @@ def batch_loss(
 
 
 def step_key(seed: int, step: Array | int) -> PRNGKeyArray:
-    """The key of a step: a function of (seed, step), so that a resumed run draws what the whole run would have."""
+    """The key of a step, a function of (seed, step): a resumed run samples what the uninterrupted run would have."""
     return jr.fold_in(jr.key(seed), step)
 
 

@@ -1,4 +1,4 @@
-"""Stop requests: signals and preemption notices, answered alike by all processes."""
+"""Stop requests: signals and preemption notices. All processes of a run stop after the same step."""
 
 import logging
 import os
@@ -12,7 +12,7 @@ from jax.experimental import multihost_utils
 
 
 class Interrupted(Exception):
-    """SIGINT or SIGTERM arrived; the state of the last finished step is saved."""
+    """SIGINT or SIGTERM arrived, and the state of the last finished step is saved."""
 
 
 _log = logging.getLogger(__name__)
@@ -20,10 +20,11 @@ _log = logging.getLogger(__name__)
 
 @contextmanager
 def stop_requests() -> Generator[Callable[[int], bool]]:
-    """Turn SIGINT and SIGTERM into a question asked after each step, which all processes answer alike.
+    """Collect SIGINT and SIGTERM; the function it gives is called after each step and returns True when to stop.
 
-    On one process a second signal ends at once. Of several processes, one that gets SIGTERM tells the others through
-    JAX's preemption service, which names the step that all of them stop after: no step waits for the answer.
+    With one process, a second signal ends the program at once. With several processes, the one that gets SIGTERM
+    notifies the others through JAX's preemption service, which chooses the step after which all of them stop. No step
+    waits for that.
     """
     requested = threading.Event()
     is_alone = jax.process_count() == 1
@@ -33,13 +34,13 @@ def stop_requests() -> Generator[Callable[[int], bool]]:
         signal.signal(number, signal.SIG_DFL)
         if is_alone:
             requested.set()
-        else:  # Ctrl-C becomes the signal that the service listens to
+        else:  # turn Ctrl-C into the signal that the service handles
             os.kill(os.getpid(), signal.SIGTERM)
 
     def is_stop(step: int) -> bool:
         return requested.is_set() if is_alone else multihost_utils.reached_preemption_sync_point(step)
 
-    # The service catches SIGTERM itself, so on several processes that one is left alone.
+    # With several processes the service handles SIGTERM itself.
     numbers = (signal.SIGINT, signal.SIGTERM) if is_alone else (signal.SIGINT,)
     if threading.current_thread() is not threading.main_thread():
         numbers = ()  # only the main thread may set handlers

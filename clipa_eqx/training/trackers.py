@@ -1,4 +1,4 @@
-"""Sending metrics to Weights & Biases, only if asked."""
+"""Metrics for Weights & Biases, if the config asks for them."""
 
 import hashlib
 import importlib
@@ -11,7 +11,7 @@ from clipa_eqx.experiment import WandbConfig
 
 
 def open_wandb(config: WandbConfig, workdir: Path) -> Callable[[int, Mapping[str, Any]], None]:
-    """A function that sends one step's metrics; going on in the same work folder goes on in the same wandb run.
+    """A function that sends the metrics of one step. A resumed run folder resumes the same wandb run.
 
     Raises:
         ConfigError: the package is not installed.

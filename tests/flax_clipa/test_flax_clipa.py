@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 
 import hypothesis.strategies as st
 import jax
@@ -13,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from safetensors.numpy import load_file
 from support.flax_checkpoints import convert, random_clip, tiny_arrays, write_npz
+from support.leaves import assert_bit_equal
 from support.tiny_models import tiny_clip_config, tiny_tokenizer
-from support.tiny_runs import assert_bit_equal
 
 from clipa_eqx.cli import run
 from clipa_eqx.data.images.evaluation import EvalImageConfig
@@ -30,20 +29,10 @@ from conversion.flax_clipa.__main__ import main
 from conversion.flax_clipa.names import from_flax, to_flax
 from conversion.weights.self_check import embed_fixed_inputs, fixed_inputs
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
+pytestmark = pytest.mark.usefixtures("quick_compile", "logging_as_before")
 
 BARE = {name.removeprefix("params/"): array for name, array in tiny_arrays().items()}
 FLAGS = ("--image-pool", "gap", "--text-pool", "last", "--image-position", "sincos2d", "--image-size", "16")
-
-
-@pytest.fixture(autouse=True)
-def logging_as_before():
-    """The command sets up logging for its process, which here is the tests'."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
 
 
 def assert_same_arrays(file, arrays):
@@ -63,7 +52,7 @@ def flat(arrays):
     out = {}
     for name, array in arrays.items():
         if "MultiHeadDotProductAttention_0" in name:
-            sides = (16, 16) if name.endswith("kernel") else (16,)
+            sides = (32, 32) if name.endswith("kernel") else (32,)
             array = array.reshape(sides)
         out[name] = array
     return out
@@ -168,7 +157,7 @@ def test_the_self_check_computes_block_by_block_what_the_model_computes(tmp_path
 
 
 def test_weights_whose_embeddings_are_not_finite_are_refused(tmp_path):
-    huge = tiny_arrays() | {"params/img/head/kernel": np.full((16, 8), 3e38, np.float32)}
+    huge = tiny_arrays() | {"params/img/head/kernel": np.full((32, 16), 3e38, np.float32)}
     with pytest.raises(ConversionError, match="embeddings of fixed inputs are not"):
         convert(write_npz(tmp_path / "x.npz", huge), tmp_path / "model")
     assert not (tmp_path / "model").exists()
@@ -176,7 +165,7 @@ def test_weights_whose_embeddings_are_not_finite_are_refused(tmp_path):
 
 def test_a_vocabulary_larger_than_the_token_table_is_refused(tmp_path):
     source = write_npz(tmp_path / "x.npz", tiny_arrays())
-    with pytest.raises(ConversionError, match=r"the token table has 10 rows.*BERT.*30522 pieces.*--vocab"):
+    with pytest.raises(ConversionError, match=r"the token table has 64 rows.*BERT.*30522 pieces.*--vocab"):
         main(["import", str(source), str(tmp_path / "model"), *FLAGS])
 
 
@@ -292,7 +281,7 @@ def configs(draw):
         text=TextConfig(
             blocks=text,
             length=draw(st.integers(2, 5)),
-            vocab=draw(st.integers(10, 12)),
+            vocab=draw(st.integers(64, 66)),
             position=draw(st.sampled_from(["learned", "sincos1d"])),
             pool=draw(st.sampled_from(["last", "tok", "gap"])),
             embed=embed,

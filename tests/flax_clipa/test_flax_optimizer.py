@@ -25,7 +25,7 @@ def test_training_checkpoints_keep_moments_counts_and_clock(entries, mu_dtype, t
         assert sorted(state.paths) == sorted(leaf_paths(load_model(folder).model))
         q = np.asarray(state.read("mu", "text/blocks/attn/q/weight", 1)).astype(np.float32)
     theirs = arrays["opt/1/0/1/txt/Transformer/encoderblock_1/MultiHeadDotProductAttention_0/query/kernel"]
-    np.testing.assert_array_equal(q, theirs.reshape(16, 16).T.astype(np.float32))
+    np.testing.assert_array_equal(q, theirs.reshape(32, 32).T.astype(np.float32))
     main(["export", str(folder), str(tmp_path / "y.npz")])
     with np.load(tmp_path / "y.npz") as found, np.load(tmp_path / "x.npz") as given:
         assert set(found.files) == set(given.files)

@@ -60,7 +60,7 @@ def with_nan(array):
     return array
 
 
-ARRAY = np.ones((16, 8), np.float32)
+ARRAY = np.ones((32, 16), np.float32)
 WRONG = {
     "object arrays": (npy(ARRAY, descr="|O"), "pickled: params/txt/head/kernel"),
     "integers": (npy(ARRAY.astype(np.int32)), "dtype: txt/head/kernel is int32"),
@@ -68,12 +68,12 @@ WRONG = {
     "complex": (npy(ARRAY.astype(np.complex64)), "dtype: txt/head/kernel is complex64"),
     "text": (npy(ARRAY.astype("U3")), "dtype: txt/head/kernel is <U3"),
     "records": (npy(ARRAY, descr=[("a", "<f4")]), "header: params/txt/head/kernel"),
-    "another shape": (npy(ARRAY.T), "shape: txt/head/kernel is (8, 16), expected (16, 8) for text/head/weight"),
+    "another shape": (npy(ARRAY.T), "shape: txt/head/kernel is (16, 32), expected (32, 16) for text/head/weight"),
     "no numbers": (npy(with_nan(ARRAY)), "not finite: txt/head/kernel"),
     "infinite": (npy(ARRAY * np.inf), "not finite: txt/head/kernel"),
     "an absurd shape": (npy(ARRAY, shape=(2**40, 2**40)), "header: params/txt/head/kernel"),
-    "a shape larger than the data": (npy(ARRAY, shape=(1600, 8)), "says float32[1600, 8], which is 51,200 bytes"),
-    "a negative shape": (npy(ARRAY, shape=(-16, -8)), "header: params/txt/head/kernel"),
+    "a shape larger than the data": (npy(ARRAY, shape=(1600, 16)), "says float32[1600, 16], which is 102,400 bytes"),
+    "a negative shape": (npy(ARRAY, shape=(-32, -16)), "header: params/txt/head/kernel"),
     "an empty array": (npy(ARRAY[:0]), "header: params/txt/head/kernel"),
     "data after the array": (npy(ARRAY) + b"more", "damaged: params/txt/head/kernel"),
     "no header": (b"not an array at all, just words that go on for a while", "damaged: params/txt/head/kernel"),
@@ -101,7 +101,7 @@ def test_all_problems_are_listed_at_once(tmp_path):
     changes = {
         KERNEL: None,
         "params/t": npy(np.full(1, np.inf, np.float32)),
-        "params/img/cls": npy(np.ones((1, 16), np.float32)),
+        "params/img/cls": npy(np.ones((1, 32), np.float32)),
         "params/../../etc/passwd": npy(ARRAY),
         "params/img/Transformer/encoderblock_7/extra": npy(ARRAY),
     }
@@ -109,10 +109,10 @@ def test_all_problems_are_listed_at_once(tmp_path):
     assert_refused(
         path,
         tmp_path,
-        "missing: txt/head/kernel (16, 8) for text/head/weight",
-        "unused: ../../etc/passwd (16, 8)",
+        "missing: txt/head/kernel (32, 16) for text/head/weight",
+        "unused: ../../etc/passwd (32, 16)",
         "unused: img/Transformer/encoderblock_7/extra",
-        "shape: img/cls is (1, 16), expected (1, 1, 16) for image/class_token",
+        "shape: img/cls is (1, 32), expected (1, 1, 32) for image/class_token",
     )
 
 

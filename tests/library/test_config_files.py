@@ -1,3 +1,5 @@
+"""Config files are loaded and overridden by flags; a mistake in either is reported with its place."""
+
 import pytest
 from support.tiny_models import tiny_run
 

@@ -1,3 +1,5 @@
+"""An experiment config refuses parts that contradict each other, and lists all of them."""
+
 import dataclasses
 
 import pytest

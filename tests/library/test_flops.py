@@ -30,7 +30,7 @@ def traced(config):
 
 
 def product_flops(jaxpr):
-    """Two per multiply-add of all matrix products, loops times their length."""
+    """Two operations per multiply-add of all matrix products; loops count as often as they run."""
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
@@ -61,8 +61,8 @@ def test_the_count_is_that_of_the_traced_gradient(fields):
     assert step_flops(config, batch_size=BATCH).total == product_flops(jax.make_jaxpr(gradient)(*arguments).jaxpr)
 
 
-def test_the_compilers_count_for_one_wide_block_is_a_few_per_cent_higher():
-    # It also counts elementwise operations, which matter the less the wider the model is.
+def test_the_compilers_count_for_one_wide_block_is_a_few_percent_higher():
+    # It also counts elementwise operations, whose share is smaller the wider the model is.
     config = tiny_runs.model_config(blocks={"depth": 1, "width": 512, "mlp_dim": 2048})
     gradient, arguments = traced(config)
     counted = jax.jit(gradient).lower(*arguments).cost_analysis()["flops"]

@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 from support import goldens
+from support.meshes import mesh_of
 
 from clipa_eqx.losses import local_softmax_contrastive, sharded_softmax_contrastive, softmax_contrastive
 
@@ -106,10 +107,6 @@ def test_masked_pairs_are_neither_rows_nor_columns():
     np.testing.assert_array_equal(out.correct, arrays["masked/reduction0/ncorrect"])
 
 
-def _mesh(devices):
-    return jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
-
-
 @pytest.mark.parametrize("devices", DEVICES)
 def test_local_losses_equal_each_devices_own(devices):
     arrays = _load(devices)
@@ -121,7 +118,7 @@ def test_local_losses_equal_each_devices_own(devices):
 
     split = PartitionSpec("data")
     means, losses, correct = jax.jit(
-        jax.shard_map(local, mesh=_mesh(devices), in_specs=(split, split, PartitionSpec()), out_specs=split)
+        jax.shard_map(local, mesh=mesh_of(data=devices), in_specs=(split, split, PartitionSpec()), out_specs=split)
     )(image, text, log_temperature)
     exact = _exact(image, text, temperature)
     recorded = arrays["pmap/local/unreduced_loss_per_device"]
@@ -140,7 +137,7 @@ def test_gathered_losses_and_gradients_equal_the_reference(devices, kind, form):
     image, text, log_temperature, temperature = _inputs(_load(devices))
     loss = softmax_contrastive
     if form == "sharded":
-        loss = functools.partial(sharded_softmax_contrastive, mesh=_mesh(devices), axis_names=("data",))
+        loss = functools.partial(sharded_softmax_contrastive, mesh=mesh_of(data=devices), axis_names=("data",))
     (value, _), grads = _value_and_grad(loss, image, text, log_temperature)
     _check_loss(value, arrays["loss_pmean"], _exact(image, text, temperature).mean(), temperature)
     for grad, name in zip(grads[:2], ("grad_zimg_per_device", "grad_ztxt_per_device"), strict=True):
@@ -151,7 +148,7 @@ def test_gathered_losses_and_gradients_equal_the_reference(devices, kind, form):
 @pytest.mark.parametrize("devices", DEVICES)
 def test_hits_of_the_sharded_form_equal_the_gathered_ones_on_every_device(devices):
     image, text, log_temperature, _ = _inputs(_load(devices))
-    form = functools.partial(sharded_softmax_contrastive, mesh=_mesh(devices), axis_names=("data",))
+    form = functools.partial(sharded_softmax_contrastive, mesh=mesh_of(data=devices), axis_names=("data",))
     out = jax.jit(form)(image, text, log_temperature=log_temperature)
     for recorded in _load(devices)["pmap/gathered_global/ncorrect_per_device"]:
         assert float(out.accuracy) == float(recorded)

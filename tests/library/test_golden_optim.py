@@ -244,14 +244,14 @@ def test_exactly_the_recorded_leaves_have_moments(case):
 
 
 def _is_countable(config):
-    """Whether our rules, which do not keep the patterns apart, tell how many entries the reference's patterns make."""
+    """True if our rules determine the number of entries that the reference's patterns make: they merge equal values."""
     decays, factors = (config.get(name, [[".*", 1.0]]) for name in ("wd_mults", "lr_mults"))
     distinct = all(len({value for _, value in rules}) == len(rules) for rules in (decays, factors))
     return distinct and factors[-1][0] == ".*" and "lwd" not in config
 
 
 @pytest.mark.parametrize("case", sorted(case for case in META if _is_countable(META[case]["config"])))
-def test_counts_of_schedules_stand_where_the_reference_has_them(case):
+def test_counts_of_schedules_are_where_the_reference_has_them(case):
     config, _ = _optim_config(META[case]["config"], 2)
     chain = chain_shape(config, _stack(goldens.under(INPUTS, "params0/")))
     names = [name for name, shape, dtype in META[case]["opt_state_names"] if not shape and dtype == "int32"]

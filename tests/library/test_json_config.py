@@ -1,3 +1,5 @@
+"""Configs survive JSON unchanged; records that do not fit are refused with every problem by path."""
+
 import dataclasses
 import json
 import random

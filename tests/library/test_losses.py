@@ -1,4 +1,4 @@
-"""The contrastive loss has the symmetries it should, and splitting it over devices changes nothing."""
+"""Symmetries of the contrastive loss, masked pairs, and equality of the loss that is split over devices."""
 
 import functools
 
@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.sharding import AxisType
+from support.meshes import mesh_of
 
 from clipa_eqx.errors import ConfigError, ShardingError
 from clipa_eqx.losses import sharded_softmax_contrastive, softmax_contrastive
 
-AXES = ("data", "fsdp", "tensor")
 LOG_TEMPERATURE = jnp.log(jnp.asarray(1 / 0.07))
 
 
@@ -28,11 +27,6 @@ def _unit(key, batch, embed=5):
 def _pairs(batch, seed=0):
     image, text = jr.split(jr.key(seed))
     return _unit(image, batch), _unit(text, batch)
-
-
-def _mesh(data, fsdp, tensor):
-    devices = np.array(jax.devices()[: data * fsdp * tensor]).reshape(data, fsdp, tensor)
-    return jax.sharding.Mesh(devices, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 @jax.jit
@@ -93,7 +87,7 @@ def test_a_batch_of_only_masked_pairs_has_loss_zero_and_finite_gradients():
 @pytest.mark.parametrize("shape", [(1, 1, 1), (8, 1, 1), (1, 8, 1), (4, 2, 1), (2, 2, 2)], ids=str)
 @pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
 def test_sharded_value_and_gradients_equal_the_global_ones(shape, masked):
-    mesh, batch = _mesh(*shape), 24  # three or six rows a device
+    mesh, batch = mesh_of(data=shape[0], fsdp=shape[1], tensor=shape[2]), 24  # three or six rows a device
     image, text = _pairs(batch)
     mask = jnp.arange(batch) % 5 != 1 if masked else None
     weights = jnp.arange(1.0, batch + 1)
@@ -123,7 +117,7 @@ def test_a_batch_that_devices_cannot_share_is_an_error():
     image, text = _pairs(12)
     with pytest.raises(ShardingError, match=r"12 pairs cannot be split into 8 .* use a multiple of 8"):
         sharded_softmax_contrastive(
-            image, text, log_temperature=LOG_TEMPERATURE, mesh=_mesh(4, 2, 1), axis_names=("data", "fsdp")
+            image, text, log_temperature=LOG_TEMPERATURE, mesh=mesh_of(data=4, fsdp=2), axis_names=("data", "fsdp")
         )
 
 
@@ -131,12 +125,12 @@ def test_an_axis_that_the_mesh_lacks_is_an_error():
     image, text = _pairs(8)
     with pytest.raises(ConfigError, match=r"\['batch'\] are not axes"):
         sharded_softmax_contrastive(
-            image, text, log_temperature=LOG_TEMPERATURE, mesh=_mesh(1, 1, 1), axis_names=("batch",)
+            image, text, log_temperature=LOG_TEMPERATURE, mesh=mesh_of(data=1, fsdp=1), axis_names=("batch",)
         )
 
 
 def test_logits_on_a_device_are_own_rows_times_all_columns():
-    mesh, batch = _mesh(8, 1, 1), 64
+    mesh, batch = mesh_of(data=8), 64
     image, text = _pairs(batch)
 
     def loss(image, text):

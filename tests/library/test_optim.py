@@ -1,4 +1,4 @@
-"""Rules freeze, decay and slow down what they name; bad configurations and schedules are refused with a reason."""
+"""Rules freeze, decay and slow down the leaves that they name; bad configs and schedules are refused with a reason."""
 
 import functools
 
@@ -272,7 +272,7 @@ def test_numbers_outside_their_range_are_refused(options, message):
         ({}, "got none"),
         ({"samples": 0}, "must be positive"),
         ({"steps": -1}, "must be positive"),
-        ({"fraction": 3.0}, "more than the whole run"),
+        ({"fraction": 3.0}, "more than the complete run"),
     ],
 )
 def test_durations_without_one_sensible_unit_are_refused(options, message):
@@ -317,7 +317,7 @@ def test_epochs_are_counted_only_if_the_sizes_are_known():
         ),
         (lambda: make_multiplier(Rsqrt(cooldown=Duration(steps=8)), RunLength(total_steps=7)), "longer than the run"),
         (lambda: make_multiplier(Cosine(reference_batch_size=256), RunLength(total_steps=7)), "needs batch_size"),
-        (lambda: Stair(steps=(5, 3), factors=(0.5, 0.1)), "must rise"),
+        (lambda: Stair(steps=(5, 3), factors=(0.5, 0.1)), "must increase"),
         (lambda: Rsqrt(timescale_steps=0), "timescale_steps=0 must be positive"),
         (lambda: Cosine(reference_batch_size=0), "reference_batch_size=0 must be positive"),
     ],

@@ -1,3 +1,5 @@
+"""Surgery changes what it names and nothing else, and refuses what would change the function of a model unasked."""
+
 import dataclasses
 
 import equinox as eqx
@@ -6,6 +8,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from support.leaves import assert_same_leaves
 from support.tiny_models import tiny_clip, tiny_clip_config
 
 from clipa_eqx import surgery
@@ -14,18 +17,6 @@ from clipa_eqx.trees import leaf_paths
 
 LEARNED = {"position": "learned"}
 PIXELS = (16, 16, 3)
-
-
-def leaves(tree):
-    return dict(zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True))
-
-
-def assert_same_leaves(one, other, *, but=()):
-    one, other = leaves(one), leaves(other)
-    assert one.keys() == other.keys()
-    for path in one:
-        if path not in but:
-            np.testing.assert_array_equal(one[path], other[path], err_msg=path)
 
 
 def linear(values, new):
@@ -52,7 +43,7 @@ def test_learned_text_positions_are_interpolated_between_token_centers():
     assert_same_leaves(resized, model, but=("text/position",))
     assert resized.config.text.length == resized.text.config.length == 32
     assert "8 rows resampled to 32" in str(report)
-    assert resized.encode_text(jnp.zeros(32, jnp.int32)).shape == (8,)
+    assert resized.encode_text(jnp.zeros(32, jnp.int32)).shape == (16,)
 
 
 def test_computed_positions_need_a_new_config_only():
@@ -61,20 +52,20 @@ def test_computed_positions_need_a_new_config_only():
     larger = surgery.resize_image(longer, image_size=(24, 32)).model
     assert_same_leaves(larger, model)
     assert larger.image.config.image_size == (24, 32)
-    assert larger.encode_image(jnp.ones((24, 32, 3))).shape == (8,)
+    assert larger.encode_image(jnp.ones((24, 32, 3))).shape == (16,)
     surgery.validate(larger)
 
 
 def test_learned_image_positions_keep_the_class_token_and_resample_the_grid_in_two_dimensions():
-    model = tiny_clip(image=LEARNED)
+    model = tiny_clip(image={"position": "learned", "patch_size": (4, 4)})  # a grid of 4 x 4
     resized = surgery.resize_image(model, image_size=(32, 24)).model
     before, after = model.image.position, np.asarray(resized.image.position)
     np.testing.assert_array_equal(after[0], before[0])
-    grid = np.asarray(before[1:]).reshape(4, 4, 16)
+    grid = np.asarray(before[1:]).reshape(4, 4, 32)
     rows = np.stack([linear(grid[:, x], 8) for x in range(4)], axis=1)
     expected = np.stack([linear(row, 6) for row in rows])
-    np.testing.assert_allclose(after[1:].reshape(8, 6, 16), expected, atol=1e-6)
-    assert resized.encode_image(jnp.ones((32, 24, 3))).shape == (8,)
+    np.testing.assert_allclose(after[1:].reshape(8, 6, 32), expected, atol=1e-6)
+    assert resized.encode_image(jnp.ones((32, 24, 3))).shape == (16,)
 
 
 def test_learning_the_image_position_keeps_the_function():
@@ -104,7 +95,7 @@ def test_with_config_changes_static_fields_everywhere():
 
 def test_with_config_lists_the_leaves_that_differ():
     config = tiny_clip_config(image=LEARNED, text={"length": 9})
-    with pytest.raises(ConfigError, match=r"(?s)image/position \(17, 16\): not there.*text/position: \(8, 16\) there"):
+    with pytest.raises(ConfigError, match=r"(?s)image/position \(5, 32\): not there.*text/position: \(8, 32\) there"):
         surgery.with_config(tiny_clip(), config)
 
 
@@ -163,7 +154,7 @@ def test_learned_positions_are_resampled_only_if_asked():
 
 def test_a_new_head_and_patch_stay_random_if_asked():
     source = tiny_clip()
-    target = tiny_clip_config(image={"embed": 6, "patch_size": (8, 8)}, text={"embed": 6})
+    target = tiny_clip_config(image={"embed": 6, "patch_size": (4, 4)}, text={"embed": 6})
     fresh = tiny_clip(1, **_fields(target))
     with pytest.raises(CheckpointError, match=r"(?s)image/patch/weight.*image/head/weight.*text/head/weight"):
         surgery.adopt(source, target, fresh=fresh)
@@ -197,7 +188,7 @@ def test_what_changes_the_function_of_equal_leaves_is_refused():
 
 
 def test_surplus_leaves_are_refused():
-    with pytest.raises(CheckpointError, match=r"image/position \(17, 16\): there, not wanted"):
+    with pytest.raises(CheckpointError, match=r"image/position \(5, 32\): there, not wanted"):
         surgery.adopt(tiny_clip(image=LEARNED), tiny_clip_config(), fresh=tiny_clip(1))
 
 

@@ -1,4 +1,4 @@
-"""Paths name leaves, rules decide them in order, and stacked leaves answer layer by layer."""
+"""Paths name leaves, rules decide leaves in order, and the layers of stacked leaves are decided one by one."""
 
 import equinox as eqx
 import jax
@@ -6,7 +6,15 @@ import jax.numpy as jnp
 import pytest
 
 from clipa_eqx.errors import ConfigError
-from clipa_eqx.trees import count_params, layer_path, leaf_paths, map_with_path, match_by_path, match_rules
+from clipa_eqx.trees import (
+    count_params,
+    from_leaves,
+    layer_path,
+    leaf_paths,
+    leaves_by_path,
+    map_with_path,
+    match_by_path,
+)
 
 DEPTH = 3
 
@@ -80,10 +88,20 @@ def test_an_earlier_rule_for_the_stack_beats_a_later_one_for_a_layer(tree):
         match_by_path(rules, tree, what="x")
 
 
-def test_matched_tree_has_the_structure_of_the_tree(tree):
-    matched = match_rules([(".*/weight", 0.5), (".*", 0.0)], tree, what="x")
+def test_a_tree_of_decided_values_has_the_structure_of_the_tree(tree):
+    matched = from_leaves(tree, match_by_path([(".*/weight", 0.5), (".*", 0.0)], tree, what="x"))
     assert matched["text"]["head"].weight == 0.5
+    assert matched["text"]["head"].bias is None
     assert matched["log_temperature"] == 0.0
+
+
+def test_a_tree_is_made_from_its_leaves_by_path_in_any_order(tree):
+    leaves = leaves_by_path(tree)
+    assert list(leaves) == leaf_paths(tree)
+    reordered = {"unknown": 1, **dict(reversed(leaves.items()))}
+    assert jax.tree.all(jax.tree.map(lambda a, b: a is b, from_leaves(tree, reordered), tree))
+    with pytest.raises(KeyError, match="image/class_token"):
+        from_leaves(tree, {path: leaf for path, leaf in leaves.items() if path != "image/class_token"})
 
 
 def test_every_uncovered_leaf_is_named(tree):
@@ -103,7 +121,7 @@ def test_a_rule_that_decides_nothing_is_named(tree):
 
 
 def test_a_broken_pattern_is_named(tree):
-    with pytest.raises(ConfigError, match=r"'\(image' is no regular expression"):
+    with pytest.raises(ConfigError, match=r"'\(image' is not a regular expression"):
         match_by_path([("(image", 1)], tree, what="x")
 
 

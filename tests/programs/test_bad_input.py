@@ -17,7 +17,7 @@ from clipa_eqx.data.mixture import shuffled_order
 from clipa_eqx.programs.train import main
 from clipa_eqx.training.metrics import read_metrics
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
+pytestmark = pytest.mark.usefixtures("quick_compile", "logging_as_before")
 
 CONFIG = '''"""A tiny run."""
 from support import tiny_runs

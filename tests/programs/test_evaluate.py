@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.paths import ROOT
-from support.tiny_models import WORDS, tiny_clip, tiny_run, tiny_tokenizer
+from support.tiny_models import PIECES, tiny_clip, tiny_run, tiny_tokenizer
 
 from clipa_eqx.cli import FAILED, OK, USAGE, run
 from clipa_eqx.data.array_record_reader import open_records
@@ -111,7 +111,7 @@ def test_templates_class_names_and_image_mode_come_from_the_flags(model_folder, 
 def workdir(data, tmp_path):
     """A run folder as an interrupted run leaves it: its record and the checkpoint of step 3."""
     vocab = tmp_path / "vocab.txt"
-    write_vocab(WORDS, vocab)
+    write_vocab(PIECES, vocab)
     config = tiny_run()
     config = tiny_run(data=DataConfig(sources=config.data.sources, image=config.data.image, vocab=str(vocab)))
     record = run_record(config, [open_records(data / "labeled").manifest], vocab_sha256=VOCAB)

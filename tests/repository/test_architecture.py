@@ -17,7 +17,7 @@ LONGEST_FILE = 350
 FLOORS = (
     "errors precision",
     "cli data.images durations json_config json_files losses replacing tokenizer trees",
-    "data models schedules sharding",
+    "data layerwise models schedules sharding",
     "evals flops optim saved surgery",
     "experiment reference_chain",
     "config_files recipes training",

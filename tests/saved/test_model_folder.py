@@ -58,7 +58,7 @@ def test_the_folder_holds_the_named_files_and_float32_leaves_by_path(saved):
     names = {path.name for path in saved.iterdir()}
     assert names == {"config.json", "model.safetensors", "tokenizer", "preprocess.json", "provenance.json"}
     weights = load_file(saved / "model.safetensors")
-    assert weights["image/blocks/attn/q/weight"].shape == (2, 16, 16)
+    assert weights["image/blocks/attn/q/weight"].shape == (2, 32, 32)
     assert {array.dtype for array in weights.values()} == {np.dtype(np.float32)}
     assert json.loads((saved / "preprocess.json").read_text())["mean"] == [0.485, 0.456, 0.406]
     assert [path.name for path in saved.parent.iterdir()] == ["model"]
@@ -69,9 +69,9 @@ def test_texts_and_pictures_go_straight_into_the_towers(saved):
     tokens = clip.tokenizer(["a photo of a cat", "a photo of a photo of a dog"])
     assert tokens.ids.shape == (2, 8)
     assert tokens.truncated == 1
-    assert jax.vmap(clip.model.encode_text)(tokens.ids).shape == (2, 8)
+    assert jax.vmap(clip.model.encode_text)(tokens.ids).shape == (2, 16)
     pictures = clip.preprocess([PICTURE])
-    assert jax.vmap(clip.model.encode_image)(pictures).shape == (1, 8)
+    assert jax.vmap(clip.model.encode_image)(pictures).shape == (1, 16)
 
 
 def test_bytes_pillow_pictures_and_arrays_give_the_same_normalized_pixels(saved):
@@ -129,7 +129,7 @@ def test_a_failing_save_leaves_the_old_model_and_no_trace(saved):
 
 
 def test_a_model_that_is_not_finite_is_not_saved(tmp_path):
-    model = eqx.tree_at(lambda m: m.image.class_token, tiny_clip(), jnp.full(16, jnp.nan))
+    model = eqx.tree_at(lambda m: m.image.class_token, tiny_clip(), jnp.full(32, jnp.nan))
     with pytest.raises(CheckpointError, match="not finite: image/class_token"):
         save(tmp_path / "model", model)
     assert list(tmp_path.iterdir()) == []
@@ -138,7 +138,7 @@ def test_a_model_that_is_not_finite_is_not_saved(tmp_path):
 def test_parts_that_do_not_fit_are_not_saved(tmp_path):
     with pytest.raises(ConfigError, match=r"preprocess.size is \(8, 8\)"):
         save(tmp_path / "model", preprocess=EvalImageConfig(size=(8, 8)))
-    with pytest.raises(ConfigError, match="10 pieces, the model 9 rows"):
+    with pytest.raises(ConfigError, match="64 pieces, the model 9 rows"):
         save(tmp_path / "model", tiny_clip(text={"vocab": 9}))
 
 
@@ -153,9 +153,9 @@ def test_all_wrong_leaves_are_listed_at_once(saved):
         load_model(saved)
     for words in (
         "4 problem(s)",
-        "missing: image/head/weight (8, 16)",
-        "unused: image/head (8, 16)",
-        "shape: text/position is (5, 16), expected (8, 16)",
+        "missing: image/head/weight (16, 32)",
+        "unused: image/head (16, 32)",
+        "shape: text/position is (5, 32), expected (8, 32)",
         "not finite: text/norm/bias",
     ):
         assert words in str(caught.value)

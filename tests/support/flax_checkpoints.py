@@ -13,7 +13,7 @@ from clipa_eqx.models.clip import CLIP, CLIPConfig, abstract_clip
 from clipa_eqx.tokenizer.vocabulary import write_vocab
 from conversion.flax_clipa.__main__ import main
 from conversion.flax_clipa.names import to_flax
-from support.tiny_models import WORDS, tiny_clip_config
+from support.tiny_models import PIECES, tiny_clip_config
 
 
 def random_clip(config: CLIPConfig, seed: int = 0) -> CLIP:
@@ -53,7 +53,7 @@ def write_npz(path: Path, arrays: dict[str, np.ndarray], *, compressed: bool = F
 def convert(source: Path | str, folder: Path, *flags: str, config: CLIPConfig | None = None) -> Path:
     """Import by the command line with the tiny vocabulary, by default as ``tiny_clip_config``."""
     vocab, described = folder.parent / "vocab.txt", folder.parent / "config.json"
-    write_vocab(WORDS, vocab)
+    write_vocab(PIECES, vocab)
     described.write_text(json.dumps(to_json(tiny_clip_config() if config is None else config)))
     named = ("--config", str(described)) if not any(f in flags for f in ("--preset", "--image-pool")) else ()
     main(["import", str(source), str(folder), "--vocab", str(vocab), *named, *flags])

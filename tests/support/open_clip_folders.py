@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import json
 
-import jax
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
@@ -13,6 +12,7 @@ from clipa_eqx.saved.model import load_model, save_model
 from clipa_eqx.tokenizer import Tokenizer
 from clipa_eqx.tokenizer.vocabulary import SPECIAL
 from conversion.open_clip.__main__ import main
+from support.leaves import assert_same_leaves as assert_same_leaves
 from support.random_models import random_model
 from support.tiny_runs import model_config
 
@@ -58,11 +58,6 @@ def edit_weights(folder, change):
     tensors = load_file(folder / WEIGHTS)
     change(tensors)
     save_file({name: np.require(array, requirements="C") for name, array in tensors.items()}, folder / WEIGHTS)
-
-
-def assert_same_leaves(ours, theirs):
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        np.testing.assert_array_equal(a, b)
 
 
 def same_config(config):

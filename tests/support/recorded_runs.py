@@ -1,4 +1,4 @@
-"""Recorded models and training runs of the reference as ours."""
+"""Recorded models and training runs of the reference, as models and configs of this library."""
 
 import re
 
@@ -18,7 +18,7 @@ IMAGE_POOLS = {"gap": "gap", "tok": "tok", "map": "map", "cls0": "first"}
 
 
 def load_model(file, prefix):
-    """The model of a file: pooling from its name, everything else from the arrays' names and shapes."""
+    """The arrays and the model of a file: pooling by its name, everything else by the arrays' names and shapes."""
     arrays = goldens.load_npz(file)
     params = goldens.under(arrays, prefix)
     kinds = re.sub(r".*/(forward|train5)_|\.npz", "", file).split("_")
@@ -72,7 +72,7 @@ def load_batch(step, mesh):
 
 
 def reference_optimizer(config, model_config):
-    """The reference's patterns over its own names, as one rule for each of our leaves."""
+    """The optimizer of a recorded run: the reference's patterns become one rule for each leaf."""
     names = {rule.path: rule.name.format(i=0) for rule in flax_rules(model_config)}
 
     def first(patterns, name, default):

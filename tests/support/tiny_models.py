@@ -1,4 +1,4 @@
-"""Small models and runs that several test files use."""
+"""A tiny model, its tokenizer and a config that trains it, for tests that never start a run."""
 
 import dataclasses
 import functools
@@ -15,20 +15,26 @@ from clipa_eqx.models.text import TextConfig
 from clipa_eqx.models.vision import VisionConfig
 from clipa_eqx.optim import OptimConfig
 from clipa_eqx.tokenizer import Tokenizer
+from clipa_eqx.tokenizer.vocabulary import SPECIAL
 
-WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat", "dog", "of", "photo")
-"""A vocabulary small enough for a tiny model."""
+SIZE, LENGTH, VOCAB = (16, 16), 8, 64
+WORDS = ("a", "cat", "dog", "of", "photo", *(f"w{i}" for i in range(VOCAB - len(SPECIAL) - 5)))
+PIECES = (*SPECIAL, *WORDS)
+"""The vocabulary of the tiny model."""
 
 
 def tiny_tokenizer() -> Tokenizer:
-    return Tokenizer(pieces=WORDS, classes=bytes([4] * len(WORDS)))
+    return Tokenizer(pieces=PIECES, classes=bytes([4] * len(PIECES)))
 
 
-def tiny_clip_config(*, image=None, text=None, **fields) -> CLIPConfig:
-    """Width 16, depth 2, 16 pixels, 8 tokens; ``image`` and ``text`` replace fields of the towers."""
-    blocks = BlockConfig(width=16, depth=2, mlp_dim=24, heads=2)
-    vision = VisionConfig(blocks=blocks, image_size=(16, 16), patch_size=(4, 4), embed=8)
-    words = TextConfig(blocks=blocks, length=8, vocab=len(WORDS), embed=8)
+def tiny_clip_config(*, image=None, text=None, blocks=None, **fields) -> CLIPConfig:
+    """Width 32, depth 2, 16 pixels, 4 patches, 8 tokens, 64 pieces.
+
+    ``image`` and ``text`` replace fields of the towers, ``blocks`` fields of both towers' blocks.
+    """
+    both = BlockConfig(**{"width": 32, "depth": 2, "mlp_dim": 64, "heads": 2, **(blocks or {})})
+    vision = VisionConfig(blocks=both, image_size=SIZE, patch_size=(8, 8), embed=16)
+    words = TextConfig(blocks=both, length=LENGTH, vocab=VOCAB, embed=16)
     return CLIPConfig(
         image=dataclasses.replace(vision, **(image or {})), text=dataclasses.replace(words, **(text or {})), **fields
     )
@@ -44,13 +50,12 @@ def _init(config: CLIPConfig, seed: int) -> CLIP:
 
 
 def tiny_run(**fields) -> ExperimentConfig:
-    size = (16, 16)
     chosen = {
         "model": tiny_clip_config(),
-        "data": DataConfig(sources=(DataSource(folder="records"),), image=ImageConfig(size=size)),
+        "data": DataConfig(sources=(DataSource(folder="records"),), image=ImageConfig(size=SIZE)),
         "optim": OptimConfig(peak_lr=1e-3),
         "batch_size": 8,
         "duration": Duration(steps=10),
-        "eval_image": EvalImageConfig(size=size),
+        "eval_image": EvalImageConfig(size=SIZE),
     }
     return ExperimentConfig(**(chosen | fields))

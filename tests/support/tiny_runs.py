@@ -1,7 +1,6 @@
 """Runs that train in seconds: records, a vocabulary, configs, and a run step by step on any mesh."""
 
 import atexit
-import dataclasses
 import functools
 import io
 import shutil
@@ -21,22 +20,21 @@ from clipa_eqx.data.prefetch import StreamConfig
 from clipa_eqx.data.records import Record
 from clipa_eqx.durations import Duration, RunLength
 from clipa_eqx.experiment import CheckpointConfig, DataConfig, DataSource, ExperimentConfig
-from clipa_eqx.models.blocks import BlockConfig
-from clipa_eqx.models.clip import CLIPConfig, abstract_clip
-from clipa_eqx.models.text import TextConfig
-from clipa_eqx.models.vision import VisionConfig
+from clipa_eqx.models.clip import abstract_clip
 from clipa_eqx.optim import OptimConfig, make_optimizer
 from clipa_eqx.schedules import Cosine
 from clipa_eqx.sharding import make_mesh, put_global_batch, shardings_for
-from clipa_eqx.tokenizer.vocabulary import SPECIAL, write_vocab
+from clipa_eqx.tokenizer.vocabulary import write_vocab
 from clipa_eqx.training.inputs import load_tokenizer, open_sources, train_batches
 from clipa_eqx.training.loop import TrainResult, train
 from clipa_eqx.training.start import first_state
 from clipa_eqx.training.state import TrainState, abstract_state
 from clipa_eqx.training.step import Compiler, TrainStep, compile_step
+from support.tiny_models import LENGTH as LENGTH
+from support.tiny_models import PIECES, SIZE, WORDS
+from support.tiny_models import VOCAB as VOCAB
+from support.tiny_models import tiny_clip_config as model_config
 
-SIZE, LENGTH, VOCAB = (16, 16), 8, 64
-WORDS = tuple(f"w{i}" for i in range(VOCAB - len(SPECIAL)))
 RECORDS = 200  # Grain's shuffle takes milliseconds a sample below a few dozen records
 STOCHASTIC = {"image": {"mask_ratio": 0.5}, "blocks": {"dropout": 0.1, "drop_path": 0.2}}
 """Everything random that a model has."""
@@ -62,7 +60,7 @@ def folder() -> Path:
     root = Path(tempfile.mkdtemp(prefix="clipa_eqx_tests_"))
     atexit.register(shutil.rmtree, root, ignore_errors=True)
     write_records(make_records(RECORDS), root / "records", records_per_shard=100)
-    write_vocab((*SPECIAL, *WORDS), root / "vocab.txt")
+    write_vocab(PIECES, root / "vocab.txt")
     return root
 
 
@@ -73,16 +71,6 @@ def make_records(count):
         Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(file, "png")
         words = (WORDS[i % len(WORDS)], WORDS[(7 * i + 3) % len(WORDS)])
         yield Record(key=str(i), image=file.getvalue(), captions=(" ".join(words),))
-
-
-def model_config(*, image=None, text=None, blocks=None) -> CLIPConfig:
-    """Width 32, depth 2, 16 pixels, 8 tokens; the arguments replace fields of the towers, or of both towers' blocks."""
-    both = BlockConfig(**{"width": 32, "depth": 2, "mlp_dim": 64, "heads": 2, **(blocks or {})})
-    vision = VisionConfig(blocks=both, image_size=SIZE, patch_size=(8, 8), embed=16)
-    words = TextConfig(blocks=both, length=LENGTH, vocab=VOCAB, embed=16)
-    return CLIPConfig(
-        image=dataclasses.replace(vision, **(image or {})), text=dataclasses.replace(words, **(text or {}))
-    )
 
 
 def run_config(**fields) -> ExperimentConfig:
@@ -162,14 +150,3 @@ def optimizer_and_state(config: ExperimentConfig) -> tuple[optax.GradientTransfo
     """The optimizer of a run, and its state without memory."""
     optimizer = make_optimizer(config.optim, abstract_clip(config.model), RunLength.of(config.duration))
     return optimizer, abstract_state(config.model, optimizer)
-
-
-def as_numpy(tree) -> list[np.ndarray]:
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
-
-
-def assert_bit_equal(got, expected) -> None:
-    """All leaves have the same bytes."""
-    assert jax.tree.structure(got) == jax.tree.structure(expected)
-    for a, b in zip(as_numpy(got), as_numpy(expected), strict=True):
-        assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())

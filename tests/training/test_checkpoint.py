@@ -1,10 +1,11 @@
-"""Checkpoints come back bit by bit, on any mesh, or not at all."""
+"""Checkpoints are restored bit by bit on any mesh, or refused."""
 
 import shutil
 
 import jax
 import pytest
 from support import tiny_runs
+from support.leaves import as_numpy, assert_bit_equal
 
 from clipa_eqx.errors import CheckpointError
 from clipa_eqx.models.clip import abstract_clip
@@ -32,7 +33,7 @@ def test_a_state_split_over_8_devices_is_restored_bit_by_bit_onto_another_mesh(s
     mesh = make_mesh(MeshConfig(data=data, fsdp=fsdp), devices=jax.devices()[: data * fsdp])
     with Checkpoints(path, keep=2) as checkpoints:
         restored = checkpoints.restore(made.abstract, mesh, step=3)
-    tiny_runs.assert_bit_equal((restored.model, restored.opt_state), (made.state.model, made.state.opt_state))
+    assert_bit_equal((restored.model, restored.opt_state), (made.state.model, made.state.opt_state))
     assert int(restored.step) == 3
     for leaf, wanted in zip(
         jax.tree.leaves(restored), jax.tree.leaves(shardings_for(made.abstract, mesh)), strict=True
@@ -45,7 +46,7 @@ def test_the_model_alone_is_restored(saved):
     with Checkpoints(path, keep=2) as checkpoints:
         model = checkpoints.restore_model(made.state.model.config, make_mesh(MeshConfig()), step=3)
         assert checkpoints.about(3) == ABOUT
-    tiny_runs.assert_bit_equal(model, made.state.model)
+    assert_bit_equal(model, made.state.model)
 
 
 def test_a_checkpoint_of_another_architecture_is_refused_with_every_differing_leaf(saved):
@@ -105,12 +106,12 @@ def test_the_last_steps_are_kept_and_a_state_may_be_overwritten_while_it_is_writ
     with Checkpoints(tmp_path / "checkpoints", keep=2) as checkpoints:
         assert checkpoints.latest() is None
         for step in (1, 2, 3):
-            seen[step] = [leaf.copy() for leaf in tiny_runs.as_numpy(state.model)]
+            seen[step] = [leaf.copy() for leaf in as_numpy(state.model)]
             checkpoints.save(state, step=step, about=ABOUT)
             state = grow(state)
         checkpoints.wait()
         assert checkpoints.latest() == 3
         for step in (2, 3):
             restored = checkpoints.restore(made.abstract, made.mesh, step=step)
-            tiny_runs.assert_bit_equal(tiny_runs.as_numpy(restored.model), seen[step])
+            assert_bit_equal(as_numpy(restored.model), seen[step])
     assert sorted(folder.name for folder in (tmp_path / "checkpoints").iterdir()) == ["2", "3"]

@@ -1,4 +1,4 @@
-"""While the devices work on a step, its successor's batch is fetched and put on its way."""
+"""While the devices work on a step, the batch of the next step is fetched and sent to them."""
 
 import itertools
 import threading
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 STEPS = 5
 
 
-def test_each_step_runs_until_the_next_batch_is_on_its_way(tmp_path):
+def test_a_step_may_run_until_the_next_one_has_its_batch(tmp_path):
     """A step that ends only when its successor has its batch would never end if the loop fetched after it."""
     has_batch = [threading.Event() for _ in range(STEPS + 1)]
     waited = {}
@@ -59,7 +59,7 @@ def test_each_step_runs_until_the_next_batch_is_on_its_way(tmp_path):
 
 
 def test_all_numbers_of_a_step_come_to_the_host_at_once(tmp_path):
-    """Each more that is fetched by itself would be one more wait for the devices."""
+    """Each number that is fetched separately would wait for the devices once more."""
     numbers = {"loss": 2.5, "accuracy": 0.5, "grad_norm": 1.0, "update_norm": 1.0, "truncated": 4, "substituted": 1}
     on_devices = {name: jax.device_put(np.asarray(value)) for name, value in numbers.items()}
     config = tiny_runs.run_config()
@@ -74,7 +74,7 @@ def test_all_numbers_of_a_step_come_to_the_host_at_once(tmp_path):
     assert not {"truncated", "substituted"} & line.keys()
 
 
-def test_waiting_counts_as_input_bound_only_while_the_devices_stand_idle():
+def test_waiting_counts_as_input_bound_only_while_the_devices_are_idle():
     class Running:
         def __init__(self, is_over):
             self.is_ready = lambda: is_over

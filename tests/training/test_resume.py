@@ -1,4 +1,4 @@
-"""A run that is interrupted and goes on is bit by bit the run that was not."""
+"""A run that is interrupted and resumed is bit by bit the run that was not interrupted."""
 
 import os
 import signal
@@ -9,6 +9,7 @@ from unittest import mock
 
 import pytest
 from support import tiny_runs
+from support.leaves import assert_bit_equal
 from support.paths import ROOT
 
 from clipa_eqx.training.checkpoint import Checkpoints
@@ -18,7 +19,8 @@ from clipa_eqx.training.stopping import Interrupted
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
-STEPS, KILLED_STEPS = 12, 24  # each checkpoint waits for the one before: time enough to kill the longer one midway
+# Each checkpoint waits for the previous one, which leaves time to kill the longer run midway.
+STEPS, KILLED_STEPS = 12, 24
 CLOCKS = {
     "time",
     "images_per_second",
@@ -26,7 +28,7 @@ CLOCKS = {
     "seconds_per_step",
     "input_bound_percent",
 }
-"""Metrics that are no function of the state."""
+"""Metrics that are not functions of the state."""
 
 CONFIG = '''"""A run with everything random on."""
 from support import tiny_runs
@@ -42,7 +44,7 @@ def config():
 
 
 def start(config, workdir, *, log):
-    """scripts/train.py on one device, as a process of its own that writes to a file."""
+    """Start ``scripts/train.py`` on one device, as a separate process that writes to a file."""
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
@@ -78,12 +80,12 @@ def assert_same_runs(workdir, whole, *, steps=STEPS):
     lines = deterministic(workdir)
     assert [line["step"] for line in lines] == list(range(1, steps + 1))
     assert lines == deterministic(whole)
-    tiny_runs.assert_bit_equal(final_state(workdir, steps=steps), final_state(whole, steps=steps))
+    assert_bit_equal(final_state(workdir, steps=steps), final_state(whole, steps=steps))
     weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (workdir, whole)]
     assert weights[0] == weights[1]
 
 
-def test_a_run_killed_without_warning_goes_on_bit_by_bit(tmp_path):
+def test_a_run_killed_without_warning_resumes_bit_by_bit(tmp_path):
     config = tmp_path / "run.py"
     config.write_text(CONFIG.format(folder=str(tiny_runs.folder()), steps=KILLED_STEPS))
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -107,7 +109,7 @@ def test_a_run_killed_without_warning_goes_on_bit_by_bit(tmp_path):
     assert_same_runs(killed, whole, steps=KILLED_STEPS)
 
 
-def test_sigterm_saves_the_step_and_the_run_goes_on_bit_by_bit(tmp_path):
+def test_sigterm_saves_the_step_and_the_run_resumes_bit_by_bit(tmp_path):
     config = tiny_runs.run_config(model=tiny_runs.model_config(**tiny_runs.STOCHASTIC))
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     tiny_runs.train_on_one_device(config, whole)

@@ -1,4 +1,4 @@
-"""Where a run starts: whose token table it may take, and that initial weights have draws of their own."""
+"""The first state of a run: token tables of another vocabulary are refused, initial weights share no random key."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ from clipa_eqx.models.clip import CLIP
 from clipa_eqx.saved.model import save_model
 from clipa_eqx.sharding import MeshConfig, make_mesh
 from clipa_eqx.training.inputs import load_tokenizer
-from clipa_eqx.training.start import _INIT_STREAM, first_state
+from clipa_eqx.training.start import first_state, initial_key
 from clipa_eqx.training.step import step_key
 
 
@@ -29,7 +29,9 @@ def test_weights_of_another_vocabulary_are_refused(tmp_path):
         first_state(config, optimizer, abstract=abstract, mesh=mesh, vocab_sha256="0" * 64)
 
 
-def test_no_step_draws_from_the_key_of_the_initial_weights():
-    initial = jr.key_data(jr.fold_in(jr.key(0), _INIT_STREAM))
-    steps = [jr.key_data(step_key(0, step)) for step in (0, 1, 0x1217, 2**31 - 1)]
+def test_no_step_has_the_key_of_the_initial_weights():
+    """Step 4631 once had it: the number that set the initial weights apart was one that runs reach."""
+    initial = jr.key_data(initial_key(0))
+    last = 2**31 - 1  # the counter of steps is an int32
+    steps = [jr.key_data(step_key(0, step)) for step in (0, 1, 4631, last)]
     assert not any((initial == step).all() for step in steps)

@@ -81,7 +81,7 @@ def test_learned_positions_tell_the_size_of_a_square_image_and_no_other():
     config = tiny_clip_config(image={"position": "learned", "pool": "tok"})
     resolved = resolve(shapes_of(config), **learned)
     assert resolved.config.image.image_size == (16, 16)
-    why = "17 rows of img/pos_embedding as class token and a square of 4"
+    why = "5 rows of img/pos_embedding as class token and a square of 2"
     note = f"image.image_size: (16, 16) by the file ({why}); another needs --image-size or --config"
     assert note in resolved.notes
     wide = tiny_clip_config(image={"position": "learned", "pool": "tok", "image_size": (8, 16)})
