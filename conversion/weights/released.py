@@ -1,4 +1,4 @@
-"""The table of all released CLIPA models: what each one is, where it lies, and what it must count and score."""
+"""The table of all released CLIPA models: what each one is, its address, its parameter count and its score."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -13,11 +13,12 @@ Format = Literal["flax", "open_clip"]
 Stage = Literal["pre-training", "fine-tuning"]
 Data = Literal["LAION-2B", "DataComp-1B"]
 
-CHECKED = "layout + count + synthetic forward; the real file not run here"
-"""What this project could prove of a released file, for every row alike: none of them could be downloaded here."""
+CHECKED = "layout, parameter count, forward pass with synthetic weights of full size; the released files were not run"
+"""What was checked of every released file: none of them could be downloaded where this package was developed."""
 
 SCORE_NOTE = (
-    "Two scores: the README of the reference's JAX code says the first, its torch README and open_clip the second."
+    "Two scores: the first is from the README of the reference's JAX code, the second from its torch README and from "
+    "open_clip."
 )
 
 
@@ -173,18 +174,16 @@ RELEASED: Mapping[str, ReleasedModel] = MappingProxyType({row.name: row for row 
 
 
 def markdown_table() -> str:
-    """The table of the README, between its markers; a test compares the two."""
+    """The table of ``docs/weights.md``, between its markers; a test compares the two."""
     lines = [
-        "| name | format | trained on | samples@pixels | ImageNet zero-shot | parameters | where | checked here |",
-        "|---|---|---|---|---|---|---|---|",
+        "| name | format | trained on | samples@pixels | ImageNet zero-shot | parameters | where |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in RELEASED.values():
         where = f"`{row.url}`" if row.format == "open_clip" else f"[download]({row.url})"
-        lines.append(
-            f"| `{row.name}` | {row.format} | {row.data} | {row.schedule} | {row.score} | {row.parameters:,} | {where} "
-            f"| {CHECKED} |"
-        )
-    return "\n".join(lines) + f"\n\n{SCORE_NOTE}\n"
+        cells = (f"`{row.name}`", row.format, row.data, row.schedule, row.score, f"{row.parameters:,}", where)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + f"\n\n{SCORE_NOTE}\n\nChecked here for every row: {CHECKED}.\n"
 
 
 def plain_table() -> str:
@@ -199,10 +198,11 @@ def plain_table() -> str:
         [
             *lines,
             "",
-            "top-1: published zero-shot ImageNet accuracy in percent. " + SCORE_NOTE,
-            "All: sin-cos image positions, image pool gap, text pool last; pictures bilinear, ImageNet mean and std: a",
-            "center crop for models of 8 tokens, whose prompts are reduced by syntax, squash for the others.",
+            f"top-1: published zero-shot ImageNet accuracy in percent. {SCORE_NOTE}",
+            "All: sin-cos image positions, image pool gap, text pool last; images bilinear, ImageNet mean and std.",
+            "Models of 8 tokens: center crop, prompts reduced by syntax. The others: squash, prompts truncated.",
             "flax: tanh GELU, epsilon 1e-6, reads the file `.npz`. open_clip: exact GELU, epsilon 1e-5.",
-            f"Checked here: {CHECKED}. Check yours with `python -m conversion.verify DIR`.",
+            f"Checked here: {CHECKED}.",
+            "Check your file with `python -m conversion.verify DIR`.",
         ]
     )

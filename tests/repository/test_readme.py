@@ -1,7 +1,9 @@
 """README and docs: their Python runs, their commands and files exist, their tables are true."""
 
 import argparse
+import ast
 import io
+import json
 import re
 import shlex
 import tomllib
@@ -24,6 +26,7 @@ from clipa_eqx.saved.model import save_model
 from clipa_eqx.sharding import MeshConfig, make_mesh
 from clipa_eqx.training.state import abstract_state
 from clipa_eqx.training.step import make_train_step
+from scripts.quickstart_figure import FIGURE, draw, read_scores
 
 PAGES = {path.name: path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 
@@ -45,12 +48,13 @@ def commands() -> list[list[str]]:
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Where the snippets run: a picture and a saved model are there."""
+    """A folder in which the snippets run, with an image and two model folders."""
     file = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)).save(file, "JPEG")
     (tmp_path / "cat.jpg").write_bytes(file.getvalue())
-    model, size = tmp_path / "runs" / "mine" / "model", EvalImageConfig(size=(16, 16))
-    save_model(model, tiny_clip(), tokenizer=tiny_tokenizer(), preprocess=size, provenance={})
+    size = EvalImageConfig(size=(16, 16))
+    for model in ("runs/mine/model", "models/l14"):
+        save_model(tmp_path / model, tiny_clip(), tokenizer=tiny_tokenizer(), preprocess=size, provenance={})
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -69,6 +73,7 @@ def test_the_readme_computes_similarities(folder):
     exec(blocks("README.md", "python")[0], names)
     assert names["similarity"].shape == (1, 2)
     assert float(np.linalg.norm(names["image"])) == pytest.approx(1.0, abs=1e-5)
+    assert float(names["probability"].sum()) == pytest.approx(1.0, abs=1e-5)
 
 
 def test_there_are_commands_to_check():
@@ -87,7 +92,7 @@ def test_a_command_names_programs_flags_and_files_that_exist(command):
     else:
         _, program, *arguments = command
         if program == "-m":
-            program = f"{arguments.pop(0).replace('.', '/')}.py"
+            program = f"{arguments.pop(0).replace('.', '/')}/__main__.py"
         # The thin files in scripts/ call the library's programs, which define the flags.
         flags = Path("clipa_eqx") / "programs" / Path(program).name
         source = (ROOT / (flags if (ROOT / flags).exists() else program)).read_text(encoding="utf-8")
@@ -120,8 +125,44 @@ def test_every_file_and_link_of_a_page_exists(page):
 
 def test_the_table_of_contents_names_every_section():
     sections = re.findall(r"^## (.*)$", text("README.md"), flags=re.MULTILINE)
-    listed = re.findall(r"^- \[(.*)\]\(#", text("README.md"), flags=re.MULTILINE)
+    contents = text("README.md").split("## Contents\n")[1].split("\n## ")[0]
+    listed = re.findall(r"\[([^\]]*)\]\(#", contents)
     assert listed == sections[sections.index("Contents") + 1 :]
+
+
+def test_the_figure_shows_the_numbers_of_the_table():
+    assert text("README.md").count("](docs/figures/quickstart.svg)") == 1
+    scores = read_scores(text("README.md"))
+    assert [score.label for score in scores if score.label.startswith("seed ")] == ["seed 0", "seed 1", "seed 2"]
+    assert FIGURE.read_text(encoding="utf-8") == draw(scores), "run python scripts/quickstart_figure.py"
+
+
+def test_the_numbers_of_the_baseline_are_those_recorded():
+    recorded = json.loads((ROOT / "docs" / "quickstart_baseline.json").read_text(encoding="utf-8"))
+    [score] = [score for score in read_scores(text("README.md")) if "baseline" in score.label]
+    assert (score.top1, score.top5) == (round(100 * recorded["top1"], 1), round(100 * recorded["top5"], 1))
+
+
+def test_the_messages_that_the_manual_explains_are_in_the_code():
+    """A changed message must be changed in the table of errors too; ``...`` is a value that the code fills in."""
+    texts = {
+        one
+        for package in ("clipa_eqx", "conversion")
+        for path in (ROOT / package).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if (one := literal(node)) is not None
+    }
+    rows = re.findall(r"^\| (`.*?) \| ", text("weights.md").split("## Errors")[1].split("\n## ")[0], flags=re.MULTILINE)
+    messages = [message for row in rows for message in re.findall(r"`([^`]+)`", row)]
+    assert len(messages) > 10
+    assert [message for message in messages if not any(message in one for one in texts)] == []
+
+
+def literal(node: ast.AST) -> str | None:
+    """The text of a string in the code, with ``...`` for each value that is filled in."""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(str(part.value) if isinstance(part, ast.Constant) else "..." for part in node.values)
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
 
 
 def test_all_pages_are_linked_from_the_readme():
