@@ -19,13 +19,8 @@ _log = logging.getLogger(__name__)
 def run(main: Callable[[], object]) -> int:
     """Call a program's ``main`` and return its exit code, for ``sys.exit(run(main))``.
 
-<<<<<<< HEAD
     A ``ClipaError`` becomes one message on standard error and 2, Ctrl-C becomes 130, and a bug becomes its traceback
     and 1. Otherwise the code is what ``main`` returns, or 0 if that is not an int.
-=======
-    A ``ClipaError`` gives one message on standard error and 2, Ctrl-C gives 130, a bug gives its traceback and 1. If
-    ``main`` returns an int, that is the code.
->>>>>>> training
     """
     set_up_logging()
     try:
@@ -38,11 +33,7 @@ def run(main: Callable[[], object]) -> int:
         _print_error("interrupted")
         return 130
     except BrokenPipeError:
-<<<<<<< HEAD
         # The reader of standard output is gone, as in `show.py ... | head`.
-=======
-        # The reader of the output has closed it, as in `show.py ... | head`.
->>>>>>> training
         sys.stderr.close()
         return FAILED
     except Exception:
@@ -51,7 +42,6 @@ def run(main: Callable[[], object]) -> int:
     return code if isinstance(code, int) else OK
 
 
-<<<<<<< HEAD
 def exit_on_sigterm(message: str) -> None:
     """Make SIGTERM raise SystemExit(143) after printing ``message``, so that the program cleans up before it ends.
 
@@ -62,18 +52,6 @@ def exit_on_sigterm(message: str) -> None:
         signal.signal(number, signal.SIG_IGN)  # a second signal must not interrupt the cleaning up
         # Not through sys.stderr, which may be in the middle of a write. If the terminal is closed, writing fails; an
         # OSError instead of SystemExit would look like an error of the interrupted work.
-=======
-def exit_on_sigterm(said: str) -> None:
-    """From now on SIGTERM raises SystemExit with code 143 and prints ``said``, so that the program can clean up.
-
-    SIGHUP, as from a closed terminal, does the same with 129. If it is ignored, as under ``nohup``, it stays ignored.
-    """
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_IGN)  # a second signal must not interrupt the cleanup
-        # Not through sys.stderr, which may be in the middle of a write. A closed terminal makes this write fail; that
-        # OSError must not replace SystemExit, or it would look like an error of the interrupted work.
->>>>>>> training
         with contextlib.suppress(OSError):
             os.write(2, f"{message}\n".encode())
         raise SystemExit(128 + number)
@@ -83,26 +61,17 @@ def exit_on_sigterm(said: str) -> None:
         signal.signal(signal.SIGHUP, stop)
 
 
-<<<<<<< HEAD
 def _print_error(text: str) -> None:
     """Print on standard error, or nowhere if its reader is gone: the exit code reports the error too."""
-=======
-def _say(text: str) -> None:
-    """Print on standard error. If that is closed the message is lost, but the exit code remains."""
->>>>>>> training
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr)
 
 
 def set_up_logging(*, process_index: int = 0) -> None:
-<<<<<<< HEAD
     """Log to standard error: INFO from process 0, WARNING with their number from others.
 
     Call it again once the number of the process is known.
     """
-=======
-    """Log INFO from process 0, and WARNING from others with their number. Call it again once the number is known."""
->>>>>>> training
     prefix = "" if process_index == 0 else f"[process {process_index}] "
     logging.basicConfig(
         level=logging.INFO if process_index == 0 else logging.WARNING,

@@ -1,8 +1,4 @@
-<<<<<<< HEAD
 """Exit codes and messages of programs, also if the reader of standard error is gone."""
-=======
-"""Exit codes of the scripts, also after the terminal of standard error has closed."""
->>>>>>> training
 
 import os
 import signal
@@ -12,13 +8,9 @@ import sys
 import pytest
 from support.paths import ROOT
 
-<<<<<<< HEAD
 from clipa_eqx.cli import run
 
 WORK = '''"""A program that takes an OSError for an error of its input, and ends in the way that its argument names."""
-=======
-WORK = '''"""Work that handles an OSError as the end of its input, and then reports a mistake of the user."""
->>>>>>> training
 import select
 import sys
 
@@ -43,13 +35,8 @@ sys.exit(run(main))
 '''
 
 
-<<<<<<< HEAD
 def start_without_terminal(end="mistake"):
     """Start the program; once it runs, close the terminal that it writes errors to."""
-=======
-def start_without_terminal(*argv):
-    """Start the work, and close the terminal of its standard error once it runs."""
->>>>>>> training
     outer, inner = os.openpty()
     process = subprocess.Popen(
         [sys.executable, "-c", WORK, end],

@@ -91,7 +91,7 @@ def is_resampled_image(case) -> bool:
 
 
 def is_dropped_position(case) -> bool:
-    """The reference dropped a learned table for a computed one when configured not to load it; ours never drops a leaf."""
+    """Configured not to load it, the reference dropped a learned table for a computed one; ours never drops a leaf."""
     return case["image"]["pre_posemb"] == "learn" and case["image"]["new_posemb"] != "learn"
 
 
