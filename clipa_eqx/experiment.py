@@ -97,7 +97,7 @@ class InitConfig:
         if self.optimizer and (self.resize_text or self.resize_image or self.keep_initial):
             raise ConfigError(
                 "init.optimizer resumes another run, so all of its leaves are taken unchanged; leave out resize_text, "
-                "resize_image and keep_initial, or start afresh without init.optimizer"
+                "resize_image and keep_initial, or start at step 0 without init.optimizer"
             )
 
 

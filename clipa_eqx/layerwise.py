@@ -92,5 +92,5 @@ def scale_and_negate(
 
 
 def _over_depth(strength: Strength, leaf: Array) -> Strength:
-    """A vector over depth in a shape that multiplies a stacked leaf; a number as it is."""
+    """A vector over depth in a shape that multiplies a stacked leaf; a number is unchanged."""
     return strength.reshape(-1, *(1,) * (leaf.ndim - 1)) if isinstance(strength, np.ndarray) else strength

@@ -53,7 +53,7 @@ def quick_compile():
 
 @pytest.fixture
 def no_self_check(monkeypatch):
-    """Compiling the towers anew for each file takes a second and reads no foreign bytes."""
+    """Import weights without the self-check: it compiles the towers, a second per file, and reads no foreign bytes."""
     from conversion.weights import write_model as write_model_module
     from conversion.weights.self_check import Embeddings
 

@@ -33,7 +33,7 @@ def continued_state(model: CLIP, folder: Path, optim: OptimConfig, *, abstract: 
         if problems:
             raise CheckpointError(
                 f"{folder}: its optimizer state is not of this config's optimizer; use the settings of the run that "
-                f"wrote it, or start afresh without init.optimizer, {listed(problems)}"
+                f"wrote it, or start at step 0 without init.optimizer, {listed(problems)}"
             )
         # Copied out of the memory map: the file is closed before training starts.
         opt_state = map_with_path(lambda path, _: np.array(_stored_leaf(stored, path)), abstract.opt_state)

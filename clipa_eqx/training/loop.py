@@ -146,10 +146,11 @@ def train(
 
 
 def _check_local(workdir: Path) -> None:
-    # pathlib would make a local folder "gs:" of a bucket and say nothing.
+    # pathlib would silently make a local folder "gs:" for a bucket.
     if re.match(r"[A-Za-z0-9+.-]+:/", str(workdir)):
         raise ConfigError(
-            f"workdir is {workdir}: only local and mounted paths work yet; mount the bucket or copy later"
+            f"run folder {workdir} is not local; only local and mounted paths are supported: mount the bucket, or copy "
+            "the folder when the run is over"
         )
 
 

@@ -120,7 +120,7 @@ class Reports:
             f"step {numbers.step} gave {bad} on samples {first} to {first + self._config.batch_size - 1} "
             f"(records {', '.join(map(str, numbers.sample_id[:8]))}, ...); {back}. Look at those records, or "
             "start a new --workdir with --init-from this one and a lower optim.peak_lr, optim.clip_norm or "
-            "optim.max_temperature (the optimizer starts afresh)"
+            "optim.max_temperature (the optimizer then starts at step 0)"
         )
 
     def __enter__(self) -> "Reports":

@@ -63,7 +63,7 @@ def read(name, config) -> CLIP:
 
 
 def merge(case) -> CLIP:
-    """The case by our named surgeries; only what the reference was told not to load may differ."""
+    """The case by our named surgeries; only leaves that the reference was configured not to load may differ."""
     source = read(case["pretrained_file"], config_of(case, "pre"))
     target = config_of(case, "new")
     fresh = read(case["init_file"], target)
@@ -91,7 +91,7 @@ def is_resampled_image(case) -> bool:
 
 
 def is_dropped_position(case) -> bool:
-    """The reference dropped a learned table for a computed one when told not to load it; ours never drops a leaf."""
+    """Configured not to load it, the reference dropped a learned table for a computed one; ours never drops a leaf."""
     return case["image"]["pre_posemb"] == "learn" and case["image"]["new_posemb"] != "learn"
 
 

@@ -105,7 +105,7 @@ def compile_once(config: ExperimentConfig, optimizer, abstract: TrainState, mesh
 
 
 def forget_compiled():
-    """The next run compiles, and traces, anew."""
+    """Forget all compiled steps, so that the next run traces and compiles its step."""
     _COMPILED.clear()
 
 
