@@ -15,6 +15,7 @@ from clipa_eqx.data.images.evaluation import EvalImageConfig, eval_image
 from clipa_eqx.data.images.host_pixels import normalize_on_host
 from clipa_eqx.errors import CheckpointError, ConfigError, DataError
 from clipa_eqx.saved.model import load_model, save_model
+from clipa_eqx.saved.provenance import Provenance, Source
 
 PREPROCESS = EvalImageConfig(size=(16, 16), resize="squash")
 PICTURE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -51,7 +52,7 @@ def test_everything_comes_back_equal(saved):
     assert eqx.tree_equal(clip.model, model)
     assert clip.tokenizer.tokenizer.pieces == tiny_tokenizer().pieces
     assert clip.preprocess.config == PREPROCESS
-    assert clip.provenance == {"source": "test"}
+    assert clip.provenance == Provenance(source=Source(name="test"))
 
 
 def test_the_folder_holds_the_named_files_and_float32_leaves_by_path(saved):
@@ -138,7 +139,7 @@ def test_a_model_that_is_not_finite_is_not_saved(tmp_path):
 def test_parts_that_do_not_fit_are_not_saved(tmp_path):
     with pytest.raises(ConfigError, match=r"preprocess.size is \(8, 8\)"):
         save(tmp_path / "model", preprocess=EvalImageConfig(size=(8, 8)))
-    with pytest.raises(ConfigError, match="64 pieces, the model 9 rows"):
+    with pytest.raises(ConfigError, match="64 pieces, the model's token table 9 rows"):
         save(tmp_path / "model", tiny_clip(text={"vocab": 9}))
 
 
@@ -175,7 +176,7 @@ def test_a_missing_file_is_named(saved, name):
 
 
 def test_a_missing_folder_or_tokenizer_is_named(saved):
-    with pytest.raises(CheckpointError, match="no model folder"):
+    with pytest.raises(CheckpointError, match="nothing does not exist; expected a model folder"):
         load_model(saved / "nothing")
     (saved / "tokenizer" / "vocab.txt").unlink()
     with pytest.raises(CheckpointError, match=r"vocab.txt"):
