@@ -200,7 +200,9 @@ def test_an_export_never_replaces_what_it_was_not_told_to(tmp_path):
     for name, message in (("back.zip", "does not end in .npz"), ("x.npz/y.npz", "cannot be written")):
         with pytest.raises(ConversionError, match=message):
             main(["export", str(folder), str(tmp_path / name)])
-    with pytest.raises(CheckpointError, match="neither a model folder"):
+    with pytest.raises(
+        CheckpointError, match="is a folder that clipa_eqx did not write; expected a run folder or a model folder"
+    ):
         main(["export", str(tmp_path), str(tmp_path / "y.npz")])
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
 

@@ -17,6 +17,7 @@ from clipa_eqx.programs.targets import show
 from clipa_eqx.saved.description import load_model_config
 from clipa_eqx.saved.kinds import expect_kind, kind_of, what_is
 from clipa_eqx.saved.model import save_model
+from clipa_eqx.sharding import MeshConfig, make_mesh
 from clipa_eqx.training.start import load_source
 from conversion.compare.sides import open_side
 from conversion.flax_clipa.exporting import export_flax
@@ -140,8 +141,11 @@ def call_open_side(path):
 
 # All places that ask, and which kinds each accepts or reports by a message of its own.
 ASK = {
-    "init.source": (lambda path: load_source(InitConfig(source=str(path)), None), {"run folder", "model folder"}),
-    "evaluate": (lambda path: load_scored(path, None), {"run folder", "model folder"}),
+    "init.source": (
+        lambda path: load_source(InitConfig(source=str(path)), make_mesh(MeshConfig())),
+        {"run folder", "model folder"},
+    ),
+    "evaluate": (lambda path: load_scored(path, make_mesh(MeshConfig())), {"run folder", "model folder"}),
     "show": (call_show, {"run folder", "model folder", "record folder"}),
     "export to Flax": (lambda path: export_flax(path, path.parent / "x.npz"), {"run folder", "model folder"}),
     "compare": (call_open_side, {"model folder", "other folder", "missing"}),
