@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipa_eqx.saved.provenance import Provenance, Source, Vocabulary
@@ -84,6 +84,7 @@ def test_values_of_another_type_are_kept_and_never_taken_for_a_field(name, value
     assert provenance.to_json() == {name: value}
 
 
+@settings(deadline=None)
 @given(st.dictionaries(NAMES, JSON, max_size=4))
 def test_any_object_is_read_and_what_is_written_is_read_as_equal(found):
     provenance = Provenance.from_json(found)
