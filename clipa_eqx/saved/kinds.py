@@ -69,7 +69,8 @@ def expect_kind(path: Path | str, *expected: Kind, where: str = "", other: str =
     """
     kind = kind_of(path)
     if kind not in expected:
-        choices = " or ".join([*(f"a {one}" for one in expected), *([other] if other else [])])
+        *first, last = [*(f"a {one}" for one in expected), *([other] if other else [])]
+        choices = f"{', '.join(first)} or {last}" if first else last
         raise CheckpointError(f"{f'{where}: ' if where else ''}{what_is(path)}; expected {choices}")
     return kind
 

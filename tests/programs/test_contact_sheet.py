@@ -128,7 +128,5 @@ def test_a_sheet_that_cannot_be_drawn_reports_why(run, flags, error, message):
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(
-        CheckpointError, match="none does not exist; expected a run folder or a model folder or a record"
-    ):
+    with pytest.raises(CheckpointError, match="none does not exist; expected a run folder, a model folder"):
         main([str(tmp_path / "none"), "--sheet", "x.png"])

@@ -127,7 +127,7 @@ def test_an_unexpected_kind_is_an_error_that_says_what_was_expected(saved):
     assert expect_kind(saved, "model folder", "run folder") == "model folder"
     with pytest.raises(CheckpointError) as caught:
         expect_kind(saved, "run folder", "record folder", where="a.b", other="a file")
-    assert str(caught.value) == f"a.b: {saved} is a model folder; expected a run folder or a record folder or a file"
+    assert str(caught.value) == f"a.b: {saved} is a model folder; expected a run folder, a record folder or a file"
 
 
 def call_show(path):
