@@ -12,10 +12,18 @@ from clipa_eqx.data.manifest import read_manifest
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.json_config import from_json, to_json
 from clipa_eqx.models.clip import CLIP, CLIPConfig, abstract_clip
-from clipa_eqx.saved.description import PREPROCESS_FILE, PROVENANCE_FILE, load_model_config
+from clipa_eqx.saved.description import load_model_config
+from clipa_eqx.saved.kinds import (
+    CHECKPOINTS_NAME,
+    CONFIG_FILE,
+    METRICS_NAME,
+    MODEL_NAME,
+    PREPROCESS_FILE,
+    PROVENANCE_FILE,
+)
 from clipa_eqx.sharding import AXES, MeshConfig, describe_shardings
 from clipa_eqx.training.metrics import read_metrics
-from clipa_eqx.training.run_folder import CHECKPOINTS_NAME, CONFIG_NAME, METRICS_NAME, MODEL_NAME, read_record
+from clipa_eqx.training.run_folder import read_record
 from clipa_eqx.trees import count_params, leaves_by_path
 
 MeshSizes = tuple[int, int, int]
@@ -49,7 +57,7 @@ def describe_run(folder: Path, mesh: MeshSizes | None) -> Iterator[str]:
         CheckpointError: the folder is damaged or of a later version.
     """
     record = read_record(folder)
-    config = from_json(ExperimentConfig, record["config"], where=str(folder / CONFIG_NAME))
+    config = from_json(ExperimentConfig, record["config"], where=str(folder / CONFIG_FILE))
     yield _json(record["config"])
     yield from describe_parameters(config.model, mesh)
     # Orbax renames a step's folder to its number once it is committed.

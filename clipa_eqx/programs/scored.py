@@ -16,12 +16,13 @@ from clipa_eqx.errors import CheckpointError
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.json_config import from_json
 from clipa_eqx.models.clip import CLIP
-from clipa_eqx.saved.model import WEIGHTS_FILE, load_model
+from clipa_eqx.saved.kinds import CHECKPOINTS_NAME, CONFIG_FILE, MODEL_NAME, WEIGHTS_FILE, expect_kind, kind_of
+from clipa_eqx.saved.model import load_model
 from clipa_eqx.sharding import shardings_for
 from clipa_eqx.tokenizer import Tokenizer
 from clipa_eqx.training.checkpoint import Checkpoints
 from clipa_eqx.training.inputs import load_tokenizer
-from clipa_eqx.training.run_folder import CHECKPOINTS_NAME, CONFIG_NAME, MODEL_NAME, read_record
+from clipa_eqx.training.run_folder import read_record
 
 PromptReduction = Literal["truncate", "syntax"]
 """How prompts longer than the text tower are cut."""
@@ -50,32 +51,27 @@ def load_scored(folder: Path, mesh: Mesh) -> Scored:
     Raises:
         CheckpointError: the folder is neither, it is damaged, or the run has no committed checkpoint yet.
     """
-    if (folder / WEIGHTS_FILE).exists():
+    if expect_kind(folder, "run folder", "model folder") == "model folder":
         return _load_model_folder(folder, mesh)
-    if (folder / MODEL_NAME / WEIGHTS_FILE).exists():
+    if kind_of(folder / MODEL_NAME) == "model folder":
         return _load_model_folder(folder / MODEL_NAME, mesh)
-    if (folder / CONFIG_NAME).exists():
-        return _load_checkpoint(folder, mesh)
-    raise CheckpointError(
-        f"{folder} is neither a model folder (no {WEIGHTS_FILE}) nor a run folder (no {CONFIG_NAME}); give one of them"
-    )
+    return _load_checkpoint(folder, mesh)
 
 
 def _load_model_folder(folder: Path, mesh: Mesh) -> Scored:
     loaded = load_model(folder)
-    run = loaded.provenance.get("run", {}).get("config", {})
     return Scored(
         model=jax.device_put(loaded.model, shardings_for(loaded.model, mesh)),
         tokenizer=loaded.tokenizer.tokenizer,
         preprocess=loaded.preprocess.config,
-        text_reduction=_prompt_reduction(run.get("data", {}).get("text_reduction")),
+        text_reduction=_prompt_reduction(loaded.provenance.text_reduction),
         identity={"kind": "model folder", "path": str(folder), "sha256": hash_file(folder / WEIGHTS_FILE)},
     )
 
 
 def _load_checkpoint(folder: Path, mesh: Mesh) -> Scored:
     record = read_record(folder)
-    config = from_json(ExperimentConfig, record["config"], where=str(folder / CONFIG_NAME))
+    config = from_json(ExperimentConfig, record["config"], where=str(folder / CONFIG_FILE))
     if not (folder / CHECKPOINTS_NAME).is_dir():
         raise CheckpointError(f"run folder {folder} has no checkpoint yet; train it further")
     # Not training.start.load_source: the result names the step, and a live run may commit another one meanwhile.

@@ -4,12 +4,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from clipa_eqx.config_files import apply_overrides, load_config
-from clipa_eqx.data.manifest import MANIFEST_NAME
 from clipa_eqx.errors import ConfigError, DataError
 from clipa_eqx.programs.describe import describe_config, describe_model, describe_records, describe_run
 from clipa_eqx.programs.sheets import draw_config, draw_records
-from clipa_eqx.saved.model import WEIGHTS_FILE
-from clipa_eqx.training.run_folder import CONFIG_NAME
+from clipa_eqx.saved.kinds import expect_kind
 
 
 def show(
@@ -31,7 +29,8 @@ def show(
         mesh: sizes of the axes data, fsdp and tensor that parameters are split over.
 
     Raises:
-        ConfigError: the target is none of these, or a flag does not fit it.
+        CheckpointError: the target is none of these.
+        ConfigError: a flag does not fit it.
         ClipaError: the target is damaged.
     """
     if target.suffix == ".py":
@@ -41,20 +40,14 @@ def show(
         else:
             draw_config(config, sheet, samples=samples)
             print(f"{samples} samples drawn to {sheet}")
-    elif (target / WEIGHTS_FILE).exists():
-        _refuse(sheet)
-        _print(describe_model(target, mesh))
-    elif (target / CONFIG_NAME).exists():
-        _refuse(sheet)
-        _print(describe_run(target, mesh))
-    elif (target / MANIFEST_NAME).exists():
+        return
+    kind = expect_kind(target, "run folder", "model folder", "record folder", other="a Python config file")
+    if kind == "record folder":
         _print(describe_records(target))
         _draw_records(target, sheet, samples=samples)
-    else:
-        raise ConfigError(
-            f"{target} is nothing to show; give a Python config file, or a folder with {WEIGHTS_FILE} (model folder), "
-            f"{CONFIG_NAME} (run folder) or {MANIFEST_NAME} (record folder)"
-        )
+        return
+    _refuse(sheet)
+    _print(describe_model(target, mesh) if kind == "model folder" else describe_run(target, mesh))
 
 
 def _draw_records(folder: Path, sheet: Path | None, *, samples: int) -> None:

@@ -1,4 +1,4 @@
-"""The files of a saved model but for its weights, and which folder is one."""
+"""The files of a model folder except its weights: architecture, tokenizer, image preparation, provenance."""
 
 import json
 from collections.abc import Mapping
@@ -12,15 +12,23 @@ from clipa_eqx.json_config import from_json, to_json
 from clipa_eqx.json_files import read_json_object
 from clipa_eqx.models.clip import CLIPConfig
 from clipa_eqx.replacing import FolderKind
+from clipa_eqx.saved.kinds import (
+    CONFIG_FILE,
+    PREPROCESS_FILE,
+    PROVENANCE_FILE,
+    TOKENIZER_FOLDER,
+    WEIGHTS_FILE,
+    expect_kind,
+)
+from clipa_eqx.saved.provenance import Provenance
 from clipa_eqx.tokenizer import Tokenizer
 from clipa_eqx.tokenizer.wordpiece import TOKENIZER_FILES
 
-CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FOLDER = "config.json", "model.safetensors", "tokenizer"
-PREPROCESS_FILE, PROVENANCE_FILE = "preprocess.json", "provenance.json"
 OPTIMIZER_FILE = "optimizer.safetensors"
-"""Moments and counts of an imported training checkpoint; not every model has them."""
+"""Moments and counts of an imported training checkpoint; absent for other models."""
 
-_FORMER_OPTIMIZER_FILE = "optimiser.safetensors"  # in model folders of version 0.1.0
+FORMER_OPTIMIZER_FILE = "optimiser.safetensors"
+"""Its name in model folders of version 0.1.0."""
 
 PIXELS: dict[str, Any] = {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
 
@@ -33,29 +41,29 @@ def write_description(
     *,
     tokenizer: Tokenizer,
     preprocess: EvalImageConfig,
-    provenance: Mapping[str, Any],
+    provenance: Provenance,
 ) -> None:
-    """Write everything but the weights."""
+    """Write all files except the weights and the optimizer state."""
     tokenizer.save(folder / TOKENIZER_FOLDER)
     write_json(folder / CONFIG_FILE, {"schema": _SCHEMA, "model": to_json(config)})
     write_json(folder / PREPROCESS_FILE, to_json(preprocess) | PIXELS)
-    write_json(folder / PROVENANCE_FILE, dict(provenance))
+    write_provenance(folder, provenance)
+
+
+def write_provenance(folder: Path, provenance: Provenance) -> None:
+    """Write the provenance of a model folder that is being made."""
+    write_json(folder / PROVENANCE_FILE, provenance.to_json())
 
 
 def load_model_config(folder: Path | str) -> CLIPConfig:
-    """The architecture of a saved model, without its weights.
+    """The architecture of the model in a model folder; no weights are read.
 
     Raises:
-        CheckpointError: no such folder, no saved model in it (but a run, for one), or one of a later version.
+        CheckpointError: ``folder`` is not a model folder, its config is damaged, or a later version wrote it.
     """
+    expect_kind(folder, "model folder")
     path = Path(folder) / CONFIG_FILE
-    if not path.parent.is_dir():
-        raise CheckpointError(f"there is no model folder {folder}; give a folder that save_model wrote")
     found = read_json(path)
-    if "data_sha256" in found:  # the record of a run (training.run_folder), which has the same name
-        raise CheckpointError(
-            f"{folder} is the work folder of a run; its model is {path.parent / 'model'}, once the run has ended"
-        )
     if found.get("schema") != _SCHEMA or not isinstance(found.get("model"), dict):
         raise CheckpointError(
             f"{path} has schema {found.get('schema')!r}, this version of clipa_eqx reads {_SCHEMA}; "
@@ -68,15 +76,15 @@ def load_model_config(folder: Path | str) -> CLIPConfig:
 
 
 def load_preprocess(folder: Path) -> EvalImageConfig:
-    """How the pictures of a saved model are prepared.
+    """How images are prepared for the model in a model folder.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or asks for what this version cannot do.
+        CheckpointError: the file is missing or damaged, or requires what this version does not support.
     """
     path = folder / PREPROCESS_FILE
     about = read_json(path)
     if {key: about.pop(key, None) for key in PIXELS} != PIXELS:
-        raise CheckpointError(f"{path} asks for another mean or std than ImageNet's, which this version cannot give")
+        raise CheckpointError(f"{path} has another mean or std than ImageNet's, which this version does not support")
     try:
         return from_json(EvalImageConfig, about, where=str(path))
     except ConfigError as error:
@@ -84,21 +92,23 @@ def load_preprocess(folder: Path) -> EvalImageConfig:
 
 
 def check_parts(config: CLIPConfig, tokenizer: Tokenizer, preprocess: EvalImageConfig) -> None:
-    """Raises ConfigError where a tokenizer or preprocessing does not fit a model."""
+    """Raise ConfigError if the tokenizer or the image preparation does not fit the model."""
     if preprocess.size != config.image.image_size:
-        raise ConfigError(f"preprocess.size is {preprocess.size}, the model's images {config.image.image_size}")
+        raise ConfigError(f"preprocess.size is {preprocess.size}, the model takes images of {config.image.image_size}")
     if tokenizer.vocab_size > config.text.vocab:
-        raise ConfigError(f"the tokenizer has {tokenizer.vocab_size} pieces, the model {config.text.vocab} rows")
+        raise ConfigError(
+            f"the tokenizer has {tokenizer.vocab_size} pieces, the model's token table {config.text.vocab} rows"
+        )
 
 
 def optimizer_file(folder: Path) -> Path:
-    """The optimizer state of a model folder, under its former name where only that is there."""
-    former = folder / _FORMER_OPTIMIZER_FILE
+    """The path of the optimizer state in a model folder; its former name if only that exists."""
+    former = folder / FORMER_OPTIMIZER_FILE
     return former if former.exists() and not (folder / OPTIMIZER_FILE).exists() else folder / OPTIMIZER_FILE
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """An object as an indented JSON file."""
+    """Write an object as an indented JSON file, into a folder that is being made."""
     path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
@@ -108,7 +118,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _is_model_folder(folder: Path) -> bool:
-    """Whether its config is one of ours; other programs have a ``config.json`` and ``model.safetensors`` too."""
+    """Whether the config is ours and complete; other programs write ``config.json`` and ``model.safetensors`` too."""
     try:
         return read_json(folder / CONFIG_FILE).get("schema") == _SCHEMA and (folder / WEIGHTS_FILE).is_file()
     except CheckpointError:
@@ -118,9 +128,9 @@ def _is_model_folder(folder: Path) -> bool:
 MODEL_FOLDER = FolderKind(
     name="model folder",
     files=frozenset(
-        {CONFIG_FILE, WEIGHTS_FILE, OPTIMIZER_FILE, _FORMER_OPTIMIZER_FILE, PREPROCESS_FILE, PROVENANCE_FILE}
+        {CONFIG_FILE, WEIGHTS_FILE, OPTIMIZER_FILE, FORMER_OPTIMIZER_FILE, PREPROCESS_FILE, PROVENANCE_FILE}
         | {f"{TOKENIZER_FOLDER}/{name}" for name in TOKENIZER_FILES}
     ),
     is_one=_is_model_folder,
 )
-"""What may be replaced by a saved model."""
+"""The folders that a new model may replace."""

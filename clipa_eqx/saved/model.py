@@ -1,4 +1,4 @@
-"""A model as a folder: weights, tokenizer, how pictures are prepared, and where it all comes from."""
+"""Save and load a model with its tokenizer, its image preparation and its provenance as one folder."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,37 +18,20 @@ from clipa_eqx.data.images.host_pixels import normalize_on_host
 from clipa_eqx.errors import CheckpointError, ClipaError, DataError, listed
 from clipa_eqx.models.clip import CLIP, CLIPConfig, abstract_clip
 from clipa_eqx.replacing import check_replaceable, new_folder
-from clipa_eqx.saved.description import (
-    MODEL_FOLDER,
-    PROVENANCE_FILE,
-    TOKENIZER_FOLDER,
-    WEIGHTS_FILE,
-    check_parts,
-    load_model_config,
-    load_preprocess,
-    read_json,
-    write_description,
-)
+from clipa_eqx.saved.description import MODEL_FOLDER, check_parts, write_description
+from clipa_eqx.saved.kinds import WEIGHTS_FILE
 from clipa_eqx.saved.leaf_file import Leaf
 from clipa_eqx.saved.leaf_shapes import leaf_problems
+from clipa_eqx.saved.model_folder import open_model_folder
+from clipa_eqx.saved.provenance import Provenance
 from clipa_eqx.tokenizer import Tokenizer, Tokens
 from clipa_eqx.tokenizer.reduce import Reduction
 from clipa_eqx.trees import from_leaves, leaves_by_path
 
-__all__ = [
-    "WEIGHTS_FILE",
-    "LoadedModel",
-    "ModelTokenizer",
-    "Preprocess",
-    "load_model",
-    "load_model_config",
-    "save_model",
-]
-
 
 @dataclass(frozen=True, kw_only=True)
 class ModelTokenizer:
-    """A tokenizer that knows how long its model's texts are.
+    """A tokenizer with the text length of its model.
 
     >>> tokens = ModelTokenizer(tokenizer=Tokenizer.bert(), length=6)(["a photo of a dog"])
     >>> tokens.ids, tokens.truncated
@@ -59,34 +42,37 @@ class ModelTokenizer:
     length: int
 
     def __call__(self, texts: Sequence[str | bytes], *, reduction: Reduction = "truncate") -> Tokens:
-        """Rows of ids and how many texts were cut. Raises as ``Tokenizer``; reductions that draw need that one."""
+        """Token ids, a row per text, and the number of texts that were cut.
+
+        The reductions "random" and "block" need the tokenizer itself, which takes positions. Raises as ``Tokenizer``.
+        """
         return self.tokenizer(texts, length=self.length, reduction=reduction)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """Pictures to what the image tower takes."""
+    """Image preparation: from files or arrays to the input of the image tower."""
 
     config: EvalImageConfig
 
     def __call__(
         self, images: Sequence[bytes | Image.Image | np.ndarray]
     ) -> Float32[np.ndarray, "batch height width 3"]:
-        """Normalized pixels of encoded files, Pillow pictures or RGB arrays, for ``jax.vmap(model.encode_image)``.
+        """Normalized pixels of encoded files, Pillow images or RGB arrays, for ``jax.vmap(model.encode_image)``.
 
-        Mode "fast" holds for encoded files; what is already decoded is resized exactly.
+        Mode "fast" applies to encoded files; decoded images are always resized exactly.
 
         Raises:
-            DataError: not a list, or one entry is no whole picture; the message says which.
+            DataError: the argument is not a list, or an entry is not a complete image; the message says which.
         """
         if not isinstance(images, list | tuple):
-            raise DataError(f"preprocess takes a list of pictures, got {type(images).__name__}; put it in a list")
+            raise DataError(f"preprocess takes a list of images, got {type(images).__name__}; put it in a list")
         batch = np.zeros((len(images), *self.config.size, 3), np.float32)
         for i, image in enumerate(images):
             try:
                 batch[i] = normalize_on_host(self._pixels(image))
             except DataError as error:
-                raise DataError(f"picture {i} of {len(images)}: {error}") from error
+                raise DataError(f"image {i} of {len(images)}: {error}") from error
         return batch
 
     def _pixels(self, image: Any) -> UInt8[np.ndarray, "height width 3"]:
@@ -94,22 +80,22 @@ class Preprocess:
             return eval_image(image, self.config)
         if isinstance(image, Image.Image):
             if image.mode.startswith("I"):
-                raise DataError(f"a Pillow picture of mode {image.mode} has no 8-bit levels; pass the file's bytes")
+                raise DataError(f"a Pillow image of mode {image.mode} has no 8-bit levels; pass the file's bytes")
             return resize_for_eval(np.array(image.convert("RGB")), self.config)
         if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
             return resize_for_eval(image, self.config)
         what = f"{image.dtype}{image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise DataError(f"got {what}, expected bytes, a Pillow picture or uint8[height width 3]")
+        raise DataError(f"got {what}, expected bytes, a Pillow image or uint8[height width 3]")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
-    """All that ``save_model`` wrote."""
+    """The content of a model folder."""
 
     model: CLIP
     tokenizer: ModelTokenizer
     preprocess: Preprocess
-    provenance: Mapping[str, Any]
+    provenance: Provenance
 
 
 def save_model(
@@ -118,20 +104,22 @@ def save_model(
     *,
     tokenizer: Tokenizer,
     preprocess: EvalImageConfig,
-    provenance: Mapping[str, Any],
+    provenance: Provenance | Mapping[str, Any],
     overwrite: bool = False,
 ) -> Path:
-    """Write a model's folder; it appears once it is complete, and so does the one that replaces another.
+    """Write a model folder. It appears, or replaces the former one, once it is complete.
 
     Args:
-        provenance: JSON: where the weights come from, for example source file, hashes, steps.
-        overwrite: replace a saved model of the same name; a folder that holds anything else is never replaced.
+        provenance: where the weights come from, for example source file, hashes, steps; a mapping is read as JSON.
+        overwrite: replace a model folder of the same name; a folder that holds anything else is never replaced.
 
     Raises:
-        CheckpointError: the folder exists, or the model has leaves that are not finite or not what its config says.
+        CheckpointError: the folder exists, or leaves of the model are not finite or do not fit its config.
         ConfigError: ``preprocess`` or ``tokenizer`` do not fit the model.
     """
     folder = Path(folder)
+    if not isinstance(provenance, Provenance):
+        provenance = Provenance.from_json(provenance)
     check_parts(model.config, tokenizer, preprocess)
     check_replaceable(folder, MODEL_FOLDER, overwrite=overwrite)
     weights = {
@@ -146,32 +134,29 @@ def save_model(
 
 
 def load_model(folder: Path | str) -> LoadedModel:
-    """Read what ``save_model`` wrote.
+    """Read a model folder, as ``save_model`` or an import wrote it.
 
     >>> clip = load_model("runs/h14/model")  # doctest: +SKIP
     >>> images = jax.vmap(clip.model.encode_image)(clip.preprocess([Image.open("cat.jpg")]))  # doctest: +SKIP
     >>> texts = jax.vmap(clip.model.encode_text)(clip.tokenizer(["a cat", "a dog"]).ids)  # doctest: +SKIP
 
     Raises:
-        CheckpointError: files are missing or damaged, of a later version, or do not fit each other; all missing,
-            unused, mis-shaped and non-finite leaves are listed at once.
+        CheckpointError: ``folder`` is not a model folder; files are missing, damaged, of a later version, or do not fit
+            each other; all missing, unused, mis-shaped and non-finite leaves are listed at once.
     """
-    folder = Path(folder)
-    config = load_model_config(folder)
-    weights = _read_weights(folder / WEIGHTS_FILE, config)
-    preprocess = load_preprocess(folder)
+    opened = open_model_folder(folder)
+    config = opened.config
+    weights = _read_weights(opened.weights, config)
     try:
-        tokenizer = Tokenizer.load(folder / TOKENIZER_FOLDER)
-        skeleton = abstract_clip(config)
-        model = from_leaves(skeleton, {path: jnp.asarray(array) for path, array in weights.items()})
-        check_parts(config, tokenizer, preprocess)
+        model = from_leaves(abstract_clip(config), {path: jnp.asarray(array) for path, array in weights.items()})
+        check_parts(config, opened.tokenizer, opened.preprocess)
     except ClipaError as error:
         raise CheckpointError(f"model folder {folder}: {error}") from error
     return LoadedModel(
         model=model,
-        tokenizer=ModelTokenizer(tokenizer=tokenizer, length=config.text.length),
-        preprocess=Preprocess(config=preprocess),
-        provenance=read_json(folder / PROVENANCE_FILE),
+        tokenizer=ModelTokenizer(tokenizer=opened.tokenizer, length=config.text.length),
+        preprocess=Preprocess(config=opened.preprocess),
+        provenance=opened.provenance,
     )
 
 

@@ -17,7 +17,9 @@ from clipa_eqx.evals.zero_shot import evaluate_zero_shot
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.models.clip import CLIP, abstract_clip
 from clipa_eqx.optim import make_optimizer
+from clipa_eqx.saved.kinds import CHECKPOINTS_NAME, MODEL_NAME
 from clipa_eqx.saved.model import save_model
+from clipa_eqx.saved.provenance import TRAINED_HERE, Provenance, Source
 from clipa_eqx.sharding import check_batch, make_mesh
 from clipa_eqx.tokenizer import Tokenizer
 from clipa_eqx.training.checkpoint import Checkpoints
@@ -31,7 +33,7 @@ from clipa_eqx.training.inputs import (
     train_batches,
 )
 from clipa_eqx.training.reporting import Reports, StepNumbers
-from clipa_eqx.training.run_folder import CHECKPOINTS_NAME, MODEL_NAME, check_same_run, claim_on_all, run_record
+from clipa_eqx.training.run_folder import check_same_run, claim_on_all, run_record
 from clipa_eqx.training.start import first_state
 from clipa_eqx.training.state import abstract_state
 from clipa_eqx.training.step import Compiler, compile_step
@@ -183,7 +185,7 @@ def _save_final_model(
     folder = workdir / MODEL_NAME
     whole: Any = multihost_utils.process_allgather(model, tiled=True) if jax.process_count() > 1 else model
     if jax.process_index() == 0:
-        provenance = {"source": "clipa_eqx training run", "steps": steps, "run": dict(record)}
+        provenance = Provenance(source=Source(name=TRAINED_HERE), steps=steps, run=record)
         save_model(
             folder, whole, tokenizer=tokenizer, preprocess=config.eval_image, provenance=provenance, overwrite=True
         )

@@ -16,8 +16,8 @@ from clipa_eqx.durations import RunLength, is_time
 from clipa_eqx.errors import NonFiniteError
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.optim import learning_rates
+from clipa_eqx.saved.kinds import METRICS_NAME
 from clipa_eqx.training.metrics import MetricLog, Throughput, is_finite, to_host
-from clipa_eqx.training.run_folder import METRICS_NAME
 from clipa_eqx.training.trackers import open_wandb
 
 

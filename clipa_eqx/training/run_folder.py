@@ -16,11 +16,7 @@ from clipa_eqx.errors import CheckpointError, listed
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.json_config import to_json, with_current_names
 from clipa_eqx.replacing import is_temporary, write_text
-
-CONFIG_NAME = "config.json"
-METRICS_NAME = "metrics.jsonl"
-CHECKPOINTS_NAME = "checkpoints"
-MODEL_NAME = "model"
+from clipa_eqx.saved.kinds import CHECKPOINTS_NAME, CONFIG_FILE, METRICS_NAME, MODEL_NAME
 
 # Fields that may change when a run is resumed: paths, mesh, logging and checkpoints. None of them changes a number.
 _FREE = (
@@ -59,14 +55,14 @@ def claim(workdir: Path, record: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: the folder holds another run (with every difference), or something that is no run.
     """
-    path = workdir / CONFIG_NAME
+    path = workdir / CONFIG_FILE
     if workdir.is_file():
         raise CheckpointError(f"work folder {workdir} is a file; give a new folder with --workdir")
     if not path.exists():
         # A start that was killed while it wrote the record leaves an unfinished one, which the next removes.
-        if workdir.is_dir() and not all(is_temporary(entry.name, CONFIG_NAME) for entry in workdir.iterdir()):
+        if workdir.is_dir() and not all(is_temporary(entry.name, CONFIG_FILE) for entry in workdir.iterdir()):
             raise CheckpointError(
-                f"work folder {workdir} is not empty and has no {CONFIG_NAME}; give a new folder with --workdir"
+                f"work folder {workdir} is not empty and has no {CONFIG_FILE}; give a new folder with --workdir"
             )
         workdir.mkdir(parents=True, exist_ok=True)
     else:
@@ -108,7 +104,7 @@ def read_record(workdir: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the folder has no record, or not that of a run.
     """
-    path = workdir / CONFIG_NAME
+    path = workdir / CONFIG_FILE
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         missing = {"version", "config", "data_sha256", "vocab_sha256"} - set(record)

@@ -15,12 +15,13 @@ from clipa_eqx.errors import CheckpointError
 from clipa_eqx.experiment import ExperimentConfig, InitConfig
 from clipa_eqx.json_config import from_json
 from clipa_eqx.models.clip import CLIP, CLIPConfig
+from clipa_eqx.saved.kinds import CHECKPOINTS_NAME, expect_kind
 from clipa_eqx.saved.model import load_model
 from clipa_eqx.sharding import shardings_for
 from clipa_eqx.surgery import adopt
 from clipa_eqx.training.checkpoint import Checkpoints
 from clipa_eqx.training.imported_optimizer import continued_state
-from clipa_eqx.training.run_folder import CHECKPOINTS_NAME, CONFIG_NAME, read_record
+from clipa_eqx.training.run_folder import read_record
 from clipa_eqx.training.state import TrainState, init_state, start_state
 
 _log = logging.getLogger(__name__)
@@ -86,16 +87,11 @@ class Source(NamedTuple):
 
 
 def load_source(init: InitConfig, mesh: Mesh) -> Source:
-    """The model of a work folder's last committed checkpoint, or of a model folder."""
+    """The model of a run folder's last committed checkpoint, or of a model folder."""
     source = Path(init.source)
-    if (source / "model.safetensors").exists():
+    if expect_kind(source, "run folder", "model folder", where="init.source") == "model folder":
         loaded = load_model(source)
         return Source(loaded.model, loaded.tokenizer.tokenizer.vocab_sha256)
-    if not (source / CONFIG_NAME).exists():
-        raise CheckpointError(
-            f"init.source {source} is neither a work folder (no {CONFIG_NAME}) nor a model folder (no "
-            "model.safetensors)"
-        )
     record = read_record(source)
     config = from_json(CLIPConfig, record["config"]["model"])
     with Checkpoints(source / CHECKPOINTS_NAME, keep=None) as checkpoints:

@@ -13,12 +13,11 @@ from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.data.images.host_pixels import IMAGENET_MEAN, IMAGENET_STD
 from clipa_eqx.errors import ConversionError
 from clipa_eqx.models.clip import CLIPConfig
-from clipa_eqx.saved.description import CONFIG_FILE, TOKENIZER_FOLDER, WEIGHTS_FILE, load_model_config, load_preprocess
+from clipa_eqx.saved.kinds import expect_kind, kind_of
 from clipa_eqx.saved.leaf_file import LeafReader
 from clipa_eqx.saved.leaf_shapes import check_leaves, leaf_shapes
-from clipa_eqx.tokenizer import Tokenizer
+from clipa_eqx.saved.model_folder import open_model_folder
 from clipa_eqx.tokenizer.vocabulary import bert_pieces
-from clipa_eqx.training.run_folder import CHECKPOINTS_NAME
 from conversion.compare.replay import Array
 from conversion.compare.texts import HabitTokenizer, TextHabits
 from conversion.compare.walk import Side
@@ -40,7 +39,7 @@ Read = Callable[[str], Array | None]
 
 def is_described(path: str) -> bool:
     """Whether a side says by itself all that there is to know of its config."""
-    return (Path(path) / CONFIG_FILE).is_file() or (Path(path) / "open_clip_config.json").is_file()
+    return kind_of(path) == "model folder" or (Path(path) / "open_clip_config.json").is_file()
 
 
 def open_side(path: str, choices: Choices, stack: ExitStack, *, other: CLIPConfig | None = None) -> Side:
@@ -50,10 +49,12 @@ def open_side(path: str, choices: Choices, stack: ExitStack, *, other: CLIPConfi
         ConversionError: it is none of the three kinds, is damaged, or its config cannot be told.
         CheckpointError: a model folder is damaged.
     """
-    folder = Path(path)
-    if (folder / CONFIG_FILE).is_file() and any((folder / name).exists() for name in (WEIGHTS_FILE, CHECKPOINTS_NAME)):
-        return _artefact(folder, stack)
-    if ".npz" in folder.name:
+    kind = kind_of(path)
+    if kind in ("run folder", "record folder"):
+        expect_kind(path, "model folder", other="a model of another format")
+    if kind == "model folder":
+        return _model_folder(path, stack)
+    if ".npz" in Path(path).name:
         return _flax(path, choices, stack, other)
     return _open_clip(path, choices, stack, other)
 
@@ -78,9 +79,10 @@ def _filled(choices: Choices, facts: Mapping[str, Fact], other: CLIPConfig | Non
     return replace(choices, **filled)
 
 
-def _artefact(folder: Path, stack: ExitStack) -> Side:
-    config = load_model_config(folder)
-    leaves = stack.enter_context(LeafReader(folder / WEIGHTS_FILE))
+def _model_folder(folder: str, stack: ExitStack) -> Side:
+    opened = open_model_folder(folder)
+    config, tokenizer, preprocess = opened.config, opened.tokenizer, opened.preprocess
+    leaves = stack.enter_context(LeafReader(opened.weights))
     check_leaves(leaves.leaves, config, where=str(leaves.path))
 
     def read(name: str) -> Array | None:
@@ -88,10 +90,8 @@ def _artefact(folder: Path, stack: ExitStack) -> Side:
         path, layer = (f"{found[1]}/{found[3]}", int(found[2])) if found else (name, None)
         return leaves.read(path, layer).astype(np.float64) if path in leaves.leaves else None
 
-    tokenizer = Tokenizer.load(folder / TOKENIZER_FOLDER)
-    preprocess = load_preprocess(folder)
     return Side(
-        name=str(folder),
+        name=folder,
         kind="model folder",
         config=config,
         image=image_options(config.image),

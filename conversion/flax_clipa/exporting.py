@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -13,11 +13,12 @@ from tqdm import tqdm
 from clipa_eqx.errors import CheckpointError, ConversionError
 from clipa_eqx.models.clip import CLIPConfig
 from clipa_eqx.replacing import check_apart, scratch_folder
-from clipa_eqx.saved.description import PROVENANCE_FILE, WEIGHTS_FILE, load_model_config, optimizer_file, read_json
+from clipa_eqx.saved.description import optimizer_file
+from clipa_eqx.saved.kinds import PROVENANCE_FILE, WEIGHTS_FILE, expect_kind
 from clipa_eqx.saved.leaf_file import LeafReader
 from clipa_eqx.saved.leaf_shapes import check_leaves
+from clipa_eqx.saved.model_folder import ModelFolder, open_model_folder
 from clipa_eqx.saved.optimizer_file import FIRST_SCHEDULE, Kind, OptimizerState, open_optimizer_state
-from clipa_eqx.training.run_folder import CHECKPOINTS_NAME
 from conversion.flax_clipa.files import ADAM_COUNT, FORMAT, MU, NU
 from conversion.flax_clipa.names import flax_rules
 from conversion.flax_clipa.npz import NpzFile
@@ -54,29 +55,24 @@ def export_flax(folder: Path, target: Path, *, overwrite: bool = False) -> str:
         ConversionError: ``target`` exists (and not ``overwrite``) or cannot be written; leaves that are not finite.
     """
     real = check_target(target, overwrite=overwrite)
-    if (folder / WEIGHTS_FILE).exists():
+    if expect_kind(folder, "run folder", "model folder") == "model folder":
         # With a foreign file in it, a model folder is never replaced again.
         check_apart(target, [folder])
-        return _export_leaves(folder, load_model_config(folder), target, _spelling(folder), overwrite=overwrite)
-    if (folder / CHECKPOINTS_NAME).is_dir():
-        try:
-            # Orbax stores stacked leaves, the target one tensor per layer: sort them on disk, beside the target.
-            with scratch_folder(real) as scratch:
-                config = unpack_run(folder, scratch)
-                return _export_leaves(scratch, config, target, _Spelling(), overwrite=overwrite)
-        except OSError as error:
-            raise ConversionError(f"{target} cannot be written ({error}); nothing was left there") from error
-    raise CheckpointError(
-        f"{folder} is neither a model folder (no {WEIGHTS_FILE}) nor a work folder (no {CHECKPOINTS_NAME}/)"
-    )
+        opened = open_model_folder(folder)
+        return _export_leaves(folder, opened.config, target, _spelling(opened), overwrite=overwrite)
+    try:
+        # Orbax stores stacked leaves, the target one tensor per layer: sort them on disk, next to the target.
+        with scratch_folder(real) as scratch:
+            config = unpack_run(folder, scratch)
+            return _export_leaves(scratch, config, target, _Spelling(), overwrite=overwrite)
+    except OSError as error:
+        raise ConversionError(f"{target} cannot be written ({error}); nothing was left there") from error
 
 
-def _spelling(folder: Path) -> _Spelling:
-    found = read_json(folder / PROVENANCE_FILE)
-    if found.get("format") != FORMAT:
+def _spelling(folder: ModelFolder) -> _Spelling:
+    if folder.provenance.format != FORMAT:
         return _Spelling()
-    stored: Any = found.get("layout")
-    match stored:
+    match folder.provenance.layout:
         case {
             "attention": "split" | "flat" as attention,
             "temperature": [] | [1] as temperature,
@@ -84,9 +80,10 @@ def _spelling(folder: Path) -> _Spelling:
             "dtypes": dict(dtypes),
         } if all(kind in _STORED for kind in dtypes.values()):
             return _Spelling(prefix, FlaxLayout(attention, tuple(temperature)), dtypes)
-        case _:
+        case other:
             raise CheckpointError(
-                f"{folder / PROVENANCE_FILE} does not say how its source was laid out; it has {str(stored)[:200]}"
+                f"{folder.path / PROVENANCE_FILE} does not say how its source was laid out; its layout is "
+                f"{str(other)[:200]}"
             )
 
 

@@ -6,13 +6,7 @@ import logging
 from conversion.flax_clipa.checkpoint import Checkpoint
 from conversion.flax_clipa.names import flax_rules
 from conversion.flax_clipa.shapes import flax_facts
-from conversion.weights.arguments import (
-    choices_of,
-    config_provenance,
-    show_resolved,
-    tokenizer_of,
-    vocabulary_provenance,
-)
+from conversion.weights.arguments import choices_of, import_provenance, show_resolved, tokenizer_of
 from conversion.weights.infer import resolve_config
 from conversion.weights.rules import check_tensors
 from conversion.weights.write_model import write_model
@@ -44,16 +38,13 @@ def import_checkpoint(found: Checkpoint, arguments: argparse.Namespace) -> None:
         arguments.folder,
         tokenizer=tokenizer,
         preprocess=resolved.preprocess,
-        provenance={
-            "format": found.format,
-            "layout": dict(found.about),
-            **config_provenance(resolved),
-            **vocabulary_provenance(tokenizer, arguments.vocab),
-        },
+        provenance=import_provenance(
+            resolved, tokenizer, format=found.format, layout=found.about, origin=arguments.vocab
+        ),
         moments=found.moments,
         overwrite=arguments.overwrite,
     )
-    _log.info("%s: %s parameters", converted.folder, f"{converted.provenance['parameters']:,}")
+    _log.info("%s: %s parameters", converted.folder, f"{converted.provenance.parameters:,}")
     if found.moments is not None:
         _log.info(
             "optimizer state of step %d: train.py --init-from %s --init.optimizer True goes on from there",

@@ -13,12 +13,13 @@ from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.json_config import from_json
 from clipa_eqx.models.clip import CLIPConfig, abstract_clip
 from clipa_eqx.reference_chain import chain_shape
-from clipa_eqx.saved.description import OPTIMIZER_FILE, WEIGHTS_FILE
+from clipa_eqx.saved.description import OPTIMIZER_FILE
+from clipa_eqx.saved.kinds import CHECKPOINTS_NAME, CONFIG_FILE, WEIGHTS_FILE
 from clipa_eqx.saved.leaf_file import Leaf, LeafWriter
 from clipa_eqx.saved.leaf_shapes import leaf_shapes
 from clipa_eqx.saved.optimizer_file import FIRST_SCHEDULE, Counts, Kind, MomentSlice, write_optimizer_state
 from clipa_eqx.training.checkpoint import Checkpoints
-from clipa_eqx.training.run_folder import CHECKPOINTS_NAME, read_record
+from clipa_eqx.training.run_folder import read_record
 
 FLOAT32 = np.dtype(np.float32)
 
@@ -32,7 +33,7 @@ def unpack_run(workdir: Path, scratch: Path) -> CLIPConfig:
         CheckpointError: no run, no checkpoint yet, or a damaged one.
     """
     record = read_record(workdir)
-    run = from_json(ExperimentConfig, record["config"], where=str(workdir / "config.json"))
+    run = from_json(ExperimentConfig, record["config"], where=str(workdir / CONFIG_FILE))
     shapes = leaf_shapes(run.model)
     with Checkpoints(workdir / CHECKPOINTS_NAME, keep=None) as checkpoints:
         step = checkpoints.latest()

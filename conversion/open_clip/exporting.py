@@ -3,25 +3,16 @@
 import json
 import logging
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from clipa_eqx.errors import CheckpointError, ConversionError
 from clipa_eqx.replacing import FolderKind, new_folder
-from clipa_eqx.saved.description import (
-    PROVENANCE_FILE,
-    TOKENIZER_FOLDER,
-    WEIGHTS_FILE,
-    check_parts,
-    load_model_config,
-    load_preprocess,
-    read_json,
-)
+from clipa_eqx.saved.description import check_parts
 from clipa_eqx.saved.leaf_file import Leaf, LeafReader, LeafWriter
 from clipa_eqx.saved.leaf_shapes import check_leaves
-from clipa_eqx.tokenizer import Tokenizer
+from clipa_eqx.saved.model_folder import open_model_folder
 from conversion.open_clip.config import CONFIG_FILE, parse_open_clip_config
 from conversion.open_clip.files import WEIGHTS_FILE as OPEN_CLIP_WEIGHTS
 from conversion.open_clip.mapping import from_clip_config, numerics_metadata
@@ -45,22 +36,21 @@ def export_open_clip(folder: Path, target: Path, *, overwrite: bool = False) -> 
     no [SEP]) one that gives our ids.
 
     Raises:
-        CheckpointError: ``folder`` is no saved model, or ``target`` exists and is not to be (or not safely) replaced.
+        CheckpointError: ``folder`` is not a model folder, or ``target`` exists and must not be replaced.
         ConfigError: tokenizer or preprocessing do not fit the model.
         ConversionError: open_clip has no such model, or there is no place for it.
     """
-    config = load_model_config(folder)
-    preprocess = load_preprocess(folder)
-    tokenizer = Tokenizer.load(folder / TOKENIZER_FOLDER)
+    opened = open_model_folder(folder)
+    config, preprocess, tokenizer = opened.config, opened.preprocess, opened.tokenizer
     check_parts(config, tokenizer, preprocess)
     described = from_clip_config(config, resize=preprocess.resize)
     placed = foreign_tensors(open_clip_rules(config), config)
-    vocabulary: Any = read_json(folder / PROVENANCE_FILE).get("vocabulary")
-    is_bert = isinstance(vocabulary, dict) and vocabulary.get("rules") == "bert" and SEP in tokenizer.pieces
+    vocabulary = opened.provenance.vocabulary
+    is_bert = vocabulary is not None and vocabulary.rules == "bert" and SEP in tokenizer.pieces
     rules: Rules = "bert" if is_bert else "reference"
     try:
         with (
-            LeafReader(folder / WEIGHTS_FILE) as leaves,
+            LeafReader(opened.weights) as leaves,
             new_folder(target, _EXPORTED, overwrite=overwrite, sources=[folder]) as new,
         ):
             check_leaves(leaves.leaves, config, where=str(leaves.path))

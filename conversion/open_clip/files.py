@@ -12,10 +12,9 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from tqdm import tqdm
 
-from clipa_eqx.errors import ConversionError, listed
-from clipa_eqx.saved.description import PREPROCESS_FILE, TOKENIZER_FOLDER, load_model_config
+from clipa_eqx.errors import CheckpointError, ConversionError, listed
+from clipa_eqx.saved.kinds import kind_of, what_is
 from clipa_eqx.saved.leaf_file import LeafReader
-from clipa_eqx.training.run_folder import CHECKPOINTS_NAME
 from conversion.open_clip.config import CONFIG_FILE
 from conversion.weights.tensors import BFLOAT16, TensorInfo
 
@@ -52,18 +51,18 @@ def find_source(source: str) -> OpenClipSource:
 
     Raises:
         ConversionError: nothing is there, or the hub cannot be reached.
-        CheckpointError: it is a work folder, whose model is another.
+        CheckpointError: it is a run folder or a record folder.
     """
     if source.startswith(HUB):
         return _download(source.removeprefix(HUB))
     path = Path(source)
     ours = path if path.is_dir() else path.parent
-    if (ours / PREPROCESS_FILE).is_file() and (ours / TOKENIZER_FOLDER).is_dir():
-        raise ConversionError(f"{ours} is already a model folder of ours; there is nothing to import")
+    if kind_of(ours) == "model folder":
+        raise ConversionError(f"{what_is(ours)} already; there is nothing to import")
     if path.is_dir():
         found = [path / name for name in WEIGHTS_FILES if (path / name).is_file()]
-        if not found and (path / CHECKPOINTS_NAME).is_dir():
-            load_model_config(path)  # says what a work folder is
+        if not found and kind_of(path) in ("run folder", "record folder"):
+            raise CheckpointError(f"{what_is(path)}; expected a model of open_clip")
         if not found:
             there = ", ".join(sorted(entry.name for entry in path.iterdir())[:10]) or "nothing"
             raise ConversionError(f"{path} holds none of {', '.join(WEIGHTS_FILES)} but {there}; give the weight file")

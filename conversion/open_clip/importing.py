@@ -68,7 +68,7 @@ def import_open_clip(source: str, folder: Path, choices: Choices, *, vocab: Path
         CheckpointError: the destination exists or lies in the source, or the source is damaged.
     """
     from conversion.open_clip.names import open_clip_rules, temperature_shape
-    from conversion.weights.arguments import config_provenance, show_resolved, tokenizer_of, vocabulary_provenance
+    from conversion.weights.arguments import import_provenance, show_resolved, tokenizer_of
     from conversion.weights.write_model import write_model
 
     if not source.startswith(HUB):
@@ -94,17 +94,17 @@ def import_open_clip(source: str, folder: Path, choices: Choices, *, vocab: Path
             folder,
             tokenizer=tokenizer,
             preprocess=resolved.preprocess,
-            provenance={
-                "format": FORMAT,
-                "layout": about,
-                **config_provenance(resolved),
-                **vocabulary_provenance(
-                    tokenizer, origin, rules=own_rules(opened.source.folder, opened.config, opened.metadata)
-                ),
-            },
+            provenance=import_provenance(
+                resolved,
+                tokenizer,
+                format=FORMAT,
+                layout=about,
+                origin=origin,
+                rules=own_rules(opened.source.folder, opened.config, opened.metadata),
+            ),
             overwrite=overwrite,
         )
-    _log.info("%s: %s parameters", converted.folder, f"{converted.provenance['parameters']:,}")
+    _log.info("%s: %s parameters", converted.folder, f"{converted.provenance.parameters:,}")
     return converted.folder
 
 

@@ -1,14 +1,10 @@
-"""Table of the released models: `python -m conversion.released`."""
+"""Print the table of the released models: `python -m conversion.released`."""
 
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from clipa_eqx.cli import run
-
-if TYPE_CHECKING:
-    pass
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,23 +1,19 @@
-"""Check of a model folder: `python -m conversion.verify DIR` checks hashes, counts and norms."""
+"""Check a model folder: `python -m conversion.verify DIR` checks hashes, parameter counts and norms."""
 
 import argparse
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from clipa_eqx.cli import run
-
-if TYPE_CHECKING:
-    pass
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m conversion.verify",
         description=__doc__,
-        epilog="Exit codes: 0 all is right, 2 something is not (all of it is listed), 1 anything else.",
+        epilog="Exit codes: 0 the folder is valid, 2 it is not (every problem is listed), 1 any other failure.",
         allow_abbrev=False,
     )
     parser.add_argument("folder", metavar="DIR", type=Path, help="a model folder")

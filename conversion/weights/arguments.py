@@ -2,12 +2,14 @@
 
 import argparse
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipa_eqx.errors import ConversionError
 
 if TYPE_CHECKING:
+    from clipa_eqx.saved.provenance import Provenance
     from clipa_eqx.tokenizer import Tokenizer
     from conversion.weights.infer import Choices, Resolved
     from conversion.weights.numerics import Rules
@@ -81,24 +83,32 @@ def show_resolved(resolved: "Resolved") -> None:
     _log.info("numerics profile %s: %s", resolved.profile, resolved.profile_why)
 
 
-def vocabulary_provenance(
-    tokenizer: "Tokenizer", origin: Path | str | None, *, rules: "Rules" = "reference"
-) -> dict[str, Any]:
-    """The part of provenance that says which vocabulary the model got, and how its source splits texts.
+def import_provenance(
+    resolved: "Resolved",
+    tokenizer: "Tokenizer",
+    *,
+    format: str,
+    layout: Mapping[str, Any],
+    origin: Path | str | None,
+    rules: "Rules" = "reference",
+) -> "Provenance":
+    """The part of the provenance that an importer knows before it converts.
 
     Args:
-        origin: ``--vocab``, or words.
+        format: name of the source's format.
+        layout: JSON of the format.
+        origin: ``--vocab``, or in words where the vocabulary comes from.
+        rules: how the source splits texts.
     """
-    where = f"--vocab {origin.name}" if isinstance(origin, Path) else origin or "BERT's, as --vocab names no other"
-    found = {"sha256": tokenizer.vocab_sha256, "pieces": tokenizer.vocab_size, "origin": where, "rules": rules}
-    return {"vocabulary": found}
-
-
-def config_provenance(resolved: "Resolved") -> dict[str, Any]:
-    """The part of provenance that says how the config was found."""
+    from clipa_eqx.saved.provenance import Provenance, Vocabulary
     from conversion.weights.numerics import numerics_of
 
-    return {
-        "profile": {"name": resolved.profile, "why": resolved.profile_why, **numerics_of(resolved.config)},
-        "config_notes": list(resolved.notes),
-    }
+    where = f"--vocab {origin.name}" if isinstance(origin, Path) else origin or "BERT's, as --vocab names no other"
+    sha256, pieces = tokenizer.vocab_sha256, tokenizer.vocab_size
+    return Provenance(
+        format=format,
+        layout=layout,
+        profile={"name": resolved.profile, "why": resolved.profile_why, **numerics_of(resolved.config)},
+        config_notes=tuple(resolved.notes),
+        vocabulary=Vocabulary(sha256=sha256, pieces=pieces, origin=where, rules=rules),
+    )

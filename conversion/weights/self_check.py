@@ -15,7 +15,8 @@ from clipa_eqx.models.device_pixels import normalize_on_device
 from clipa_eqx.models.layers import l2_normalize
 from clipa_eqx.models.text import TextTower
 from clipa_eqx.models.vision import VisionTower
-from clipa_eqx.saved.description import WEIGHTS_FILE, load_model_config
+from clipa_eqx.saved.description import load_model_config
+from clipa_eqx.saved.kinds import WEIGHTS_FILE
 from clipa_eqx.saved.leaf_file import LeafReader
 from clipa_eqx.trees import leaf_paths
 

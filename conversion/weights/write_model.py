@@ -3,8 +3,9 @@
 import importlib.metadata
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,15 +19,15 @@ from clipa_eqx.replacing import check_replaceable, new_folder
 from clipa_eqx.saved.description import (
     MODEL_FOLDER,
     OPTIMIZER_FILE,
-    PROVENANCE_FILE,
-    WEIGHTS_FILE,
     check_parts,
     write_description,
-    write_json,
+    write_provenance,
 )
+from clipa_eqx.saved.kinds import WEIGHTS_FILE
 from clipa_eqx.saved.leaf_file import Leaf, LeafReader, LeafWriter
 from clipa_eqx.saved.leaf_shapes import leaf_shapes
 from clipa_eqx.saved.optimizer_file import Counts, Kind, MomentSlice, write_optimizer_state
+from clipa_eqx.saved.provenance import Provenance, Source
 from clipa_eqx.tokenizer import Tokenizer
 from conversion.weights.moments import Moments
 from conversion.weights.rules import (
@@ -47,10 +48,10 @@ _COMPARED_AT_ONCE = 2
 
 
 class Converted(NamedTuple):
-    """Where the model lies, and what its provenance says."""
+    """The model folder that was written, and its provenance."""
 
     folder: Path
-    provenance: dict[str, Any]
+    provenance: Provenance
 
 
 def write_model(
@@ -61,15 +62,15 @@ def write_model(
     *,
     tokenizer: Tokenizer,
     preprocess: EvalImageConfig,
-    provenance: Mapping[str, Any],
+    provenance: Provenance,
     moments: Moments | None = None,
     overwrite: bool = False,
 ) -> Converted:
     """Convert; the folder appears once everything is written and checked, else nothing does.
 
     Args:
-        provenance: JSON of the format: its name, layout, profile and why. Source hash, converter, checksums of the
-            leaves and the numbers of the self-check are added here.
+        provenance: what ``import_provenance`` gives. Source hash, converter, checksums of the leaves and the numbers
+            of the self-check are added here.
 
     Raises:
         ConversionError: lists every missing, unused, mis-shaped, damaged or non-finite tensor at once.
@@ -90,29 +91,29 @@ def write_model(
             checksums, compared = _write_weights(source, rules, config, new / WEIGHTS_FILE, bar.update)
             if moments is not None:
                 checksums |= _write_moments(moments, rules, config, new / OPTIMIZER_FILE, bar.update)
-            write_description(new, config, tokenizer=tokenizer, preprocess=preprocess, provenance={})
+            write_description(new, config, tokenizer=tokenizer, preprocess=preprocess, provenance=provenance)
             embeddings = embed_fixed_inputs(new, advance=bar.update)
             if not embeddings.is_finite:
                 raise ConversionError(
                     f"{source.path}: all weights are finite, but their embeddings of fixed inputs are not; "
                     "the weights are no working model under this config"
                 )
-            whole = {
-                "source": {"name": source.path.name, "sha256": digest.result()},
-                "converter": f"clipa_eqx {importlib.metadata.version('clipa_eqx')}",
-                **provenance,
-                "parameters": size // 4,
-                "self_check": {
+            complete = replace(
+                provenance,
+                source=Source(name=source.path.name, sha256=digest.result()),
+                converter=f"clipa_eqx {importlib.metadata.version('clipa_eqx')}",
+                parameters=size // 4,
+                self_check={
                     "finite": True,
                     "round_trip": f"{compared} of {compared} tensors come back with the bytes they had",
                     "embeddings": embeddings.report(),
                 },
-                "leaves_sha256": checksums,
-            }
-            write_json(new / PROVENANCE_FILE, whole)
+                leaves_sha256=checksums,
+            )
+            write_provenance(new, complete)
     except OSError as error:
         raise ConversionError(f"{folder} cannot be written ({error}); nothing was left there") from error
-    return Converted(folder, whole)
+    return Converted(folder, complete)
 
 
 def _problems(source: TensorFile, rules: Sequence[Rule], config: CLIPConfig, moments: Moments | None) -> list[str]:

@@ -100,5 +100,5 @@ def test_an_old_optimizers_state_is_left_out_with_a_word(tmp_path, caplog):
         folder = convert(write_npz(tmp_path / "x.npz", arrays), tmp_path / "model")
     note = f"left out: {len(params) + 1} entries of an old Flax optimizer's state, opt/state/"
     assert any(message.startswith(note) for message in caplog.messages)
-    assert any(one.startswith(note) for one in load_model(folder).provenance["config_notes"])
+    assert any(one.startswith(note) for one in load_model(folder).provenance.config_notes)
     assert not (folder / "optimizer.safetensors").exists()

@@ -61,8 +61,8 @@ def test_an_exported_model_comes_back(model, exported, tmp_path):
     assert same_config(loaded.model.config) == same_config(model.config)
     assert loaded.tokenizer.tokenizer.pieces == VOCAB
     assert loaded.preprocess.config == EvalImageConfig(size=(16, 16), resize="squash")
-    assert loaded.provenance["format"] == "open_clip"
-    assert loaded.provenance["profile"]["name"] == "flax"
+    assert loaded.provenance.format == "open_clip"
+    assert loaded.provenance.profile["name"] == "flax"
 
 
 def test_names_and_shapes_are_those_of_the_reference(exported):
@@ -151,7 +151,7 @@ def test_released_jsons_without_numerics_mean_exact_gelu_and_1e_5(model, theirs,
     loaded = convert(theirs, tmp_path / "back")
     for blocks in (loaded.model.config.image.blocks, loaded.model.config.text.blocks):
         assert (blocks.gelu, blocks.norm_eps) == ("exact", 1e-5)
-    profile = loaded.provenance["profile"]
+    profile = loaded.provenance.profile
     assert profile["name"] == "open_clip"
     assert "open_clip_config.json" in profile["why"]
     # Such a model goes out as it came.
@@ -166,7 +166,7 @@ def test_a_model_folder_of_ours_is_no_source(model, tmp_path, capsys):
     save(tmp_path / "model", model)
     for source in (tmp_path / "model", tmp_path / "model" / "model.safetensors"):
         assert run(lambda source=source: main(["import", str(source), str(tmp_path / "back")])) == 2
-        assert f"{tmp_path / 'model'} is already a model folder" in capsys.readouterr().err
+        assert f"{tmp_path / 'model'} is a model folder already" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("prefix", ["module.", "text."])
@@ -186,7 +186,7 @@ def test_half_precision_is_read_exactly(dtype, theirs, tmp_path):
     loaded = convert(theirs, tmp_path / "back")
     stored = load_file(theirs / WEIGHTS)["token_embedding.weight"]
     np.testing.assert_array_equal(loaded.model.text.token.weight, stored.astype(np.float32))
-    assert loaded.provenance["layout"]["dtypes"] == [np.dtype(dtype).name]
+    assert loaded.provenance.layout["dtypes"] == [np.dtype(dtype).name]
 
 
 def test_a_scale_of_shape_1_is_known(model, theirs, tmp_path):

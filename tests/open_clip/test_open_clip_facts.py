@@ -51,7 +51,7 @@ def test_positions_that_are_no_formula_of_ours_are_loaded_as_learned(model, thei
     assert loaded.model.config.image.position == "learned"
     np.testing.assert_array_equal(loaded.model.image.position, table)
     assert "visual.positional_embedding is up to" in caplog.text
-    assert any("off sincos2d with denominator q-1" in note for note in loaded.provenance["config_notes"])
+    assert any("off sincos2d with denominator q-1" in note for note in loaded.provenance.config_notes)
 
 
 def test_positions_that_contradict_a_named_config_are_an_error_that_a_flag_overrules(model, theirs, tmp_path, capsys):
@@ -104,7 +104,7 @@ def test_a_file_alone_needs_what_shapes_do_not_tell(model, theirs, tmp_path, cap
     loaded = convert(source, tmp_path / "back", *flags, tmp_path / "vocab.txt")
     assert_same_leaves(loaded.model, model)
     assert loaded.model.config.image.blocks.gelu == "tanh"
-    assert loaded.provenance["vocabulary"]["origin"] == "--vocab vocab.txt"
+    assert loaded.provenance.vocabulary.origin == "--vocab vocab.txt"
 
 
 BARE = ("--image-heads", "2", "--text-heads", "2", "--image-pool", "gap", "--text-pool", "last", "--vocab")
@@ -114,7 +114,7 @@ def test_our_export_says_its_numerics_in_the_weight_file_itself(theirs, tmp_path
     write_vocab(VOCAB, tmp_path / "vocab.txt")
     source = shutil.copy(theirs / WEIGHTS, tmp_path / "weights.safetensors")
     loaded = convert(source, tmp_path / "back", *BARE, tmp_path / "vocab.txt")
-    profile = loaded.provenance["profile"]
+    profile = loaded.provenance.profile
     assert (profile["name"], profile["why"]) == ("flax", "the metadata of weights.safetensors")
     assert loaded.model.config.text.blocks.norm_eps == 1e-6
     with caplog.at_level("INFO"):
@@ -124,7 +124,7 @@ def test_our_export_says_its_numerics_in_the_weight_file_itself(theirs, tmp_path
     tensors = load_file(theirs / WEIGHTS)
     save_file(tensors, source)
     loaded = convert(source, tmp_path / "plain", *BARE, tmp_path / "vocab.txt")
-    assert loaded.provenance["profile"]["name"] == "open_clip"
+    assert loaded.provenance.profile["name"] == "open_clip"
     save_file(tensors, source, metadata={"clipa_eqx_numerics": '{"image": {"norm_eps": 0, "gelu": "tanh"}}'})
     argv = ["import", str(source), str(tmp_path / "bad"), *BARE, str(tmp_path / "vocab.txt")]
     assert run(lambda: main(argv)) == 2

@@ -24,7 +24,7 @@ def test_a_crop_is_said_to_differ_by_more_than_a_level(model, tmp_path, caplog):
     warning = next(one.getMessage() for one in caplog.records if one.levelname == "WARNING")
     assert "open_clip has no resize_small_crop; its pixels are up to" in warning
     loaded = convert(tmp_path / "theirs", tmp_path / "back")
-    note = next(note for note in loaded.provenance["config_notes"] if note.startswith("preprocess: "))
+    note = next(note for note in loaded.provenance.config_notes if note.startswith("preprocess: "))
     levels = int(re.search(r"up to (\d+) of 255 levels", note)[1])
     assert levels > 10
     assert f"up to {levels} of 255" in warning
@@ -33,7 +33,7 @@ def test_a_crop_is_said_to_differ_by_more_than_a_level(model, tmp_path, caplog):
     save(tmp_path / "square", model)
     main(["export", str(tmp_path / "square"), str(tmp_path / "squash")])
     assert not [one for one in caplog.records if one.levelname == "WARNING"]
-    note = convert(tmp_path / "squash", tmp_path / "again").provenance["config_notes"][-1]
+    note = convert(tmp_path / "squash", tmp_path / "again").provenance.config_notes[-1]
     assert "preprocess: squash by open_clip_config.json; up to 1 of 255 levels" in note
 
 
@@ -53,7 +53,7 @@ def test_a_bare_model_config_says_nothing_of_pictures_and_the_note_says_all_that
     theirs = export_tiny(tmp_path)
     config = json.loads((theirs / CONFIG).read_text())
     (theirs / CONFIG).write_text(json.dumps(config["model_cfg"]))
-    note = convert(theirs, tmp_path / "back").provenance["config_notes"][-1]
+    note = convert(theirs, tmp_path / "back").provenance.config_notes[-1]
     assert note.startswith("preprocess: squash, a default that no file tells")
     assert "bilinear, with ImageNet's mean and std" in note
 

@@ -95,7 +95,7 @@ def test_a_repository_of_the_hub_is_downloaded_and_converted(model, theirs, tmp_
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", hub)
     loaded = convert("hf-hub:someone/ViT", tmp_path / "back")
     assert_same_leaves(loaded.model, model)
-    assert loaded.provenance["layout"]["repository"] == "someone/ViT"
+    assert loaded.provenance.layout["repository"] == "someone/ViT"
     assert hub.asked[:2] == [("someone/ViT", CONFIG), ("someone/ViT", WEIGHTS)]
 
 

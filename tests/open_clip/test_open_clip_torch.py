@@ -129,7 +129,7 @@ def test_a_small_model_of_open_clip_gives_its_features(open_clip, tmp_path):
     write_folder(tmp_path / "theirs", model, CUSTOM)
     main(["import", str(tmp_path / "theirs"), str(tmp_path / "ours")])
     loaded = load_model(tmp_path / "ours")
-    assert loaded.provenance["profile"]["name"] == "open_clip"
+    assert loaded.provenance.profile["name"] == "open_clip"
     assert loaded.model.config.image.position == "learned"
     assert_same_features(model, loaded.model)
     # And back, as a folder that open_clip loads.
@@ -152,9 +152,9 @@ def test_the_full_size_l14_of_open_clip_gives_its_features(open_clip, tmp_path):
         ["import", str(tmp_path / "theirs"), str(tmp_path / "ours"), "--released", "l14-224px-t32-datacomp1b-open-clip"]
     )
     loaded = load_model(tmp_path / "ours")
-    assert loaded.provenance["profile"]["name"] == "open_clip"
+    assert loaded.provenance.profile["name"] == "open_clip"
     assert loaded.model.config.image.position == "sincos2d"
-    assert loaded.provenance["parameters"] == RELEASED["l14-224px-t32-datacomp1b-open-clip"].parameters
+    assert loaded.provenance.parameters == RELEASED["l14-224px-t32-datacomp1b-open-clip"].parameters
     assert_same_features(model, loaded.model)
 
 

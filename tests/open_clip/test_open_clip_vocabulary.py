@@ -9,6 +9,7 @@ from support.random_models import random_model
 from support.tiny_runs import model_config
 
 from clipa_eqx.cli import run
+from clipa_eqx.saved.provenance import Vocabulary
 from clipa_eqx.tokenizer import Tokenizer
 from clipa_eqx.tokenizer.vocabulary import write_vocab
 from conversion.open_clip.__main__ import main
@@ -110,14 +111,14 @@ def test_a_tokenizer_that_ours_does_not_stand_for_is_refused(case, theirs, tmp_p
 def test_the_users_word_goes_before_a_file_that_cannot_be_read(text, theirs, tmp_path):
     (theirs / "tokenizer.json").write_text(text)
     loaded = convert(theirs, tmp_path / "back", "--vocab", theirs / "vocab.txt")
-    assert loaded.provenance["vocabulary"]["rules"] == "reference"
+    assert loaded.provenance.vocabulary.rules == "reference"
 
 
 def test_the_users_word_goes_before_the_folders(theirs, tmp_path):
     swapped(theirs)
     loaded = convert(theirs, tmp_path / "back", "--vocab", theirs / "vocab.txt")
     assert loaded.tokenizer.tokenizer.pieces[6:8] == (VOCAB[7], VOCAB[6])
-    assert loaded.provenance["vocabulary"]["origin"] == "--vocab vocab.txt"
+    assert loaded.provenance.vocabulary.origin == "--vocab vocab.txt"
 
 
 @pytest.mark.parametrize("kept", [FILES, FILES[:1], FILES[1:2]])
@@ -128,12 +129,12 @@ def test_uncased_wordpiece_is_taken_from_any_of_its_files(kept, as_reference, th
         (theirs / name).unlink()
     loaded = convert(theirs, tmp_path / "back")
     assert loaded.tokenizer.tokenizer.pieces == VOCAB
-    assert loaded.provenance["vocabulary"] == {
-        "sha256": TOKENIZER.vocab_sha256,
-        "pieces": len(VOCAB),
-        "origin": kept[0],
-        "rules": "reference" if as_reference and "tokenizer.json" in kept else "bert",
-    }
+    assert loaded.provenance.vocabulary == Vocabulary(
+        sha256=TOKENIZER.vocab_sha256,
+        pieces=len(VOCAB),
+        origin=kept[0],
+        rules="reference" if as_reference and "tokenizer.json" in kept else "bert",
+    )
 
 
 def test_a_vocabulary_without_sep_goes_out_with_our_rules(tmp_path):
@@ -163,7 +164,7 @@ def test_the_rules_that_a_folder_had_go_out_again_whatever_the_numerics(as_refer
     alone = shutil.copy(tmp_path / "again" / "open_clip_model.safetensors", tmp_path / "weights.safetensors")
     flags = ["--config", tmp_path / "model" / "config.json", "--vocab", tmp_path / "again" / "vocab.txt"]
     loaded = convert(alone, tmp_path / "alone", *flags)
-    assert loaded.provenance["vocabulary"]["rules"] == ("reference" if as_reference else "bert")
+    assert loaded.provenance.vocabulary.rules == ("reference" if as_reference else "bert")
 
 
 def tokenizer_class(folder):
@@ -176,6 +177,4 @@ def test_weights_alone_that_were_not_written_here_are_tokenized_as_open_clip_doe
     save(tmp_path / "model", tiny_model())
     shutil.copy(tmp_path / "model" / "config.json", theirs.parent / "config.json")
     shutil.move(theirs / "open_clip_model.safetensors", tmp_path / "weights.safetensors")
-    assert (
-        convert(tmp_path / "weights.safetensors", tmp_path / "back", *flags).provenance["vocabulary"]["rules"] == "bert"
-    )
+    assert convert(tmp_path / "weights.safetensors", tmp_path / "back", *flags).provenance.vocabulary.rules == "bert"

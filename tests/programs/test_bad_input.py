@@ -140,7 +140,7 @@ def test_a_foreign_config_json_is_left_alone(train, finished):
 def test_a_run_that_never_did_a_step_does_not_keep_its_folder(train, tmp_path, one_device):
     work = tmp_path / "work"
     code, error = train("--workdir", work, "--init-from", tmp_path / "nowhere")
-    assert (code, "nowhere is neither a work folder" in error) == (2, True)
+    assert (code, "nowhere does not exist; expected a run folder or a model folder" in error) == (2, True)
     assert (work / "config.json").exists()
     assert train("--workdir", work)[0] == 0
 

@@ -55,7 +55,11 @@ def test_a_command_ends_with_the_exit_code_of_its_main(name, monkeypatch, capsys
     [
         ("train", ("none.py",), "error: config file none.py cannot be read"),
         ("evaluate", ("none", "--suite", "zero-shot", "--data", "d", "--out", "."), "error: --out . is a folder"),
-        ("show", ("none",), "error: none is nothing to show"),
+        (
+            "show",
+            ("none",),
+            "error: none does not exist; expected a run folder, a model folder, a record folder or a Python config file",
+        ),
     ],
 )
 def test_a_script_runs_from_another_folder_and_reports_a_mistake_with_exit_code_2(name, flags, message, tmp_path):

@@ -16,7 +16,7 @@ from clipa_eqx.data.array_record_reader import open_records
 from clipa_eqx.data.array_record_writer import write_records
 from clipa_eqx.data.mixture import Mixture
 from clipa_eqx.data.records import Record
-from clipa_eqx.errors import ConfigError
+from clipa_eqx.errors import CheckpointError, ConfigError
 from clipa_eqx.programs import contact_sheet
 from clipa_eqx.programs.show import main
 from clipa_eqx.training.inputs import load_tokenizer, open_sources, train_batches, train_transform
@@ -128,5 +128,5 @@ def test_a_sheet_that_cannot_be_drawn_reports_why(run, flags, error, message):
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(ConfigError, match="none is nothing to show"):
+    with pytest.raises(CheckpointError, match="none does not exist; expected a run folder, a model folder"):
         main([str(tmp_path / "none"), "--sheet", "x.png"])

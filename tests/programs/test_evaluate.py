@@ -142,7 +142,7 @@ def test_a_run_folder_with_a_model_is_scored_as_that_model(workdir, model_folder
 @pytest.mark.parametrize(
     ("model", "folder", "flags", "words"),
     [
-        ("absent", "labeled", (), "neither a model folder (no model.safetensors) nor a run folder"),
+        ("absent", "labeled", (), "absent does not exist; expected a run folder or a model folder"),
         ("model", "absent", (), "does not exist"),
         ("model", "nameless", (), "no class names"),
         ("model", "unlabeled", (), "no label"),

@@ -141,17 +141,17 @@ def test_no_sheet_is_put_among_the_records_unless_it_is_named(tmp_path, monkeypa
 
 
 def test_a_sheet_of_a_model_or_run_is_refused(tmp_path):
-    for name in ("model.safetensors", "config.json"):
-        (tmp_path / name).touch()
+    for name, text in (("model", '{"schema": 1, "model": {}}'), ("run", '{"data_sha256": "0"}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(text)
         with pytest.raises(ConfigError, match="--sheet draws samples of a record folder or of a config file"):
-            main([str(tmp_path), "--sheet", "x.png"])
-        (tmp_path / name).unlink()
+            main([str(tmp_path / name), "--sheet", "x.png"])
 
 
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["nothing"], "nothing to show"),
+        (["nothing"], "nothing does not exist; expected a run folder"),
         (["nothing.py"], "cannot be read"),
         (["run.py", "--mesh", "64x8"], "such as 64x8x1"),
         ([".", "--optim.peak-lr", "1"], "only a config file takes overrides"),

@@ -1,3 +1,5 @@
+"""Model folders: what comes back equal, what is refused, what is replaced, and what damage is reported."""
+
 import dataclasses
 import io
 import json
@@ -15,9 +17,10 @@ from clipa_eqx.data.images.evaluation import EvalImageConfig, eval_image
 from clipa_eqx.data.images.host_pixels import normalize_on_host
 from clipa_eqx.errors import CheckpointError, ConfigError, DataError
 from clipa_eqx.saved.model import load_model, save_model
+from clipa_eqx.saved.provenance import Provenance, Source
 
 PREPROCESS = EvalImageConfig(size=(16, 16), resize="squash")
-PICTURE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+IMAGE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 
 
 def save(folder, model=None, **fields):
@@ -32,7 +35,7 @@ def saved(tmp_path):
 
 def png() -> bytes:
     file = io.BytesIO()
-    Image.fromarray(PICTURE).save(file, "PNG")
+    Image.fromarray(IMAGE).save(file, "PNG")
     return file.getvalue()
 
 
@@ -51,7 +54,7 @@ def test_everything_comes_back_equal(saved):
     assert eqx.tree_equal(clip.model, model)
     assert clip.tokenizer.tokenizer.pieces == tiny_tokenizer().pieces
     assert clip.preprocess.config == PREPROCESS
-    assert clip.provenance == {"source": "test"}
+    assert clip.provenance == Provenance(source=Source(name="test"))
 
 
 def test_the_folder_holds_the_named_files_and_float32_leaves_by_path(saved):
@@ -64,45 +67,45 @@ def test_the_folder_holds_the_named_files_and_float32_leaves_by_path(saved):
     assert [path.name for path in saved.parent.iterdir()] == ["model"]
 
 
-def test_texts_and_pictures_go_straight_into_the_towers(saved):
+def test_texts_and_images_go_straight_into_the_towers(saved):
     clip = load_model(saved)
     tokens = clip.tokenizer(["a photo of a cat", "a photo of a photo of a dog"])
     assert tokens.ids.shape == (2, 8)
     assert tokens.truncated == 1
     assert jax.vmap(clip.model.encode_text)(tokens.ids).shape == (2, 16)
-    pictures = clip.preprocess([PICTURE])
-    assert jax.vmap(clip.model.encode_image)(pictures).shape == (1, 16)
+    images = clip.preprocess([IMAGE])
+    assert jax.vmap(clip.model.encode_image)(images).shape == (1, 16)
 
 
-def test_bytes_pillow_pictures_and_arrays_give_the_same_normalized_pixels(saved):
+def test_bytes_pillow_images_and_arrays_give_the_same_normalized_pixels(saved):
     preprocess = load_model(saved).preprocess
-    batch = preprocess([png(), Image.fromarray(PICTURE), PICTURE])
+    batch = preprocess([png(), Image.fromarray(IMAGE), IMAGE])
     expected = normalize_on_host(eval_image(png(), PREPROCESS))
     assert batch.dtype == np.float32
-    for picture in batch:
-        np.testing.assert_array_equal(picture, expected)
+    for image in batch:
+        np.testing.assert_array_equal(image, expected)
 
 
 def test_alpha_is_dropped_and_gray_repeated(saved):
     preprocess = load_model(saved).preprocess
-    transparent = Image.fromarray(np.dstack([PICTURE, np.zeros((20, 30), np.uint8)]))
-    np.testing.assert_array_equal(preprocess([transparent]), preprocess([PICTURE]))
-    gray = preprocess([Image.fromarray(PICTURE[..., 0])])
-    np.testing.assert_array_equal(gray, preprocess([np.repeat(PICTURE[..., :1], 3, axis=2)]))
+    transparent = Image.fromarray(np.dstack([IMAGE, np.zeros((20, 30), np.uint8)]))
+    np.testing.assert_array_equal(preprocess([transparent]), preprocess([IMAGE]))
+    gray = preprocess([Image.fromarray(IMAGE[..., 0])])
+    np.testing.assert_array_equal(gray, preprocess([np.repeat(IMAGE[..., :1], 3, axis=2)]))
 
 
 @pytest.mark.parametrize(
-    ("pictures", "words"),
+    ("images", "words"),
     [
-        ([PICTURE, PICTURE.astype(np.float32)], r"picture 1 of 2: got float32\(20, 30, 3\)"),
-        ([PICTURE[..., 0]], r"got uint8\(20, 30\)"),
-        ([b"no picture"], "picture 0 of 1"),
-        ([Image.fromarray(PICTURE[..., 0].astype(np.int32))], "mode I"),
+        ([IMAGE, IMAGE.astype(np.float32)], r"image 1 of 2: got float32\(20, 30, 3\)"),
+        ([IMAGE[..., 0]], r"got uint8\(20, 30\)"),
+        ([b"no image"], "image 0 of 1"),
+        ([Image.fromarray(IMAGE[..., 0].astype(np.int32))], "mode I"),
     ],
 )
-def test_what_is_no_picture_is_refused_by_place(saved, pictures, words):
+def test_an_entry_that_is_not_an_image_is_refused_by_place(saved, images, words):
     with pytest.raises(DataError, match=words):
-        load_model(saved).preprocess(pictures)
+        load_model(saved).preprocess(images)
 
 
 def test_an_existing_folder_is_replaced_only_if_asked(saved):
@@ -138,7 +141,7 @@ def test_a_model_that_is_not_finite_is_not_saved(tmp_path):
 def test_parts_that_do_not_fit_are_not_saved(tmp_path):
     with pytest.raises(ConfigError, match=r"preprocess.size is \(8, 8\)"):
         save(tmp_path / "model", preprocess=EvalImageConfig(size=(8, 8)))
-    with pytest.raises(ConfigError, match="64 pieces, the model 9 rows"):
+    with pytest.raises(ConfigError, match="64 pieces, the model's token table 9 rows"):
         save(tmp_path / "model", tiny_clip(text={"vocab": 9}))
 
 
@@ -175,7 +178,7 @@ def test_a_missing_file_is_named(saved, name):
 
 
 def test_a_missing_folder_or_tokenizer_is_named(saved):
-    with pytest.raises(CheckpointError, match="no model folder"):
+    with pytest.raises(CheckpointError, match="nothing does not exist; expected a model folder"):
         load_model(saved / "nothing")
     (saved / "tokenizer" / "vocab.txt").unlink()
     with pytest.raises(CheckpointError, match=r"vocab.txt"):

@@ -28,7 +28,7 @@ def test_a_checkpoint_gives_its_parameters_wherever_they_lie(options, model, arr
     for ours, theirs in zip(jax.tree.leaves(loaded.model), jax.tree.leaves(model), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert (tmp_path / "model" / "optimizer.safetensors").exists()
-    assert loaded.provenance["format"] == "t5x checkpoint"
+    assert loaded.provenance.format == "t5x checkpoint"
     convert(tmp_path / "checkpoint_3", tmp_path / "weights", vocab, "--no-optimizer")
     assert not (tmp_path / "weights" / "optimizer.safetensors").exists()
 

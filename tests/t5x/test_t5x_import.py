@@ -21,7 +21,7 @@ def test_the_log_says_what_going_on_needs(arrays, vocab, tmp_path, caplog):
     write_index(tmp_path / "checkpoint_3", leaves)
     with caplog.at_level("INFO"):
         convert(tmp_path / "checkpoint_3", tmp_path / "model", vocab)
-    notes = load_model(tmp_path / "model").provenance["config_notes"]
+    notes = load_model(tmp_path / "model").provenance.config_notes
     for words in (
         "weight decay: the t5x trainer decays the token table and the class token too",
         "Adam has counted 40 updates, the schedules 3: this trainer keeps",

@@ -132,7 +132,7 @@ def test_training_ends_with_a_model_of_the_last_checkpoint(finished):
     with Checkpoints(workdir / "checkpoints", keep=3) as checkpoints:
         last = checkpoints.restore_model(loaded.model.config, make_mesh(MeshConfig()), step=12)
     assert_bit_equal(loaded.model, last)
-    assert loaded.provenance["steps"] == 12
+    assert loaded.provenance.steps == 12
     assert loaded.tokenizer.tokenizer.vocab_size == tiny_runs.VOCAB
 
 

@@ -21,7 +21,7 @@ from conversion.flax_clipa.__main__ import main as flax
 from conversion.flax_clipa.names import to_flax
 from conversion.open_clip.__main__ import main as open_clip
 from conversion.verify.__main__ import main
-from conversion.verify.model_folder import _identity
+from conversion.verify.identity import identity
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -104,7 +104,7 @@ def test_other_weights_under_the_same_names_are_found(copy, tmp_path, capsys):
     assert "no checksum is recorded for" in refused(copy, capsys)
     # Of weights that no importer wrote, only the embeddings tell.
     edit(copy / "provenance.json", lambda found: found.pop("converter"))
-    assert "embeddings of fixed inputs are not those recorded" in refused(copy, capsys)
+    assert "embeddings of fixed inputs differ from those recorded" in refused(copy, capsys)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_numerics_that_are_not_those_of_the_import_are_found(copy, capsys):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"mean": [0.5, 0.5, 0.5]}, "asks for another mean or std"),
+        ({"mean": [0.5, 0.5, 0.5]}, "has another mean or std"),
         ({"resize": "stretch"}, "got 'stretch'"),
         ({"size": [24, 24]}, "preprocess.size is (24, 24)"),
     ],
@@ -167,7 +167,7 @@ def test_another_vocabulary_than_that_of_the_import_is_found(copy, capsys):
     assert recorded["sha256"] == Tokenizer.load(copy / "tokenizer").vocab_sha256
     assert recorded["origin"] == "--vocab vocab.txt"
     edit(copy / "provenance.json", lambda found: found["vocabulary"].update(sha256="0" * 64))
-    assert "the vocabulary is not that of the import" in refused(copy, capsys)
+    assert "the vocabulary differs from that of the import" in refused(copy, capsys)
 
 
 def test_an_optimizer_state_that_was_taken_away_is_missed(copy, capsys):
@@ -178,18 +178,19 @@ def test_an_optimizer_state_that_was_taken_away_is_missed(copy, capsys):
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path, capsys):
-    assert "config.json" in refused(tmp_path, capsys)
+    words = f"{tmp_path} is a folder that clipa_eqx did not write; expected a model folder"
+    assert words in refused(tmp_path, capsys)
 
 
 def test_a_released_architecture_is_recognized(tmp_path):
     # The whole model would be large: only what it is called is asked here.
     config = preset("H/14", image_size=84, length=8)
-    lines = _identity(tmp_path, config)
+    lines = identity(tmp_path, config)
     assert "preset: H/14 at 84 px with 8 tokens" in lines
     named = [line.split()[4].rstrip(",") for line in lines if line.startswith("has the sizes of")]
     assert named == ["h14-84px-t8-laion2b", "h14-84px-t8-datacomp1b"]
     assert "--text-reduction syntax" in lines[-1]
-    assert _identity(tmp_path, model_config())[1] == "preset: none"
+    assert identity(tmp_path, model_config())[1] == "preset: none"
 
 
 def test_towers_of_two_kinds_are_no_profile(tmp_path):
@@ -198,17 +199,17 @@ def test_towers_of_two_kinds_are_no_profile(tmp_path):
     image = dataclasses.replace(config.image, blocks=dataclasses.replace(config.image.blocks, gelu="exact"))
     config = dataclasses.replace(config, image=image)
     assert config.image.blocks.norm_eps == config.text.blocks.norm_eps
-    lines = _identity(tmp_path, config)
+    lines = identity(tmp_path, config)
     assert "numerics profile: custom" in lines
 
 
-def test_a_work_folder_is_told_from_a_model_folder_and_its_model_named(tmp_path, capsys):
-    """By whatever takes a model folder: verify, exports, compare."""
+def test_for_a_run_folder_its_model_is_named(tmp_path, capsys):
+    """By each command that takes a model folder: verify, export, import, compare."""
     work = tmp_path / "run"
     (work / "checkpoints").mkdir(parents=True)
     record = {"version": 1, "config": {}, "data_sha256": "0", "vocab_sha256": "0"}
     (work / "config.json").write_text(json.dumps(record))
-    words = f"{work} is the work folder of a run; its model is {work / 'model'}, once the run has ended"
+    words = f"{work} is a run folder; its model is {work / 'model'}, written when the run ends"
     assert words in refused(work, capsys)
     for command in ("export", "import"):
         assert run(lambda command=command: open_clip([command, str(work), str(tmp_path / "new")])) == 2
