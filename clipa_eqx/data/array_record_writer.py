@@ -1,19 +1,16 @@
 """Write folders of records: ArrayRecord shards plus a manifest, complete or not there at all."""
 
 import contextlib
-import hashlib
-import importlib
 import itertools
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 
+from clipa_eqx.data.array_record_files import open_writer
 from clipa_eqx.data.manifest import MANIFEST_NAME, Manifest, ShardInfo, write_manifest
 from clipa_eqx.data.records import Record, encode_record
+from clipa_eqx.data.verification import hash_file
 from clipa_eqx.errors import CheckpointError, DataError
 from clipa_eqx.replacing import real_path, remove_leftovers, replacing_folder
-
-# group_size:1 so that one record is one read; images are compressed already, so a second compression only costs time.
-_WRITER_OPTIONS = "group_size:1,uncompressed"
 
 
 def write_records(
@@ -63,22 +60,23 @@ def write_records(
 
 
 def write_shard(path: str | Path, records: Iterable[Record]) -> ShardInfo:
-    """Write one ArrayRecord file and describe it; the bytes are a function of the records alone."""
+    """Write one ArrayRecord file and describe it; its bytes depend on the records only.
+
+    Raises:
+        DataError: a record cannot be encoded, or the file cannot be written.
+    """
     return write_encoded_shard(path, map(encode_record, records))
 
 
 def write_encoded_shard(path: str | Path, blobs: Iterable[bytes]) -> ShardInfo:
-    """`write_shard` for records that are encoded already.
+    """Write encoded records like ``write_shard``.
 
     Raises:
         DataError: the file cannot be written.
     """
-    # A compiled module without type stubs, hence by name.
-    array_record = importlib.import_module("array_record.python.array_record_module")
-
     path = Path(path)
     with _errors_of(path):
-        writer = array_record.ArrayRecordWriter(str(path), _WRITER_OPTIONS)
+        writer = open_writer(str(path))
     count = 0
     try:
         for blob in blobs:
@@ -93,17 +91,11 @@ def write_encoded_shard(path: str | Path, blobs: Iterable[bytes]) -> ShardInfo:
 
 @contextlib.contextmanager
 def _errors_of(path: Path) -> Generator[None]:
-    """The writer has one error for all that can go wrong, and tells most of it as it is closed."""
+    """Raise the writer's errors as DataError. It has one class for all causes, and reports most of them on closing."""
     try:
         yield
     except RuntimeError as error:
         raise DataError(f"{path} cannot be written: {error}; is the disk full?") from error
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file's content in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _checked_labels(records: Iterable[Record], names: tuple[str, ...] | None) -> Iterator[Record]:

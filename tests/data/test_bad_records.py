@@ -10,8 +10,9 @@ from support import tiny_runs
 from clipa_eqx.data.array_record_reader import open_records
 from clipa_eqx.data.array_record_writer import write_records
 from clipa_eqx.data.mixture import Mixture, shuffled_order
+from clipa_eqx.data.prefetch import StreamConfig
 from clipa_eqx.data.records import Record
-from clipa_eqx.data.stream import StreamConfig, check_substituted, train_stream
+from clipa_eqx.data.stream import check_substituted, train_stream
 from clipa_eqx.errors import DataError
 from clipa_eqx.experiment import DataSource
 from clipa_eqx.training.metrics import read_metrics
@@ -166,7 +167,7 @@ def test_a_sample_without_a_good_record_is_an_error(tmp_path):
     write_records((Record(key="0", image=payload(0)) for i in range(RECORDS)), tmp_path / "set", overwrite=True)
     shard = tmp_path / "set/shard-00000.array_record"
     shard.write_bytes(shard.read_bytes().replace(payload(0), payload(1)))
-    with pytest.raises(DataError, match="8 records of one source in a row are bad"):
+    with pytest.raises(DataError, match="8 sampled records of one source are all bad"):
         take(open_records(tmp_path / "set"), 1)
 
 

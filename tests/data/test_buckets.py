@@ -38,7 +38,8 @@ if __name__ == "__main__":
     fsspec.register_implementation("gs", Bucket, clobber=True)
     import numpy as np
     from clipa_eqx.data.array_record_reader import open_records
-    from clipa_eqx.data.stream import StreamConfig, train_stream
+    from clipa_eqx.data.prefetch import StreamConfig
+    from clipa_eqx.data.stream import train_stream
 
     source = open_records("gs://bucket/set/")
     print(len(source), *(source[i].key for i in (0, 5, 9)), source.describe(5), sep="|")

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from clipa_eqx.data.array_record_reader import open_records
 from clipa_eqx.data.array_record_writer import write_records
 from clipa_eqx.data.mixture import Mixture, pick, shuffled_order
+from clipa_eqx.data.prefetch import StreamConfig
 from clipa_eqx.data.records import Record
-from clipa_eqx.data.stream import StreamConfig, train_stream
+from clipa_eqx.data.stream import train_stream
 from clipa_eqx.errors import DataError
 
 COUNTS, WEIGHTS = (200, 90, 37), (0.7, 0.2, 0.1)

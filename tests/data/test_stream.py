@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from clipa_eqx.data.array_record_reader import open_records
 from clipa_eqx.data.array_record_writer import write_records
 from clipa_eqx.data.mixture import shuffled_order
+from clipa_eqx.data.prefetch import StreamConfig
 from clipa_eqx.data.records import Record
-from clipa_eqx.data.stream import StreamConfig, eval_stream, train_stream
+from clipa_eqx.data.stream import eval_stream, train_stream
 from clipa_eqx.errors import DataError
 
 _RECORDS = 200  # Grain's shuffle takes milliseconds a sample below a few dozen records
@@ -180,7 +181,7 @@ def test_evaluation_batches_are_the_global_batches(sources):
     ("options", "said"),
     [
         ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"batch_size": 6, "process_count": 4}, "batch_size 6 does not divide over 4 processes"),
+        ({"batch_size": 6, "process_count": 4}, "batch_size 6 is not a multiple of 4 processes"),
         ({"process_index": 2, "process_count": 2}, "process_index"),
         ({"start_step": -1}, "start_step"),
         ({"seed": -1}, "seed"),
@@ -200,7 +201,10 @@ def test_training_on_no_records_is_refused(sources):
 
 def test_rows_of_different_shapes_are_refused(source):
     stream = eval_stream(source, lambda record: {"x": np.zeros(int(record.key))}, batch_size=4, config=_HERE)
-    with pytest.raises(DataError, match=r"shard-00000\.array_record, record 1, key '1': the transform gave"), stream:
+    with (
+        pytest.raises(DataError, match=r"shard-00000\.array_record, record 1, key '1': the transform returned"),
+        stream,
+    ):
         next(stream)
 
 

@@ -16,8 +16,9 @@ from clipa_eqx.data.images.augment import ImageConfig
 from clipa_eqx.data.images.color import ColorConfig
 from clipa_eqx.data.images.evaluation import EvalImageConfig, eval_image
 from clipa_eqx.data.mixture import Mixture
+from clipa_eqx.data.prefetch import StreamConfig
 from clipa_eqx.data.records import Record
-from clipa_eqx.data.stream import StreamConfig, eval_stream, train_stream
+from clipa_eqx.data.stream import eval_stream, train_stream
 from clipa_eqx.data.transforms import TrainTransform
 from clipa_eqx.errors import ConfigError, DataError
 from clipa_eqx.evals.zero_shot import ZeroShotTransform

@@ -17,8 +17,9 @@ from support.worker_functions import counted, die, draw, evaluate
 
 from clipa_eqx.data.array_record_reader import open_records
 from clipa_eqx.data.array_record_writer import write_records
+from clipa_eqx.data.prefetch import StreamConfig
 from clipa_eqx.data.records import Record
-from clipa_eqx.data.stream import StreamConfig, eval_stream, train_stream
+from clipa_eqx.data.stream import eval_stream, train_stream
 from clipa_eqx.errors import DataError
 
 _HERE = StreamConfig(workers=0, threads=0, prefetch_batches=0)
@@ -31,7 +32,8 @@ import sys
 
 from support import worker_functions as t
 from clipa_eqx.data.array_record_reader import open_records
-from clipa_eqx.data.stream import StreamConfig, eval_stream, train_stream
+from clipa_eqx.data.prefetch import StreamConfig
+from clipa_eqx.data.stream import eval_stream, train_stream
 
 if __name__ == "__main__":
     folder, how = sys.argv[1:]
