@@ -11,7 +11,6 @@ import jax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from clipa_eqx.data.prefetch import BatchIterator
 from clipa_eqx.durations import RunLength, is_time
 from clipa_eqx.errors import ConfigError
 from clipa_eqx.evals.zero_shot import evaluate_zero_shot
