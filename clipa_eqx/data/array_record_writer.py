@@ -1,4 +1,4 @@
-"""Write folders of records: ArrayRecord shards plus a manifest, complete or not there at all."""
+"""Writer of record folders: ArrayRecord shards and a manifest, which appear together when they are complete."""
 
 import contextlib
 import itertools
@@ -27,13 +27,22 @@ def write_records(
     """Write ``records`` in order into shards of ``records_per_shard``, and the manifest next to them.
 
     The folder appears under its name only when it is complete. Until then everything is in ``.<folder>.new-<pid>``,
-    which is removed on failure and, after a kill, by the next call. Equal records give equal bytes. ``dropped``
-    (reason -> rows) is read after the last record, so a generator may count into it while it runs; ``rows_read``, if
-    known, must equal written + dropped.
+    which is removed on failure and, after a kill, by the next call. Equal records give equal bytes.
+
+    Args:
+        records: the records in their order.
+        folder: the folder to write.
+        records_per_shard: records of each shard except the last one.
+        dropped: number of dropped rows by reason. It is read after the last record, so that a generator can count into
+            it while it runs.
+        rows_read: rows of the source, if known; must equal rows written + rows dropped.
+        class_names: names of the classes by label.
+        info: any JSON, such as source, command and settings.
+        overwrite: replace a folder if it is empty or a record folder.
 
     Raises:
-        DataError: the folder exists (and not `overwrite`, or it is no record folder), the account does not close,
-            a record cannot be encoded, or a label has no class name.
+        DataError: the folder exists and must not be replaced, the account does not close, a record cannot be encoded,
+            or a label has no class name.
     """
     if records_per_shard < 1:
         raise DataError(f"records_per_shard must be at least 1, got {records_per_shard}")
@@ -106,7 +115,7 @@ def _checked_labels(records: Iterable[Record], names: tuple[str, ...] | None) ->
 
 
 def _check_target(folder: Path, *, overwrite: bool) -> Path:
-    """The real path of the folder to write. Raises DataError if it must not be replaced."""
+    """Return the real path of the folder to write. Raise DataError if it must not be replaced."""
     try:
         real = real_path(folder)
     except CheckpointError as error:
@@ -116,7 +125,7 @@ def _check_target(folder: Path, *, overwrite: bool) -> Path:
         return real
     if not overwrite:
         raise DataError(f"{folder} exists already; choose another folder or ask to overwrite it")
-    # Replacing deletes the old content, so only ever replace what this module wrote (or an empty folder).
+    # Replacing deletes the old content, so replace only record folders and empty folders.
     if not real.is_dir() or (any(real.iterdir()) and not (real / MANIFEST_NAME).is_file()):
         raise DataError(f"{folder} exists and is not a record folder; it will not be overwritten, choose another name")
     return real

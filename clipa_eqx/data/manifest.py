@@ -96,7 +96,11 @@ def manifest_from_json(text: bytes, *, where: str) -> Manifest:
 
 
 def write_manifest(folder: str | Path, manifest: Manifest) -> None:
-    """Write `manifest.json` in one atomic step."""
+    """Write ``manifest.json`` in one atomic step.
+
+    Raises:
+        DataError: ``info`` is not plain JSON.
+    """
     path = Path(folder) / MANIFEST_NAME
     text = manifest_to_json(manifest, where=str(path))
     with new_file(path) as temporary:
