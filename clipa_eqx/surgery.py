@@ -205,7 +205,7 @@ def validate(model: CLIP) -> None:
         )
 
 
-# `adopt` has arguments of these names.
+# ``adopt`` has arguments of these names.
 _resize_text: Callable[..., Operated] = resize_text
 _resize_image: Callable[..., Operated] = resize_image
 

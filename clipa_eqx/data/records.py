@@ -1,4 +1,4 @@
-"""One training or evaluation example as bytes: the `Record` schema, its msgpack form, its checks."""
+"""One training or evaluation example as bytes: the ``Record`` schema, its msgpack form, its checks."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -120,7 +120,7 @@ def test_substitutes_do_not_depend_on_threads_and_workers(mixture, reference, co
 
 
 def test_each_substitution_is_logged_with_both_places(mixture, caplog):
-    with caplog.at_level(logging.WARNING, logger="clipa_eqx.data.stream"):
+    with caplog.at_level(logging.WARNING, logger="clipa_eqx.data.load_batch"):
         batches = take(mixture, 12)
     assert len(caplog.records) >= sum(int(b["substituted"].sum()) for b in batches)
     for record in caplog.records:
