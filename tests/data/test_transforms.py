@@ -2,12 +2,11 @@
 
 import dataclasses
 import functools
-import io
 import pickle
 
 import numpy as np
 import pytest
-from PIL import Image
+from support.image_files import encode
 from support.streams import ON_DEMAND, assert_same_batches, concatenate
 
 from clipa_eqx.data.array_record_reader import open_records
@@ -30,9 +29,7 @@ _CAPTIONS = ("a red cat sleeps on the old wooden chair", "the dog", "two birds o
 
 def jpeg(seed):
     levels = np.random.default_rng(seed).integers(0, 255, (4, 5, 3), np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(levels).resize((50, 40)).save(file, "JPEG")
-    return file.getvalue()
+    return encode(levels.repeat(10, axis=0).repeat(10, axis=1), "JPEG")
 
 
 RECORD = Record(key="cat", image=jpeg(0), captions=_CAPTIONS, label=3)

@@ -1,6 +1,5 @@
 """Training and evaluation images: random parameters, colors, affine changes, and fast mode against exact mode."""
 
-import io
 import pickle
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import pytest
 import simplejpeg
 from PIL import Image
 from support import goldens
+from support.image_files import encode
 
 from clipa_eqx.data.images import fast as fast_images
 from clipa_eqx.data.images.affine import AffineChange, AffineConfig, apply_affine, sample_affine
@@ -34,12 +34,6 @@ def photo(height: int, width: int, *, seed: int, roughness: float) -> np.ndarray
         total += np.stack([np.asarray(plane) for plane in planes], axis=-1) / cells**roughness
     total = (total - total.mean()) / total.std() * 60 + 120
     return np.clip(total, 0, 255).astype(np.uint8)
-
-
-def png(image: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG")
-    return file.getvalue()
 
 
 def psnr(difference: np.ndarray) -> float:
@@ -83,7 +77,7 @@ def test_fast_is_near_exact_on_the_recorded_images():
 
 
 def test_without_jpeg_fast_differs_by_rounding_only():
-    for difference in differences(png(photo(90, 120, seed=3, roughness=0.5)), (40, 40), seeds=4):
+    for difference in differences(encode(photo(90, 120, seed=3, roughness=0.5)), (40, 40), seeds=4):
         assert np.abs(difference).max() <= 2
         assert 0.3 < difference.mean() < 0.7  # exact truncates
 
@@ -146,7 +140,7 @@ def test_any_size_comes_out_also_from_tiny_and_long_images(mode, size):
     for shape in ((1, 1), (3, 200), (200, 3), (61, 47)):
         for data in (
             simplejpeg.encode_jpeg(photo(*shape, seed=2, roughness=1.0)),
-            png(photo(*shape, seed=2, roughness=1.0)),
+            encode(photo(*shape, seed=2, roughness=1.0)),
         ):
             got = train_image(data, ImageConfig(size=size, mode=mode), np.random.default_rng(0))
             assert got.shape == (*size, 3)
@@ -259,7 +253,7 @@ def test_configs_and_functions_can_be_sent_to_workers():
     config = ImageConfig(size=(8, 8), color=ColorConfig(), affine=AffineConfig())
     function, copy = pickle.loads(pickle.dumps((train_image, config)))
     assert copy == config
-    data = png(icon())
+    data = encode(icon())
     got, want = (f(data, config, np.random.default_rng(0)) for f in (function, train_image))
     np.testing.assert_array_equal(got, want)
 

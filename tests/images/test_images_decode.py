@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import simplejpeg
 from PIL import Image
+from support.image_files import encode
 
 from clipa_eqx.data.images.decode import decode_image, decode_jpeg_scaled, image_size, jpeg_scale
 from clipa_eqx.errors import DataError
@@ -16,12 +17,6 @@ from clipa_eqx.errors import DataError
 def ramp(height: int, width: int) -> np.ndarray:
     rows, columns = np.mgrid[:height, :width]
     return np.stack([255 * rows // height, 255 * columns // width, 0 * rows + 90], axis=-1).astype(np.uint8)
-
-
-def encode(image: np.ndarray, kind: str, **options) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, kind, **options)
-    return file.getvalue()
 
 
 JPEG = simplejpeg.encode_jpeg(ramp(96, 160), quality=90)
