@@ -29,8 +29,9 @@ from clipa_eqx.data.array_record_reader import RecordSource, open_records
 from clipa_eqx.data.array_record_writer import write_records
 from clipa_eqx.data.images.augment import ImageConfig, ImageMode
 from clipa_eqx.data.images.color import ColorConfig
+from clipa_eqx.data.prefetch import BatchIterator, StreamConfig
 from clipa_eqx.data.records import Record
-from clipa_eqx.data.stream import BatchIterator, StreamConfig, train_stream
+from clipa_eqx.data.stream import train_stream
 from clipa_eqx.data.transforms import TrainTransform
 from clipa_eqx.tokenizer import Tokenizer
 from conversion.records.checks import fit_image

@@ -6,8 +6,8 @@ from typing import Literal
 
 from clipa_eqx.data.images.augment import ImageConfig
 from clipa_eqx.data.images.evaluation import EvalImageConfig
+from clipa_eqx.data.load_batch import OnBadRecord
 from clipa_eqx.data.prefetch import StreamConfig
-from clipa_eqx.data.stream import OnBadRecord
 from clipa_eqx.durations import Duration
 from clipa_eqx.errors import ConfigError
 from clipa_eqx.evals.zero_shot import ZeroShotConfig

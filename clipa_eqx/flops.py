@@ -1,4 +1,4 @@
-"""How many floating-point operations a training step needs, counted from the configuration."""
+"""Floating-point operations of a training step, counted from the configuration."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,13 @@ from clipa_eqx.models.vision import VisionConfig
 
 
 class StepFlops(NamedTuple):
-    """Operations of one step, forward and backward: two per multiply-add of the matrix products, nothing else."""
+    """Operations of one step, forward and backward: two per multiply-add of the matrix products, nothing else.
+
+    Attributes:
+        image: operations of the image tower.
+        text: operations of the text tower.
+        loss: operations of the similarities between all images and texts.
+    """
 
     image: int
     text: int
@@ -16,14 +22,15 @@ class StepFlops(NamedTuple):
 
     @property
     def total(self) -> int:
+        """Sum of all parts."""
         return self.image + self.text + self.loss
 
 
 def step_flops(config: CLIPConfig, *, batch_size: int) -> StepFlops:
-    """What one step over ``batch_size`` pairs must compute; masked patches are counted as the blocks see them.
+    """Count the operations of one training step over ``batch_size`` pairs; patches that are masked do not count.
 
-    Every product is counted once forward and twice backward, except the patches', whose input needs no gradient.
-    Rematerialization computes more than this, so that utilization stays comparable between its kinds.
+    Every product counts once forward and twice backward, except that of the patches, whose input needs no gradient.
+    Recomputation by ``remat`` does not count, so that utilization is comparable between its settings.
 
     >>> from clipa_eqx.models.presets import preset
     >>> step_flops(preset("B/16", image_size=64), batch_size=1).total // 10**9
@@ -34,7 +41,7 @@ def step_flops(config: CLIPConfig, *, batch_size: int) -> StepFlops:
     image_rest = _blocks(image.visible, image.blocks) + _pool(image) + _head(image.blocks.width, image.embed)
     words = _blocks(text.length, text.blocks) + _head(text.blocks.width, text.embed)
     logits = 2 * _product(1, image.output, batch_size)  # per pair: its image with all texts, its text with all images
-    # The query of attention pooling is one for all pairs.
+    # All pairs share the query of attention pooling.
     query = _product(1, image.blocks.width, image.blocks.width) if image.pool == "map" else 0
     return StepFlops(
         image=batch_size * (2 * patches + 3 * image_rest) + 3 * query,
@@ -49,7 +56,7 @@ def _blocks(tokens: int, blocks: BlockConfig) -> int:
 
 
 def _pool(image: VisionConfig) -> int:
-    """Attention pooling without its query: keys and values of all tokens, output and MLP of one."""
+    """Operations of attention pooling without its query: keys and values of all tokens, output and MLP of one."""
     if image.pool != "map":
         return 0
     width, tokens = image.blocks.width, image.visible

@@ -1,7 +1,7 @@
-"""The contrastive loss between image and text embeddings, for whole batches and for batches split over devices.
+"""Contrastive loss between image and text embeddings, for complete batches and for batches split over devices.
 
-Sources: Radford et al. 2021 (arXiv:2103.00020), section 2.3; ``losses/common`` of the reference, whose count of correct
-rows is right on the first device only and is defined here for all.
+Sources: Radford et al. 2021 (arXiv:2103.00020), section 2.3, and ``losses/common`` of the reference. The reference's
+count of correct rows is right on the first device only; here it is right on all.
 """
 
 from collections.abc import Sequence
@@ -15,15 +15,20 @@ from jaxtyping import Array, Bool, Float, Int
 
 from clipa_eqx.errors import ConfigError, ShardingError
 
-# Stands for an excluded similarity: exp() of it is exactly 0 and, unlike with -inf, all gradients stay finite.
+# Value of an excluded similarity: its exp() is exactly 0 and, unlike with -inf, all gradients stay finite.
 _EXCLUDED = -1e30
 
 
 class ContrastiveOutput(NamedTuple):
-    """Loss and hits; the means are over the rows that count.
+    """Loss and accuracy of a batch; the means are over the pairs that ``mask`` does not exclude.
 
-    ``losses`` holds, per pair, half the negative log-likelihood of its text given the image plus half that of its image
-    given the text, in nats. ``correct`` says that no text scores above the own one (among equals the first counts).
+    Attributes:
+        loss: mean of ``losses``.
+        accuracy: mean of ``correct``.
+        losses: per pair, half the negative log-likelihood of its text given the image plus half that of its image given
+            the text, in nats; 0 for excluded pairs.
+        correct: per pair, true if its own text has the largest similarity to the image (the first of equal ones);
+            false for excluded pairs.
     """
 
     loss: Float[Array, ""]
@@ -39,10 +44,16 @@ def softmax_contrastive(
     log_temperature: Float[Array, ""],
     mask: Bool[Array, " batch"] | None = None,
 ) -> ContrastiveOutput:
-    """Symmetric InfoNCE over the whole batch: row i of ``image`` belongs to row i of ``text``.
+    """Symmetric InfoNCE loss over the complete batch: row i of ``image`` belongs to row i of ``text``.
 
-    Both directions have their own product, so that a batch split over devices keeps its logits as own rows times
-    all columns. Pairs where ``mask`` is false are neither rows nor columns.
+    Each direction has its own matrix product, so that each device of a split batch computes the logits of its own rows
+    and all columns only.
+
+    Args:
+        image: image embeddings of unit length.
+        text: text embeddings of unit length.
+        log_temperature: logarithm of the multiplier of the similarities.
+        mask: false for pairs that are neither rows nor columns; None includes all pairs.
 
     >>> rows = jnp.eye(4)
     >>> softmax_contrastive(rows, rows, log_temperature=jnp.log(1 / 0.07)).accuracy
@@ -61,10 +72,11 @@ def local_softmax_contrastive(
     axis_names: Sequence[str],
     mask: Bool[Array, " batch"] | None = None,
 ) -> ContrastiveOutput:
-    """A device's own pairs against the pairs of all devices; call it inside ``jax.shard_map``.
+    """Loss of one device's pairs against the pairs of all devices; call it inside ``jax.shard_map``.
 
-    Own embeddings go in and are gathered over ``axis_names``; the means are over own rows. With equal slices
-    and no mask the mean over devices of ``loss`` is the loss of the whole batch.
+    The arguments are those of ``softmax_contrastive`` for the device's own pairs. They are gathered over the mesh axes
+    ``axis_names``; the means are over the device's own pairs. Without a mask, the mean of ``loss`` over the devices is
+    the loss of the complete batch.
     """
     names = tuple(axis_names)
     all_image = lax.all_gather(image, names, tiled=True)
@@ -86,10 +98,15 @@ def sharded_softmax_contrastive(
     axis_names: Sequence[str],
     mask: Bool[Array, " batch"] | None = None,
 ) -> ContrastiveOutput:
-    """``softmax_contrastive`` computed where the rows are: same value, same gradients, explicit communication.
+    """Compute ``softmax_contrastive`` on the devices that have the rows; values and gradients are the same.
 
     Args:
-        axis_names: the mesh axes that split the batch, for example ``("data", "fsdp")``.
+        image: image embeddings of unit length.
+        text: text embeddings of unit length.
+        log_temperature: logarithm of the multiplier of the similarities.
+        mesh: mesh of the devices.
+        axis_names: mesh axes that split the batch, for example ``("data", "fsdp")``.
+        mask: false for pairs that are neither rows nor columns; None includes all pairs.
 
     Raises:
         ConfigError: the mesh has no such axis.
@@ -131,7 +148,7 @@ def _own_rows(
     first: Int[Array, ""],
     log_temperature: Float[Array, ""],
 ) -> tuple[Float[Array, " batch"], Bool[Array, " batch"]]:
-    """Losses and hits of the rows ``first, first + 1, ...`` of the whole batch."""
+    """Losses and correctness of the rows ``first, first + 1, ...`` of the complete batch."""
     temperature = jnp.exp(log_temperature)
     target = first + jnp.arange(image.shape[0])
     to_text = _below_best(image, all_text, all_mask)
@@ -148,10 +165,11 @@ def _below_best(
     columns: Float[Array, "columns embed"],
     mask: Bool[Array, " columns"] | None,
 ) -> Float[Array, "batch columns"]:
-    """Similarities less the largest of the row, so at most 0.
+    """Subtract the largest similarity of each row from the similarities, so that all are at most 0.
 
-    The temperature comes after the subtraction: where the own column is the best its logit is exactly 0 and a small
-    loss keeps all its digits. In the other order the rounding of logits near the temperature stays in the loss.
+    The temperature is applied after the subtraction. If the own column is the largest, its logit is then exactly 0, and
+    a small loss keeps all its digits. In the other order, the rounding of logits near the temperature stays in the
+    loss.
     """
     similarity = rows @ columns.T
     if mask is not None:
@@ -160,8 +178,8 @@ def _below_best(
 
 
 def _nll(logits: Float[Array, "batch columns"], target: Int[Array, " batch"]) -> Float[Array, " batch"]:
-    # The target logit is picked by comparison, not by indexing: a gather from logits split by rows could make the
-    # compiler collect them on every device. Logits are at most 0, so the exponentials cannot overflow.
+    # The target logit is selected by comparison, not by indexing: for a gather from logits split by rows, the compiler
+    # could collect all of them on every device. Logits are at most 0, so the exponentials cannot overflow.
     is_target = target[:, None] == jnp.arange(logits.shape[1])[None, :]
     return jnp.log(jnp.sum(jnp.exp(logits), axis=1)) - jnp.sum(jnp.where(is_target, logits, 0.0), axis=1)
 

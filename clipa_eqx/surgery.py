@@ -1,7 +1,7 @@
-"""Named changes of a model: pure functions from a model to another and a report of what was done.
+"""Surgery: named changes of a model, as pure functions that return another model and a report of the changes.
 
-Loading is strict, so whatever must differ between two stages of training is one of these. A change of configuration is
-made in the model's, its towers' and their layers' static fields at once.
+Loading is strict, so every difference between two stages of training is one of these functions. A change of the
+configuration sets the static fields of the model, its towers and their layers at once.
 """
 
 import dataclasses
@@ -16,16 +16,16 @@ from jaxtyping import Array, Float
 from clipa_eqx.errors import CheckpointError, ConfigError
 from clipa_eqx.models.clip import CLIP, CLIPConfig, abstract_clip
 from clipa_eqx.models.embed import sincos_2d
-from clipa_eqx.trees import layer_path, leaf_paths, leaves_by_path, match_by_path, stacked_depth
+from clipa_eqx.trees import from_leaves, layer_path, leaf_paths, leaves_by_path, match_by_path, stacked_depth
 
-# These change what the same leaves compute. Of the other fields, some show in the leaves, the rest only matter to
-# training or to fresh models (rates, masking, remat, initializers), or come with computed positions.
+# Fields that change the function which the same leaves compute. Other fields change the leaves, matter only to training
+# or to new models (rates, masking, remat, initializers), or belong to computed positions.
 _NUMERIC_FIELDS = ("heads", "norm_eps", "gelu", "pool")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SurgeryReport:
-    """What a surgery did, a line for each changed leaf or field; empty if nothing had to be done."""
+    """Changes of a surgery, one line for each changed leaf or field; empty if nothing changed."""
 
     changes: tuple[str, ...] = ()
 
@@ -34,26 +34,27 @@ class SurgeryReport:
 
 
 class Operated(NamedTuple):
-    """A changed model and how it differs from the one before."""
+    """Result of a surgery: the new model, and how it differs from the old one."""
 
     model: CLIP
     report: SurgeryReport
 
 
 def resize_text(model: CLIP, *, length: int) -> Operated:
-    """A model of texts of ``length`` tokens. Computed positions need no change; learned ones are resampled.
+    """Change the text length to ``length`` tokens.
 
-    Resampling is linear between token centers, antialiased when shrinking, as ``merge_params`` of the reference
-    (``jax.image.resize``; docs/reference.md F3.1). The optimizer's moments do not follow: training starts afresh.
+    Sin-cos positions are computed for the new size; learned ones are resampled. Resampling is linear between token
+    centers, antialiased when shrinking, as in ``merge_params`` of the reference (``jax.image.resize``;
+    docs/reference.md F3.1). Optimizer moments are not resampled; training starts with new ones.
 
     Raises:
-        ConfigError: a length the tower cannot have.
+        ConfigError: a length that the tower cannot have.
     """
     before = model.config.text.length
     config = dataclasses.replace(model.config, text=dataclasses.replace(model.config.text, length=length))
     if length == before:
         return Operated(model, SurgeryReport())
-    leaves, changes = _leaves(model), [f"text.length: {before} -> {length}"]
+    leaves, changes = leaves_by_path(model), [f"text.length: {before} -> {length}"]
     position = model.text.position
     if position is not None:
         leaves["text/position"] = jax.image.resize(position, (length, position.shape[1]), method="bilinear")
@@ -62,10 +63,11 @@ def resize_text(model: CLIP, *, length: int) -> Operated:
 
 
 def resize_image(model: CLIP, *, image_size: tuple[int, int]) -> Operated:
-    """A model of images of ``image_size`` (height, width). Computed positions need no change; learned ones resampled.
+    """Change the image size to (height, width) in pixels.
 
-    The class token's row is kept, the others are resampled as the 2-D grid they are, bilinear and antialiased when
-    shrinking. (The reference resampled all rows as one line, class token included: docs/reference.md D8.)
+    Sin-cos positions are computed for the new size; learned ones are resampled. The class token's row is kept. The
+    other rows are resampled as a 2-D grid, bilinear, and antialiased when shrinking. The reference resamples all rows
+    as one line, the class token included (docs/reference.md D8).
 
     Raises:
         ConfigError: the patches do not divide the size.
@@ -74,7 +76,7 @@ def resize_image(model: CLIP, *, image_size: tuple[int, int]) -> Operated:
     image = dataclasses.replace(old, image_size=image_size)
     if image_size == old.image_size:
         return Operated(model, SurgeryReport())
-    leaves, changes = _leaves(model), [f"image.image_size: {old.image_size} -> {image_size}"]
+    leaves, changes = leaves_by_path(model), [f"image.image_size: {old.image_size} -> {image_size}"]
     if model.image.position is not None and image.grid != old.grid:
         leaves["image/position"] = _resample_grid(model.image.position, old.grid, image.grid)
         changes.append(f"image/position: class token's row kept, grid {old.grid} resampled to {image.grid}")
@@ -83,28 +85,30 @@ def resize_image(model: CLIP, *, image_size: tuple[int, int]) -> Operated:
 
 
 def learn_image_position(model: CLIP) -> Operated:
-    """The same function with its computed image positions as a leaf that training can change."""
+    """Turn computed image positions into a leaf that training can change; the model's outputs stay the same."""
     image = model.config.image
     if image.position == "learned":
         return Operated(model, SurgeryReport())
     table = sincos_2d(*image.grid, image.blocks.width)
-    leaves = _leaves(model) | {"image/position": jnp.asarray(np.concatenate([np.zeros_like(table[:1]), table]))}
+    leaves = leaves_by_path(model) | {"image/position": jnp.asarray(np.concatenate([np.zeros_like(table[:1]), table]))}
     config = dataclasses.replace(model.config, image=dataclasses.replace(image, position="learned"))
     change = "image/position: the computed sincos2d table became a leaf"
     return Operated(_rebuild(config, leaves), SurgeryReport(changes=(change,)))
 
 
 def with_config(model: CLIP, config: CLIPConfig) -> Operated:
-    """The same leaves under another configuration: rates, masking, remat, but also heads or pooling if you say so.
+    """Replace the configuration and keep the leaves: rates, masking and remat, but also heads or pooling.
+
+    Heads, pooling, ``norm_eps`` and ``gelu`` change the outputs of the same weights; nothing here prevents that.
 
     Raises:
         ConfigError: the configuration describes other leaves; the message lists all that differ.
     """
-    problems = _differing(_leaves(model), _leaves(abstract_clip(config)))
+    problems = _differing(leaves_by_path(model), leaves_by_path(abstract_clip(config)))
     if problems:
         raise ConfigError("with_config: the configuration describes other leaves:\n  " + "\n  ".join(problems))
     changes = tuple(f"{name}: {a!r} -> {b!r}" for name, a, b in _config_changes(model.config, config))
-    return Operated(_rebuild(config, _leaves(model)), SurgeryReport(changes=changes))
+    return Operated(_rebuild(config, leaves_by_path(model)), SurgeryReport(changes=changes))
 
 
 def adopt(
@@ -116,15 +120,22 @@ def adopt(
     resize_image: bool = False,
     keep_initial: Sequence[str] = (),
 ) -> Operated:
-    """A model of ``target_config`` with the weights of ``model``: how a stage of training starts from another.
+    """Make a model of ``target_config`` with the weights of ``model``, as one stage of training starts from another.
 
-    Rates, masking, remat and initializers may differ, and lengths and sizes whose positions are computed. All else
-    must be asked for: ``resize_text`` and ``resize_image`` as the functions of these names; leaves that match a pattern
-    of ``keep_initial`` (whole paths, single layers too, see ``trees.match_by_path``) come from ``fresh``, a randomly
-    initialized model of ``target_config``.
+    Rates, masking, remat and initializers may differ, and so may lengths and sizes if positions are computed. Every
+    other difference must be requested.
+
+    Args:
+        model: model with the weights to start from.
+        target_config: configuration of the result.
+        fresh: randomly initialized model of ``target_config``.
+        resize_text: resample learned text positions with the function of this name.
+        resize_image: resample learned image positions with the function of this name.
+        keep_initial: patterns of leaves that come from ``fresh``. A pattern matches complete paths, also those of
+            single layers (see ``trees.match_by_path``).
 
     Raises:
-        CheckpointError: lists everything else that differs, at once.
+        CheckpointError: there are other differences; the message lists all of them.
         ConfigError: a pattern of ``keep_initial`` decides no leaf.
     """
     changes: list[str] = []
@@ -137,9 +148,9 @@ def adopt(
     if sizes[0] != sizes[1] and can_resize and (resize_image or model.image.position is None):
         model, report = _resize_image(model, image_size=sizes[1])
         changes += report.changes
-    found, wanted = _leaves(model), _leaves(fresh)
-    kept = _kept(keep_initial, fresh)
-    # A leaf that stays initial need not be in the source, nor have its shape there.
+    found, wanted = leaves_by_path(model), leaves_by_path(fresh)
+    kept = _initial_by_path(keep_initial, fresh)
+    # A leaf that stays initial may be missing in the source, or have another shape there.
     problems = _differing(
         {path: leaf for path, leaf in found.items() if kept.get(path) is not True},
         {path: leaf for path, leaf in wanted.items() if kept[path] is not True},
@@ -147,14 +158,14 @@ def adopt(
     for name, before, after in _config_changes(model.config, target_config):
         if name.rsplit(".", 1)[-1] in _NUMERIC_FIELDS:
             problems.append(
-                f"{name}: {before!r} there, {after!r} wanted, which changes what the weights compute; use the same, or "
-                "change it with surgery.with_config and save the result"
+                f"{name}: {before!r} found, {after!r} wanted, which changes the outputs of the weights; use the same "
+                "value, or change it with surgery.with_config and save the result"
             )
         elif name != "temperature":
             changes.append(f"{name}: {before!r} -> {after!r}")
     if problems:
         raise CheckpointError(
-            "the weights to start from do not fit this model, and no surgery for it was asked for:\n  "
+            "the weights to start from do not fit this model, and no surgery for it was requested:\n  "
             + "\n  ".join(problems)
         )
     leaves = {path: _mixed(kept[path], found.get(path), leaf) for path, leaf in wanted.items()}
@@ -170,31 +181,31 @@ def adopt(
 
 
 def unstack_blocks(tree: Any) -> dict[str, Any]:
-    """All leaves by path, those stacked over depth layer by layer as ``image/blocks/{i}/attn/q/weight``."""
+    """Return all leaves by path; stacked leaves are split into layers such as ``image/blocks/{i}/attn/q/weight``."""
     out: dict[str, Any] = {}
-    for path, leaf in _leaves(tree).items():
+    for path, leaf in leaves_by_path(tree).items():
         depth = stacked_depth(path, leaf)
         out |= {path: leaf} if depth is None else {layer_path(path, i): leaf[i] for i in range(depth)}
     return out
 
 
 def validate(model: CLIP) -> None:
-    """Check that leaves and static fields are what ``model.config`` describes, as after changes by hand.
+    """Check that leaves and static fields are those that ``model.config`` describes; use it after changes by hand.
 
     Raises:
-        ConfigError: lists the differing leaves, or says that static fields disagree with the configuration.
+        ConfigError: leaves differ (the message lists all of them), or static fields disagree with the configuration.
     """
     expected = abstract_clip(model.config)
-    problems = _differing(_leaves(model), _leaves(expected))
+    problems = _differing(leaves_by_path(model), leaves_by_path(expected))
     if problems:
-        raise ConfigError("the model is not what its config describes:\n  " + "\n  ".join(problems))
+        raise ConfigError("the model differs from what its config describes:\n  " + "\n  ".join(problems))
     if jax.tree.structure(model) != jax.tree.structure(expected):
         raise ConfigError(
             "static fields of the model's towers or layers disagree with model.config; change it with with_config"
         )
 
 
-# `adopt` has arguments of these names.
+# ``adopt`` has arguments of these names.
 _resize_text: Callable[..., Operated] = resize_text
 _resize_image: Callable[..., Operated] = resize_image
 
@@ -207,33 +218,30 @@ def _resample_grid(
     return jnp.concatenate([position[:1], grid.reshape(-1, dim)])
 
 
-def _leaves(tree: Any) -> dict[str, Any]:
-    return leaves_by_path(tree)
-
-
 def _rebuild(config: CLIPConfig, leaves: Mapping[str, Any]) -> CLIP:
-    """The model of a configuration, all static fields included, with these leaves."""
-    skeleton = abstract_clip(config)
-    return jax.tree.unflatten(jax.tree.structure(skeleton), [leaves[path] for path in leaf_paths(skeleton)])
+    """Make the model of a configuration, with all its static fields, from these leaves."""
+    return from_leaves(abstract_clip(config), leaves)
 
 
 def _differing(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     problems = [
-        f"{path} {tuple(leaf.shape)}: not there (keep_initial starts it at random"
+        f"{path} {tuple(leaf.shape)}: missing (keep_initial starts it at random"
         + ("; surgery.learn_image_position makes it)" if path == "image/position" else ")")
         for path, leaf in wanted.items()
         if path not in found
     ]
-    problems += [f"{path} {tuple(leaf.shape)}: there, not wanted" for path, leaf in found.items() if path not in wanted]
-    asked = {"text/position": " (resize_text resamples it)", "image/position": " (resize_image resamples it)"}
+    problems += [
+        f"{path} {tuple(leaf.shape)}: present, not wanted" for path, leaf in found.items() if path not in wanted
+    ]
+    surgeries = {"text/position": " (resize_text resamples it)", "image/position": " (resize_image resamples it)"}
     return problems + [
-        f"{path}: {tuple(found[path].shape)} there, {tuple(leaf.shape)} wanted{asked.get(path, '')}"
+        f"{path}: {tuple(found[path].shape)} found, {tuple(leaf.shape)} wanted{surgeries.get(path, '')}"
         for path, leaf in wanted.items()
         if path in found and tuple(found[path].shape) != tuple(leaf.shape)
     ]
 
 
-def _kept(patterns: Sequence[str], fresh: CLIP) -> dict[str, bool | tuple[bool, ...]]:
+def _initial_by_path(patterns: Sequence[str], fresh: CLIP) -> dict[str, bool | tuple[bool, ...]]:
     if not patterns:
         return dict.fromkeys(leaf_paths(fresh), False)
     return match_by_path([*((pattern, True) for pattern in patterns), (".*", False)], fresh, what="init.keep_initial")

@@ -1,19 +1,16 @@
-"""Write folders of records: ArrayRecord shards plus a manifest, complete or not there at all."""
+"""Writer of record folders: ArrayRecord shards and a manifest, which appear together when they are complete."""
 
 import contextlib
-import hashlib
-import importlib
 import itertools
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 
+from clipa_eqx.data.array_record_files import open_writer
 from clipa_eqx.data.manifest import MANIFEST_NAME, Manifest, ShardInfo, write_manifest
 from clipa_eqx.data.records import Record, encode_record
+from clipa_eqx.data.verification import hash_file
 from clipa_eqx.errors import CheckpointError, DataError
 from clipa_eqx.replacing import real_path, remove_leftovers, replacing_folder
-
-# group_size:1 so that one record is one read; images are compressed already, so a second compression only costs time.
-_WRITER_OPTIONS = "group_size:1,uncompressed"
 
 
 def write_records(
@@ -30,13 +27,22 @@ def write_records(
     """Write ``records`` in order into shards of ``records_per_shard``, and the manifest next to them.
 
     The folder appears under its name only when it is complete. Until then everything is in ``.<folder>.new-<pid>``,
-    which is removed on failure and, after a kill, by the next call. Equal records give equal bytes. ``dropped``
-    (reason -> rows) is read after the last record, so a generator may count into it while it runs; ``rows_read``, if
-    known, must equal written + dropped.
+    which is removed on failure and, after a kill, by the next call. Equal records give equal bytes.
+
+    Args:
+        records: the records in their order.
+        folder: the folder to write.
+        records_per_shard: records of each shard except the last one.
+        dropped: number of dropped rows by reason. It is read after the last record, so that a generator can count into
+            it while it runs.
+        rows_read: rows of the source, if known; must equal rows written + rows dropped.
+        class_names: names of the classes by label.
+        info: any JSON, such as source, command and settings.
+        overwrite: replace a folder if it is empty or a record folder.
 
     Raises:
-        DataError: the folder exists (and not `overwrite`, or it is no record folder), the account does not close,
-            a record cannot be encoded, or a label has no class name.
+        DataError: the folder exists and must not be replaced, the account does not close, a record cannot be encoded,
+            or a label has no class name.
     """
     if records_per_shard < 1:
         raise DataError(f"records_per_shard must be at least 1, got {records_per_shard}")
@@ -63,22 +69,23 @@ def write_records(
 
 
 def write_shard(path: str | Path, records: Iterable[Record]) -> ShardInfo:
-    """Write one ArrayRecord file and describe it; the bytes are a function of the records alone."""
+    """Write one ArrayRecord file and describe it; its bytes depend on the records only.
+
+    Raises:
+        DataError: a record cannot be encoded, or the file cannot be written.
+    """
     return write_encoded_shard(path, map(encode_record, records))
 
 
 def write_encoded_shard(path: str | Path, blobs: Iterable[bytes]) -> ShardInfo:
-    """`write_shard` for records that are encoded already.
+    """Write encoded records like ``write_shard``.
 
     Raises:
         DataError: the file cannot be written.
     """
-    # A compiled module without type stubs, hence by name.
-    array_record = importlib.import_module("array_record.python.array_record_module")
-
     path = Path(path)
     with _errors_of(path):
-        writer = array_record.ArrayRecordWriter(str(path), _WRITER_OPTIONS)
+        writer = open_writer(str(path))
     count = 0
     try:
         for blob in blobs:
@@ -93,17 +100,11 @@ def write_encoded_shard(path: str | Path, blobs: Iterable[bytes]) -> ShardInfo:
 
 @contextlib.contextmanager
 def _errors_of(path: Path) -> Generator[None]:
-    """The writer has one error for all that can go wrong, and tells most of it as it is closed."""
+    """Raise the writer's errors as DataError. It has one class for all causes, and reports most of them on closing."""
     try:
         yield
     except RuntimeError as error:
         raise DataError(f"{path} cannot be written: {error}; is the disk full?") from error
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file's content in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _checked_labels(records: Iterable[Record], names: tuple[str, ...] | None) -> Iterator[Record]:
@@ -114,7 +115,7 @@ def _checked_labels(records: Iterable[Record], names: tuple[str, ...] | None) ->
 
 
 def _check_target(folder: Path, *, overwrite: bool) -> Path:
-    """The real path of the folder to write. Raises DataError if it must not be replaced."""
+    """Return the real path of the folder to write. Raise DataError if it must not be replaced."""
     try:
         real = real_path(folder)
     except CheckpointError as error:
@@ -124,7 +125,7 @@ def _check_target(folder: Path, *, overwrite: bool) -> Path:
         return real
     if not overwrite:
         raise DataError(f"{folder} exists already; choose another folder or ask to overwrite it")
-    # Replacing deletes the old content, so only ever replace what this module wrote (or an empty folder).
+    # Replacing deletes the old content, so replace only record folders and empty folders.
     if not real.is_dir() or (any(real.iterdir()) and not (real / MANIFEST_NAME).is_file()):
         raise DataError(f"{folder} exists and is not a record folder; it will not be overwritten, choose another name")
     return real

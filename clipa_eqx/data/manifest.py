@@ -1,4 +1,4 @@
-"""`manifest.json`: what a folder of records holds, and the account of every row that went into it."""
+"""``manifest.json``: content of a record folder, and the account of every row of its source."""
 
 import json
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ MANIFEST_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class ShardInfo:
-    """One file of records: name inside the folder, number of records, size in bytes, SHA-256 of the file in hex."""
+    """One shard: file name inside the folder, number of records, size in bytes, SHA-256 of the file in hex."""
 
     name: str
     count: int
@@ -25,12 +25,18 @@ class ShardInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """Contents of a record folder; the account closes: rows read = rows written + rows dropped for each reason.
+    """Content of a record folder. The account closes: rows read = rows written + rows dropped over all reasons.
 
-    `class_names[label]` names the class of a labeled set. `info` is free JSON (source, command, settings).
+    Attributes:
+        shards: the files, in the order of their records.
+        rows_read: rows of the source.
+        rows_written: records in all shards.
+        rows_dropped: number of dropped rows by reason.
+        class_names: names of the classes by label; None if the records have no labels.
+        info: any JSON, such as source, command and settings.
 
     Raises:
-        DataError: the account does not close, the shards do not hold the rows written, or two shards share a name.
+        DataError: the account does not close, the shards do not contain the rows written, or two shards share a name.
     """
 
     shards: tuple[ShardInfo, ...]
@@ -49,9 +55,9 @@ class Manifest:
                 f"manifest: the account does not close, {self._account()}: "
                 f"{self.rows_read - self.rows_written - dropped} rows are unaccounted for"
             )
-        held = sum(shard.count for shard in self.shards)
-        if held != self.rows_written:
-            raise DataError(f"manifest: the shards hold {held} records but {self.rows_written} rows were written")
+        contained = sum(shard.count for shard in self.shards)
+        if contained != self.rows_written:
+            raise DataError(f"manifest: the shards have {contained} records but {self.rows_written} rows were written")
         if len({shard.name for shard in self.shards}) != len(self.shards):
             raise DataError("manifest: two shards have the same name")
 
@@ -60,7 +66,7 @@ class Manifest:
 
 
 def read_manifest(folder: str | Path) -> Manifest:
-    """The manifest of a record folder.
+    """Read the manifest of a local record folder.
 
     Raises:
         DataError: no such folder, no manifest (not a record folder, or unfinished), or a manifest that is not valid.
@@ -68,7 +74,7 @@ def read_manifest(folder: str | Path) -> Manifest:
     folder = Path(folder)
     path = folder / MANIFEST_NAME
     if not folder.is_dir():
-        raise DataError(f"data folder {folder} does not exist; give a folder that holds {MANIFEST_NAME}")
+        raise DataError(f"data folder {folder} does not exist; give a folder that contains {MANIFEST_NAME}")
     if not path.is_file():
         raise DataError(
             f"data folder {folder} has no {MANIFEST_NAME}: it is not a record folder or its conversion did not finish"
@@ -77,7 +83,7 @@ def read_manifest(folder: str | Path) -> Manifest:
 
 
 def manifest_from_json(text: bytes, *, where: str) -> Manifest:
-    """The manifest in the content of a `manifest.json`; `where` (its path or URL) starts every message.
+    """Parse the content of a ``manifest.json``; every message starts with ``where`` (its path or URL).
 
     Raises:
         DataError: it is not valid.
@@ -90,7 +96,11 @@ def manifest_from_json(text: bytes, *, where: str) -> Manifest:
 
 
 def write_manifest(folder: str | Path, manifest: Manifest) -> None:
-    """Write `manifest.json` in one atomic step."""
+    """Write ``manifest.json`` in one atomic step.
+
+    Raises:
+        DataError: ``info`` is not plain JSON.
+    """
     path = Path(folder) / MANIFEST_NAME
     text = manifest_to_json(manifest, where=str(path))
     with new_file(path) as temporary:
@@ -98,17 +108,17 @@ def write_manifest(folder: str | Path, manifest: Manifest) -> None:
 
 
 def manifest_to_json(manifest: Manifest, *, where: str = MANIFEST_NAME) -> bytes:
-    """The content of `manifest.json`; equal manifests give equal bytes.
+    """Format the content of ``manifest.json``; equal manifests give equal bytes.
 
     Raises:
-        DataError: `info` is not plain JSON.
+        DataError: ``info`` is not plain JSON.
     """
     content = {"version": MANIFEST_VERSION, **asdict(manifest)}
     try:
         text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
         return text.encode()
     except (TypeError, ValueError) as error:
-        raise DataError(f"{where}: `info` must be plain JSON: {error}") from error
+        raise DataError(f"{where}: info must be plain JSON: {error}") from error
 
 
 def _parse(content: object, *, path: str) -> Manifest:

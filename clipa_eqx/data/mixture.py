@@ -1,4 +1,4 @@
-"""Several sets of records as one endless order of samples, mixed by weight."""
+"""Several record folders as one endless order of samples, mixed by weight."""
 
 import bisect
 import itertools
@@ -17,19 +17,26 @@ from clipa_eqx.data.records import Record
 from clipa_eqx.errors import DataError
 
 
-class Drawn(NamedTuple):
-    """Which source a sample comes from, and how many samples before it came from that source."""
+class SourcePosition(NamedTuple):
+    """Origin of a sample: the number of its source, and its position in that source's shuffled order.
+
+    The position is the number of earlier samples from the same source.
+    """
 
     source: int
-    draw: int
+    position: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mixture:
-    """Record sets and the weights by which samples are taken from them.
+    """Record folders and the weights by which samples are taken from them.
 
-    Records are numbered through: `id` = records of all sources before + index in the own source. Only the ratio of the
-    weights matters. They are taken as the decimal numbers they are written as, so 0.7 is 7/10 exactly.
+    Ids number the records of all sources: id = records of all earlier sources + index in the own source. Only the ratio
+    of the weights matters. A weight has the exact value of its decimal form, so 0.7 is 7/10.
+
+    Attributes:
+        sources: opened record folders.
+        weights: one positive number per source.
 
     Raises:
         DataError: no source, a source without records, or a weight that is not positive and finite.
@@ -40,42 +47,50 @@ class Mixture:
 
     def __post_init__(self) -> None:
         if not self.sources or len(self.weights) != len(self.sources):
-            raise DataError(f"a mixture needs one weight per source, got {len(self.weights)} for {len(self.sources)}")
+            raise DataError(
+                f"a mixture needs one weight per source, got {len(self.weights)} for {len(self.sources)} sources"
+            )
         for source, weight in zip(self.sources, self.weights, strict=True):
             if len(source) == 0:
-                raise DataError(f"data folder {source.folder} holds no records; there is nothing to train on")
+                raise DataError(f"data folder {source.folder} has no records; there is nothing to train on")
             if not (weight > 0 and math.isfinite(weight)):
                 raise DataError(f"data folder {source.folder} has weight {weight}; it must be a positive number")
 
     def __len__(self) -> int:
-        """Records of all sources; as many samples are an epoch."""
+        """Number of records of all sources, which is the number of samples of an epoch."""
         return self._ends[-1]
 
     def orders(self, *, seed: int) -> tuple[Any, ...]:
-        """Per source its shuffled order: entry `Drawn.draw` is the record's index there."""
+        """Shuffled order of each source: entry ``SourcePosition.position`` is the index of the record."""
         return tuple(shuffled_order(len(s), seed=seed, source=number) for number, s in enumerate(self.sources))
 
-    def drawn(self, sample: int) -> Drawn:
-        """The source of sample n. Of the first n samples, source k has n times its share, up to a few samples."""
+    def position_of(self, sample: int) -> SourcePosition:
+        """Determine the source of a sample. Source k has its share of the first n samples up to a few samples."""
         return pick(sample, self._parts)
 
     def record_id(self, source: int, index: int) -> int:
+        """Id of record ``index`` of a source; the inverse of ``locate``."""
         return self._ends[source] - len(self.sources[source]) + index
 
     def locate(self, record_id: int) -> tuple[int, int]:
-        """(number of the source, index in it) of a record."""
+        """Return (number of the source, index in the source) of a record id. Raises IndexError."""
         source = bisect.bisect_right(self._ends, record_id)
         if not 0 <= record_id < len(self):
             raise IndexError(f"record {record_id} of a mixture of {len(self)} records")
         return source, record_id - (self._ends[source] - len(self.sources[source]))
 
     def describe(self, record_id: int) -> str:
-        """Where a record is, for messages: shard file and position in it."""
+        """Name the shard file of a record and the position in it, for messages. Raises IndexError."""
         source, index = self.locate(record_id)
         return self.sources[source].describe(index)
 
     def read(self, record_ids: Sequence[int]) -> list[Record | DataError]:
-        """The records in the order asked for, with one read per shard; a damaged one is its error."""
+        """Read records in the given order, with one read per shard; a damaged record is returned as its error.
+
+        Raises:
+            IndexError: an id outside the mixture.
+            DataError: a shard is missing or damaged as a whole.
+        """
         return read_grouped(
             map(self.locate, record_ids), lambda source, indices: self.sources[source].read_each(indices)
         )
@@ -86,17 +101,17 @@ class Mixture:
 
     @cached_property
     def _parts(self) -> tuple[int, ...]:
-        """The weights as whole numbers of the same ratio."""
+        """Whole numbers with the ratio of the weights."""
         exact = [Fraction(str(weight)) for weight in self.weights]
         scale = math.lcm(*(weight.denominator for weight in exact))
         return tuple(int(weight * scale) for weight in exact)
 
 
-def pick(sample: int, parts: Sequence[int]) -> Drawn:
-    """Deal samples out to sources by whole-number weights, evenly spread, without looking at the samples before.
+def pick(sample: int, parts: Sequence[int]) -> SourcePosition:
+    """Determine the source of one sample by whole-number weights, evenly spread, from the sample's number alone.
 
-    The first source takes the samples at which n * part / sum steps over a whole number, the second its part of the
-    rest in the same way, and so on. Each source's draws are 0, 1, 2, ... in the order of the samples.
+    The first source gets the samples at which n * part / sum passes a whole number, the second gets its part of the
+    remaining ones in the same way, and so on. The positions in each source are 0, 1, 2, ... in the order of samples.
 
     >>> [pick(sample, (1, 3)).source for sample in range(8)]
     [1, 1, 1, 0, 1, 1, 1, 0]
@@ -105,16 +120,19 @@ def pick(sample: int, parts: Sequence[int]) -> Drawn:
     for source, part in enumerate(parts):
         before = sample * part // rest
         if (sample + 1) * part // rest > before:
-            return Drawn(source, before)
+            return SourcePosition(source, before)
         sample -= before
         rest -= part
-    raise AssertionError("the last source takes all that is left")
+    raise AssertionError("the last source gets all remaining samples")
 
 
 def shuffled_order(records: int, *, seed: int, source: int = 0) -> Any:
-    """Random access order: `order[n]` is the record of draw n; each epoch of `records` draws is a permutation."""
+    """Endless shuffled order with random access: ``order[n]`` is the index of the n-th record to read.
+
+    Each epoch of ``records`` entries is another permutation.
+    """
     # Grain adds the epoch to the seed of a shuffle. Hashing first keeps seeds 1 and 2, and the sources of a mixture,
     # from sharing shifted epochs.
     shuffle_seed = int(np.random.SeedSequence((seed, source)).generate_state(1)[0])
-    # It needs no repeat(): an index beyond the end is one of a later epoch.
+    # No repeat() is needed: an index beyond the end belongs to a later epoch.
     return grain.MapDataset.range(records).shuffle(seed=shuffle_seed)

@@ -1,10 +1,8 @@
-"""Open the ArrayRecord files of folders, and keep those open that were read last."""
+"""Open shards of record folders: those read most recently stay open, within bounds on memory and open files."""
 
 import errno
-import importlib
 import itertools
 import os
-import re
 import resource
 import threading
 import weakref
@@ -12,79 +10,79 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from clipa_eqx.data.array_record_files import ShardReader, open_reader
+from clipa_eqx.data.bucket_manifest import is_url
 from clipa_eqx.data.manifest import ShardInfo
 from clipa_eqx.errors import DataError
 
-# The index of an open shard takes 8 to 16 bytes per record: in each process up to 1/64 of the machine's memory.
+# The index of an open shard takes 8 to 16 bytes per record. The bound is 1/64 of the machine's memory in each process.
 _MOST_OPEN_RECORDS = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 64 // 16
 
 
 class OpenShards:
-    """Readers of shards, made when asked for. Threads may share one.
+    """Readers of the shards of one record folder, opened on demand. Threads may share one.
 
-    Of all readers of the process, those used last stay open: as many as have indices of at most 1/64 of the machine's
-    memory and, on local disks, take a quarter of the files that the process may open. Opening one again takes 0.4 ms
-    for a shard of 10,000 records in the page cache.
+    The readers used most recently stay open, over all record folders of the process: as many as have indices of at
+    most 1/64 of the machine's memory and, on local disks, take at most a quarter of the files that the process may
+    open. Opening a shard of 10,000 records again takes 0.4 ms if it is in the page cache.
     """
 
     def __init__(self, folder: str, shards: Sequence[ShardInfo]) -> None:
         self._folder, self._shards = folder, shards
-        self._kept = _Kept(counts=tuple(shard.count for shard in shards), is_local=not is_url(folder))
+        self._open_readers = _OpenReaders(counts=tuple(shard.count for shard in shards), is_local=not is_url(folder))
         with _lock:
-            _all.add(self._kept)
+            _all.add(self._open_readers)
 
-    def reader(self, shard: int) -> Any:
-        """The ArrayRecord reader of a shard.
+    def reader(self, shard: int) -> ShardReader:
+        """Return the reader of a shard; open it if it is not open.
 
         Raises:
             DataError: the shard is missing, cannot be opened, or is not the one that the manifest describes.
         """
         with _lock:
-            if (reader := self._kept.find(shard)) is not None:
+            if (reader := self._open_readers.find(shard)) is not None:
                 return reader
         # Outside of the lock, so that threads open several at once.
         try:
             reader = self._open(shard)
         except DataError:
-            # Once more with half of the files, in case it was for want of one: array_record does not tell that.
+            # Retry after closing half of the open files: the limit may have been reached, which array_record does not
+            # report.
             with _lock:
-                sets = list(_all)
-                _drop_oldest(sets, _count(sets) // 2)
+                folders = list(_all)
+                _drop_oldest(folders, _count(folders) // 2)
             reader = self._open(shard)
         with _lock:
-            self._kept.add(shard, reader)
+            self._open_readers.add(shard, reader)
             _keep_to_bounds()
         return reader
 
     def close(self) -> None:
-        """Close all of this set; the next `reader` opens again."""
+        """Close all shards of this folder; the next call of ``reader`` opens them again."""
         with _lock:
-            self._kept.close()
+            self._open_readers.close()
 
-    def _open(self, shard: int) -> Any:
-        # A compiled module without type stubs, hence by name.
-        array_record = importlib.import_module("array_record.python.array_record_module")
-
+    def _open(self, shard: int) -> ShardReader:
         info = self._shards[shard]
         path = f"{self._folder}/{info.name}"
         if not is_url(self._folder):
             check_size(Path(path), expected=info.bytes)
-        # A cut file can open without an error and claim to hold nothing, so the count is compared here.
+        # A truncated file may open without an error and report 0 records, so the count is compared here.
         try:
-            reader = array_record.ArrayRecordReader(path, options="readahead_buffer_size:0")
-            count: int = reader.num_records()
+            reader = open_reader(path)
+            count = reader.num_records()
         except RuntimeError as error:
             self._check_readable(path)
             raise DataError(f"shard {path} is damaged: {error}; restore it from its source") from error
         if count != info.count:
             self._check_readable(path)
-            raise DataError(f"shard {path} holds {count} records, its manifest says {info.count}; restore it")
+            raise DataError(f"shard {path} has {count} records, its manifest says {info.count}; restore it")
         return reader
 
     def _check_readable(self, path: str) -> None:
-        """Raise for a file that the system does not open, which to array_record is one without records."""
+        """Raise DataError if the system does not open the file; array_record reports such a file as an empty one."""
         if is_url(self._folder):
             return
         try:
@@ -98,94 +96,87 @@ class OpenShards:
             raise DataError(f"shard {path} cannot be opened: {error.strerror}; {advice}") from error
 
 
-def is_url(folder: str | Path) -> bool:
-    """Whether a folder lies in a bucket. DataError for a `Path` made of a URL, which has lost a slash."""
-    text = str(folder)
-    if re.match(r"[A-Za-z0-9+.-]+:/(?!/)", text):
-        raise DataError(f"data folder {text} looks like a URL with one slash; give it as text, not as a Path")
-    return "://" in text
-
-
 def check_size(path: Path, *, expected: int) -> None:
-    """Raises DataError for a shard that is missing or has another size."""
+    """Raise DataError unless the shard exists and has ``expected`` bytes."""
     if not path.is_file():
         raise DataError(f"shard {path} is missing; restore it or convert the data again")
     size = path.stat().st_size
     if size != expected:
         raise DataError(
-            f"shard {path} has {size} bytes, its manifest says {expected}: it is cut or changed; restore it"
+            f"shard {path} has {size} bytes, its manifest says {expected}: it is truncated or changed; restore it"
         )
 
 
-class _Open(NamedTuple):
-    reader: Any
-    used: int  # when, by _clock
+class _OpenReader(NamedTuple):
+    reader: ShardReader
+    used: int  # time of the last use, by _clock
 
 
 @dataclass(eq=False, kw_only=True)
-class _Kept:
-    """The open shards of a set; call it with the lock held."""
+class _OpenReaders:
+    """Open shards of one folder; all methods need the lock."""
 
     counts: tuple[int, ...]  # records of each shard, open or not
     is_local: bool
-    readers: OrderedDict[int, _Open] = field(default_factory=OrderedDict[int, _Open])  # the one used last is the last
-    records: int = 0
+    readers: OrderedDict[int, _OpenReader] = field(default_factory=OrderedDict[int, _OpenReader])  # least recent first
+    records: int = 0  # of the open shards
 
-    def find(self, shard: int) -> Any:
+    def find(self, shard: int) -> ShardReader | None:
         if shard not in self.readers:
             return None
         self.readers[shard] = self.readers[shard]._replace(used=next(_clock))
         self.readers.move_to_end(shard)
         return self.readers[shard].reader
 
-    def add(self, shard: int, reader: Any) -> None:
-        if self.find(shard) is None:  # else another thread was quicker
-            self.readers[shard] = _Open(reader, next(_clock))
+    def add(self, shard: int, reader: ShardReader) -> None:
+        if self.find(shard) is None:  # otherwise another thread was faster
+            self.readers[shard] = _OpenReader(reader, next(_clock))
             self.records += self.counts[shard]
 
     def oldest(self) -> int:
         return next(iter(self.readers.values())).used
 
     def drop_oldest(self) -> None:
-        # Let go, not closed, because another thread may be reading from it. Its end closes the file.
+        # Released, not closed, because another thread may be reading from it. Its destructor closes the file.
         shard, _ = self.readers.popitem(last=False)
         self.records -= self.counts[shard]
 
     def close(self) -> None:
-        for one in self.readers.values():
-            one.reader.close()
+        for opened in self.readers.values():
+            opened.reader.close()
         self.readers.clear()
         self.records = 0
 
 
-# The bounds are on the process, over all its sets. A set that nobody holds any more leaves by itself.
-_all: weakref.WeakSet[_Kept] = weakref.WeakSet()
+# The bounds apply to the process, over all record folders. A folder that is no longer referenced leaves the set.
+_all: weakref.WeakSet[_OpenReaders] = weakref.WeakSet()
 _lock = threading.Lock()
 _clock = itertools.count()
 
 
 def _keep_to_bounds() -> None:
-    sets = list(_all)  # none of them ends meanwhile
-    local = [one for one in sets if one.is_local]
-    _drop_oldest(local, _count(local) - _allowed_files(sum(len(one.counts) for one in local)))
-    while _count(sets) > 1 and sum(one.records for one in sets) > _MOST_OPEN_RECORDS:
-        _drop_oldest(sets, 1)
+    folders = list(_all)  # references, so that none is collected meanwhile
+    local = [folder for folder in folders if folder.is_local]
+    _drop_oldest(local, _count(local) - _allowed_files(sum(len(folder.counts) for folder in local)))
+    while _count(folders) > 1 and sum(folder.records for folder in folders) > _MOST_OPEN_RECORDS:
+        _drop_oldest(folders, 1)
 
 
-def _count(sets: Sequence[_Kept]) -> int:
-    return sum(len(one.readers) for one in sets)
+def _count(folders: Sequence[_OpenReaders]) -> int:
+    return sum(len(folder.readers) for folder in folders)
 
 
-def _drop_oldest(sets: Sequence[_Kept], number: int) -> None:
-    """Drop this many readers of all these sets, those used longest ago."""
+def _drop_oldest(folders: Sequence[_OpenReaders], number: int) -> None:
+    """Release the ``number`` readers of these folders that were used least recently."""
     for _ in range(number):
-        min((one for one in sets if one.readers), key=_Kept.oldest).drop_oldest()
+        min((folder for folder in folders if folder.readers), key=_OpenReaders.oldest).drop_oldest()
 
 
 def _allowed_files(shards: int) -> int:
-    """How many shards may be open at once, after raising this process's limit of open files as far as it helps.
+    """Number of shards that may be open at once: a quarter of this process's limit of open files.
 
-    A quarter of that limit: others need files too, and a mixture has several sources.
+    The limit is raised first, as far as ``shards`` need it and the system allows it. The other three quarters are for
+    everything else that the process opens.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 4 * shards + 512

@@ -1,4 +1,4 @@
-"""Work ahead on batches in threads and processes, and end all of them when the batches are no longer wanted."""
+"""Preparation of batches ahead of their use, in threads and processes that end with the iterator."""
 
 import logging
 import re
@@ -17,20 +17,28 @@ from clipa_eqx.data.worker_processes import follow_parent, signals_blocked
 from clipa_eqx.errors import DataError
 
 Batch = dict[str, np.ndarray]
+"""Arrays by name; the first axis of each is the row."""
 
 BATCHES_SENT = 4
-"""Batches per worker on their way to this process, in shared memory: at each end one in hand and one in a queue."""
+"""Batches per worker in transit to this process, in shared memory: one in use and one queued at each end."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StreamConfig:
-    """How batches are prepared ahead; it never changes what is in them.
+    """Settings of the preparation of batches; they never change the content of a batch.
 
-    `workers` processes (0: this process) each prepare whole batches on `threads` threads (0: on demand), and keep
-    `prefetch_batches` ready or under way, or as many as there are threads if these are more. Processes get round
-    Python's lock, so use them once decoding is the bottleneck.
+    Processes avoid Python's global lock, so use them once decoding is the bottleneck.
+
+    Attributes:
+        workers: processes that each prepare complete batches; 0 prepares them in this process.
+        threads: threads per process.
+        prefetch_batches: batches per process that are ready or in preparation, or ``threads`` if that is larger. If
+            this or ``threads`` is 0, each batch is prepared when it is asked for.
+
+    Raises:
+        DataError: a negative number.
     """
 
     workers: int = 0
@@ -43,15 +51,15 @@ class StreamConfig:
 
     @property
     def batches_ahead(self) -> int:
-        """The most batches that exist before they are asked for, for the memory that they take."""
+        """Largest number of batches that exist before they are asked for; it bounds their memory."""
         made = max(self.threads, self.prefetch_batches) if self.threads and self.prefetch_batches else 0
         return self.workers * (made + BATCHES_SENT) if self.workers else made
 
 
 class BatchIterator(Iterator[Batch]):
-    """Batches in order; close it (or use it in `with`) to end its threads and processes.
+    """Batches in order. Close the iterator, or use it in ``with``, to end its threads and processes.
 
-    One that is forgotten is closed when it is collected, or at the end of the program.
+    An iterator that is not closed is closed when it is collected, or at the end of the program.
     """
 
     def __init__(self, batches: Any) -> None:
@@ -59,6 +67,12 @@ class BatchIterator(Iterator[Batch]):
         self._end = weakref.finalize(self, batches.close)
 
     def __next__(self) -> Batch:
+        """Return the next batch; after the last one, or after an error, the iterator is closed.
+
+        Raises:
+            StopIteration: there is no further batch, or the iterator is closed.
+            DataError: a record is damaged, or a worker process died.
+        """
         if not self._end.alive:
             raise StopIteration
         try:
@@ -87,15 +101,15 @@ class BatchIterator(Iterator[Batch]):
 
 
 def prefetch(steps: Any, *, config: StreamConfig) -> BatchIterator:
-    """Iterate over a Grain `MapDataset` of whole batches, with threads and processes working ahead from now on.
+    """Iterate over a Grain ``MapDataset`` of complete batches; threads and processes start at once.
 
-    The data set is endless, and a batch without arrays says that no other follows: where Grain itself ends a stream,
-    the exception keeps the last batch of each worker in shared memory.
+    The data set must be endless; a batch without arrays marks its end. If Grain itself ended the stream, its exception
+    would keep the last batch of each worker in shared memory.
     """
     is_ahead = config.threads > 0 and config.prefetch_batches > 0
     read_options = grain.ReadOptions(
         num_threads=config.threads if is_ahead else 0,
-        # Grain's buffer holds what is ready and what is under way.
+        # Grain's buffer contains the batches that are ready and those in preparation.
         prefetch_buffer_size=max(config.prefetch_batches, config.threads) if is_ahead else 0,
     )
     batches = steps.to_iter_dataset(read_options)
@@ -103,7 +117,7 @@ def prefetch(steps: Any, *, config: StreamConfig) -> BatchIterator:
         # Grain reads absl flags, which only absl programs parse; the defaults are what we want.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
-        # Grain keeps that many on both ends of the way besides what the worker has ready: one is enough.
+        # Grain keeps this many at each end of the transfer in addition to the worker's own buffer: one is enough.
         options = grain.MultiprocessingOptions(num_workers=config.workers, per_worker_buffer_size=1)
         batches = batches.mp_prefetch(options, worker_init_fn=_start_worker)
         _log.info(
@@ -119,9 +133,10 @@ def prefetch(steps: Any, *, config: StreamConfig) -> BatchIterator:
 
 
 def _own(value: Any) -> np.ndarray:
-    """A copy of an array that a worker sent in shared memory, which is given back at once.
+    """Copy an array that a worker sent in shared memory, and free the shared memory at once.
 
-    Grain does so when the array is collected, which may be never if an exception or the end of the program comes first.
+    Grain frees it when the array is collected, which never happens if an exception or the end of the program comes
+    first.
     """
     if type(value) is np.ndarray:
         return value
@@ -135,9 +150,11 @@ def _death(number: int) -> str:
     reasons = {
         signal.SIGBUS: "shared memory is full, as in containers that have 64 MB of it. Give it more (docker run "
         "--shm-size=16g, or a larger /dev/shm)",
-        signal.SIGKILL: "killed, most likely for want of memory. Give the machine more",
+        signal.SIGKILL: "killed, most likely because memory ran out. Give the machine more memory",
     }
-    what = reasons.get(signal.Signals(number), "the log above may say why. If it happens again, take other settings")
+    what = reasons.get(
+        signal.Signals(number), "the log above may say why. If it happens again, change the input settings"
+    )
     return (
         f"a worker process of the input died by {signal.Signals(number).name}: {what}, or set fewer "
         "data.stream.workers, threads or prefetch_batches"

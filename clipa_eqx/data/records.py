@@ -1,4 +1,4 @@
-"""One training or evaluation example as bytes: the `Record` schema, its msgpack form, its checks."""
+"""One training or evaluation example as bytes: the ``Record`` schema, its msgpack form, its checks."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,8 +18,12 @@ _FIELDS = frozenset({"v", "key", "image", "captions", "label", "extra"})
 class Record:
     """One example: an encoded image with its captions, its class, or both.
 
-    `key` names the example in messages and comparisons. `image` holds the bytes of an image file (JPEG, PNG, ...).
-    `captions` may be empty for labeled sets; `label` indexes the manifest's `class_names`. `extra` is free but flat.
+    Attributes:
+        key: name of the example in messages and comparisons.
+        image: content of an image file (JPEG, PNG, BMP, GIF or WebP).
+        captions: texts that describe the image; may be empty if there is a label.
+        label: index into the manifest's ``class_names``.
+        extra: any further values by name, without nesting.
     """
 
     key: str
@@ -30,7 +34,7 @@ class Record:
 
 
 def encode_record(record: Record) -> bytes:
-    """Msgpack bytes of a record; equal records give equal bytes.
+    """Encode a record as msgpack; equal records give equal bytes.
 
     Raises:
         DataError: a field has the wrong type or a text is not valid Unicode.
@@ -52,14 +56,14 @@ def encode_record(record: Record) -> bytes:
 
 
 def decode_record(data: bytes, *, where: str) -> Record:
-    """The record in `data`; `where` (shard and index) starts every message.
+    """Decode the record in ``data``; every message starts with ``where`` (shard and index).
 
     Raises:
         DataError: not msgpack, another schema version, or a field that is missing, unknown or of the wrong type.
     """
     try:
         content: object = msgpack.unpackb(data, raw=False)
-    # msgpack's own errors derive from ValueError; RecursionError and MemoryError come from hostile nesting or sizes.
+    # msgpack's own errors derive from ValueError. Hostile nesting or sizes raise RecursionError or MemoryError.
     except (ValueError, TypeError, RecursionError, MemoryError) as error:
         raise DataError(
             f"{where}: {len(data)} bytes are not a record ({type(error).__name__}: {error}); "
@@ -94,7 +98,7 @@ def _to_record(content: object, *, where: str) -> Record:
         if not isinstance(caption, str):
             raise _wrong(where, key, "captions", "only texts", caption)
         texts.append(caption)
-    # bool is an int in Python, and True is no class number.
+    # bool is an int in Python, but True is not a class number.
     if label is not None and (type(label) is not int or label < 0):
         raise _wrong(where, key, "label", "a class number >= 0 or null", label)
     if not isinstance(extra, dict):

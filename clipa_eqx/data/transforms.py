@@ -1,4 +1,4 @@
-"""A record to the arrays of one batch row: the standard transform of the train stream."""
+"""The standard transform of the training stream: a record to the arrays of one batch row."""
 
 from dataclasses import dataclass
 
@@ -7,15 +7,25 @@ import numpy as np
 from clipa_eqx.data.images.augment import ImageConfig, train_image
 from clipa_eqx.data.records import Record
 from clipa_eqx.errors import ConfigError, DataError
-from clipa_eqx.tokenizer import Reduction, Tokenizer
+from clipa_eqx.tokenizer.reduce import Reduction
+from clipa_eqx.tokenizer.wordpiece import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainTransform:
-    """An augmented picture and one of the captions, each as likely.
+    """Transform to an augmented image and one of the captions, each with the same probability.
 
-    Gives `image` uint8[height width 3], `tokens` int32[length], and `truncated` (bool: some word pieces did not fit).
-    Picture and text draw from separate generators, so that neither changes the other.
+    The row has ``image`` uint8[height width 3], ``tokens`` int32[length] and ``truncated`` (bool: some word pieces did
+    not fit). Image and text use separate random generators, so that the settings of one never change the other.
+
+    Attributes:
+        image: size and augmentation of the image.
+        tokenizer: tokenizer of the captions.
+        length: tokens per text, [CLS] included.
+        reduction: way to shorten a caption of too many word pieces.
+
+    Raises:
+        ConfigError: a length below 1.
     """
 
     image: ImageConfig
@@ -27,11 +37,15 @@ class TrainTransform:
         _check_length(self.length)
 
     def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Raises DataError for a record without a caption or with a damaged picture."""
+        """Make the row of a record.
+
+        Raises:
+            DataError: the record has no caption, or a damaged image.
+        """
         if not record.captions:
             raise DataError("the record has no caption, so it cannot be trained on; give it one or drop it at ingest")
         caption, text_rng = record.captions[0], None
-        # Making a generator takes longer than tokenizing, so only where the text needs draws.
+        # Making a generator takes longer than tokenizing, so it is made only if the text needs random numbers.
         if len(record.captions) > 1 or self.reduction in ("random", "block"):
             (text_rng,) = rng.spawn(1)
             caption = record.captions[int(text_rng.integers(len(record.captions)))]

@@ -8,13 +8,13 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
-# What terminals and schedulers send to a whole group of processes.
+# Signals that terminals and schedulers send to a whole group of processes.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
 def signals_blocked() -> Generator[None]:
-    """Threads and processes that start within inherit the block; this thread hears signals again when it ends."""
+    """Block signals for threads and processes that start inside the block; this thread gets them again at its end."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         yield
@@ -23,7 +23,7 @@ def signals_blocked() -> Generator[None]:
 
 
 def follow_parent() -> None:
-    """Called in a worker: its parent handles signals, and when that is gone, killed or not, so is the worker."""
+    """Leave signals to the parent process and exit when it ends, also if it is killed. Call it in a worker."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

@@ -9,10 +9,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from clipa_eqx.data.array_record_reader import RecordSource
+from clipa_eqx.data.load_batch import OnBadRecord
 from clipa_eqx.data.mixture import Mixture
 from clipa_eqx.data.prefetch import StreamConfig
 from clipa_eqx.data.records import Record
-from clipa_eqx.data.stream import OnBadRecord, train_stream
+from clipa_eqx.data.stream import train_stream
 from clipa_eqx.data.transforms import TrainTransform
 from clipa_eqx.errors import ConfigError, DataError
 from clipa_eqx.replacing import new_file

@@ -10,8 +10,8 @@ from typing import Literal
 import jax
 from jax.sharding import Mesh
 
-from clipa_eqx.data.array_record_writer import hash_file
 from clipa_eqx.data.images.evaluation import EvalImageConfig
+from clipa_eqx.data.verification import hash_file
 from clipa_eqx.errors import CheckpointError
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.json_config import from_json

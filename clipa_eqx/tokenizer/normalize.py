@@ -1,9 +1,9 @@
-"""Turns raw captions into lower-case words, exactly as tensorflow-text's BertTokenizer(lower_case=True) does.
+"""Normalization of captions to lower-case words, exactly as tensorflow-text's BertTokenizer(lower_case=True).
 
 The rules are those of the reference's tokenizer (``bert_ops`` of CLIPA's data transforms, which calls tensorflow-text):
 NFKC case folding, NFD, removal of non-spacing marks, control characters to spaces, then a split around white space,
-punctuation and CJK ideographs. All of them act on one code point at a time, so the whole normalization is one
-``str.translate`` through a table that fills itself. What a code point *is* comes from Python's own Unicode tables.
+punctuation and CJK ideographs. Each rule acts on one code point, so the complete normalization is one
+``str.translate`` with a table that is filled on demand. Categories of code points come from Python's Unicode tables.
 """
 
 import unicodedata
@@ -30,7 +30,7 @@ _IGNORABLE = (
     (0x1D173, 0x1D17A),
     (0xE0000, 0xE0FFF),
 )
-# Blocks whose code points are words of their own.
+# Blocks in which each code point is a word.
 _IDEOGRAPHS = (
     (0x3400, 0x4DBF),
     (0x4E00, 0x9FFF),
@@ -41,14 +41,14 @@ _IDEOGRAPHS = (
     (0x2B820, 0x2CEAF),
     (0x2F800, 0x2FA1F),
 )
-# All printable ASCII that is neither letter, digit nor space counts as punctuation, also `$+<=>^|~` and the backtick.
+# Printable ASCII that is neither letter, digit nor space counts as punctuation, also ``$+<=>^|~`` and the backtick.
 _ASCII_PUNCTUATION = frozenset("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
 
 
 def split_words(text: str | bytes) -> list[str]:
-    """Normalized words of a caption; punctuation marks and ideographs are words of one character.
+    """Split a caption into normalized words; punctuation marks and ideographs are words of one character.
 
-    Bytes are read as UTF-8 and every invalid part becomes U+FFFD, which no vocabulary has. Never raises.
+    Bytes are decoded as UTF-8; every invalid part becomes U+FFFD, which no vocabulary has. Never raises.
     """
     if isinstance(text, bytes):
         text = text.decode("utf-8", errors="replace")
@@ -56,7 +56,7 @@ def split_words(text: str | bytes) -> list[str]:
 
 
 class _Table(dict[int, str]):
-    """Code point -> normalized text; at most one entry per code point ever seen."""
+    """Normalized text by code point, filled on demand."""
 
     def __missing__(self, code: int) -> str:
         self[code] = value = "".join(map(_separate, unicodedata.normalize("NFD", _fold(code))))
@@ -64,7 +64,7 @@ class _Table(dict[int, str]):
 
 
 def _fold(code: int) -> str:
-    """NFKC_Casefold of one code point: fold and compose until nothing changes, without ignorable code points."""
+    """NFKC_Casefold of one code point: fold and compose until nothing changes, and delete ignorable code points."""
     if 0xD800 <= code <= 0xDFFF:  # half of a surrogate pair: not a character, and UTF-8 cannot carry it
         return REPLACEMENT
     text, previous = unicodedata.normalize("NFD", chr(code)), ""
@@ -76,7 +76,7 @@ def _fold(code: int) -> str:
 
 
 def _separate(char: str) -> str:
-    """One decomposed character: deleted, turned into a space, set apart by spaces, or kept."""
+    """Replacement of one decomposed character: nothing, a space, the character between spaces, or itself."""
     category = unicodedata.category(char)
     if category == "Mn":
         return ""
@@ -84,8 +84,9 @@ def _separate(char: str) -> str:
         return " "
     if category[0] == "P" or char in _ASCII_PUNCTUATION or _is_within(ord(char), _IDEOGRAPHS):
         return f" {char} "
-    # The reference splits at ASCII white space only. The few others that survive folding (U+1680, U+2028, U+2029) stay
-    # inside their word and make it unknown; str.split would split there, so they become another unknown character.
+    # The reference splits at ASCII white space only. The few other spaces that folding keeps (U+1680, U+2028, U+2029)
+    # stay inside their word and make it unknown. str.split would split there, so another unknown character replaces
+    # them.
     return REPLACEMENT if char.isspace() and char != " " else char
 
 

@@ -1,9 +1,9 @@
 """Four ways to fit a caption of many word pieces into few tokens (CLIPA, arXiv:2305.07017, section 3).
 
-All functions are pure: draws come in as arguments. ``room`` is the number of pieces that fit, without ``[CLS]``.
-The reference's ``random`` and ``block`` (op ``custom_bert_tokenize``) first cut the pieces to as many as there are
-*words*; its ``random`` then leaves the pieces shuffled and its ``block`` can never keep the last one. None of that is
-repeated here.
+All functions are pure: random numbers are arguments. ``room`` is the number of pieces that fit, without ``[CLS]``.
+The reference's ``random`` and ``block`` (op ``custom_bert_tokenize``) first cut the pieces to the number of *words*.
+Its ``random`` then leaves the pieces shuffled, and its ``block`` never keeps the last one. None of that is repeated
+here (docs/reference.md D32).
 """
 
 from collections.abc import Sequence
@@ -24,10 +24,19 @@ def reduce_words(
     classes: bytes,
     rng: np.random.Generator | None,
 ) -> list[int]:
-    """The at most ``room`` pieces of a caption that are kept, in their original order.
+    """Select at most ``room`` pieces of a caption, in their original order.
 
-    ``random`` and ``block`` act, and draw from ``rng``, only where there are more than ``room`` pieces.
-    Raises ConfigError where they have no ``rng``.
+    "random" and "block" use ``rng`` only if there are more than ``room`` pieces.
+
+    Args:
+        words: piece ids of each word.
+        room: number of pieces that fit.
+        reduction: way to select the pieces.
+        classes: part-of-speech class of each piece id, for "syntax".
+        rng: random generator, for "random" and "block".
+
+    Raises:
+        ConfigError: "random" or "block" without ``rng``.
     """
     if reduction == "syntax":
         words = keep_by_class(words, classes=classes, room=room)
@@ -35,7 +44,7 @@ def reduce_words(
     if reduction == "truncate" or reduction == "syntax":
         return pieces[:room]
     if rng is None:
-        raise ConfigError(f"reduction={reduction!r} draws at random and got rng=None; pass rng or use 'truncate'")
+        raise ConfigError(f"reduction={reduction!r} is random and got rng=None; pass rng or use 'truncate'")
     if len(pieces) <= room:
         return pieces
     if reduction == "random":
@@ -44,10 +53,10 @@ def reduce_words(
 
 
 def keep_by_class(words: Sequence[Sequence[int]], *, classes: bytes, room: int) -> Sequence[Sequence[int]]:
-    """The ``room`` words of lowest class, in their original order; ties go to the earlier word.
+    """Select the ``room`` words of lowest class, in their original order; of equal classes the earlier words.
 
-    The class of a word is that of its first piece. Counts words, not pieces, as the reference's ``noun_tokenize`` does:
-    a caption of at most ``room`` words is returned whole, and the pieces of the kept words may still exceed ``room``.
+    The class of a word is that of its first piece. As the reference's ``noun_tokenize``, this counts words, not pieces:
+    all words of a caption of at most ``room`` words are kept, and the pieces of the kept words may exceed ``room``.
     """
     if len(words) <= room:
         return words
@@ -56,10 +65,10 @@ def keep_by_class(words: Sequence[Sequence[int]], *, classes: bytes, room: int) 
 
 
 def keep_first_of_order(pieces: Sequence[int], *, order: Sequence[int], room: int) -> list[int]:
-    """The pieces at the first ``room`` positions of the permutation ``order``, in their original order."""
+    """Select the pieces at the first ``room`` positions of the permutation ``order``, in their original order."""
     return [pieces[i] for i in sorted(order[:room])]
 
 
 def keep_block(pieces: Sequence[int], *, start: int, room: int) -> list[int]:
-    """``room`` neighboring pieces from ``start`` on; valid starts are 0 to ``len(pieces) - room``, both included."""
+    """Select ``room`` neighboring pieces from ``start`` on; ``start`` is 0 to ``len(pieces) - room`` inclusive."""
     return list(pieces[start : start + room])

@@ -1,4 +1,4 @@
-"""Vocabulary files: one word piece per line, the line number is the id; and the part-of-speech class of each piece."""
+"""Vocabulary files, with one word piece per line and the line number as its id; part-of-speech classes of pieces."""
 
 import functools
 from collections.abc import Sequence
@@ -13,7 +13,11 @@ OTHER_CLASS = 4  # 1 noun, 2 adjective, 3 verb, 4 other
 
 
 def read_vocab(path: Path) -> tuple[str, ...]:
-    """Pieces of a vocabulary file (UTF-8, Unix or Windows line ends). Raises DataError for an unreadable file."""
+    """Read the pieces of a vocabulary file (UTF-8, Unix or Windows line ends).
+
+    Raises:
+        DataError: the file cannot be read or is not UTF-8.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -22,32 +26,40 @@ def read_vocab(path: Path) -> tuple[str, ...]:
         ) from error
     except UnicodeDecodeError as error:
         raise DataError(f"vocabulary {path} is not UTF-8 text: {error}; save it as UTF-8") from error
-    # Not splitlines(): pieces may hold characters, such as U+2028, at which it would split.
+    # Not splitlines(): pieces may contain characters, such as U+2028, at which it would split.
     return tuple(text.removesuffix("\n").split("\n"))
 
 
 def write_vocab(pieces: Sequence[str], path: Path | str) -> None:
-    """Writes pieces as a vocabulary file, the same bytes on every machine. Raises DataError for unusable pieces."""
+    """Write pieces as a vocabulary file, with the same bytes on every machine.
+
+    Raises:
+        DataError: the pieces are unusable (see ``check_vocab``).
+    """
     check_vocab(pieces, where=str(path))
     Path(path).write_bytes(serialize(pieces))
 
 
 def serialize(pieces: Sequence[str]) -> bytes:
+    """Format the content of a vocabulary file."""
     return "".join(f"{piece}\n" for piece in pieces).encode()
 
 
 def check_vocab(pieces: Sequence[str], *, where: str) -> None:
-    """Raises DataError unless the pieces are distinct, without white space, and contain the special ones.
+    """Check the pieces of a vocabulary; every message starts with ``where``.
 
-    ``[PAD]`` must have id 0, because token batches are padded with zeros and nothing stores another choice.
+    ``[PAD]`` must have id 0, because token batches are padded with zeros and no file stores another choice.
+
+    Raises:
+        DataError: pieces are equal, empty or contain white space, or a special piece is missing or misplaced.
     """
     ids = {piece: i for i, piece in enumerate(pieces)}
     if len(ids) != len(pieces):
         twice = next(piece for i, piece in enumerate(pieces) if ids[piece] != i)
-        raise DataError(f"{where}: the piece {twice!r} appears twice; each piece must have one id, remove one line")
+        raise DataError(f"{where}: the piece {twice!r} appears twice; each piece must have one id, so remove one line")
     for i, piece in enumerate(pieces):
         if not piece or any(char.isspace() for char in piece):
-            raise DataError(f"{where}: piece {i} is {piece!r}; pieces are not empty and hold no white space")
+            raise DataError(f"{where}: piece {i} is {piece!r}; pieces must not be empty or contain white space")
     missing = [piece for piece in (PAD, UNKNOWN, CLASS) if piece not in ids]
     if missing:
         raise DataError(f"{where}: the vocabulary of {len(pieces)} pieces lacks {', '.join(missing)}; add these lines")
@@ -57,19 +69,24 @@ def check_vocab(pieces: Sequence[str], *, where: str) -> None:
 
 @functools.cache
 def bert_pieces() -> tuple[str, ...]:
-    """The shipped uncased vocabulary of BERT, 30,522 pieces."""
+    """Uncased vocabulary of BERT, which the package contains: 30,522 pieces."""
     text = resources.files("clipa_eqx").joinpath("assets/bert_uncased_vocab.txt").read_text(encoding="utf-8")
     return tuple(text.removesuffix("\n").split("\n"))
 
 
 @functools.cache
 def bert_classes() -> bytes:
-    """Class (1-4) of each shipped piece; the file has one digit more, for the empty entry after the last line."""
+    """Class (1-4) of each piece of BERT's vocabulary."""
     digits = resources.files("clipa_eqx").joinpath("assets/bert_uncased_pos_classes.txt").read_bytes()
+    # The file has one digit more, for the empty entry after the last line.
     return bytes(digit - ord("0") for digit in digits[: len(bert_pieces())])
 
 
 def look_up_classes(pieces: Sequence[str]) -> tuple[bytes, int]:
-    """Class of each piece by its text, and how many pieces are unknown to the shipped table (these get class 4)."""
+    """Look up the class of each piece by its text in BERT's vocabulary; unknown pieces get class 4.
+
+    Returns:
+        One class per piece, and the number of unknown pieces.
+    """
     known = dict(zip(bert_pieces(), bert_classes(), strict=True))
     return bytes(known.get(piece, OTHER_CLASS) for piece in pieces), sum(piece not in known for piece in pieces)

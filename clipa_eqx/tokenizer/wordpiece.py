@@ -1,4 +1,4 @@
-"""The tokenizer: captions to fixed-length rows of word-piece ids, and back."""
+"""The tokenizer: captions to rows of word-piece ids of fixed length, and back."""
 
 import functools
 import hashlib
@@ -18,7 +18,7 @@ from clipa_eqx.tokenizer.normalize import split_words
 from clipa_eqx.tokenizer.reduce import Reduction, reduce_words
 
 TOKENIZER_FILES = ("vocab.txt", "about.json")
-"""All that ``Tokenizer.save`` writes."""
+"""Files that ``Tokenizer.save`` writes."""
 
 _LONGEST_WORD_BYTES = 100
 _CACHED_WORDS = 1 << 16
@@ -26,14 +26,14 @@ _FORMAT = {"kind": "bert-wordpiece-uncased", "version": 1}
 
 
 class Encoded(NamedTuple):
-    """One caption: ``[CLS]``, its pieces, zeros. ``is_truncated`` says that some pieces did not fit."""
+    """Tokens of one caption: ``[CLS]``, its pieces, zeros; ``is_truncated`` is true if some pieces did not fit."""
 
     ids: Int32[np.ndarray, " length"]
     is_truncated: bool
 
 
 class Tokens(NamedTuple):
-    """A batch of captions and how many of them lost pieces."""
+    """Tokens of a batch of captions, and the number of captions that lost pieces."""
 
     ids: Int32[np.ndarray, "batch length"]
     truncated: int
@@ -43,8 +43,15 @@ class Tokens(NamedTuple):
 class Tokenizer:
     """BERT WordPiece with the reference's normalization: ``[CLS]`` first, no ``[SEP]``, padded with zeros.
 
-    ``classes`` holds one byte per piece, 1 noun, 2 adjective, 3 verb, 4 other, for the reduction "syntax".
-    Picklable; imports no jax. Raises DataError for an unusable vocabulary (see ``vocabulary.check_vocab``).
+    A tokenizer can be pickled and imports no jax.
+
+    Attributes:
+        pieces: word pieces by id.
+        classes: one byte per piece, for the reduction "syntax": 1 noun, 2 adjective, 3 verb, 4 other.
+        unclassified: number of pieces whose class is unknown; they have class 4.
+
+    Raises:
+        DataError: an unusable vocabulary (see ``vocabulary.check_vocab``), or a wrong number of classes.
 
     >>> tokenizer = Tokenizer.bert()
     >>> tokenizer(["a photo of a dog"], length=8).ids
@@ -62,14 +69,15 @@ class Tokenizer:
 
     @classmethod
     def bert(cls) -> "Tokenizer":
-        """The shipped uncased vocabulary of BERT with its part-of-speech classes: what official CLIPA weights use."""
+        """Tokenizer of BERT's uncased vocabulary with its part-of-speech classes; official CLIPA weights need it."""
         return cls(pieces=vocabulary.bert_pieces(), classes=vocabulary.bert_classes())
 
     @classmethod
     def from_file(cls, vocab: Path | str) -> "Tokenizer":
-        """Another vocabulary. Pieces of BERT's take their class from it, the others (``unclassified``) class 4.
+        """Read another vocabulary file. Pieces that BERT's vocabulary has get their class from it, the others class 4.
 
-        Raises DataError naming the file if it is missing, damaged, or lacks a special piece.
+        Raises:
+            DataError: the file is missing, damaged, or lacks a special piece; the message names the file.
         """
         pieces = vocabulary.read_vocab(Path(vocab))
         vocabulary.check_vocab(pieces, where=str(vocab))
@@ -78,7 +86,11 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
-        """Reads what ``save`` wrote. Raises DataError for a missing, foreign or altered folder."""
+        """Read a folder that ``save`` wrote.
+
+        Raises:
+            DataError: the folder is missing, of another kind, or was altered.
+        """
         about = folder / TOKENIZER_FILES[1]
         try:
             found = json.loads(about.read_text(encoding="utf-8"))
@@ -94,9 +106,9 @@ class Tokenizer:
         return tokenizer
 
     def save(self, folder: Path) -> None:
-        """Writes ``vocab.txt`` and ``about.json`` into ``folder``, which is created if needed.
+        """Write ``vocab.txt`` and ``about.json`` into ``folder``, which is created if needed.
 
-        Classes are looked up again by ``load``; a table that was set by hand is not stored.
+        ``load`` looks the classes up again; classes that were set by hand are not stored.
         """
         folder.mkdir(parents=True, exist_ok=True)
         vocabulary.write_vocab(self.pieces, folder / TOKENIZER_FILES[0])
@@ -111,7 +123,18 @@ class Tokenizer:
         reduction: Reduction = "truncate",
         rng: np.random.Generator | None = None,
     ) -> Tokens:
-        """Rows of ``length`` ids, ``[CLS]`` included. Raises as ``encode``, and DataError for one bare string."""
+        """Tokenize captions to rows of ``length`` ids, ``[CLS]`` included.
+
+        Args:
+            texts: captions; bytes are decoded as UTF-8.
+            length: tokens per row.
+            reduction: way to shorten a caption of too many pieces.
+            rng: random generator, for "random" and "block"; captions that fit do not use it.
+
+        Raises:
+            ConfigError: ``length`` below 1, or "random" or "block" without ``rng``.
+            DataError: one string instead of a sequence of captions.
+        """
         if isinstance(texts, str | bytes):
             raise DataError(f"tokenizer: got the single caption {texts[:40]!r}; pass a list, or call encode")
         _check_length(length)
@@ -129,18 +152,26 @@ class Tokenizer:
         reduction: Reduction = "truncate",
         rng: np.random.Generator | None = None,
     ) -> Encoded:
-        """One caption. Raises ConfigError for ``length`` < 1 and for "random" or "block" without ``rng``."""
+        """Tokenize one caption to ``length`` ids; the arguments are those of a call.
+
+        Raises:
+            ConfigError: ``length`` below 1, or "random" or "block" without ``rng``.
+        """
         _check_length(length)
         ids = np.zeros((length,), np.int32)
         is_truncated = self._fill(ids, text, reduction=reduction, rng=rng)
         return Encoded(ids, is_truncated)
 
     def words(self, text: str | bytes) -> list[list[int]]:
-        """All piece ids, one list per word; a word that the vocabulary cannot spell is one ``[UNK]``."""
+        """Return the piece ids of each word; a word that the vocabulary cannot spell is one ``[UNK]``."""
         return [list(self._word_ids(word)) for word in split_words(text)]
 
     def decode(self, ids: Iterable[int] | Int32[np.ndarray, " length"]) -> str:
-        """Words of a row, joined by spaces, without ``[PAD]`` and ``[CLS]``. Raises DataError for a foreign id."""
+        """Join the words of a row with spaces, without ``[PAD]`` and ``[CLS]``.
+
+        Raises:
+            DataError: an id outside the vocabulary.
+        """
         text = ""
         for i in map(int, ids):
             if not 0 <= i < self.vocab_size:
@@ -155,23 +186,27 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
+        """Number of pieces."""
         return len(self.pieces)
 
     @property
     def pad_id(self) -> int:
+        """Id of ``[PAD]``, always 0."""
         return 0
 
     @functools.cached_property
     def unk_id(self) -> int:
+        """Id of ``[UNK]``."""
         return self.pieces.index(vocabulary.UNKNOWN)
 
     @functools.cached_property
     def cls_id(self) -> int:
+        """Id of ``[CLS]``."""
         return self.pieces.index(vocabulary.CLASS)
 
     @functools.cached_property
     def vocab_sha256(self) -> str:
-        """Of the vocabulary file that ``save`` writes; for BERT's, also of the file that Google published."""
+        """SHA-256 of the vocabulary file that ``save`` writes; for BERT's it is that of the file Google published."""
         return hashlib.sha256(vocabulary.serialize(self.pieces)).hexdigest()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -186,7 +221,7 @@ class Tokenizer:
         reduction: Reduction,
         rng: np.random.Generator | None,
     ) -> bool:
-        """Writes a caption into a row of zeros; True if pieces were lost."""
+        """Write a caption into a row of zeros; True if pieces were lost."""
         word_ids = self._word_ids
         words = [word_ids(word) for word in split_words(text)]
         kept = reduce_words(words, room=len(row) - 1, reduction=reduction, classes=self.classes, rng=rng)
@@ -196,7 +231,7 @@ class Tokenizer:
 
     @functools.cached_property
     def _word_ids(self) -> Callable[[str], tuple[int, ...]]:
-        """Normalized word -> piece ids, greedy from the left; a memory of the most recent words makes it cheap."""
+        """Function from a normalized word to piece ids, greedy from the left; it caches the most recent words."""
         model = WordPiece(
             {piece: i for i, piece in enumerate(self.pieces)},
             unk_token=vocabulary.UNKNOWN,
@@ -206,7 +241,7 @@ class Tokenizer:
 
         @functools.lru_cache(maxsize=_CACHED_WORDS)
         def word_ids(word: str) -> tuple[int, ...]:
-            # The reference counts bytes of UTF-8, the library characters, of which there are never more.
+            # The reference counts bytes of UTF-8. The library counts characters, of which there are never more.
             if len(word.encode()) > _LONGEST_WORD_BYTES:
                 return unknown
             return tuple(token.id for token in model.tokenize(word))

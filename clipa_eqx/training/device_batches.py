@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from clipa_eqx.data.stream import BatchIterator
+from clipa_eqx.data.prefetch import BatchIterator
 from clipa_eqx.sharding import put_global_batch, replicated
 
 

@@ -9,7 +9,8 @@ import jax
 from clipa_eqx.data.array_record_reader import RecordSource, open_records
 from clipa_eqx.data.images.evaluation import eval_image
 from clipa_eqx.data.mixture import Mixture
-from clipa_eqx.data.stream import BatchIterator, eval_stream, train_stream
+from clipa_eqx.data.prefetch import BatchIterator
+from clipa_eqx.data.stream import eval_stream, train_stream
 from clipa_eqx.data.transforms import TrainTransform
 from clipa_eqx.errors import ConfigError
 from clipa_eqx.evals.zero_shot import ZeroShotConfig, ZeroShotTask, ZeroShotTransform, prepare_zero_shot

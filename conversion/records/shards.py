@@ -1,9 +1,9 @@
 """Work over all shards of a finished record folder, in processes and with progress."""
 
-import importlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
+from clipa_eqx.data.array_record_files import open_reader
 from clipa_eqx.data.manifest import Manifest, ShardInfo
 from clipa_eqx.errors import DataError
 from conversion.records.files import Place
@@ -47,10 +47,8 @@ def read_blobs(path: str, positions: Sequence[int], *, where: str, at_once: int 
     Raises:
         DataError: the shard is damaged.
     """
-    # A compiled module without type stubs, hence by name.
-    array_record: Any = importlib.import_module("array_record.python.array_record_module")
     try:
-        reader = array_record.ArrayRecordReader(path, options="readahead_buffer_size:0")
+        reader = open_reader(path)
         for start in range(0, len(positions), at_once):
             yield from reader.read(list(positions[start : start + at_once]))
         reader.close()

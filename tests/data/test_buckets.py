@@ -1,4 +1,4 @@
-"""Records in a bucket: shards by array_record's own client against a local stand-in, the manifest through fsspec."""
+"""Record folders in a bucket: array_record reads shards from a local stand-in, fsspec reads the manifest."""
 
 import os
 import re
@@ -17,8 +17,8 @@ from clipa_eqx.data.array_record_writer import write_records
 from clipa_eqx.data.records import Record
 from clipa_eqx.errors import DataError
 
-# The address of the stand-in is read once per process, so reading happens in a process of its own. A driver for gs://
-# in place of gcsfs gives the manifest.
+# The address of the stand-in is read once per process, so the test reads in a new process. A driver for gs:// replaces
+# gcsfs for the manifest.
 PROGRAM = """
 import sys
 from pathlib import Path
@@ -38,7 +38,8 @@ if __name__ == "__main__":
     fsspec.register_implementation("gs", Bucket, clobber=True)
     import numpy as np
     from clipa_eqx.data.array_record_reader import open_records
-    from clipa_eqx.data.stream import StreamConfig, train_stream
+    from clipa_eqx.data.prefetch import StreamConfig
+    from clipa_eqx.data.stream import train_stream
 
     source = open_records("gs://bucket/set/")
     print(len(source), *(source[i].key for i in (0, 5, 9)), source.describe(5), sep="|")
@@ -49,7 +50,7 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def bucket(tmp_path):
-    """A folder served as Google's storage serves media; gives its address."""
+    """A folder that is served like media in Google's storage; returns it with its address."""
     root = tmp_path / "buckets"
     write_records((Record(key=str(i), image=b"x" * 100) for i in range(10)), root / "bucket/set", records_per_shard=4)
 
@@ -111,7 +112,7 @@ def test_a_bucket_is_read_like_a_folder(bucket, tmp_path):
         ("gs://bucket/set", r"gs://bucket/set/manifest\.json cannot be read"),
     ],
 )
-def test_what_cannot_be_read_says_what_to_do(folder, said, monkeypatch):
-    monkeypatch.setitem(sys.modules, "gcsfs", None)  # as where it is not installed; nothing asks the network
+def test_a_folder_that_cannot_be_read_is_refused_with_advice(folder, said, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)  # as if it were not installed, so that nothing accesses the network
     with pytest.raises(DataError, match=said):
         open_records(folder)

@@ -1,4 +1,4 @@
-"""Mixtures: exact shares, epochs of each source, ids that name source and record, for any machine layout."""
+"""Mixtures: exact shares, epochs of each source, ids of source and record, the same for any number of processes."""
 
 from fractions import Fraction
 
@@ -6,69 +6,63 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.streams import ON_DEMAND, assert_same_batches, concatenate, write_numbered
 
 from clipa_eqx.data.array_record_reader import open_records
 from clipa_eqx.data.array_record_writer import write_records
 from clipa_eqx.data.mixture import Mixture, pick, shuffled_order
-from clipa_eqx.data.records import Record
-from clipa_eqx.data.stream import StreamConfig, train_stream
+from clipa_eqx.data.prefetch import StreamConfig
+from clipa_eqx.data.stream import train_stream
 from clipa_eqx.errors import DataError
 
 COUNTS, WEIGHTS = (200, 90, 37), (0.7, 0.2, 0.1)
-_HERE = StreamConfig(workers=0, threads=0, prefetch_batches=0)
-# What seed 42 gave for WEIGHTS with grain 0.2.18 and numpy 2.4.
+# Result of seed 42 for WEIGHTS with grain 0.2.18 and numpy 2.4.
 PINNED_SOURCES = [2, 0, 0, 1, 0, 0, 1, 0, 0, 0]
 PINNED_IDS = [324, 93, 146, 284, 155, 177, 247, 100, 170, 154]
 
 
-def draw(record, rng):
+def random_row(record, rng):
     return {"value": np.int64(int(record.key)), "noise": rng.random(2).astype(np.float32)}
 
 
 @pytest.fixture(scope="module")
 def mixture(tmp_path_factory):
     root = tmp_path_factory.mktemp("mixture")
-    for number, count in enumerate(COUNTS):
-        first = sum(COUNTS[:number])
-        records = (Record(key=str(first + i), image=b"") for i in range(count))
-        write_records(records, root / str(number), records_per_shard=60)
-    return Mixture(sources=tuple(open_records(root / str(n)) for n in range(len(COUNTS))), weights=WEIGHTS)
+    sources = [write_numbered(root / str(n), count, first=sum(COUNTS[:n])) for n, count in enumerate(COUNTS)]
+    return Mixture(sources=tuple(sources), weights=WEIGHTS)
 
 
 @pytest.fixture(scope="module")
 def reference(mixture):
-    with train_stream(mixture, draw, batch_size=24, seed=3, config=_HERE) as stream:
+    with train_stream(mixture, random_row, batch_size=24, seed=3, config=ON_DEMAND) as stream:
         return [next(stream) for _ in range(14)]
 
 
 @given(st.lists(st.integers(1, 10_000), min_size=1, max_size=6), st.integers(0, 10**15))
 def test_each_prefix_has_its_shares_up_to_one_sample_per_source(parts, sample):
-    """The counts follow from the next draws: draw k of a source is preceded by k of its samples."""
+    """The positions are the counts: position k of a source follows k of its samples."""
     total = sum(parts)
-    counts = [0] * len(parts)
     for n in range(sample, sample + 3 * len(parts)):
-        source, draw = pick(n, parts)
-        counts[source] += 1
-        assert abs(draw - Fraction(n * parts[source], total)) < len(parts)
+        source, position = pick(n, parts)
+        assert abs(position - Fraction(n * parts[source], total)) < len(parts)
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=5))
-def test_a_period_has_exactly_the_weights_and_each_source_draws_in_order(parts):
+def test_a_period_has_exactly_the_weights_and_each_source_is_in_order(parts):
     period = sum(parts)
-    drawn = [pick(n, parts) for n in range(3 * period)]
+    picked = [pick(n, parts) for n in range(3 * period)]
     for source, part in enumerate(parts):
-        draws = [one.draw for one in drawn if one.source == source]
-        assert draws == list(range(3 * part))
-        assert sum(one.source == source for one in drawn[:period]) == part
+        assert [one.position for one in picked if one.source == source] == list(range(3 * part))
+        assert sum(one.source == source for one in picked[:period]) == part
 
 
-def test_decimal_weights_are_taken_as_written_and_only_their_ratio_matters(mixture):
+def test_decimal_weights_are_exact_and_only_their_ratio_matters(mixture):
     far = 10**12
     for weights in ((7.0, 2.0, 1.0), (2.1, 0.6, 0.3), (7e-9, 2e-9, 1e-9)):
         same = Mixture(sources=mixture.sources, weights=weights)
-        assert [same.drawn(n) for n in range(50)] == [mixture.drawn(n) for n in range(50)]
+        assert [same.position_of(n) for n in range(50)] == [mixture.position_of(n) for n in range(50)]
     # In floating point 0.7 + 0.2 + 0.1 is less than 1 and the counts would drift by then.
-    assert sorted(mixture.drawn(far + n).draw for n in range(10)) == sorted(
+    assert sorted(mixture.position_of(far + n).position for n in range(10)) == sorted(
         [*range(7 * far // 10, 7 * far // 10 + 7), *range(far // 5, far // 5 + 2), far // 10]
     )
 
@@ -80,21 +74,16 @@ def test_a_mixture_does_not_depend_on_processes_threads_or_start(mixture, refere
     parts = []
     for p in range(processes):
         options = {"process_index": p, "process_count": processes, "start_step": start, "config": config}
-        with train_stream(mixture, draw, batch_size=24, seed=3, **options) as stream:
+        with train_stream(mixture, random_row, batch_size=24, seed=3, **options) as stream:
             parts.append([next(stream) for _ in range(2)])
-    for step in range(2):
-        for name, expected in reference[start + step].items():
-            np.testing.assert_array_equal(np.concatenate([part[step][name] for part in parts]), expected, err_msg=name)
+    assert_same_batches(concatenate(parts), reference[start : start + 2])
 
 
 @pytest.mark.parametrize("workers", [2, 4])
 def test_a_mixture_does_not_depend_on_worker_processes(mixture, reference, workers):
     config = StreamConfig(workers=workers, threads=1)
-    with train_stream(mixture, draw, batch_size=24, seed=3, start_step=2, config=config) as stream:
-        for expected in reference[2:8]:
-            batch = next(stream)
-            for name in expected:
-                np.testing.assert_array_equal(batch[name], expected[name], err_msg=name)
+    with train_stream(mixture, random_row, batch_size=24, seed=3, start_step=2, config=config) as stream:
+        assert_same_batches([next(stream) for _ in range(6)], reference[2:8])
 
 
 def test_each_source_passes_through_its_own_epochs(mixture, reference):
@@ -124,8 +113,8 @@ def test_ids_name_source_and_record(mixture, reference):
 
 
 def test_the_mixture_of_seed_42_stays_what_it_was(mixture):
-    """Fails if a new library or a change here would silently alter what a seed trains on."""
-    with train_stream(mixture, draw, batch_size=10, seed=42, config=_HERE) as stream:
+    """Fails if a new library version or a change here would silently change the order of a seed."""
+    with train_stream(mixture, random_row, batch_size=10, seed=42, config=ON_DEMAND) as stream:
         batch = next(stream)
     assert batch["source"].tolist() == PINNED_SOURCES
     assert batch["sample_id"].tolist() == PINNED_IDS

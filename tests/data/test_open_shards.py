@@ -1,4 +1,4 @@
-"""Open shards: as few as a set of any size needs, for one thread and for many, and a clear word when none opens."""
+"""Open shards: bounded in number for folders of any size and any threads, and a clear error if none can be opened."""
 
 import os
 import random
@@ -10,15 +10,14 @@ from types import SimpleNamespace
 
 import pytest
 from support.paths import ROOT
+from support.streams import write_numbered
 
 from clipa_eqx.data import open_shards
 from clipa_eqx.data.array_record_reader import open_records
-from clipa_eqx.data.array_record_writer import write_records
-from clipa_eqx.data.records import Record
 
 RECORDS, PER_SHARD = 80, 2
 
-LIMITED = '''"""Read all records while the system allows few open files, which the process may not raise."""
+LIMITED = '''"""Read all records under a small limit of open files that the process cannot raise."""
 import os
 import resource
 import sys
@@ -43,7 +42,7 @@ def take_all():
 assert source[len(source) - 1].key == str(len(source) - 1)
 assert source[9].key == "9"
 take_all()
-assert [source[i].key for i in (0, 20, 40)] == ["0", "20", "40"]  # by letting go of the two
+assert [source[i].key for i in (0, 20, 40)] == ["0", "20", "40"]  # by releasing the two
 source.close()
 take_all()
 try:
@@ -56,12 +55,12 @@ except DataError as error:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "set"
-    write_records((Record(key=str(i), image=b"") for i in range(RECORDS)), folder, records_per_shard=PER_SHARD)
+    write_numbered(folder, RECORDS, records_per_shard=PER_SHARD)
     return folder
 
 
 def open_files(folder):
-    """How many files of a folder this process holds open."""
+    """Number of files of a folder that are open in this process."""
     links = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
     return sum(os.path.lexists(link) and os.readlink(link).startswith(f"{folder}/") for link in links)
 
@@ -86,37 +85,37 @@ def test_the_shards_read_last_are_those_that_stay_open(folder, monkeypatch):
     zero, one = shards.reader(0), shards.reader(1)
     shards.reader(2)
     assert shards.reader(0) is zero
-    shards.reader(3)  # in place of 1, which was asked for before 0
+    shards.reader(3)  # replaces 1, which was used before 0
     assert shards.reader(0) is zero
     assert shards.reader(1) is not one
-    assert one.read([0])  # still whole for whoever has it
+    assert one.read([0])  # still usable by its owner
     shards.close()
 
 
-def test_the_bounds_are_on_the_process_and_sets_that_are_closed_or_gone_take_no_part(folder, monkeypatch):
+def test_the_bounds_apply_to_the_process_and_closed_or_collected_sources_do_not_count(folder, monkeypatch):
     monkeypatch.setattr(open_shards, "_MOST_OPEN_RECORDS", 4 * PER_SHARD)
-    sets = [open_records(folder) for _ in range(3)]
+    sources = [open_records(folder) for _ in range(3)]
     for i in range(RECORDS):
-        assert {source[i].key for source in sets} == {str(i)}
-    assert open_files(folder) == 4  # of the last shard all three, of the one before that of the last set
-    sets[0].close()
+        assert {source[i].key for source in sources} == {str(i)}
+    assert open_files(folder) == 4  # the last shard of all three, and the one before it of the last source
+    sources[0].close()
     assert open_files(folder) == 3
-    sets.pop()
+    sources.pop()
     assert open_files(folder) == 1
-    assert [record.key for record in sets[0]] == [str(i) for i in range(RECORDS)]
+    assert [record.key for record in sources[0]] == [str(i) for i in range(RECORDS)]
     assert open_files(folder) == 4
-    sets[0].close()
+    sources[0].close()
     assert open_files(folder) == 0
 
 
-def test_several_sets_keep_to_a_quarter_of_the_files_together(folder, monkeypatch):
+def test_several_sources_together_open_at_most_a_quarter_of_the_files(folder, monkeypatch):
     limits = SimpleNamespace(**vars(resource) | {"getrlimit": lambda _: (20, 20), "setrlimit": lambda *_: None})
     monkeypatch.setattr(open_shards, "resource", limits)
-    sets = [open_records(folder) for _ in range(3)]
+    sources = [open_records(folder) for _ in range(3)]
     for i in range(RECORDS):
-        assert {source[i].key for source in sets} == {str(i)}
+        assert {source[i].key for source in sources} == {str(i)}
         assert open_files(folder) <= 5
-    for source in sets:
+    for source in sources:
         source.close()
 
 
@@ -130,7 +129,7 @@ def test_threads_share_few_open_shards(folder, monkeypatch):
     source.close()
 
 
-def test_a_small_limit_of_open_files_is_enough_and_none_left_is_said(folder):
+def test_a_small_limit_of_open_files_suffices_and_an_exhausted_one_is_named(folder):
     command = [sys.executable, "-c", LIMITED, str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr

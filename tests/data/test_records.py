@@ -1,4 +1,4 @@
-"""Records, manifests, and folders of records: round trips, closed accounts, and damage that is named."""
+"""Records, manifests and record folders: round trips, closed accounts, and errors that name the damage."""
 
 import json
 import pickle
@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipa_eqx.data.array_record_reader import open_records, verify
+from clipa_eqx.data.array_record_reader import open_records
 from clipa_eqx.data.array_record_writer import write_records
 from clipa_eqx.data.manifest import Manifest, ShardInfo, read_manifest
 from clipa_eqx.data.records import Record, decode_record, encode_record
+from clipa_eqx.data.verification import verify_records
 from clipa_eqx.errors import DataError
 
 _TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
@@ -80,7 +81,7 @@ def test_a_wrong_field_is_named_with_its_place(change, said):
 
 
 @pytest.mark.parametrize("data", [b"", b"\xc1", b"\x00", msgpack.packb(_GOOD)[:-1], msgpack.packb(_GOOD) + b"\x00"])
-def test_bytes_that_are_no_record_are_refused(data):
+def test_bytes_that_are_not_a_record_are_refused(data):
     with pytest.raises(DataError, match=r"^there:"):
         decode_record(data, where="there")
 
@@ -93,7 +94,7 @@ def test_captions_that_are_not_unicode_are_refused():
         encode_record(Record(key="k", image=b"", captions=("\ud800",)))
 
 
-def test_a_folder_gives_back_its_records_in_order(folder):
+def test_a_folder_returns_its_records_in_order(folder):
     source = open_records(folder)
     assert [shard.count for shard in source.manifest.shards] == [4, 4, 2]
     assert list(source) == make_records(10)
@@ -113,7 +114,7 @@ def test_equal_records_give_equal_files(folder, tmp_path):
 def test_an_empty_folder_of_records_is_allowed(tmp_path):
     write_records([], tmp_path / "none", dropped={"empty caption": 3}, rows_read=3)
     assert len(open_records(tmp_path / "none")) == 0
-    assert verify(tmp_path / "none").rows_dropped == {"empty caption": 3}
+    assert verify_records(tmp_path / "none").rows_dropped == {"empty caption": 3}
 
 
 def test_a_source_can_be_pickled_after_reading_and_reopened_after_closing(folder):
@@ -167,7 +168,7 @@ def test_a_label_without_a_class_name_is_refused(tmp_path):
         write_records(make_records(3), tmp_path / "set", class_names=["a", "b"])
 
 
-def test_an_existing_folder_is_replaced_only_on_request_and_only_if_it_holds_records(folder, tmp_path):
+def test_an_existing_folder_is_replaced_only_on_request_and_only_if_it_contains_records(folder, tmp_path):
     before = read_manifest(folder)
     with pytest.raises(DataError, match="exists already"):
         write_records(make_records(2), folder)
@@ -193,27 +194,27 @@ def test_missing_folder_manifest_and_shard_have_their_own_messages(folder, tmp_p
         open_records(folder)
 
 
-def test_a_cut_shard_is_found_when_opening(folder):
+def test_a_truncated_shard_is_found_when_opening(folder):
     shard = folder / "shard-00001.array_record"
     shard.write_bytes(shard.read_bytes()[:-100])
     with pytest.raises(DataError, match=r"shard-00001.*its manifest says"):
         open_records(folder)
     with pytest.raises(DataError, match="shard-00001"):
-        verify(folder)
+        verify_records(folder)
 
 
 @pytest.mark.parametrize("content", ["cut", "zeros"])
-def test_a_shard_cut_after_opening_does_not_read_as_empty(folder, content):
+def test_a_shard_truncated_after_opening_does_not_read_as_empty(folder, content):
     shard = folder / "shard-00001.array_record"
     source = open_records(folder)
     data = shard.read_bytes()
-    # Same size, so only the reader can tell.
+    # The size is the same, so only the reader can detect it.
     shard.write_bytes((data[: len(data) // 2] if content == "cut" else b"").ljust(len(data), b"\x00"))
     with pytest.raises(DataError, match="shard-00001"):
         source[5]
 
 
-def test_a_flipped_byte_is_found_by_reading_and_by_verify(folder):
+def test_a_flipped_byte_is_found_by_reading_and_by_verification(folder):
     shard = folder / "shard-00001.array_record"
     data = bytearray(shard.read_bytes())
     data[data.find(bytes([6]) * 50) + 3] ^= 1
@@ -223,21 +224,21 @@ def test_a_flipped_byte_is_found_by_reading_and_by_verify(folder):
     with pytest.raises(DataError, match=r"shard-00001\.array_record, record 2 cannot be read"):
         source.read([4, 5, 6, 7])
     with pytest.raises(DataError, match=r"shard-00001\.array_record has SHA-256"):
-        verify(folder)
+        verify_records(folder)
 
 
-def test_verify_lists_every_damaged_shard(folder):
+def test_verification_lists_every_damaged_shard(folder):
     (folder / "shard-00000.array_record").unlink()
     (folder / "shard-00002.array_record").write_bytes(b"")
     with pytest.raises(DataError, match=r"shard-00000.* is missing; shard-00002.* has 0 bytes"):
-        verify(folder)
+        verify_records(folder)
 
 
-def test_shards_of_another_set_are_noticed(folder, tmp_path):
+def test_shards_of_another_folder_are_detected(folder, tmp_path):
     write_records(make_records(2), tmp_path / "other", records_per_shard=4)
     shutil.copy(tmp_path / "other/shard-00000.array_record", folder / "shard-00000.array_record")
     source = open_records(folder)  # small shards are padded to one size
-    with pytest.raises(DataError, match="holds 2 records, its manifest says 4"):
+    with pytest.raises(DataError, match="has 2 records, its manifest says 4"):
         source[0]
 
 
@@ -246,7 +247,7 @@ def test_shards_of_another_set_are_noticed(folder, tmp_path):
     [
         ({"rows_read": 12}, "2 rows are unaccounted for"),
         ({"rows_dropped": {"lost": 1}}, "-1 rows are unaccounted for"),
-        ({"rows_written": 9, "rows_read": 9}, "the shards hold 10 records but 9 rows were written"),
+        ({"rows_written": 9, "rows_read": 9}, "the shards have 10 records but 9 rows were written"),
         ({"rows_dropped": {"a": 1, "b": -1}}, "negative"),
         ({"version": 2}, "version 2"),
         ({"rows_read": "10"}, "rows_read must be a whole number"),

@@ -1,13 +1,13 @@
-"""The standard transform: one row per record, with picture and text drawn apart, the same on any layout."""
+"""The standard transform: the row of a record, with separate randomness of image and text, for any processes."""
 
 import dataclasses
 import functools
-import io
 import pickle
 
 import numpy as np
 import pytest
-from PIL import Image
+from support.image_files import encode
+from support.streams import ON_DEMAND, assert_same_batches, concatenate
 
 from clipa_eqx.data.array_record_reader import open_records
 from clipa_eqx.data.array_record_writer import write_records
@@ -16,30 +16,28 @@ from clipa_eqx.data.images.augment import ImageConfig
 from clipa_eqx.data.images.color import ColorConfig
 from clipa_eqx.data.images.evaluation import EvalImageConfig, eval_image
 from clipa_eqx.data.mixture import Mixture
+from clipa_eqx.data.prefetch import StreamConfig
 from clipa_eqx.data.records import Record
-from clipa_eqx.data.stream import StreamConfig, eval_stream, train_stream
+from clipa_eqx.data.stream import eval_stream, train_stream
 from clipa_eqx.data.transforms import TrainTransform
 from clipa_eqx.errors import ConfigError, DataError
 from clipa_eqx.evals.zero_shot import ZeroShotTransform
-from clipa_eqx.tokenizer import Tokenizer
+from clipa_eqx.tokenizer.wordpiece import Tokenizer
 
 _CAPTIONS = ("a red cat sleeps on the old wooden chair", "the dog", "two birds over a very quiet lake at night")
 
 
-def picture(seed):
+def jpeg(seed):
     levels = np.random.default_rng(seed).integers(0, 255, (4, 5, 3), np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(levels).resize((50, 40)).save(file, "JPEG")
-    return file.getvalue()
+    return encode(levels.repeat(10, axis=0).repeat(10, axis=1), "JPEG")
 
 
-RECORD = Record(key="cat", image=picture(0), captions=_CAPTIONS, label=3)
+RECORD = Record(key="cat", image=jpeg(0), captions=_CAPTIONS, label=3)
 TRAIN = TrainTransform(
     image=ImageConfig(size=(16, 16), mode="exact"), tokenizer=Tokenizer.bert(), length=6, reduction="random"
 )
-_HERE = StreamConfig(threads=0)
-# All that is drawn: caption, part of it, crop, affine map, color, gray.
-WHOLE = TrainTransform(
+# Everything is random: caption, part of it, crop, affine change, color, gray.
+ALL_RANDOM = TrainTransform(
     image=ImageConfig(size=(16, 16), affine=AffineConfig(max_rotate_degrees=20.0), color=ColorConfig()),
     tokenizer=Tokenizer.bert(),
     length=6,
@@ -60,20 +58,20 @@ def test_a_training_row_has_the_documented_arrays():
     }
 
 
-def test_captions_are_drawn_about_equally_often():
+def test_captions_are_sampled_about_equally_often():
     transform = dataclasses.replace(TRAIN, reduction="truncate")
     expected = [tuple(TRAIN.tokenizer.encode(caption, length=6).ids) for caption in _CAPTIONS]
-    drawn = [expected.index(tuple(row["tokens"])) for row in rows(transform, 150)]
-    assert min(np.bincount(drawn, minlength=3)) > 30
+    sampled = [expected.index(tuple(row["tokens"])) for row in rows(transform, 150)]
+    assert min(np.bincount(sampled, minlength=3)) > 30
 
 
 @pytest.mark.parametrize("image", [ImageConfig(size=(16, 16), mode="fast"), ImageConfig(size=(8, 8), min_area=0.1)])
-def test_the_picture_settings_do_not_change_the_text(image):
+def test_the_image_settings_do_not_change_the_text(image):
     for a, b in zip(rows(TRAIN), rows(dataclasses.replace(TRAIN, image=image)), strict=True):
         np.testing.assert_array_equal(a["tokens"], b["tokens"])
 
 
-def test_the_text_settings_do_not_change_the_picture():
+def test_the_text_settings_do_not_change_the_image():
     other = dataclasses.replace(TRAIN, reduction="block", length=3)
     for a, b in zip(rows(TRAIN, 5), rows(other, 5), strict=True):
         np.testing.assert_array_equal(a["image"], b["image"])
@@ -94,36 +92,34 @@ def test_transforms_can_be_sent_to_worker_processes():
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory):
-    """Two sets of pictures with one to three captions, mixed 1 to 2, and the first batches made here alone."""
+    """Two record folders of images with one to three captions, mixed 1 to 2, and the first batches of one process."""
     folder = tmp_path_factory.mktemp("sets")
     for name in ("a", "b"):
-        records = (Record(key=f"{name}{i}", image=picture(i), captions=_CAPTIONS[: 1 + i % 3]) for i in range(40))
+        records = (Record(key=f"{name}{i}", image=jpeg(i), captions=_CAPTIONS[: 1 + i % 3]) for i in range(40))
         write_records(records, folder / name, records_per_shard=15)
     sources = (open_records(folder / "a"), open_records(folder / "b"))
     mixture = Mixture(sources=sources, weights=(1.0, 2.0))
-    with train_stream(mixture, WHOLE, batch_size=24, seed=3, config=_HERE) as stream:
-        return mixture, [next(stream) for _ in range(7)]  # beyond an epoch of both
+    with train_stream(mixture, ALL_RANDOM, batch_size=24, seed=3, config=ON_DEMAND) as stream:
+        return mixture, [next(stream) for _ in range(7)]  # more than an epoch of both
 
 
 @pytest.mark.parametrize(
     ("processes", "workers", "start"),
     [(1, 0, 4), (2, 0, 1), (3, 0, 0), (8, 0, 3), (2, 1, 3), (1, 2, 0), pytest.param(1, 4, 2, marks=pytest.mark.slow)],
 )
-def test_pictures_and_tokens_do_not_depend_on_processes_workers_or_start(mixed, processes, workers, start):
+def test_images_and_tokens_do_not_depend_on_processes_workers_or_start(mixed, processes, workers, start):
     mixture, expected = mixed
     options = {"batch_size": 24, "seed": 3, "start_step": start, "process_count": processes}
     config = StreamConfig(workers=workers, threads=2)
     parts = []
     for process in range(processes):
-        with train_stream(mixture, WHOLE, **options, process_index=process, config=config) as stream:
+        with train_stream(mixture, ALL_RANDOM, **options, process_index=process, config=config) as stream:
             parts.append([next(stream) for _ in range(3)])
-    for same, one in zip(zip(*parts, strict=True), expected[start:], strict=False):
-        for name, values in one.items():
-            np.testing.assert_array_equal(np.concatenate([part[name] for part in same]), values, err_msg=name)
+    assert_same_batches(concatenate(parts), expected[start : start + 3])
 
 
-def test_those_batches_show_the_settings_at_work(mixed):
-    """Otherwise their equality would say little."""
+def test_those_batches_are_random_and_truncated(mixed):
+    """Otherwise the test of their equality would prove little."""
     _, batches = mixed
     rows = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
     first, again = np.nonzero(rows["sample_id"] == np.bincount(rows["sample_id"]).argmax())[0][:2]
@@ -139,11 +135,11 @@ def test_a_length_without_tokens_is_refused():
 
 
 def test_bad_records_are_named_by_the_stream(tmp_path):
-    good = [Record(key=f"good-{i}", image=picture(i), captions=("a cat",), label=0) for i in range(3)]
-    write_records([*good, Record(key="broken", image=b"\xff\xd8\xff no picture", label=0)], tmp_path / "set")
+    good = [Record(key=f"good-{i}", image=jpeg(i), captions=("a cat",), label=0) for i in range(3)]
+    write_records([*good, Record(key="broken", image=b"\xff\xd8\xff not an image", label=0)], tmp_path / "set")
     source = open_records(tmp_path / "set")
     evaluate = ZeroShotTransform(prepare_image=functools.partial(eval_image, config=EvalImageConfig(size=(8, 8))))
     with pytest.raises(DataError, match=r"shard-00000\.array_record, record 3, key 'broken': cannot"):
         list(eval_stream(source, evaluate, batch_size=2))
     with pytest.raises(DataError, match=r"key 'broken': the record has no caption"):
-        next(train_stream(source, TRAIN, batch_size=4, seed=0, config=_HERE))
+        next(train_stream(source, TRAIN, batch_size=4, seed=0, config=ON_DEMAND))

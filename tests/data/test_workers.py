@@ -1,4 +1,4 @@
-"""Worker processes: the same batches, no jax backend, and nothing left behind however the program ends."""
+"""Worker processes: the same batches, no jax backend, and no processes or shared memory after any end of a program."""
 
 import functools
 import itertools
@@ -13,17 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.paths import ROOT
-from support.worker_functions import counted, die, draw, evaluate
+from support.streams import ON_DEMAND, write_numbered
+from support.worker_functions import counted, die, evaluate, random_row
 
-from clipa_eqx.data.array_record_reader import open_records
-from clipa_eqx.data.array_record_writer import write_records
-from clipa_eqx.data.records import Record
-from clipa_eqx.data.stream import StreamConfig, eval_stream, train_stream
+from clipa_eqx.data.prefetch import StreamConfig
+from clipa_eqx.data.stream import eval_stream, train_stream
 from clipa_eqx.errors import DataError
 
-_HERE = StreamConfig(workers=0, threads=0, prefetch_batches=0)
-
-PROGRAM = '''"""Take batches with two workers, say their process ids, then end in the way asked for."""
+PROGRAM = '''"""Take batches with two workers, print their process ids, then end in the requested way."""
 import itertools
 import os
 import signal
@@ -31,11 +28,12 @@ import sys
 
 from support import worker_functions as t
 from clipa_eqx.data.array_record_reader import open_records
-from clipa_eqx.data.stream import StreamConfig, eval_stream, train_stream
+from clipa_eqx.data.prefetch import StreamConfig
+from clipa_eqx.data.stream import eval_stream, train_stream
 
 if __name__ == "__main__":
     folder, how = sys.argv[1:]
-    stop = []  # as training stops: a flag, looked at between batches
+    stop = []  # as in training: a flag that is checked between batches
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: stop.append(number))
     source, config = open_records(folder), StreamConfig(workers=2, threads=1)
@@ -46,7 +44,7 @@ if __name__ == "__main__":
                 pids = {int(batch["pid"][0]) for batch in itertools.islice(stream, int(count))}
         print(*pids, flush=True)
         sys.exit(0)
-    stream = train_stream(source, t.draw, batch_size=2, seed=0, config=config)
+    stream = train_stream(source, t.random_row, batch_size=2, seed=0, config=config)
     batches = [next(stream) for _ in range(4)]
     print(*{int(batch["pid"][0]) for batch in batches}, flush=True)
     if how == "close":
@@ -65,14 +63,12 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data") / "set"
-    write_records((Record(key=str(i), image=b"") for i in range(200)), folder)
-    return open_records(folder)
+    return write_numbered(tmp_path_factory.mktemp("data") / "set", 200, records_per_shard=10_000)
 
 
 @pytest.fixture
 def program(source, tmp_path):
-    """Start PROGRAM in a process group of its own; gives (process, worker ids)."""
+    """A function that starts PROGRAM in its own process group and returns (process, ids of its workers)."""
     path = tmp_path / "program.py"
     path.write_text(PROGRAM)
     started = []
@@ -120,14 +116,14 @@ def shared_blocks(pids):
 def test_worker_processes_give_the_same_batches_and_no_jax_backend(source, monkeypatch, workers):
     monkeypatch.setenv("CLIPA_EQX_TEST_PARENT", str(os.getpid()))
     options = {"batch_size": 4, "seed": 3, "start_step": 2}
-    with train_stream(source, draw, **options, config=_HERE) as stream:
+    with train_stream(source, random_row, **options, config=ON_DEMAND) as stream:
         reference = [next(stream) for _ in range(5)]
-    with train_stream(source, draw, **options, config=StreamConfig(workers=workers, threads=1)) as stream:
+    with train_stream(source, random_row, **options, config=StreamConfig(workers=workers, threads=1)) as stream:
         got = [next(stream) for _ in range(5)]
     for a, b in zip(got, reference, strict=True):
         assert a.keys() == b.keys()
         for name in a.keys() - {"pid"}:
-            assert type(a[name]) is np.ndarray  # own memory, not the shared block it came in
+            assert type(a[name]) is np.ndarray  # own memory, not the shared block of the worker
             np.testing.assert_array_equal(a[name], b[name], err_msg=name)
     pids = {int(pid) for batch in got for pid in batch["pid"]}
     assert len(pids) == workers
@@ -141,7 +137,7 @@ def test_worker_processes_give_the_same_batches_and_no_jax_backend(source, monke
         ("close", 0),
         ("forget", 0),
         ("fail", 1),
-        # To the end, which is after 50 batches, and up to where workers have met it already.
+        # To the end, which is after 50 batches, and almost to the end, where workers have reached it already.
         ("evaluate evaluate 99 48", 0),
         ("evaluate up_to_100 99", 1),  # a damaged record
     ],
@@ -175,7 +171,7 @@ def test_as_many_batches_are_made_ahead_as_the_config_says(source, tmp_path, con
             deadline = time.monotonic() + 20
             while path.stat().st_size < taken + most and time.monotonic() < deadline:
                 time.sleep(0.05)
-            time.sleep(0.2)  # for one too many
+            time.sleep(0.2)  # time for one too many
             assert path.stat().st_size == taken + most
 
 
@@ -194,7 +190,7 @@ def test_an_evaluation_that_ends_leaves_no_shared_memory(source):
     ("number", "said"),
     [(signal.SIGBUS, "SIGBUS: shared memory is full.*--shm-size"), (signal.SIGKILL, "SIGKILL: killed.*memory")],
 )
-def test_what_a_worker_died_of_is_said(source, number, said):
+def test_the_cause_of_death_of_a_worker_is_named(source, number, said):
     stream = train_stream(
         source, functools.partial(die, number=number), batch_size=2, seed=0, config=StreamConfig(workers=1, threads=1)
     )
@@ -203,7 +199,7 @@ def test_what_a_worker_died_of_is_said(source, number, said):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_the_whole_group_is_the_programs_to_handle(program, number):
+def test_a_signal_to_the_process_group_is_handled_by_the_program_only(program, number):
     process, workers = program("signal")
     os.killpg(process.pid, number)
     _, errors = process.communicate(timeout=60)
@@ -213,7 +209,7 @@ def test_a_signal_to_the_whole_group_is_the_programs_to_handle(program, number):
     assert_gone(workers)
 
 
-def test_workers_and_shared_memory_go_when_their_parent_is_killed(program):
+def test_workers_and_shared_memory_are_gone_after_their_parent_is_killed(program):
     process, workers = program("wait")
     assert all(map(is_running, workers))
     blocks = shared_blocks([process.pid, *workers])

@@ -13,8 +13,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from clipa_eqx.data.array_record_reader import open_records
 from clipa_eqx.data.array_record_writer import write_records
+from clipa_eqx.data.prefetch import StreamConfig
 from clipa_eqx.data.records import Record
-from clipa_eqx.data.stream import StreamConfig, eval_stream
+from clipa_eqx.data.stream import eval_stream
 from clipa_eqx.errors import ConfigError, DataError, NonFiniteError
 from clipa_eqx.evals import encode, prompts
 from clipa_eqx.evals.encode import encode_images, encode_texts, local_rows

@@ -1,6 +1,5 @@
-"""Training and scoring pictures: draws, colors, and the fast path against the exact one."""
+"""Training and evaluation images: random parameters, colors, affine changes, and fast mode against exact mode."""
 
-import io
 import pickle
 import subprocess
 import sys
@@ -10,18 +9,19 @@ import pytest
 import simplejpeg
 from PIL import Image
 from support import goldens
+from support.image_files import encode
 
 from clipa_eqx.data.images import fast as fast_images
-from clipa_eqx.data.images.affine import AffineConfig, AffineDraws, apply_affine, draw_affine
-from clipa_eqx.data.images.augment import ImageConfig, draw_image, train_image
-from clipa_eqx.data.images.color import COLOR_OPS, ColorConfig, ColorDraws, apply_color, draw_color
+from clipa_eqx.data.images.affine import AffineChange, AffineConfig, apply_affine, sample_affine
+from clipa_eqx.data.images.augment import ImageConfig, sample_augmentation, train_image
+from clipa_eqx.data.images.color import COLOR_OPS, ColorChange, ColorConfig, apply_color, sample_color
 from clipa_eqx.data.images.evaluation import EvalImageConfig, eval_image
 from clipa_eqx.data.images.fast import Region, ScaledImage, resample
 from clipa_eqx.errors import ConfigError, DataError
 
-# What the docstring of ImageConfig states, with room for other encoders; levels of 255 and decibels.
+# Bounds on what the docstring of ImageConfig states, with a margin for other encoders; levels of 255 and decibels.
 PHOTO_MEAN_ABS, PHOTO_PSNR = 1.5, 40.0
-RECORDED_MEAN_ABS = 3.0  # mean over the recorded pictures, pure noise among them
+RECORDED_MEAN_ABS = 3.0  # mean over the recorded images, pure noise among them
 
 
 def photo(height: int, width: int, *, seed: int, roughness: float) -> np.ndarray:
@@ -34,12 +34,6 @@ def photo(height: int, width: int, *, seed: int, roughness: float) -> np.ndarray
         total += np.stack([np.asarray(plane) for plane in planes], axis=-1) / cells**roughness
     total = (total - total.mean()) / total.std() * 60 + 120
     return np.clip(total, 0, 255).astype(np.uint8)
-
-
-def png(image: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG")
-    return file.getvalue()
 
 
 def psnr(difference: np.ndarray) -> float:
@@ -73,17 +67,17 @@ def test_fast_is_near_exact_on_photographs(height, width, roughness, subsampling
             assert psnr(difference) > PHOTO_PSNR
 
 
-def test_fast_is_near_exact_on_the_recorded_pictures():
+def test_fast_is_near_exact_on_the_recorded_images():
     found = [
         np.abs(difference).mean()
-        for path in sorted((goldens.DEFAULT / "preprocess" / "images").iterdir())  # the bound is of these pictures
+        for path in sorted((goldens.DEFAULT / "preprocess" / "images").iterdir())  # the bound holds for these images
         for difference in differences(path.read_bytes(), (32, 32), seeds=3)
     ]
     assert np.mean(found) < RECORDED_MEAN_ABS
 
 
 def test_without_jpeg_fast_differs_by_rounding_only():
-    for difference in differences(png(photo(90, 120, seed=3, roughness=0.5)), (40, 40), seeds=4):
+    for difference in differences(encode(photo(90, 120, seed=3, roughness=0.5)), (40, 40), seeds=4):
         assert np.abs(difference).max() <= 2
         assert 0.3 < difference.mean() < 0.7  # exact truncates
 
@@ -95,7 +89,7 @@ def test_without_jpeg_fast_differs_by_rounding_only():
 def test_resampling_is_pillows_up_to_one_level(size, region, monkeypatch):
     pixels = photo(192, 256, seed=4, roughness=0.5)
     fast = resample(ScaledImage(pixels, 1.0), Region(*region), size=size)
-    monkeypatch.setattr(fast_images, "_IS_VECTORIZED", False)  # as where the library has no wheel
+    monkeypatch.setattr(fast_images, "_IS_VECTORIZED", False)  # as on systems without a wheel of the library
     slow = resample(ScaledImage(pixels, 1.0), Region(*region), size=size)
     assert np.abs(fast.astype(int) - slow).max() <= 1
     assert slow.std() > 10
@@ -111,7 +105,7 @@ def test_a_box_that_rounding_pushes_past_the_edge_is_kept_inside():
         assert resample(ScaledImage(pixels, scale), region, size=(9, 7)).shape == (9, 7, 3)
 
 
-def test_both_modes_show_the_same_region_and_leave_the_generator_alike():
+def test_both_modes_show_the_same_region_and_leave_the_generator_in_the_same_state():
     rows, columns = np.mgrid[:300, :400]
     where = np.stack([rows * 255 / 299, columns * 255 / 399, 0 * rows], axis=-1).astype(np.uint8)
     data = simplejpeg.encode_jpeg(where, quality=95, colorsubsampling="444")
@@ -123,28 +117,30 @@ def test_both_modes_show_the_same_region_and_leave_the_generator_alike():
             for mode, rng in zip(("exact", "fast"), rngs, strict=True)
         )
         assert rngs[0].bit_generator.state == rngs[1].bit_generator.state
-        # One pixel of the picture is less than a level; a box one pixel off in both corners would shift the mean.
+        # One pixel of the image is less than a level; a box one pixel off in both corners would shift the mean.
         assert np.abs((fast - exact).mean(axis=(0, 1)) - 0.5).max() < 0.6
 
 
-def test_draws_do_not_depend_on_the_mode():
+def test_random_parameters_do_not_depend_on_the_mode():
     color, affine = ColorConfig(), AffineConfig(max_rotate_degrees=5.0)
-    drawn = [
-        draw_image(np.random.default_rng(4), 99, 77, ImageConfig(size=(8, 8), mode=mode, color=color, affine=affine))
+    sampled = [
+        sample_augmentation(
+            np.random.default_rng(4), 99, 77, ImageConfig(size=(8, 8), mode=mode, color=color, affine=affine)
+        )
         for mode in ("exact", "fast")
     ]
-    assert drawn[0] == drawn[1]
-    assert drawn[0].color is not None
-    assert drawn[0].affine is not None
+    assert sampled[0] == sampled[1]
+    assert sampled[0].color is not None
+    assert sampled[0].affine is not None
 
 
 @pytest.mark.parametrize("mode", ["exact", "fast"])
 @pytest.mark.parametrize("size", [(1, 1), (40, 30), (130, 220)])
-def test_any_size_comes_out_also_from_tiny_and_long_pictures(mode, size):
+def test_any_size_comes_out_also_from_tiny_and_long_images(mode, size):
     for shape in ((1, 1), (3, 200), (200, 3), (61, 47)):
         for data in (
             simplejpeg.encode_jpeg(photo(*shape, seed=2, roughness=1.0)),
-            png(photo(*shape, seed=2, roughness=1.0)),
+            encode(photo(*shape, seed=2, roughness=1.0)),
         ):
             got = train_image(data, ImageConfig(size=size, mode=mode), np.random.default_rng(0))
             assert got.shape == (*size, 3)
@@ -162,36 +158,36 @@ def test_bad_bytes_are_data_errors(mode, data):
         eval_image(data, EvalImageConfig(size=(8, 8), mode=mode))
 
 
-def test_color_draws_have_the_stated_ranges_and_frequencies():
+def test_color_changes_have_the_stated_ranges_and_frequencies():
     rng = np.random.default_rng(0)
-    draws = [draw_color(rng, ColorConfig(strength=0.5)) for _ in range(4000)]
-    assert abs(np.mean([bool(d.order) for d in draws]) - 0.8) < 0.03
-    assert abs(np.mean([d.gray for d in draws]) - 0.2) < 0.03
+    changes = [sample_color(rng, ColorConfig(strength=0.5)) for _ in range(4000)]
+    assert abs(np.mean([bool(change.order) for change in changes]) - 0.8) < 0.03
+    assert abs(np.mean([change.gray for change in changes]) - 0.2) < 0.03
     for op in COLOR_OPS:
-        values = np.array([getattr(d, op) for d in draws])
+        values = np.array([getattr(change, op) for change in changes])
         center, spread = (0.0, 0.1) if op == "hue" else (1.0, 0.4)
         assert np.abs(values - center).max() <= spread
         assert abs(values.mean() - center) < spread / 10
         assert values.std() > spread / 2
-        firsts = np.mean([d.order[0] == op for d in draws if d.order])
+        firsts = np.mean([change.order[0] == op for change in changes if change.order])
         assert abs(firsts - 0.25) < 0.04
-    assert all(sorted(d.order) in ([], sorted(COLOR_OPS)) for d in draws)
+    assert all(sorted(change.order) in ([], sorted(COLOR_OPS)) for change in changes)
 
 
 def test_saturation_and_hue_keep_gray_and_black():
     gray = np.repeat(np.arange(256, dtype=np.uint8).reshape(16, 16, 1), 3, axis=-1)
-    draws = ColorDraws(order=("saturation", "hue"), saturation=1.7, hue=0.3)
-    assert np.abs(apply_color(gray, draws).astype(int) - gray).max() <= 1
+    change = ColorChange(order=("saturation", "hue"), saturation=1.7, hue=0.3)
+    assert np.abs(apply_color(gray, change).astype(int) - gray).max() <= 1
 
 
 def test_a_third_of_a_turn_moves_red_to_green():
     red = np.zeros((2, 2, 3), np.uint8)
     red[..., 0] = 200
-    got = apply_color(red, ColorDraws(order=("hue",), hue=1 / 3)).astype(int)
+    got = apply_color(red, ColorChange(order=("hue",), hue=1 / 3)).astype(int)
     assert np.abs(got - [0, 200, 0]).max() <= 1
 
 
-def drawing() -> np.ndarray:
+def icon() -> np.ndarray:
     image = np.full((41, 61, 3), 250, np.uint8)
     image[10:16, 40:50] = 10
     return image
@@ -204,32 +200,32 @@ def center_of_ink(image: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("draws", "row", "column"),
+    ("change", "row", "column"),
     [
-        (AffineDraws(shift_right=-0.1), 12.5, 44.5 - 6.1),
-        (AffineDraws(shift_down=0.2), 12.5 + 8.2, 44.5),
-        (AffineDraws(scale=0.5), 20 + (12.5 - 20) / 2, 30 + (44.5 - 30) / 2),
-        # Anticlockwise: right of the center goes up, above it goes left.
-        (AffineDraws(degrees=90.0, scale=0.5), 20 - 14.5 / 2, 30 - 7.5 / 2),
+        (AffineChange(shift_right=-0.1), 12.5, 44.5 - 6.1),
+        (AffineChange(shift_down=0.2), 12.5 + 8.2, 44.5),
+        (AffineChange(scale=0.5), 20 + (12.5 - 20) / 2, 30 + (44.5 - 30) / 2),
+        # Counterclockwise: right of the center goes up, above it goes left.
+        (AffineChange(degrees=90.0, scale=0.5), 20 - 14.5 / 2, 30 - 7.5 / 2),
     ],
 )
-def test_affine_moves_the_drawing_and_keeps_the_background(draws, row, column):
-    got = apply_affine(drawing(), draws)
+def test_affine_moves_the_icon_and_keeps_the_background(change, row, column):
+    got = apply_affine(icon(), change)
     np.testing.assert_allclose(center_of_ink(got), [row, column], atol=0.3)
     assert (got[[0, 0, -1, -1], [0, -1, 0, -1]] == 250).all()
 
 
-def test_affine_draws_fill_their_ranges():
+def test_affine_changes_fill_their_ranges():
     config = AffineConfig(max_rotate_degrees=15.0, scale=(0.5, 2.0), max_shift=0.1)
     rng = np.random.default_rng(0)
-    draws = [draw_affine(rng, config) for _ in range(1000)]
+    changes = [sample_affine(rng, config) for _ in range(1000)]
     for name, low, high in (
         ("degrees", -15, 15),
         ("scale", 0.5, 2),
         ("shift_right", -0.1, 0.1),
         ("shift_down", -0.1, 0.1),
     ):
-        values = [getattr(d, name) for d in draws]
+        values = [getattr(change, name) for change in changes]
         assert low <= min(values) < low + 0.05 * (high - low)
         assert high - 0.05 * (high - low) < max(values) <= high
 
@@ -253,11 +249,11 @@ def test_impossible_configs_are_refused(make, match):
         make()
 
 
-def test_configs_and_functions_travel_to_workers():
+def test_configs_and_functions_can_be_sent_to_workers():
     config = ImageConfig(size=(8, 8), color=ColorConfig(), affine=AffineConfig())
     function, copy = pickle.loads(pickle.dumps((train_image, config)))
     assert copy == config
-    data = png(drawing())
+    data = encode(icon())
     got, want = (f(data, config, np.random.default_rng(0)) for f in (function, train_image))
     np.testing.assert_array_equal(got, want)
 

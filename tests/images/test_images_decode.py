@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import simplejpeg
 from PIL import Image
+from support.image_files import encode
 
 from clipa_eqx.data.images.decode import decode_image, decode_jpeg_scaled, image_size, jpeg_scale
 from clipa_eqx.errors import DataError
@@ -16,12 +17,6 @@ from clipa_eqx.errors import DataError
 def ramp(height: int, width: int) -> np.ndarray:
     rows, columns = np.mgrid[:height, :width]
     return np.stack([255 * rows // height, 255 * columns // width, 0 * rows + 90], axis=-1).astype(np.uint8)
-
-
-def encode(image: np.ndarray, kind: str, **options) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, kind, **options)
-    return file.getvalue()
 
 
 JPEG = simplejpeg.encode_jpeg(ramp(96, 160), quality=90)
@@ -96,13 +91,13 @@ PNG = encode(ramp(40, 40), "PNG")
     ("data", "reason"),
     [
         (b"", "0 bytes"),
-        (b"a text, not a picture", "expected a whole JPEG"),
+        (b"a text, not an image", "expected a complete file"),
         (JPEG[:3], "header"),
         (JPEG[: len(JPEG) // 2], "Premature end"),
         (JPEG[:-2], "Premature end"),
         (PNG[: len(PNG) // 2], "PNG"),
-        (PNG[:20], "expected a whole JPEG"),
-        (encode(ramp(9, 9), "TIFF"), "expected a whole JPEG"),
+        (PNG[:20], "expected a complete file"),
+        (encode(ramp(9, 9), "TIFF"), "expected a complete file"),
     ],
     ids=["empty", "text", "jpeg magic", "half jpeg", "jpeg without end", "half png", "png header", "tiff"],
 )
@@ -117,7 +112,7 @@ def test_missing_rows_are_an_error():
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     data = bytearray(simplejpeg.encode_jpeg(noise, quality=90))
     middle = len(data) // 2
-    data[middle : middle + 2] = b"\xff\xd9"  # an end marker in the middle of the picture
+    data[middle : middle + 2] = b"\xff\xd9"  # an end marker in the middle of the image
     with pytest.raises(DataError, match="Corrupt JPEG"):
         decode_image(bytes(data))
 
@@ -128,7 +123,7 @@ def test_stray_bytes_before_the_end_marker_are_tolerated():
 
 
 @pytest.mark.parametrize("data", [JPEG, PNG], ids=["jpeg", "png"])
-def test_pictures_over_the_limit_are_refused_by_their_header(data):
+def test_images_over_the_limit_are_refused_by_their_header(data):
     height, width = image_size(data)
     decode_image(data, max_pixels=height * width)
     for read in (decode_image, image_size):

@@ -1,12 +1,13 @@
-"""Exact resizing, cropping and value ranges: what must hold for any picture."""
+"""Exact resizing, cropping and normalization: properties that hold for any image."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clipa_eqx.data.images import resize as resize_module
 from clipa_eqx.data.images.crops import CropBox, central_box, central_crop, crop_and_resize, sample_crop_box
-from clipa_eqx.data.images.host_pixels import IMAGENET_MEAN, IMAGENET_STD, normalize_on_host, scale_values
+from clipa_eqx.data.images.host_pixels import IMAGENET_MEAN, IMAGENET_STD, normalize_on_host
 from clipa_eqx.data.images.resize import resize, resize_float, resize_small, resize_small_size
 from clipa_eqx.errors import ConfigError
 
@@ -19,7 +20,7 @@ def noise(height: int, width: int, channels: int = 3) -> np.ndarray:
 
 
 def dense_bilinear(source: int, out: int) -> np.ndarray:
-    """The triangle filter as a matrix, in float64 and independently of the product's code."""
+    """The triangle filter as a matrix, in float64 and independently of the library's code."""
     scale = source / out
     reach = max(scale, 1.0)
     center = (np.arange(out)[:, None] + 0.5) * scale
@@ -38,7 +39,7 @@ def test_bilinear_is_the_triangle_filter(height, width, out_height, out_width):
 
 @settings(max_examples=30, deadline=None)
 @given(height=SIDES, width=SIDES, method=st.sampled_from(METHODS), antialias=st.booleans())
-def test_same_size_is_the_same_picture_and_no_view_of_it(height, width, method, antialias):
+def test_same_size_is_an_equal_image_and_not_a_view(height, width, method, antialias):
     image = noise(height, width)
     got = resize(image, size=(height, width), method=method, antialias=antialias)
     np.testing.assert_array_equal(got, image)
@@ -49,7 +50,7 @@ def test_same_size_is_the_same_picture_and_no_view_of_it(height, width, method, 
 @given(
     height=SIDES, width=SIDES, size=st.tuples(SIDES, SIDES), method=st.sampled_from(METHODS), level=st.integers(0, 255)
 )
-def test_a_plain_picture_stays_plain(height, width, size, method, level):
+def test_a_plain_image_stays_plain(height, width, size, method, level):
     image = np.full((height, width, 3), level, np.uint8)
     np.testing.assert_allclose(resize_float(image, size=size, method=method), level, rtol=1e-5)
     np.testing.assert_array_equal(resize(image, size=size, method=method, rounding="nearest"), np.uint8(level))
@@ -57,7 +58,7 @@ def test_a_plain_picture_stays_plain(height, width, size, method, level):
 
 @settings(max_examples=40, deadline=None)
 @given(height=SIDES, width=SIDES, size=st.tuples(SIDES, SIDES), method=st.sampled_from(METHODS), data=st.data())
-def test_a_window_equals_slicing_the_whole_result(height, width, size, method, data):
+def test_a_window_equals_slicing_the_complete_result(height, width, size, method, data):
     image = noise(height, width)
     window = tuple(slice(data.draw(st.integers(0, n - 1)), n) for n in size)
     antialias = data.draw(st.booleans())
@@ -65,7 +66,7 @@ def test_a_window_equals_slicing_the_whole_result(height, width, size, method, d
     np.testing.assert_array_equal(got, resize(image, size=size, method=method, antialias=antialias)[window])
 
 
-def test_area_averages_whole_blocks():
+def test_area_averages_complete_blocks():
     image = noise(12, 8)
     want = image.reshape(4, 3, 4, 2, 3).mean(axis=(1, 3))
     np.testing.assert_allclose(resize_float(image, size=(4, 4), method="area"), want, atol=1e-4)
@@ -87,11 +88,13 @@ def test_overshoot_is_clipped():
     assert (np.diff(got, axis=1) >= -40).all()  # a wrapped overshoot would fall from 255 to almost 0
 
 
-def test_very_long_pictures_do_not_fill_the_cache():
+def test_a_very_long_image_does_not_fill_the_cache():
     image = noise(1, 3)
+    cached = resize_module._kernel_taps.cache_info().currsize
     size = resize_small_size((1, 3), shorter=9000)
     got = resize(image, size=size, window=(slice(0, 2), slice(0, 2)))
     assert (got == image[0, 0]).all()
+    assert resize_module._kernel_taps.cache_info().currsize == cached
 
 
 @pytest.mark.parametrize("size", [(0, 4), (4, 0)])
@@ -122,7 +125,7 @@ def test_boxes_lie_inside_and_keep_the_bounds(height, width, seed, least, room):
     assert box.left + box.width <= width
     if box != (0, 0, height, width):
         assert area[0] - 1e-9 <= box.height * box.width / (height * width) <= area[1] + 1e-9
-        # Only rounding to whole pixels can leave the range of shapes.
+        # Only rounding to whole pixels can leave the range of aspect ratios.
         assert box.width + 0.5 >= 0.75 * box.height
         assert box.width - 0.5 <= 1.33 * box.height
 
@@ -132,7 +135,7 @@ def test_boxes_are_a_function_of_the_generator():
     assert first == again != other
 
 
-def test_full_area_is_the_whole_picture_without_a_draw():
+def test_full_area_is_the_full_image_without_sampling():
     rng = np.random.default_rng(0)
     before = rng.bit_generator.state
     assert sample_crop_box(rng, 30, 90, area=(1.0, 1.0)) == CropBox(0, 0, 30, 90)
@@ -162,11 +165,6 @@ def test_central_box_rounds_the_offset_down_and_must_fit():
         central_crop(noise(4, 4), size=(5, 4))
 
 
-def test_value_ranges():
+def test_normalization_subtracts_imagenets_mean_and_divides_by_its_deviation():
     image = noise(3, 3)
-    unit = image / 255
-    np.testing.assert_allclose(normalize_on_host(image), (unit - IMAGENET_MEAN) / IMAGENET_STD, atol=1e-5)
-    np.testing.assert_allclose(scale_values(image), unit * 2 - 1, atol=1e-6)
-    assert scale_values(image, source=(100.0, 101.0), clip=True).min() == -1
-    with pytest.raises(ConfigError, match="source"):
-        scale_values(image, source=(3.0, 3.0))
+    np.testing.assert_allclose(normalize_on_host(image), (image / 255 - IMAGENET_MEAN) / IMAGENET_STD, atol=1e-5)

@@ -1,4 +1,4 @@
-"""The count of operations equals what the traced step multiplies."""
+"""The count of operations equals that of the matrix products in the traced step."""
 
 import math
 
@@ -18,7 +18,7 @@ BATCH = 4
 
 
 def traced(config):
-    """The step's gradient and abstract arguments."""
+    """The gradient function of the step, and its abstract arguments."""
     key = jax.eval_shape(lambda: jr.key(0))
     images = jax.ShapeDtypeStruct((BATCH, *config.image.image_size, 3), jnp.uint8)
     tokens = jax.ShapeDtypeStruct((BATCH, config.text.length), jnp.int32)

@@ -1,11 +1,11 @@
-"""The contrastive losses give the values and gradients that the reference's gave on 1 and on 8 devices.
+"""The contrastive losses have the values and gradients of the reference's on 1 and on 8 devices.
 
 The reference's temperature argument is exp(log_temperature), so its gradient times the temperature is ours. Its
-gradients with respect to a device's slice went through the all-gather of n devices and are n times those of the global
-mean. It rounds logits as large as the temperature before it subtracts them; half a unit in their last place is more
-than 1e-5 of a small loss (against float64, recorded means are up to 3e-5 off). That much is granted to the recording;
-ours must also equal the definition in float64 up to the rounding of similarities, which are at most 1. Its sigmoid_xent
-and softmax_xent were never called by its trainer and are no part of this library.
+gradients with respect to a device's slice passed the all-gather of n devices and are n times those of the global mean.
+It rounds logits as large as the temperature before it subtracts them. Half a unit in their last place is more than 1e-5
+of a small loss: recorded means differ from float64 by up to 3e-5. The comparison with the recording allows for that.
+Our losses must also equal the definition in float64 up to the rounding of similarities, which are at most 1. The
+reference's trainer never calls its sigmoid_xent and softmax_xent; this library has no counterpart.
 """
 
 import functools

@@ -1,9 +1,9 @@
-"""Surgery between stages against the reference's ``masked_init`` + ``merge_params``.
+"""Surgery between stages equals the reference's ``masked_init`` + ``merge_params``.
 
-Where the reference copied leaves of the wrong shape and failed later (``forward`` is an error), or raised
-(``outcome``), ours must raise. One difference is deliberate: learned image positions are resampled as a grid with the
-class token kept, not as one line of rows (``img/pos_embedding`` computed from learned ones), so there only the other
-leaves are compared, and its forward is not.
+If the reference copied leaves of the wrong shape and failed later (``forward`` is an error), or raised (``outcome``),
+ours must raise. One difference is deliberate: learned image positions are resampled as a grid with the class token
+kept, not as one line of rows (``img/pos_embedding`` computed from learned ones). In these cases only the other leaves
+are compared, and the forward is not.
 """
 
 import re

@@ -36,7 +36,7 @@ def _global(image, text, log_temperature, mask=None):
 
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 2**31 - 1))
-def test_reordering_pairs_reorders_losses_and_hits(seed):
+def test_reordering_pairs_reorders_losses_and_correctness(seed):
     image, text = _pairs(6, seed % 7)
     order = jr.permutation(jr.key(seed), 6)
     out, moved = _global(image, text, LOG_TEMPERATURE), _global(image[order], text[order], LOG_TEMPERATURE)
@@ -113,7 +113,7 @@ def test_sharded_value_and_gradients_equal_the_global_ones(shape, masked):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-4, atol=1e-5 * weights.max())
 
 
-def test_a_batch_that_devices_cannot_share_is_an_error():
+def test_a_batch_that_the_devices_do_not_divide_is_an_error():
     image, text = _pairs(12)
     with pytest.raises(ShardingError, match=r"12 pairs cannot be split into 8 .* use a multiple of 8"):
         sharded_softmax_contrastive(

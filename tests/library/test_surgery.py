@@ -1,4 +1,4 @@
-"""Surgery changes what it names and nothing else, and refuses what would change the function of a model unasked."""
+"""Surgery: each function changes what it names and nothing else, reports it, and refuses what was not requested."""
 
 import dataclasses
 
@@ -95,7 +95,7 @@ def test_with_config_changes_static_fields_everywhere():
 
 def test_with_config_lists_the_leaves_that_differ():
     config = tiny_clip_config(image=LEARNED, text={"length": 9})
-    with pytest.raises(ConfigError, match=r"(?s)image/position \(5, 32\): not there.*text/position: \(8, 32\) there"):
+    with pytest.raises(ConfigError, match=r"(?s)image/position \(5, 32\): missing.*text/position: \(8, 32\) found"):
         surgery.with_config(tiny_clip(), config)
 
 
@@ -125,7 +125,7 @@ def test_adopting_the_same_architecture_takes_every_leaf():
     assert report.changes == ()
 
 
-def test_rates_masking_and_computed_sizes_may_differ_unasked():
+def test_rates_masking_and_computed_sizes_may_differ_without_a_request():
     source = tiny_clip(text={"position": "sincos1d"})
     blocks = dataclasses.replace(source.config.image.blocks, drop_path=0.2, remat="full")
     target = tiny_clip_config(
@@ -141,7 +141,7 @@ def test_rates_masking_and_computed_sizes_may_differ_unasked():
     assert "image.blocks.drop_path: 0.0 -> 0.2" in report.changes
 
 
-def test_learned_positions_are_resampled_only_if_asked():
+def test_learned_positions_are_resampled_only_on_request():
     source = tiny_clip(image=LEARNED)
     target = tiny_clip_config(image=LEARNED | {"image_size": (32, 32)}, text={"length": 12})
     fresh = tiny_clip(1, **_fields(target))
@@ -152,7 +152,7 @@ def test_learned_positions_are_resampled_only_if_asked():
     assert_same_leaves(adopted, by_hand)
 
 
-def test_a_new_head_and_patch_stay_random_if_asked():
+def test_a_new_head_and_patch_stay_random_on_request():
     source = tiny_clip()
     target = tiny_clip_config(image={"embed": 6, "patch_size": (4, 4)}, text={"embed": 6})
     fresh = tiny_clip(1, **_fields(target))
@@ -178,17 +178,17 @@ def test_a_pattern_that_keeps_nothing_is_refused():
         surgery.adopt(tiny_clip(), tiny_clip_config(), fresh=tiny_clip(1), keep_initial=("img/head/.*",))
 
 
-def test_what_changes_the_function_of_equal_leaves_is_refused():
+def test_a_config_that_changes_the_outputs_of_equal_leaves_is_refused():
     blocks = dataclasses.replace(tiny_clip_config().image.blocks, heads=4, norm_eps=1e-5)
     target = tiny_clip_config(image={"blocks": blocks, "pool": "tok"})
     with pytest.raises(CheckpointError) as caught:
         surgery.adopt(tiny_clip(), target, fresh=tiny_clip(1, **_fields(target)))
-    for name in ("image.blocks.heads: 2 there, 4 wanted", "image.blocks.norm_eps", "image.pool: 'gap'"):
+    for name in ("image.blocks.heads: 2 found, 4 wanted", "image.blocks.norm_eps", "image.pool: 'gap'"):
         assert name in str(caught.value)
 
 
 def test_surplus_leaves_are_refused():
-    with pytest.raises(CheckpointError, match=r"image/position \(5, 32\): there, not wanted"):
+    with pytest.raises(CheckpointError, match=r"image/position \(5, 32\): present, not wanted"):
         surgery.adopt(tiny_clip(image=LEARNED), tiny_clip_config(), fresh=tiny_clip(1))
 
 

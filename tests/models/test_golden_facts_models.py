@@ -1,4 +1,4 @@
-"""The recordings of facts/: forwards and losses of five architectures, and five real training steps."""
+"""Forward passes and losses of five architectures and five training steps equal the recordings in facts/."""
 
 import jax
 import jax.numpy as jnp

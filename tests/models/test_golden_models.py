@@ -1,4 +1,4 @@
-"""Both towers against the recorded reference: outputs, every intermediate, gradients, masking, shapes, initializers."""
+"""Both towers equal the recorded reference: outputs, intermediate values, gradients, masking, shapes, initializers."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""Presets: parameter counts, and what is refused."""
+"""Presets have the published parameter counts; unknown names and sizes are refused."""
 
 import pytest
 from support.parameter_counts import PARAMETERS
@@ -37,7 +37,7 @@ def test_with_positions_counted_open_clip_agrees(name, size):
     assert f"{with_positions / 1e6:.2f}" == f"{OPEN_CLIP[name, size]:.2f}"
 
 
-def test_the_masters_text_table_for_h_is_not_the_t5x_one():
+def test_the_text_tower_of_h_is_that_of_the_main_table_not_of_t5x():
     # The t5x branch lists an MLP of 3,072 for H/14; the released weights have the master's 4,096.
     slim = VARIANTS["H"]._replace(text=VARIANTS["H"].text._replace(mlp_dim=3072))
     config = from_variant(slim, patch_size=14, image_size=224, length=32)

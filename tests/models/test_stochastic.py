@@ -1,4 +1,4 @@
-"""What is random draws from the key, what is not random does not; each tower on its own."""
+"""Random parts depend on the key, all others do not; each row has its own random numbers."""
 
 import functools
 
@@ -20,7 +20,7 @@ BATCH = 8
 
 
 def loss_of(*, image=None, text=None):
-    """A function from key (or None) to the loss of a fixed batch, where the towers have these rates."""
+    """A function from key (or None) to the loss of a fixed batch, of a model whose towers have these rates."""
     rates = {"image": dict(image or {}), "text": dict(text or {})}
     mask_ratio = rates["image"].pop("mask_ratio", 0.0)
     blocks = {tower: BlockConfig(width=32, depth=2, mlp_dim=64, heads=2, **chosen) for tower, chosen in rates.items()}
@@ -57,7 +57,7 @@ def test_two_keys_give_two_losses_and_no_key_gives_one(rates):
     assert plain == deterministic_loss()
 
 
-def test_a_key_changes_nothing_where_everything_is_off():
+def test_a_key_changes_nothing_if_all_rates_are_zero():
     assert loss_of()(jr.key(1)) == deterministic_loss()
 
 
@@ -66,7 +66,7 @@ def deterministic_loss():
     return loss_of()(None)
 
 
-def test_towers_and_rows_draw_independently():
+def test_rows_have_independent_random_numbers():
     config = tiny_runs.model_config(blocks={"dropout": 0.5})
     model = CLIP.init(config, key=jr.key(0))
     image = np.zeros((2, *tiny_runs.SIZE, 3), np.float32)

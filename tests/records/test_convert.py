@@ -10,7 +10,8 @@ from support import dumps
 from support.conversions import Stopped, content, ingest, interrupted, keys
 from support.dumps import samples
 
-from clipa_eqx.data.array_record_reader import open_records, verify
+from clipa_eqx.data.array_record_reader import open_records
+from clipa_eqx.data.verification import verify_records
 from clipa_eqx.errors import DataError
 
 
@@ -38,7 +39,7 @@ def test_the_output_does_not_depend_on_the_number_of_workers(source, tmp_path):
         "undecodable image": 1,
     }
     assert (manifest.rows_read, manifest.rows_written) == (19, 15)
-    assert verify(tmp_path / "1") == manifest
+    assert verify_records(tmp_path / "1") == manifest
     assert multiprocessing.active_children() == []
 
 
@@ -69,7 +70,7 @@ def test_a_limit_takes_the_first_rows_for_any_number_of_workers(limit, source, t
     manifest = ingest(source, tmp_path / "out", limit=limit)
     assert manifest.rows_read == min(limit, whole.rows_read)
     assert keys(tmp_path / "out") == keys(tmp_path / "whole")[: manifest.rows_written]
-    assert verify(tmp_path / "out") == manifest
+    assert verify_records(tmp_path / "out") == manifest
     if limit == 7:
         ingest(source, tmp_path / "two", limit=limit, workers=2)
         assert content(tmp_path / "two") == content(tmp_path / "out")
@@ -97,7 +98,7 @@ def test_a_finished_conversion_is_left_alone_by_its_own_command_and_kept_from_ot
         ingest(source, out)
     assert content(out) == before
     ingest(source, out, max_side=32, overwrite=True)
-    assert set(content(out)) == {shard.name for shard in verify(out).shards} | {"manifest.json"}
+    assert set(content(out)) == {shard.name for shard in verify_records(out).shards} | {"manifest.json"}
 
 
 def test_a_folder_with_other_things_is_refused_even_with_overwrite(source, tmp_path):
@@ -213,7 +214,7 @@ def test_a_source_and_a_destination_in_a_bucket(kind, tmp_path, memory):
         f"/bucket/out/{name}" for name in content(tmp_path / "out")
     )
     memory.get("/bucket/out/", str(tmp_path / "copy"), recursive=True)
-    assert verify(tmp_path / "copy") == remote
+    assert verify_records(tmp_path / "copy") == remote
     assert ingest("memory://bucket/source", "memory://bucket/out", kind=kind) == remote
     assert ingest(f"file://{tmp_path}/source", tmp_path / "from-url", kind=kind).shards == local.shards
 

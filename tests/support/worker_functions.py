@@ -1,4 +1,4 @@
-"""Functions that run in worker processes of the stream tests."""
+"""Transforms of the stream tests that run in worker processes."""
 
 import os
 import sys
@@ -8,8 +8,8 @@ import numpy as np
 from clipa_eqx.errors import DataError
 
 
-def draw(record, rng):
-    """Runs in worker processes, which must not touch jax."""
+def random_row(record, rng):
+    """Row with the process id; fails if the worker process has started a jax backend."""
     jax_backends = sys.modules.get("jax._src.xla_bridge")
     if os.environ.get("CLIPA_EQX_TEST_PARENT", "") not in ("", str(os.getpid())) and jax_backends is not None:
         assert not jax_backends._backends, "a worker process created a jax backend"
@@ -21,19 +21,19 @@ def draw(record, rng):
 
 
 def evaluate(record):
-    return draw(record, np.random.default_rng(0))
+    return random_row(record, np.random.default_rng(0))
 
 
 def up_to_100(record):
     if record.key == "100":
-        raise DataError("a damaged picture")
+        raise DataError("a damaged image")
     return evaluate(record)
 
 
 def counted(record, rng, path):
     with open(path, "ab") as file:
         file.write(b".")
-    return draw(record, rng)
+    return random_row(record, rng)
 
 
 def die(record, rng, number):

@@ -193,7 +193,7 @@ def test_weights_come_from_a_run_or_a_model_folder_with_texts_resized_and_the_op
 def test_texts_are_not_resized_unless_asked_for(finished):
     config = config_of_run(init=InitConfig(source=str(finished[0])))
     config = dataclasses.replace(config, model=tiny_runs.model_config(text={"length": 16}))
-    with pytest.raises(CheckpointError, match=r"text/position: \(8, 32\) there, \(16, 32\) wanted \(resize_text"):
+    with pytest.raises(CheckpointError, match=r"text/position: \(8, 32\) found, \(16, 32\) wanted \(resize_text"):
         start_of(config)
 
 

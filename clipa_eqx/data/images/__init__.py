@@ -1,1 +1,1 @@
-"""Images: decoding, crops, resizing, augmentation, pixel values; free of jax."""
+"""Image processing on the host: decoding, crops, resizing, augmentation, pixel normalization; imports no jax."""

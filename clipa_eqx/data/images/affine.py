@@ -1,4 +1,4 @@
-"""Random rotation, scale and shift of a drawing on a plain background."""
+"""Random rotation, scale and shift of an icon on a plain background."""
 
 import math
 from dataclasses import dataclass
@@ -12,11 +12,20 @@ from clipa_eqx.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class AffineConfig:
-    """Ranges of the draws; for drawings only, because what comes into view is filled with the corner color."""
+    """Ranges of random affine changes; for icons only, because uncovered pixels are filled with the corner color.
+
+    Attributes:
+        max_rotate_degrees: largest rotation, in each direction.
+        scale: (least, most) factor of the size; its logarithm is sampled uniformly.
+        max_shift: largest shift as a share of the side, in each direction.
+
+    Raises:
+        ConfigError: an empty or impossible range.
+    """
 
     max_rotate_degrees: float = 0.0
-    scale: tuple[float, float] = (1.0, 1.0)  # drawn uniformly in the logarithm
-    max_shift: float = 0.0  # of the side, each way
+    scale: tuple[float, float] = (1.0, 1.0)
+    max_shift: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_rotate_degrees <= 180:
@@ -28,20 +37,27 @@ class AffineConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AffineDraws:
-    """One picture's transformation around its center; shifts as shares of the sides, right and down positive."""
+class AffineChange:
+    """Affine change of one image around its center.
 
-    degrees: float = 0.0  # anticlockwise
+    Attributes:
+        degrees: counterclockwise rotation.
+        scale: factor of the size.
+        shift_right: shift as a share of the width, positive to the right.
+        shift_down: shift as a share of the height, positive downwards.
+    """
+
+    degrees: float = 0.0
     scale: float = 1.0
     shift_right: float = 0.0
     shift_down: float = 0.0
 
 
-def draw_affine(rng: np.random.Generator, config: AffineConfig) -> AffineDraws:
-    """Draw for one picture; always takes four values from ``rng``."""
+def sample_affine(rng: np.random.Generator, config: AffineConfig) -> AffineChange:
+    """Sample the change of one image; always takes four values from ``rng``."""
     turn, grow, right, down = rng.random(4).tolist()
     low, high = map(math.log, config.scale)
-    return AffineDraws(
+    return AffineChange(
         degrees=config.max_rotate_degrees * (2 * turn - 1),
         scale=math.exp(low + (high - low) * grow),
         shift_right=config.max_shift * (2 * right - 1),
@@ -49,18 +65,23 @@ def draw_affine(rng: np.random.Generator, config: AffineConfig) -> AffineDraws:
     )
 
 
-def apply_affine(image: UInt8[np.ndarray, "height width 3"], draws: AffineDraws) -> UInt8[np.ndarray, "height width 3"]:
-    """Transform bilinearly at the same size; uncovered pixels take the median color of the four corners."""
-    if draws == AffineDraws():
+def apply_affine(
+    image: UInt8[np.ndarray, "height width 3"], change: AffineChange
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Transform an image bilinearly at the same size; uncovered pixels get the median color of the four corners.
+
+    Without any change the image itself is returned.
+    """
+    if change == AffineChange():
         return image
     height, width = image.shape[:2]
     corners = np.median(image[:: max(height - 1, 1), :: max(width - 1, 1)].reshape(-1, 3), axis=0)
     fill = (int(corners[0]), int(corners[1]), int(corners[2]))
-    angle = math.radians(draws.degrees)
-    cos, sin = math.cos(angle) / draws.scale, math.sin(angle) / draws.scale
+    angle = math.radians(change.degrees)
+    cos, sin = math.cos(angle) / change.scale, math.sin(angle) / change.scale
     center_x, center_y = width / 2, height / 2
-    to_x, to_y = center_x + draws.shift_right * width, center_y + draws.shift_down * height
-    # Pillow wants the way back, from output to input: undo the shift, then the rotation and the scale (rows go down).
+    to_x, to_y = center_x + change.shift_right * width, center_y + change.shift_down * height
+    # Pillow takes the inverse map, from output to input: undo the shift, then rotation and scale (rows point down).
     back = (cos, -sin, center_x - cos * to_x + sin * to_y, sin, cos, center_y - sin * to_x - cos * to_y)
     turned = Image.fromarray(image).transform(
         (width, height), Image.Transform.AFFINE, back, resample=Image.Resampling.BILINEAR, fillcolor=fill

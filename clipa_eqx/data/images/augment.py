@@ -1,4 +1,4 @@
-"""A record's bytes to one augmented training picture: what is drawn, and both ways to compute it."""
+"""Augmented training images: the random parameters of one image, and the two ways to compute its pixels."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,8 +6,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import UInt8
 
-from clipa_eqx.data.images.affine import AffineConfig, AffineDraws, apply_affine, draw_affine
-from clipa_eqx.data.images.color import ColorConfig, ColorDraws, apply_color, draw_color
+from clipa_eqx.data.images.affine import AffineChange, AffineConfig, apply_affine, sample_affine
+from clipa_eqx.data.images.color import ColorChange, ColorConfig, apply_color, sample_color
 from clipa_eqx.data.images.crops import CropBox, check_crop_ranges, crop_and_resize, sample_crop_box
 from clipa_eqx.data.images.decode import decode_image, image_size
 from clipa_eqx.data.images.fast import Region, decode_for_region, resample
@@ -18,18 +18,33 @@ ImageMode = Literal["exact", "fast"]
 
 @dataclass(frozen=True, kw_only=True)
 class ImageConfig:
-    """Training pictures. ``exact`` has the reference's pixels, ``fast`` the same crops and colors but its own filter.
+    """Size and augmentation of training images.
 
-    Fast minus exact, measured: on synthetic photographs (JPEG of 320 to 1024 pixels to 64 and 112) 0.7 levels mean
-    absolute (worst picture 1.3), PSNR 49 dB (worst 43); on the small recorded pictures 0.8 levels, 49 dB (worst 3.5 and
-    33, a JPEG of pure noise). Half a level of it is the reference's truncation, which fast does not repeat.
+    Mode "exact" has the reference's pixels. Mode "fast" has the same crops and colors but another resize filter. The
+    measured difference fast - exact, in levels of 255: on synthetic photographs (JPEG of 320 to 1024 pixels, resized to
+    64 and 112) 0.7 mean absolute (worst image 1.3), PSNR 49 dB (worst 43); on the small recorded images 0.8, 49 dB
+    (worst 3.5 and 33, a JPEG of pure noise). Half a level of this is the truncation of the reference, which "fast" does
+    not repeat.
+
+    Attributes:
+        size: (height, width) of the result in pixels.
+        mode: way to compute the pixels, see above.
+        min_area: least share of the image that the crop covers; 1 always takes the complete image.
+        max_area: largest share of the image that the crop covers.
+        min_aspect: least width / height of the crop.
+        max_aspect: largest width / height of the crop.
+        color: random color changes; None for none.
+        affine: random rotation, scale and shift, for icons; None for none.
+
+    Raises:
+        ConfigError: a side below 1, or an empty or impossible range.
     """
 
-    size: tuple[int, int]  # height, width
+    size: tuple[int, int]
     mode: ImageMode = "fast"
-    min_area: float = 0.4  # of the picture; 1 takes the whole picture
+    min_area: float = 0.4
     max_area: float = 1.0
-    min_aspect: float = 0.75  # width / height
+    min_aspect: float = 0.75
     max_aspect: float = 1.33
     color: ColorConfig | None = None
     affine: AffineConfig | None = None
@@ -40,55 +55,57 @@ class ImageConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageDraws:
-    """All that is random about one training picture."""
+class Augmentation:
+    """Random parameters of one training image: crop box, color change, affine change."""
 
     box: CropBox
-    color: ColorDraws | None = None
-    affine: AffineDraws | None = None
+    color: ColorChange | None = None
+    affine: AffineChange | None = None
 
 
 def train_image(data: bytes, config: ImageConfig, rng: np.random.Generator) -> UInt8[np.ndarray, "height width 3"]:
-    """Decode, crop at random, squash to ``config.size``, jitter colors. The draws do not depend on the mode.
+    """Decode an image, crop it at random, squash it to ``config.size`` and change its colors.
+
+    The random parameters do not depend on the mode.
 
     Raises:
-        DataError: the bytes are not a whole picture (see ``decode_image``).
+        DataError: the bytes are not a complete image (see ``decode_image``).
     """
     height, width = image_size(data)
-    return render_image(data, config, draw_image(rng, height, width, config))
+    return render_image(data, config, sample_augmentation(rng, height, width, config))
 
 
-def draw_image(rng: np.random.Generator, height: int, width: int, config: ImageConfig) -> ImageDraws:
-    """Draw for a picture of this full size, in the order box, color, affine."""
+def sample_augmentation(rng: np.random.Generator, height: int, width: int, config: ImageConfig) -> Augmentation:
+    """Sample the parameters for an image of this full size in pixels, in the order box, color, affine."""
     area, aspect = (config.min_area, config.max_area), (config.min_aspect, config.max_aspect)
-    return ImageDraws(
+    return Augmentation(
         box=sample_crop_box(rng, height, width, area=area, aspect=aspect),
-        color=None if config.color is None else draw_color(rng, config.color),
-        affine=None if config.affine is None else draw_affine(rng, config.affine),
+        color=None if config.color is None else sample_color(rng, config.color),
+        affine=None if config.affine is None else sample_affine(rng, config.affine),
     )
 
 
-def render_image(data: bytes, config: ImageConfig, draws: ImageDraws) -> UInt8[np.ndarray, "height width 3"]:
-    """The picture that ``draws`` describe: affine on the whole picture, then crop and resize, then color.
+def render_image(data: bytes, config: ImageConfig, parameters: Augmentation) -> UInt8[np.ndarray, "height width 3"]:
+    """Compute a training image from its parameters: affine change of the full image, crop and resize, color change.
 
     Raises:
-        DataError: as ``train_image``.
+        DataError: the bytes are not a complete image (see ``decode_image``).
     """
     if config.mode == "exact":
-        whole = decode_image(data)
-        if draws.affine is not None:
-            whole = apply_affine(whole, draws.affine)
-        image = crop_and_resize(whole, draws.box, size=config.size)
+        full = decode_image(data)
+        if parameters.affine is not None:
+            full = apply_affine(full, parameters.affine)
+        image = crop_and_resize(full, parameters.box, size=config.size)
     else:
-        region = Region(*map(float, draws.box))
+        region = Region(*map(float, parameters.box))
         scaled = decode_for_region(data, region, size=config.size)
-        if draws.affine is not None:
-            scaled = scaled._replace(pixels=apply_affine(scaled.pixels, draws.affine))
+        if parameters.affine is not None:
+            scaled = scaled._replace(pixels=apply_affine(scaled.pixels, parameters.affine))
         image = resample(scaled, region, size=config.size)
-    return image if draws.color is None else apply_color(image, draws.color)
+    return image if parameters.color is None else apply_color(image, parameters.color)
 
 
 def check_size(size: tuple[int, int]) -> None:
-    """Raises ConfigError unless both sides are at least 1."""
+    """Raise ConfigError unless both sides are at least 1."""
     if min(size) < 1:
         raise ConfigError(f"image size={size} must be (height, width) of at least 1 pixel each")

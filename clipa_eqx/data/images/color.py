@@ -1,4 +1,4 @@
-"""Color jitter and gray of SimCLR as CLIPA trains with it: draws first, then a pure function of pixels and draws."""
+"""Color jitter and gray of SimCLR as in CLIPA: random parameters, and a pure function of pixels and parameters."""
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -14,16 +14,25 @@ ColorOp = Literal["brightness", "contrast", "saturation", "hue"]
 COLOR_OPS: tuple[ColorOp, ...] = ("brightness", "contrast", "saturation", "hue")
 
 _LUMA = (0.2989, 0.5870, 0.1140)
-# Red falls to its least opposite itself (3); green and blue are largest between 1 and 3, 3 and 5.
+# Sextants of the hue: red is least at 3; green and blue are largest between 1 and 3, and between 3 and 5.
 _OPPOSITE = np.asarray([3, 2, 4], np.float32)[:, None, None]
 
-# Planes of one channel each, 0..1: elementwise work on them is twice as fast as on interleaved pixels.
+# One plane per channel, values 0..1: elementwise work on planes is twice as fast as on interleaved pixels.
 Planes = Float32[np.ndarray, "3 height width"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ColorConfig:
-    """``simclr_jitter_gray`` of the reference: factors 1 +- 0.8 strength, hue +- 0.2 strength of a turn."""
+    """Ranges of random color changes, as ``simclr_jitter_gray`` of the reference.
+
+    Attributes:
+        strength: spread; factors are 1 +- 0.8 strength, the hue changes by up to +- 0.2 strength turns.
+        jitter_probability: probability of the jitter.
+        gray_probability: probability of the conversion to gray.
+
+    Raises:
+        ConfigError: a strength outside [0, 1.25] or a probability outside [0, 1].
+    """
 
     strength: float = 0.4
     jitter_probability: float = 0.8
@@ -39,24 +48,33 @@ class ColorConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ColorDraws:
-    """What happens to one picture. ``order`` may be empty; factors of absent steps are not used."""
+class ColorChange:
+    """Color change of one image.
+
+    Attributes:
+        order: steps of the jitter in their order; may be empty.
+        brightness: factor; this and the next three are used only if ``order`` has their step.
+        contrast: factor.
+        saturation: factor.
+        hue: change in turns.
+        gray: conversion to gray after the jitter.
+    """
 
     order: tuple[ColorOp, ...] = ()
     brightness: float = 1.0
     contrast: float = 1.0
     saturation: float = 1.0
-    hue: float = 0.0  # turns
+    hue: float = 0.0
     gray: bool = False
 
 
-def draw_color(rng: np.random.Generator, config: ColorConfig) -> ColorDraws:
-    """Draw for one picture; always takes the same number of values from ``rng``."""
+def sample_color(rng: np.random.Generator, config: ColorConfig) -> ColorChange:
+    """Sample the change of one image; always takes the same number of values from ``rng``."""
     jitter, gray, *spread = rng.random(6).tolist()
     order = rng.permutation(4).tolist()
     span = 0.8 * config.strength
     brightness, contrast, saturation = (1 + span * (2 * u - 1) for u in spread[:3])
-    return ColorDraws(
+    return ColorChange(
         order=tuple(COLOR_OPS[i] for i in order) if jitter < config.jitter_probability else (),
         brightness=brightness,
         contrast=contrast,
@@ -66,18 +84,18 @@ def draw_color(rng: np.random.Generator, config: ColorConfig) -> ColorDraws:
     )
 
 
-def apply_color(image: UInt8[np.ndarray, "height width 3"], draws: ColorDraws) -> UInt8[np.ndarray, "height width 3"]:
-    """Each step of ``order`` in turn, clipped to 0..1 after each, then gray, then truncation to uint8.
+def apply_color(image: UInt8[np.ndarray, "height width 3"], change: ColorChange) -> UInt8[np.ndarray, "height width 3"]:
+    """Apply the steps of ``change.order``, each clipped to 0..1, then gray, then truncate to uint8.
 
-    Without any step and gray the picture is returned as it came.
+    Without any step and gray the image itself is returned.
     """
-    if not draws.order and not draws.gray:
+    if not change.order and not change.gray:
         return image
     x = to_planes(image)
-    for step in draws.order:
-        x = _apply(x, step, draws)
+    for step in change.order:
+        x = _apply(x, step, change)
         _clip_unit(x)
-    if draws.gray:
+    if change.gray:
         x = to_gray(x)
     x *= np.float32(255)  # within 0..255: every step was clipped
     levels = x.astype(np.uint8)
@@ -88,19 +106,19 @@ def apply_color(image: UInt8[np.ndarray, "height width 3"], draws: ColorDraws) -
 
 
 def to_planes(image: UInt8[np.ndarray, "height width 3"]) -> Planes:
-    """Levels 0..255 to planes in 0..1."""
+    """Convert levels 0..255 to planes of values 0..1."""
     return np.ascontiguousarray(np.moveaxis(image, -1, 0)).astype(np.float32) / np.float32(255)
 
 
 def adjust_brightness(planes: Planes, factor: float) -> Planes:
-    """Multiply (the "simclrv2" kind)."""
+    """Multiply all values by ``factor`` (the "simclrv2" kind of brightness)."""
     return planes * np.float32(factor)
 
 
 def adjust_contrast(planes: Planes, factor: float) -> Planes:
-    """Spread around each channel's mean."""
-    # The float32 pairwise mean and this form (not x f + m (1 - f)) are TensorFlow's to the last bit, which
-    # truncation to uint8 would otherwise show.
+    """Multiply the distances from each channel's mean by ``factor``."""
+    # The pairwise float32 mean and this form (not x f + m (1 - f)) equal TensorFlow's to the last bit. Otherwise
+    # truncation to uint8 would show the difference.
     mean = planes.reshape(3, -1).mean(axis=-1)[:, None, None]
     adjusted = planes - mean
     adjusted *= np.float32(factor)
@@ -109,9 +127,9 @@ def adjust_contrast(planes: Planes, factor: float) -> Planes:
 
 
 def adjust_saturation(planes: Planes, factor: float) -> Planes:
-    """Scale the HSV saturation, at most to 1; hue and value stay."""
+    """Multiply the HSV saturation by ``factor``, up to 1; hue and value stay."""
     value, spread = _value_and_spread(planes)
-    # Distances from the value scale with the saturation spread / value, which may not pass 1.
+    # Distances from the value scale with the saturation spread / value, which must not exceed 1.
     scale = np.minimum(np.float32(factor), value / spread)
     adjusted = value - planes
     adjusted *= scale
@@ -140,14 +158,14 @@ def adjust_hue(planes: Planes, delta: float) -> Planes:
 
 
 def to_gray(planes: Planes) -> Planes:
-    """Luma 0.2989 R + 0.5870 G + 0.1140 B in all three channels."""
+    """Set all three channels to the luma 0.2989 R + 0.5870 G + 0.1140 B."""
     red, green, blue = (plane * np.float32(weight) for plane, weight in zip(planes, _LUMA, strict=True))
     return np.repeat((red + green + blue)[None], 3, axis=0)
 
 
 class _Spread(NamedTuple):
     value: np.ndarray  # largest channel
-    spread: np.ndarray  # largest minus smallest; tiny instead of 0, so that it can be divided by
+    spread: np.ndarray  # largest minus smallest channel; tiny instead of 0, so that it can be a divisor
 
 
 def _value_and_spread(planes: Planes) -> _Spread:
@@ -161,13 +179,13 @@ def _clip_unit(planes: Planes) -> None:
     np.clip(planes, np.float32(0), np.float32(1), out=planes)  # maximum and minimum in place take ten times as long
 
 
-def _apply(planes: Planes, step: ColorOp, draws: ColorDraws) -> Planes:
+def _apply(planes: Planes, step: ColorOp, change: ColorChange) -> Planes:
     match step:
         case "brightness":
-            return adjust_brightness(planes, draws.brightness)
+            return adjust_brightness(planes, change.brightness)
         case "contrast":
-            return adjust_contrast(planes, draws.contrast)
+            return adjust_contrast(planes, change.contrast)
         case "saturation":
-            return adjust_saturation(planes, draws.saturation)
+            return adjust_saturation(planes, change.saturation)
         case "hue":
-            return adjust_hue(planes, draws.hue)
+            return adjust_hue(planes, change.hue)

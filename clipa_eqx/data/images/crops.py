@@ -1,4 +1,4 @@
-"""Which part of a picture is seen: random boxes with the reference's distribution, and central crops."""
+"""Crops: random boxes with the reference's distribution, and central boxes."""
 
 import math
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from clipa_eqx.errors import ConfigError
 
 
 class CropBox(NamedTuple):
-    """A rectangle in pixels of the whole picture."""
+    """Rectangle in whole pixels of the full image."""
 
     top: int
     left: int
@@ -28,30 +28,38 @@ def sample_crop_box(
     aspect: tuple[float, float] = (0.75, 1.33),
     attempts: int = 100,
 ) -> CropBox:
-    """Draw a box as ``inception_crop`` of the reference does (``sample_distorted_bounding_box`` of TensorFlow).
+    """Sample a box as ``inception_crop`` of the reference does (``sample_distorted_bounding_box`` of TensorFlow).
 
-    ``area`` is the allowed share of the picture, ``aspect`` is width / height. The share is *not* uniform: the height
-    is, between the smallest that has the least area and the largest that fits. If no attempt fits (very long
-    pictures), the box is the whole picture. ``area=(1, 1)`` is the whole picture without drawing.
+    The share of the area is *not* uniform. The height is uniform, from the smallest height that has the least area to
+    the largest that fits. If no attempt fits (very long images), the box is the full image. ``area=(1, 1)`` is the full
+    image without sampling.
+
+    Args:
+        rng: source of the random numbers.
+        height: height of the full image in pixels.
+        width: width of the full image in pixels.
+        area: (least, most) share of the image.
+        aspect: (least, most) width / height of the box.
+        attempts: number of boxes to try.
 
     Raises:
         ConfigError: ranges that are empty, reversed or outside (0, 1] for the area.
     """
     check_crop_ranges(area=area, aspect=aspect)
-    whole = CropBox(0, 0, height, width)
+    full = CropBox(0, 0, height, width)
     if area[0] == 1.0:
-        return whole
+        return full
     least, most = area[0] * width * height, area[1] * width * height
     for _ in range(attempts):
         ratio = aspect[0] + (aspect[1] - aspect[0]) * rng.random()
         box = _attempt(rng, height, width, ratio=ratio, least=least, most=most)
         if box is not None:
             return box
-    return whole
+    return full
 
 
 def check_crop_ranges(*, area: tuple[float, float], aspect: tuple[float, float]) -> None:
-    """Raises ConfigError unless 0 < area[0] <= area[1] <= 1 and 0 < aspect[0] <= aspect[1]."""
+    """Raise ConfigError unless 0 < area[0] <= area[1] <= 1 and 0 < aspect[0] <= aspect[1]."""
     if not 0 < area[0] <= area[1] <= 1:
         raise ConfigError(f"crop area={area} must be (least, most) with 0 < least <= most <= 1")
     if not 0 < aspect[0] <= aspect[1]:
@@ -59,7 +67,7 @@ def check_crop_ranges(*, area: tuple[float, float], aspect: tuple[float, float])
 
 
 def crop(image: UInt8[np.ndarray, "height width 3"], box: CropBox) -> UInt8[np.ndarray, "out_height out_width 3"]:
-    """A view of the pixels inside ``box``."""
+    """Return a view of the pixels inside ``box``."""
     return image[box.top : box.top + box.height, box.left : box.left + box.width]
 
 
@@ -72,25 +80,33 @@ def crop_and_resize(
     antialias: bool = True,
     rounding: Rounding = "truncate",
 ) -> UInt8[np.ndarray, "out_height out_width 3"]:
-    """Crop, then squash to ``size`` (height, width); pixels outside the box do not count, as in the reference."""
+    """Crop, then squash to ``size`` (height, width). As in the reference, pixels outside the box have no influence.
+
+    Raises:
+        ConfigError: a side of ``size`` below 1 or an unknown method.
+    """
     return resize(crop(image, box), size=size, method=method, antialias=antialias, rounding=rounding)
 
 
 def central_box(height: int, width: int, *, size: tuple[int, int]) -> CropBox:
-    """The central ``size`` (height, width), offset rounded down.
+    """Box of ``size`` (height, width) in the center of an image; its offset is rounded down.
 
     Raises:
-        ConfigError: the picture is smaller than ``size``.
+        ConfigError: the image is smaller than ``size``.
     """
     if size[0] > height or size[1] > width:
-        raise ConfigError(f"central crop of {size} does not fit into a picture of {(height, width)}; resize it first")
+        raise ConfigError(f"central crop of {size} does not fit into an image of {(height, width)}; resize it first")
     return CropBox((height - size[0]) // 2, (width - size[1]) // 2, *size)
 
 
 def central_crop(
     image: UInt8[np.ndarray, "height width 3"], *, size: tuple[int, int]
 ) -> UInt8[np.ndarray, "out_height out_width 3"]:
-    """A view of the central ``size`` (height, width); raises ConfigError if it does not fit."""
+    """Return a view of the central ``size`` (height, width).
+
+    Raises:
+        ConfigError: the image is smaller than ``size``.
+    """
     return crop(image, central_box(image.shape[0], image.shape[1], size=size))
 
 
@@ -115,7 +131,7 @@ def _attempt(
         wide = round(tall * ratio)
     if not (least <= tall * wide <= most and 0 < tall <= height and 0 < wide <= width):
         return None
-    # The last offset is never drawn, as in the reference.
+    # The last offset is never sampled, as in the reference.
     top = int(rng.integers(height - tall)) if tall < height else 0
     left = int(rng.integers(width - wide)) if wide < width else 0
     return CropBox(top, left, tall, wide)

@@ -1,4 +1,4 @@
-"""Encoded pictures (JPEG, PNG, BMP, GIF, WebP) to RGB uint8, with a guard against bombs and damaged files."""
+"""Decoding of image files (JPEG, PNG, BMP, GIF, WebP) to RGB uint8, with limits on size and checks for damage."""
 
 import io
 import math
@@ -12,32 +12,33 @@ from PIL import Image
 
 from clipa_eqx.errors import DataError
 
-# 8192 x 8192: 200 MB of RGB. Web pictures are far below; one bomb must not take a worker's memory.
 MAX_PIXELS = 2**26
+"""Default limit of decoded pixels: 8192 x 8192, 200 MB of RGB. Images of the web are far smaller; the limit protects
+the memory of a worker from decompression bombs."""
 
-# Only those for which libjpeg-turbo has vector code: 3/8 takes longer than 1/2, 5/8 twice as long as the full picture.
+# Only the scales that libjpeg-turbo vectorizes: 3/8 takes longer than 1/2, and 5/8 twice as long as the full image.
 _SCALES = (1 / 8, 1 / 4, 1 / 2)
 
 _FORMATS = ("PNG", "BMP", "GIF", "WEBP")
-# Begin of the APP14 segment.
+# Start of the APP14 segment.
 _ADOBE = b"\xff\xee\x00\x0eAdobe"
-# What libjpeg remarks on while every pixel is still decoded; such files are common on the web and the reference
-# accepts them. Every other remark means that pixels are missing or invented.
+# Warnings of libjpeg after which every pixel is still decoded. Such files are common on the web, and the reference
+# accepts them. Any other warning means that pixels are missing or invented.
 _HARMLESS = ("extraneous bytes before marker", "unknown JFIF revision", "Adobe color transform", "bad ICC marker")
 
 
 class ImageSize(NamedTuple):
-    """Pixels, as stored: EXIF rotation is ignored."""
+    """Size of an image in pixels, as stored: EXIF rotation is ignored."""
 
     height: int
     width: int
 
 
 def image_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageSize:
-    """Height and width from the header alone (microseconds for a JPEG).
+    """Read height and width from the header (in microseconds for a JPEG).
 
     Raises:
-        DataError: not a picture, an unknown format, or more than ``max_pixels``.
+        DataError: not an image, an unknown format, or more than ``max_pixels``.
     """
     if is_jpeg(data):
         return _jpeg_header(data, max_pixels=max_pixels)[0]
@@ -49,44 +50,45 @@ def image_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageSize:
 
 
 def is_jpeg(data: bytes) -> bool:
+    """True if the data start like a JPEG file."""
     return data[:3] == b"\xff\xd8\xff"
 
 
 def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "height width 3"]:
-    """Decode to RGB as the reference does (``tf.io.decode_image`` with the accurate DCT for JPEG).
+    """Decode an image file to RGB as the reference does (``tf.io.decode_image``, accurate DCT for JPEG).
 
-    Gray is repeated, alpha is dropped without blending, 16-bit PNG keeps the high byte, GIF gives its first frame,
-    EXIF rotation is ignored.
+    Gray is repeated in all channels, alpha is dropped without blending, 16-bit PNG keeps the high byte, GIF its first
+    frame. EXIF rotation is ignored.
 
     Raises:
         DataError: empty, truncated, damaged, an unknown format, or more than ``max_pixels``.
     """
     if is_jpeg(data):
         return decode_jpeg_scaled(data, max_pixels=max_pixels)
-    picture, _ = _open(data, max_pixels=max_pixels)
+    image, _ = _open(data, max_pixels=max_pixels)
     try:
-        if picture.mode.startswith("I"):
-            levels = np.asarray(picture)
+        if image.mode.startswith("I"):
+            levels = np.asarray(image)
             gray = (levels >> 8).astype(np.uint8)
             return np.repeat(gray[..., None], 3, axis=-1)
-        return np.array(picture.convert("RGB"))
+        return np.array(image.convert("RGB"))
     # Pillow's decoders raise OSError, SyntaxError, EOFError, zlib.error and more on damaged files.
     except Exception as error:
-        raise DataError(f"cannot decode {picture.format} image of {len(data)} bytes: {error}") from error
+        raise DataError(f"cannot decode {image.format} image of {len(data)} bytes: {error}") from error
 
 
 def decode_jpeg_scaled(
     data: bytes, *, min_height: int = 0, min_width: int = 0, max_pixels: int = MAX_PIXELS
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Decode a JPEG at the smallest DCT scale of 1/2, 1/4, 1/8 that has at least the wanted height and width.
+    """Decode a JPEG at the smallest DCT scale of 1/2, 1/4, 1/8 with at least ``min_height`` x ``min_width`` pixels.
 
-    Full size if no scale covers them or none is wanted (0).
+    The result has full size if no scale is large enough, or if both limits are 0.
 
     Raises:
-        DataError: as ``decode_image``, and if the data are no JPEG.
+        DataError: not a JPEG, truncated, damaged, or more than ``max_pixels``.
     """
     if not is_jpeg(data):
-        raise DataError(f"decode_jpeg_scaled got {len(data)} bytes that do not begin like a JPEG; use decode_image")
+        raise DataError(f"decode_jpeg_scaled got {len(data)} bytes that do not start like a JPEG; use decode_image")
     size, colorspace = _jpeg_header(data, max_pixels=max_pixels)
     scale = jpeg_scale(size, min_height=min_height, min_width=min_width)
     options: dict[str, Any] = {}
@@ -99,13 +101,13 @@ def decode_jpeg_scaled(
     if colorspace not in ("CMYK", "YCCK"):
         return _decode_jpeg(data, "RGB", options)
     ink = _decode_jpeg(data, "CMYK", options).astype(np.uint16)
-    if _ADOBE not in data:  # Adobe stores ink inverted, so that white is 255; without its mark ink is ink
+    if _ADOBE not in data:  # Adobe stores ink inverted, so that white is 255; without its mark ink is not inverted
         ink = 255 - ink
     return (ink[..., :3] * ink[..., 3:] // 255).astype(np.uint8)
 
 
 def jpeg_scale(size: ImageSize, *, min_height: int, min_width: int) -> float:
-    """The scale that ``decode_jpeg_scaled`` takes for a picture of ``size``; sides are rounded up after scaling."""
+    """Scale that ``decode_jpeg_scaled`` chooses for an image of ``size``; scaled sides are rounded up."""
     if min_height <= 0 and min_width <= 0:
         return 1.0
     fits = (s for s in _SCALES if math.ceil(size.height * s) >= min_height and math.ceil(size.width * s) >= min_width)
@@ -116,7 +118,7 @@ def _decode_jpeg(data: bytes, colorspace: str, options: dict[str, Any]) -> np.nd
     try:
         return simplejpeg.decode_jpeg(data, colorspace, **options)
     except ValueError as error:
-        if not any(remark in str(error) for remark in _HARMLESS):
+        if not any(warning in str(error) for warning in _HARMLESS):
             raise DataError(f"cannot decode JPEG image of {len(data)} bytes: {error}") from error
     try:
         return simplejpeg.decode_jpeg(data, colorspace, strict=False, **options)
@@ -127,7 +129,7 @@ def _decode_jpeg(data: bytes, colorspace: str, options: dict[str, Any]) -> np.nd
 def _jpeg_header(data: bytes, *, max_pixels: int) -> tuple[ImageSize, str]:
     try:
         header = simplejpeg.decode_jpeg_header(data, strict=False)
-    # ValueError with libjpeg's words, or KeyError where the damage left no valid color space.
+    # ValueError with libjpeg's message, or KeyError if the damage left no valid color space.
     except (ValueError, KeyError) as error:
         raise DataError(f"cannot read the header of a JPEG image of {len(data)} bytes: {error}") from error
     size = ImageSize(int(header[0]), int(header[1]))
@@ -139,16 +141,16 @@ def _open(data: bytes, *, max_pixels: int) -> tuple[Image.Image, ImageSize]:
     if not data:
         raise DataError("cannot decode image: got 0 bytes")
     try:
-        picture = Image.open(io.BytesIO(data), formats=_FORMATS)
-    except Exception as error:  # as above; also Pillow's own bomb error
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    except Exception as error:  # the same classes, and Pillow's own error for decompression bombs
         start = data[:8].hex(" ")
         raise DataError(
-            f"cannot decode image of {len(data)} bytes that begin {start}: expected a whole JPEG, {', '.join(_FORMATS)}"
-            f" ({type(error).__name__}: {error})"
+            f"cannot decode image of {len(data)} bytes that start with {start}: expected a complete file, JPEG, "
+            f"{', '.join(_FORMATS)} ({type(error).__name__}: {error})"
         ) from error
-    size = ImageSize(picture.height, picture.width)
+    size = ImageSize(image.height, image.width)
     _check_pixels(size, max_pixels=max_pixels)
-    return picture, size
+    return image, size
 
 
 def _check_pixels(size: ImageSize, *, max_pixels: int) -> None:

@@ -1,4 +1,4 @@
-"""A record's bytes to one deterministic picture for scoring."""
+"""Deterministic images for evaluation."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -16,13 +16,20 @@ from clipa_eqx.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class EvalImageConfig:
-    """``squash`` ignores the picture's shape; ``resize_small_crop`` scales the shorter side and crops the center.
+    """Size and resizing of evaluation images.
 
-    Which one belongs to released weights is a fact of the weights; both are bilinear with antialias. ``exact`` has the
-    reference's pixels, for parity and official weights; how far ``fast`` is from them: see ``ImageConfig``.
+    Attributes:
+        size: (height, width) of the result in pixels.
+        resize: "squash" ignores the aspect ratio of the image; "resize_small_crop" scales the shorter side and crops
+            the center. Both are bilinear with antialias. Released weights need the one they were evaluated with.
+        mode: "exact" has the reference's pixels, as official weights need; ``ImageConfig`` states how much "fast"
+            differs.
+
+    Raises:
+        ConfigError: a side below 1, or "resize_small_crop" with sides that differ.
     """
 
-    size: tuple[int, int]  # height, width
+    size: tuple[int, int]
     resize: Literal["squash", "resize_small_crop"] = "resize_small_crop"
     mode: ImageMode = "exact"
 
@@ -33,10 +40,10 @@ class EvalImageConfig:
 
 
 def eval_image(data: bytes, config: EvalImageConfig) -> UInt8[np.ndarray, "height width 3"]:
-    """Decode and bring to ``config.size`` without any draw.
+    """Decode an image and resize it to ``config.size``; nothing is random.
 
     Raises:
-        DataError: the bytes are not a whole picture (see ``decode_image``).
+        DataError: the bytes are not a complete image (see ``decode_image``).
     """
     if config.mode == "exact":
         return resize_for_eval(decode_image(data), config)
@@ -51,7 +58,7 @@ def eval_image(data: bytes, config: EvalImageConfig) -> UInt8[np.ndarray, "heigh
 def resize_for_eval(
     image: UInt8[np.ndarray, "in_height in_width 3"], config: EvalImageConfig
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """The exact path from decoded pixels on. Pixels that the crop drops are never computed."""
+    """Resize decoded pixels to ``config.size`` in the exact mode; pixels that the crop drops are never computed."""
     out = _size_before_crop(image.shape[0], image.shape[1], config)
     box = central_box(*out, size=config.size)
     window = slice(box.top, box.top + box.height), slice(box.left, box.left + box.width)

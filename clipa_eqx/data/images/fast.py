@@ -1,6 +1,6 @@
-"""The fast path of image processing: JPEG at reduced DCT scale and a vectorized resize of a region.
+"""Fast path of image processing: JPEG decoding at a reduced DCT scale and a vectorized resize of a region.
 
-Only the filtering of pixels differs from the exact path; which region is shown does not.
+It shows the same region as the exact path; only the filtering of pixels differs.
 """
 
 import importlib.util
@@ -14,15 +14,15 @@ from PIL import Image
 
 from clipa_eqx.data.images.decode import decode_image, decode_jpeg_scaled, image_size, is_jpeg, jpeg_scale
 
-# There is no wheel of it for Linux on ARM; there Pillow does the same, in five times the time.
+# The package has no wheel for Linux on ARM. There Pillow does the same in five times the time.
 _IS_VECTORIZED = importlib.util.find_spec("cykooz_resizer") is not None
 
-# Of each thread its own, because it keeps buffers between calls.
+# One resizer per thread, because it keeps buffers between calls.
 _own = threading.local()
 
 
 class Box(NamedTuple):
-    """A part of an array of pixels; edges may lie inside pixels."""
+    """Part of an array of pixels, in pixels; edges may be inside pixels."""
 
     left: float
     top: float
@@ -31,7 +31,7 @@ class Box(NamedTuple):
 
 
 class Region(NamedTuple):
-    """A rectangle in pixels of the full picture; edges may lie inside pixels."""
+    """Rectangle in pixels of the full image; edges may be inside pixels."""
 
     top: float
     left: float
@@ -40,17 +40,19 @@ class Region(NamedTuple):
 
 
 class ScaledImage(NamedTuple):
-    """A decoded picture and its scale: pixels per pixel of the full picture."""
+    """Decoded image and its scale, in pixels per pixel of the full image."""
 
-    pixels: np.ndarray  # UInt8 (height, width, 3)
+    pixels: UInt8[np.ndarray, "height width 3"]
     scale: float
 
 
 def decode_for_region(data: bytes, region: Region, *, size: tuple[int, int]) -> ScaledImage:
-    """Decode just finely enough that ``region`` has at least ``size`` (height, width) pixels; full unless JPEG.
+    """Decode at the smallest scale at which ``region`` has at least ``size`` (height, width) pixels.
+
+    Formats other than JPEG are decoded at full scale.
 
     Raises:
-        DataError: as ``decode_image``.
+        DataError: the bytes are not a complete image (see ``decode_image``).
     """
     if not is_jpeg(data):
         return ScaledImage(decode_image(data), 1.0)
@@ -63,12 +65,12 @@ def decode_for_region(data: bytes, region: Region, *, size: tuple[int, int]) -> 
 def resample(
     image: ScaledImage, region: Region, *, size: tuple[int, int]
 ) -> UInt8[np.ndarray, "out_height out_width 3"]:
-    """Squash ``region`` to ``size`` (height, width), bilinear with antialias, rounded to nearest."""
+    """Squash ``region`` to ``size`` (height, width): bilinear with antialias, rounded to the nearest level."""
     height, width = image.pixels.shape[:2]
     top, left = region.top * image.scale, region.left * image.scale
     bottom = min(top + region.height * image.scale, height)
     right = min(left + region.width * image.scale, width)
-    # The filter would reach beyond its box; cut, so that pixels outside the region do not count.
+    # The filter reaches beyond its box. Pixels outside the region are cut off, so that they have no influence.
     first_row, first_column = math.floor(top), math.floor(left)
     part = image.pixels[first_row : math.ceil(bottom), first_column : math.ceil(right)]
     from_left, from_top = left - first_column, top - first_row
@@ -86,7 +88,7 @@ def resample(
 def resize_vectorized(
     part: UInt8[np.ndarray, "height width 3"], box: Box, *, size: tuple[int, int]
 ) -> UInt8[np.ndarray, "out_height out_width 3"]:
-    """``resize_with_pillow`` in vector instructions; at most one level of 255 apart, as the sums are rounded alike."""
+    """Resize like ``resize_with_pillow``, with vector instructions; results differ by at most one level of 255."""
     import cykooz_resizer as fast
 
     if not hasattr(_own, "resizer"):
@@ -102,12 +104,12 @@ def resize_vectorized(
 def resize_with_pillow(
     part: UInt8[np.ndarray, "height width 3"], box: Box, *, size: tuple[int, int]
 ) -> UInt8[np.ndarray, "out_height out_width 3"]:
-    """Squash a box of pixels to ``size`` (height, width): bilinear with antialias, rounded to nearest."""
+    """Squash a box of pixels to ``size`` (height, width): bilinear with antialias, rounded to the nearest level."""
     edges = (box.left, box.top, box.left + box.width, box.top + box.height)
-    picture = Image.fromarray(np.ascontiguousarray(part))
-    return np.array(picture.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=edges))
+    image = Image.fromarray(np.ascontiguousarray(part))
+    return np.array(image.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=edges))
 
 
 def _within(start: float, length: float, limit: int) -> float:
-    """The length of a box that rounding might have pushed past the edge."""
+    """Length of a box, shortened if rounding moved its end past ``limit``."""
     return length if start + length <= limit else limit - start - 1e-6

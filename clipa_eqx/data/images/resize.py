@@ -1,7 +1,7 @@
 """Exact image resizing with the arithmetic of TensorFlow's kernels, in numpy.
 
-Pillow and ``jax.image`` sum in another order; where the result is a whole level up to rounding, truncation then turns
-the last bit into one level over whole areas. So weights and order of summation are TensorFlow's here.
+Weights and order of summation are TensorFlow's. Pillow and ``jax.image`` sum in another order. If the exact result is a
+whole level, their last bit decides which level truncation gives, and complete areas then differ by one level.
 """
 
 import functools
@@ -19,7 +19,7 @@ Rounding = Literal["truncate", "nearest"]
 Pixels = UInt8[np.ndarray, "height width channels"]
 Levels = Float32[np.ndarray, "height width channels"]
 
-# Rows and columns of the result that are wanted.
+# Rows and columns of the result to compute.
 Window = tuple[slice, slice]
 EVERYTHING: Window = (slice(None), slice(None))
 
@@ -27,7 +27,7 @@ _RADIUS = {"bilinear": 1.0, "bicubic": 2.0, "lanczos3": 3.0}
 
 
 class Taps(NamedTuple):
-    """Per output position, the input positions it sums and their weights, in order of summation."""
+    """Input positions that each output position sums, and their weights, in order of summation."""
 
     position: np.ndarray  # (taps, out)
     weight: np.ndarray  # (taps, out)
@@ -42,10 +42,15 @@ def resize(
     rounding: Rounding = "truncate",
     window: Window = EVERYTHING,
 ) -> UInt8[np.ndarray, "out_height out_width channels"]:
-    """Squash to ``size`` (height, width); the values of the reference's op ``resize`` on uint8.
+    """Squash to ``size`` (height, width), with the values of the reference's op ``resize`` on uint8.
 
-    ``truncate`` is the reference's cast and darkens by half a level on average; ``nearest`` does not. Overshoot of
-    bicubic and lanczos3 is clipped (the reference wraps around).
+    Args:
+        image: levels 0..255.
+        size: (height, width) of the result in pixels.
+        method: filter. Overshoot of "bicubic" and "lanczos3" is clipped; the reference wraps around.
+        antialias: widen the filter when shrinking; "area" and "nearest" ignore it.
+        rounding: "truncate" is the reference's cast, which darkens by half a level on average; "nearest" does not.
+        window: rows and columns of the result to compute; the same as slicing the result.
 
     Raises:
         ConfigError: a side of ``size`` below 1 or an unknown method.
@@ -68,10 +73,9 @@ def resize_float(
     antialias: bool = True,
     window: Window = EVERYTHING,
 ) -> Float32[np.ndarray, "out_height out_width channels"]:
-    """``resize`` before its cast, as ``tf.image.resize``; ``area`` and ``nearest`` ignore ``antialias`` as there.
+    """Resize like ``resize`` but without the final cast, as ``tf.image.resize``; values are in levels.
 
-    Without antialias, bicubic evaluates its kernel exactly where TensorFlow reads a table of 1024 steps. ``window``
-    selects the rows and columns of the result to compute, as slicing it afterwards would.
+    Without antialias, "bicubic" evaluates its kernel exactly, where TensorFlow reads a table of 1024 steps.
 
     Raises:
         ConfigError: a side of ``size`` below 1 or an unknown method.
@@ -93,7 +97,7 @@ def resize_float(
 
 
 def resize_small_size(size: tuple[int, int], *, shorter: int) -> tuple[int, int]:
-    """(height, width) after scaling the shorter side to ``shorter``; both rounded half to even from float32."""
+    """Compute (height, width) after scaling the shorter side to ``shorter``; float32, rounded half to even."""
     height, width = size
     ratio = np.float32(shorter) / np.float32(min(height, width))
     return round(float(np.float32(height) * ratio)), round(float(np.float32(width) * ratio))
@@ -107,7 +111,7 @@ def resize_small(
     antialias: bool = False,
     rounding: Rounding = "truncate",
 ) -> UInt8[np.ndarray, "out_height out_width channels"]:
-    """Scale so that the shorter side is ``shorter``, keeping the shape (the reference's op of this name).
+    """Scale the shorter side to ``shorter`` pixels and keep the aspect ratio (the reference's op of this name).
 
     Raises:
         ConfigError: ``shorter`` below 1 or an unknown method.
@@ -161,11 +165,11 @@ def _taps(source: int, out: int, *, keep: slice, method: Method, antialias: bool
     return Taps(taps.position[:, keep], taps.weight[:, keep])
 
 
-# A very long picture would fill the cache with megabytes for one use.
+# A very long image would fill the cache with megabytes for one use.
 _LONGEST_CACHED = 8192
 
 
-# Random crops ask for many (source, out) pairs; 4096 of them at 112 px are some 15 MB per worker.
+# Random crops need many (source, out) pairs; 4096 of them at 112 px take about 15 MB per worker.
 @functools.lru_cache(maxsize=4096)
 def _kernel_taps(source: int, out: int, method: Method, antialias: bool) -> Taps:
     """Spans and normalized weights of TensorFlow's ScaleAndTranslate, all in float32."""
@@ -180,7 +184,7 @@ def _kernel_taps(source: int, out: int, method: Method, antialias: bool) -> Taps
     distance = np.abs(index.astype(np.float32) + half - sample) * (one / stretch)
     weight = np.where(index < stop, _kernel(distance, method), np.float32(0))
     total = np.zeros(out, np.float32)
-    for row in weight:  # in order, as the kernel accumulates
+    for row in weight:  # in index order, as TensorFlow's kernel adds them
         total += row
     weight *= one / total
     used = np.flatnonzero(np.any(weight != 0, axis=1))
