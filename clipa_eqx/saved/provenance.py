@@ -119,8 +119,11 @@ def _object(value: Any) -> dict[str, Any] | None:
 
 
 def _texts(value: Any) -> tuple[str, ...] | None:
-    entries = tuple(cast("list[Any]", value)) if isinstance(value, list | tuple) else (None,)
-    return entries if all(isinstance(one, str) for one in entries) else None
+    if not isinstance(value, list | tuple):
+        return None
+    entries = cast("list[Any]", value)
+    texts = tuple(one for one in entries if isinstance(one, str))
+    return texts if len(texts) == len(entries) else None
 
 
 def _checksums(value: Any) -> dict[str, str] | None:

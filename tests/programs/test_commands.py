@@ -58,7 +58,8 @@ def test_a_command_ends_with_the_exit_code_of_its_main(name, monkeypatch, capsys
         (
             "show",
             ("none",),
-            "error: none does not exist; expected a run folder, a model folder, a record folder or a Python config file",
+            "error: none does not exist; expected a run folder, a model folder, a record folder or a Python config "
+            "file",
         ),
     ],
 )
