@@ -240,5 +240,10 @@ def report_lines(report: dict[str, Any]) -> list[str]:
     return lines
 
 
+def program() -> int:
+    """Run the command on ``sys.argv`` and return its exit code."""
+    return run(main)
+
+
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(program())

@@ -53,5 +53,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         export_open_clip(arguments.folder, arguments.target, overwrite=arguments.overwrite)
 
 
+def program() -> int:
+    """Run the command on ``sys.argv`` and return its exit code."""
+    return run(main)
+
+
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(program())

@@ -19,5 +19,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(plain_table())
 
 
+def program() -> int:
+    """Run the command on ``sys.argv`` and return its exit code."""
+    return run(main)
+
+
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(program())

@@ -37,5 +37,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     import_t5x(arguments)
 
 
+def program() -> int:
+    """Run the command on ``sys.argv`` and return its exit code."""
+    return run(main)
+
+
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(program())
