@@ -86,7 +86,7 @@ def test_a_command_names_programs_flags_and_files_that_exist(command):
     if command[0] == "make":
         targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
         assert set(command[1:]) <= set(targets)
-    elif command[:3] == [".venv/bin/python", "-m", "pip"]:
+    elif command[1:3] == ["-m", "pip"]:
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         assert set(re.findall(r"\[(.*)\]", command[-1])) <= set(project["optional-dependencies"])
     else:
