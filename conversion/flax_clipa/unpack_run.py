@@ -1,4 +1,4 @@
-"""The training state of a work folder as the files of a model folder, for exporters."""
+"""The training state of a run folder, unpacked into the files of a model folder for exporters."""
 
 import re
 from collections.abc import Iterator
@@ -15,9 +15,9 @@ from clipa_eqx.models.clip import CLIPConfig, abstract_clip
 from clipa_eqx.reference_chain import chain_shape
 from clipa_eqx.saved.description import OPTIMIZER_FILE
 from clipa_eqx.saved.kinds import CHECKPOINTS_NAME, CONFIG_FILE, WEIGHTS_FILE
-from clipa_eqx.saved.leaf_file import Leaf, LeafWriter
+from clipa_eqx.saved.leaf_file import Leaf, LeafSlice, LeafWriter
 from clipa_eqx.saved.leaf_shapes import leaf_shapes
-from clipa_eqx.saved.optimizer_file import FIRST_SCHEDULE, Counts, Kind, MomentSlice, write_optimizer_state
+from clipa_eqx.saved.optimizer_file import FIRST_SCHEDULE, Counts, Kind, write_optimizer_state
 from clipa_eqx.training.checkpoint import Checkpoints
 from clipa_eqx.training.run_folder import read_record
 
@@ -25,12 +25,12 @@ FLOAT32 = np.dtype(np.float32)
 
 
 def unpack_run(workdir: Path, scratch: Path) -> CLIPConfig:
-    """Leaves and optimizer state of the last committed checkpoint as the files of a model folder, in ``scratch``.
+    """Write leaves and optimizer state of the last committed checkpoint as files of a model folder to ``scratch``.
 
-    Read leaf by leaf: the largest stacked leaf is what memory must hold.
+    Leaves are read one at a time, so memory must hold only the largest stacked leaf.
 
     Raises:
-        CheckpointError: no run, no checkpoint yet, or a damaged one.
+        CheckpointError: not a run folder, or its checkpoint is missing or damaged.
     """
     record = read_record(workdir)
     run = from_json(ExperimentConfig, record["config"], where=str(workdir / CONFIG_FILE))
@@ -38,7 +38,7 @@ def unpack_run(workdir: Path, scratch: Path) -> CLIPConfig:
     with Checkpoints(workdir / CHECKPOINTS_NAME, keep=None) as checkpoints:
         step = checkpoints.latest()
         if step is None:
-            raise CheckpointError(f"work folder {workdir} has no committed checkpoint yet")
+            raise CheckpointError(f"run folder {workdir} has no committed checkpoint yet")
         stored = checkpoints.leaves(step)
         paths = {
             kind: {m[1]: path for path in stored if (m := re.fullmatch(rf"opt_state/(?:.*/)?{kind}/(.+)", path))}
@@ -56,18 +56,18 @@ def unpack_run(workdir: Path, scratch: Path) -> CLIPConfig:
             first = FIRST_SCHEDULE + chain.decays + chain.factors
             about = {
                 "schedule_entries": list(range(first, first + chain.schedules)),
-                # The reference's clock; of its entries only the number of examples is known here.
+                # The reference's clock; only its number of examples is known here.
                 "chrono": {
                     **{f"accum_{what}_time": ["float64", 0.0] for what in ("program", "train", "pause")},
                     "accum_examples_seen": ["int64", step * run.batch_size],
                 },
             }
 
-            def moments() -> Iterator[MomentSlice]:
+            def moments() -> Iterator[tuple[Kind, LeafSlice]]:
                 kinds: tuple[Kind, ...] = ("mu", "nu")
                 for kind in kinds:
                     for name, path in paths[kind].items():
-                        yield MomentSlice(kind, name, None, checkpoints.read_leaf(step, path))
+                        yield kind, LeafSlice(name, None, checkpoints.read_leaf(step, path))
                         bar.update()
 
             write_optimizer_state(

@@ -5,7 +5,6 @@ from conversion.t5x.folder import T5xFolder
 from conversion.weights.moments import Moments
 from conversion.weights.tensors import TensorFile, TensorView
 
-FORMAT = "t5x checkpoint"
 TARGET = "optimizer/target/"
 MU, NU = "optimizer/state/param_states/0/mu/", "optimizer/state/param_states/0/nu/"
 ADAM_COUNT, SCHEDULE_COUNT = "optimizer/state/param_states/0/count", "optimizer/state/param_states/2/count"

@@ -6,14 +6,14 @@ import math
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple, cast
 
 import msgpack
 import numpy as np
 
 from clipa_eqx.errors import ConversionError, listed
-from conversion.weights.tensors import BFLOAT16, TensorInfo
+from clipa_eqx.saved.leaf_file import Leaf
+from conversion.weights.tensors import BFLOAT16
 
 INDEX_FILE = "checkpoint"
 VERSION = 3
@@ -30,7 +30,7 @@ class _Stored(NamedTuple):
     """A leaf that lies in a folder of its own."""
 
     folder: Path
-    info: TensorInfo
+    info: Leaf
 
 
 class T5xFolder:
@@ -56,22 +56,14 @@ class T5xFolder:
                 problems.append(f"{name}: {error}")
         if problems:
             raise ConversionError(f"{self.path}: {listed(problems)}")
-        inline = {name: TensorInfo(array.shape, array.dtype) for name, array in self._inline.items()}
-        self.tensors: Mapping[str, TensorInfo] = inline | {name: one.info for name, one in self._stored.items()}
+        inline = {name: Leaf(array.shape, array.dtype) for name, array in self._inline.items()}
+        self.tensors: Mapping[str, Leaf] = inline | {name: one.info for name, one in self._stored.items()}
 
     def read(self, name: str) -> np.ndarray:
         """One array. Raises ``ConversionError`` for files that are missing, damaged or not what the index says."""
         if name in self._inline:
             return self._inline[name]
         return _read_zarr(self._stored[name], name)
-
-    def __enter__(self) -> "T5xFolder":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None:
-        pass
 
     def _add(self, name: str, leaf: object) -> None:
         if isinstance(leaf, np.ndarray):
@@ -172,7 +164,7 @@ def _stored(folder: Path, spec: Mapping[str, Any]) -> _Stored:
     shape = _shape(metadata.get("shape"))
     if dtype is None or shape is None:
         raise ConversionError(f"has dtype {spec.get('dtype')!r} and shape {metadata.get('shape')!r} in the index")
-    return _Stored(own, TensorInfo(shape, dtype))
+    return _Stored(own, Leaf(shape, dtype))
 
 
 def _read_zarr(stored: _Stored, name: str) -> np.ndarray:
@@ -184,8 +176,11 @@ def _read_zarr(stored: _Stored, name: str) -> np.ndarray:
         array: Any = tensorstore.open(spec, read=True, open=True).result().read().result()
     except (ValueError, OSError, RuntimeError, OverflowError) as error:
         raise ConversionError(f"{name}: {stored.folder.name} cannot be read ({error})") from error
-    if (array.shape, array.dtype) != stored.info:
-        raise ConversionError(f"{name}: {stored.folder.name} holds {array.dtype}{array.shape}, the index {stored.info}")
+    shape, dtype = stored.info
+    if (array.shape, array.dtype) != (shape, dtype):
+        raise ConversionError(
+            f"{name}: {stored.folder.name} holds {array.dtype}{array.shape}, the index {dtype}{shape}"
+        )
     return array
 
 
@@ -205,7 +200,8 @@ def _check_zarr(stored: _Stored, name: str) -> None:
     dtypes = {np.dtype(np.float32): "<f4", BFLOAT16: "bfloat16"}
     if other or about.get("dtype") != dtypes.get(stored.info.dtype, stored.info.dtype.str):
         raise ConversionError(
-            f"{where}/.zarray is {other or about.get('dtype')!r}, expected {expected} of {stored.info}"
+            f"{where}/.zarray is {other or about.get('dtype')!r}, expected {expected} of "
+            f"{stored.info.dtype}{stored.info.shape}"
         )
     compressor: Any = about.get("compressor")
     kind = compressor.get("id") if isinstance(compressor, dict) else compressor

@@ -1,15 +1,16 @@
 """The table of all released CLIPA models: what each one is, its address, its parameter count and its score."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
+from clipa_eqx.data.images.evaluation import EvalImageConfig
+from conversion.weights.numerics import PROFILES, Profile, TowerNumerics, with_numerics
+
 if TYPE_CHECKING:
-    from clipa_eqx.data.images.evaluation import EvalImageConfig
     from clipa_eqx.models.clip import CLIPConfig
 
-Format = Literal["flax", "open_clip"]
 Stage = Literal["pre-training", "fine-tuning"]
 Data = Literal["LAION-2B", "DataComp-1B"]
 
@@ -28,7 +29,8 @@ class ReleasedModel:
 
     Attributes:
         name: what ``--released`` takes.
-        format: "flax" is the reference's npz, "open_clip" a repository of the Hugging Face hub.
+        profile: format and numerics (docs/reference.md F4.4): "flax" is an npz file of the reference, "open_clip" a
+            repository of the Hugging Face hub.
         stage: pre-training at few pixels and 8 tokens, or the fine-tuning that follows it.
         preset: the architecture, a name of ``models.presets.PRESETS``.
         image_size: pixels per side.
@@ -42,7 +44,7 @@ class ReleasedModel:
     """
 
     name: str
-    format: Format
+    profile: Profile
     stage: Stage
     preset: str
     image_size: int
@@ -53,11 +55,6 @@ class ReleasedModel:
     url: str
     parameters: int
     stored: int
-
-    @property
-    def profile(self) -> Format:
-        """The numerics (docs/reference.md F4.4): "flax" tanh GELU, epsilon 1e-6; "open_clip" exact GELU, 1e-5."""
-        return self.format
 
     @property
     def resize(self) -> Literal["squash", "resize_small_crop"]:
@@ -78,21 +75,13 @@ class ReleasedModel:
 
     def config(self) -> "CLIPConfig":
         """The architecture: sin-cos image positions, image pool "gap", text pool "last", 32,000 token rows."""
-        from clipa_eqx.models.presets import preset
+        from clipa_eqx.models.presets import preset  # loads jax, which printing the table does not need
 
         config = preset(self.preset, image_size=self.image_size, length=self.length)
-        if self.profile == "flax":
-            return config
-        image, text = (
-            replace(tower, blocks=replace(tower.blocks, norm_eps=1e-5, gelu="exact"))
-            for tower in (config.image, config.text)
-        )
-        return replace(config, image=image, text=text)
+        return with_numerics(config, TowerNumerics(PROFILES[self.profile], PROFILES[self.profile]))
 
-    def preprocess(self) -> "EvalImageConfig":
+    def preprocess(self) -> EvalImageConfig:
         """How pictures are prepared for scoring."""
-        from clipa_eqx.data.images.evaluation import EvalImageConfig
-
         return EvalImageConfig(size=(self.image_size, self.image_size), resize=self.resize)
 
 
@@ -103,17 +92,25 @@ _DRIVE_FOLDER, _DRIVE_FILE = "https://drive.google.com/drive/folders/", "https:/
 
 
 def _row(
-    form: Format, name: str, pixels: int, data: Data, seen: str, top1: tuple[float, ...], url: str, *, suffix: str = ""
+    profile: Profile,
+    name: str,
+    pixels: int,
+    data: Data,
+    seen: str,
+    top1: tuple[float, ...],
+    url: str,
+    *,
+    suffix: str = "",
 ) -> ReleasedModel:
     stage: Stage = "pre-training" if "+" not in seen else "fine-tuning"
     length = 8 if stage == "pre-training" else 32
     base, text_width, image_width = _COUNTS[name]
     parameters = base - (32 - length) * text_width
-    positions = ((pixels // 14) ** 2 + 1) * image_width if form == "open_clip" else 0
+    positions = ((pixels // 14) ** 2 + 1) * image_width if profile == "open_clip" else 0
     short = f"{name.lower().replace('/', '')}-{pixels}px-t{length}-{data.replace('-', '').lower()}"
     return ReleasedModel(
-        name=short + suffix + ("-open-clip" if form == "open_clip" else ""),
-        format=form,
+        name=short + suffix + ("-open-clip" if profile == "open_clip" else ""),
+        profile=profile,
         stage=stage,
         preset=name,
         image_size=pixels,
@@ -180,8 +177,8 @@ def markdown_table() -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for row in RELEASED.values():
-        where = f"`{row.url}`" if row.format == "open_clip" else f"[download]({row.url})"
-        cells = (f"`{row.name}`", row.format, row.data, row.schedule, row.score, f"{row.parameters:,}", where)
+        where = f"`{row.url}`" if row.profile == "open_clip" else f"[download]({row.url})"
+        cells = (f"`{row.name}`", row.profile, row.data, row.schedule, row.score, f"{row.parameters:,}", where)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + f"\n\n{SCORE_NOTE}\n\nChecked here for every row: {CHECKED}.\n"
 
@@ -191,7 +188,7 @@ def plain_table() -> str:
     rows = [("name", "format", "preset", "pixels", "tokens", "data", "samples@pixels", "top-1", "parameters", "where")]
     for r in RELEASED.values():
         sizes = (str(r.image_size), str(r.length))
-        rows.append((r.name, r.format, r.preset, *sizes, r.data, r.schedule, r.score, f"{r.parameters:,}", r.url))
+        rows.append((r.name, r.profile, r.preset, *sizes, r.data, r.schedule, r.score, f"{r.parameters:,}", r.url))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join(

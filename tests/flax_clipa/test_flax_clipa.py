@@ -17,7 +17,7 @@ from support.tiny_models import tiny_clip_config, tiny_tokenizer
 
 from clipa_eqx.cli import run
 from clipa_eqx.data.images.evaluation import EvalImageConfig
-from clipa_eqx.errors import CheckpointError, ConversionError
+from clipa_eqx.errors import CheckpointError, ConfigError, ConversionError
 from clipa_eqx.models.blocks import BlockConfig
 from clipa_eqx.models.clip import CLIPConfig
 from clipa_eqx.models.device_pixels import normalize_on_device
@@ -101,7 +101,7 @@ def test_a_subtree_is_where_the_model_lies(tmp_path):
         ("img", "is the image tower alone ('Transformer', 'cls', 'embedding', 'encoder_norm', 'head')"),
         ("txt", "is the text tower alone"),
         ("image", "has no subtree 'image'; it has 'img', 't', 'txt'"),
-        ("img/Transformer", "holds no two-tower model under params/img/Transformer/: it has 'encoderblock_0'"),
+        ("img/Transformer", "does not hold a two-tower model under params/img/Transformer/: it has 'encoderblock_0'"),
     ],
 )
 def test_a_subtree_that_is_no_model_is_refused(subtree, message, tmp_path):
@@ -165,7 +165,7 @@ def test_weights_whose_embeddings_are_not_finite_are_refused(tmp_path):
 
 def test_a_vocabulary_larger_than_the_token_table_is_refused(tmp_path):
     source = write_npz(tmp_path / "x.npz", tiny_arrays())
-    with pytest.raises(ConversionError, match=r"the token table has 64 rows.*BERT.*30522 pieces.*--vocab"):
+    with pytest.raises(ConfigError, match=r"the token table has 64 rows.*BERT.*30522 pieces.*--vocab"):
         main(["import", str(source), str(tmp_path / "model"), *FLAGS])
 
 
@@ -219,7 +219,7 @@ def test_a_mistake_is_one_message_and_exit_code_2(tmp_path, capsys):
     source = write_npz(tmp_path / "x.npz", tiny_arrays())
     assert run(lambda: main(["import", str(source), str(tmp_path / "model")])) == 2
     said = capsys.readouterr().err
-    assert said.startswith("error: the config cannot be told, 4 problem(s):\n")
+    assert said.startswith("error: cannot determine the config, 4 problem(s):\n")
     assert "Traceback" not in said
 
 
@@ -229,7 +229,9 @@ def test_a_model_of_few_tokens_is_not_taken_for_the_presets_size(tmp_path):
     flags = ("import", str(source), str(target), "--preset", "Ti/16")
     with pytest.raises(ConversionError) as caught:
         main([*flags])
-    assert "image.image_size is not known (shapes do not tell; preset Ti/16 has 224 with 32" in str(caught.value)
+    assert "image.image_size is not known (shapes do not determine it; preset Ti/16 has 224 with 32" in str(
+        caught.value
+    )
     assert "no model of preset Ti/16 was released, and recipes differ); give --image-pool" in str(caught.value)
     assert not target.exists()
     main([*flags, "--image-size", "80", "--image-pool", "tok"])
@@ -240,7 +242,7 @@ def test_a_model_of_few_tokens_is_not_taken_for_the_presets_size(tmp_path):
 def test_how_pictures_are_prepared_is_logged_and_recorded(tmp_path, caplog):
     with caplog.at_level("INFO"):
         folder = convert(write_npz(tmp_path / "x.npz", tiny_arrays()), tmp_path / "model")
-    words = "preprocess: squash, a default that no file tells"
+    words = "preprocess: squash, a default that no file determines"
     assert any(message.startswith(words) for message in caplog.messages)
     assert any(note.startswith(words) for note in load_model(folder).provenance.config_notes)
 

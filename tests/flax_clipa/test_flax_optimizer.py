@@ -58,7 +58,7 @@ CHAINS = {
     "another entry": (training_arrays() | {"opt/2/0": np.ones(3, np.float32)}, "unused: opt/2/0 (3,)"),
     "a moment of nothing": (
         training_arrays() | {f"opt/1/0/{k}/x": np.ones(3, np.float32) for k in "12"},
-        "unused: the moments of x, which is no parameter",
+        "unused: the moments of x, which is not a parameter",
     ),
     "two steps": (training_arrays(schedule_entries=(4, 5)) | {"opt/5/0/0": np.asarray(9, np.int32)}, "[7, 9]"),
     "Adam's count alone": (
@@ -77,7 +77,7 @@ def test_an_optimizer_that_is_not_the_references_is_refused_with_the_way_around_
     with pytest.raises(ConversionError) as caught:
         convert(source, tmp_path / "model")
     assert message in str(caught.value)
-    assert "x.npz:params converts the parameters alone" in str(caught.value)
+    assert "x.npz:params converts only the parameters" in str(caught.value)
     convert(f"{source}:params", tmp_path / "model")
     assert not (tmp_path / "model" / "optimizer.safetensors").exists()
 

@@ -39,8 +39,7 @@ def test_paths_in_a_bucket_are_looked_for_in_the_folder(arrays, tmp_path):
     write_zarr(folder / "target.x", array, chunks=(20, 5))
     leaf = spec("target.x", array, driver="gcs", path="runs/t5x/checkpoint_3/target.x/")
     write_index(folder, {"target/x": leaf})
-    with T5xFolder(folder) as found:
-        np.testing.assert_array_equal(found.read("optimizer/target/x"), array)
+    np.testing.assert_array_equal(T5xFolder(folder).read("optimizer/target/x"), array)
 
 
 @pytest.mark.parametrize(
@@ -75,8 +74,8 @@ def broken(change):
         write_zarr(folder / "x", array, chunks=(20, 20))
         write_index(folder, {"target/x": spec("x", array, chunks=(20, 20))})
         change(folder / "x")
-        with pytest.raises(ConversionError) as raised, T5xFolder(folder) as found:
-            found.read("optimizer/target/x")
+        with pytest.raises(ConversionError) as raised:
+            T5xFolder(folder).read("optimizer/target/x")
         return str(raised.value)
 
     return check

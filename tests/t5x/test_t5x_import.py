@@ -25,11 +25,13 @@ def test_the_log_says_what_going_on_needs(arrays, vocab, tmp_path, caplog):
     for words in (
         "weight decay: the t5x trainer decays the token table and the class token too",
         "Adam has counted 40 updates, the schedules 3: this trainer keeps",
-        "preprocess: squash, a default that no file tells",
+        "preprocess: squash, a default that no file determines",
     ):
         assert any(message.startswith(words) for message in caplog.messages)
         assert any(note.startswith(words) for note in notes)
-    assert any(message.startswith("optimizer state of step 3: train.py") for message in caplog.messages)
+    assert any(
+        message.startswith("optimizer state of step 3: resume from it with train.py") for message in caplog.messages
+    )
     caplog.clear()
     with caplog.at_level("INFO"):
         convert(tmp_path / "checkpoint_3", tmp_path / "weights", vocab, "--no-optimizer")
@@ -45,7 +47,7 @@ def test_with_a_wrong_config_the_tensors_to_blame_are_listed(arrays, vocab, tmp_
     argv = ["import", *folders, "--preset", "H/14", "--vocab", str(vocab)]
     assert run(lambda: main(argv)) == 2
     said = capsys.readouterr().err
-    assert "image.blocks.width: 32 by the file" in said
+    assert "image.blocks.width: 32 from the file" in said
     assert re.search(r"missing: img/Transformer/encoderblock_\d+/LayerNorm_0/scale \(1280,\) for image/blocks", said)
     assert re.search(r"\.\.\. and \d+ more", said)
     assert len(said.splitlines()) < 110
