@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, cast
 
 import msgpack
 import numpy as np
+import tensorstore
 
 from clipa_eqx.errors import ConversionError, listed
 from clipa_eqx.saved.leaf_file import Leaf
@@ -27,20 +28,20 @@ _READ_BYTES = 1 << 20
 
 
 class _Stored(NamedTuple):
-    """A leaf that lies in a folder of its own."""
+    """A leaf that is stored in its own folder."""
 
     folder: Path
-    info: Leaf
+    leaf: Leaf
 
 
 class T5xFolder:
     """A ``checkpoint_STEP`` folder as a ``TensorFile``; names are paths such as ``optimizer/target/img/cls``.
 
-    No path of the index leads out of the folder: whatever store a spec names (the reference's buckets have a
-    placeholder for a name), the array is looked for in the folder under the last part of its path.
+    Arrays are read only from inside this folder. A spec may name any store (for buckets, the reference writes a
+    placeholder); the array is looked up in the folder by the last part of its path.
 
     Raises:
-        ConversionError: the index is missing, damaged or of another version; a spec is no zarr array of this folder.
+        ConversionError: the index is missing, damaged or of another version; a spec is not a zarr array of this folder.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -57,10 +58,10 @@ class T5xFolder:
         if problems:
             raise ConversionError(f"{self.path}: {listed(problems)}")
         inline = {name: Leaf(array.shape, array.dtype) for name, array in self._inline.items()}
-        self.tensors: Mapping[str, Leaf] = inline | {name: one.info for name, one in self._stored.items()}
+        self.tensors: Mapping[str, Leaf] = inline | {name: one.leaf for name, one in self._stored.items()}
 
     def read(self, name: str) -> np.ndarray:
-        """One array. Raises ``ConversionError`` for files that are missing, damaged or not what the index says."""
+        """One array. Raises ``ConversionError`` if its files are missing, damaged or differ from the index."""
         if name in self._inline:
             return self._inline[name]
         return _read_zarr(self._stored[name], name)
@@ -69,7 +70,7 @@ class T5xFolder:
         if isinstance(leaf, np.ndarray):
             self._inline[name] = leaf
         elif isinstance(leaf, Mapping) and _CHUNKED in leaf:
-            raise ConversionError("is an array that Flax cut into chunks, which none of the reference's needs")
+            raise ConversionError("is an array that Flax cut into chunks; the reference writes no array that large")
         elif isinstance(leaf, Mapping):
             self._stored[name] = _stored(self.path, cast("Mapping[str, Any]", leaf))
         elif isinstance(leaf, bool | int | float):
@@ -82,16 +83,16 @@ def _read_index(folder: Path) -> Mapping[str, Any]:
     file = folder / INDEX_FILE
     if not file.is_file():
         inside = sorted(str(p.relative_to(folder)) for p in folder.glob("**/checkpoint_*") if p.is_dir())[:5]
-        hint = f"; it holds {', '.join(inside)}: give one of them" if inside else ""
-        raise ConversionError(f"{folder} is no t5x checkpoint: it has no file {INDEX_FILE}{hint}")
+        hint = f"; it holds {', '.join(inside)}: give the path of one of them" if inside else ""
+        raise ConversionError(f"{folder} is not a t5x checkpoint: it has no file {INDEX_FILE}{hint}")
     try:
         if file.stat().st_size > _LARGEST_INDEX:
-            raise ConversionError(f"{file} has {file.stat().st_size:,} bytes, far too many for an index")
+            raise ConversionError(f"{file} has {file.stat().st_size:,} bytes, too many for an index")
         tree = msgpack.unpackb(
             file.read_bytes(), ext_hook=_decode_extension, object_pairs_hook=_object, strict_map_key=False
         )
     except (OSError, ValueError, TypeError, RecursionError, MemoryError, msgpack.UnpackException) as error:
-        raise ConversionError(f"{file} is no msgpack index ({error or type(error).__name__})") from error
+        raise ConversionError(f"{file} is not a msgpack index ({error or type(error).__name__})") from error
     if not isinstance(tree, dict):
         raise ConversionError(f"{file} holds {type(tree).__name__}, expected version and optimizer")
     if tree.get("version") != VERSION or not isinstance(tree.get("optimizer"), dict):
@@ -102,21 +103,21 @@ def _read_index(folder: Path) -> Mapping[str, Any]:
 
 
 def _object(pairs: list[tuple[Any, Any]]) -> dict[str, Any]:
-    """A map whose keys are names, each there once, so that no two leaves have one path."""
+    """A map with valid, unique names as keys, so that no two leaves have the same path."""
     found: dict[str, Any] = {}
     for key, value in pairs:
         if not isinstance(key, str) or not key or "/" in key:
-            raise ValueError(f"{key!r} is no name of a leaf or branch")
+            raise ValueError(f"{key!r} is not a valid name of a leaf or branch")
         if key in found:
-            raise ValueError(f"{key!r} is there twice")
+            raise ValueError(f"{key!r} occurs twice")
         found[key] = value
     return found
 
 
 def _decode_extension(code: int, data: bytes) -> object:
-    """Arrays and scalars of Flax's msgpack, without pickle and without Flax."""
+    """Decode arrays and scalars of Flax's msgpack, without pickle and without Flax."""
     if code not in (_NDARRAY, _SCALAR):
-        raise ValueError(f"msgpack extension type {code} is none of arrays and scalars")
+        raise ValueError(f"msgpack extension type {code} is neither an array nor a scalar")
     found: Any = msgpack.unpackb(data, ext_hook=msgpack.ExtType)
     match found:
         case [list(shape), str(dtype), bytes(values)] if dtype in _DTYPES:
@@ -131,7 +132,7 @@ def _decode_extension(code: int, data: bytes) -> object:
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str) -> list[tuple[str, object]]:
-    """Paths and leaves; zarr specs and arrays in chunks are leaves, though they are maps too."""
+    """Paths and leaves. Zarr specs and chunked arrays are leaves although they are maps."""
     found: list[tuple[str, object]] = []
     waiting: list[tuple[str, Any]] = [(prefix, tree)]
     while waiting:
@@ -151,15 +152,15 @@ def _stored(folder: Path, spec: Mapping[str, Any]) -> _Stored:
     where: Any = kvstore.get("path")
     if not isinstance(where, str) or not where or "\0" in where:
         raise ConversionError(f"has the path {where!r}, expected the name of a folder")
-    # On disk the path is relative to the checkpoint; in a bucket the reference kept it absolute.
+    # On disk the path is relative to the checkpoint; in a bucket the reference writes it as absolute.
     parts = [part for part in where.split("/") if part]
     is_local = kvstore.get("driver") == "file"
     name = parts[-1] if parts else ""
     if (is_local and (where.startswith("/") or len(parts) != 1)) or name in ("", ".", ".."):
-        raise ConversionError(f"has the path {where!r}, which leads out of the checkpoint; refused")
+        raise ConversionError(f"has the path {where!r}, which leads out of the checkpoint; expected a folder in it")
     own = folder / name
     if own.is_symlink() or not own.is_dir():
-        raise ConversionError(f"its folder {name} is missing (or no folder)")
+        raise ConversionError(f"its folder {name} is missing (or not a folder)")
     dtype = _DTYPES.get(str(spec.get("dtype")))
     shape = _shape(metadata.get("shape"))
     if dtype is None or shape is None:
@@ -169,14 +170,12 @@ def _stored(folder: Path, spec: Mapping[str, Any]) -> _Stored:
 
 def _read_zarr(stored: _Stored, name: str) -> np.ndarray:
     _check_zarr(stored, name)
-    import tensorstore  # comes with orbax; slow to import
-
     spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": f"{stored.folder.resolve()}/"}}
     try:
         array: Any = tensorstore.open(spec, read=True, open=True).result().read().result()
     except (ValueError, OSError, RuntimeError, OverflowError) as error:
         raise ConversionError(f"{name}: {stored.folder.name} cannot be read ({error})") from error
-    shape, dtype = stored.info
+    shape, dtype = stored.leaf
     if (array.shape, array.dtype) != (shape, dtype):
         raise ConversionError(
             f"{name}: {stored.folder.name} holds {array.dtype}{array.shape}, the index {dtype}{shape}"
@@ -185,7 +184,7 @@ def _read_zarr(stored: _Stored, name: str) -> np.ndarray:
 
 
 def _check_zarr(stored: _Stored, name: str) -> None:
-    """All chunks are there and give just their bytes: zarr takes a missing one for zeros, and inflates a bomb."""
+    """Check that all chunks exist and have their exact size; zarr reads missing ones as zeros and inflates any size."""
     where = f"{name}: {stored.folder.name}"
     try:
         about = json.loads((stored.folder / ".zarray").read_text(encoding="utf-8"))
@@ -198,33 +197,33 @@ def _check_zarr(stored: _Stored, name: str) -> None:
     expected: dict[str, Any] = {"zarr_format": 2, "order": "C", "filters": None}
     other = {key: about.get(key) for key, value in expected.items() if about.get(key) != value}
     dtypes = {np.dtype(np.float32): "<f4", BFLOAT16: "bfloat16"}
-    if other or about.get("dtype") != dtypes.get(stored.info.dtype, stored.info.dtype.str):
+    if other or about.get("dtype") != dtypes.get(stored.leaf.dtype, stored.leaf.dtype.str):
         raise ConversionError(
             f"{where}/.zarray is {other or about.get('dtype')!r}, expected {expected} of "
-            f"{stored.info.dtype}{stored.info.shape}"
+            f"{stored.leaf.dtype}{stored.leaf.shape}"
         )
     compressor: Any = about.get("compressor")
     kind = compressor.get("id") if isinstance(compressor, dict) else compressor
     if kind not in (None, "gzip", "zlib"):
         raise ConversionError(f"{where}/.zarray names the compressor {kind!r}; expected gzip, zlib or none")
-    if shape is None or chunks is None or shape != stored.info.shape or len(chunks) != len(shape) or 0 in chunks:
-        raise ConversionError(f"{where}/.zarray has shape {shape} in chunks {chunks}, the index {stored.info.shape}")
+    if shape is None or chunks is None or shape != stored.leaf.shape or len(chunks) != len(shape) or 0 in chunks:
+        raise ConversionError(f"{where}/.zarray has shape {shape} in chunks {chunks}, the index {stored.leaf.shape}")
     grid = [math.ceil(size / chunk) for size, chunk in zip(shape, chunks, strict=True)]
     files = {entry.name for entry in stored.folder.iterdir() if entry.is_file() and not entry.is_symlink()}
     if math.prod(grid) > len(files):
-        raise ConversionError(f"{where} has {len(files)} files for {math.prod(grid)} chunks; the copy is not complete")
-    raw = math.prod(chunks) * stored.info.dtype.itemsize
+        raise ConversionError(f"{where} has {len(files)} files for {math.prod(grid)} chunks; the copy is incomplete")
+    raw = math.prod(chunks) * stored.leaf.dtype.itemsize
     separator = str(about.get("dimension_separator", "."))
     for index in itertools.product(*map(range, grid)):
         file = separator.join(map(str, index)) or "0"
         if file not in files:
             raise ConversionError(f"{where}: chunk {file} is missing")
         if _inflated(stored.folder / file, kind, limit=raw) != raw:
-            raise ConversionError(f"{where}: chunk {file} is damaged or not of {raw} bytes")
+            raise ConversionError(f"{where}: chunk {file} is damaged or does not have {raw} bytes")
 
 
 def _inflated(file: Path, compressor: str | None, *, limit: int) -> int | None:
-    """Bytes that a chunk gives, counted without keeping them; None if damaged or more than ``limit``."""
+    """Size of an inflated chunk in bytes, counted without storing it; None if it is damaged or above ``limit``."""
     if compressor is None:
         return file.stat().st_size
     engine = zlib.decompressobj(wbits=31 if compressor == "gzip" else 15)

@@ -12,8 +12,8 @@ from conversion.weights.formats import T5X
 from conversion.weights.moments import Moments
 
 DECAY_NOTE = (
-    "weight decay: the t5x trainer decays the token table and the class token too, optim.decay does not by default; "
-    "to go on with its optimizer, set optim.decay to clipa_eqx.optim.T5X_DECAY"
+    "weight decay: the t5x trainer also decays the token table and the class token, optim.decay does not by default; "
+    "to resume with its optimizer, set optim.decay to clipa_eqx.optim.T5X_DECAY"
 )
 """Warning: with the default decay a resumed run has another optimizer (docs/reference.md F3.2, F6.2)."""
 
@@ -22,7 +22,7 @@ def import_t5x(source: Path, options: ImportOptions, *, with_optimizer: bool) ->
     """Import a ``checkpoint_STEP`` folder, with or without its optimizer state.
 
     Raises:
-        ConversionError: lists what is missing, unused, mis-shaped, damaged, or cannot be told from shapes.
+        ConversionError: lists everything that is missing, unused, mis-shaped, damaged or not determined by shapes.
         CheckpointError: the destination exists.
     """
     params, moments = split_checkpoint(T5xFolder(source))
@@ -38,6 +38,6 @@ def _optimizer_notes(moments: Moments) -> tuple[str, ...]:
     if moments.updates != moments.schedule_steps:
         notes.append(
             f"Adam has counted {moments.updates} updates, the schedules {moments.schedule_steps}: this trainer keeps "
-            "Adam's count of the pre-training when it starts a fine-tuning"
+            "Adam's count of pre-training when fine-tuning starts"
         )
     return tuple(notes)
