@@ -20,7 +20,7 @@ from conversion.open_clip.names import open_clip_rules
 from conversion.open_clip.pixels import pixels_note
 from conversion.open_clip.tokenizer import JSON_FILE, SEP, SETTINGS_FILE, VOCAB_FILE, write_tokenizer
 from conversion.open_clip.vocabulary import rules_metadata
-from conversion.weights.numerics import Rules
+from conversion.weights.formats import TextRules
 from conversion.weights.rules import RuleTable, raise_problems
 
 _log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def export_open_clip(folder: Path, target: Path, *, overwrite: bool = False) -> 
     placed = RuleTable(open_clip_rules(config), config).placed
     vocabulary = opened.provenance.vocabulary
     is_bert = vocabulary is not None and vocabulary.rules == "bert" and SEP in tokenizer.pieces
-    rules: Rules = "bert" if is_bert else "reference"
+    rules: TextRules = "bert" if is_bert else "reference"
     try:
         with (
             LeafReader(opened.weights) as leaves,

@@ -19,7 +19,7 @@ from conversion.open_clip.tokenizer import (
     load_tokenizer_json,
     tokenizer_json,
 )
-from conversion.weights.numerics import Rules
+from conversion.weights.formats import TextRules
 
 _CLASSES = ("BertTokenizer", "BertTokenizerFast", "PreTrainedTokenizerFast")
 _METADATA = "clipa_eqx_rules"
@@ -78,7 +78,7 @@ def own_vocabulary(folder: Path, config: OpenClipConfig | None, *, rows: int) ->
     return Vocabulary(Tokenizer(pieces=pieces, classes=classes, unclassified=unclassified), origin)
 
 
-def own_rules(folder: Path, config: OpenClipConfig | None, metadata: Mapping[str, str]) -> Rules:
+def own_rules(folder: Path, config: OpenClipConfig | None, metadata: Mapping[str, str]) -> TextRules:
     """Whose rules the texts of an open_clip model are split by: BERT's, unless its files say otherwise.
 
     Args:
@@ -95,7 +95,7 @@ def own_rules(folder: Path, config: OpenClipConfig | None, metadata: Mapping[str
     return "bert" if found == _rules(tokenizer_json(_SMALL, as_reference=False)) else "reference"
 
 
-def rules_metadata(rules: Rules) -> dict[str, str]:
+def rules_metadata(rules: TextRules) -> dict[str, str]:
     """What ``own_rules`` reads of a weight file."""
     return {_METADATA: rules}
 

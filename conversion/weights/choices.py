@@ -1,4 +1,4 @@
-"""What a user says about a model that its weight file does not record."""
+"""Options of an import, among them those that describe a model beyond what its weight file records."""
 
 from dataclasses import dataclass
 from pathlib import Path

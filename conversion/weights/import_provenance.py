@@ -7,9 +7,9 @@ from typing import Any
 
 from clipa_eqx.saved.provenance import Provenance, Vocabulary
 from clipa_eqx.tokenizer import Tokenizer
-from conversion.weights.formats import Format
+from conversion.weights.formats import Format, TextRules
 from conversion.weights.infer import Resolved
-from conversion.weights.numerics import Rules, numerics_of
+from conversion.weights.numerics import numerics_of
 
 _log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def import_provenance(
     format: Format,
     layout: Mapping[str, Any],
     origin: Path | str | None,
-    rules: Rules = "reference",
+    rules: TextRules = "reference",
 ) -> Provenance:
     """The part of the provenance that an importer knows before the conversion.
 

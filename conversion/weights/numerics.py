@@ -61,7 +61,3 @@ def with_numerics(config: "CLIPConfig", numerics: TowerNumerics) -> "CLIPConfig"
         for tower, one in ((image, numerics.image), (text, numerics.text))
     )
     return replace(config, image=replace(image, blocks=ours), text=replace(text, blocks=theirs))
-
-
-Rules = Literal["reference", "bert"]
-"""How texts are normalized and split: as tensorflow-text and our tokenizer do, or as Hugging Face's BERT does."""

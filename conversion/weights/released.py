@@ -15,7 +15,7 @@ Stage = Literal["pre-training", "fine-tuning"]
 Data = Literal["LAION-2B", "DataComp-1B"]
 
 CHECKED = "layout, parameter count, forward pass with synthetic weights of full size; the released files were not run"
-"""What was checked of every released file: none of them could be downloaded where this package was developed."""
+"""Checks of the released files; none of them could be downloaded where this package was developed."""
 
 SCORE_NOTE = (
     "Two scores: the first is from the README of the reference's JAX code, the second from its torch README and from "
@@ -28,19 +28,19 @@ class ReleasedModel:
     """One released file.
 
     Attributes:
-        name: what ``--released`` takes.
+        name: its name for ``--released``.
         profile: format and numerics (docs/reference.md F4.4): "flax" is an npz file of the reference, "open_clip" a
             repository of the Hugging Face hub.
-        stage: pre-training at few pixels and 8 tokens, or the fine-tuning that follows it.
+        stage: pre-training with few pixels and 8 tokens, or the fine-tuning after it.
         preset: the architecture, a name of ``models.presets.PRESETS``.
         image_size: pixels per side.
         length: text tokens.
-        data: what it was trained on.
+        data: its training data.
         schedule: samples seen at each resolution.
         top1: published zero-shot ImageNet accuracy in percent; several where texts disagree (docs/reference.md F5.3).
-        url: where to get it; ``hf-hub:REPO`` for open_clip, which ``conversion.open_clip import`` takes as it is.
-        parameters: of our model, exactly; computed image positions are none.
-        stored: values in the file; open_clip stores the image positions too.
+        url: its address; for open_clip ``hf-hub:REPO``, which ``conversion.open_clip import`` accepts.
+        parameters: exact number of parameters of our model; computed image positions are not counted.
+        stored: number of values in the file; open_clip also stores the image positions.
     """
 
     name: str
@@ -66,7 +66,7 @@ class ReleasedModel:
 
     @property
     def text_reduction(self) -> Literal["truncate", "syntax"]:
-        """How prompts longer than ``length`` were cut for the published score (docs/reference.md F5.1, D27)."""
+        """How prompts longer than ``length`` were shortened for the published score (docs/reference.md F5.1, D27)."""
         return "syntax" if self.stage == "pre-training" else "truncate"
 
     @property
@@ -81,7 +81,7 @@ class ReleasedModel:
         return with_numerics(config, TowerNumerics(PROFILES[self.profile], PROFILES[self.profile]))
 
     def preprocess(self) -> EvalImageConfig:
-        """How pictures are prepared for scoring."""
+        """How images are prepared for scoring."""
         return EvalImageConfig(size=(self.image_size, self.image_size), resize=self.resize)
 
 
@@ -152,7 +152,7 @@ def _rows() -> Iterator[ReleasedModel]:
     yield _row("flax", "H/14", 336, datacomp, to336, (81.8,), file + "1t0k_5m3VVLRyThUjc4JQ_-z29hABuFBV")
     yield _row("flax", "bigG/14", 224, datacomp, to224, (82.5, 82.7), file + "1kgcfTOEcn1koZf_HkZYZhDpz4p5wKWPY")
     yield _row("flax", "bigG/14", 336, datacomp, to336, (83.0,), file + "1WwXPYb61Zoz-Zd3R5sRwEIGlPRDj3QJo")
-    # What open_clip measured with its own code, tokenizer and 80 templates.
+    # Scores that open_clip measured with its own code, tokenizer and 80 templates.
     measured: tuple[tuple[str, int, Data, str, float, str], ...] = (
         ("L/14", 224, datacomp, to224, 79.57, "ViT-L-14-CLIPA-datacomp1B"),
         ("L/14", 336, datacomp, to336, 80.26, "ViT-L-14-CLIPA-336-datacomp1B"),
@@ -184,7 +184,7 @@ def markdown_table() -> str:
 
 
 def plain_table() -> str:
-    """What ``python -m conversion.released`` prints."""
+    """The table that ``python -m conversion.released`` prints."""
     rows = [("name", "format", "preset", "pixels", "tokens", "data", "samples@pixels", "top-1", "parameters", "where")]
     for r in RELEASED.values():
         sizes = (str(r.image_size), str(r.length))

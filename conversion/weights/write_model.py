@@ -1,4 +1,4 @@
-"""From a foreign file to a model folder, one tensor at a time: weights, optimizer state, provenance, self-check."""
+"""Writer of model folders from foreign files, one tensor at a time, with optimizer state, provenance and self-check."""
 
 import importlib.metadata
 import shutil
@@ -55,15 +55,20 @@ def write_model(
     moments: Moments | None = None,
     overwrite: bool = False,
 ) -> Converted:
-    """Convert; the folder appears once everything is written and checked, else nothing does.
+    """Convert a foreign file. The folder appears only when everything is written and checked.
 
     Args:
-        provenance: what ``import_provenance`` gives. Source hash, converter, checksums of the leaves and the numbers
-            of the self-check are added here.
+        source: the weights.
+        table: the rules of the source's format, for the config of the model.
+        folder: the model folder to write.
+        provenance: result of ``import_provenance``. Source hash, converter, checksums of the leaves and the results of
+            the self-check are added here.
+        moments: the optimizer state, if it is to be imported.
+        overwrite: replace a model folder.
 
     Raises:
         ConversionError: lists every missing, unused, mis-shaped, damaged or non-finite tensor at once.
-        CheckpointError: the folder exists (and not ``overwrite``), holds more than a model, or the source.
+        CheckpointError: the folder exists (and not ``overwrite``), or holds other files than a model, or the source.
         ConfigError: tokenizer or preprocessing do not fit the model.
     """
     config = table.config
@@ -86,7 +91,7 @@ def write_model(
             if not embeddings.is_finite:
                 raise ConversionError(
                     f"{source.path}: all weights are finite, but their embeddings of fixed inputs are not; "
-                    "the weights are no working model under this config"
+                    "the weights do not work with this config"
                 )
             complete = replace(
                 provenance,
@@ -95,7 +100,7 @@ def write_model(
                 parameters=size // 4,
                 self_check={
                     "finite": True,
-                    "round_trip": f"{compared} of {compared} tensors come back with the bytes they had",
+                    "round_trip": f"{compared} of {compared} tensors, exported again, have their original bytes",
                     "embeddings": embeddings.report(),
                 },
                 leaves_sha256=checksums,
@@ -126,10 +131,12 @@ def _problems(source: TensorFile, table: RuleTable, moments: Moments | None) -> 
 def _write_weights(
     source: TensorFile, table: RuleTable, path: Path, advance: Callable[[int], object]
 ) -> tuple[dict[str, str], int]:
-    """Write, and export what was written to compare it with the source, bit by bit.
+    """Write all leaves, and compare each tensor, exported again, with the source, bit by bit.
 
-    Returns the checksums of the leaves, and how many tensors were compared. The disk is the slowest part of all this,
-    so the comparison, in a thread, costs no time.
+    The comparison runs in a thread and costs no extra time, because the disk is slower.
+
+    Returns:
+        the checksums of the leaves, and the number of tensors that were compared.
     """
     leaves = {name: Leaf(shape, FLOAT32) for name, shape in leaf_shapes(table.config).items()}
     problems: list[str] = []
@@ -138,7 +145,7 @@ def _write_weights(
         ours = tensor.placed.export(written.read)
         # float32 holds bfloat16 and float16 exactly, so casting back must give the same bits.
         if not np.array_equal(_bits(ours.astype(tensor.values.dtype, copy=False)), _bits(tensor.values)):
-            problems.append(f"round trip: {tensor.placed.name} does not come back as it was; please report this")
+            problems.append(f"round trip: {tensor.placed.name}, exported again, has other values; please report this")
         advance(ours.nbytes)
 
     compared, pending = 0, deque[Future[None]]()
@@ -188,7 +195,8 @@ def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(parent).free
     if free < needed:
         raise ConversionError(
-            f"{folder} needs {needed / 1e9:.1f} GB, {parent} has {free / 1e9:.1f} GB left; free some or choose another"
+            f"{folder} needs {needed / 1e9:.1f} GB, {parent} has {free / 1e9:.1f} GB left; free some space or choose "
+            "another folder"
         )
 
 

@@ -112,7 +112,7 @@ def test_provenance_has_hashes_profile_checks_and_a_checksum_of_each_leaf(tmp_pa
     assert about["parameters"] == sum(array.size for array in weights.values())
     check = about["self_check"]
     assert check["finite"]
-    assert check["round_trip"] == f"{len(BARE)} of {len(BARE)} tensors come back with the bytes they had"
+    assert check["round_trip"] == f"{len(BARE)} of {len(BARE)} tensors, exported again, have their original bytes"
     norms = [*check["embeddings"]["image"]["unit_norm"], *check["embeddings"]["text"]["unit_norm"]]
     np.testing.assert_allclose(norms, 1.0, atol=1e-6)
 

@@ -1,4 +1,4 @@
-"""Configs from shapes: what they tell is checked, what they do not tell is asked for by the flag that gives it."""
+"""Configs from shapes: contradictions are refused, and for undetermined fields the message names the flag to give."""
 
 import dataclasses
 import json
@@ -57,7 +57,7 @@ def test_shapes_and_the_named_rest_give_the_config():
         ("image_size", "image.image_size is not known (shapes do not determine it); give --image-size"),
     ],
 )
-def test_what_shapes_do_not_tell_must_be_named(missing, message):
+def test_a_field_that_shapes_do_not_determine_needs_its_flag(missing, message):
     assert message in problems(shapes_of(tiny_clip_config()), **{k: v for k, v in FULL.items() if k != missing})
 
 
@@ -70,7 +70,7 @@ def test_heads_of_flat_attention_must_be_named():
     assert (config.image.blocks.heads, config.text.blocks.heads) == (2, 4)
 
 
-def test_pools_with_arrays_of_their_own_are_told():
+def test_pools_with_their_own_arrays_need_no_flag():
     for pool in ("map", "first"):
         tensors = shapes_of(tiny_clip_config(image={"pool": pool}))
         choices = {k: v for k, v in FULL.items() if k != "image_pool"}
@@ -78,7 +78,7 @@ def test_pools_with_arrays_of_their_own_are_told():
         assert f"image.pool: gap from --image-pool, but the file has {pool}" in problems(tensors, **FULL)
 
 
-def test_learned_positions_tell_the_size_of_a_square_image_and_no_other():
+def test_learned_positions_determine_the_size_of_square_images_only():
     learned = {"image_pool": "tok", "text_pool": "last"}
     config = tiny_clip_config(image={"position": "learned", "pool": "tok"})
     resolved = resolve(shapes_of(config), **learned)
@@ -90,7 +90,7 @@ def test_learned_positions_tell_the_size_of_a_square_image_and_no_other():
     assert "image.image_size is not known" in problems(shapes_of(wide), **learned)
 
 
-def test_an_image_size_that_is_a_slip_of_the_pen_is_refused_before_memory_is_asked_for():
+def test_an_absurd_image_size_is_refused_before_memory_is_allocated():
     said = problems(shapes_of(tiny_clip_config()), **(FULL | {"image_size": 100_000_000}))
     assert "image.image_size: (100000000, 100000000) from --image-size, but the longest supported side has 4096" in said
 
@@ -110,7 +110,7 @@ def test_a_preset_is_checked_and_every_difference_named():
         assert name in said
 
 
-def test_a_preset_does_not_tell_the_image_size_of_a_model_of_other_texts():
+def test_a_preset_does_not_determine_the_image_size_for_another_text_length():
     said = problems(shapes_of(preset("H/14", image_size=84, length=8)), preset="H/14")
     assert (
         "image.image_size is not known (shapes do not determine it; preset H/14 has 224 with 32 text tokens, this file"
@@ -120,7 +120,7 @@ def test_a_preset_does_not_tell_the_image_size_of_a_model_of_other_texts():
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_only_presets_with_released_models_tell_the_pool(name):
+def test_only_presets_with_released_models_determine_the_pool(name):
     config, known = preset(name), {row.preset for row in RELEASED.values()}
     for pool in ("tok", "gap"):
         resolved = resolve(shapes_of(config), preset=name, image_pool=pool)
@@ -138,7 +138,7 @@ def test_only_presets_with_released_models_tell_the_pool(name):
         assert resolve(shapes_of(probed), preset=name).config.image.pool == "map"
 
 
-def test_how_pictures_are_prepared_is_said_to_be_a_default_where_nobody_tells():
+def test_a_default_image_preparation_is_reported_as_a_default():
     resolved = resolve(shapes_of(tiny_clip_config()), **FULL)
     assert resolved.preprocess.resize == "squash"
     assert "preprocess: squash, a default that no file determines" in resolved.preprocess_note
@@ -212,7 +212,7 @@ def test_profiles_say_why():
         resolve_config(flax_facts(tensors), Choices(**FULL), format_profile=None)
 
 
-def test_a_config_file_is_taken_whole_and_checked(tmp_path):
+def test_a_config_file_is_used_completely_and_checked(tmp_path):
     config = tiny_clip_config(
         image={"image_size": (8, 16), "pool": "tok", "mask_ratio": 0.25}, text={"position": "sincos1d", "pool": "gap"}
     )
@@ -230,7 +230,7 @@ def test_a_config_file_is_taken_whole_and_checked(tmp_path):
 
 
 @pytest.mark.usefixtures("quick_compile")
-def test_what_show_prints_of_a_model_is_a_config_file(tmp_path, capsys):
+def test_the_output_of_show_is_a_config_file(tmp_path, capsys):
     parts = {"tokenizer": tiny_tokenizer(), "preprocess": EvalImageConfig(size=(16, 16)), "provenance": {"a": "b"}}
     folder = save_model(tmp_path / "model", tiny_clip(), **parts)
     show([str(folder)])
@@ -242,13 +242,13 @@ DEEP = "[" * 200_000, '{"image":' * 100_000
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"image": 1}', "null", *DEEP], ids=lambda text: text[:12])
-def test_a_config_file_that_is_none_is_refused(content, tmp_path):
+def test_a_file_that_is_not_a_config_is_refused(content, tmp_path):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(ValueError, match=r"--config .*config.json"):
         resolve(shapes_of(tiny_clip_config()), config=tmp_path / "config.json")
 
 
-def test_two_whole_configs_are_one_too_many():
+def test_two_named_configs_are_refused():
     assert "give one of them" in problems(shapes_of(tiny_clip_config()), preset="H/14", released="x")
 
 

@@ -1,3 +1,5 @@
+"""The table of released models: published rows, parameter counts, scores, and its printed and documented forms."""
+
 import json
 import subprocess
 import sys
