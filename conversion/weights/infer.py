@@ -26,7 +26,7 @@ class Resolved(NamedTuple):
         config: the config.
         profile: name of its numerics profile, or "custom".
         profile_why: why it has this profile.
-        preprocess: how images are prepared.
+        preprocess: the preparation of images.
         preprocess_note: a line that says why they are prepared so.
         notes: lines on what was chosen and what differs.
     """
@@ -177,7 +177,7 @@ def _build(values: Mapping[str, Any], numerics: TowerNumerics, base: NamedConfig
 
 
 def _preprocess(config: CLIPConfig, base: NamedConfig | None) -> tuple[EvalImageConfig, str]:
-    """How images are prepared, and a line that says why."""
+    """The preparation of images, and a line that says why."""
     size = config.image.image_size
     if base is not None and base.preprocess is not None:
         made = dataclasses.replace(base.preprocess, size=size)

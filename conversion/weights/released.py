@@ -58,7 +58,7 @@ class ReleasedModel:
 
     @property
     def resize(self) -> Literal["squash", "resize_small_crop"]:
-        """How images were resized for the published score; bilinear, ImageNet mean and std (docs/reference.md F4.2).
+        """Resizing of images for the published score; bilinear, ImageNet mean and std (docs/reference.md F4.2).
 
         Pre-training recipes scored with a center crop, the others and open_clip squash (docs/reference.md F5.1, F5.2).
         """
@@ -66,7 +66,7 @@ class ReleasedModel:
 
     @property
     def text_reduction(self) -> Literal["truncate", "syntax"]:
-        """How prompts longer than ``length`` were shortened for the published score (docs/reference.md F5.1, D27)."""
+        """Shortening of prompts longer than ``length`` for the published score (docs/reference.md F5.1, D27)."""
         return "syntax" if self.stage == "pre-training" else "truncate"
 
     @property
@@ -81,7 +81,7 @@ class ReleasedModel:
         return with_numerics(config, TowerNumerics(PROFILES[self.profile], PROFILES[self.profile]))
 
     def preprocess(self) -> EvalImageConfig:
-        """How images are prepared for scoring."""
+        """The preparation of images for scoring."""
         return EvalImageConfig(size=(self.image_size, self.image_size), resize=self.resize)
 
 
