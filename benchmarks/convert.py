@@ -15,7 +15,7 @@ from clipa_eqx.models.clip import CLIPConfig
 from clipa_eqx.models.presets import PRESETS, preset
 from conversion.flax_clipa.names import flax_rules
 from conversion.flax_clipa.npz_writer import new_npz
-from conversion.weights.rules import foreign_tensors
+from conversion.weights.rules import RuleTable
 
 ROOT = Path(__file__).parents[1]
 
@@ -88,7 +88,7 @@ def measure(name: str, image_size: int, folder: Path) -> dict[str, float]:
 def write_random(config: CLIPConfig, path: Path) -> None:
     """Write a checkpoint of full size whose forward pass is finite, one tensor at a time."""
     rng = np.random.Generator(np.random.SFC64(0))
-    placed = foreign_tensors(flax_rules(config), config)
+    placed = RuleTable(flax_rules(config), config).placed
     with new_npz(path, overwrite=False) as archive:
         for name in sorted(placed, key=lambda name: name.split("/")):
             values = rng.random(placed[name].shape, np.float32)

@@ -20,8 +20,8 @@ from clipa_eqx.saved.kinds import CHECKPOINTS_NAME, CONFIG_FILE, MODEL_NAME, WEI
 from clipa_eqx.saved.model import load_model
 from clipa_eqx.sharding import shardings_for
 from clipa_eqx.tokenizer import Tokenizer
+from clipa_eqx.tokenizer.loading import load_tokenizer
 from clipa_eqx.training.checkpoint import Checkpoints
-from clipa_eqx.training.inputs import load_tokenizer
 from clipa_eqx.training.run_folder import read_record
 
 PromptReduction = Literal["truncate", "syntax"]

@@ -35,6 +35,14 @@ class Leaf(NamedTuple):
     dtype: np.dtype
 
 
+class LeafSlice(NamedTuple):
+    """The values of a leaf (``layer`` is None), or of one layer of a stacked leaf."""
+
+    path: str
+    layer: int | None
+    values: np.ndarray
+
+
 class LeafWriter:
     """A safetensors file whose header is written first, then leaves in any order, stacked ones layer by layer.
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from clipa_eqx.errors import CheckpointError
 from clipa_eqx.saved.description import optimizer_file
-from clipa_eqx.saved.leaf_file import Leaf, LeafReader, LeafWriter
+from clipa_eqx.saved.leaf_file import Leaf, LeafReader, LeafSlice, LeafWriter
 
 Kind = Literal["mu", "nu"]
 
@@ -27,15 +27,6 @@ class Counts(NamedTuple):
     updates: int
     schedule_steps: int
     about: Mapping[str, Any]
-
-
-class MomentSlice(NamedTuple):
-    """A moment, or a layer of a stacked one (``layer`` is None for a whole leaf)."""
-
-    kind: Kind
-    path: str
-    layer: int | None
-    values: np.ndarray
 
 
 class OptimizerState(NamedTuple):
@@ -104,7 +95,7 @@ def open_optimizer_state(folder: Path) -> Generator[OptimizerState]:
 def write_optimizer_state(
     path: Path,
     shapes: Mapping[str, tuple[int, ...]],
-    moments: Iterable[MomentSlice],
+    moments: Iterable[tuple[Kind, LeafSlice]],
     *,
     counts: Counts,
     mu_dtype: np.dtype,
@@ -127,7 +118,7 @@ def write_optimizer_state(
     with LeafWriter(path, leaves, metadata=metadata) as writer:
         writer.write("updates", np.asarray(counts.updates, _INT32))
         writer.write("schedule_steps", np.asarray(counts.schedule_steps, _INT32))
-        for kind, name, layer, values in moments:
+        for kind, (name, layer, values) in moments:
             if name in live:
                 writer.write(f"{kind}/{name}", values, layer=layer)
     return writer.checksums

@@ -1,4 +1,4 @@
-"""The inputs of a run: tokenizer, training batches, and prepared evaluations."""
+"""The inputs of a run: training batches and prepared evaluations."""
 
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,6 @@ from clipa_eqx.data.mixture import Mixture
 from clipa_eqx.data.prefetch import BatchIterator
 from clipa_eqx.data.stream import eval_stream, train_stream
 from clipa_eqx.data.transforms import TrainTransform
-from clipa_eqx.errors import ConfigError
 from clipa_eqx.evals.zero_shot import ZeroShotConfig, ZeroShotTask, ZeroShotTransform, prepare_zero_shot
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.tokenizer import Tokenizer
@@ -25,25 +24,6 @@ class Evaluation(NamedTuple):
     config: ZeroShotConfig
     source: RecordSource
     task: ZeroShotTask
-
-
-def load_tokenizer(vocab: str | None, *, model_vocab: int) -> Tokenizer:
-    """The BERT tokenizer of the package (``None``), or that of a vocabulary file or tokenizer folder.
-
-    Raises:
-        ConfigError: the vocabulary has more pieces than the model's token table has rows.
-        DataError: there is no such file, or it is not a vocabulary.
-    """
-    if vocab is None:
-        tokenizer = Tokenizer.bert()
-    else:
-        tokenizer = Tokenizer.load(Path(vocab)) if Path(vocab).is_dir() else Tokenizer.from_file(vocab)
-    if tokenizer.vocab_size > model_vocab:
-        raise ConfigError(
-            f"model.text.vocab is {model_vocab}, too small: the vocabulary ({vocab or 'shipped BERT'}) has "
-            f"{tokenizer.vocab_size} pieces; set model.text.vocab to at least {tokenizer.vocab_size}"
-        )
-    return tokenizer
 
 
 def open_sources(config: ExperimentConfig) -> Mixture:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipa_eqx.cli import FAILED, OK, run
 from clipa_eqx.errors import ConversionError
-from conversion.weights.arguments import add_config_arguments
+from conversion.weights.arguments import add_config_arguments, choices_of
 
 if TYPE_CHECKING:
     from conversion.compare.walk import Side, TowerWalk
@@ -79,7 +79,6 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
 
     from conversion.compare.inputs import recorded, write_inputs
     from conversion.compare.sides import is_described, open_side
-    from conversion.weights.arguments import choices_of
     from conversion.weights.named_configs import named_config
 
     choices = choices_of(arguments)

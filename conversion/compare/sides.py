@@ -1,7 +1,7 @@
 """Any model as one side of a comparison: a model folder, a Flax npz, or what open_clip has."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -27,8 +27,11 @@ from conversion.open_clip.names import image_table, open_clip_rules, temperature
 from conversion.open_clip.pixels import FAST_NOTE, OUR_SHORTEST, Pictures, our_pixels, pillow_pixels
 from conversion.open_clip.shapes import open_clip_facts
 from conversion.open_clip.tokenizer import folder_pieces, json_tokenizer
-from conversion.weights.infer import Choices, Fact, resolve_config
-from conversion.weights.rules import LeafRule, Rule, check_tensors, foreign_tensors, raise_problems
+from conversion.weights.choices import Choices
+from conversion.weights.facts import Fact
+from conversion.weights.infer import resolve_config
+from conversion.weights.leaf_rule import LeafRule
+from conversion.weights.rules import RuleTable, raise_problems
 from conversion.weights.tensors import TensorFile
 from conversion.weights.tower_options import image_options, text_options
 
@@ -118,7 +121,7 @@ def _flax(path: str, choices: Choices, stack: ExitStack, other: CLIPConfig | Non
     facts = flax_facts(source.params.tensors)
     resolved = resolve_config(facts, _filled(choices, facts, other), format_profile="flax")
     config = resolved.config
-    read = _reader(source.params, flax_rules(config, source.layout), config, bias_end="/bias")
+    read = _reader(source.params, RuleTable(flax_rules(config, source.layout), config), bias_end="/bias")
     return Side(
         name=path,
         kind="Flax npz",
@@ -145,9 +148,8 @@ def _open_clip(path: str, choices: Choices, stack: ExitStack, other: CLIPConfig 
     config = replace(
         config, image=replace(config.image, position="learned"), text=replace(config.text, position="learned")
     )
-    read = _reader(
-        opened.tensors, open_clip_rules(config, temperature_shape(opened.tensors.tensors)), config, bias_end="bias"
-    )
+    rules = open_clip_rules(config, temperature_shape(opened.tensors.tensors))
+    read = _reader(opened.tensors, RuleTable(rules, config), bias_end="bias")
     pictures = None if opened.config is None else opened.config.pictures
     side = Side(
         name=path,
@@ -181,19 +183,17 @@ def _with_texts(side: Side, opened: OpenedClip, config: OpenClipConfig) -> Side:
     return replace(side, tokenize=tokenize, pieces=pieces)
 
 
-def _reader(file: TensorFile, rules: Sequence[Rule], config: CLIPConfig, *, bias_end: str) -> Read:
+def _reader(file: TensorFile, table: RuleTable, *, bias_end: str) -> Read:
     """Reads our leaves out of a foreign file, layer by layer; a missing bias is None, all else is an error."""
     problems = [
         problem
-        for problem in check_tensors(rules, config, file.tensors)
+        for problem in table.check(file.tensors)
         if not (problem.startswith("missing: ") and problem.split()[1].endswith(bias_end))
     ]
     raise_problems(problems, where=str(file.path))
-    shapes = leaf_shapes(config)
+    shapes = leaf_shapes(table.config)
     where: dict[tuple[str, int | None], tuple[str, LeafRule]] = {
-        (rule.path, one.layer): (name, rule)
-        for name, one in foreign_tensors(rules, config).items()
-        for rule in one.rules
+        (rule.path, one.layer): (name, rule) for name, one in table.placed.items() for rule in one.rules
     }
 
     def read(name: str) -> Array | None:

@@ -10,7 +10,7 @@ import numpy as np
 from clipa_eqx.tokenizer import Tokenizer
 from clipa_eqx.tokenizer.vocabulary import CLASS
 from conversion.open_clip.tokenizer import Ids, bert_tokenizer, clean
-from conversion.weights.numerics import Rules
+from conversion.weights.formats import TextRules
 
 VOCABULARY = "other vocabulary"
 SEP_KEPT = "SEP kept"
@@ -41,7 +41,7 @@ class TextHabits:
         cleans: HTML entities and white space are cleaned up first.
     """
 
-    normalizer: Rules = "reference"
+    normalizer: TextRules = "reference"
     sep: Sep = "none"
     cleans: bool = False
 
@@ -128,7 +128,7 @@ def _subsets(texts: list[str], ids: Ids, pieces: Vocabularies) -> list[_Subset]:
     a, b = pieces
     if a is None or b is None:
         return []
-    rules: tuple[Rules, ...] = ("reference", "bert")
+    rules: tuple[TextRules, ...] = ("reference", "bert")
     seps: tuple[Sep, ...] = ("none", "stripped", "kept")
     known = [
         HabitTokenizer(pieces=a, length=ids.shape[1], habits=TextHabits(normalizer=rule, sep=sep, cleans=cleans))

@@ -1,1 +1,1 @@
-"""Weights of the reference's JAX code: Flax checkpoints as ``.npz``, in and out."""
+"""Import and export of the reference's Flax checkpoints (``.npz``)."""

@@ -1,9 +1,10 @@
-"""An open checkpoint of the reference, from either of its trainers."""
+"""An open checkpoint of the reference, of either of its trainers."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from conversion.flax_clipa.shapes import FlaxLayout
+from conversion.weights.formats import Format
 from conversion.weights.moments import Moments
 from conversion.weights.tensors import TensorFile
 
@@ -12,15 +13,15 @@ class Checkpoint(NamedTuple):
     """An open checkpoint.
 
     Attributes:
-        format: what provenance calls it.
+        format: its name in the provenance.
         params: the parameters, without any prefix.
-        moments: the optimizer state, if there is one and it is wanted.
-        layout: how the same arrays are spelled.
+        moments: the optimizer state, if there is one and the user wants it.
+        layout: how the arrays are spelled.
         about: JSON of the layout, for provenance.
-        notes: what else a user should know of it.
+        notes: further lines for the log and the provenance.
     """
 
-    format: str
+    format: Format
     params: TensorFile
     moments: Moments | None
     layout: FlaxLayout

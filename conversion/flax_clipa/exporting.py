@@ -1,7 +1,7 @@
-"""A model folder, or the training state of a work folder, as a checkpoint of the reference's JAX code."""
+"""Export of a model folder, or of a run's training state, to a checkpoint of the reference's JAX code."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -19,14 +19,15 @@ from clipa_eqx.saved.leaf_file import LeafReader
 from clipa_eqx.saved.leaf_shapes import check_leaves
 from clipa_eqx.saved.model_folder import ModelFolder, open_model_folder
 from clipa_eqx.saved.optimizer_file import FIRST_SCHEDULE, Kind, OptimizerState, open_optimizer_state
-from conversion.flax_clipa.files import ADAM_COUNT, FORMAT, MU, NU
 from conversion.flax_clipa.names import flax_rules
 from conversion.flax_clipa.npz import NpzFile
 from conversion.flax_clipa.npz_writer import check_target, new_npz
+from conversion.flax_clipa.optimizer_entries import ADAM_COUNT, CHRONO, MU, NU
 from conversion.flax_clipa.shapes import FlaxLayout
 from conversion.flax_clipa.unpack_run import unpack_run
-from conversion.weights.numerics import numerics_of, profile_of
-from conversion.weights.rules import Placed, Rule, export_tensor, foreign_tensors, import_slices, raise_problems
+from conversion.weights.formats import FLAX
+from conversion.weights.numerics import numerics_of
+from conversion.weights.rules import Placed, RuleTable, raise_problems
 from conversion.weights.tensors import FLOATS, TensorView
 
 _log = logging.getLogger(__name__)
@@ -36,19 +37,19 @@ _STORED = tuple(map(str, FLOATS))
 
 
 class _Spelling(NamedTuple):
-    """How the checkpoint to be written names and stores things."""
+    """Names, shapes and dtypes of the checkpoint to write."""
 
     prefix: str = "params/"
     layout: FlaxLayout = FlaxLayout()
     dtypes: Mapping[str, str] = {}
 
 
-def export_flax(folder: Path, target: Path, *, overwrite: bool = False) -> str:
-    """Write ``target``; returns a line about it.
+def export_flax(folder: Path, target: Path, *, overwrite: bool = False) -> None:
+    """Write ``target``, and log what was written.
 
-    A model folder that was imported from such a checkpoint comes back under the names, shapes and dtypes it had; with
-    optimizer state, counts and times. Any other gets the layout of the reference's main branch. A work folder gives its
-    last committed checkpoint, optimizer state included.
+    A model folder that was imported from such a checkpoint is written with the names, shapes and dtypes it had there,
+    including optimizer state, counts and times. Any other gets the layout of the reference's main branch. For a run
+    folder, the last committed checkpoint is written, including its optimizer state.
 
     Raises:
         CheckpointError: the folder is neither, or damaged; or ``target`` would lie in a model folder.
@@ -59,18 +60,19 @@ def export_flax(folder: Path, target: Path, *, overwrite: bool = False) -> str:
         # With a foreign file in it, a model folder is never replaced again.
         check_apart(target, [folder])
         opened = open_model_folder(folder)
-        return _export_leaves(folder, opened.config, target, _spelling(opened), overwrite=overwrite)
+        _export_leaves(folder, opened.config, target, _spelling(opened), overwrite=overwrite)
+        return
     try:
         # Orbax stores stacked leaves, the target one tensor per layer: sort them on disk, next to the target.
         with scratch_folder(real) as scratch:
             config = unpack_run(folder, scratch)
-            return _export_leaves(scratch, config, target, _Spelling(), overwrite=overwrite)
+            _export_leaves(scratch, config, target, _Spelling(), overwrite=overwrite)
     except OSError as error:
         raise ConversionError(f"{target} cannot be written ({error}); nothing was left there") from error
 
 
 def _spelling(folder: ModelFolder) -> _Spelling:
-    if folder.provenance.format != FORMAT:
+    if folder.provenance.format != FLAX:
         return _Spelling()
     match folder.provenance.layout:
         case {
@@ -87,14 +89,14 @@ def _spelling(folder: ModelFolder) -> _Spelling:
             )
 
 
-def _export_leaves(folder: Path, config: CLIPConfig, target: Path, spelling: _Spelling, *, overwrite: bool) -> str:
-    if profile_of(numerics_of(config)) != "flax":
+def _export_leaves(folder: Path, config: CLIPConfig, target: Path, spelling: _Spelling, *, overwrite: bool) -> None:
+    if numerics_of(config).profile != "flax":
         _log.warning(
-            "this model's norms or GELU are not the Flax profile's, the only one that the reference's code has: there "
-            "the same weights will give slightly other embeddings"
+            "this model's norms or GELU differ from the Flax profile, the only one that the reference's code has: with "
+            "the same weights it gives slightly different embeddings"
         )
-    rules = flax_rules(config, spelling.layout)
-    placed = foreign_tensors(rules, config)
+    table = RuleTable(flax_rules(config, spelling.layout), config)
+    placed = table.placed
     with ExitStack() as stack:
         leaves = stack.enter_context(LeafReader(folder / WEIGHTS_FILE))
         check_leaves(leaves.leaves, config, where=str(leaves.path))
@@ -104,7 +106,7 @@ def _export_leaves(folder: Path, config: CLIPConfig, target: Path, spelling: _Sp
             if state.counts.updates != state.counts.schedule_steps:
                 _log.warning(
                     "Adam has counted %d updates, the schedules %d, as in runs of the t5x trainer; the main branch "
-                    "never writes such a state, and an import takes it from the original only",
+                    "never writes such a state, so import the original checkpoint, not this export",
                     state.counts.updates,
                     state.counts.schedule_steps,
                 )
@@ -126,9 +128,9 @@ def _export_leaves(folder: Path, config: CLIPConfig, target: Path, spelling: _Sp
                 bar.update(array.size * 4)
             raise_problems(problems, where=str(folder))
             archive.close()
-            _check_written(archive.path, rules, config, spelling, leaves, bar.update)
-    what = f"{len(placed)} tensors"
-    return what if state is None else f"{what}, optimizer state of step {state.counts.schedule_steps}"
+            _check_written(archive.path, table, spelling, leaves, bar.update)
+    what = "" if state is None else f", optimizer state of step {state.counts.schedule_steps}"
+    _log.info("%s written: %d tensors%s", target, len(placed), what)
 
 
 def _params(
@@ -137,14 +139,14 @@ def _params(
     for name, one in placed.items():
 
         def read(name: str = name, one: Placed = one) -> np.ndarray:
-            array = export_tensor(one, leaves.read)
+            array = one.export(leaves.read)
             stored = spelling.dtypes.get(name)
             if stored is None:
                 return array
             narrow = array.astype(np.dtype(ml_dtypes.bfloat16) if stored == "bfloat16" else stored)
             if np.array_equal(narrow.astype(FLOAT32), array):
                 return narrow
-            _log.info("%s was %s and no longer fits: stored as float32", name, stored)
+            _log.info("%s was stored as %s, which no longer holds its values: stored as float32", name, stored)
             return array
 
         yield spelling.prefix + name, read
@@ -158,7 +160,7 @@ def _optimizer_entries(placed: Mapping[str, Placed], state: OptimizerState) -> d
             if any(state.is_live(rule.path, one.layer) for rule in one.rules):
 
                 def read(kind: Kind = kind, one: Placed = one) -> np.ndarray:
-                    return export_tensor(one, lambda path, layer: state.read(kind, path, layer))
+                    return one.export(lambda path, layer: state.read(kind, path, layer))
 
                 entries[prefix + name] = read
     counts, about = state.counts, state.counts.about
@@ -170,28 +172,24 @@ def _optimizer_entries(placed: Mapping[str, Placed], state: OptimizerState) -> d
         def number(dtype: str = dtype, value: float = value) -> np.ndarray:
             return np.asarray(value, dtype)
 
-        entries[f"chrono/{name}"] = number
+        entries[CHRONO + name] = number
     return entries
 
 
 def _order(name: str) -> tuple[tuple[int, str], ...]:
-    """As the reference orders entries: keys of dictionaries by name, members of tuples by number."""
+    """Sort key of the reference's order of entries: keys of dictionaries by name, members of tuples by number."""
     return tuple((int(part) if part.isdigit() else -1, part) for part in name.split("/"))
 
 
 def _check_written(
-    path: Path,
-    rules: Sequence[Rule],
-    config: CLIPConfig,
-    spelling: _Spelling,
-    leaves: LeafReader,
-    advance: Callable[[int], object],
+    path: Path, table: RuleTable, spelling: _Spelling, leaves: LeafReader, advance: Callable[[int], object]
 ) -> None:
-    """Read the new file as an import would and compare with the leaves, bit by bit."""
+    """Read the new file as an import does, and compare it with the leaves, bit by bit."""
     with NpzFile(path) as file:
         names = {n.removeprefix(spelling.prefix): n for n in file.tensors if n.startswith(spelling.prefix)}
-        names = {name: there for name, there in names.items() if not name.startswith(("opt/", "chrono/"))}
-        for name, layer, values in import_slices(rules, config, TensorView(file, names)):
-            if not np.array_equal(values, leaves.read(name, layer)):
-                raise ConversionError(f"{name} does not come back from {path.name} as it was; please report this")
-            advance(values.nbytes)
+        names = {name: there for name, there in names.items() if not name.startswith(("opt/", CHRONO))}
+        for tensor in table.read(TensorView(file, names)):
+            for name, layer, values in tensor.slices:
+                if not np.array_equal(values, leaves.read(name, layer)):
+                    raise ConversionError(f"{name} read back from {path.name} has other values; please report this")
+                advance(values.nbytes)

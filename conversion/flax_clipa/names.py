@@ -1,4 +1,4 @@
-"""Our leaves under the names and shapes of Flax checkpoints (docs/reference.md F2.3), without ``params/``."""
+"""Names and shapes of our leaves in Flax checkpoints, without ``params/`` (docs/reference.md F2.3)."""
 
 import dataclasses
 import math
@@ -9,11 +9,12 @@ import numpy as np
 from clipa_eqx.models.blocks import BlockConfig
 from clipa_eqx.models.clip import CLIP, CLIPConfig
 from conversion.flax_clipa.shapes import FlaxLayout
-from conversion.weights.rules import LeafRule, export_leaves, import_leaves
+from conversion.weights.leaf_rule import LeafRule
+from conversion.weights.rules import RuleTable, export_leaves, import_leaves
 
 
 def to_flax(tree: CLIP) -> dict[str, np.ndarray]:
-    """A model, or gradients or moments of its shape, as the reference's flat dictionary.
+    """The reference's flat dictionary of a model, or of gradients or moments of its shape.
 
     Raises:
         ConversionError: the tree has leaves that its ``config`` does not describe.
@@ -27,11 +28,11 @@ def from_flax(arrays: Mapping[str, np.ndarray], config: CLIPConfig) -> CLIP:
     Raises:
         ConversionError: lists every missing, unused, mis-shaped or non-finite array at once.
     """
-    return import_leaves(flax_rules(config), arrays, config)
+    return import_leaves(RuleTable(flax_rules(config), config), arrays)
 
 
 def flax_rules(config: CLIPConfig, layout: FlaxLayout | None = None) -> tuple[LeafRule, ...]:
-    """Exactly one row per leaf of the model; without a layout, the reference's main branch's."""
+    """Exactly one rule per leaf of the model, in the layout of the reference's main branch unless another is given."""
     layout = layout or FlaxLayout()
     rules = (
         *_image_rules(config),
@@ -42,7 +43,7 @@ def flax_rules(config: CLIPConfig, layout: FlaxLayout | None = None) -> tuple[Le
 
 
 def _flat(rule: LeafRule) -> LeafRule:
-    """The row where heads are not an axis of their own, as in the reference's t5x branch (docs/reference.md F2.5)."""
+    """The rule for attention whose heads have no axis of their own, as in the t5x branch (docs/reference.md F2.5)."""
     if "/attn/" not in rule.path:
         return rule
     if rule.axes is None:
@@ -78,7 +79,7 @@ def _image_rules(config: CLIPConfig) -> list[LeafRule]:
 
 
 def _last_first(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A kernel's output axis, which Flax has last, in front."""
+    """Axes that move a kernel's output axis, which is last in Flax, to the front."""
     return (len(shape) - 1, *range(len(shape) - 1))
 
 

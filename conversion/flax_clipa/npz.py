@@ -1,4 +1,4 @@
-"""Npz archives of strangers: all headers are checked before anything is read, arrays mapped, nothing unpickled."""
+"""Untrusted npz archives: all headers are checked before any array is read; arrays are mapped, never unpickled."""
 
 import io
 import math
@@ -15,9 +15,10 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from clipa_eqx.errors import ConversionError
-from conversion.weights.tensors import BFLOAT16, TensorInfo
+from clipa_eqx.saved.leaf_file import Leaf
+from conversion.weights.tensors import BFLOAT16
 
-# Random float32 weights hardly compress; whole archives of zeros are not what we read.
+# Trained float32 weights hardly compress; an archive that grows more than this many times holds no weights.
 _LARGEST_EXPANSION = 30
 _ALWAYS_FINE_BYTES = 2**28
 _LONGEST_HEADER = 4096
@@ -30,7 +31,7 @@ class _Member(NamedTuple):
     shape: tuple[int, ...]
     fortran_order: bool
     header: bytes
-    data_at: int | None  # None in compressed members
+    data_at: int | None  # None for compressed members
 
     @property
     def size(self) -> int:
@@ -38,34 +39,34 @@ class _Member(NamedTuple):
 
 
 class NpzFile:
-    """An open ``.npz`` as a ``TensorFile``; uncompressed arrays are memory maps, their checksums verified once.
+    """An open ``.npz`` file as a ``TensorFile``. Uncompressed arrays are memory maps; checksums are verified once.
 
-    Two-byte void arrays are bfloat16, as the reference's loader takes them.
+    Two-byte void arrays are read as bfloat16, as the reference's loader does.
     """
 
     def __init__(self, path: Path) -> None:
-        """Open it and check all headers.
+        """Open the file and check all headers.
 
         Raises:
-            ConversionError: not there, no zip archive, or members that are damaged, encrypted, pickled, duplicate, of
-                another compression, or that would grow beyond reason; all of them are listed.
+            ConversionError: the file is missing or not a zip archive, or lists members that are damaged, encrypted,
+                pickled, duplicate, of an unsupported compression, or far larger than their compressed size.
         """
         self.path = path
         if not path.is_file():
-            raise ConversionError(f"{path} is no file; give the path of a .npz checkpoint")
+            raise ConversionError(f"{path} is not a file; give the path of a .npz checkpoint")
         try:
             self._bytes = path.stat().st_size
             self._raw: IO[bytes] = path.open("rb")
         except OSError as error:
             raise ConversionError(f"{path} cannot be read ({error})") from error
         try:
-            # Here and below: on damaged bytes zipfile, zlib and numpy's header parser raise nearly anything.
+            # Here and below: zipfile, zlib and numpy's header parser raise nearly any exception on damaged bytes.
             try:
                 self._archive = zipfile.ZipFile(self._raw)
                 entries = self._archive.infolist()
             except Exception as error:
                 raise ConversionError(
-                    f"{path} is no readable npz archive ({error!r}): it is truncated, damaged or of another format; "
+                    f"{path} is not a readable npz archive ({error!r}): it is truncated, damaged or of another format; "
                     "get the file again and compare its checksum"
                 ) from error
             self._members = self._read_headers(entries)
@@ -73,13 +74,13 @@ class NpzFile:
             self._raw.close()
             raise
         self._verified: set[str] = set()
-        self.tensors: Mapping[str, TensorInfo] = {
-            name: TensorInfo(member.shape, _native(member.stored))
+        self.tensors: Mapping[str, Leaf] = {
+            name: Leaf(member.shape, _native(member.stored))
             for name, member in sorted(self._members.items(), key=lambda item: item[1].entry.header_offset)
         }
 
     def read(self, name: str) -> np.ndarray:
-        """The array; raises ConversionError where its bytes are damaged."""
+        """The array. Raises ``ConversionError`` if its bytes are damaged."""
         member = self._members[name]
         try:
             flat = self._inflated(member) if member.data_at is None else self._mapped(name, member, member.data_at)
@@ -119,7 +120,7 @@ class NpzFile:
 
     def _read_headers(self, entries: list[zipfile.ZipInfo]) -> dict[str, _Member]:
         problems = [
-            f"duplicate: {name} is there {count} times"
+            f"duplicate: {name} occurs {count} times"
             for name, count in Counter(entry.filename for entry in entries).items()
             if count > 1
         ]
@@ -132,12 +133,12 @@ class NpzFile:
             except Exception as error:
                 problems.append(f"damaged: {entry.filename} has no readable header ({error})")
         if sum(entry.compress_size for entry in entries) > self._bytes:
-            problems.append("damaged: the members are larger together than the archive; they overlap")
+            problems.append("damaged: all members together are larger than the archive, so they overlap")
         size = sum(member.size for member in members.values())
         if size > max(_ALWAYS_FINE_BYTES, _LARGEST_EXPANSION * self._bytes):
             problems.append(
                 f"too large: {self._bytes:,} bytes would become {size:,}; weights do not compress that well, so this "
-                "is no checkpoint"
+                "is not a checkpoint"
             )
         if not entries:
             problems.append("empty: the archive has no members")
@@ -150,7 +151,7 @@ class NpzFile:
     def _read_header(self, entry: zipfile.ZipInfo) -> _Member:
         name = entry.filename
         if not name.endswith(".npy"):
-            raise ConversionError(f"unused: {name!r} is no .npy array")
+            raise ConversionError(f"unused: {name!r} is not an .npy array")
         if entry.flag_bits & 0x1:
             raise ConversionError(f"encrypted: {name}; decrypt the archive first")
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -158,7 +159,7 @@ class NpzFile:
         at = self._data_offset(entry)
         if entry.compress_type == zipfile.ZIP_STORED:
             if entry.compress_size != entry.file_size or at + entry.file_size > self._bytes:
-                raise ConversionError(f"damaged: {name} ends outside of the archive")
+                raise ConversionError(f"damaged: {name} extends beyond the end of the archive")
             self._raw.seek(at)
             start = self._raw.read(min(entry.file_size, _LONGEST_HEADER))
         else:
@@ -170,22 +171,22 @@ class NpzFile:
             version
         )
         if reader is None:
-            raise ConversionError(f"header: {name} is of npy version {version}, expected (1, 0) or (2, 0)")
+            raise ConversionError(f"header: {name} has npy version {version}, expected (1, 0) or (2, 0)")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of headers that Python 2 wrote
+            warnings.simplefilter("ignore")  # about headers written by Python 2
             shape, fortran_order, dtype = reader(stream, max_header_size=_LONGEST_HEADER)
         if dtype.hasobject:
             raise ConversionError(f"pickled: {name} holds Python objects, which are never loaded")
         if dtype.fields is not None or dtype.subdtype is not None or not all(0 < side < 2**31 for side in shape):
             raise ConversionError(
-                f"header: {name} is of shape {shape} and dtype {dtype}; no checkpoint has such arrays"
+                f"header: {name} has shape {shape} and dtype {dtype}; checkpoints have no such arrays"
             )
         header = start[: stream.tell()]
         stored = entry.compress_type == zipfile.ZIP_STORED
         member = _Member(entry, dtype, tuple(shape), fortran_order, header, at + len(header) if stored else None)
         if len(header) + member.size != entry.file_size:
             raise ConversionError(
-                f"damaged: {name} says {dtype}{list(shape)}, which is {member.size:,} bytes, but has "
+                f"damaged: {name} declares {dtype}{list(shape)}, which is {member.size:,} bytes, but has "
                 f"{entry.file_size - len(header):,}"
             )
         return member

@@ -1,8 +1,9 @@
-"""The training state of a work folder as the files of a model folder, for exporters."""
+"""The training state of a run folder, unpacked into the files of a model folder for exporters."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -12,12 +13,12 @@ from clipa_eqx.errors import CheckpointError
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.json_config import from_json
 from clipa_eqx.models.clip import CLIPConfig, abstract_clip
-from clipa_eqx.reference_chain import chain_shape
+from clipa_eqx.reference_chain import ChainShape, chain_shape
 from clipa_eqx.saved.description import OPTIMIZER_FILE
 from clipa_eqx.saved.kinds import CHECKPOINTS_NAME, CONFIG_FILE, WEIGHTS_FILE
-from clipa_eqx.saved.leaf_file import Leaf, LeafWriter
+from clipa_eqx.saved.leaf_file import Leaf, LeafSlice, LeafWriter
 from clipa_eqx.saved.leaf_shapes import leaf_shapes
-from clipa_eqx.saved.optimizer_file import FIRST_SCHEDULE, Counts, Kind, MomentSlice, write_optimizer_state
+from clipa_eqx.saved.optimizer_file import FIRST_SCHEDULE, Counts, Kind, write_optimizer_state
 from clipa_eqx.training.checkpoint import Checkpoints
 from clipa_eqx.training.run_folder import read_record
 
@@ -25,57 +26,72 @@ FLOAT32 = np.dtype(np.float32)
 
 
 def unpack_run(workdir: Path, scratch: Path) -> CLIPConfig:
-    """Leaves and optimizer state of the last committed checkpoint as the files of a model folder, in ``scratch``.
+    """Write leaves and optimizer state of the last committed checkpoint as files of a model folder to ``scratch``.
 
-    Read leaf by leaf: the largest stacked leaf is what memory must hold.
+    Leaves are read one at a time, so memory must hold only the largest stacked leaf.
 
     Raises:
-        CheckpointError: no run, no checkpoint yet, or a damaged one.
+        CheckpointError: not a run folder, or its checkpoint is missing or damaged.
     """
     record = read_record(workdir)
     run = from_json(ExperimentConfig, record["config"], where=str(workdir / CONFIG_FILE))
-    shapes = leaf_shapes(run.model)
     with Checkpoints(workdir / CHECKPOINTS_NAME, keep=None) as checkpoints:
         step = checkpoints.latest()
         if step is None:
-            raise CheckpointError(f"work folder {workdir} has no committed checkpoint yet")
-        stored = checkpoints.leaves(step)
-        paths = {
-            kind: {m[1]: path for path in stored if (m := re.fullmatch(rf"opt_state/(?:.*/)?{kind}/(.+)", path))}
-            for kind in ("mu", "nu")
-        }
-        [updates] = [path for path in stored if re.fullmatch(r"opt_state/(.*/)?count", path)]
-        [done] = [path for path in stored if re.fullmatch(r"opt_state/(.*/)?updates_done", path)]
-        bar = tqdm(total=len(shapes) + 2 * len(paths["mu"]), desc="read", unit="leaf", delay=2)
-        weights = {name: Leaf(shape, FLOAT32) for name, shape in shapes.items()}
-        with bar, LeafWriter(scratch / WEIGHTS_FILE, weights) as writer:
-            for name in shapes:
-                writer.write(name, checkpoints.read_leaf(step, f"model/{name}"))
+            raise CheckpointError(f"run folder {workdir} has no committed checkpoint yet")
+        paths = _optimizer_paths(checkpoints.leaves(step))
+        shapes = leaf_shapes(run.model)
+        with tqdm(total=len(shapes) + len(paths.moments), desc="read", unit="leaf", delay=2) as bar:
+
+            def read(path: str) -> np.ndarray:
                 bar.update()
+                return checkpoints.read_leaf(step, path)
+
+            with LeafWriter(
+                scratch / WEIGHTS_FILE, {name: Leaf(shape, FLOAT32) for name, shape in shapes.items()}
+            ) as writer:
+                for name in shapes:
+                    writer.write(name, read(f"model/{name}"))
             chain = chain_shape(run.optim, abstract_clip(run.model))
-            first = FIRST_SCHEDULE + chain.decays + chain.factors
-            about = {
-                "schedule_entries": list(range(first, first + chain.schedules)),
-                # The reference's clock; of its entries only the number of examples is known here.
-                "chrono": {
-                    **{f"accum_{what}_time": ["float64", 0.0] for what in ("program", "train", "pause")},
-                    "accum_examples_seen": ["int64", step * run.batch_size],
-                },
-            }
-
-            def moments() -> Iterator[MomentSlice]:
-                kinds: tuple[Kind, ...] = ("mu", "nu")
-                for kind in kinds:
-                    for name, path in paths[kind].items():
-                        yield MomentSlice(kind, name, None, checkpoints.read_leaf(step, path))
-                        bar.update()
-
+            updates, done = (int(checkpoints.read_leaf(step, path)) for path in (paths.updates, paths.updates_done))
             write_optimizer_state(
                 scratch / OPTIMIZER_FILE,
                 shapes,
-                moments(),
-                counts=Counts(int(checkpoints.read_leaf(step, updates)), int(checkpoints.read_leaf(step, done)), about),
+                ((kind, LeafSlice(name, None, read(path))) for kind, name, path in paths.moments),
+                counts=Counts(updates, done, _about(chain, examples=step * run.batch_size)),
                 mu_dtype=np.dtype(ml_dtypes.bfloat16) if run.optim.mu_dtype == "bfloat16" else FLOAT32,
                 frozen=chain.frozen,
             )
     return run.model
+
+
+class _OptimizerPaths(NamedTuple):
+    """Paths of the optimizer state in a checkpoint: (kind, leaf of the model, path) of each moment, and both counts."""
+
+    moments: list[tuple[Kind, str, str]]
+    updates: str
+    updates_done: str
+
+
+def _optimizer_paths(stored: Iterable[str]) -> _OptimizerPaths:
+    stored = list(stored)
+    kinds: tuple[Kind, ...] = ("mu", "nu")
+    moments = [
+        (kind, match[1], path)
+        for kind in kinds
+        for path in stored
+        if (match := re.fullmatch(rf"opt_state/(?:.*/)?{kind}/(.+)", path))
+    ]
+    [updates] = [path for path in stored if re.fullmatch(r"opt_state/(.*/)?count", path)]
+    [updates_done] = [path for path in stored if re.fullmatch(r"opt_state/(.*/)?updates_done", path)]
+    return _OptimizerPaths(moments, updates, updates_done)
+
+
+def _about(chain: ChainShape, *, examples: int) -> dict[str, Any]:
+    """Positions of the schedules in the reference's chain, and its clock, of which only the examples are known here."""
+    first = FIRST_SCHEDULE + chain.decays + chain.factors
+    times: dict[str, list[Any]] = {f"accum_{what}_time": ["float64", 0.0] for what in ("program", "train", "pause")}
+    return {
+        "schedule_entries": list(range(first, first + chain.schedules)),
+        "chrono": {**times, "accum_examples_seen": ["int64", examples]},
+    }

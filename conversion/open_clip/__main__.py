@@ -1,52 +1,32 @@
 """open_clip models in and out: `python -m conversion.open_clip import FILE|FOLDER|hf-hub:REPO DIR | export DIR DST`."""
 
-import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from clipa_eqx.cli import exit_on_sigterm, run
-from conversion.weights.arguments import EPILOG, TERMINATED, add_import_arguments
+from clipa_eqx.cli import run
+from conversion.weights.arguments import import_options, import_parser, parse
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m conversion.open_clip", description=__doc__, allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", required=True)
-    importer = commands.add_parser(
-        "import",
-        help="weights of open_clip to a model folder",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    command = import_parser(
+        "open_clip",
+        __doc__,
+        purpose="weights of open_clip to a model folder",
+        source="FILE|FOLDER|hf-hub:REPO",
+        source_help=".safetensors, .bin (needs torch), a folder with open_clip_config.json, or a repository",
     )
-    importer.add_argument(
-        "source",
-        metavar="FILE|FOLDER|hf-hub:REPO",
-        help=".safetensors, .bin (needs torch), a folder with open_clip_config.json, or a repository to download",
-    )
-    add_import_arguments(importer)
-    exporter = commands.add_parser(
+    exporter = command.add_command(
         "export", help="a model folder to a folder for open_clip's local-dir:", allow_abbrev=False
     )
     exporter.add_argument("folder", metavar="DIR", type=Path)
     exporter.add_argument("target", metavar="DST_FOLDER", type=Path)
     exporter.add_argument("--overwrite", action="store_true", help="replace a folder that was exported here, once done")
-    arguments = parser.parse_args(argv)
-    exit_on_sigterm(TERMINATED)
-    # Nothing here needs an accelerator, and on a TPU host a training run may hold them.
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    arguments = parse(command.parser, argv)
     if arguments.command == "import":
         from conversion.open_clip.importing import import_open_clip
-        from conversion.weights.arguments import choices_of
 
-        import_open_clip(
-            arguments.source,
-            arguments.folder,
-            choices_of(arguments),
-            vocab=arguments.vocab,
-            overwrite=arguments.overwrite,
-        )
+        import_open_clip(arguments.source, import_options(arguments))
     else:
         from conversion.open_clip.exporting import export_open_clip
 

@@ -20,8 +20,8 @@ from conversion.open_clip.names import open_clip_rules
 from conversion.open_clip.pixels import pixels_note
 from conversion.open_clip.tokenizer import JSON_FILE, SEP, SETTINGS_FILE, VOCAB_FILE, write_tokenizer
 from conversion.open_clip.vocabulary import rules_metadata
-from conversion.weights.numerics import Rules
-from conversion.weights.rules import export_tensor, foreign_tensors, raise_problems
+from conversion.weights.formats import TextRules
+from conversion.weights.rules import RuleTable, raise_problems
 
 _log = logging.getLogger(__name__)
 
@@ -44,10 +44,10 @@ def export_open_clip(folder: Path, target: Path, *, overwrite: bool = False) -> 
     config, preprocess, tokenizer = opened.config, opened.preprocess, opened.tokenizer
     check_parts(config, tokenizer, preprocess)
     described = from_clip_config(config, resize=preprocess.resize)
-    placed = foreign_tensors(open_clip_rules(config), config)
+    placed = RuleTable(open_clip_rules(config), config).placed
     vocabulary = opened.provenance.vocabulary
     is_bert = vocabulary is not None and vocabulary.rules == "bert" and SEP in tokenizer.pieces
-    rules: Rules = "bert" if is_bert else "reference"
+    rules: TextRules = "bert" if is_bert else "reference"
     try:
         with (
             LeafReader(opened.weights) as leaves,
@@ -63,7 +63,7 @@ def export_open_clip(folder: Path, target: Path, *, overwrite: bool = False) -> 
             ):
                 problems: list[str] = []
                 for name, one in placed.items():
-                    values = export_tensor(one, leaves.read)
+                    values = one.export(leaves.read)
                     if not np.isfinite(values).all():
                         problems.append(f"not finite: {name}")
                     writer.write(name, values)

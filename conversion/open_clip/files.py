@@ -14,11 +14,10 @@ from tqdm import tqdm
 
 from clipa_eqx.errors import CheckpointError, ConversionError, listed
 from clipa_eqx.saved.kinds import kind_of, what_is
-from clipa_eqx.saved.leaf_file import LeafReader
+from clipa_eqx.saved.leaf_file import Leaf, LeafReader
 from conversion.open_clip.config import CONFIG_FILE
-from conversion.weights.tensors import BFLOAT16, TensorInfo
+from conversion.weights.tensors import BFLOAT16
 
-FORMAT = "open_clip"
 HUB = "hf-hub:"
 WEIGHTS_FILE = "open_clip_model.safetensors"
 WEIGHTS_FILES = (
@@ -74,7 +73,7 @@ def find_source(source: str) -> OpenClipSource:
     return OpenClipSource(path, _config_in(path.parent), path.parent)
 
 
-def renamed(names: Mapping[str, TensorInfo]) -> dict[str, str]:
+def renamed(names: Mapping[str, Leaf]) -> dict[str, str]:
     """Our rule table's name for each name of a file: without ``module.``, and the text tower at the top.
 
     Raises:
@@ -96,9 +95,7 @@ class SafetensorsFile:
         self.path = path
         self._reader = LeafReader(path)
         self.metadata: Mapping[str, str] = self._reader.metadata
-        self.tensors: Mapping[str, TensorInfo] = {
-            name: TensorInfo(leaf.shape, leaf.dtype) for name, leaf in self._reader.leaves.items()
-        }
+        self.tensors: Mapping[str, Leaf] = self._reader.leaves
 
     def read(self, name: str) -> np.ndarray:
         return self._reader.read(name)
@@ -125,8 +122,8 @@ class TorchFile:
         _check_stored(self.path)
         self.metadata: Mapping[str, str] = {}
         self._arrays = _load_torch(self.path)
-        self.tensors: Mapping[str, TensorInfo] = {
-            name: TensorInfo(array.shape, array.dtype) for name, array in self._arrays.items()
+        self.tensors: Mapping[str, Leaf] = {
+            name: Leaf(array.shape, array.dtype) for name, array in self._arrays.items()
         }
 
     def read(self, name: str) -> np.ndarray:

@@ -3,7 +3,6 @@
 import contextlib
 import logging
 from collections.abc import Generator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,9 +11,9 @@ from clipa_eqx.data.images.host_pixels import IMAGENET_MEAN, IMAGENET_STD
 from clipa_eqx.errors import ConfigError, ConversionError
 from clipa_eqx.models.clip import CLIPConfig
 from clipa_eqx.replacing import check_apart
+from clipa_eqx.tokenizer.loading import load_tokenizer
 from conversion.open_clip.config import CONFIG_FILE, OpenClipConfig, Texts, load_open_clip_config
 from conversion.open_clip.files import (
-    FORMAT,
     HUB,
     TORCH_SUFFIXES,
     OpenClipSource,
@@ -24,12 +23,18 @@ from conversion.open_clip.files import (
     renamed,
 )
 from conversion.open_clip.mapping import check_expressible, numerics_in, to_clip_config
+from conversion.open_clip.names import open_clip_rules, temperature_shape
 from conversion.open_clip.pixels import Pictures, pixels_note
 from conversion.open_clip.shapes import open_clip_facts, position_facts
 from conversion.open_clip.vocabulary import own_rules, own_vocabulary
-from conversion.weights.infer import Choices, Resolved, resolve_config
-from conversion.weights.numerics import numerics_of, profile_of
+from conversion.weights.choices import Choices, ImportOptions
+from conversion.weights.formats import OPEN_CLIP
+from conversion.weights.import_provenance import import_provenance, log_resolved
+from conversion.weights.infer import Resolved, resolve_config
+from conversion.weights.numerics import TowerNumerics, numerics_of, with_numerics
+from conversion.weights.rules import RuleTable
 from conversion.weights.tensors import TensorFile, TensorView, sha256_of
+from conversion.weights.write_model import write_model
 
 _log = logging.getLogger(__name__)
 
@@ -40,7 +45,7 @@ class OpenedClip(NamedTuple):
     source: OpenClipSource
     tensors: TensorFile
     config: OpenClipConfig | None
-    numerics: dict[str, dict[str, Any]] | None
+    numerics: TowerNumerics | None
     metadata: Mapping[str, str]
 
 
@@ -60,49 +65,45 @@ def open_open_clip(source: str) -> Generator[OpenedClip]:
         yield OpenedClip(found, TensorView(file, renamed(file.tensors)), config, numerics, file.metadata)
 
 
-def import_open_clip(source: str, folder: Path, choices: Choices, *, vocab: Path | None, overwrite: bool) -> Path:
+def import_open_clip(source: str, options: ImportOptions) -> Path:
     """Convert; what was chosen and why is logged and recorded in the provenance.
 
     Raises:
         ConversionError: lists all that is missing, unused, mis-shaped, damaged, unknown to our model or not told.
         CheckpointError: the destination exists or lies in the source, or the source is damaged.
     """
-    from conversion.open_clip.names import open_clip_rules, temperature_shape
-    from conversion.weights.arguments import import_provenance, show_resolved, tokenizer_of
-    from conversion.weights.write_model import write_model
-
     if not source.startswith(HUB):
-        check_apart(folder, [Path(source)])
+        check_apart(options.folder, [Path(source)])
     with open_open_clip(source) as opened:
-        resolved = resolve(opened, choices, where=source)
-        show_resolved(resolved)
+        resolved = resolve(opened, options.choices, where=source)
+        log_resolved(resolved)
         rows = resolved.config.text.vocab
-        if vocab is None:
+        if options.vocab is None:
             tokenizer, origin = own_vocabulary(opened.source.folder, opened.config, rows=rows)
         else:
-            tokenizer, origin = tokenizer_of(vocab, rows=rows), vocab
+            tokenizer, origin = load_tokenizer(options.vocab, model_vocab=rows), options.vocab
         about: dict[str, Any] = {
             "dtypes": sorted({str(info.dtype) for info in opened.tensors.tensors.values()}),
             "config_sha256": None if opened.source.config is None else sha256_of(opened.source.config),
         }
         if source.startswith(HUB):
             about["repository"] = source.removeprefix(HUB)
+        rules = open_clip_rules(resolved.config, temperature_shape(opened.tensors.tensors))
         converted = write_model(
             opened.tensors,
-            open_clip_rules(resolved.config, temperature_shape(opened.tensors.tensors)),
-            resolved.config,
-            folder,
+            RuleTable(rules, resolved.config),
+            options.folder,
             tokenizer=tokenizer,
             preprocess=resolved.preprocess,
             provenance=import_provenance(
                 resolved,
                 tokenizer,
-                format=FORMAT,
+                format=OPEN_CLIP,
                 layout=about,
                 origin=origin,
                 rules=own_rules(opened.source.folder, opened.config, opened.metadata),
             ),
-            overwrite=overwrite,
+            overwrite=options.overwrite,
         )
     _log.info("%s: %s parameters", converted.folder, f"{converted.provenance.parameters:,}")
     return converted.folder
@@ -121,8 +122,10 @@ def resolve(opened: OpenedClip, choices: Choices, *, where: str) -> Resolved:
         check_expressible(opened.config, where=f"{where}: {CONFIG_FILE}")
         _check_texts(opened.config.texts, where=where)
         stated = to_config(opened.config, where=where)
-        if numerics not in (None, numerics_of(stated)):
-            notes.append(f"{CONFIG_FILE} has other numerics than {said_by} ({numerics}); the config is followed")
+        if numerics is not None and numerics != numerics_of(stated):
+            notes.append(
+                f"{CONFIG_FILE} has other numerics than {said_by} ({numerics.to_json()}); the config is followed"
+            )
         numerics = numerics_of(stated)
         said_by = f"act_kwargs and norm_kwargs of {CONFIG_FILE}, where absent open_clip's own: exact GELU, epsilon 1e-5"
     facts = open_clip_facts(opened.tensors.tensors, stated)
@@ -155,9 +158,7 @@ def _check_texts(texts: Texts, *, where: str) -> None:
         raise ConversionError(f"{where}: {CONFIG_FILE} tokenizes as ours does not:\n  " + "\n  ".join(problems))
 
 
-def _with_numerics(
-    resolved: Resolved, numerics: Mapping[str, Mapping[str, Any]], choices: Choices, *, said_by: str
-) -> Resolved:
+def _with_numerics(resolved: Resolved, numerics: TowerNumerics, choices: Choices, *, said_by: str) -> Resolved:
     """Epsilon and GELU as the files have them, unless a flag or a released row says which."""
     if choices.profile is not None or choices.config is not None or choices.released is not None:
         chosen = numerics_of(resolved.config)
@@ -167,18 +168,13 @@ def _with_numerics(
         if choices.profile is None:
             raise ConversionError(f"{other}; say which with --profile")
         return resolved._replace(notes=(*resolved.notes, other))
-    image, text = (
-        replace(tower, blocks=replace(tower.blocks, **numerics[name]))
-        for name, tower in (("image", resolved.config.image), ("text", resolved.config.text))
-    )
-    config = replace(resolved.config, image=image, text=text)
-    return resolved._replace(config=config, profile=profile_of(numerics), profile_why=said_by)
+    config = with_numerics(resolved.config, numerics)
+    return resolved._replace(config=config, profile=numerics.profile, profile_why=said_by)
 
 
-def _named(numerics: Mapping[str, Mapping[str, Any]]) -> str:
+def _named(numerics: TowerNumerics) -> str:
     """A profile's name; two that have none may differ, so of them the numbers."""
-    name = profile_of(numerics)
-    return f"custom, {dict(numerics)}," if name == "custom" else name
+    return f"custom, {numerics.to_json()}," if numerics.profile == "custom" else numerics.profile
 
 
 def _preprocess(config: OpenClipConfig | None, resolved: Resolved) -> tuple[EvalImageConfig, str]:

@@ -12,7 +12,7 @@ from clipa_eqx.models.layers import InitStyle
 from clipa_eqx.models.text import TextConfig
 from clipa_eqx.models.vision import VisionConfig
 from conversion.open_clip.config import DEFAULT_EPS, OpenClipConfig, OpenClipTower
-from conversion.weights.numerics import numerics_of
+from conversion.weights.numerics import Numerics, TowerNumerics, numerics_of
 
 BERT_NAME = "bert-base-uncased"
 _METADATA = "clipa_eqx_numerics"
@@ -102,23 +102,23 @@ def from_clip_config(config: CLIPConfig, *, resize: str) -> dict[str, Any]:
 
 def numerics_metadata(config: CLIPConfig) -> dict[str, str]:
     """The numerics as metadata of a safetensors file, so that they are known where the file goes alone."""
-    return {_METADATA: json.dumps(numerics_of(config))}
+    return {_METADATA: json.dumps(numerics_of(config).to_json())}
 
 
-def numerics_in(metadata: Mapping[str, str], *, where: str) -> dict[str, dict[str, Any]] | None:
+def numerics_in(metadata: Mapping[str, str], *, where: str) -> TowerNumerics | None:
     """What ``numerics_metadata`` wrote, or None. Raises ``ConversionError`` if it is something else."""
     if _METADATA not in metadata:
         return None
     problem = ConversionError(f"{where}: its metadata {_METADATA} are {metadata[_METADATA][:200]!r}, which say nothing")
     try:
         found: Any = json.loads(metadata[_METADATA])
-        numerics = {name: {key: found[name][key] for key in ("norm_eps", "gelu")} for name in ("image", "text")}
+        image, text = (Numerics(found[name]["norm_eps"], found[name]["gelu"]) for name in ("image", "text"))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise problem from error
-    for one in numerics.values():
-        if type(one["norm_eps"]) is not float or not 0 < one["norm_eps"] < 1 or one["gelu"] not in ("tanh", "exact"):
+    for one in (image, text):
+        if type(one.norm_eps) is not float or not 0 < one.norm_eps < 1 or one.gelu not in ("tanh", "exact"):
             raise problem
-    return numerics
+    return TowerNumerics(image, text)
 
 
 def _blocks(tower: OpenClipTower, *, init: InitStyle) -> BlockConfig:

@@ -8,8 +8,8 @@ from clipa_eqx.errors import ConversionError
 from clipa_eqx.models.blocks import BlockConfig
 from clipa_eqx.models.clip import CLIPConfig
 from clipa_eqx.models.embed import sincos_1d, sincos_2d
-from conversion.weights.rules import ComputedRule, LeafRule, Rule
-from conversion.weights.tensors import TensorInfo
+from clipa_eqx.saved.leaf_file import Leaf
+from conversion.weights.leaf_rule import ComputedRule, LeafRule, Rule
 
 IMAGE_POSITION, TEXT_POSITION = "visual.positional_embedding", "positional_embedding"
 
@@ -17,7 +17,7 @@ POSITION_ATOL = 1e-5
 """A stored table this near to a formula is that formula: float32 alone moves it by 1e-6, q in place of q-1 by 0.02."""
 
 
-def temperature_shape(tensors: Mapping[str, TensorInfo]) -> tuple[int, ...]:
+def temperature_shape(tensors: Mapping[str, Leaf]) -> tuple[int, ...]:
     """(1,) where a file has it so (open_clip's ``nonscalar_logit_scale``), else ()."""
     info = tensors.get("logit_scale")
     return (1,) if info is not None and info.shape == (1,) else ()

@@ -6,13 +6,14 @@ import numpy as np
 
 from clipa_eqx.errors import ConversionError
 from clipa_eqx.models.clip import CLIPConfig
+from clipa_eqx.saved.leaf_file import Leaf
 from conversion.open_clip.config import CONFIG_FILE
 from conversion.open_clip.names import IMAGE_POSITION, POSITION_ATOL, TEXT_POSITION, image_table, text_table
-from conversion.weights.infer import Fact, square_side
-from conversion.weights.tensors import TensorFile, TensorInfo, shape_of
+from conversion.weights.facts import Fact, square_side
+from conversion.weights.tensors import TensorFile, shape_of
 
 
-def open_clip_facts(tensors: Mapping[str, TensorInfo], config: CLIPConfig | None) -> dict[str, Fact]:
+def open_clip_facts(tensors: Mapping[str, Leaf], config: CLIPConfig | None) -> dict[str, Fact]:
     """Facts for ``infer.resolve_config``, by dotted field; ``config`` is what ``open_clip_config.json`` says."""
     facts = {
         **_tower_facts("image", "visual.transformer.resblocks.", tensors),
@@ -115,7 +116,7 @@ def _with_config(facts: dict[str, Fact], config: CLIPConfig) -> dict[str, Fact]:
     return facts | {name: Fact((value,), CONFIG_FILE) for name, value in stated.items()}
 
 
-def _tower_facts(ours: str, stem: str, tensors: Mapping[str, TensorInfo]) -> dict[str, Fact]:
+def _tower_facts(ours: str, stem: str, tensors: Mapping[str, Leaf]) -> dict[str, Fact]:
     facts: dict[str, Fact] = {}
     layers = {name.removeprefix(stem).split(".")[0] for name in tensors if name.startswith(stem)}
     if layers:

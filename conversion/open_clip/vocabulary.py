@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, cast
 
 from clipa_eqx.errors import ConversionError
 from clipa_eqx.tokenizer import Tokenizer
+from clipa_eqx.tokenizer.loading import load_tokenizer
 from clipa_eqx.tokenizer.vocabulary import CLASS, SPECIAL, check_vocab, look_up_classes, read_vocab
 from conversion.open_clip.config import CONFIG_FILE, OpenClipConfig
 from conversion.open_clip.mapping import BERT_NAME
@@ -18,8 +19,7 @@ from conversion.open_clip.tokenizer import (
     load_tokenizer_json,
     tokenizer_json,
 )
-from conversion.weights.arguments import tokenizer_of
-from conversion.weights.numerics import Rules
+from conversion.weights.formats import TextRules
 
 _CLASSES = ("BertTokenizer", "BertTokenizerFast", "PreTrainedTokenizerFast")
 _METADATA = "clipa_eqx_rules"
@@ -43,7 +43,7 @@ def own_vocabulary(folder: Path, config: OpenClipConfig | None, *, rows: int) ->
             uncased WordPiece, or differ from each other; or there are more pieces than rows.
     """
     if config is None:
-        return Vocabulary(tokenizer_of(None, rows=rows), "BERT's, as no file says")
+        return Vocabulary(load_tokenizer(None, model_vocab=rows), "BERT's, as no file says")
     problems: list[str] = []
     if config.texts.tokenizer_name != BERT_NAME:
         problems.append(f"{CONFIG_FILE} names the tokenizer {config.texts.tokenizer_name!r}, expected {BERT_NAME!r}")
@@ -69,7 +69,7 @@ def own_vocabulary(folder: Path, config: OpenClipConfig | None, *, rows: int) ->
             "are right for it:\n  " + "\n  ".join(problems)
         )
     if pieces is None:
-        return Vocabulary(tokenizer_of(None, rows=rows), origin)
+        return Vocabulary(load_tokenizer(None, model_vocab=rows), origin)
     if len(pieces) > rows:
         raise ConversionError(
             f"the token table has {rows} rows, the vocabulary of {folder / origin} {len(pieces)} pieces"
@@ -78,7 +78,7 @@ def own_vocabulary(folder: Path, config: OpenClipConfig | None, *, rows: int) ->
     return Vocabulary(Tokenizer(pieces=pieces, classes=classes, unclassified=unclassified), origin)
 
 
-def own_rules(folder: Path, config: OpenClipConfig | None, metadata: Mapping[str, str]) -> Rules:
+def own_rules(folder: Path, config: OpenClipConfig | None, metadata: Mapping[str, str]) -> TextRules:
     """Whose rules the texts of an open_clip model are split by: BERT's, unless its files say otherwise.
 
     Args:
@@ -95,7 +95,7 @@ def own_rules(folder: Path, config: OpenClipConfig | None, metadata: Mapping[str
     return "bert" if found == _rules(tokenizer_json(_SMALL, as_reference=False)) else "reference"
 
 
-def rules_metadata(rules: Rules) -> dict[str, str]:
+def rules_metadata(rules: TextRules) -> dict[str, str]:
     """What ``own_rules`` reads of a weight file."""
     return {_METADATA: rules}
 

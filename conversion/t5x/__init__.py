@@ -1,1 +1,1 @@
-"""Checkpoints of the reference's t5x branch, in."""
+"""Import of checkpoints of the reference's t5x branch."""

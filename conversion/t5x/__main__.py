@@ -1,40 +1,28 @@
 """Checkpoints of the reference's t5x branch: `python -m conversion.t5x import CHECKPOINT_DIR DIR`."""
 
-import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from clipa_eqx.cli import exit_on_sigterm, run
-from conversion.weights.arguments import EPILOG, TERMINATED, add_import_arguments
-
-if TYPE_CHECKING:
-    pass
+from clipa_eqx.cli import run
+from conversion.weights.arguments import import_options, import_parser, parse
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m conversion.t5x", description=__doc__, allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", required=True)
-    importer = commands.add_parser(
-        "import",
-        help="a checkpoint_STEP folder to a model folder, with the optimizer state",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    command = import_parser(
+        "t5x",
+        __doc__,
+        purpose="a checkpoint_STEP folder to a model folder, with the optimizer state",
+        source="CHECKPOINT_DIR",
     )
-    importer.add_argument("source", metavar="CHECKPOINT_DIR", type=Path)
-    add_import_arguments(importer)
     # The second spelling is that of version 0.1.0.
-    importer.add_argument("--no-optimizer", "--no-optimiser", action="store_true", help="take the parameters alone")
-    arguments = parser.parse_args(argv)
-    exit_on_sigterm(TERMINATED)
-    # Nothing here needs an accelerator, and on a TPU host a training run may hold them.
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    command.importer.add_argument(
+        "--no-optimizer", "--no-optimiser", action="store_true", help="import the parameters without optimizer state"
+    )
+    arguments = parse(command.parser, argv)
     from conversion.t5x.importing import import_t5x
 
-    import_t5x(arguments)
+    import_t5x(Path(arguments.source), import_options(arguments), with_optimizer=not arguments.no_optimizer)
 
 
 def program() -> int:

@@ -5,7 +5,6 @@ from conversion.t5x.folder import T5xFolder
 from conversion.weights.moments import Moments
 from conversion.weights.tensors import TensorFile, TensorView
 
-FORMAT = "t5x checkpoint"
 TARGET = "optimizer/target/"
 MU, NU = "optimizer/state/param_states/0/mu/", "optimizer/state/param_states/0/nu/"
 ADAM_COUNT, SCHEDULE_COUNT = "optimizer/state/param_states/0/count", "optimizer/state/param_states/2/count"
@@ -16,7 +15,7 @@ def split_checkpoint(source: T5xFolder) -> tuple[TensorFile, Moments | None]:
     """Parameters and optimizer state of a checkpoint, under the names of the parameters.
 
     Raises:
-        ConversionError: lists what is there besides, and what of an optimizer state is missing.
+        ConversionError: lists all unknown entries and all missing entries of an optimizer state.
     """
     trees = {prefix: _under(source, prefix) for prefix in (TARGET, MU, NU)}
     counts = [name for name in (ADAM_COUNT, SCHEDULE_COUNT, STEP) if name in source.tensors]
@@ -24,22 +23,22 @@ def split_checkpoint(source: T5xFolder) -> tuple[TensorFile, Moments | None]:
     problems = [f"unused: {name} {info.shape}" for name, info in source.tensors.items() if name not in known]
     params = set(trees[TARGET])
     if not params:
-        problems.append(f"there is nothing under {TARGET}")
+        problems.append(f"missing: parameters under {TARGET}")
     has_state = bool(trees[MU] or trees[NU] or ADAM_COUNT in counts)
     if has_state:
         for prefix in (MU, NU):
-            problems += [f"unused: {prefix}{name}, no parameter's" for name in sorted(set(trees[prefix]) - params)]
+            problems += [
+                f"unused: {prefix}{name}, which belongs to no parameter" for name in sorted(set(trees[prefix]) - params)
+            ]
         problems += [f"missing: {NU}{name}" for name in sorted(set(trees[MU]) - set(trees[NU]))]
         problems += [f"missing: {MU}{name}" for name in sorted(set(trees[NU]) - set(trees[MU]))]
         problems += [f"missing: {name}" for name in (ADAM_COUNT, SCHEDULE_COUNT, STEP) if name not in counts]
     numbers = {name: _count(source, name, problems) for name in counts}
-    # A new stage sets both to zero; Adam's count alone goes on (docs/reference.md F3.2).
+    # A new stage sets both to zero; only Adam's count continues (docs/reference.md F3.2).
     if len(numbers) == 3 and numbers[STEP] != numbers[SCHEDULE_COUNT]:
         problems.append(f"{STEP} is {numbers[STEP]}, {SCHEDULE_COUNT} {numbers[SCHEDULE_COUNT]}; expected the same")
     if problems:
-        raise ConversionError(
-            f"{source.path}: the checkpoint is not of the reference's t5x trainer, {listed(problems)}"
-        )
+        raise ConversionError(f"{source.path}: not a checkpoint of the reference's t5x trainer, {listed(problems)}")
     view = TensorView(source, trees[TARGET])
     if not has_state:
         return view, None

@@ -5,13 +5,13 @@ from pathlib import Path
 from clipa_eqx.models.clip import CLIPConfig
 from clipa_eqx.models.presets import PRESETS, preset
 from clipa_eqx.saved.leaf_shapes import leaf_shapes
-from conversion.weights.numerics import numerics_of, profile_of
+from conversion.weights.numerics import numerics_of
 from conversion.weights.released import RELEASED, ReleasedModel
 
 
 def identity(folder: Path, config: CLIPConfig) -> list[str]:
     """Lines that say which architecture a model has, what it should score, and how to score it."""
-    profile = profile_of(numerics_of(config))
+    profile = numerics_of(config).profile
     rows = _released_rows(config, profile)
     lines = [f"numerics profile: {profile}"]
     lines += [f"preset: {', '.join(_presets(config)) or 'none'}"]

@@ -71,7 +71,7 @@ def _provenance_problems(opened: ModelFolder) -> list[str]:
     """Choices of the import that the folder no longer has; the embeddings of a small model might not show them."""
     provenance = opened.provenance
     problems: list[str] = []
-    for tower, found in numerics_of(opened.config).items():
+    for tower, found in numerics_of(opened.config).to_json().items():
         recorded: Any = provenance.profile.get(tower)
         if recorded not in (None, found):
             problems.append(f"the {tower} tower's numerics are {found} in config.json, were {recorded} at the import")

@@ -1,1 +1,1 @@
-"""Parts that all weight formats share; imports no command."""
+"""Parts that all weight formats share; they import no command."""

@@ -1,4 +1,4 @@
-"""Optimizer state of a source file."""
+"""The optimizer state in a source file."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,14 +9,14 @@ from conversion.weights.tensors import TensorFile
 
 @dataclass(frozen=True, kw_only=True)
 class Moments:
-    """The optimizer state of a source.
+    """The optimizer state in a source file.
 
     Attributes:
-        mu: Adam's first moments under the names of their parameters.
-        nu: the second moments.
-        updates: Adam's count.
-        schedule_steps: how many updates the schedules have seen: the step a run continues after.
-        absent: names of the parameters that have no moments because they were frozen.
+        mu: Adam's first moments, by the names of their parameters.
+        nu: Adam's second moments, by the names of their parameters.
+        updates: number of updates that Adam has counted.
+        schedule_steps: number of updates that the schedules have counted; a run resumes after this step.
+        absent: names of parameters without moments, which were frozen.
         about: JSON that an export needs to write the same file again.
     """
 

@@ -1,4 +1,4 @@
-"""Whole configs that a user can name: a preset, a released model, a file."""
+"""Complete configs that a user can name: a preset, a released model or a file."""
 
 import json
 from pathlib import Path
@@ -9,45 +9,46 @@ from clipa_eqx.errors import ConversionError
 from clipa_eqx.json_config import from_json
 from clipa_eqx.models import presets
 from clipa_eqx.models.clip import CLIPConfig
-from conversion.weights.released import RELEASED, Format
+from conversion.weights.numerics import Profile
+from conversion.weights.released import RELEASED
 
 _RELEASED = "released model "
 
 
 class NamedConfig(NamedTuple):
-    """A whole config to start from.
+    """A complete config to start from.
 
     Attributes:
-        name: how messages call it.
-        free: fields that are mere defaults.
-        untold: fields that it has, but does not tell, and why.
-        letter: of a preset, the letter in the reference's tables.
-        profile: of a released model, the numerics that it was published with.
-        preprocess: of a released model, how its pictures are prepared.
-        is_file: whether it has numerics of its own.
+        name: its name in messages.
+        free: fields that are mere defaults, which a file may differ from.
+        unsettled: fields that it does not determine for a file, each with the reason.
+        letter: letter of a preset in the reference's tables.
+        profile: numerics with which a released model was published.
+        preprocess: image preparation for a released model.
+        is_file: it was read from a file and has its own numerics.
     """
 
     name: str
     config: CLIPConfig
     free: tuple[str, ...] = ()
-    untold: tuple[tuple[str, str], ...] = ()
+    unsettled: tuple[tuple[str, str], ...] = ()
     letter: str | None = None
-    profile: Format | None = None
+    profile: Profile | None = None
     preprocess: EvalImageConfig | None = None
     is_file: bool = False
 
 
 def named_config(*, preset: str | None, released: str | None, file: Path | None) -> NamedConfig | None:
-    """What one of ``--preset``, ``--released`` and ``--config`` names; None without any.
+    """The config that ``--preset``, ``--released`` or ``--config`` names; None without any of them.
 
     Raises:
-        ConversionError: several are given, or what is named does not exist or is no config.
-        ConfigError: an unknown preset, or a file whose fields are not those of a config.
+        ConversionError: several are given, or the named config does not exist or is not a config.
+        ConfigError: an unknown preset, or a file with other fields than those of a config.
     """
     given = {"--preset": preset, "--released": released, "--config": file}
     named = [name for name, value in given.items() if value is not None]
     if len(named) > 1:
-        raise ConversionError(f"{' and '.join(named)} each name a whole config; give one of them")
+        raise ConversionError(f"{' and '.join(named)} each name a complete config; give one of them")
     if preset is not None:
         return _preset(preset)
     if released is not None:
@@ -55,26 +56,28 @@ def named_config(*, preset: str | None, released: str | None, file: Path | None)
     return None if file is None else NamedConfig(str(file), _read_config(file), is_file=True)
 
 
-def check_format(base: NamedConfig, format_profile: Format) -> None:
-    """Raises ConversionError where a released model is of another format than the file that is read."""
+def check_format(base: NamedConfig, format_profile: Profile) -> None:
+    """Raise ``ConversionError`` if a released model has another format than the file that is read."""
     if base.profile in (None, format_profile):
         return
     stem = base.name.removeprefix(_RELEASED).removesuffix("-open-clip")
     twin = stem if format_profile == "flax" else f"{stem}-open-clip"
     raise ConversionError(
-        f"{base.name} is a file of {base.profile}, this is one of {format_profile}: epsilon and GELU differ; give "
+        f"{base.name} is a file of {base.profile}, this is one of {format_profile}: epsilon and GELU differ; use "
         + (f"--released {twin}, " if twin in RELEASED else "the row of this format, ")
-        + "or say with --profile which numerics these weights have"
+        + "or name the numerics of these weights with --profile"
     )
 
 
 def _preset(name: str) -> NamedConfig:
     config = presets.preset(name)
-    untold: tuple[tuple[str, str], ...] = ()
+    unsettled: tuple[tuple[str, str], ...] = ()
     if all(row.preset != name for row in RELEASED.values()):
-        untold = (("image.pool", f"no model of preset {name} was released, and recipes differ"),)
+        unsettled = (("image.pool", f"no model of preset {name} was released, and recipes differ"),)
     letter = name.split("/")[0].removeprefix("big")
-    return NamedConfig(f"preset {name}", config, free=("image.image_size", "text.length"), untold=untold, letter=letter)
+    return NamedConfig(
+        f"preset {name}", config, free=("image.image_size", "text.length"), unsettled=unsettled, letter=letter
+    )
 
 
 def _released(name: str) -> NamedConfig:
@@ -85,7 +88,10 @@ def _released(name: str) -> NamedConfig:
 
 
 def _read_config(path: Path) -> CLIPConfig:
-    """A model config, alone or in a run's, as the first JSON object of a file: ``scripts/show.py`` goes on after it."""
+    """The model config in the first JSON object of a file, alone or in the config of a run.
+
+    The output of ``scripts/show.py`` has more text after that object.
+    """
     try:
         found: Any = json.JSONDecoder().raw_decode(path.read_text(encoding="utf-8").lstrip())[0]
     except (OSError, ValueError, RecursionError) as error:
@@ -93,5 +99,7 @@ def _read_config(path: Path) -> CLIPConfig:
     while isinstance(found, dict) and "image" not in found and ("model" in found or "config" in found):
         found = found.get("model", found.get("config"))
     if not isinstance(found, dict):
-        raise ConversionError(f"--config {path} holds no model config; `scripts/show.py MODEL > F.json` writes one")
+        raise ConversionError(
+            f"--config {path} does not hold a model config; `scripts/show.py MODEL > F.json` writes one"
+        )
     return from_json(CLIPConfig, found, where=f"--config {path}")

@@ -1,20 +1,21 @@
 """The table of all released CLIPA models: what each one is, its address, its parameter count and its score."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
+from clipa_eqx.data.images.evaluation import EvalImageConfig
+from conversion.weights.numerics import PROFILES, Profile, TowerNumerics, with_numerics
+
 if TYPE_CHECKING:
-    from clipa_eqx.data.images.evaluation import EvalImageConfig
     from clipa_eqx.models.clip import CLIPConfig
 
-Format = Literal["flax", "open_clip"]
 Stage = Literal["pre-training", "fine-tuning"]
 Data = Literal["LAION-2B", "DataComp-1B"]
 
 CHECKED = "layout, parameter count, forward pass with synthetic weights of full size; the released files were not run"
-"""What was checked of every released file: none of them could be downloaded where this package was developed."""
+"""Checks of the released files; none of them could be downloaded where this package was developed."""
 
 SCORE_NOTE = (
     "Two scores: the first is from the README of the reference's JAX code, the second from its torch README and from "
@@ -27,22 +28,23 @@ class ReleasedModel:
     """One released file.
 
     Attributes:
-        name: what ``--released`` takes.
-        format: "flax" is the reference's npz, "open_clip" a repository of the Hugging Face hub.
-        stage: pre-training at few pixels and 8 tokens, or the fine-tuning that follows it.
+        name: its name for ``--released``.
+        profile: format and numerics (docs/reference.md F4.4): "flax" is an npz file of the reference, "open_clip" a
+            repository of the Hugging Face hub.
+        stage: pre-training with few pixels and 8 tokens, or the fine-tuning after it.
         preset: the architecture, a name of ``models.presets.PRESETS``.
         image_size: pixels per side.
         length: text tokens.
-        data: what it was trained on.
+        data: its training data.
         schedule: samples seen at each resolution.
         top1: published zero-shot ImageNet accuracy in percent; several where texts disagree (docs/reference.md F5.3).
-        url: where to get it; ``hf-hub:REPO`` for open_clip, which ``conversion.open_clip import`` takes as it is.
-        parameters: of our model, exactly; computed image positions are none.
-        stored: values in the file; open_clip stores the image positions too.
+        url: its address; for open_clip ``hf-hub:REPO``, which ``conversion.open_clip import`` accepts.
+        parameters: exact number of parameters of our model; computed image positions are not counted.
+        stored: number of values in the file; open_clip also stores the image positions.
     """
 
     name: str
-    format: Format
+    profile: Profile
     stage: Stage
     preset: str
     image_size: int
@@ -55,13 +57,8 @@ class ReleasedModel:
     stored: int
 
     @property
-    def profile(self) -> Format:
-        """The numerics (docs/reference.md F4.4): "flax" tanh GELU, epsilon 1e-6; "open_clip" exact GELU, 1e-5."""
-        return self.format
-
-    @property
     def resize(self) -> Literal["squash", "resize_small_crop"]:
-        """How images were resized for the published score; bilinear, ImageNet mean and std (docs/reference.md F4.2).
+        """Resizing of images for the published score; bilinear, ImageNet mean and std (docs/reference.md F4.2).
 
         Pre-training recipes scored with a center crop, the others and open_clip squash (docs/reference.md F5.1, F5.2).
         """
@@ -69,7 +66,7 @@ class ReleasedModel:
 
     @property
     def text_reduction(self) -> Literal["truncate", "syntax"]:
-        """How prompts longer than ``length`` were cut for the published score (docs/reference.md F5.1, D27)."""
+        """Shortening of prompts longer than ``length`` for the published score (docs/reference.md F5.1, D27)."""
         return "syntax" if self.stage == "pre-training" else "truncate"
 
     @property
@@ -78,21 +75,13 @@ class ReleasedModel:
 
     def config(self) -> "CLIPConfig":
         """The architecture: sin-cos image positions, image pool "gap", text pool "last", 32,000 token rows."""
-        from clipa_eqx.models.presets import preset
+        from clipa_eqx.models.presets import preset  # loads jax, which printing the table does not need
 
         config = preset(self.preset, image_size=self.image_size, length=self.length)
-        if self.profile == "flax":
-            return config
-        image, text = (
-            replace(tower, blocks=replace(tower.blocks, norm_eps=1e-5, gelu="exact"))
-            for tower in (config.image, config.text)
-        )
-        return replace(config, image=image, text=text)
+        return with_numerics(config, TowerNumerics(PROFILES[self.profile], PROFILES[self.profile]))
 
-    def preprocess(self) -> "EvalImageConfig":
-        """How pictures are prepared for scoring."""
-        from clipa_eqx.data.images.evaluation import EvalImageConfig
-
+    def preprocess(self) -> EvalImageConfig:
+        """The preparation of images for scoring."""
         return EvalImageConfig(size=(self.image_size, self.image_size), resize=self.resize)
 
 
@@ -103,17 +92,25 @@ _DRIVE_FOLDER, _DRIVE_FILE = "https://drive.google.com/drive/folders/", "https:/
 
 
 def _row(
-    form: Format, name: str, pixels: int, data: Data, seen: str, top1: tuple[float, ...], url: str, *, suffix: str = ""
+    profile: Profile,
+    name: str,
+    pixels: int,
+    data: Data,
+    seen: str,
+    top1: tuple[float, ...],
+    url: str,
+    *,
+    suffix: str = "",
 ) -> ReleasedModel:
     stage: Stage = "pre-training" if "+" not in seen else "fine-tuning"
     length = 8 if stage == "pre-training" else 32
     base, text_width, image_width = _COUNTS[name]
     parameters = base - (32 - length) * text_width
-    positions = ((pixels // 14) ** 2 + 1) * image_width if form == "open_clip" else 0
+    positions = ((pixels // 14) ** 2 + 1) * image_width if profile == "open_clip" else 0
     short = f"{name.lower().replace('/', '')}-{pixels}px-t{length}-{data.replace('-', '').lower()}"
     return ReleasedModel(
-        name=short + suffix + ("-open-clip" if form == "open_clip" else ""),
-        format=form,
+        name=short + suffix + ("-open-clip" if profile == "open_clip" else ""),
+        profile=profile,
         stage=stage,
         preset=name,
         image_size=pixels,
@@ -155,7 +152,7 @@ def _rows() -> Iterator[ReleasedModel]:
     yield _row("flax", "H/14", 336, datacomp, to336, (81.8,), file + "1t0k_5m3VVLRyThUjc4JQ_-z29hABuFBV")
     yield _row("flax", "bigG/14", 224, datacomp, to224, (82.5, 82.7), file + "1kgcfTOEcn1koZf_HkZYZhDpz4p5wKWPY")
     yield _row("flax", "bigG/14", 336, datacomp, to336, (83.0,), file + "1WwXPYb61Zoz-Zd3R5sRwEIGlPRDj3QJo")
-    # What open_clip measured with its own code, tokenizer and 80 templates.
+    # Scores that open_clip measured with its own code, tokenizer and 80 templates.
     measured: tuple[tuple[str, int, Data, str, float, str], ...] = (
         ("L/14", 224, datacomp, to224, 79.57, "ViT-L-14-CLIPA-datacomp1B"),
         ("L/14", 336, datacomp, to336, 80.26, "ViT-L-14-CLIPA-336-datacomp1B"),
@@ -180,18 +177,18 @@ def markdown_table() -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for row in RELEASED.values():
-        where = f"`{row.url}`" if row.format == "open_clip" else f"[download]({row.url})"
-        cells = (f"`{row.name}`", row.format, row.data, row.schedule, row.score, f"{row.parameters:,}", where)
+        where = f"`{row.url}`" if row.profile == "open_clip" else f"[download]({row.url})"
+        cells = (f"`{row.name}`", row.profile, row.data, row.schedule, row.score, f"{row.parameters:,}", where)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + f"\n\n{SCORE_NOTE}\n\nChecked here for every row: {CHECKED}.\n"
 
 
 def plain_table() -> str:
-    """What ``python -m conversion.released`` prints."""
+    """The table that ``python -m conversion.released`` prints."""
     rows = [("name", "format", "preset", "pixels", "tokens", "data", "samples@pixels", "top-1", "parameters", "where")]
     for r in RELEASED.values():
         sizes = (str(r.image_size), str(r.length))
-        rows.append((r.name, r.format, r.preset, *sizes, r.data, r.schedule, r.score, f"{r.parameters:,}", r.url))
+        rows.append((r.name, r.profile, r.preset, *sizes, r.data, r.schedule, r.score, f"{r.parameters:,}", r.url))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join(

@@ -1,4 +1,4 @@
-"""What a saved model gives for fixed inputs, computed one block at a time from the mapped file."""
+"""Embeddings of fixed inputs by the model in a folder, computed one block at a time from the mapped file."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,17 +21,17 @@ from clipa_eqx.saved.leaf_file import LeafReader
 from clipa_eqx.trees import leaf_paths
 
 IMAGES, TEXTS = 1, 2
-"""How many fixed inputs there are."""
+"""Numbers of fixed inputs."""
 
 
 class Embeddings(NamedTuple):
-    """Of the fixed inputs, before they are brought to unit length."""
+    """Embeddings of the fixed inputs before normalization."""
 
     image: Float32[np.ndarray, "images embed"]
     text: Float32[np.ndarray, "texts embed"]
 
     def report(self) -> dict[str, Any]:
-        """Norms, norms of what the model returns, and the first values: JSON for provenance."""
+        """Norms before and after normalization and the first normalized values, as JSON for the provenance."""
         out: dict[str, Any] = {}
         for name, raw in (("image", self.image), ("text", self.text)):
             unit = np.asarray(jax.vmap(l2_normalize)(jnp.asarray(raw)))
@@ -50,28 +50,30 @@ class Embeddings(NamedTuple):
 def fixed_inputs(
     config: CLIPConfig,
 ) -> tuple[UInt8[np.ndarray, "images height width 3"], Int32[np.ndarray, "texts length"]]:
-    """Pictures and token ids that are the same on every machine."""
+    """Images and token ids that are the same on every machine."""
     size, length = config.image.image_size, config.text.length
     values = np.arange(IMAGES * size[0] * size[1] * 3, dtype=np.int64)
-    pictures = (values * 7919 // 64 % 256).astype(np.uint8).reshape(IMAGES, *size, 3)
+    images = (values * 7919 // 64 % 256).astype(np.uint8).reshape(IMAGES, *size, 3)
     tokens = (np.arange(TEXTS * length, dtype=np.int64) * 7919 + 101) % config.text.vocab
-    return pictures, tokens.astype(np.int32).reshape(TEXTS, length)
+    return images, tokens.astype(np.int32).reshape(TEXTS, length)
 
 
 def embed_fixed_inputs(folder: Path, *, advance: Callable[[int], object] | None = None) -> Embeddings:
-    """Embeddings of the fixed inputs; memory for one block and the tables, whatever the size of the model.
+    """Embeddings of the fixed inputs; needs memory for one block and the tables, for models of any depth.
 
-    ``advance`` is told how many bytes of weights were used.
+    Args:
+        folder: a model folder.
+        advance: called with the number of bytes of weights that were used.
 
     Raises:
-        CheckpointError: the folder is no saved model.
+        CheckpointError: the folder is not a model folder.
     """
     config = load_model_config(folder)
     skeleton = abstract_clip(config)
-    pictures, tokens = fixed_inputs(config)
+    images, tokens = fixed_inputs(config)
     with LeafReader(folder / WEIGHTS_FILE) as leaves:
         model = _without_blocks(skeleton, leaves)
-        x = _before_image(model.image, jnp.asarray(pictures))
+        x = _before_image(model.image, jnp.asarray(images))
         x = _through_blocks(x, skeleton.image.blocks, "image/blocks", leaves, advance)
         image = np.asarray(_after(model.image, x))
         x = _before_text(model.text, jnp.asarray(tokens))
@@ -80,7 +82,7 @@ def embed_fixed_inputs(folder: Path, *, advance: Callable[[int], object] | None 
 
 
 def _without_blocks(skeleton: CLIP, leaves: LeafReader) -> CLIP:
-    """The model with a zero for each leaf of its blocks, everything else read."""
+    """The model with zeros as the leaves of its blocks; all other leaves are read."""
     found = [jnp.zeros(()) if "/blocks/" in path else jnp.asarray(leaves.read(path)) for path in leaf_paths(skeleton)]
     return jax.tree.unflatten(jax.tree.structure(skeleton), found)
 
@@ -103,8 +105,8 @@ def _through_blocks(
 
 
 @jax.jit
-def _before_image(tower: VisionTower, pictures: UInt8[Array, "batch height width 3"]) -> Float[Array, "batch seq dim"]:
-    return jax.vmap(lambda one: tower.before_blocks(one).with_position)(normalize_on_device(pictures))
+def _before_image(tower: VisionTower, images: UInt8[Array, "batch height width 3"]) -> Float[Array, "batch seq dim"]:
+    return jax.vmap(lambda one: tower.before_blocks(one).with_position)(normalize_on_device(images))
 
 
 @jax.jit

@@ -1,52 +1,57 @@
-"""Settings of a tower: how it computes, as far as its weights do not say."""
+"""Options of a tower that its weights do not record."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from clipa_eqx.models.pool import ImagePool
 from clipa_eqx.models.text import TextConfig
 from clipa_eqx.models.vision import VisionConfig
 
 Pool = Literal["gap", "tok", "first", "map", "last"]
-
-
+PoolNorm = Literal["before", "after", "none"]
 ReplayGelu = Literal["tanh", "exact", "quick"]
+
+_POOL_NORMS: Mapping[ImagePool, PoolNorm] = {"gap": "after", "tok": "before", "first": "none", "map": "none"}
+"""Position of the final norm in image towers of ours."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TowerOptions:
-    """How a tower computes, as far as its weights do not say; more than our models can be.
+    """Options of a tower that its weights do not record, including some that our models do not have.
 
     Attributes:
-        heads: of every attention.
-        eps: of every norm.
+        heads: number of heads of every attention.
+        eps: epsilon of every norm.
         gelu: "tanh", "exact" or "quick" (x sigmoid(1.702 x)).
-        pool: as in ``models.pool``.
-        pool_norm: of image towers: the norm stands before the pooling, after it, or nowhere.
-        has_class_in_mean: the mean of "gap" takes token 0 too.
-        is_causal: a token sees itself and those before it.
+        pool: kind of pooling, as in ``models.pool``.
+        pool_norm: position of the final norm relative to pooling.
+        has_class_in_mean: the mean of "gap" includes token 0.
+        is_causal: a token attends to itself and to those before it.
     """
 
     heads: int
     eps: float
     gelu: ReplayGelu
     pool: Pool
-    pool_norm: Literal["before", "after", "none"]
+    pool_norm: PoolNorm
     has_class_in_mean: bool = False
     is_causal: bool = False
 
 
 def image_options(config: VisionConfig) -> TowerOptions:
+    """The options of an image tower of ours."""
     blocks = config.blocks
-    norm = {"gap": "after", "tok": "before", "first": "none", "map": "none"}[config.pool]
     return TowerOptions(
         heads=blocks.heads,
         eps=blocks.norm_eps,
         gelu=blocks.gelu,
         pool=config.pool,
-        pool_norm="after" if norm == "after" else "before" if norm == "before" else "none",
+        pool_norm=_POOL_NORMS[config.pool],
     )
 
 
 def text_options(config: TextConfig) -> TowerOptions:
+    """The options of a text tower of ours."""
     blocks = config.blocks
     return TowerOptions(heads=blocks.heads, eps=blocks.norm_eps, gelu=blocks.gelu, pool=config.pool, pool_norm="before")

@@ -1,9 +1,9 @@
-"""From a foreign file to a model folder, one tensor at a time: weights, optimizer state, provenance, self-check."""
+"""Writer of model folders from foreign files, one tensor at a time, with optimizer state, provenance and self-check."""
 
 import importlib.metadata
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,6 @@ from tqdm import tqdm
 
 from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.errors import ConversionError
-from clipa_eqx.models.clip import CLIPConfig
 from clipa_eqx.replacing import check_replaceable, new_folder
 from clipa_eqx.saved.description import (
     MODEL_FOLDER,
@@ -24,22 +23,13 @@ from clipa_eqx.saved.description import (
     write_provenance,
 )
 from clipa_eqx.saved.kinds import WEIGHTS_FILE
-from clipa_eqx.saved.leaf_file import Leaf, LeafReader, LeafWriter
+from clipa_eqx.saved.leaf_file import Leaf, LeafReader, LeafSlice, LeafWriter
 from clipa_eqx.saved.leaf_shapes import leaf_shapes
-from clipa_eqx.saved.optimizer_file import Counts, Kind, MomentSlice, write_optimizer_state
+from clipa_eqx.saved.optimizer_file import Counts, Kind, write_optimizer_state
 from clipa_eqx.saved.provenance import Provenance, Source
 from clipa_eqx.tokenizer import Tokenizer
 from conversion.weights.moments import Moments
-from conversion.weights.rules import (
-    Rule,
-    Tensor,
-    check_tensors,
-    export_tensor,
-    foreign_tensors,
-    import_slices,
-    import_tensors,
-    raise_problems,
-)
+from conversion.weights.rules import RuleTable, Tensor, raise_problems
 from conversion.weights.self_check import embed_fixed_inputs
 from conversion.weights.tensors import InBackground, TensorFile, sha256_of
 
@@ -56,8 +46,7 @@ class Converted(NamedTuple):
 
 def write_model(
     source: TensorFile,
-    rules: Sequence[Rule],
-    config: CLIPConfig,
+    table: RuleTable,
     folder: Path,
     *,
     tokenizer: Tokenizer,
@@ -66,20 +55,26 @@ def write_model(
     moments: Moments | None = None,
     overwrite: bool = False,
 ) -> Converted:
-    """Convert; the folder appears once everything is written and checked, else nothing does.
+    """Convert a foreign file. The folder appears only when everything is written and checked.
 
     Args:
-        provenance: what ``import_provenance`` gives. Source hash, converter, checksums of the leaves and the numbers
-            of the self-check are added here.
+        source: the weights.
+        table: the rules of the source's format, for the config of the model.
+        folder: the model folder to write.
+        provenance: result of ``import_provenance``. Source hash, converter, checksums of the leaves and the results of
+            the self-check are added here.
+        moments: the optimizer state, if it is to be imported.
+        overwrite: replace a model folder.
 
     Raises:
         ConversionError: lists every missing, unused, mis-shaped, damaged or non-finite tensor at once.
-        CheckpointError: the folder exists (and not ``overwrite``), holds more than a model, or the source.
+        CheckpointError: the folder exists (and not ``overwrite``), or holds other files than a model, or the source.
         ConfigError: tokenizer or preprocessing do not fit the model.
     """
+    config = table.config
     check_parts(config, tokenizer, preprocess)
     check_replaceable(folder, MODEL_FOLDER, overwrite=overwrite, sources=[source.path])
-    raise_problems(_problems(source, rules, config, moments), where=str(source.path))
+    raise_problems(_problems(source, table, moments), where=str(source.path))
     size = sum(4 * int(np.prod(shape)) for shape in leaf_shapes(config).values())
     digest = InBackground(lambda: sha256_of(source.path))
     try:
@@ -88,15 +83,15 @@ def write_model(
             new_folder(folder, MODEL_FOLDER, overwrite=overwrite, sources=[source.path]) as new,
             _bar("convert", (2 if moments is None else 4) * size) as bar,
         ):
-            checksums, compared = _write_weights(source, rules, config, new / WEIGHTS_FILE, bar.update)
+            checksums, compared = _write_weights(source, table, new / WEIGHTS_FILE, bar.update)
             if moments is not None:
-                checksums |= _write_moments(moments, rules, config, new / OPTIMIZER_FILE, bar.update)
+                checksums |= _write_moments(moments, table, new / OPTIMIZER_FILE, bar.update)
             write_description(new, config, tokenizer=tokenizer, preprocess=preprocess, provenance=provenance)
             embeddings = embed_fixed_inputs(new, advance=bar.update)
             if not embeddings.is_finite:
                 raise ConversionError(
                     f"{source.path}: all weights are finite, but their embeddings of fixed inputs are not; "
-                    "the weights are no working model under this config"
+                    "the weights do not work with this config"
                 )
             complete = replace(
                 provenance,
@@ -105,7 +100,7 @@ def write_model(
                 parameters=size // 4,
                 self_check={
                     "finite": True,
-                    "round_trip": f"{compared} of {compared} tensors come back with the bytes they had",
+                    "round_trip": f"{compared} of {compared} tensors, exported again, have their original bytes",
                     "embeddings": embeddings.report(),
                 },
                 leaves_sha256=checksums,
@@ -116,11 +111,11 @@ def write_model(
     return Converted(folder, complete)
 
 
-def _problems(source: TensorFile, rules: Sequence[Rule], config: CLIPConfig, moments: Moments | None) -> list[str]:
-    problems = check_tensors(rules, config, source.tensors)
+def _problems(source: TensorFile, table: RuleTable, moments: Moments | None) -> list[str]:
+    problems = table.check(source.tensors)
     if moments is not None:
         for kind, file in (("first moment", moments.mu), ("second moment", moments.nu)):
-            found = check_tensors(rules, config, file.tensors, absent=moments.absent)
+            found = table.check(file.tensors, absent=moments.absent)
             problems += [f"{kind}: {problem}" for problem in found]
         kinds = {info.dtype for info in moments.mu.tensors.values()}
         if len(kinds) > 1:
@@ -134,26 +129,28 @@ def _problems(source: TensorFile, rules: Sequence[Rule], config: CLIPConfig, mom
 
 
 def _write_weights(
-    source: TensorFile, rules: Sequence[Rule], config: CLIPConfig, path: Path, advance: Callable[[int], object]
+    source: TensorFile, table: RuleTable, path: Path, advance: Callable[[int], object]
 ) -> tuple[dict[str, str], int]:
-    """Write, and export what was written to compare it with the source, bit by bit.
+    """Write all leaves, and compare each tensor, exported again, with the source, bit by bit.
 
-    Returns the checksums of the leaves, and how many tensors were compared. The disk is the slowest part of all this,
-    so the comparison, in a thread, costs no time.
+    The comparison runs in a thread and costs no extra time, because the disk is slower.
+
+    Returns:
+        the checksums of the leaves, and the number of tensors that were compared.
     """
-    leaves = {name: Leaf(shape, FLOAT32) for name, shape in leaf_shapes(config).items()}
+    leaves = {name: Leaf(shape, FLOAT32) for name, shape in leaf_shapes(table.config).items()}
     problems: list[str] = []
 
     def compare(tensor: Tensor, written: LeafReader) -> None:
-        ours = export_tensor(tensor.placed, written.read)
+        ours = tensor.placed.export(written.read)
         # float32 holds bfloat16 and float16 exactly, so casting back must give the same bits.
         if not np.array_equal(_bits(ours.astype(tensor.values.dtype, copy=False)), _bits(tensor.values)):
-            problems.append(f"round trip: {tensor.placed.name} does not come back as it was; please report this")
+            problems.append(f"round trip: {tensor.placed.name}, exported again, has other values; please report this")
         advance(ours.nbytes)
 
     compared, pending = 0, deque[Future[None]]()
     with LeafWriter(path, leaves) as writer, LeafReader(path) as written, ThreadPoolExecutor(1) as checker:
-        for tensor in import_tensors(rules, config, source):
+        for tensor in table.read(source):
             for name, layer, values in tensor.slices:
                 writer.write(name, values, layer=layer)
             if tensor.placed.computed is None:
@@ -167,27 +164,24 @@ def _write_weights(
     return writer.checksums, compared
 
 
-def _write_moments(
-    moments: Moments, rules: Sequence[Rule], config: CLIPConfig, path: Path, advance: Callable[[int], object]
-) -> dict[str, str]:
-    placed = foreign_tensors(rules, config)
+def _write_moments(moments: Moments, table: RuleTable, path: Path, advance: Callable[[int], object]) -> dict[str, str]:
     absent = set(moments.absent)
 
-    def slices() -> Iterator[MomentSlice]:
+    def slices() -> Iterator[tuple[Kind, LeafSlice]]:
         both: tuple[tuple[Kind, TensorFile], ...] = (("mu", moments.mu), ("nu", moments.nu))
         for kind, file in both:
-            found = import_slices(rules, config, file, absent=moments.absent, keep_dtype=True, are_squares=kind == "nu")
-            for name, layer, values in found:
-                yield MomentSlice(kind, name, layer, values)
-                advance(values.size * 4)
+            for tensor in table.read(file, absent=moments.absent, keep_dtype=True, are_squares=kind == "nu"):
+                for one in tensor.slices:
+                    yield kind, one
+                    advance(one.values.size * 4)
 
     checksums = write_optimizer_state(
         path,
-        leaf_shapes(config),
+        leaf_shapes(table.config),
         slices(),
         counts=Counts(moments.updates, moments.schedule_steps, moments.about),
         mu_dtype=next((info.dtype for info in moments.mu.tensors.values()), FLOAT32),
-        frozen=[(rule.path, one.layer) for name, one in placed.items() if name in absent for rule in one.rules],
+        frozen=[(rule.path, one.layer) for name, one in table.placed.items() if name in absent for rule in one.rules],
     )
     return {f"{OPTIMIZER_FILE}/{name}": digest for name, digest in checksums.items()}
 
@@ -201,7 +195,8 @@ def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(parent).free
     if free < needed:
         raise ConversionError(
-            f"{folder} needs {needed / 1e9:.1f} GB, {parent} has {free / 1e9:.1f} GB left; free some or choose another"
+            f"{folder} needs {needed / 1e9:.1f} GB, {parent} has {free / 1e9:.1f} GB left; free some space or choose "
+            "another folder"
         )
 
 

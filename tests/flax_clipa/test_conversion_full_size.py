@@ -1,4 +1,4 @@
-"""Conversion at full size: random weights of a published architecture, streamed in and out in bounded memory."""
+"""Conversion at full size: random weights of a published architecture, imported and exported in bounded memory."""
 
 import importlib.util
 
@@ -9,7 +9,7 @@ SPEC = importlib.util.spec_from_file_location("convert_benchmark", ROOT / "bench
 
 
 @pytest.mark.slow
-def test_the_largest_fine_tuned_weights_but_one_convert_both_ways_in_bounded_memory(tmp_path):
+def test_h14_at_336_pixels_converts_both_ways_in_bounded_memory(tmp_path):
     benchmark = importlib.util.module_from_spec(SPEC)
     SPEC.loader.exec_module(benchmark)
     result = benchmark.measure("H/14", 336, tmp_path)  # compares the exported file with the source, byte by byte

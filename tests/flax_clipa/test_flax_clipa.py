@@ -1,32 +1,25 @@
-"""The command that converts official Flax checkpoints, both ways."""
+"""Import and export of official Flax checkpoints: layouts, subtrees, provenance, refusals and self-check."""
 
 import hashlib
 import json
 
-import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
 from safetensors.numpy import load_file
-from support.flax_checkpoints import convert, random_clip, tiny_arrays, write_npz
-from support.leaves import assert_bit_equal
+from support.flax_checkpoints import assert_same_arrays, convert, random_clip, tiny_arrays, write_npz
 from support.tiny_models import tiny_clip_config, tiny_tokenizer
 
 from clipa_eqx.cli import run
 from clipa_eqx.data.images.evaluation import EvalImageConfig
-from clipa_eqx.errors import CheckpointError, ConversionError
-from clipa_eqx.models.blocks import BlockConfig
-from clipa_eqx.models.clip import CLIPConfig
+from clipa_eqx.errors import CheckpointError, ConfigError, ConversionError
 from clipa_eqx.models.device_pixels import normalize_on_device
 from clipa_eqx.models.presets import preset
-from clipa_eqx.models.text import TextConfig
-from clipa_eqx.models.vision import VisionConfig
 from clipa_eqx.saved.model import load_model, save_model
 from conversion.flax_clipa.__main__ import main
-from conversion.flax_clipa.names import from_flax, to_flax
+from conversion.flax_clipa.names import to_flax
 from conversion.weights.self_check import embed_fixed_inputs, fixed_inputs
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "logging_as_before")
@@ -35,20 +28,8 @@ BARE = {name.removeprefix("params/"): array for name, array in tiny_arrays().ite
 FLAGS = ("--image-pool", "gap", "--text-pool", "last", "--image-position", "sincos2d", "--image-size", "16")
 
 
-def assert_same_arrays(file, arrays):
-    with np.load(file) as found:
-        assert found.files == list(dict(sorted(arrays.items(), key=lambda item: item[0].split("/"))))
-        for name, array in arrays.items():
-            expected = array.view("V2") if array.dtype == ml_dtypes.bfloat16 else array
-            assert (found[name].shape, found[name].dtype, found[name].tobytes()) == (
-                expected.shape,
-                expected.dtype,
-                expected.tobytes(),
-            ), name
-
-
 def flat(arrays):
-    """Attention without an axis for heads, as the reference's t5x branch."""
+    """The arrays without an axis for attention heads, as in the reference's t5x branch."""
     out = {}
     for name, array in arrays.items():
         if "MultiHeadDotProductAttention_0" in name:
@@ -86,7 +67,7 @@ def test_each_layout_gives_the_model_and_comes_back_as_it_was(layout, tmp_path):
     assert_same_arrays(tmp_path / "back.npz", arrays)
 
 
-def test_a_subtree_is_where_the_model_lies(tmp_path):
+def test_a_model_in_a_subtree_is_imported_and_exported(tmp_path):
     arrays = {f"params/student/{name}": array for name, array in BARE.items()} | {"params/teacher/w": np.ones(3)}
     source = write_npz(tmp_path / "x.npz", arrays)
     folder = convert(f"{source}:student", tmp_path / "model")
@@ -101,19 +82,19 @@ def test_a_subtree_is_where_the_model_lies(tmp_path):
         ("img", "is the image tower alone ('Transformer', 'cls', 'embedding', 'encoder_norm', 'head')"),
         ("txt", "is the text tower alone"),
         ("image", "has no subtree 'image'; it has 'img', 't', 'txt'"),
-        ("img/Transformer", "holds no two-tower model under params/img/Transformer/: it has 'encoderblock_0'"),
+        ("img/Transformer", "does not hold a two-tower model under params/img/Transformer/: it has 'encoderblock_0'"),
     ],
 )
-def test_a_subtree_that_is_no_model_is_refused(subtree, message, tmp_path):
+def test_a_subtree_that_does_not_hold_a_model_is_refused(subtree, message, tmp_path):
     source = write_npz(tmp_path / "x.npz", tiny_arrays())
     with pytest.raises(ConversionError) as caught:
         convert(f"{source}:{subtree}", tmp_path / "model")
     assert message in str(caught.value)
 
 
-def test_entries_beside_the_parameters_are_refused_with_the_way_around_them(tmp_path):
+def test_entries_next_to_the_parameters_are_refused_and_the_message_names_the_workaround(tmp_path):
     source = write_npz(tmp_path / "x.npz", tiny_arrays() | {"images": np.ones(3)})
-    with pytest.raises(ConversionError, match=r"x.npz:params converts the\s+parameters alone.*\n.*unused: images"):
+    with pytest.raises(ConversionError, match=r"x.npz:params converts only the parameters.*\n.*unused: images"):
         convert(source, tmp_path / "model")
     convert(f"{source}:params", tmp_path / "model")
 
@@ -131,7 +112,7 @@ def test_provenance_has_hashes_profile_checks_and_a_checksum_of_each_leaf(tmp_pa
     assert about["parameters"] == sum(array.size for array in weights.values())
     check = about["self_check"]
     assert check["finite"]
-    assert check["round_trip"] == f"{len(BARE)} of {len(BARE)} tensors come back with the bytes they had"
+    assert check["round_trip"] == f"{len(BARE)} of {len(BARE)} tensors, exported again, have their original bytes"
     norms = [*check["embeddings"]["image"]["unit_norm"], *check["embeddings"]["text"]["unit_norm"]]
     np.testing.assert_allclose(norms, 1.0, atol=1e-6)
 
@@ -149,8 +130,8 @@ def test_the_self_check_computes_block_by_block_what_the_model_computes(tmp_path
     )
     found = embed_fixed_inputs(folder)
     model = load_model(folder).model
-    pictures, tokens = fixed_inputs(config)
-    image = jax.jit(jax.vmap(model.image))(normalize_on_device(jnp.asarray(pictures)))
+    images, tokens = fixed_inputs(config)
+    image = jax.jit(jax.vmap(model.image))(normalize_on_device(jnp.asarray(images)))
     text = jax.jit(jax.vmap(model.text))(jnp.asarray(tokens))
     np.testing.assert_allclose(found.image, image, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(found.text, text, rtol=1e-5, atol=1e-5)
@@ -165,7 +146,7 @@ def test_weights_whose_embeddings_are_not_finite_are_refused(tmp_path):
 
 def test_a_vocabulary_larger_than_the_token_table_is_refused(tmp_path):
     source = write_npz(tmp_path / "x.npz", tiny_arrays())
-    with pytest.raises(ConversionError, match=r"the token table has 64 rows.*BERT.*30522 pieces.*--vocab"):
+    with pytest.raises(ConfigError, match=r"the token table has 64 rows.*BERT.*30522 pieces.*--vocab"):
         main(["import", str(source), str(tmp_path / "model"), *FLAGS])
 
 
@@ -188,7 +169,7 @@ def test_an_existing_folder_stays_until_a_new_one_is_complete(tmp_path):
         convert(source, tmp_path / "notes", "--overwrite")
 
 
-def test_an_export_never_replaces_what_it_was_not_told_to(tmp_path):
+def test_an_export_replaces_a_file_only_with_overwrite(tmp_path):
     folder = convert(write_npz(tmp_path / "x.npz", tiny_arrays()), tmp_path / "model")
     target = tmp_path / "back.npz"
     target.write_bytes(b"mine")
@@ -219,17 +200,18 @@ def test_a_mistake_is_one_message_and_exit_code_2(tmp_path, capsys):
     source = write_npz(tmp_path / "x.npz", tiny_arrays())
     assert run(lambda: main(["import", str(source), str(tmp_path / "model")])) == 2
     said = capsys.readouterr().err
-    assert said.startswith("error: the config cannot be told, 4 problem(s):\n")
-    assert "Traceback" not in said
+    assert said.startswith("error: cannot determine the config, 4 problem(s):\n")
 
 
-def test_a_model_of_few_tokens_is_not_taken_for_the_presets_size(tmp_path):
+def test_a_model_with_few_tokens_does_not_get_the_image_size_of_the_preset(tmp_path):
     arrays = {f"params/{name}": array for name, array in to_flax(random_clip(preset("Ti/16", length=8))).items()}
     source, target = write_npz(tmp_path / "x.npz", arrays), tmp_path / "model"
     flags = ("import", str(source), str(target), "--preset", "Ti/16")
     with pytest.raises(ConversionError) as caught:
         main([*flags])
-    assert "image.image_size is not known (shapes do not tell; preset Ti/16 has 224 with 32" in str(caught.value)
+    assert "image.image_size is not known (shapes do not determine it; preset Ti/16 has 224 with 32" in str(
+        caught.value
+    )
     assert "no model of preset Ti/16 was released, and recipes differ); give --image-pool" in str(caught.value)
     assert not target.exists()
     main([*flags, "--image-size", "80", "--image-pool", "tok"])
@@ -237,15 +219,15 @@ def test_a_model_of_few_tokens_is_not_taken_for_the_presets_size(tmp_path):
     assert (loaded.model.config.image.image_size, loaded.model.config.image.pool) == ((80, 80), "tok")
 
 
-def test_how_pictures_are_prepared_is_logged_and_recorded(tmp_path, caplog):
+def test_the_default_image_preparation_is_logged_and_recorded(tmp_path, caplog):
     with caplog.at_level("INFO"):
         folder = convert(write_npz(tmp_path / "x.npz", tiny_arrays()), tmp_path / "model")
-    words = "preprocess: squash, a default that no file tells"
+    words = "preprocess: squash, a default that no file determines"
     assert any(message.startswith(words) for message in caplog.messages)
     assert any(note.startswith(words) for note in load_model(folder).provenance.config_notes)
 
 
-def test_of_very_many_problems_the_first_are_shown(tmp_path):
+def test_a_long_list_of_problems_is_shortened(tmp_path):
     many = {f"params/extra/{i}": np.zeros((), np.float32) for i in range(3000)} | {
         "params/" + 4000 * "x": np.zeros((), np.float32)
     }
@@ -253,65 +235,6 @@ def test_of_very_many_problems_the_first_are_shown(tmp_path):
         convert(write_npz(tmp_path / "x.npz", tiny_arrays() | many), tmp_path / "model")
     assert "... and 2901 more" in str(caught.value)
     assert len(str(caught.value)) < 20_000
-
-
-sizes = st.integers(1, 3)
-
-
-@st.composite
-def configs(draw):
-    def blocks():
-        heads = draw(sizes)
-        # Sin-cos positions need a width of at least 8, divisible by 4.
-        return BlockConfig(width=8 * heads, depth=draw(sizes), mlp_dim=draw(st.integers(1, 9)), heads=heads)
-
-    image, text = blocks(), blocks()
-    embed = draw(st.integers(1, 5))
-    patch = draw(st.sampled_from([(2, 2), (3, 3)]))
-    side = draw(st.integers(1, 3)) * patch[0]
-    kind = draw(st.sampled_from(["conv", "linear"]))
-    return CLIPConfig(
-        image=VisionConfig(
-            blocks=image,
-            image_size=(side, side if kind == "linear" else draw(sizes) * patch[0]),
-            patch_size=patch,
-            patch=kind,
-            position=draw(st.sampled_from(["sincos2d", "learned"])),
-            pool=draw(st.sampled_from(["gap", "tok", "first", "map"])),
-            embed=None if image.width == embed else embed,
-        ),
-        text=TextConfig(
-            blocks=text,
-            length=draw(st.integers(2, 5)),
-            vocab=draw(st.integers(64, 66)),
-            position=draw(st.sampled_from(["learned", "sincos1d"])),
-            pool=draw(st.sampled_from(["last", "tok", "gap"])),
-            embed=embed,
-        ),
-    )
-
-
-@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
-@given(config=configs(), compressed=st.booleans())
-def test_import_of_an_export_is_the_model(config, compressed, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("round")
-    model = random_clip(config)
-    arrays = {f"params/{name}": array for name, array in to_flax(model).items()}
-    convert(write_npz(folder / "x.npz", arrays, compressed=compressed), folder / "model", config=config)
-    again = load_model(folder / "model").model
-    assert again.config == config
-    assert_bit_equal(again, model)
-    assert json.loads((folder / "model" / "provenance.json").read_text())["format"] == "flax npz"
-    main(["export", str(folder / "model"), str(folder / "back.npz")])
-    assert_same_arrays(folder / "back.npz", arrays)
-
-
-@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
-@given(config=configs())
-def test_the_rule_table_is_its_own_inverse(config):
-    model = random_clip(config)
-    again = from_flax(to_flax(model), config)
-    assert_bit_equal(again, model)
 
 
 @pytest.mark.parametrize("change", [{"dtypes": {"t": "odd"}}, {"temperature": ["x"]}, {"attention": "odd"}])

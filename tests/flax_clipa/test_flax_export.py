@@ -1,4 +1,4 @@
-"""Exports to npz: what is neither overwritten nor written."""
+"""Exports to npz never overwrite a file, never write into the model folder and never export damaged weights."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def test_a_file_that_appears_during_an_export_is_not_lost(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["back.npz"]
 
 
-def test_an_export_does_not_go_into_the_model_folder_which_could_not_be_replaced_then(tmp_path):
+def test_an_export_into_the_model_folder_is_refused(tmp_path):
     folder = convert(write_npz(tmp_path / "x.npz", tiny_arrays()), tmp_path / "model")
     for target in (folder / "y.npz", folder / "more" / "y.npz"):
         with pytest.raises(CheckpointError, match="would be inside the source"):

@@ -1,4 +1,4 @@
-"""Optimizer state of official training checkpoints: what comes along, what comes back, what is refused."""
+"""Optimizer state of official training checkpoints: imported, exported unchanged, refused if it is of another chain."""
 
 import ml_dtypes
 import numpy as np
@@ -56,28 +56,28 @@ CHAINS = {
     "no count": (without(training_arrays(), "opt/1/0/0"), "missing: Adam's state"),
     "no schedule": (training_arrays(schedule_entries=()), "missing: the count of a schedule"),
     "another entry": (training_arrays() | {"opt/2/0": np.ones(3, np.float32)}, "unused: opt/2/0 (3,)"),
-    "a moment of nothing": (
+    "a moment without a parameter": (
         training_arrays() | {f"opt/1/0/{k}/x": np.ones(3, np.float32) for k in "12"},
-        "unused: the moments of x, which is no parameter",
+        "unused: the moments of x, which is not a parameter",
     ),
     "two steps": (training_arrays(schedule_entries=(4, 5)) | {"opt/5/0/0": np.asarray(9, np.int32)}, "[7, 9]"),
     "Adam's count alone": (
         training_arrays() | {"opt/1/0/0": np.asarray(100, np.int32)},
         "opt/1/0/0, Adam's count, is 100, that of the schedules 7",
     ),
-    "a count that is none": (training_arrays() | {"opt/4/0/0": np.asarray(1.5)}, "opt/4/0/0 is float64[]"),
+    "a count that is a float": (training_arrays() | {"opt/4/0/0": np.asarray(1.5)}, "opt/4/0/0 is float64[]"),
     "a negative count": (training_arrays() | {"opt/1/0/0": np.asarray(-1, np.int32)}, "opt/1/0/0 is -1"),
 }
 
 
 @pytest.mark.parametrize("what", CHAINS)
-def test_an_optimizer_that_is_not_the_references_is_refused_with_the_way_around_it(what, tmp_path):
+def test_an_optimizer_of_another_chain_is_refused_and_the_message_names_the_workaround(what, tmp_path):
     arrays, message = CHAINS[what]
     source = write_npz(tmp_path / "x.npz", arrays)
     with pytest.raises(ConversionError) as caught:
         convert(source, tmp_path / "model")
     assert message in str(caught.value)
-    assert "x.npz:params converts the parameters alone" in str(caught.value)
+    assert "x.npz:params converts only the parameters" in str(caught.value)
     convert(f"{source}:params", tmp_path / "model")
     assert not (tmp_path / "model" / "optimizer.safetensors").exists()
 
@@ -92,7 +92,7 @@ def test_a_negative_second_moment_is_refused(tmp_path):
     assert not (tmp_path / "model").exists()
 
 
-def test_an_old_optimizers_state_is_left_out_with_a_word(tmp_path, caplog):
+def test_an_old_optimizers_state_is_left_out_with_a_note(tmp_path, caplog):
     params = {name.removeprefix("params/"): array for name, array in tiny_arrays().items()}
     arrays = {f"opt/target/{name}": array for name, array in params.items()}
     arrays |= {f"opt/state/param_states/{n}/grad_ema": a for n, a in params.items()} | {"opt/state/step": np.ones(())}

@@ -1,4 +1,4 @@
-"""Mutated checkpoints: each is refused with one message and leaves nothing, or gives the very weights."""
+"""Mutated checkpoints: each is refused with one error and leaves nothing behind, or gives the original weights."""
 
 import io
 import zipfile
@@ -53,7 +53,7 @@ def run(sources, tmp_path, seeds):
             continue
         except BaseException as error:
             raise AssertionError(f"seed {seed}, {kind.__name__}: {error!r}") from error
-        # What was hit did not matter, such as a date in the archive's directory.
+        # The mutation hit something that does not matter, such as a date in the directory of the archive.
         found = load_file(tmp_path / "model" / "model.safetensors")
         assert all(np.array_equal(found[name], expected[name]) for name in expected), (seed, kind)
         for entry in sorted((tmp_path / "model").rglob("*"), reverse=True):
@@ -63,7 +63,7 @@ def run(sources, tmp_path, seeds):
 
 
 def flip(data, rng):
-    """Bits anywhere."""
+    """Flip bits anywhere."""
     out = bytearray(data)
     for at in rng.integers(0, len(out), rng.integers(1, 9)):
         out[at] ^= 1 << int(rng.integers(8))
@@ -71,7 +71,7 @@ def flip(data, rng):
 
 
 def flip_in_structure(data, rng):
-    """Bits in the headers of the archive, of its members and arrays, or in its directory."""
+    """Change bytes in the headers of the archive, of its members and arrays, or in its directory."""
     out = bytearray(data)
     starts = [
         at for magic in (b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06", b"\x93NUMPY") for at in find_all(data, magic)
@@ -87,7 +87,7 @@ def truncate(data, rng):
 
 
 def splice(data, rng):
-    """A piece moved elsewhere, over what is there or in between."""
+    """Copy a piece to another place, overwriting the bytes there or inserting it."""
     start, to = rng.integers(0, len(data), 2)
     piece = data[start : start + rng.integers(1, 4000)]
     return data[:to] + piece + data[to + (len(piece) if rng.random() < 0.5 else 0) :]
@@ -100,7 +100,7 @@ def zero(data, rng):
 
 
 def change_an_array(data, rng):
-    """A whole archive with right checksums in which one member is something else."""
+    """Write a complete archive with correct checksums, with one wrong member."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
         compression = archive.infolist()[0].compress_type

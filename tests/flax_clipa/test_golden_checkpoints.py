@@ -1,4 +1,4 @@
-"""Recorded checkpoints through the converter: outputs, byte-equal export, and runs of the reference that go on."""
+"""Recorded checkpoints through the converter: outputs, byte-equal export, and resumed runs of the reference."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""Npz files of strangers: what is wrong is listed, nothing is executed, nothing is written."""
+"""Untrusted npz files: all faults are listed, nothing is executed and nothing is written."""
 
 import io
 import struct
@@ -20,7 +20,7 @@ KERNEL = "params/txt/head/kernel"
 
 
 def npy(array, **changes) -> bytes:
-    """The bytes of an .npy file, its header perhaps a lie."""
+    """The bytes of an .npy file; ``changes`` make its header false."""
     file = io.BytesIO()
     header = {"descr": array.dtype.str, "fortran_order": False, "shape": array.shape} | changes
     np.lib.format.write_array_header_1_0(file, header)
@@ -35,7 +35,7 @@ def archive(path, members, *, compression=zipfile.ZIP_STORED):
 
 
 def members(**changes):
-    """All arrays of the tiny checkpoint, some replaced by other bytes (None: left out)."""
+    """All arrays of the tiny checkpoint, some of them replaced by other bytes, or left out (None)."""
     whole = {name: npy(array) for name, array in tiny_arrays().items()} | changes
     return [(name, data) for name, data in whole.items() if data is not None]
 
@@ -72,7 +72,10 @@ WRONG = {
     "no numbers": (npy(with_nan(ARRAY)), "not finite: txt/head/kernel"),
     "infinite": (npy(ARRAY * np.inf), "not finite: txt/head/kernel"),
     "an absurd shape": (npy(ARRAY, shape=(2**40, 2**40)), "header: params/txt/head/kernel"),
-    "a shape larger than the data": (npy(ARRAY, shape=(1600, 16)), "says float32[1600, 16], which is 102,400 bytes"),
+    "a shape larger than the data": (
+        npy(ARRAY, shape=(1600, 16)),
+        "declares float32[1600, 16], which is 102,400 bytes",
+    ),
     "a negative shape": (npy(ARRAY, shape=(-32, -16)), "header: params/txt/head/kernel"),
     "an empty array": (npy(ARRAY[:0]), "header: params/txt/head/kernel"),
     "data after the array": (npy(ARRAY) + b"more", "damaged: params/txt/head/kernel"),
@@ -127,7 +130,7 @@ def test_damage_and_values_that_are_not_finite_are_listed_together(tmp_path):
 def test_duplicate_names_are_refused(tmp_path):
     with pytest.warns(UserWarning, match="Duplicate name"):
         path = archive(tmp_path / "x.npz", [*members(), (KERNEL, npy(ARRAY))])
-    assert_refused(path, tmp_path, "duplicate: params/txt/head/kernel.npy is there 2 times")
+    assert_refused(path, tmp_path, "duplicate: params/txt/head/kernel.npy occurs 2 times")
 
 
 def test_encrypted_members_are_refused(tmp_path):
@@ -143,7 +146,7 @@ def test_other_compressions_and_other_members_are_refused(tmp_path):
     path = archive(tmp_path / "x.npz", members(), compression=zipfile.ZIP_BZIP2)
     with zipfile.ZipFile(path, "a") as file:
         file.writestr("readme.txt", "hello")
-    assert_refused(path, tmp_path, "compression: ", "uses method 12", "unused: 'readme.txt' is no .npy array")
+    assert_refused(path, tmp_path, "compression: ", "uses method 12", "unused: 'readme.txt' is not an .npy array")
 
 
 def test_an_archive_that_would_grow_beyond_reason_is_refused_before_it_does(tmp_path):
@@ -164,12 +167,14 @@ def test_a_member_that_is_longer_than_its_directory_says_is_cut_off_with_an_erro
     assert_refused(path, tmp_path, "damaged: ")
 
 
-def test_what_is_no_archive_is_refused(tmp_path):
-    for content in (b"", b"PK", b"PK\x05\x06" + bytes(18), b"version https://git-lfs.github.com/spec/v1\n"):
+def test_files_that_are_not_archives_are_refused(tmp_path):
+    for content in (b"", b"PK", b"version https://git-lfs.github.com/spec/v1\n"):
         (tmp_path / "x.npz").write_bytes(content)
-        assert_refused(tmp_path / "x.npz", tmp_path)
-    assert_refused(tmp_path / "absent.npz", tmp_path, "absent.npz is no file")
-    assert_refused(tmp_path, tmp_path, "is no file")
+        assert_refused(tmp_path / "x.npz", tmp_path, "x.npz is not a readable npz archive")
+    (tmp_path / "x.npz").write_bytes(b"PK\x05\x06" + bytes(18))
+    assert_refused(tmp_path / "x.npz", tmp_path, "empty: the archive has no members")
+    assert_refused(tmp_path / "absent.npz", tmp_path, "absent.npz is not a file")
+    assert_refused(tmp_path, tmp_path, "is not a file")
 
 
 SAME = {

@@ -152,7 +152,7 @@ def test_an_archive_behind_a_link_is_replaced_and_the_link_stays(model, tmp_path
     assert (tmp_path / "a.npz").stat().st_mtime > 0
     assert {path.name for path in tmp_path.iterdir()} == {"model", "a.npz", "link.npz"}
     os.mkfifo(tmp_path / "pipe.npz")
-    with pytest.raises(ConversionError, match="is no file"):
+    with pytest.raises(ConversionError, match="is not a regular file"):
         flax(["export", str(model), str(tmp_path / "pipe.npz"), "--overwrite"])
 
 

@@ -35,7 +35,7 @@ from conversion.open_clip.__main__ import main
 from conversion.open_clip.config import parse_open_clip_config
 from conversion.open_clip.mapping import from_clip_config, to_clip_config
 from conversion.open_clip.names import open_clip_rules
-from conversion.weights.rules import export_leaves, import_leaves
+from conversion.weights.rules import RuleTable, export_leaves, import_leaves
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -251,7 +251,8 @@ def configs(draw):
 @given(config=configs(), seed=st.integers(0, 99))
 def test_import_undoes_export_for_any_config(config, seed):
     model = random_model(config, seed=seed)
-    back = import_leaves(open_clip_rules(config), export_leaves(open_clip_rules(config), model), config)
+    table = RuleTable(open_clip_rules(config), config)
+    back = import_leaves(table, export_leaves(table.rules, model))
     assert_same_leaves(back, model)
     stated = parse_open_clip_config(from_clip_config(config, resize="squash"), where="test")
     got = to_clip_config(stated)

@@ -61,8 +61,8 @@ def test_positions_that_contradict_a_named_config_are_an_error_that_a_flag_overr
     argv = ["import", str(theirs), str(tmp_path / "back"), "--config", str(named)]
     assert run(lambda: main(argv)) == 2
     err = capsys.readouterr().err
-    assert "image.position: learned by the file (visual.positional_embedding is up to" in err
-    assert f"sincos2d in {named}; --image-position overrules" in err
+    assert "image.position: learned from the file (visual.positional_embedding is up to" in err
+    assert f"sincos2d in {named}; --image-position overrides it" in err
     main([*argv, "--image-position", "learned"])
     np.testing.assert_array_equal(load_model(tmp_path / "back").model.image.position, table)
 

@@ -54,7 +54,7 @@ def test_a_bare_model_config_says_nothing_of_pictures_and_the_note_says_all_that
     config = json.loads((theirs / CONFIG).read_text())
     (theirs / CONFIG).write_text(json.dumps(config["model_cfg"]))
     note = convert(theirs, tmp_path / "back").provenance.config_notes[-1]
-    assert note.startswith("preprocess: squash, a default that no file tells")
+    assert note.startswith("preprocess: squash, a default that no file determines")
     assert "bilinear, with ImageNet's mean and std" in note
 
 

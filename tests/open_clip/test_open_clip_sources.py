@@ -11,9 +11,9 @@ from support.open_clip_folders import CONFIG, WEIGHTS, assert_same_leaves, conve
 
 from clipa_eqx.cli import run
 from clipa_eqx.errors import ConversionError
+from clipa_eqx.saved.leaf_file import Leaf
 from conversion.open_clip import files as open_clip_files
 from conversion.open_clip.__main__ import main
-from conversion.weights.tensors import TensorInfo
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -144,7 +144,7 @@ def test_without_the_hub_library_it_says_what_to_install(tmp_path, monkeypatch, 
 
 
 def test_two_names_of_one_tensor_are_refused():
-    info = TensorInfo((32,), np.dtype(np.float32))
+    info = Leaf((32,), np.dtype(np.float32))
     with pytest.raises(ConversionError, match=r"holds ln_final\.bias twice"):
         open_clip_files.renamed({"ln_final.bias": info, "text.ln_final.bias": info})
 

@@ -19,7 +19,8 @@ from clipa_eqx.data.records import Record
 from clipa_eqx.errors import CheckpointError, ConfigError
 from clipa_eqx.programs import contact_sheet
 from clipa_eqx.programs.show import main
-from clipa_eqx.training.inputs import load_tokenizer, open_sources, train_batches, train_transform
+from clipa_eqx.tokenizer.loading import load_tokenizer
+from clipa_eqx.training.inputs import open_sources, train_batches, train_transform
 
 
 @pytest.fixture

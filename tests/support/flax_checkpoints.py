@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 
 from clipa_eqx.json_config import to_json
@@ -58,3 +59,16 @@ def convert(source: Path | str, folder: Path, *flags: str, config: CLIPConfig | 
     named = ("--config", str(described)) if not any(f in flags for f in ("--preset", "--image-pool")) else ()
     main(["import", str(source), str(folder), "--vocab", str(vocab), *named, *flags])
     return folder
+
+
+def assert_same_arrays(file: Path, arrays: dict[str, np.ndarray]) -> None:
+    """The file holds exactly these arrays, bit for bit, in the reference's order."""
+    with np.load(file) as found:
+        assert found.files == list(dict(sorted(arrays.items(), key=lambda item: item[0].split("/"))))
+        for name, array in arrays.items():
+            expected = array.view("V2") if array.dtype == ml_dtypes.bfloat16 else array
+            assert (found[name].shape, found[name].dtype, found[name].tobytes()) == (
+                expected.shape,
+                expected.dtype,
+                expected.tobytes(),
+            ), name

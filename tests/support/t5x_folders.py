@@ -65,7 +65,7 @@ def write_index(folder, leaves, *, version=3):
 
 
 def write_checkpoint(folder, arrays, *, stored=3, **spec_options):
-    """A checkpoint of parameters and optimizer state; the first leaves lie in folders, the others in the index."""
+    """A checkpoint of parameters and optimizer state; the first leaves are in folders, the others in the index."""
     folder.mkdir()
     leaves = {}
     for i, (name, array) in enumerate(arrays.items()):

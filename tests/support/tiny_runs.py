@@ -24,8 +24,9 @@ from clipa_eqx.models.clip import abstract_clip
 from clipa_eqx.optim import OptimConfig, make_optimizer
 from clipa_eqx.schedules import Cosine
 from clipa_eqx.sharding import make_mesh, put_global_batch, shardings_for
+from clipa_eqx.tokenizer.loading import load_tokenizer
 from clipa_eqx.tokenizer.vocabulary import write_vocab
-from clipa_eqx.training.inputs import load_tokenizer, open_sources, train_batches
+from clipa_eqx.training.inputs import open_sources, train_batches
 from clipa_eqx.training.loop import TrainResult, train
 from clipa_eqx.training.start import first_state
 from clipa_eqx.training.state import TrainState, abstract_state

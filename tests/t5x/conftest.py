@@ -1,4 +1,4 @@
-"""A tiny model, its arrays under the names of the t5x branch, and its vocabulary."""
+"""Fixtures: a tiny model, its arrays under the names of the t5x branch, and its vocabulary."""
 
 import pytest
 from support.random_models import random_model

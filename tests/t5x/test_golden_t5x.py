@@ -87,8 +87,8 @@ def archive_of(file):
 def test_every_stored_array_is_read_exactly(archive, convert):
     source, _ = convert(archive)
     recorded = {name: array for name, array in values(archive).items() if name.startswith("optimizer/")}
-    with T5xFolder(source) as folder:
-        arrays = {name: folder.read(name) for name in folder.tensors}
+    folder = T5xFolder(source)
+    arrays = {name: folder.read(name) for name in folder.tensors}
     recorded = {name: array for name, array in recorded.items() if not name.endswith(" (empty dict)")}
     assert arrays.keys() == recorded.keys()
     for name, array in arrays.items():

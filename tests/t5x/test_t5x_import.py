@@ -1,4 +1,4 @@
-"""What importing a t5x checkpoint says, records and refuses, as importing the main branch's does."""
+"""Import of t5x checkpoints: notes in log and provenance, and refusals, as for checkpoints of the main branch."""
 
 import re
 
@@ -15,7 +15,7 @@ from conversion.t5x.__main__ import main
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
-def test_the_log_says_what_going_on_needs(arrays, vocab, tmp_path, caplog):
+def test_log_and_provenance_say_what_a_resume_needs(arrays, vocab, tmp_path, caplog):
     leaves = write_checkpoint(tmp_path / "checkpoint_3", arrays, stored=0)
     leaves["state/param_states/0/count"] = inline(np.asarray(40, np.int32), code=3)
     write_index(tmp_path / "checkpoint_3", leaves)
@@ -23,13 +23,15 @@ def test_the_log_says_what_going_on_needs(arrays, vocab, tmp_path, caplog):
         convert(tmp_path / "checkpoint_3", tmp_path / "model", vocab)
     notes = load_model(tmp_path / "model").provenance.config_notes
     for words in (
-        "weight decay: the t5x trainer decays the token table and the class token too",
+        "weight decay: the t5x trainer also decays the token table and the class token",
         "Adam has counted 40 updates, the schedules 3: this trainer keeps",
-        "preprocess: squash, a default that no file tells",
+        "preprocess: squash, a default that no file determines",
     ):
         assert any(message.startswith(words) for message in caplog.messages)
         assert any(note.startswith(words) for note in notes)
-    assert any(message.startswith("optimizer state of step 3: train.py") for message in caplog.messages)
+    assert any(
+        message.startswith("optimizer state of step 3: resume from it with train.py") for message in caplog.messages
+    )
     caplog.clear()
     with caplog.at_level("INFO"):
         convert(tmp_path / "checkpoint_3", tmp_path / "weights", vocab, "--no-optimizer")
@@ -45,7 +47,7 @@ def test_with_a_wrong_config_the_tensors_to_blame_are_listed(arrays, vocab, tmp_
     argv = ["import", *folders, "--preset", "H/14", "--vocab", str(vocab)]
     assert run(lambda: main(argv)) == 2
     said = capsys.readouterr().err
-    assert "image.blocks.width: 32 by the file" in said
+    assert "image.blocks.width: 32 from the file" in said
     assert re.search(r"missing: img/Transformer/encoderblock_\d+/LayerNorm_0/scale \(1280,\) for image/blocks", said)
     assert re.search(r"\.\.\. and \d+ more", said)
     assert len(said.splitlines()) < 110

@@ -19,9 +19,10 @@ from clipa_eqx.models.clip import CLIP
 from clipa_eqx.precision import Precision
 from clipa_eqx.saved.model import load_model
 from clipa_eqx.sharding import MeshConfig, make_mesh
+from clipa_eqx.tokenizer.loading import load_tokenizer
 from clipa_eqx.training import step as step_module
 from clipa_eqx.training.checkpoint import Checkpoints
-from clipa_eqx.training.inputs import load_tokenizer, open_sources, train_batches
+from clipa_eqx.training.inputs import open_sources, train_batches
 from clipa_eqx.training.metrics import read_metrics
 from clipa_eqx.training.start import first_state
 from clipa_eqx.training.step import batch_loss, make_train_step, step_key

@@ -1,3 +1,5 @@
+"""The table of released models: published rows, parameter counts, scores, and its printed and documented forms."""
+
 import json
 import subprocess
 import sys
@@ -41,7 +43,7 @@ def key(row):
 
 
 def test_every_published_flax_row_is_in_the_table_once():
-    ours = {(r.preset, r.image_size, r.length, r.data, r.schedule): r for r in RELEASED.values() if r.format == "flax"}
+    ours = {(r.preset, r.image_size, r.length, r.data, r.schedule): r for r in RELEASED.values() if r.profile == "flax"}
     assert len(ours) == len(PUBLISHED) == 14
     for row in PUBLISHED:
         model, *rest = key(row)
@@ -52,7 +54,7 @@ def test_every_published_flax_row_is_in_the_table_once():
 
 
 def test_every_open_clip_repository_is_in_the_table_once():
-    ours = {r.url: r for r in RELEASED.values() if r.format == "open_clip"}
+    ours = {r.url: r for r in RELEASED.values() if r.profile == "open_clip"}
     assert {url.removeprefix("hf-hub:UCSC-VLAA/"): r.top1[0] for url, r in ours.items()} == OPEN_CLIP
     for row in PUBLISHED:
         if "open_clip_repo" in row:
@@ -80,9 +82,9 @@ def test_the_parameters_of_a_row_are_those_of_its_config(row):
     assert (config.image.image_size, config.text.length) == ((row.image_size,) * 2, row.length)
     assert row.preprocess().size == config.image.image_size
     for blocks in (config.image.blocks, config.text.blocks):
-        expected = {"flax": (1e-6, "tanh"), "open_clip": (1e-5, "exact")}[row.format]
+        expected = {"flax": (1e-6, "tanh"), "open_clip": (1e-5, "exact")}[row.profile]
         assert (blocks.norm_eps, blocks.gelu) == expected
-    if row.format == "open_clip":
+    if row.profile == "open_clip":
         assert round(row.stored / 1e6, 2) == STORED[row.preset, row.image_size]
     else:
         assert row.stored == row.parameters
