@@ -75,7 +75,7 @@ class RunLength:
     def of(cls, duration: Duration, *, batch_size: int | None = None, data_size: int | None = None) -> "RunLength":
         """The length of a run that takes ``duration``.
 
-        >>> RunLength.of(Duration(epochs=7), batch_size=32768, data_size=400_000_000).total_steps
+        >>> RunLength.of(Duration(epochs=7.0), batch_size=32768, data_size=400_000_000).total_steps
         85449
 
         Raises:

@@ -57,18 +57,18 @@ def claim(workdir: Path, record: Mapping[str, Any]) -> None:
     """
     path = workdir / CONFIG_FILE
     if workdir.is_file():
-        raise CheckpointError(f"work folder {workdir} is a file; give a new folder with --workdir")
+        raise CheckpointError(f"run folder {workdir} is a file; give a new folder with --workdir")
     if not path.exists():
         # A start that was killed while it wrote the record leaves an unfinished one, which the next removes.
         if workdir.is_dir() and not all(is_temporary(entry.name, CONFIG_FILE) for entry in workdir.iterdir()):
             raise CheckpointError(
-                f"work folder {workdir} is not empty and has no {CONFIG_FILE}; give a new folder with --workdir"
+                f"run folder {workdir} is not empty and has no {CONFIG_FILE}; give a new folder with --workdir"
             )
         workdir.mkdir(parents=True, exist_ok=True)
     else:
         found = read_record(workdir)
         if _has_results(workdir):
-            check_same_run(found, record, where=f"work folder {workdir}")
+            check_same_run(found, record, where=f"run folder {workdir}")
     write_text(path, json.dumps(record, indent=1) + "\n")
 
 

@@ -189,7 +189,7 @@ def test_what_this_process_is_writing_is_not_a_leftover(tmp_path):
 
 
 def test_sigterm_leaves_nothing_behind(tmp_path):
-    arrays = tiny_arrays() | {"params/txt/Embed_0/embedding": np.ones((2_000_000, 16), np.float32)}
+    arrays = tiny_arrays() | {"params/txt/Embed_0/embedding": np.ones((1_000_000, 32), np.float32)}
     source = write_npz(tmp_path / "x.npz", arrays)
     flags = "--image-pool gap --text-pool last --image-position sincos2d --image-size 16".split()  # noqa: SIM905
     command = [sys.executable, "-m", "conversion.flax_clipa", "import", str(source), str(tmp_path / "out" / "model")]

@@ -54,7 +54,7 @@ def test_a_config_is_shown_resolved_with_its_parameters(config_file, capsys):
     assert f"{ALL}{count(model):,}" in out
     assert f"parameters, text: {count(model.text):,}" in out
     row = next(line for line in out.splitlines() if line.startswith("image/blocks/mlp/fc_in/weight"))
-    assert row.split()[1:] == ["2x24x16", "768"]
+    assert row.split()[1:] == ["2x64x32", "4,096"]
 
 
 def test_a_model_folder_is_shown_with_its_provenance(tmp_path, capsys):
