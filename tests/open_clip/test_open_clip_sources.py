@@ -75,10 +75,12 @@ def test_a_flipped_bit_of_a_bin_is_found_before_torch_maps_the_file(tmp_path, mo
     ],
 )
 def test_a_source_that_is_none_is_reported(argument, message, tmp_path, capsys):
-    (tmp_path / "notes.txt").write_text("hello")
-    argv = ["import", argument.format(tmp=tmp_path), str(tmp_path / "back")]
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "notes.txt").write_text("hello")
+    argv = ["import", argument.format(tmp=source), str(tmp_path / "back")]
     assert run(lambda: main(argv)) == 2
-    assert capsys.readouterr().err.startswith(f"error: {message.format(tmp=tmp_path)}")
+    assert capsys.readouterr().err.startswith(f"error: {message.format(tmp=source)}")
 
 
 class Hub:
