@@ -2,10 +2,11 @@
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from clipa_eqx.data.array_record_reader import RecordSource
@@ -18,8 +19,21 @@ from clipa_eqx.data.transforms import TrainTransform
 from clipa_eqx.errors import ConfigError, DataError
 from clipa_eqx.replacing import new_file
 
-_CELL, _GAP, _LINE, _FONT = 192, 8, 13, 11
+CELL, GAP = 192, 8
+"""Pixels of the square that holds an image, and between two of them."""
+
+_LINE, _FONT = 13, 11
 _CAPTION_LINES, _TOKEN_LINES = 4, 3
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sample:
+    """One training sample: its image after augmentation, and the texts below it."""
+
+    image: UInt8[np.ndarray, "height width 3"]
+    title: str
+    caption: str
+    tokens: str
 
 
 def write_sheet(
@@ -48,6 +62,14 @@ def write_sheet(
         raise ConfigError(f"--sheet is {path}; give a name that ends in .png, .jpg or .webp")
     if samples < 1:
         raise ConfigError(f"--samples is {samples}; it must be at least 1")
+    shown = read_samples(mixture, transform, samples=samples, seed=seed, on_bad_record=on_bad_record)
+    _save(_tile([_cell(sample) for sample in shown]), path)
+
+
+def read_samples(
+    mixture: Mixture, transform: TrainTransform, *, samples: int, seed: int, on_bad_record: OnBadRecord = "error"
+) -> list[Sample]:
+    """The first samples that training with this seed sees. Raises DataError for a damaged record."""
     named = tuple(_Named(folder=source.folder, manifest=source.manifest) for source in mixture.sources)
     mixture = replace(mixture, sources=named)
     # Sample numbers do not depend on the batch size, so one batch shows the first samples of any run.
@@ -56,21 +78,21 @@ def write_sheet(
     )
     with stream:
         batch = next(stream)
-    cells: list[Image.Image] = []
+    shown: list[Sample] = []
     for row, record in enumerate(mixture.read(batch["sample_id"].tolist())):
         if isinstance(record, DataError):
             raise record
         cut = " ..." if batch["truncated"][row] else ""
         source = f" of source {batch['source'][row]}" if len(mixture.sources) > 1 else ""
-        cells.append(
-            _cell(
-                batch["image"][row],
+        shown.append(
+            Sample(
+                image=batch["image"][row],
                 title=f"{record.key}{source}",
                 caption=" | ".join(record.captions),
                 tokens=f"{transform.tokenizer.decode(batch['tokens'][row])}{cut}",
             )
         )
-    _save(_tile(cells), path)
+    return shown
 
 
 class _Named(RecordSource):
@@ -87,23 +109,23 @@ class _Named(RecordSource):
         return replace(record, captions=(names[label] if 0 <= label < len(names) else f"class {label}",))
 
 
-def _cell(pixels: np.ndarray, *, title: str, caption: str, tokens: str) -> Image.Image:
-    height, width = pixels.shape[:2]
-    factor = max(1, _CELL // max(height, width))
-    shown = Image.fromarray(np.ascontiguousarray(pixels)).resize(
+def _cell(sample: Sample) -> Image.Image:
+    height, width = sample.image.shape[:2]
+    factor = max(1, CELL // max(height, width))
+    shown = Image.fromarray(np.ascontiguousarray(sample.image)).resize(
         (width * factor, height * factor), Image.Resampling.NEAREST
     )
-    if max(shown.size) > _CELL:
-        shown.thumbnail((_CELL, _CELL))
+    if max(shown.size) > CELL:
+        shown.thumbnail((CELL, CELL))
     lines = 1 + _CAPTION_LINES + _TOKEN_LINES
-    cell = Image.new("RGB", (_CELL, _CELL + lines * _LINE + 2), "white")
-    cell.paste(shown, ((_CELL - shown.width) // 2, (_CELL - shown.height) // 2))
+    cell = Image.new("RGB", (CELL, CELL + lines * _LINE + 2), "white")
+    cell.paste(shown, ((CELL - shown.width) // 2, (CELL - shown.height) // 2))
     draw, font = ImageDraw.Draw(cell), ImageFont.load_default(_FONT)
-    y = _CELL + 2
+    y = CELL + 2
     for text, count, color in (
-        (title, 1, "#777777"),
-        (caption, _CAPTION_LINES, "black"),
-        (tokens, _TOKEN_LINES, "#0050a0"),
+        (sample.title, 1, "#777777"),
+        (sample.caption, _CAPTION_LINES, "black"),
+        (sample.tokens, _TOKEN_LINES, "#0050a0"),
     ):
         for line in _wrap(text, count):
             draw.text((0, y), line, fill=color, font=font)
@@ -112,16 +134,16 @@ def _cell(pixels: np.ndarray, *, title: str, caption: str, tokens: str) -> Image
 
 
 def _wrap(text: str, lines: int) -> Sequence[str]:
-    return textwrap.wrap(text, width=_CELL // 6, max_lines=lines, placeholder=" ...") or [""]
+    return textwrap.wrap(text, width=CELL // 6, max_lines=lines, placeholder=" ...") or [""]
 
 
 def _tile(cells: Sequence[Image.Image]) -> Image.Image:
     across = min(len(cells), 6)
     down = -(-len(cells) // across)
-    width, height = cells[0].width + _GAP, cells[0].height + _GAP
-    sheet = Image.new("RGB", (across * width + _GAP, down * height + _GAP), "white")
+    width, height = cells[0].width + GAP, cells[0].height + GAP
+    sheet = Image.new("RGB", (across * width + GAP, down * height + GAP), "white")
     for number, cell in enumerate(cells):
-        sheet.paste(cell, (_GAP + number % across * width, _GAP + number // across * height))
+        sheet.paste(cell, (GAP + number % across * width, GAP + number // across * height))
     return sheet
 
 

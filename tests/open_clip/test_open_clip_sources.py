@@ -65,12 +65,22 @@ def test_a_flipped_bit_of_a_bin_is_found_before_torch_maps_the_file(tmp_path, mo
     assert "damaged: archive/data/0 of" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("argument", ["nothing", "nothing.bin", "{tmp}", "{tmp}/notes.txt"])
-def test_a_source_that_is_none_is_said(argument, tmp_path, capsys):
-    (tmp_path / "notes.txt").write_text("hello")
-    argv = ["import", argument.format(tmp=tmp_path), str(tmp_path / "back")]
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("nothing", "there is no file or folder nothing; give one"),
+        ("nothing.bin", "there is no file or folder nothing.bin; give one"),
+        ("{tmp}", "{tmp} holds none of open_clip_model.safetensors"),
+        ("{tmp}/notes.txt", "{tmp}/notes.txt ends in none of .safetensors, .bin"),
+    ],
+)
+def test_a_source_that_is_none_is_reported(argument, message, tmp_path, capsys):
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "notes.txt").write_text("hello")
+    argv = ["import", argument.format(tmp=source), str(tmp_path / "back")]
     assert run(lambda: main(argv)) == 2
-    assert "Traceback" not in capsys.readouterr().err
+    assert capsys.readouterr().err.startswith(f"error: {message.format(tmp=source)}")
 
 
 class Hub:

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -39,28 +38,31 @@ def test_a_sheet_holds_the_first_images_of_the_run_pixel_by_pixel(run, tmp_path)
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
     with train_batches(config, mixture, transform.tokenizer, start_step=0) as batches:
         images = next(batches)["image"]
-    cell, gap, side = contact_sheet._CELL, contact_sheet._GAP, config.data.image.size[0]
+    cell, gap, side = contact_sheet.CELL, contact_sheet.GAP, config.data.image.size[0]
     factor = cell // side
     for number in range(8):
         left, shown = gap + number % 6 * (cell + gap), images[number].repeat(factor, 0).repeat(factor, 1)
-        assert any(
-            (sheet[top : top + cell, left : left + cell] == shown).all()
+        tops = [
+            top
             for top in range(gap, sheet.shape[0] - cell)
-            if number < 6 or top > cell
-        )
+            if (number < 6 or top > cell) and (sheet[top : top + cell, left : left + cell] == shown).all()
+        ]
+        assert tops
+        below = sheet[tops[0] + cell : tops[0] + 2 * cell, left : left + cell]
+        assert (below < 64).all(axis=-1).any()  # the caption is black
 
 
-def test_captions_and_reduced_tokens_are_written_below(run, tmp_path):
+def test_captions_and_reduced_tokens_belong_to_the_images_of_the_run(run):
     config, mixture, transform, _ = run
-    with mock.patch.object(contact_sheet, "_cell", wraps=contact_sheet._cell) as cells:
-        contact_sheet.write_sheet(tmp_path / "sheet.png", mixture, transform, samples=16, seed=config.seed)
+    shown = contact_sheet.read_samples(mixture, transform, samples=16, seed=config.seed)
     with train_batches(config, mixture, transform.tokenizer, start_step=0) as batches:
         batch = next(batches)
-    for number, call in enumerate(cells.call_args_list):
+    assert len(shown) == 16
+    for number, sample in enumerate(shown):
         record = mixture.sources[0][int(batch["sample_id"][number])]
-        assert call.kwargs["title"] == record.key
-        assert call.kwargs["caption"] == record.captions[0]
-        assert call.kwargs["tokens"] == transform.tokenizer.decode(batch["tokens"][number])
+        assert sample.title == record.key
+        assert sample.caption == record.captions[0]
+        assert sample.tokens == transform.tokenizer.decode(batch["tokens"][number])
 
 
 def test_a_source_is_named_in_mixtures_and_its_own_class_where_there_is_no_caption(run, tmp_path):
@@ -75,13 +77,11 @@ def test_a_source_is_named_in_mixtures_and_its_own_class_where_there_is_no_capti
     words = {1: {"w1 w2", "w3"}, 2: {"w4", "w5"}, 3: {"class 0", "class 1"}}
     named = (labeled("a", ("w1 w2", "w3")), labeled("b", ("w4", "w5")), labeled("c", None))
     mixed = Mixture(sources=(*mixture.sources, *named), weights=(1.0, 2.0, 2.0, 2.0))
-    with mock.patch.object(contact_sheet, "_cell", wraps=contact_sheet._cell) as cells:
-        contact_sheet.write_sheet(tmp_path / "sheet.webp", mixed, transform, samples=42, seed=0)
-    calls = [call.kwargs for call in cells.call_args_list]
+    shown = contact_sheet.read_samples(mixed, transform, samples=42, seed=0)
     for source, names in words.items():
-        of_source = [call for call in calls if call["title"].endswith(f"of source {source}")]
-        assert {call["caption"] for call in of_source} == names
-        assert source == 3 or all(call["tokens"] == call["caption"] for call in of_source)
+        of_source = [sample for sample in shown if sample.title.endswith(f"of source {source}")]
+        assert {sample.caption for sample in of_source} == names
+        assert source == 3 or all(sample.tokens == sample.caption for sample in of_source)
 
 
 def test_the_script_draws_configs_and_data_folders(run, tmp_path, capsys):
@@ -91,20 +91,20 @@ def test_the_script_draws_configs_and_data_folders(run, tmp_path, capsys):
         main([str(target), "--sheet", str(sheet), "--samples", "7"])
         assert f"7 samples drawn to {sheet}" in capsys.readouterr().out
         with Image.open(sheet) as drawn:
-            assert drawn.width > 6 * contact_sheet._CELL
+            assert drawn.width > 6 * contact_sheet.CELL
     assert [file.suffix for file in (tmp_path / "sheets").iterdir()] == [".jpg", ".jpg"]
 
 
 def test_a_data_folder_alone_gives_manifest_and_sheet(run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     folder = Path(run[0].data.sources[0].folder)
-    for argv, name in (([], f"{folder.name}-sheet.png"), (["--sheet", "mine.png"], "mine.png")):
+    for argv, name in (([], f"{folder.name}-sheet.png"), (["--sheet", "mine.webp"], "mine.webp")):
         main([str(folder), "--samples", "3", *argv])
         out = capsys.readouterr().out
         assert "rows: " in out
         assert f"3 samples drawn to {name}" in out
         with Image.open(tmp_path / name) as drawn:
-            assert drawn.width > 3 * contact_sheet._CELL
+            assert drawn.width > 3 * contact_sheet.CELL
 
 
 def test_the_script_runs_as_a_program(run, tmp_path):
