@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.paths import ROOT
-from support.streams import ON_DEMAND, write_numbered
+from support.streams import ON_DEMAND
 from support.worker_functions import counted, die, evaluate, random_row
 
 from clipa_eqx.data.prefetch import StreamConfig
@@ -59,11 +59,6 @@ if __name__ == "__main__":
     elif how == "wait":
         sys.stdin.read()
 '''
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    return write_numbered(tmp_path_factory.mktemp("data") / "set", 200, records_per_shard=10_000)
 
 
 @pytest.fixture
