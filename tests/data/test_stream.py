@@ -159,7 +159,7 @@ def test_evaluation_batches_are_the_global_batches(sources):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"batch_size": 6, "process_count": 4}, "batch_size 6 is not a multiple of 4 processes"),
@@ -168,8 +168,8 @@ def test_evaluation_batches_are_the_global_batches(sources):
         ({"seed": -1}, "seed"),
     ],
 )
-def test_a_wrong_train_stream_is_refused(source, options, said):
-    with pytest.raises(DataError, match=said):
+def test_a_wrong_train_stream_is_refused(source, options, message):
+    with pytest.raises(DataError, match=message):
         train_stream(source, random_row, **({"batch_size": 4, "seed": 0} | options))
 
 

@@ -182,14 +182,14 @@ def test_an_evaluation_that_ends_leaves_no_shared_memory(source):
 
 
 @pytest.mark.parametrize(
-    ("number", "said"),
+    ("number", "message"),
     [(signal.SIGBUS, "SIGBUS: shared memory is full.*--shm-size"), (signal.SIGKILL, "SIGKILL: killed.*memory")],
 )
-def test_the_cause_of_death_of_a_worker_is_named(source, number, said):
+def test_the_cause_of_death_of_a_worker_is_named(source, number, message):
     stream = train_stream(
         source, functools.partial(die, number=number), batch_size=2, seed=0, config=StreamConfig(workers=1, threads=1)
     )
-    with pytest.raises(DataError, match=said), stream:
+    with pytest.raises(DataError, match=message), stream:
         next(stream)
 
 
