@@ -105,14 +105,14 @@ def test_a_bucket_is_read_like_a_folder(bucket, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("folder", "said"),
+    ("folder", "message"),
     [
         ("s3://bucket/set", r"local paths and gs:// only; copy it, or mount the bucket"),
         (Path("gs://bucket/set"), "URL with one slash"),
         ("gs://bucket/set", r"gs://bucket/set/manifest\.json cannot be read"),
     ],
 )
-def test_a_folder_that_cannot_be_read_is_refused_with_advice(folder, said, monkeypatch):
+def test_a_folder_that_cannot_be_read_is_refused_with_advice(folder, message, monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)  # as if it were not installed, so that nothing accesses the network
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         open_records(folder)

@@ -129,12 +129,12 @@ def test_sources_of_equal_size_have_different_orders():
 def test_impossible_mixtures_are_refused(mixture, tmp_path):
     write_records([], tmp_path / "none")
     empty = open_records(tmp_path / "none")
-    for sources, weights, said in (
+    for sources, weights, message in (
         ((), (), "one weight per source"),
         (mixture.sources, (1.0,), "one weight per source"),
         (mixture.sources, (1.0, 0.0, 1.0), "has weight 0.0"),
         (mixture.sources, (1.0, float("inf"), 1.0), "has weight inf"),
         ((*mixture.sources[:2], empty), WEIGHTS, "no records"),
     ):
-        with pytest.raises(DataError, match=said):
+        with pytest.raises(DataError, match=message):
             Mixture(sources=sources, weights=weights)

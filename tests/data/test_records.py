@@ -59,7 +59,7 @@ def test_the_bytes_of_a_record_are_the_documented_msgpack_map():
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"v": 2}, "version 2"),
         ({"v": True}, "version True"),
@@ -74,8 +74,8 @@ def test_the_bytes_of_a_record_are_the_documented_msgpack_map():
         ({"more": 1}, "'more'"),
     ],
 )
-def test_a_wrong_field_is_named_with_its_place(change, said):
-    with pytest.raises(DataError, match=said) as caught:
+def test_a_wrong_field_is_named_with_its_place(change, message):
+    with pytest.raises(DataError, match=message) as caught:
         decode_record(msgpack.packb(_GOOD | change), where="shard-3, record 5")
     assert str(caught.value).startswith("shard-3, record 5")
 
@@ -243,7 +243,7 @@ def test_shards_of_another_folder_are_detected(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"rows_read": 12}, "2 rows are unaccounted for"),
         ({"rows_dropped": {"lost": 1}}, "-1 rows are unaccounted for"),
@@ -257,10 +257,10 @@ def test_shards_of_another_folder_are_detected(folder, tmp_path):
         ({"info": []}, "info must be a map"),
     ],
 )
-def test_a_wrong_manifest_is_refused_with_its_path(folder, change, said):
+def test_a_wrong_manifest_is_refused_with_its_path(folder, change, message):
     path = folder / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(DataError, match=said) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         open_records(folder)
     assert str(caught.value).startswith(str(path))
 
@@ -279,11 +279,11 @@ def test_shards_with_one_name_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [({"info": {"folder": {1, 2}}}, "must be plain JSON"), ({"records_per_shard": 0}, "at least 1")],
 )
-def test_wrong_options_of_the_writer_leave_nothing(tmp_path, options, said):
-    with pytest.raises(DataError, match=said):
+def test_wrong_options_of_the_writer_leave_nothing(tmp_path, options, message):
+    with pytest.raises(DataError, match=message):
         write_records(make_records(2), tmp_path / "set", **options)
     assert list(tmp_path.iterdir()) == []
 

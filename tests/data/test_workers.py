@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.paths import ROOT
-from support.streams import ON_DEMAND, write_numbered
+from support.streams import ON_DEMAND
 from support.worker_functions import counted, die, evaluate, random_row
 
 from clipa_eqx.data.prefetch import StreamConfig
@@ -59,11 +59,6 @@ if __name__ == "__main__":
     elif how == "wait":
         sys.stdin.read()
 '''
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    return write_numbered(tmp_path_factory.mktemp("data") / "set", 200, records_per_shard=10_000)
 
 
 @pytest.fixture
@@ -187,14 +182,14 @@ def test_an_evaluation_that_ends_leaves_no_shared_memory(source):
 
 
 @pytest.mark.parametrize(
-    ("number", "said"),
+    ("number", "message"),
     [(signal.SIGBUS, "SIGBUS: shared memory is full.*--shm-size"), (signal.SIGKILL, "SIGKILL: killed.*memory")],
 )
-def test_the_cause_of_death_of_a_worker_is_named(source, number, said):
+def test_the_cause_of_death_of_a_worker_is_named(source, number, message):
     stream = train_stream(
         source, functools.partial(die, number=number), batch_size=2, seed=0, config=StreamConfig(workers=1, threads=1)
     )
-    with pytest.raises(DataError, match=said), stream:
+    with pytest.raises(DataError, match=message), stream:
         next(stream)
 
 

@@ -26,7 +26,7 @@ EVERYTHING: Window = (slice(None), slice(None))
 _RADIUS = {"bilinear": 1.0, "bicubic": 2.0, "lanczos3": 3.0}
 
 
-class Taps(NamedTuple):
+class _Taps(NamedTuple):
     """Input positions that each output position sums, and their weights, in order of summation."""
 
     position: np.ndarray  # (taps, out)
@@ -139,7 +139,7 @@ def _nearest_index(source: int, out: int) -> np.ndarray:
     return np.minimum(np.floor(center).astype(np.intp), source - 1)
 
 
-def _sum_rows(x: np.ndarray, taps: Taps) -> np.ndarray:
+def _sum_rows(x: np.ndarray, taps: _Taps) -> np.ndarray:
     """Weighted sum of rows in index order; float32 (out, width, channels)."""
     flat = x.reshape(x.shape[0], -1)
     total = flat[taps.position[0]] * taps.weight[0][:, None]
@@ -148,12 +148,12 @@ def _sum_rows(x: np.ndarray, taps: Taps) -> np.ndarray:
     return total.reshape(-1, *x.shape[1:])
 
 
-def _sum_columns(x: np.ndarray, taps: Taps) -> np.ndarray:
+def _sum_columns(x: np.ndarray, taps: _Taps) -> np.ndarray:
     # Gathering whole rows of the transpose is faster than gathering short runs.
     return np.ascontiguousarray(_sum_rows(np.ascontiguousarray(x.swapaxes(0, 1)), taps).swapaxes(0, 1))
 
 
-def _taps(source: int, out: int, *, keep: slice, method: Method, antialias: bool) -> Taps:
+def _taps(source: int, out: int, *, keep: slice, method: Method, antialias: bool) -> _Taps:
     if method == "area":
         make = _area_taps
     elif method == "bilinear" and not antialias:
@@ -162,7 +162,7 @@ def _taps(source: int, out: int, *, keep: slice, method: Method, antialias: bool
         cached = _kernel_taps if out <= _LONGEST_CACHED else _kernel_taps.__wrapped__
         make = functools.partial(cached, method=method, antialias=antialias)
     taps = make(source, out)
-    return Taps(taps.position[:, keep], taps.weight[:, keep])
+    return _Taps(taps.position[:, keep], taps.weight[:, keep])
 
 
 # A very long image would fill the cache with megabytes for one use.
@@ -171,7 +171,7 @@ _LONGEST_CACHED = 8192
 
 # Random crops need many (source, out) pairs; 4096 of them at 112 px take about 15 MB per worker.
 @functools.lru_cache(maxsize=4096)
-def _kernel_taps(source: int, out: int, method: Method, antialias: bool) -> Taps:
+def _kernel_taps(source: int, out: int, method: Method, antialias: bool) -> _Taps:
     """Spans and normalized weights of TensorFlow's ScaleAndTranslate, all in float32."""
     one, half = np.float32(1), np.float32(0.5)
     inverse_scale = one / (np.float32(out) / np.float32(source))
@@ -189,7 +189,7 @@ def _kernel_taps(source: int, out: int, method: Method, antialias: bool) -> Taps
     weight *= one / total
     used = np.flatnonzero(np.any(weight != 0, axis=1))
     last = int(used[-1]) + 1  # a tap without weight adds an exact zero
-    return Taps(np.minimum(index[:last], source - 1), weight[:last])
+    return _Taps(np.minimum(index[:last], source - 1), weight[:last])
 
 
 def _kernel(x: np.ndarray, method: Method) -> np.ndarray:
@@ -205,7 +205,7 @@ def _kernel(x: np.ndarray, method: Method) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=1024)
-def _area_taps(source: int, out: int) -> Taps:
+def _area_taps(source: int, out: int) -> _Taps:
     """Overlaps of output pixels with input pixels, not normalized (TensorFlow's ResizeArea)."""
     scale = np.float32(source) / np.float32(out)
     low = np.arange(out, dtype=np.float32) * scale
@@ -216,21 +216,21 @@ def _area_taps(source: int, out: int) -> Taps:
     cut_left = np.where(right > high, scale, right - low)
     cut_right = np.where(right > high, high - left, np.float32(1))
     weight = np.where(index < stop, np.where(left < low, cut_left, cut_right), np.float32(0))
-    return Taps(np.minimum(index, source - 1), weight)
+    return _Taps(np.minimum(index, source - 1), weight)
 
 
 @functools.lru_cache(maxsize=1024)
-def _lerp_taps(source: int, out: int) -> Taps:
+def _lerp_taps(source: int, out: int) -> _Taps:
     """Lower and upper neighbor, and the fraction between them (TensorFlow's ResizeBilinear, half-pixel centers)."""
     scale = np.float32(source) / np.float32(out)
     position = (np.arange(out, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5)
     floor = np.floor(position)
     lower = np.maximum(floor.astype(np.intp), 0)
     upper = np.minimum(np.ceil(position).astype(np.intp), source - 1)
-    return Taps(np.stack([lower, upper]), (position - floor)[None])
+    return _Taps(np.stack([lower, upper]), (position - floor)[None])
 
 
-def _lerp(image: np.ndarray, rows: Taps, columns: Taps) -> np.ndarray:
+def _lerp(image: np.ndarray, rows: _Taps, columns: _Taps) -> np.ndarray:
     x = image.astype(np.float32)
     left, right = x[:, columns.position[0]], x[:, columns.position[1]]
     across = left + (right - left) * columns.weight[0][:, None]
