@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image
 
 from conversion.records.convert import convert
-from conversion.records.rows import IngestOptions
-from conversion.records.verify import verify
+from conversion.records.options import IngestOptions
+from conversion.records.verify import find_damage
 
 
 def main() -> None:
@@ -74,7 +74,7 @@ def make_tasks(folder: Path, options: argparse.Namespace) -> dict[str, Callable[
                 os.fsync(file.fileno())
 
     def check() -> None:
-        _, problems = verify(str(folder / "kept"))
+        _, problems = find_damage(str(folder / "kept"))
         assert problems == []
 
     header, full, smaller = IngestOptions(validate="header"), IngestOptions(), IngestOptions(max_side=256)
@@ -94,20 +94,20 @@ def make_tasks(folder: Path, options: argparse.Namespace) -> dict[str, Callable[
 
 def write_source(folder: Path, options: argparse.Namespace) -> int:
     """Photograph-like noise as JPEGs (64 different ones); bytes of all tars."""
-    pictures = [make_picture(i, options) for i in range(64)]
+    images = [make_image(i, options) for i in range(64)]
     folder.mkdir()
     for shard in range(options.shards):
         with tarfile.open(folder / f"{shard:05d}.tar", "w") as tar:
             for row in range(options.rows):
                 key = f"{shard:05d}{row:04d}"
-                for suffix, content in (("jpg", pictures[row % 64]), ("json", b"{}"), ("txt", f"row {key}".encode())):
+                for suffix, content in (("jpg", images[row % 64]), ("json", b"{}"), ("txt", f"row {key}".encode())):
                     member = tarfile.TarInfo(f"{key}.{suffix}")
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
-def make_picture(seed: int, options: argparse.Namespace) -> bytes:
+def make_image(seed: int, options: argparse.Namespace) -> bytes:
     """Noise with the falling spectrum of photographs."""
     rng = np.random.default_rng(seed)
     frequency = np.hypot(np.fft.fftfreq(options.height)[:, None], np.fft.fftfreq(options.width)[None])
