@@ -11,7 +11,8 @@ from conversion.records.sources.kinds import SOURCES
 from conversion.records.sources.source import Source
 
 _DESCRIPTION = """\
-Image-text dumps into record folders: `python -m conversion.records SOURCE SRC DST`, `verify DIR`, `diff A B`."""
+Conversion of image-text dumps into record folders: `python -m conversion.records SOURCE SRC DST`, and checks of such
+folders: `verify DIR`, `diff A B`."""
 _EPILOG = """\
 SRC and DST are local paths or fsspec URLs (gs://, s3://, ...; their driver must be installed).
 SRC is a folder, a file, or a pattern in quotes. Its columns are chosen once, by their usual names or --*-column, from

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from clipa_eqx.data.records import ExtraValue
 
-# Reasons to drop a row. They are keys of `rows_dropped` in every manifest, so they do not change.
+# Reasons to drop a row. They are keys of ``rows_dropped`` in every manifest, so they do not change.
 MISSING_IMAGE = "missing image"
 DOWNLOAD_FAILED = "download failed"
 UNDECODABLE = "undecodable image"

@@ -1,4 +1,4 @@
-"""Fixtures of conversions: a small dump of tars, and a log that each test starts anew."""
+"""Fixtures of conversions: a small dump of tars, and a fresh log for each test."""
 
 import logging
 

@@ -251,7 +251,7 @@ def test_an_empty_source_is_not_the_working_folder(tmp_path, capsys):
 
 def test_a_destination_with_a_name_that_is_not_utf8_is_refused_at_once(tars, tmp_path, capsys):
     out = tmp_path / "caf\udce9"
-    for arguments in (["webdataset", tars, out], ["verify", out], ["diff", tars, out]):
+    for arguments in (["webdataset", tars, out], ["verify", out], ["diff", out, out]):
         assert call(*arguments) == 2
         assert "has a name that is not UTF-8" in error_of(capsys)
     assert not out.exists()

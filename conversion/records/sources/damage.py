@@ -1,4 +1,4 @@
-"""Damaged files: one lost row stands for the rows that a file does not give."""
+"""Damaged files: one lost row accounts for the rows that a file does not give."""
 
 from collections.abc import Iterable, Iterator
 

@@ -18,7 +18,7 @@ from conversion.records.sources.source import Source, SourceFiles, WrongKind
 from conversion.records.sources.tfds import TFDS
 from conversion.records.sources.webdataset import WEBDATASET
 
-# In the order of `--help`, which also decides between kinds that the files of a source suggest equally.
+# The order is that of ``--help``. It also decides between kinds that the files of a source suggest equally.
 SOURCES: Mapping[str, Source] = {
     "img2dataset": IMG2DATASET,
     "webdataset": WEBDATASET,

@@ -1,4 +1,4 @@
-"""Plan of one list of images and captions, whatever its format."""
+"""Plan of one list of images and captions, in any format."""
 
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
