@@ -35,7 +35,7 @@ from clipa_eqx.data.stream import train_stream
 from clipa_eqx.data.transforms import TrainTransform
 from clipa_eqx.tokenizer import Tokenizer
 from conversion.records.checks import fit_image
-from conversion.records.rows import IngestOptions
+from conversion.records.options import IngestOptions
 
 _CAPTION = "an old wooden boat lies on the quiet shore of the lake under a heavy evening sky, photographed in 2019"
 _ROOT = Path(__file__).parents[1]

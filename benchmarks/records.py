@@ -1,4 +1,4 @@
-"""Conversion of img2dataset tars into records, in MB/s of source, next to copying the same files in the same run."""
+"""Speed of converting img2dataset tars to records, in MB/s of source, compared with copying the files in one run."""
 
 import argparse
 import contextlib
@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image
 
 from conversion.records.convert import convert
-from conversion.records.rows import IngestOptions
-from conversion.records.verify import verify
+from conversion.records.options import IngestOptions
+from conversion.records.verify import find_damage
 
 
 def main() -> None:
@@ -50,11 +50,11 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--shards", type=int, default=6, help="tars of the source")
     parser.add_argument("--rows", type=int, default=1000, help="rows of each tar")
-    parser.add_argument("--width", type=int, default=512, help="of the JPEGs, px")
-    parser.add_argument("--height", type=int, default=384, help="of the JPEGs, px")
-    parser.add_argument("--workers", type=int, default=2, help="processes of the parallel lines")
+    parser.add_argument("--width", type=int, default=512, help="size of the JPEGs, px")
+    parser.add_argument("--height", type=int, default=384, help="size of the JPEGs, px")
+    parser.add_argument("--workers", type=int, default=2, help="processes of the conversions that are not by 1 worker")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", type=Path, help="where to write, for another disk than that of temporary files")
+    parser.add_argument("--folder", type=Path, help="folder to write to (that of temporary files)")
     return parser.parse_args()
 
 
@@ -74,7 +74,7 @@ def make_tasks(folder: Path, options: argparse.Namespace) -> dict[str, Callable[
                 os.fsync(file.fileno())
 
     def check() -> None:
-        _, problems = verify(str(folder / "kept"))
+        _, problems = find_damage(str(folder / "kept"))
         assert problems == []
 
     header, full, smaller = IngestOptions(validate="header"), IngestOptions(), IngestOptions(max_side=256)
@@ -93,21 +93,21 @@ def make_tasks(folder: Path, options: argparse.Namespace) -> dict[str, Callable[
 
 
 def write_source(folder: Path, options: argparse.Namespace) -> int:
-    """Photograph-like noise as JPEGs (64 different ones); bytes of all tars."""
-    pictures = [make_picture(i, options) for i in range(64)]
+    """Write tars of photograph-like noise (64 different JPEGs); return the bytes of all tars."""
+    images = [make_image(i, options) for i in range(64)]
     folder.mkdir()
     for shard in range(options.shards):
         with tarfile.open(folder / f"{shard:05d}.tar", "w") as tar:
             for row in range(options.rows):
                 key = f"{shard:05d}{row:04d}"
-                for suffix, content in (("jpg", pictures[row % 64]), ("json", b"{}"), ("txt", f"row {key}".encode())):
+                for suffix, content in (("jpg", images[row % 64]), ("json", b"{}"), ("txt", f"row {key}".encode())):
                     member = tarfile.TarInfo(f"{key}.{suffix}")
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
-def make_picture(seed: int, options: argparse.Namespace) -> bytes:
+def make_image(seed: int, options: argparse.Namespace) -> bytes:
     """Noise with the falling spectrum of photographs."""
     rng = np.random.default_rng(seed)
     frequency = np.hypot(np.fft.fftfreq(options.height)[:, None], np.fft.fftfreq(options.width)[None])

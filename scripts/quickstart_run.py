@@ -25,7 +25,7 @@ from clipa_eqx.training.loop import train
 from clipa_eqx.training.metrics import read_metrics
 from clipa_eqx.training.stopping import Interrupted
 from configs.quickstart_pretrain import VOCAB_SIZE
-from conversion.icons.records import build_icon_records
+from conversion.icons.build import build_icon_records
 from scripts.quickstart_report import Result, Stage, read_baseline, training_seconds, write_report
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,1 +1,1 @@
-"""Icon fonts as images with names, the data of the quickstart."""
+"""Icon fonts as images with names: the data of the quickstart."""

@@ -1,4 +1,4 @@
-"""The drawings of the icon fonts in the `qtawesome` wheel: their names, their pixels, and who resembles whom."""
+"""Icons of the fonts in the ``qtawesome`` wheel: their names, their pixels, and which ones look alike."""
 
 import importlib.util
 import json
@@ -14,69 +14,74 @@ from PIL import Image, ImageDraw, ImageFont
 
 from clipa_eqx.errors import DataError
 
-Part = Literal["train", "validation", "held-out"]
+Split = Literal["train", "validation", "held-out"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """One font of the wheel. `stem` begins its two file names; `suffixes` end a name without being part of the subject.
+    """One font of the wheel.
 
-    `suffixes` maps such a word to the style it stands for ("" = says nothing); `style` is the style without a suffix.
+    Attributes:
+        name: name of the family here.
+        stem: start of the names of its two files.
+        split: record folder that its icons are for.
+        style: style of a name without a suffix.
+        suffixes: words at the end of a name that do not describe the subject, each with its style ("": none).
     """
 
     name: str
     stem: str
-    part: Part
+    split: Split
     style: Literal["fill", "line"]
     suffixes: dict[str, str]
 
 
-# Every edition and style of Font Awesome is held out, so that no cousin of a scored drawing is ever trained on; only
-# its solid style, edition 6, is scored. Codicon and Elusive choose the hyper-parameters and are not trained on either.
-# Material Design comes in two editions of which 6 contains 5.
+# All editions and styles of Font Awesome are held out, so that no relative of a scored icon is trained on. Only the
+# solid style of edition 6 is scored. Codicon and Elusive are for choosing hyper-parameters and not trained on either.
+# Material Design comes in two editions; edition 6 contains edition 5.
 FAMILIES: tuple[Family, ...] = (
     Family(
         name="material-design-6",
         stem="materialdesignicons6-webfont",
-        part="train",
+        split="train",
         style="fill",
         suffixes={"outline": "line", "variant": ""},
     ),
     Family(
         name="phosphor",
         stem="phosphor",
-        part="train",
+        split="train",
         style="line",
         suffixes={"fill": "fill", "bold": "line bold", "light": "line light", "thin": "line thin"},
     ),
-    Family(name="remix", stem="remixicon", part="train", style="fill", suffixes={"fill": "fill", "line": "line"}),
+    Family(name="remix", stem="remixicon", split="train", style="fill", suffixes={"fill": "fill", "line": "line"}),
     Family(
         name="codicon",
         stem="codicon",
-        part="validation",
+        split="validation",
         style="line",
         suffixes={"filled": "fill", "outline": "line"},
     ),
-    Family(name="elusive", stem="elusiveicons-webfont", part="validation", style="fill", suffixes={"alt": ""}),
-    Family(name="font-awesome-6-solid", stem="fontawesome6-solid-webfont", part="held-out", style="fill", suffixes={}),
+    Family(name="elusive", stem="elusiveicons-webfont", split="validation", style="fill", suffixes={"alt": ""}),
+    Family(name="font-awesome-6-solid", stem="fontawesome6-solid-webfont", split="held-out", style="fill", suffixes={}),
     Family(
-        name="font-awesome-6-regular", stem="fontawesome6-regular-webfont", part="held-out", style="line", suffixes={}
+        name="font-awesome-6-regular", stem="fontawesome6-regular-webfont", split="held-out", style="line", suffixes={}
     ),
     Family(
-        name="font-awesome-6-brands", stem="fontawesome6-brands-webfont", part="held-out", style="fill", suffixes={}
+        name="font-awesome-6-brands", stem="fontawesome6-brands-webfont", split="held-out", style="fill", suffixes={}
     ),
-    Family(name="font-awesome-5-solid", stem="fontawesome5-solid-webfont", part="held-out", style="fill", suffixes={}),
+    Family(name="font-awesome-5-solid", stem="fontawesome5-solid-webfont", split="held-out", style="fill", suffixes={}),
     Family(
-        name="font-awesome-5-regular", stem="fontawesome5-regular-webfont", part="held-out", style="line", suffixes={}
+        name="font-awesome-5-regular", stem="fontawesome5-regular-webfont", split="held-out", style="line", suffixes={}
     ),
     Family(
-        name="font-awesome-5-brands", stem="fontawesome5-brands-webfont", part="held-out", style="fill", suffixes={}
+        name="font-awesome-5-brands", stem="fontawesome5-brands-webfont", split="held-out", style="fill", suffixes={}
     ),
 )
 SCORED_FAMILY = "font-awesome-6-solid"
 
-# Ink of two drawings overlaps by at least this Tanimoto coefficient (cosine 0.95): they are twins. Looked at by eye:
-# at 0.9-0.95 lie independent drawings of the same simple shape, under 0.85 the pairs show different things.
+# Two icons are twins if the Tanimoto coefficient of their ink is at least this (cosine 0.95). By eye, pairs at 0.9 to
+# 0.95 are independent icons of the same simple shape, and pairs below 0.85 show different things.
 TWIN_SIMILARITY = 0.9
 
 _TWIN_SIDE = 26
@@ -85,7 +90,7 @@ _FONT_PIXELS = 128
 
 @dataclass(frozen=True, kw_only=True)
 class Icon:
-    """One glyph: its family, all its names in that font (the first is the one we use), and its Unicode codepoint."""
+    """One glyph: its family, all its names in that font (the first one is used), and its Unicode code point."""
 
     family: Family
     names: tuple[str, ...]
@@ -93,14 +98,15 @@ class Icon:
 
     @property
     def key(self) -> str:
-        """`family/name`, unique among all icons."""
+        """``family/name``, unique among all icons."""
         return f"{self.family.name}/{self.names[0]}"
 
 
 def fonts_folder() -> Path:
-    """The folder of fonts in the `qtawesome` package, found without importing it (an import would need Qt).
+    """The folder of fonts in the ``qtawesome`` package, found without importing it (an import would need Qt).
 
-    Raises `DataError` if the package is not installed.
+    Raises:
+        DataError: the package is not installed.
     """
     spec = importlib.util.find_spec("qtawesome")
     if spec is None or not spec.submodule_search_locations:
@@ -109,9 +115,10 @@ def fonts_folder() -> Path:
 
 
 def list_icons(family: Family, *, folder: Path | None = None) -> list[Icon]:
-    """Every glyph that a family's character map names, in the map's order; several names of one glyph make one icon.
+    """The glyphs in the character map of a family, in its order; several names of a glyph make one icon.
 
-    Raises `DataError` if the folder does not hold exactly one character map of the family.
+    Raises:
+        DataError: the folder does not hold exactly one character map of the family.
     """
     charmap = _one_file(folder or fonts_folder(), f"{family.stem}-charmap-*.json")
     names: dict[int, list[str]] = {}
@@ -121,10 +128,10 @@ def list_icons(family: Family, *, folder: Path | None = None) -> list[Icon]:
 
 
 def split_name(name: str, family: Family) -> tuple[tuple[str, ...], str]:
-    """The words of what is drawn, and its style: `("star", "half"), "line"` for `star-half-outline`.
+    """The words for the subject, and the style: ``("star", "half"), "line"`` for ``star-half-outline``.
 
     A name that consists of suffixes only keeps its first word. Words are lower case; hyphens, underscores, dots and
-    lowerCamel humps separate them.
+    capitals in lowerCamelCase separate them.
     """
     words = [word.lower() for word in re.findall(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])", name)]
     style = ""
@@ -135,17 +142,22 @@ def split_name(name: str, family: Family) -> tuple[tuple[str, ...], str]:
 
 
 def name_key(name: str, family: Family) -> str:
-    """What two families must share to mean the same: the words of the name in alphabetical order, without style."""
+    """The key under which names of two families mean the same: their words in alphabetical order, without style."""
     return " ".join(sorted(set(split_name(name, family)[0])))
 
 
 def render(
     icons: Sequence[Icon], *, size: int = 64, folder: Path | None = None
 ) -> list[UInt8[np.ndarray, "size size"]]:
-    """Ink of each icon (0 paper, 255 ink), its longer side 13/16 of `size`, centered; all zeros where a glyph is empty.
+    """Ink of each icon (0 paper, 255 ink), centered, its longer side 13/16 of ``size``; zeros if a glyph is empty.
 
-    `size` is a multiple of 32, so that twins are compared on whole pixels. Fonts differ in the blank they leave around
-    a glyph, so the blank is cut. Raises `DataError` if the icons are of several families.
+    Fonts differ in the margin around a glyph, so the margin is cut.
+
+    Args:
+        size: pixels of a side, a multiple of 32, so that twins are compared on whole pixels.
+
+    Raises:
+        DataError: another size, or the icons are of several families.
     """
     if size % 32:
         raise DataError(f"icons are rendered at multiples of 32 pixels, got size={size}")
@@ -165,9 +177,9 @@ def render(
 def similarity(
     left: Sequence[UInt8[np.ndarray, "size size"]], right: Sequence[UInt8[np.ndarray, "size size"]]
 ) -> Float[np.ndarray, "left right"]:
-    """Tanimoto coefficients of ink, `ab / (aa + bb - ab)`, after reduction to 26x26: 1 same pixels, 0 no common ink.
+    """Tanimoto coefficients of ink, ``ab / (aa + bb - ab)``, after reduction to 26 x 26 pixels.
 
-    For drawings in pure black and white it is intersection over union.
+    1 means equal pixels, 0 no common ink. For icons in pure black and white it is intersection over union.
     """
     a, b = _reduced(left), _reduced(right)
     common = a @ b.T
@@ -176,9 +188,9 @@ def similarity(
 
 
 def shared_names(scored: Collection[Icon], trained: Collection[Icon]) -> dict[str, str]:
-    """The classes: `name_key` -> class name, for every key that a scored icon shares with a trained one, sorted by key.
+    """The classes: ``name_key`` -> class name, for every key that scored and trained icons share, sorted by key.
 
-    The class name is worded as the training families word it most often (ties: the first in alphabetical order).
+    The class name is the most frequent wording of the training families (ties: the first in alphabetical order).
     """
     wordings: dict[str, dict[str, int]] = {}
     for icon in trained:
@@ -212,11 +224,11 @@ def _render_one(font: ImageFont.FreeTypeFont, character: str, size: int) -> UInt
     return np.asarray(out)
 
 
-def _reduced(drawings: Sequence[UInt8[np.ndarray, "size size"]]) -> Float[np.ndarray, "count pixels"]:
-    if not drawings:
+def _reduced(icons: Sequence[UInt8[np.ndarray, "size size"]]) -> Float[np.ndarray, "count pixels"]:
+    if not icons:
         return np.zeros((0, _TWIN_SIDE**2), np.float32)
-    size = drawings[0].shape[0]
+    size = icons[0].shape[0]
     blank, step = size * 3 // 32, size // 32
-    inner = np.stack(drawings)[:, blank : size - blank, blank : size - blank].astype(np.float32) / 255
+    inner = np.stack(icons)[:, blank : size - blank, blank : size - blank].astype(np.float32) / 255
     cells = inner.reshape(-1, _TWIN_SIDE, step, _TWIN_SIDE, step).mean(axis=(2, 4))
-    return cells.reshape(len(drawings), -1)
+    return cells.reshape(len(icons), -1)

@@ -1,4 +1,4 @@
-"""The account of a whole conversion, from the reports of its parts in whatever order they come."""
+"""The account of a conversion, from the reports of its parts in any order."""
 
 import heapq
 from collections import Counter
@@ -7,12 +7,13 @@ from dataclasses import replace
 
 from clipa_eqx.data.manifest import Manifest
 from conversion.records.keys import Fingerprint
-from conversion.records.part import PartReport
-from conversion.records.rows import IngestOptions, Plan
+from conversion.records.options import IngestOptions
+from conversion.records.part_report import PartReport
+from conversion.records.rows import Plan
 
 
-class Reports:
-    """Reports by number of their part. Of all their examples only the first few of each reason are held."""
+class PartReports:
+    """Reports by number of their part, with only the first few examples of each reason over all parts."""
 
     def __init__(self, examples: int) -> None:
         self._limit = examples
@@ -21,7 +22,7 @@ class Reports:
         self._examples: dict[str, list[tuple[int, int, dict[str, str]]]] = {}
 
     def add(self, report: PartReport) -> None:
-        """Take a report, in place of an earlier one of the same part."""
+        """Add a report; it replaces an earlier one of the same part."""
         self.remove(report.number)
         self._reports[report.number] = replace(report, examples={})
         for reason, examples in report.examples.items():
@@ -30,6 +31,7 @@ class Reports:
             self._examples[reason] = heapq.nsmallest(self._limit, held, key=lambda one: one[:2])
 
     def remove(self, number: int) -> None:
+        """Forget the report of a part, if there is one."""
         self._reports.pop(number, None)
         for reason, held in self._examples.items():
             self._examples[reason] = [one for one in held if one[0] != number]
@@ -44,13 +46,15 @@ class Reports:
         return self._reports[number]
 
     def in_order(self) -> list[PartReport]:
+        """All reports by number of their part."""
         return [self._reports[number] for number in sorted(self._reports)]
 
     def examples(self) -> dict[str, list[dict[str, str]]]:
+        """The first examples of each reason in the order of the source."""
         return {reason: [one[2] for one in held] for reason, held in sorted(self._examples.items()) if held}
 
     def first_rows(self) -> int:
-        """Rows read in the parts from the first one on without a gap."""
+        """Number of rows read in the first parts, up to the first part without a report."""
         rows = number = 0
         while number in self._reports:
             rows += self._reports[number].rows_read
@@ -58,8 +62,8 @@ class Reports:
         return rows
 
 
-def close_account(reports: Reports, plan: Plan, command: Mapping[str, object], options: IngestOptions) -> Manifest:
-    """The manifest of all parts together; it does not say when, where to or by how many workers they were converted."""
+def close_account(reports: PartReports, plan: Plan, command: Mapping[str, object], options: IngestOptions) -> Manifest:
+    """The manifest of all parts. It does not depend on the time, the destination or the number of workers."""
     dropped: Counter[str] = Counter()
     captions_dropped: Counter[str] = Counter()
     keys, content = Fingerprint(), Fingerprint()
@@ -92,7 +96,7 @@ def close_account(reports: Reports, plan: Plan, command: Mapping[str, object], o
 
 
 def _versions(reports: Sequence[PartReport]) -> dict[str, str]:
-    """Of each library all versions that took part: a conversion may be gone on with after an update."""
+    """All versions of each library that took part: a conversion may be resumed after an update."""
     used: dict[str, dict[str, None]] = {}
     for report in reports:
         for name, version in report.versions.items():
@@ -101,6 +105,6 @@ def _versions(reports: Sequence[PartReport]) -> dict[str, str]:
 
 
 def describe_rows(rows: Mapping[str, int]) -> str:
-    """`rows` by what became of them, with those read under `read`, in one line."""
+    """Summarize numbers of rows by reason, with the number read under ``read``, in one line."""
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(rows.items()) if reason != "read")
     return f"{rows['read']:,} rows" + (f", dropped: {dropped}" if dropped else "")

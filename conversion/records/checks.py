@@ -1,4 +1,4 @@
-"""One row as found into one record, or the reason why not; pictures made smaller on request."""
+"""Check of a row: one record, or the reason why not; large images are made smaller on request."""
 
 import sys
 from dataclasses import replace
@@ -12,6 +12,7 @@ from PIL import Image
 from clipa_eqx.data.images.decode import MAX_PIXELS, ImageSize, decode_image, decode_jpeg_scaled, image_size, is_jpeg
 from clipa_eqx.data.records import Record
 from clipa_eqx.errors import DataError
+from conversion.records.options import IngestOptions
 from conversion.records.rows import (
     CAPTION_NOT_UTF8,
     EMPTY_CAPTION,
@@ -22,25 +23,25 @@ from conversion.records.rows import (
     TOO_MANY_PIXELS,
     TOO_SMALL,
     UNDECODABLE,
-    IngestOptions,
     Lost,
     Row,
     printable,
 )
 
 
-class Kept(NamedTuple):
-    """A record, and for each caption that was left out of it the reason."""
+class CheckedRow(NamedTuple):
+    """A record, and the reason for each caption that was left out of it."""
 
     record: Record
     captions_lost: tuple[str, ...] = ()
 
 
-def check_row(row: Row, *, options: IngestOptions, key_prefix: str = "", labeled: bool = False) -> Kept | Lost:
-    """The record of a row, or the first of these reasons that applies.
+def check_row(row: Row, *, options: IngestOptions, key_prefix: str = "", labeled: bool = False) -> CheckedRow | Lost:
+    """The record of a row, or the first reason that applies.
 
-    In order: key is not UTF-8, missing image, captions (each missing, empty or not UTF-8; one good caption is enough),
-    missing label (`labeled` sources: captions are then optional), undecodable image, too many pixels, too small.
+    In order: key is not UTF-8, missing image, missing label (``labeled`` sources, whose captions are optional),
+    captions (each missing, empty or not UTF-8; one good caption is enough), undecodable image, too many pixels, too
+    small.
     """
     shown = row.key if isinstance(row.key, str) else row.key.decode(errors="backslashreplace")
     key = _as_text(row.key)
@@ -65,13 +66,13 @@ def check_row(row: Row, *, options: IngestOptions, key_prefix: str = "", labeled
     if isinstance(image, Lost):
         return replace(image, key=key)
     record = Record(key=key, image=image, captions=tuple(captions), label=row.label, extra=row.extra)
-    return Kept(record, tuple(lost))
+    return CheckedRow(record, tuple(lost))
 
 
 def fit_image(data: bytes, *, options: IngestOptions) -> bytes | Lost:
-    """The bytes to store: the given ones, or a smaller JPEG if a side is longer than `max_side`.
+    """The bytes to store: the given ones, or a smaller JPEG if a side is longer than ``max_side``.
 
-    `validate="full"` decodes every picture; of a JPEG all coefficients are read but only 1/8 of each side is computed,
+    ``validate="full"`` decodes every image. For a JPEG it reads all coefficients but computes only 1/8 of each side,
     which finds the same damage.
     """
     try:
@@ -96,8 +97,8 @@ def _shrink(data: bytes, size: ImageSize, *, max_side: int, quality: int) -> byt
     height, width = (max(1, round(side * max_side / max(size))) for side in size)
     pixels = _decode(data, height=height, width=width)
     if pixels.shape[:2] != (height, width):
-        picture = Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS)
-        pixels = np.ascontiguousarray(picture)
+        image = Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS)
+        pixels = np.ascontiguousarray(image)
     return simplejpeg.encode_jpeg(pixels, quality=quality, colorspace="RGB", colorsubsampling="420", fastdct=False)
 
 
@@ -111,7 +112,7 @@ def _as_text(value: str | bytes) -> str | None:
     try:
         if isinstance(value, bytes):
             return value.decode()
-        value.encode()  # a text may hold the halves of a byte that was not UTF-8
+        value.encode()  # fails for surrogates, which stand for bytes that were not UTF-8
     except UnicodeError:
         return None
     return value

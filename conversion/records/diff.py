@@ -1,4 +1,4 @@
-"""Which keys two record folders do not share, and under which they hold different samples, in bounded memory."""
+"""Comparison of two record folders in bounded memory: keys they do not share, and keys with different samples."""
 
 import contextlib
 import heapq
@@ -13,8 +13,6 @@ from jaxtyping import Int64, Shaped
 
 from clipa_eqx.data.manifest import Manifest
 from clipa_eqx.data.records import decode_record
-from conversion.records.destination import read_manifest_of
-from conversion.records.files import Place, open_place, staged
 from conversion.records.keys import (
     Buckets,
     Entries,
@@ -24,15 +22,26 @@ from conversion.records.keys import (
     starts_of_keys,
     unpack_entries,
 )
+from conversion.records.manifests import read_manifest_of
+from conversion.records.places import Place, open_place
+from conversion.records.reading import local_copy
 from conversion.records.shards import Shard, over_shards, read_blobs
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Keys of two folders A and B, each counted once.
+    """Numbers of keys of two folders A and B, each key counted once.
 
-    `changed` are shared keys under which picture, captions or label differ. `repeats_*` are further records under a key
-    of the same folder. Examples are keys with the shard and record they are at (of A for `changed`).
+    Attributes:
+        shared: keys in both.
+        changed: shared keys under which image, captions or label differ.
+        only_a: keys only in A.
+        only_b: keys only in B.
+        repeats_a: further records of A under a key that an earlier record has.
+        repeats_b: the same of B.
+        examples_changed: keys with their shard and record in A.
+        examples_a: keys with their shard and record in A.
+        examples_b: keys with their shard and record in B.
     """
 
     shared: int
@@ -53,7 +62,7 @@ class Difference:
 def diff(a: str, b: str, *, workers: int = 1, examples: int = 10) -> Difference:
     """Compare the keys of two record folders, and the content under each.
 
-    All records of both are read. Meanwhile 32 bytes for each lie in a local temporary folder.
+    All records of both are read. A local temporary folder holds 32 bytes for each.
 
     Raises:
         DataError: a folder or its manifest is missing, or a record cannot be read.
@@ -86,7 +95,7 @@ def diff(a: str, b: str, *, workers: int = 1, examples: int = 10) -> Difference:
 
 
 class _Firsts:
-    """The first few (shard, record) of any number of entries."""
+    """The positions (shard, record) of the first few of any number of entries."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -101,7 +110,7 @@ class _Firsts:
         for shard, position in self._found:
             info = manifest.shards[shard]
             where = f"{place.url}/{info.name}"
-            with staged(place.fs, place.child(info.name)) as path:
+            with local_copy(place.fs, place.child(info.name)) as path:
                 (blob,) = read_blobs(path, [position], where=where)
             names.append(f"{decode_record(blob, where=where).key} ({info.name}, record {position})")
         return tuple(names)
@@ -110,7 +119,7 @@ class _Firsts:
 def _compare(
     a: Shaped[np.ndarray, " entries_a"], b: Shaped[np.ndarray, " entries_b"], firsts: Sequence[_Firsts]
 ) -> Int64[np.ndarray, "6"]:
-    """Counts of one bucket of both sides in the order of `Difference`; positions of examples go to `firsts`."""
+    """Counts of one bucket of both sides, in the order of ``Difference``. Adds positions of examples to ``firsts``."""
     is_b = np.arange(len(a) + len(b)) >= len(a)
     both = np.concatenate([a, b])
     order = np.lexsort((both["row"], both["part"], is_b, both["low"], both["high"]))
@@ -135,7 +144,7 @@ def _compare(
 def _read_keys(shard: Shard, seen: Callable[[int], None]) -> bytes:
     place, where = open_place(shard.url), f"{shard.url}/{shard.info.name}"
     entries = bytearray()
-    with staged(place.fs, place.child(shard.info.name)) as path:
+    with local_copy(place.fs, place.child(shard.info.name)) as path:
         for row, blob in enumerate(read_blobs(path, range(shard.info.count), where=where)):
             record = decode_record(blob, where=f"{where}, record {row}")
             content = content_digest(record, encoded=blob)

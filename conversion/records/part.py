@@ -1,8 +1,7 @@
-"""Convert one part of a source: rows to shards, with an account of every row; equal input gives equal bytes."""
+"""Conversion of one part of a source: rows to shards, with every row accounted for; equal input gives equal bytes."""
 
 import dataclasses
 import itertools
-import json
 import os
 import re
 import tempfile
@@ -11,28 +10,38 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
 
 from clipa_eqx.data.array_record_writer import write_encoded_shard
 from clipa_eqx.data.manifest import ShardInfo
 from clipa_eqx.data.records import encode_record
 from clipa_eqx.errors import DataError
 from conversion.records.checks import check_row
-from conversion.records.files import Place, move_in, open_place, write_file
-from conversion.records.keys import ENTRY, Fingerprint, content_digest, key_digest, pack_entry
-from conversion.records.rows import NO_CLASS, TRUNCATED, IngestOptions, Kind, Lost, Part, Tally, printable
-from conversion.records.sources.kinds import is_labeled, read_part
-
-UNFINISHED = "_unfinished"  # folder inside the destination; there only until the manifest is
+from conversion.records.keys import Fingerprint, content_digest, key_digest, pack_entry
+from conversion.records.options import IngestOptions
+from conversion.records.part_report import UNFINISHED, PartReport, keys_name, report_name, report_to_json
+from conversion.records.places import Place, open_place
+from conversion.records.rows import NO_CLASS, TRUNCATED, Lost, Part, Tally, printable
+from conversion.records.sources.kinds import counts_rows, is_labeled, read_part
+from conversion.records.writing import move_in, write_file
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One part to convert: at most `limit` rows are read, and those in `duplicates` (row -> reason) dropped."""
+    """One part to convert.
+
+    Attributes:
+        number: number of the part.
+        kind: kind of the source.
+        source: local path or URL of the source.
+        target: local path or URL of the destination.
+        classes: number of class names, None if there are none.
+        limit: maximum number of rows to read.
+        duplicates: rows to drop as duplicates, each with its reason.
+    """
 
     number: int
     part: Part
-    kind: Kind
+    kind: str
     source: str
     target: str
     options: IngestOptions
@@ -41,81 +50,25 @@ class Job:
     duplicates: Mapping[int, str] = field(default_factory=dict[int, str])
 
 
-@dataclass(frozen=True, kw_only=True)
-class PartReport:
-    """What became of a part. `dropped` counts rows by reason, `examples` has the first of each.
-
-    `captions_dropped` are captions left out of rows that were kept. Fingerprints are sums (see `Fingerprint`).
-    `versions` are those of `library_versions`.
-    """
-
-    number: int
-    size: int
-    rows_read: int
-    rows_written: int
-    dropped: dict[str, int]
-    examples: dict[str, list[dict[str, str]]]
-    captions_written: int
-    captions_dropped: dict[str, int]
-    damaged: list[dict[str, object]]
-    shards: list[dict[str, Any]]
-    keys: str
-    content: str
-    limit: int | None
-    duplicates: int
-    ignored_members: int
-    versions: dict[str, str]
-
-    def shard_infos(self) -> list[ShardInfo]:
-        return [ShardInfo(**shard) for shard in self.shards]
-
-    def files(self) -> dict[str, int]:
-        """Sizes by name of the files that the report says are complete."""
-        entries = self.rows_written + self.duplicates
-        return {shard.name: shard.bytes for shard in self.shard_infos()} | {
-            keys_name(self.number): entries * ENTRY.itemsize
-        }
-
-
-def counts_rows(kind: Kind, options: IngestOptions) -> bool:
-    """Whether progress is in rows; otherwise it is in bytes of the source."""
-    return kind == "captions" or options.limit is not None
-
-
-def report_name(number: int) -> str:
-    return f"{UNFINISHED}/part-{number:06d}.json"
-
-
-def keys_name(number: int) -> str:
-    return f"{UNFINISHED}/part-{number:06d}.keys"
-
-
-def read_report(data: bytes) -> PartReport | None:
-    """The report, None if it is damaged or of another version of this program."""
-    try:
-        return PartReport(**cast(dict[str, Any], json.loads(data)))
-    except (ValueError, TypeError):
-        return None
-
-
 def library_versions() -> dict[str, str]:
     """Versions of the libraries that decide bytes."""
     return {name: version(name) for name in ("array_record", "pillow", "simplejpeg")}
 
 
 def convert_part(job: Job, seen: Callable[[int], None]) -> PartReport:
-    """Write the shards of a part, then its keys, then its report, which says that the others are complete.
+    """Write the shards of a part, then its keys, then its report, which declares the other files complete.
 
-    `seen` is told the bytes of each picture, or 1 (see `counts_rows`).
+    Args:
+        seen: called for each row with the bytes of its image, or with 1 (see ``counts_rows``).
 
     Raises:
-        DataError: the source cannot be read, or the options do not fit it, or the target cannot be written.
+        DataError: the source cannot be read, the options do not fit it, or the target cannot be written.
     """
     try:
         return _convert(job, seen)
     except OSError as error:
         where = f"{printable(job.part.source)} cannot be converted into {printable(job.target)}"
-        raise DataError(f"{where}: {error}; the same command goes on from here") from error
+        raise DataError(f"{where}: {error}; repeat the same command to resume") from error
 
 
 def _convert(job: Job, seen: Callable[[int], None]) -> PartReport:
@@ -132,12 +85,12 @@ def _convert(job: Job, seen: Callable[[int], None]) -> PartReport:
             shards.append(dataclasses.replace(written, name=name))
     report = account.report(shards)
     write_file(target, keys_name(job.number), bytes(account.entries))
-    write_file(target, report_name(job.number), json.dumps(dataclasses.asdict(report)).encode())
+    write_file(target, report_name(job.number), report_to_json(report))
     return report
 
 
 def _staging(target: Place) -> tempfile.TemporaryDirectory[str]:
-    # Beside the destination where it is local, so that a rename is enough.
+    # Inside a local destination, so that a rename moves a shard to its place.
     if target.is_local:
         Path(target.child(UNFINISHED)).mkdir(parents=True, exist_ok=True)
         return tempfile.TemporaryDirectory(dir=target.child(UNFINISHED), prefix="tmp-")
@@ -145,6 +98,7 @@ def _staging(target: Place) -> tempfile.TemporaryDirectory[str]:
 
 
 def _blobs(job: Job, source: Place, account: "_Account", seen: Callable[[int], None]) -> Iterator[bytes]:
+    """Yield the encoded records of a part, and enter every row into the account."""
     options = job.options
     prefix = f"{_stem(job.part.source)}/" if options.prefix_keys else ""
     labeled, by_rows = is_labeled(job.kind, options), counts_rows(job.kind, options)
@@ -154,35 +108,36 @@ def _blobs(job: Job, source: Place, account: "_Account", seen: Callable[[int], N
             break
         row = account.rows_read
         if isinstance(item, Lost):
-            account.drop(item if left is None else dataclasses.replace(item, count=min(left, item.count)))
+            account.miss(item if left is None else dataclasses.replace(item, count=min(left, item.count)))
             continue
         account.rows_read += 1
         seen(1 if by_rows else len(item.image) if isinstance(item.image, bytes) else 0)
-        kept = check_row(item, options=options, key_prefix=prefix, labeled=labeled)
-        if isinstance(kept, Lost):
-            account.lose(kept)
-        elif job.classes is not None and kept.record.label is not None and kept.record.label >= job.classes:
-            account.lose(Lost(reason=NO_CLASS, key=kept.record.key, detail=f"label {kept.record.label}"))
-        else:
-            record = kept.record
-            blob = encode_record(record)
-            key, content = key_digest(record.key), content_digest(record, encoded=blob)
-            # Rows dropped as duplicates keep their entry: the search for duplicates is then the same after a crash.
-            account.entries += pack_entry(key, content, part=job.number, row=row)
-            if row in job.duplicates:
-                account.lose(Lost(reason=job.duplicates[row], key=record.key))
-                continue
-            account.keep(key, content, captions=len(record.captions), captions_lost=kept.captions_lost)
-            yield blob
+        checked = check_row(item, options=options, key_prefix=prefix, labeled=labeled)
+        if isinstance(checked, Lost):
+            account.drop(checked)
+            continue
+        record = checked.record
+        if job.classes is not None and record.label is not None and record.label >= job.classes:
+            account.drop(Lost(reason=NO_CLASS, key=record.key, detail=f"label {record.label}"))
+            continue
+        blob = encode_record(record)
+        key, content = key_digest(record.key), content_digest(record, encoded=blob)
+        # Rows dropped as duplicates keep their entry: the search for duplicates is then the same after a crash.
+        account.entries += pack_entry(key, content, part=job.number, row=row)
+        if row in job.duplicates:
+            account.drop(Lost(reason=job.duplicates[row], key=record.key))
+            continue
+        account.keep(key, content, captions=len(record.captions), captions_lost=checked.captions_lost)
+        yield blob
 
 
 def _stem(name: str) -> str:
-    """The name without its suffix; of `x.tfrecord-00000-of-00002` all of it, for the end tells it from its siblings."""
+    """The name without its suffix. ``x.tfrecord-00000-of-00002`` is kept whole: the ending identifies the shard."""
     return name if re.search(r"-\d+-of-\d+$", name) else os.path.splitext(name)[0]
 
 
 class _Account:
-    """The counts of a part while it is read."""
+    """Counts of a part while it is read."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -196,14 +151,15 @@ class _Account:
         self.tally = Tally()
 
     def keep(self, key: bytes, content: bytes, *, captions: int, captions_lost: tuple[str, ...]) -> None:
+        """Count a record that is written."""
         self.rows_written += 1
         self.keys.add(key)
         self.content.add(content)
         self.captions += captions
         self.captions_dropped.update(captions_lost)
 
-    def drop(self, lost: Lost) -> None:
-        """Rows that the reader could not give: they are read as they are lost."""
+    def miss(self, lost: Lost) -> None:
+        """Count rows that the reader could not give, as read and as dropped."""
         if lost.rest_unknown or lost.reason == TRUNCATED:
             self.damaged.append(
                 {
@@ -214,14 +170,15 @@ class _Account:
                 }
             )
         self.rows_read += lost.count
-        self.lose(lost)
+        self.drop(lost)
 
-    def lose(self, lost: Lost) -> None:
+    def drop(self, lost: Lost) -> None:
+        """Count rows that were read and are not kept."""
         self.dropped[lost.reason] += lost.count
         shown = self.examples.setdefault(lost.reason, [])
         if len(shown) < self.job.options.examples:
-            told = {"key": lost.key, "source": self.job.part.source, "detail": lost.detail[:200]}
-            shown.append({name: printable(text) for name, text in told.items()})
+            example = {"key": lost.key, "source": self.job.part.source, "detail": lost.detail[:200]}
+            shown.append({name: printable(text) for name, text in example.items()})
 
     def report(self, shards: list[ShardInfo]) -> PartReport:
         return PartReport(

@@ -1,13 +1,11 @@
-"""What every source gives: parts that are read on their own, rows in a fixed order, and why a row was left out."""
+"""Types that every source gives: a plan of parts, the rows of a part in a fixed order, and rows that were lost."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 from clipa_eqx.data.records import ExtraValue
 
-Kind = Literal["img2dataset", "webdataset", "parquet", "folder", "tfds", "captions"]
-
+# Reasons to drop a row. They are keys of ``rows_dropped`` in every manifest, so they do not change.
 MISSING_IMAGE = "missing image"
 DOWNLOAD_FAILED = "download failed"
 UNDECODABLE = "undecodable image"
@@ -26,37 +24,13 @@ DUPLICATE = "duplicate key"
 DUPLICATE_OTHER = "duplicate key of another sample"
 
 
-@dataclass(frozen=True, kw_only=True)
-class IngestOptions:
-    """Everything that decides the content of the output, besides the source itself.
-
-    Columns are those of tables, the features of `tf.Example`s, or the fields of the JSON member in tars; None looks for
-    the usual names. `split` chooses one of several that a source holds. `images` is the folder that listed paths are
-    relative to (None: where the list lies). Sides are in pixels. `keep` names columns that go to `extra`.
-    `prefix_keys` puts the source file's name before each key, for dumps whose keys repeat.
-    """
-
-    image_column: str | None = None
-    caption_column: str | None = None
-    key_column: str | None = None
-    label_column: str | None = None
-    keep: tuple[str, ...] = ()
-    split: str | None = None
-    images: str | None = None
-    class_names: tuple[str, ...] | None = None
-    prefix_keys: bool = False
-    validate: Literal["header", "full"] = "full"
-    min_side: int = 0
-    max_side: int | None = None
-    jpeg_quality: int = 95
-    limit: int | None = None
-    records_per_shard: int = 10_000
-    examples: int = 10
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ListedRow:
-    """A row of a list held in memory: the picture is a file, the rest is known."""
+    """A row of a list held in memory: the image is a file, everything else is known.
+
+    The ``repr`` is hashed into the manifest (``source_files``): renaming the class or a field would make old
+    conversions look changed.
+    """
 
     key: str
     path: str
@@ -67,10 +41,17 @@ class ListedRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Names under which rows hold what a record is made of; None: they do not. Chosen once, before any row is read.
+    """Names under which rows hold the parts of a record; None: they do not. Chosen once, before any row is read.
 
-    `image` holds bytes, `path` names a file. In tars `.txt` is a member, `txt` a field of the JSON member, and an
-    `image` of None any member with the suffix of a picture.
+    In tars ``.txt`` is a member and ``txt`` a field of the JSON member. An ``image`` of None is there any member with
+    the suffix of an image.
+
+    Attributes:
+        image: column with the bytes of an image.
+        path: column with the path of an image file.
+        caption: column with captions.
+        key: column with the unique name of a row.
+        label: column with the class number.
     """
 
     image: str | None = None
@@ -84,9 +65,14 @@ class Columns:
 class Part:
     """A piece of the source that one worker reads from its first row to its last.
 
-    `source` names it in messages. `path` is a file inside the source's filesystem. `size` is in bytes, or in rows for
-    lists of captions, and only for progress. A piece of a list has its `rows`, or `start` (byte) and `lines` (rows) in
-    the file at `path`. `columns` are those of its file, except where `rows` have been read already.
+    Attributes:
+        source: name of the piece in messages.
+        path: a file inside the source's filesystem.
+        size: bytes, or rows for lists; used only for progress.
+        rows: the rows themselves, for a piece of a list held in memory.
+        start: for a piece of a table of text, the byte in the file at which it begins.
+        lines: for a piece of a table of text, its number of rows.
+        columns: columns of the file, unless ``rows`` have been read already.
     """
 
     source: str
@@ -100,10 +86,13 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """All parts in order; `info` goes to the manifest.
+    """All parts of a source in order.
 
-    `digest` is a hash of what decides rows beside the parts: contents of lists, names and sizes of files beside shards.
-    `columns` says which were chosen, by their use (by list, if several differ).
+    Attributes:
+        class_names: name of each label, if the source has them.
+        info: entries for the manifest.
+        digest: hash of what decides rows besides the parts: contents of lists, names and sizes of files next to shards.
+        columns: chosen column by use, or a map of these by list if the lists differ.
     """
 
     parts: tuple[Part, ...]
@@ -115,9 +104,10 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One row as found. Texts may still be bytes: whether they are UTF-8 is checked later.
+    """One row as found. Texts may still be bytes: UTF-8 is checked later.
 
-    An image that is a text says why there is none.
+    Attributes:
+        image: the bytes of an image file; a text says why there is none.
     """
 
     key: str | bytes
@@ -127,16 +117,15 @@ class Row:
     extra: Mapping[str, ExtraValue] = field(default_factory=dict[str, ExtraValue])
 
 
-def printable(text: str) -> str:
-    """The text with what is not Unicode escaped, as file names may hold."""
-    return text.encode(errors="backslashreplace").decode()
-
-
 @dataclass(frozen=True, kw_only=True)
 class Lost:
-    """Rows that the source holds and that cannot be had, or not kept.
+    """Rows of the source that cannot be read, or are not kept.
 
-    `rest_unknown` says that more may follow which nobody can count, as behind the cut of a truncated file.
+    Attributes:
+        reason: one of the constants above.
+        key: key of the (first) row, or a description of its place.
+        count: number of rows.
+        rest_unknown: more rows may follow that cannot be counted, as after the cut of a truncated file.
     """
 
     reason: str
@@ -148,6 +137,11 @@ class Lost:
 
 @dataclass(kw_only=True)
 class Tally:
-    """What a reader met on its way: files in a tar that belong to no row."""
+    """Counts that a reader makes besides rows: members of a tar that belong to no row."""
 
     ignored_members: int = 0
+
+
+def printable(text: str) -> str:
+    """The text with everything that is not Unicode escaped; file names may hold such bytes."""
+    return text.encode(errors="backslashreplace").decode()

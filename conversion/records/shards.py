@@ -6,14 +6,20 @@ from typing import NamedTuple, TypeVar
 from clipa_eqx.data.array_record_files import open_reader
 from clipa_eqx.data.manifest import Manifest, ShardInfo
 from clipa_eqx.errors import DataError
-from conversion.records.files import Place
+from conversion.records.places import Place
 from conversion.records.workers import Progress, run_jobs
 
 Result = TypeVar("Result")
 
 
 class Shard(NamedTuple):
-    """A shard of the folder at `url`, and which of its shards it is."""
+    """A shard of a record folder.
+
+    Attributes:
+        url: the folder.
+        number: position of the shard in the manifest.
+        info: entry of the shard in the manifest.
+    """
 
     url: str
     number: int
@@ -23,10 +29,14 @@ class Shard(NamedTuple):
 def over_shards(
     work: Callable[[Shard, Callable[[int], None]], Result], place: Place, manifest: Manifest, *, workers: int, what: str
 ) -> Iterator[tuple[Shard, Result]]:
-    """`work(shard, seen)` for every shard, yielded as they end; `seen` is told bytes.
+    """Call ``work(shard, seen)`` for every shard and yield the results as they come.
+
+    Args:
+        work: a picklable function; it calls ``seen`` with the bytes it has read.
+        what: label of the progress bar.
 
     Raises:
-        DataError: there is to be no worker; also whatever `work` raises.
+        DataError: ``workers`` is less than 1; also whatever ``work`` raises.
     """
     if workers < 1:
         raise DataError(f"--workers must be at least 1, got {workers}")
@@ -42,7 +52,7 @@ def over_shards(
 
 
 def read_blobs(path: str, positions: Sequence[int], *, where: str, at_once: int = 64) -> Iterator[bytes]:
-    """The encoded records at `positions` of a local shard; `where` names it in messages.
+    """The encoded records at ``positions`` of a local shard; ``where`` names it in messages.
 
     Raises:
         DataError: the shard is damaged.

@@ -1,21 +1,21 @@
-"""Hash the shards of a record folder again."""
+"""Search for damaged shards of a record folder, local or remote, in several processes."""
 
-import hashlib
 from collections.abc import Callable
 
 from clipa_eqx.data.manifest import Manifest
-from conversion.records.destination import read_manifest_of
-from conversion.records.files import open_place
+from clipa_eqx.data.verification import content_problem, size_problem
+from conversion.records.manifests import read_manifest_of
+from conversion.records.places import open_place
 from conversion.records.shards import Shard, over_shards
 
-_BLOCK = 2**22
 
+def find_damage(url: str, *, workers: int = 1) -> tuple[Manifest, list[str]]:
+    """The manifest of a record folder, and a description of each shard that is missing or changed.
 
-def verify(url: str, *, workers: int = 1) -> tuple[Manifest, list[str]]:
-    """The manifest of a folder, and what is wrong with each shard that is missing or changed (nothing: all is well).
+    All shards are hashed.
 
     Raises:
-        DataError: there is no folder, or no manifest that is valid and closes.
+        DataError: there is no folder, or no valid manifest.
     """
     place = open_place(url)
     manifest = read_manifest_of(place)
@@ -27,20 +27,7 @@ def verify(url: str, *, workers: int = 1) -> tuple[Manifest, list[str]]:
 
 
 def _check(shard: Shard, seen: Callable[[int], None]) -> str | None:
-    place, info = open_place(shard.url), shard.info
-    path = place.child(info.name)
-    if not place.fs.exists(path):
-        return "is missing"
-    if (size := int(place.fs.size(path))) != info.bytes:
-        return f"has {size:,} bytes instead of {info.bytes:,}"
-    digest = hashlib.sha256()
-    try:
-        with place.fs.open(path, "rb") as file:
-            while block := file.read(_BLOCK):
-                digest.update(block)
-                seen(len(block))
-    except OSError as error:
-        return f"cannot be read: {error}"
-    if digest.hexdigest() != info.sha256:
-        return f"has SHA-256 {digest.hexdigest()[:12]}... instead of {info.sha256[:12]}..."
-    return None
+    place = open_place(shard.url)
+    path = place.child(shard.info.name)
+    size = int(place.fs.size(path)) if place.fs.exists(path) else None
+    return size_problem(shard.info, size) or content_problem(shard.info, lambda: place.fs.open(path, "rb"), seen)

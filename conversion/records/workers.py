@@ -1,4 +1,4 @@
-"""Jobs over processes that leave no orphans: progress, Ctrl-C, SIGTERM, SIGHUP, and a parent that is killed."""
+"""Jobs in worker processes, with progress; no orphan remains after Ctrl-C, SIGTERM, SIGHUP or a killed parent."""
 
 import concurrent.futures
 import itertools
@@ -18,13 +18,17 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 Work = Callable[[Job, Callable[[int], None]], Result]
 
-_counter: Any = None  # in worker processes: what this and the other workers have seen so far, shared with the parent
+_counter: Any = None  # in worker processes: units seen by all of them, shared with the parent
 
 
 class Progress:
-    """A bar over bytes or rows with rate and time left; jobs under way count by what they have seen.
+    """A progress bar over bytes or rows with rate and time left. Running jobs count by the units they have seen.
 
-    `done` units were done by an earlier run.
+    Args:
+        total: units of all jobs.
+        unit: name of the unit.
+        what: label of the bar.
+        done: units done by an earlier run.
     """
 
     def __init__(self, *, total: int, unit: str, what: str, done: int = 0) -> None:
@@ -41,14 +45,15 @@ class Progress:
         self._done = done
 
     def finish(self, units: int, note: str = "") -> None:
-        """A job that was `units` long is done."""
+        """Count a finished job of this many units, and show a note."""
         self._done += units
         self.show(0)
         if note:
             self._bar.set_postfix_str(note, refresh=False)
 
-    def show(self, under_way: int) -> None:
-        done = min(self._done + max(under_way, 0), self._bar.total)
+    def show(self, running: int) -> None:
+        """Show the units of finished jobs plus those that running jobs have seen."""
+        done = min(self._done + max(running, 0), self._bar.total)
         self._bar.update(max(done - self._bar.n, 0))
 
     def close(self) -> None:
@@ -58,25 +63,28 @@ class Progress:
 def run_jobs(
     work: Work[Job, Result], jobs: Iterable[Job], *, workers: int, progress: Progress
 ) -> Generator[tuple[Job, Result]]:
-    """`work(job, seen)` for each job, yielded as they end. 1 worker is this process, one job after the other.
+    """Call ``work(job, seen)`` for each job and yield the results as they come.
 
-    Workers are started fresh (spawn), leave Ctrl-C, SIGTERM and SIGHUP to the parent, and exit when it is gone.
-    However the iteration ends, no worker is left, and none of their temporary files unless the parent was killed too.
-    `seen(n)` is for the work to say that it has seen n more units.
+    Workers are new processes (spawn). They leave Ctrl-C, SIGTERM and SIGHUP to the parent, and exit when it is gone.
+    However the iteration ends, no worker remains, and none of their temporary files unless the parent was killed too.
+
+    Args:
+        work: a picklable function; it calls ``seen(n)`` after n more units.
+        workers: number of processes; 1 is this process, one job after the other.
 
     Raises:
-        DataError: a worker died, as when memory ran out; also whatever `work` raises.
+        DataError: a worker died, for example because memory ran out; also whatever ``work`` raises.
     """
     if workers <= 1:
-        under_way = 0
+        seen_units = 0
 
         def count(units: int) -> None:
-            nonlocal under_way
-            under_way += units
-            progress.show(under_way)
+            nonlocal seen_units
+            seen_units += units
+            progress.show(seen_units)
 
         for job in jobs:
-            under_way = 0
+            seen_units = 0
             yield job, work(job, count)
         return
     with tempfile.TemporaryDirectory(prefix="clipa_eqx-") as folder:
@@ -87,7 +95,7 @@ def _run_in_processes(
     work: Work[Job, Result], jobs: Iterable[Job], *, workers: int, progress: Progress, folder: str
 ) -> Generator[tuple[Job, Result]]:
     context = multiprocessing.get_context("spawn")
-    with signals_blocked():  # this starts a helper of the library, which inherits it
+    with signals_blocked():  # this starts a helper process, which inherits the mask
         counter = context.Value("q", 0)
     others = set(multiprocessing.active_children())
     pool = concurrent.futures.ProcessPoolExecutor(
@@ -98,7 +106,7 @@ def _run_in_processes(
     try:
         while True:
             for job in itertools.islice(rest, 2 * workers - len(running)):
-                with signals_blocked():  # the first of these starts the workers, which inherit it
+                with signals_blocked():  # the first call starts the workers, which inherit the mask
                     running[pool.submit(_work, work, job)] = job
             if not running:
                 return
@@ -111,8 +119,8 @@ def _run_in_processes(
             progress.show(counter.value)
     except BrokenProcessPool as error:
         raise DataError(
-            "a worker process died; was it killed for want of memory? The same command goes on from here, "
-            "with fewer --workers it needs less"
+            "a worker process died; did it run out of memory? Repeat the same command to resume; it needs less with "
+            "fewer --workers"
         ) from error
     finally:
         if running:

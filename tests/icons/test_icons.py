@@ -1,4 +1,4 @@
-"""The quickstart's drawings: which fonts are trained on, what their names mean, and that nothing held out leaks in."""
+"""Icons of the quickstart: which fonts are trained on, the meaning of names, and that nothing held out leaks in."""
 
 import json
 
@@ -10,7 +10,7 @@ from clipa_eqx.data.images.decode import decode_image
 from clipa_eqx.data.manifest import read_manifest
 from clipa_eqx.errors import DataError
 from conversion.icons import fonts as icons
-from conversion.icons.records import build_icon_records
+from conversion.icons.build import build_icon_records
 
 BY_NAME = {family.name: family for family in icons.FAMILIES}
 
@@ -30,12 +30,12 @@ def records_of(folder):
 
 
 def all_ink(part):
-    return [ink for family in icons.FAMILIES if family.part == part for ink in icons.render(icons.list_icons(family))]
+    return [ink for family in icons.FAMILIES if family.split == part for ink in icons.render(icons.list_icons(family))]
 
 
 def test_every_font_awesome_font_of_the_wheel_is_held_out_and_one_edition_of_material_is_trained_on():
     fonts = {path.name for path in icons.fonts_folder().glob("*.ttf")}
-    parts = {name: f.part for f in icons.FAMILIES for name in fonts if name.startswith(f.stem)}
+    parts = {name: f.split for f in icons.FAMILIES for name in fonts if name.startswith(f.stem)}
     assert {name for name, part in parts.items() if part == "held-out"} == {n for n in fonts if "awesome" in n}
     assert sum("material" in name for name in parts) == 1
     assert {name.split("-")[0] for name, part in parts.items() if part == "validation"} == {
@@ -56,7 +56,7 @@ def test_no_held_out_or_validation_drawing_has_a_pixel_near_twin_in_training(bui
 def test_accounts_close_on_every_name_of_every_font(built):
     folder, manifests = built
     for part, manifest in (("train", manifests.train), ("validation", manifests.validation), ("test", manifests.test)):
-        families = [f for f in icons.FAMILIES if f.part == part or (part == "test" and f.name == icons.SCORED_FAMILY)]
+        families = [f for f in icons.FAMILIES if f.split == part or (part == "test" and f.name == icons.SCORED_FAMILY)]
         names = sum(
             len(json.loads(next(icons.fonts_folder().glob(f"{f.stem}-charmap-*.json")).read_text())) for f in families
         )

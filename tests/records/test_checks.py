@@ -1,4 +1,4 @@
-"""What is checked of one row: order of reasons, texts, pictures, and that the quick full check finds all damage."""
+"""Checks of one row: order of reasons, texts, images, and that the quick full check finds all damage."""
 
 import io
 import random
@@ -12,9 +12,10 @@ from clipa_eqx.data.images import decode
 from clipa_eqx.data.images.decode import decode_image
 from clipa_eqx.errors import DataError
 from conversion.records import checks
-from conversion.records.checks import Kept, check_row, fit_image
-from conversion.records.rows import IngestOptions, Lost, Row
-from conversion.records.sources.columns import as_captions, as_extra, as_label
+from conversion.records.checks import CheckedRow, check_row, fit_image
+from conversion.records.options import IngestOptions
+from conversion.records.rows import Lost, Row
+from conversion.records.sources.values import as_captions, as_extra, as_label
 
 GOOD = {"key": "k", "image": dumps.jpeg(0), "captions": ("text",)}
 
@@ -37,9 +38,9 @@ def check(options=None, *, labeled=False, **changes):
         ({"captions": (b" \n\t",)}, "empty caption"),
         ({"captions": (b"caf\xe9",)}, "caption is not UTF-8"),
         ({"captions": ("\udce9",)}, "caption is not UTF-8"),
-        ({"image": b"no picture"}, "undecodable image"),
+        ({"image": b"no image"}, "undecodable image"),
         ({"image": dumps.jpeg(0)[:-100]}, "undecodable image"),
-        ({"image": b"no picture", "captions": ("",)}, "empty caption"),
+        ({"image": b"no image", "captions": ("",)}, "empty caption"),
     ],
 )
 def test_the_first_reason_that_applies_is_given(changes, reason):
@@ -51,7 +52,7 @@ def test_the_first_reason_that_applies_is_given(changes, reason):
 
 def test_captions_are_kept_as_written():
     kept = check(captions=("  two  words ", b"caf\xc3\xa9", "", None))
-    assert isinstance(kept, Kept)
+    assert isinstance(kept, CheckedRow)
     assert kept.record.captions == ("  two  words ", "café")
     assert kept.captions_lost == ("empty caption", "missing caption")
 
@@ -62,7 +63,7 @@ def test_labeled_rows_need_a_label_and_no_caption():
     assert check(labeled=True, captions=("text",), label=None).reason == "missing label"
 
 
-def test_a_picture_with_too_many_pixels_is_told_from_a_damaged_one(monkeypatch):
+def test_an_image_with_too_many_pixels_is_distinct_from_a_damaged_one(monkeypatch):
     for module in (decode, checks):
         monkeypatch.setattr(module, "MAX_PIXELS", 100)
     lost = check()
@@ -73,19 +74,19 @@ def test_the_header_check_leaves_pixels_alone():
     cut = dumps.jpeg(0)[:-100]
     assert fit_image(cut, options=IngestOptions(validate="header")) == cut
     assert fit_image(cut, options=IngestOptions(validate="full")).reason == "undecodable image"
-    assert fit_image(b"no picture", options=IngestOptions(validate="header")).reason == "undecodable image"
+    assert fit_image(b"no image", options=IngestOptions(validate="header")).reason == "undecodable image"
 
 
 def damaged_jpegs():
     draw = random.Random(0)
-    pictures = [
+    images = [
         dumps.jpeg(1, width=75, height=50),
-        *(dumps.odd_pictures()[n] for n in ("cmyk.jpg", "odd_422_progressive.jpg")),
+        *(dumps.odd_images()[n] for n in ("cmyk.jpg", "odd_422_progressive.jpg")),
     ]
-    for picture in pictures:
-        yield picture
+    for image in images:
+        yield image
         for _ in range(60):
-            data = bytearray(picture)
+            data = bytearray(image)
             if draw.random() < 0.3:
                 del data[draw.randrange(2, len(data)) :]
             else:
@@ -95,7 +96,7 @@ def damaged_jpegs():
 
 
 def test_the_full_check_refuses_what_decoding_refuses():
-    """It computes 1/64 of the pixels of a JPEG, but has to find all that the whole picture would show."""
+    """It computes 1/64 of the pixels of a JPEG, but has to find all that the whole image would show."""
     refused = kept = 0
     for data in damaged_jpegs():
         try:
@@ -128,7 +129,7 @@ def test_making_smaller_by_way_of_the_reduced_transform_looks_like_the_full_way(
     assert np.abs(fitted - decode_image(encoded.getvalue()).astype(int)).mean() < 2
 
 
-def test_the_same_picture_always_gives_the_same_bytes_and_quality_is_heeded():
+def test_the_same_image_always_gives_the_same_bytes_and_quality_is_heeded():
     data = dumps.jpeg(0, width=300, height=200)
     one, two, low = (
         fit_image(data, options=IngestOptions(max_side=100, jpeg_quality=quality)) for quality in (95, 95, 50)

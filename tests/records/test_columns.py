@@ -1,26 +1,14 @@
-"""Columns are chosen once, before anything is written: no row takes another one, and no later file changes them."""
+"""The choice of columns: once, before anything is written. No row takes another one, no later file changes them."""
 
 import json
 
 import pytest
 from support import dumps
 from support.conversions import captions, ingest, keys, write_tar
-from support.dumps import jpeg, samples
+from support.dumps import jpeg, samples, write_examples, write_table
 
 from clipa_eqx.data.array_record_reader import open_records
 from clipa_eqx.errors import DataError
-
-
-def write_examples(path, examples):
-    import tensorflow as tf
-
-    path.parent.mkdir(exist_ok=True)
-    with tf.io.TFRecordWriter(str(path)) as writer:
-        for values in examples:
-            features = {
-                name: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value])) for name, value in values.items()
-            }
-            writer.write(tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString())
 
 
 def members(number, **others):
@@ -41,8 +29,8 @@ def write_mixed_examples(folder):
 
 
 def write_mixed_lines(folder):
-    dumps.write_pictures(folder, [samples(4)])
-    rows = [{"image": f"pictures/{row.key}.jpg", "title": "of the page"} for row in samples(4)]
+    dumps.write_images(folder, [samples(4)])
+    rows = [{"image": f"images/{row.key}.jpg", "title": "of the page"} for row in samples(4)]
     lines = [json.dumps({**row, "txt": str(i)} if i % 2 else row) for i, row in enumerate(rows)]
     (folder / "list.jsonl").write_text("\n".join([*lines, ""]))
 
@@ -79,8 +67,8 @@ def test_a_list_has_the_caption_that_most_of_its_rows_have(tmp_path):
     ],
 )
 def test_one_stray_entry_of_a_list_costs_no_other(suffix, row, stray, written, tmp_path):
-    dumps.write_pictures(tmp_path, [samples(4)])
-    names = [f"pictures/{one.key}.jpg" for one in samples(4)]
+    dumps.write_images(tmp_path, [samples(4)])
+    names = [f"images/{one.key}.jpg" for one in samples(4)]
     rows = [
         {field: name if field in ("file_name", "path") else value for field, value in one.items()}
         for name, one in zip(names, (row, row, row, stray), strict=True)
@@ -100,8 +88,8 @@ def test_a_row_without_a_key_has_its_place_and_no_other_column(tmp_path):
     assert keys(tmp_path / "out") == ["0", "0.tfrecord/00000001", "0.tfrecord/00000002"]
 
 
-def test_suffixes_of_pictures_are_one_column_unless_a_sample_has_two(tmp_path):
-    png = dumps.odd_pictures()["rgba.png"]
+def test_suffixes_of_images_are_one_column_unless_a_sample_has_two(tmp_path):
+    png = dumps.odd_images()["rgba.png"]
     write_tar(tmp_path / "a.tar", [*members(0, txt=b"a"), ("1.png", png), ("1.txt", b"b")])
     assert ingest(tmp_path / "a.tar", tmp_path / "a", validate="header").rows_written == 2
     masked = [*members(0, png=png, txt=b"a"), ("1.png", png), ("1.txt", b"b")]
@@ -128,20 +116,16 @@ def test_a_wrong_column_claims_nothing_however_many_work(options, tmp_path):
 
 
 def test_later_tables_without_a_column_lose_rows_and_end_nothing(tmp_path):
-    pictures = [jpeg(i) for i in range(4)]
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    (tmp_path / "source").mkdir()
+    images = [jpeg(i) for i in range(4)]
     tables = [
-        {"key": ["0"], "jpg": pictures[:1], "caption": ["a"], "url": ["u"]},
-        {"key": ["1"], "jpg": pictures[1:2], "caption": ["b"]},
-        {"key": ["2"], "jpg": pictures[2:3], "url": ["u"]},
+        {"key": ["0"], "jpg": images[:1], "caption": ["a"], "url": ["u"]},
+        {"key": ["1"], "jpg": images[1:2], "caption": ["b"]},
+        {"key": ["2"], "jpg": images[2:3], "url": ["u"]},
         {"other": [1, 2]},
-        {"jpg": pictures[3:4], "caption": ["d"], "id": ["same"]},
+        {"jpg": images[3:4], "caption": ["d"], "id": ["same"]},
     ]
     for number, columns in enumerate(tables):
-        pq.write_table(pa.table(columns), tmp_path / f"source/{number}.parquet")
+        write_table(tmp_path / f"source/{number}.parquet", columns)
     manifest = ingest(tmp_path / "source", tmp_path / "out", kind="parquet", keep=("url",))
     assert manifest.rows_dropped == {"missing caption": 1, "missing image": 2}
     records = open_records(tmp_path / "out")

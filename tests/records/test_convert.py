@@ -1,4 +1,4 @@
-"""A whole conversion: any number of workers, limits, duplicate keys, buckets, destinations that are refused."""
+"""Complete conversions: numbers of workers, limits, duplicate keys, buckets, and destinations that are refused."""
 
 import json
 import multiprocessing
@@ -17,9 +17,9 @@ from clipa_eqx.errors import DataError
 
 @pytest.fixture
 def source(tmp_path):
-    """Four shards; the third is cut, one picture is corrupt, and two keys occur twice."""
+    """Four shards; the third is cut, one image is corrupt, and two keys occur twice."""
     shards = [samples(5, first=5 * i) for i in range(4)]
-    shards[1][2] = replace(shards[1][2], image=b"\xff\xd8\xff no picture")
+    shards[1][2] = replace(shards[1][2], image=b"\xff\xd8\xff no image")
     shards[3][1] = shards[0][3]
     shards[3][2] = replace(shards[3][2], key=shards[1][0].key)
     dumps.write_tars(tmp_path / "source", shards)
@@ -112,7 +112,7 @@ def test_a_folder_with_other_things_is_refused_even_with_overwrite(source, tmp_p
 
 
 @pytest.mark.parametrize("after", range(5))  # four parts, and one again for its duplicates
-def test_an_interrupted_conversion_goes_on_where_it_was(after, source, tmp_path, monkeypatch):
+def test_an_interrupted_conversion_resumes_where_it_was(after, source, tmp_path, monkeypatch):
     interrupted(monkeypatch, source, tmp_path / "out", after=after)
     with pytest.raises(DataError, match="did not finish"):
         open_records(tmp_path / "out")
@@ -124,7 +124,7 @@ def test_an_interrupted_conversion_goes_on_where_it_was(after, source, tmp_path,
         assert (tmp_path / "out" / name).stat().st_mtime_ns == made[name]
 
 
-def test_an_unfinished_conversion_is_not_gone_on_with_by_another_command(source, tmp_path, monkeypatch):
+def test_an_unfinished_conversion_is_not_resumed_by_another_command(source, tmp_path, monkeypatch):
     interrupted(monkeypatch, source, tmp_path / "out", after=2)
     with pytest.raises(DataError, match=r"unfinished conversion by another command \(min_side was None, now 9\)"):
         ingest(source, tmp_path / "out", min_side=9)
@@ -188,7 +188,7 @@ def test_two_conversions_do_not_write_to_one_folder_at_once(source, tmp_path, mo
 
 @pytest.fixture
 def memory():
-    """fsspec's filesystem in memory: like a bucket, it knows no rename and no local paths."""
+    """fsspec's filesystem in memory: like a bucket, it has no rename and no local paths."""
     fs = fsspec.filesystem("memory")
     yield fs
     fs.store.clear()
@@ -219,7 +219,7 @@ def test_a_source_and_a_destination_in_a_bucket(kind, tmp_path, memory):
     assert ingest(f"file://{tmp_path}/source", tmp_path / "from-url", kind=kind).shards == local.shards
 
 
-def test_an_interrupted_conversion_to_a_bucket_goes_on(source, tmp_path, memory, monkeypatch):
+def test_an_interrupted_conversion_to_a_bucket_resumes(source, tmp_path, memory, monkeypatch):
     interrupted(monkeypatch, source, "memory://bucket/out", after=3)
     assert "/bucket/out/manifest.json" not in memory.ls("/bucket/out", detail=False)
     assert ingest(source, "memory://bucket/out") == ingest(source, tmp_path / "out")
@@ -238,9 +238,9 @@ def test_what_a_kill_leaves_behind_is_removed(source, tmp_path):
     assert content(out) == content(tmp_path / "whole")
 
 
-def test_the_first_examples_are_kept_in_whatever_order_the_parts_end(tmp_path):
-    shards = [dumps.with_corrupt_picture(dumps.with_caption(samples(3, first=3 * i), b"")) for i in range(5)]
-    shards = [[shard[0], *dumps.with_corrupt_picture(shard[1:])] for shard in shards]
+def test_the_first_examples_are_kept_in_any_order_of_the_parts(tmp_path):
+    shards = [dumps.with_corrupt_image(dumps.with_caption(samples(3, first=3 * i), b"")) for i in range(5)]
+    shards = [[shard[0], *dumps.with_corrupt_image(shard[1:])] for shard in shards]
     dumps.write_tars(tmp_path / "source", shards)
     shown = []
     for workers in (1, 3):

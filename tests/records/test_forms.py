@@ -1,4 +1,4 @@
-"""Other forms that people's data come in: hub tables, paths in columns, labels in tars, lists without structure."""
+"""Other forms of data: tables of the hub, paths in columns, labels in tars, lists without structure."""
 
 import io
 import json
@@ -6,17 +6,10 @@ import tarfile
 
 import pytest
 from support import dumps
-from support.dumps import jpeg, samples
+from support.conversions import ingest, ingest_folder
+from support.dumps import jpeg, samples, write_table
 
-from clipa_eqx.data.array_record_reader import open_records
 from clipa_eqx.errors import DataError
-from conversion.records.convert import convert
-from conversion.records.rows import IngestOptions
-
-
-def ingest(kind, folder, **options):
-    manifest = convert(kind, str(folder / "source"), str(folder / "out"), options=IngestOptions(**options))
-    return manifest, list(open_records(folder / "out"))
 
 
 @pytest.fixture
@@ -25,43 +18,36 @@ def source(tmp_path):
     return tmp_path / "source"
 
 
-def write_table(path, columns, *, metadata=None):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    pq.write_table(pa.table(columns).replace_schema_metadata(metadata), path)
-
-
-def test_a_table_of_the_hub_has_pictures_in_maps_and_class_names(source, tmp_path):
+def test_a_table_of_the_hub_has_images_in_maps_and_class_names(source, tmp_path):
     features = {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}, "image": {"_type": "Image"}}
     write_table(
         source / "train-00000-of-00001.parquet",
         {"image": [{"bytes": jpeg(i), "path": f"{i}.jpg"} for i in range(3)], "label": [0, 1, -1]},
         metadata={b"huggingface": json.dumps({"info": {"features": features}}).encode()},
     )
-    manifest, records = ingest("parquet", tmp_path, label_column="label")
+    manifest, records = ingest_folder("parquet", tmp_path, label_column="label")
     assert manifest.class_names == ("cat", "dog")
     assert manifest.rows_dropped == {"missing label": 1}
     assert [(one.image, one.label, one.captions) for one in records] == [(jpeg(0), 0, ()), (jpeg(1), 1, ())]
     assert [one.key for one in records] == [f"train-00000-of-00001.parquet/0000000{i}" for i in range(2)]
 
 
-def test_a_table_of_paths_finds_its_pictures(source, tmp_path):
-    dumps.write_pictures(tmp_path / "elsewhere", [samples(2)])
-    paths = [f"pictures/00000000{i}.jpg" for i in range(3)]
+def test_a_table_of_paths_finds_its_images(source, tmp_path):
+    dumps.write_images(tmp_path / "elsewhere", [samples(2)])
+    paths = [f"images/00000000{i}.jpg" for i in range(3)]
     write_table(source / "list.parquet", {"file_name": paths, "text": [["a", "b"], ["c"], ["d"]]})
-    manifest, records = ingest("parquet", tmp_path, images=str(tmp_path / "elsewhere"), key_column="file_name")
+    manifest, records = ingest_folder("parquet", tmp_path, images=str(tmp_path / "elsewhere"), key_column="file_name")
     assert manifest.rows_dropped == {"missing image": 1}
     assert [(one.key, one.captions) for one in records] == [(paths[0], ("a", "b")), (paths[1], ("c",))]
 
 
-def test_a_table_without_pictures_is_refused(source, tmp_path):
+def test_a_table_without_images_is_refused(source, tmp_path):
     write_table(source / "list.parquet", {"url": ["http://a"], "caption": ["a"]})
     with pytest.raises(DataError, match=r"list\.parquet: no column looks like the image.*it has: url, caption"):
-        ingest("parquet", tmp_path)
+        ingest_folder("parquet", tmp_path)
 
 
-def test_failed_downloads_in_a_table_of_pictures_are_told_from_missing_ones(source, tmp_path):
+def test_failed_downloads_in_a_table_of_images_are_distinct_from_missing_ones(source, tmp_path):
     write_table(
         source / "0.parquet",
         {
@@ -71,7 +57,7 @@ def test_failed_downloads_in_a_table_of_pictures_are_told_from_missing_ones(sour
             "status": ["success", "failed_to_resize", "success"],
         },
     )
-    manifest, _ = ingest("parquet", tmp_path)
+    manifest, _ = ingest_folder("parquet", tmp_path)
     assert manifest.rows_dropped == {"download failed": 1, "missing image": 1}
     assert manifest.info["examples"]["download failed"][0]["detail"] == "failed_to_resize"
 
@@ -90,7 +76,7 @@ def test_a_tar_may_hold_labels_folders_and_other_suffixes(source, tmp_path):
             member = tarfile.TarInfo(name)
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
-    manifest, records = ingest("webdataset", tmp_path, label_column="cls")
+    manifest, records = ingest_folder("webdataset", tmp_path, label_column="cls")
     assert [(one.key, one.image, one.label) for one in records] == [
         ("./train/1", jpeg(1), 3),
         ("./train/2", jpeg(2), 7),
@@ -107,9 +93,9 @@ def test_captions_of_a_tar_come_from_the_field_asked_for(source, tmp_path):
                 member = tarfile.TarInfo(f"{row.key}.{suffix}")
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
-    assert [one.captions for one in ingest("webdataset", tmp_path)[1]] == [("from the web",)] * 2
+    assert [one.captions for one in ingest_folder("webdataset", tmp_path)[1]] == [("from the web",)] * 2
     (tmp_path / "out").rename(tmp_path / "first")
-    _, records = ingest("webdataset", tmp_path, caption_column="re_caption")
+    _, records = ingest_folder("webdataset", tmp_path, caption_column="re_caption")
     assert [one.captions for one in records] == [(f"better {row.key}",) for row in rows]
 
 
@@ -117,20 +103,20 @@ def test_a_sidecar_that_is_no_json_costs_the_row_only_if_it_is_needed(source, tm
     dumps.write_tars(source, [samples(2)])
     path = source / "00000.tar"
     path.write_bytes(path.read_bytes().replace(b'{"key": "000000001"', b'<"key": "000000001"'))
-    assert ingest("webdataset", tmp_path)[0].rows_dropped == {}
+    assert ingest_folder("webdataset", tmp_path)[0].rows_dropped == {}
     (tmp_path / "out").rename(tmp_path / "first")
-    assert ingest("webdataset", tmp_path, keep=("url",))[0].rows_dropped == {"row cannot be parsed": 1}
+    assert ingest_folder("webdataset", tmp_path, keep=("url",))[0].rows_dropped == {"row cannot be parsed": 1}
 
 
 def test_captions_and_other_features_of_tfds_can_be_asked_for(source, tmp_path):
     dumps.write_img2dataset(source, [samples(2)])
     (source / "00000.tfrecord").rename(source / "laion400m-full.tfrecord-00000-of-00001")
-    _, records = ingest("tfds", tmp_path, image_column="jpg", caption_column="txt", keep=("width",))
+    _, records = ingest_folder("tfds", tmp_path, image_column="jpg", caption_column="txt", keep=("width",))
     assert [(one.key, one.captions, one.label, dict(one.extra)) for one in records] == [
         (f"00000000{i}", (f"caption {i}",), None, {"width": 24}) for i in range(2)
     ]
     (tmp_path / "out").rename(tmp_path / "first")
-    assert len(ingest("img2dataset", tmp_path)[1]) == 2  # the same files (docs/reference.md F8.1)
+    assert len(ingest_folder("img2dataset", tmp_path)[1]) == 2  # the same files (docs/reference.md F8.1)
 
 
 def test_an_example_that_is_none_is_one_lost_row(source, tmp_path):
@@ -141,17 +127,17 @@ def test_an_example_that_is_none_is_one_lost_row(source, tmp_path):
     with tf.io.TFRecordWriter(str(source / "00000.tfrecord")) as writer:
         for content in (b"\xff\xff", good):
             writer.write(content)
-    manifest, records = ingest("img2dataset", tmp_path)
+    manifest, records = ingest_folder("img2dataset", tmp_path)
     assert (len(records), manifest.rows_dropped) == (1, {"row cannot be parsed": 1})
 
 
 def test_lists_of_maps_and_other_separators_are_read(source, tmp_path):
-    rows = dumps.write_pictures(source, [samples(3)])
-    entries = [{"image": f"pictures/{row.key}.jpg", "caption": ["a", "b"], "id": 7 + i} for i, row in enumerate(rows)]
+    rows = dumps.write_images(source, [samples(3)])
+    entries = [{"image": f"images/{row.key}.jpg", "caption": ["a", "b"], "id": 7 + i} for i, row in enumerate(rows)]
     (source / "1.json").write_text(json.dumps(entries[:1]))
-    (source / "2.csv").write_text(f"image_name| comment_number| comment\npictures/{rows[1].key}.jpg| 0| a, b\n")
-    (source / "3.tsv").write_text(f'\ufefftitle\tfilepath\nsaid "a\tpictures/{rows[2].key}.jpg\n', encoding="utf-8")
-    manifest, records = ingest("captions", tmp_path)
+    (source / "2.csv").write_text(f"image_name| comment_number| comment\nimages/{rows[1].key}.jpg| 0| a, b\n")
+    (source / "3.tsv").write_text(f'\ufefftitle\tfilepath\nsaid "a\timages/{rows[2].key}.jpg\n', encoding="utf-8")
+    manifest, records = ingest_folder("captions", tmp_path)
     assert [one.captions for one in records] == [("a", "b"), ("a, b",), ('said "a',)]
     assert [one.image for one in records] == [row.image for row in rows]
     assert manifest.rows_dropped == {}
@@ -160,15 +146,15 @@ def test_lists_of_maps_and_other_separators_are_read(source, tmp_path):
 def test_lines_with_too_few_fields_are_lost_rows(source, tmp_path):
     dumps.write_csv(source, [samples(2)])
     with (source / "list.csv").open("a") as file:
-        file.write("pictures/000000000.jpg\n,no path,u\n\n")
-    assert ingest("captions", tmp_path)[0].rows_dropped == {"row cannot be parsed": 2}
+        file.write("images/000000000.jpg\n,no path,u\n\n")
+    assert ingest_folder("captions", tmp_path)[0].rows_dropped == {"row cannot be parsed": 2}
 
 
 def test_labels_can_come_from_a_list(source, tmp_path):
-    rows = dumps.write_pictures(source, [samples(2)])
-    lines = [f"pictures/{row.key}.jpg,{7 + i}" for i, row in enumerate(rows)]
+    rows = dumps.write_images(source, [samples(2)])
+    lines = [f"images/{row.key}.jpg,{7 + i}" for i, row in enumerate(rows)]
     (source / "list.csv").write_text("\n".join(["path,class", *lines]))
-    _, records = ingest("captions", tmp_path, label_column="class")
+    _, records = ingest_folder("captions", tmp_path, label_column="class")
     assert [(one.label, one.captions) for one in records] == [(7, ()), (8, ())]
 
 
@@ -176,26 +162,26 @@ def test_class_folders_number_by_name_and_count_what_they_leave(source, tmp_path
     for name in ("b/deep", "a", "c"):
         (source / name).mkdir(parents=True)
     (source / "b/deep/1.JPEG").write_bytes(jpeg(1))
-    (source / "a/2.png").write_bytes(dumps.odd_pictures()["rgba.png"])
+    (source / "a/2.png").write_bytes(dumps.odd_images()["rgba.png"])
     (source / "a/readme.md").touch()
     (source / "stray.jpg").write_bytes(jpeg(3))
-    manifest, records = ingest("folder", tmp_path)
+    manifest, records = ingest_folder("folder", tmp_path)
     assert manifest.class_names == ("a", "b", "c")
     assert [(one.key, one.label) for one in records] == [("a/2.png", 0), ("b/deep/1.JPEG", 1)]
     assert manifest.rows_dropped == {"outside of a class folder": 1}
     assert manifest.info["ignored_files"] == {".md": 1}
 
 
-def test_pictures_and_keys_that_are_not_utf8_are_told(source, tmp_path):
+def test_images_and_keys_that_are_not_utf8_are_reported(source, tmp_path):
     (source / "a").mkdir()
     name = source / "a" / "caf\udce9.jpg"
     name.write_bytes(jpeg(0))
-    manifest, _ = ingest("folder", tmp_path)
+    manifest, _ = ingest_folder("folder", tmp_path)
     assert manifest.rows_dropped == {"key is not UTF-8": 1}
     assert manifest.info["examples"]["key is not UTF-8"][0]["key"] == "a/caf\\udce9.jpg"
     (source / "a").rename(source / "caf\udce9")
     with pytest.raises(DataError, match=r"class folder caf\\udce9 has a name that is not UTF-8"):
-        convert("folder", str(tmp_path / "source"), str(tmp_path / "second"), options=IngestOptions())
+        ingest(tmp_path / "source", tmp_path / "second", kind="folder")
 
 
 def test_names_of_files_that_are_not_utf8_do_not_spoil_the_manifest(source, tmp_path):
@@ -203,7 +189,7 @@ def test_names_of_files_that_are_not_utf8_do_not_spoil_the_manifest(source, tmp_
     data = (source / "00000.tar").read_bytes()
     (source / "caf\udce9.tar").write_bytes(data[: data.index(b"caption 1") + 3])
     (source / "00000.tar").unlink()
-    manifest, _ = ingest("webdataset", tmp_path)
+    manifest, _ = ingest_folder("webdataset", tmp_path)
     assert manifest.rows_dropped == {"key is not UTF-8": 1, "truncated shard": 1}
     assert manifest.info["damaged_sources"][0]["source"] == "caf\\udce9.tar"
     assert manifest.info["examples"]["truncated shard"][0]["key"] == "\\udce9000000001"

@@ -1,4 +1,4 @@
-"""Rows that nobody meant to write: each costs itself or the rest of its file, and the conversion goes on."""
+"""Hostile and broken input: each bad row costs itself or the rest of its file, and the conversion continues."""
 
 import io
 import json
@@ -8,7 +8,7 @@ import tarfile
 import pytest
 from support import dumps
 from support.conversions import captions, ingest, keys, write_tar
-from support.dumps import jpeg, samples
+from support.dumps import jpeg, samples, write_table
 
 from clipa_eqx.data.array_record_reader import open_records
 from clipa_eqx.errors import DataError
@@ -22,15 +22,8 @@ def texts(*values):
     return pa.array(values, pa.binary()).view(pa.string())
 
 
-def write_table(path, columns):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    pq.write_table(pa.table({name: texts(*values) for name, values in columns.items()}), path)
-
-
 def write_list(folder, rows):
-    dumps.write_pictures(folder, [samples(1)])
+    dumps.write_images(folder, [samples(1)])
     (folder / "list.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     return folder / "list.jsonl"
 
@@ -38,11 +31,11 @@ def write_list(folder, rows):
 @pytest.mark.parametrize(
     "path",
     ["a\0.jpg", "\ud800.jpg", "x" * 300 + ".jpg", "foo://a.jpg", "://a.jpg", "zip://a.jpg", "zip://a::/no.zip",
-     "pictures", "pictures/000000000.jpg/a", "pipe.jpg", "/dev/zero", "loop.jpg"],
+     "images", "images/000000000.jpg/a", "pipe.jpg", "/dev/zero", "loop.jpg"],
 )  # fmt: skip
 @pytest.mark.parametrize("kind", ["jsonl", "json", "parquet"])
-def test_a_path_that_names_no_picture_is_a_missing_image(path, kind, tmp_path):
-    rows = [{"image": path, "caption": "a", "key": "0"}, {"image": "pictures/000000000.jpg", "caption": "b"}]
+def test_a_path_that_names_no_image_is_a_missing_image(path, kind, tmp_path):
+    rows = [{"image": path, "caption": "a", "key": "0"}, {"image": "images/000000000.jpg", "caption": "b"}]
     source = write_list(tmp_path, rows)
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "loop.jpg").symlink_to("loop.jpg")
@@ -52,13 +45,13 @@ def test_a_path_that_names_no_picture_is_a_missing_image(path, kind, tmp_path):
     if kind == "parquet":
         source = tmp_path / "list.parquet"
         paths = [row["image"].encode(errors="surrogatepass") for row in rows]
-        write_table(source, {"image_path": paths, "caption": [b"a", b"b"]})
+        write_table(source, {"image_path": texts(*paths), "caption": texts(b"a", b"b")})
     manifest = ingest(source, tmp_path / "out", kind="parquet" if kind == "parquet" else "captions")
     assert manifest.rows_dropped in ({"missing image": 1}, {"key is not UTF-8": 1})
     assert captions(tmp_path / "out") == ["b"]
 
 
-def test_a_pipe_among_pictures_or_shards_stops_nothing_for_ever(tmp_path):
+def test_a_pipe_among_images_or_shards_stops_nothing_for_ever(tmp_path):
     dumps.write_class_folders(tmp_path / "folder", [samples(2)])
     os.mkfifo(tmp_path / "folder/n01/pipe.jpg")
     assert ingest(tmp_path / "folder", tmp_path / "a", kind="folder").rows_dropped == {"missing image": 1}
@@ -73,7 +66,7 @@ def test_a_pipe_among_pictures_or_shards_stops_nothing_for_ever(tmp_path):
 
 
 def test_json_that_is_nested_without_end_costs_its_row(tmp_path):
-    path = write_list(tmp_path, [{"image": "pictures/000000000.jpg", "caption": "a"}])
+    path = write_list(tmp_path, [{"image": "images/000000000.jpg", "caption": "a"}])
     path.write_text(f"{path.read_text()}{DEEP}\n")
     manifest = ingest(path, tmp_path / "a", kind="captions")
     assert (manifest.rows_written, manifest.rows_dropped) == (1, {"row cannot be parsed": 1})
@@ -144,7 +137,7 @@ URLS = ["s3://b/x.jpg", "gs://b/x", "http://127.0.0.1:9/x.jpg", "zip://a.jpg::fi
 
 @pytest.mark.parametrize("kind", ["jsonl", "json"])
 def test_a_row_cannot_name_a_filesystem_that_nobody_asked_for(kind, tmp_path):
-    good = f"file://{tmp_path}/pictures/000000000.jpg"
+    good = f"file://{tmp_path}/images/000000000.jpg"
     rows = [{"image": path, "caption": "a"} for path in (*URLS, good)]
     source = write_list(tmp_path, rows)
     if kind == "json":
@@ -174,7 +167,7 @@ def test_statistics_that_cannot_be_a_count_are_not_believed(count, tmp_path):
 
 @pytest.mark.parametrize("label", [2**70, 2**31, 1e300, "9" * 5000, [1], {"a": 1}])
 def test_a_label_that_is_no_class_number_is_missing(label, tmp_path):
-    rows = [{"image": "pictures/000000000.jpg", "label": label}, {"image": "pictures/000000000.jpg", "label": 3}]
+    rows = [{"image": "images/000000000.jpg", "label": label}, {"image": "images/000000000.jpg", "label": 3}]
     path = write_list(tmp_path, [rows[0], {"image": "none.jpg", "label": 0}, rows[1]])
     manifest = ingest(path, tmp_path / "out", kind="captions", label_column="label")
     assert manifest.rows_dropped["missing label"] == 1
@@ -194,7 +187,7 @@ def test_ids_and_captions_of_coco_are_whatever_somebody_wrote(tmp_path):
     assert manifest.rows_dropped == {"missing caption": 1}
 
 
-def test_line_ends_of_old_macs_are_told(tmp_path):
+def test_line_ends_of_old_macs_are_reported(tmp_path):
     dumps.write_csv(tmp_path, [samples(2)])
     path = tmp_path / "list.csv"
     path.write_bytes(path.read_bytes().replace(b"\r\n", b"\r"))
@@ -202,13 +195,13 @@ def test_line_ends_of_old_macs_are_told(tmp_path):
         ingest(path, tmp_path / "out", kind="captions")
 
 
-def test_a_list_without_a_header_is_told(tmp_path):
+def test_a_list_without_a_header_is_reported(tmp_path):
     (tmp_path / "list.tsv").write_text("a cat\thttp://host/1.jpg\n")
     with pytest.raises(DataError, match=r"no column looks like the image.*it has: a cat, http://host/1\.jpg"):
         ingest(tmp_path / "list.tsv", tmp_path / "out", kind="captions")
 
 
-def test_class_names_that_are_not_utf8_are_told(tmp_path):
+def test_class_names_that_are_not_utf8_are_reported(tmp_path):
     dumps.write_tfds(tmp_path / "source", [samples(1)])
     (tmp_path / "source/label.labels.txt").write_bytes(b"caf\xe9\n")
     with pytest.raises(DataError, match=r"label\.labels\.txt cannot be read"):
@@ -224,7 +217,7 @@ def test_a_caption_in_json_of_a_tar_that_is_not_utf8_is_called_so(tmp_path):
 
 
 def nested(form):
-    """Captions `caf\\xe9` and `fine` in a form that tables have."""
+    """Captions ``caf\\xe9`` and ``fine`` in a form that tables have."""
     import pyarrow as pa
 
     one = texts(b"caf\xe9", b"fine")
@@ -243,11 +236,7 @@ FORMS = ["text", "large text", "list", "large list", "map", "list of maps"]
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_text_that_is_not_utf8_at_any_depth_of_a_table_costs_one_row(form, tmp_path):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    pictures = pa.array([jpeg(0), jpeg(1)])
-    pq.write_table(pa.table({"jpg": pictures, "caption": nested(form)}), tmp_path / "0.parquet")
+    write_table(tmp_path / "0.parquet", {"jpg": [jpeg(0), jpeg(1)], "caption": nested(form)})
     manifest = ingest(tmp_path / "0.parquet", tmp_path / "out", kind="parquet", keep=("caption",))
     assert manifest.rows_dropped == {"caption is not UTF-8": 1}
     assert captions(tmp_path / "out") == ["fine"]
@@ -256,7 +245,6 @@ def test_a_text_that_is_not_utf8_at_any_depth_of_a_table_costs_one_row(form, tmp
 @pytest.mark.parametrize("how", ["dictionary", "view"])
 def test_dictionaries_and_views_of_tables_are_read(how, tmp_path):
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     def encode(values, kind):
         one = pa.array(values, kind)
@@ -264,14 +252,14 @@ def test_dictionaries_and_views_of_tables_are_read(how, tmp_path):
             return one.dictionary_encode()
         return one.cast({pa.string(): pa.string_view(), pa.binary(): pa.binary_view()}[kind])
 
-    rows = dumps.write_pictures(tmp_path, [samples(3)])
+    rows = dumps.write_images(tmp_path, [samples(3)])
     columns = {
         "status": encode(["success", "success", "failed_to_download"], pa.string()),
         "caption": encode(["a", "b", "c"], pa.string()),
     }
-    paths = encode([f"pictures/{row.key}.jpg" for row in rows], pa.string())
+    paths = encode([f"images/{row.key}.jpg" for row in rows], pa.string())
     for name, column in (("image_path", paths), ("jpg", encode([row.image for row in rows], pa.binary()))):
-        pq.write_table(pa.table({**columns, name: column}), tmp_path / f"{name}.parquet")
+        write_table(tmp_path / f"{name}.parquet", {**columns, name: column})
         manifest = ingest(tmp_path / f"{name}.parquet", tmp_path / f"out-{name}", kind="parquet")
         assert manifest.rows_dropped == {"download failed": 1}
         assert [record.image for record in open_records(tmp_path / f"out-{name}")] == [rows[0].image, rows[1].image]
@@ -279,9 +267,8 @@ def test_dictionaries_and_views_of_tables_are_read(how, tmp_path):
 
 def test_a_date_that_python_cannot_hold_is_kept_as_its_number(tmp_path):
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     when = pa.array([2**62, 0], pa.int64()).cast(pa.timestamp("us"))
-    pq.write_table(pa.table({"jpg": [jpeg(0), jpeg(1)], "caption": ["a", "b"], "when": when}), tmp_path / "0.parquet")
+    write_table(tmp_path / "0.parquet", {"jpg": [jpeg(0), jpeg(1)], "caption": ["a", "b"], "when": when})
     ingest(tmp_path / "0.parquet", tmp_path / "out", kind="parquet", keep=("when",))
     assert [record.extra["when"] for record in open_records(tmp_path / "out")] == [2**62, '"1970-01-01 00:00:00"']

@@ -1,4 +1,4 @@
-"""The converter as a process: killed at random moments, stopped by signals, it leaves no orphans and can go on."""
+"""The converter as a process: killed at random moments or stopped by signals, it leaves no orphans and resumes."""
 
 import contextlib
 import os
@@ -20,12 +20,11 @@ PARTS = 12
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """Enough work that a kill falls into it; the last part repeats keys, so parts are written again at the end."""
+    """Enough work for a kill to interrupt; the last parts repeat keys, so they are written again at the end."""
     folder = tmp_path_factory.mktemp("dump")
-    pictures = [dumps.jpeg(i, width=320, height=240) for i in range(4)]
+    images = [dumps.jpeg(i, width=320, height=240) for i in range(4)]
     shards = [
-        [Sample(f"{part % (PARTS - 2)}-{i}", pictures[i % 4], (b"text",), 0) for i in range(12)]
-        for part in range(PARTS)
+        [Sample(f"{part % (PARTS - 2)}-{i}", images[i % 4], (b"text",), 0) for i in range(12)] for part in range(PARTS)
     ]
     dumps.write_tars(folder / "source", shards)
     return folder / "source"
@@ -101,7 +100,7 @@ def finished_parts(target):
 
 
 def stop_somewhere(process, target, *, number, seed):
-    """Send a signal after a random number of parts and a random moment; the process ids of its workers."""
+    """Send a signal after a random number of parts and a random delay; return the process ids of its workers."""
     draw = random.Random(seed)
     parts = draw.randint(finished_parts(target), PARTS)
     wait_until(lambda: process.poll() is not None or finished_parts(target) >= parts)
@@ -112,7 +111,7 @@ def stop_somewhere(process, target, *, number, seed):
 
 
 def kill_somewhere(source, target, *, seed):
-    """Whether the conversion was killed before its end, and left no orphan."""
+    """Kill a conversion, check that it leaves no orphan, and return whether it was killed before its end."""
     process = start(source, target, "--workers", "2")
     workers = stop_somewhere(process, target, number=signal.SIGKILL, seed=seed)
     process.communicate(timeout=60)
@@ -120,14 +119,14 @@ def kill_somewhere(source, target, *, seed):
     return process.returncode == -signal.SIGKILL
 
 
-def test_a_conversion_killed_at_three_moments_goes_on_to_the_same_bytes(source, whole, tmp_path):
+def test_a_conversion_killed_at_three_moments_resumes_to_the_same_bytes(source, whole, tmp_path):
     killed = [kill_somewhere(source, tmp_path / "out", seed=seed) for seed in range(3)]
     assert any(killed)
     assert finish(source, tmp_path / "out", "--workers", "1") == whole
 
 
 @pytest.mark.slow
-def test_a_conversion_killed_at_each_of_twenty_moments_goes_on_to_the_same_bytes(source, whole, tmp_path):
+def test_a_conversion_killed_at_each_of_twenty_moments_resumes_to_the_same_bytes(source, whole, tmp_path):
     killed = 0
     for seed in range(100, 120):
         killed += kill_somewhere(source, tmp_path / f"{seed}", seed=seed)
@@ -136,9 +135,9 @@ def test_a_conversion_killed_at_each_of_twenty_moments_goes_on_to_the_same_bytes
 
 
 def start_and_hold(source, folder):
-    """A conversion with parts done and parts to do, its workers held; a starved test may come too late and tries again.
+    """Start a conversion and stop its workers while some parts are done and some are not.
 
-    Gives (process, workers, target).
+    A starved test may come too late and tries again. Returns (process, workers, target).
     """
     for attempt in range(10):
         target = folder / str(attempt) / "out"

@@ -1,4 +1,4 @@
-"""`python -m conversion.records`: what it says and returns, above all when the user is mistaken."""
+"""The command ``python -m conversion.records``: output and exit codes, above all after mistakes."""
 
 import importlib.util
 import json
@@ -8,23 +8,17 @@ import sys
 
 import pytest
 from support import dumps
+from support.conversions import call
 from support.dumps import samples
 from support.paths import ROOT
 
-from clipa_eqx.cli import run
 from clipa_eqx.data.array_record_reader import open_records
-from conversion.records.__main__ import main
 
 
 @pytest.fixture
 def source(tmp_path):
-    dumps.write_tars(tmp_path / "tars", [samples(3), dumps.with_corrupt_picture(samples(2, first=3))])
+    dumps.write_tars(tmp_path / "tars", [samples(3), dumps.with_corrupt_image(samples(2, first=3))])
     return tmp_path / "tars"
-
-
-def call(*arguments, workers=1):
-    extra = [] if "--workers" in arguments else ["--workers", str(workers)]
-    return run(lambda: main([*map(str, arguments), *extra]))
 
 
 def test_converting_verifying_and_comparing(source, tmp_path, capsys):
@@ -48,7 +42,7 @@ def test_converting_verifying_and_comparing(source, tmp_path, capsys):
     assert "damaged: shard-000001-000.array_record is missing" in capsys.readouterr().out
 
 
-def test_damage_and_shared_keys_are_told_with_advice(tmp_path, capsys):
+def test_damage_and_shared_keys_are_reported_with_advice(tmp_path, capsys):
     dumps.write_tars(tmp_path / "tars", [samples(3), [*samples(1, first=8), dumps.replace(samples(1)[0], label=1)]])
     dumps.write_tars(tmp_path / "tars/more", [[dumps.replace(samples(1)[0], captions=(b"other",))]])
     cut = tmp_path / "tars/00000.tar"
@@ -77,7 +71,7 @@ def tfrecords_as_tars(folder):
 
 def tars_as_class_folders(folder):
     dumps.write_tars(folder / "source/train", [samples(1)])
-    return ["folder", folder / "source", folder / "out"], "no class folders with pictures"
+    return ["folder", folder / "source", folder / "out"], "no class folders with images"
 
 
 def empty_folder(folder):
@@ -99,7 +93,7 @@ def existing_destination(folder):
 def unreadable_file(folder):
     dumps.write_tars(folder / "source", [samples(1)])
     (folder / "source/00001.tar").symlink_to(folder / "gone.tar")
-    return ["webdataset", folder / "source", folder / "out"], r"00001\.tar cannot be read: a link to nothing; mend it"
+    return ["webdataset", folder / "source", folder / "out"], r"00001\.tar cannot be read: a link to nothing; fix it"
 
 
 def unknown_column(folder):
@@ -196,7 +190,6 @@ def test_a_mistake_gets_one_message_and_exit_code_2(mistake, tmp_path, capsys):
     shown = capsys.readouterr()
     (message,) = [line for line in shown.err.splitlines() if line.startswith("error: ")]
     assert re.search(said, message)
-    assert "Traceback" not in shown.err
     assert shown.out == ""
     assert not (tmp_path / "out/manifest.json").exists()
 

@@ -1,4 +1,4 @@
-"""Every source in every state: the account closes, what was lost is named, what was kept is what the source held."""
+"""Every kind of source, clean and damaged: the account closes, losses are named, records equal the source."""
 
 import gzip
 import json
@@ -7,12 +7,10 @@ import shutil
 import numpy as np
 import pytest
 from support import dumps
+from support.conversions import ingest_folder
 from support.dumps import samples
 
-from clipa_eqx.data.array_record_reader import open_records
 from clipa_eqx.data.images.decode import decode_image
-from conversion.records.convert import convert
-from conversion.records.rows import IngestOptions
 
 KINDS = {
     "img2dataset": ("img2dataset", dumps.write_img2dataset),
@@ -30,9 +28,7 @@ CAPTIONED = [name for name in KINDS if name not in LABELED]
 
 
 def ingest(name, folder, **options):
-    kind, _ = KINDS[name]
-    manifest = convert(kind, str(folder / "source"), str(folder / "out"), options=IngestOptions(**options))
-    records = list(open_records(folder / "out"))
+    manifest, records = ingest_folder(KINDS[name][0], folder, **options)
     assert manifest.rows_read == manifest.rows_written + sum(manifest.rows_dropped.values())
     assert manifest.rows_written == len(records)
     assert set(manifest.info["examples"]) == set(manifest.rows_dropped)
@@ -67,8 +63,8 @@ def test_a_clean_source_arrives_whole(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_corrupt_picture_is_one_dropped_row(name, tmp_path):
-    write(name, tmp_path, [dumps.with_corrupt_picture(samples(3)), samples(2, first=3)])
+def test_a_corrupt_image_is_one_dropped_row(name, tmp_path):
+    write(name, tmp_path, [dumps.with_corrupt_image(samples(3)), samples(2, first=3)])
     manifest, _ = ingest(name, tmp_path)
     assert account(manifest) == (5, 4, {"undecodable image": 1})
     (example,) = manifest.info["examples"]["undecodable image"]
@@ -88,15 +84,15 @@ def test_a_bad_caption_is_one_dropped_row(name, caption, reason, tmp_path):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_odd_pictures_are_kept_as_they_are(name, tmp_path):
+def test_odd_images_are_kept_as_they_are(name, tmp_path):
     write(name, tmp_path, [dumps.odd_samples()])
     manifest, records = ingest(name, tmp_path)
-    assert account(manifest) == (len(dumps.ODD_PICTURES), len(dumps.ODD_PICTURES), {})
-    assert sorted(record.image for record in records) == sorted(dumps.odd_pictures().values())
+    assert account(manifest) == (len(dumps.ODD_IMAGES), len(dumps.ODD_IMAGES), {})
+    assert sorted(record.image for record in records) == sorted(dumps.odd_images().values())
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_source_without_rows_gives_an_empty_set(name, tmp_path):
+def test_a_source_without_rows_gives_an_empty_record_folder(name, tmp_path):
     write(name, tmp_path, [[]])
     manifest, records = ingest(name, tmp_path)
     assert account(manifest) == (0, 0, {})
@@ -150,10 +146,10 @@ def test_a_table_with_a_broken_page_lacks_a_known_number_of_rows(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["folder", "files", "csv", "coco"])
-def test_a_missing_picture_is_one_dropped_row(name, tmp_path):
+def test_a_missing_image_is_one_dropped_row(name, tmp_path):
     write(name, tmp_path, [samples(3)])
-    (picture,) = (tmp_path / "source").rglob("000000001.jpg")
-    picture.unlink()
+    (image,) = (tmp_path / "source").rglob("000000001.jpg")
+    image.unlink()
     manifest, _ = ingest(name, tmp_path)
     assert account(manifest) == ((2, 2, {}) if name == "folder" else (3, 2, {"missing image": 1}))
 
@@ -176,7 +172,7 @@ def test_a_quote_that_is_never_closed_costs_the_lines_it_takes(tmp_path):
 
 @pytest.mark.parametrize("damage", ["broken header", "no end mark", "cut in a header"])
 def test_a_tar_that_ends_early_is_noticed(damage, tmp_path):
-    """The library takes each of these for a proper end."""
+    """The tar library takes each of these for a proper end."""
     rows = samples(3)
     write("webdataset", tmp_path, [rows])
     path = tmp_path / "source/00000.tar"
@@ -192,7 +188,7 @@ def test_a_tar_that_ends_early_is_noticed(damage, tmp_path):
     assert manifest.info["damaged_sources"][0]["rows_lost"] == "unknown"
 
 
-def test_the_statistics_of_img2dataset_tell_how_many_rows_a_cut_shard_lacks(tmp_path):
+def test_the_statistics_of_img2dataset_give_the_number_of_rows_a_cut_shard_lacks(tmp_path):
     dumps.write_tars(tmp_path / "source", [samples(5)], stats=True)
     path = tmp_path / "source/00000.tar"
     data = path.read_bytes()
@@ -245,7 +241,7 @@ def test_failed_downloads_are_rows_too(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["coco", "csv", "jsonl"])
-def test_all_captions_of_a_picture_are_kept_in_order(name, tmp_path):
+def test_all_captions_of_an_image_are_kept_in_order(name, tmp_path):
     rows = [dumps.replace(row, captions=(b"one", b"", b"caf\xe9", b"two")) for row in samples(3)]
     write(name, tmp_path, [rows])
     manifest, records = ingest(name, tmp_path)
@@ -264,10 +260,10 @@ def test_parts_of_a_table_join_without_a_gap(tmp_path):
 
 
 def test_karpathy_splits_are_chosen_by_name(tmp_path):
-    rows = dumps.write_pictures(tmp_path / "source", [samples(3)])
+    rows = dumps.write_images(tmp_path / "source", [samples(3)])
     images = [
         {
-            "filepath": "pictures",
+            "filepath": "images",
             "filename": f"{row.key}.jpg",
             "split": split,
             "sentences": [{"raw": "a"}, {"raw": "b"}],
@@ -277,7 +273,7 @@ def test_karpathy_splits_are_chosen_by_name(tmp_path):
     (tmp_path / "source/dataset.json").write_text(json.dumps({"images": images, "dataset": "coco"}))
     _, records = ingest("coco", tmp_path, split="train,restval")
     assert [(record.key, record.captions) for record in records] == [
-        (f"pictures/{key}.jpg", ("a", "b")) for key in ("000000000", "000000002")
+        (f"images/{key}.jpg", ("a", "b")) for key in ("000000000", "000000002")
     ]
 
 
@@ -289,10 +285,10 @@ def test_metadata_goes_to_extra_on_request(tmp_path):
     ]
 
 
-def test_small_pictures_are_dropped_and_large_ones_made_smaller(tmp_path):
+def test_small_images_are_dropped_and_large_ones_made_smaller(tmp_path):
     rows = samples(3)
     rows[1] = dumps.replace(rows[1], image=dumps.jpeg(1, width=300, height=200))
-    rows[2] = dumps.replace(rows[2], image=dumps.odd_pictures()["rgba.png"])
+    rows[2] = dumps.replace(rows[2], image=dumps.odd_images()["rgba.png"])
     write("webdataset", tmp_path, [rows])
     manifest, records = ingest("webdataset", tmp_path, min_side=17, max_side=40)
     assert account(manifest) == (3, 2, {"too small": 1})
@@ -300,7 +296,7 @@ def test_small_pictures_are_dropped_and_large_ones_made_smaller(tmp_path):
     assert all(record.image[:2] == b"\xff\xd8" for record in records)
 
 
-def test_a_picture_made_smaller_looks_like_the_picture(tmp_path):
+def test_an_image_made_smaller_looks_like_the_image(tmp_path):
     smooth = np.linspace(0, 255, 300 * 200 * 3).reshape(200, 300, 3).astype(np.uint8)
     file = dumps.io.BytesIO()
     dumps.Image.fromarray(smooth).save(file, "PNG")

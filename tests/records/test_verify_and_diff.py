@@ -1,4 +1,4 @@
-"""`verify` and `diff` of record folders, and the hashes they stand on, against plain Python over all keys."""
+"""``verify`` and ``diff`` of record folders, and the hashes they use, against plain Python over all keys."""
 
 import hashlib
 import shutil
@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import dumps
+from support.conversions import ingest
 
 from clipa_eqx.data.array_record_reader import open_records
 from clipa_eqx.data.array_record_writer import write_records
@@ -17,10 +18,10 @@ from clipa_eqx.errors import DataError
 from conversion.records import keys
 from conversion.records.diff import diff
 from conversion.records.keys import ENTRY, Buckets, Fingerprint, content_digest, key_digest, pack_entry, repeated
-from conversion.records.verify import verify
+from conversion.records.verify import find_damage
 
 
-def record(key, *, image=b"picture", caption="text", **extra):
+def record(key, *, image=b"pixels", caption="text", **extra):
     return Record(key=key, image=image, captions=(caption,), extra=extra)
 
 
@@ -35,7 +36,7 @@ def folders(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_diff_tells_which_keys_are_not_shared(folders, workers):
+def test_diff_reports_which_keys_are_not_shared(folders, workers):
     found = diff(str(folders / "a"), str(folders / "b"), workers=workers)
     assert (found.shared, found.changed, found.only_a, found.only_b) == (7, 1, 3, 3)
     assert (found.repeats_a, found.repeats_b) == (0, 0)
@@ -63,16 +64,16 @@ def test_examples_are_the_first_few(folders):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_verify_names_every_damaged_shard(folders, workers):
-    manifest, problems = verify(str(folders / "b"), workers=workers)
+    manifest, problems = find_damage(str(folders / "b"), workers=workers)
     assert (manifest.rows_written, problems) == (10, [])
     (folders / "b/shard-00000.array_record").unlink()
     with (folders / "b/shard-00001.array_record").open("ab") as file:
         file.write(b"x")
     changed = folders / "b/shard-00003.array_record"
     data = bytearray(changed.read_bytes())
-    data[data.index(b"picture")] ^= 1
+    data[data.index(b"pixels")] ^= 1
     changed.write_bytes(data)
-    _, problems = verify(str(folders / "b"), workers=workers)
+    _, problems = find_damage(str(folders / "b"), workers=workers)
     assert [problem.split(" has ")[0].split(" is ")[0] for problem in problems] == [
         f"shard-0000{i}.array_record" for i in (0, 1, 3)
     ]
@@ -82,7 +83,7 @@ def test_verify_names_every_damaged_shard(folders, workers):
 def test_a_damaged_record_ends_a_diff_with_its_shard(folders):
     changed = folders / "b/shard-00003.array_record"
     data = bytearray(changed.read_bytes())
-    data[data.index(b"picture")] ^= 1
+    data[data.index(b"pixels")] ^= 1
     changed.write_bytes(data)
     with pytest.raises(DataError, match=r"shard-00003\.array_record cannot be read.*verify"):
         diff(str(folders / "a"), str(folders / "b"))
@@ -93,7 +94,7 @@ def test_folders_without_a_manifest_are_refused(folders):
     (folders / "unfinished/manifest.json").unlink()
     for name in ("unfinished", "nowhere"):
         with pytest.raises(DataError, match=rf"{name}/manifest\.json does not exist"):
-            verify(str(folders / name))
+            find_damage(str(folders / name))
         with pytest.raises(DataError, match=rf"{name}/manifest\.json does not exist"):
             diff(str(folders / "a"), str(folders / name))
 
@@ -123,8 +124,7 @@ def test_any_number_of_buckets_finds_the_same_repeats(rows_per_bucket, tmp_path,
         buckets.add(keys.unpack_entries(b"".join(entries[50 * part : 50 * part + 50])), by="high")
     found = set()
     for bucket in buckets:
-        again, differs = repeated(bucket)
-        found |= set(zip(again["part"].tolist(), again["row"].tolist(), differs.tolist(), strict=True))
+        found |= set(repeated(bucket).tolist())
     buckets.close()
     first = {}
     expected = set()
@@ -157,14 +157,11 @@ def test_a_fingerprint_forgets_order_but_not_number(elements, random):
     assert sums[0] == sums[1] != sums[2]
 
 
-def test_diff_sees_what_a_smaller_picture_changes(tmp_path):
-    from conversion.records.convert import convert
-    from conversion.records.rows import IngestOptions
-
+def test_diff_sees_what_a_smaller_image_changes(tmp_path):
     rows = [replace(row, image=dumps.jpeg(i, width=100)) for i, row in enumerate(dumps.samples(3))]
     dumps.write_tars(tmp_path / "source", [rows])
     for name, side in (("a", None), ("b", 50)):
-        convert("webdataset", str(tmp_path / "source"), str(tmp_path / name), options=IngestOptions(max_side=side))
+        ingest(tmp_path / "source", tmp_path / name, max_side=side)
     found = diff(str(tmp_path / "a"), str(tmp_path / "b"))
     assert (found.shared, found.changed, found.only_a, found.only_b) == (3, 3, 0, 0)
     assert [one.key for one in open_records(tmp_path / "b")] == [row.key for row in rows]

@@ -1,8 +1,8 @@
-"""Damaged bytes for tests of hostile files."""
+"""Random damage to bytes, for tests of hostile files."""
 
 
 def mutate(data, rng):
-    """The bytes with one to eight of them changed, or some cut, or some put in."""
+    """Copy the bytes with one to eight of them changed, cut or inserted."""
     data = bytearray(data)
     match rng.integers(4):
         case 0:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from support import goldens
 
-ODD_PICTURES = ("cmyk.jpg", "gray16.png", "rgba.png", "odd_422_progressive.jpg", "exif_rotated.jpg", "still.gif")
+ODD_IMAGES = ("cmyk.jpg", "gray16.png", "rgba.png", "odd_422_progressive.jpg", "exif_rotated.jpg", "still.gif")
 
 
 def jpeg(number: int, *, width: int = 24, height: int = 16) -> bytes:
@@ -23,8 +23,8 @@ def jpeg(number: int, *, width: int = 24, height: int = 16) -> bytes:
     return file.getvalue()
 
 
-def odd_pictures() -> dict[str, bytes]:
-    return {name: (goldens.root() / "preprocess/images" / name).read_bytes() for name in ODD_PICTURES}
+def odd_images() -> dict[str, bytes]:
+    return {name: (goldens.root() / "preprocess/images" / name).read_bytes() for name in ODD_IMAGES}
 
 
 @dataclass(frozen=True)
@@ -43,16 +43,41 @@ def samples(count: int, *, first: int = 0) -> list[Sample]:
 def odd_samples() -> list[Sample]:
     return [
         Sample(f"odd-{i}", image, (b"odd",), i % 2, suffix=name.rpartition(".")[2])
-        for i, (name, image) in enumerate(odd_pictures().items())
+        for i, (name, image) in enumerate(odd_images().items())
     ]
 
 
-def with_corrupt_picture(rows: list[Sample]) -> list[Sample]:
+def with_corrupt_image(rows: list[Sample]) -> list[Sample]:
     return [replace(rows[0], image=rows[0].image[:-100]), *rows[1:]]
 
 
 def with_caption(rows: list[Sample], caption: bytes) -> list[Sample]:
     return [replace(rows[0], captions=(caption,)), *rows[1:]]
+
+
+def write_examples(path: Path, examples: list[dict[str, bytes | int]]) -> None:
+    """Write a TFRecord file of ``tf.Example``s."""
+    import tensorflow as tf
+
+    def feature(value: bytes | int):
+        if isinstance(value, int):
+            return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
+        return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for values in examples:
+            features = tf.train.Features(feature={name: feature(value) for name, value in values.items()})
+            writer.write(tf.train.Example(features=features).SerializeToString())
+
+
+def write_table(path: Path, columns: dict[str, object], *, metadata: dict[bytes, bytes] | None = None) -> None:
+    """Write a Parquet file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns).replace_schema_metadata(metadata), path)
 
 
 def write_img2dataset(folder: Path, shards: list[list[Sample]], *, compression: str = "") -> None:
@@ -109,7 +134,7 @@ def write_tars(folder: Path, shards: list[list[Sample]], *, mode: str = "w", sta
 
 
 def write_parquet(folder: Path, shards: list[list[Sample]]) -> None:
-    """As img2dataset's output format `parquet`."""
+    """Write img2dataset's output format ``parquet``."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -125,7 +150,7 @@ def write_parquet(folder: Path, shards: list[list[Sample]]) -> None:
 
 
 def write_files(folder: Path, shards: list[list[Sample]], *, failed: int = 0) -> None:
-    """As img2dataset's output format `files`: pictures beside a table that also names the failed downloads."""
+    """Write img2dataset's output format ``files``: images next to a table that also names the failed downloads."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -150,17 +175,17 @@ def write_class_folders(folder: Path, shards: list[list[Sample]]) -> None:
         (folder / f"n0{row.label + 1}" / f"{row.key}.{row.suffix}").write_bytes(row.image)
 
 
-def write_pictures(folder: Path, shards: list[list[Sample]]) -> list[Sample]:
+def write_images(folder: Path, shards: list[list[Sample]]) -> list[Sample]:
     rows = [row for shard in shards for row in shard]
-    (folder / "pictures").mkdir(parents=True)
+    (folder / "images").mkdir(parents=True)
     for row in rows:
-        (folder / "pictures" / f"{row.key}.{row.suffix}").write_bytes(row.image)
+        (folder / "images" / f"{row.key}.{row.suffix}").write_bytes(row.image)
     return rows
 
 
 def write_coco(folder: Path, shards: list[list[Sample]]) -> None:
-    rows = write_pictures(folder, shards)
-    images = [{"id": i, "file_name": f"pictures/{row.key}.{row.suffix}"} for i, row in enumerate(rows)]
+    rows = write_images(folder, shards)
+    images = [{"id": i, "file_name": f"images/{row.key}.{row.suffix}"} for i, row in enumerate(rows)]
     notes = [
         {"id": 0, "image_id": i, "caption": os.fsdecode(caption)}
         for i, row in enumerate(rows)
@@ -171,19 +196,19 @@ def write_coco(folder: Path, shards: list[list[Sample]]) -> None:
 
 
 def write_csv(folder: Path, shards: list[list[Sample]]) -> None:
-    rows = write_pictures(folder, shards)
+    rows = write_images(folder, shards)
     with (folder / "list.csv").open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["filepath", "title", "url"])
         for row in rows:
             for caption in row.captions:
-                writer.writerow([f"pictures/{row.key}.{row.suffix}", os.fsdecode(caption), "u"])
+                writer.writerow([f"images/{row.key}.{row.suffix}", os.fsdecode(caption), "u"])
 
 
 def write_jsonl(folder: Path, shards: list[list[Sample]]) -> None:
-    rows = write_pictures(folder, shards)
+    rows = write_images(folder, shards)
     with (folder / "list.jsonl").open("w", encoding="utf-8", errors="surrogateescape") as file:
         for row in rows:
             captions = [os.fsdecode(caption) for caption in row.captions]
-            fields = {"image": f"pictures/{row.key}.{row.suffix}", "caption": captions}
+            fields = {"image": f"images/{row.key}.{row.suffix}", "caption": captions}
             file.write(json.dumps(fields, ensure_ascii=False) + "\n")

@@ -1,4 +1,4 @@
-"""Pictures that lists and tables name by path."""
+"""Images that lists and tables name by path."""
 
 import errno
 import os
@@ -6,21 +6,21 @@ import re
 import stat
 
 from clipa_eqx.errors import DataError
-from conversion.records.files import Place, open_place, protocols
+from conversion.records.places import Place, open_place, protocols
 from conversion.records.rows import Part, printable
 
 _ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError)  # the last: a NUL, a lone surrogate
 
 
-def read_picture(place: Place, path: str, *, part: Part | None = None, images: str | None = None) -> bytes | str:
-    """The file's content, or why there is none: there is no such file, or there cannot be one of that name.
+def read_image(place: Place, path: str, *, part: Part | None = None, images: str | None = None) -> bytes | str:
+    """The content of an image file, or a text that says why there is none.
 
-    A relative path is looked up in `images`, else beside the file that the part is read from; without a part `path` is
-    complete. A row may name a URL only in the filesystem of the source or of `images`, or a local file: others would
-    open whatever connection somebody wrote into a list.
+    A relative path is looked up in ``images``, else next to the file that the part is read from; without a part the
+    path is complete. A row may name a URL only in the filesystem of the source or of ``images``, or a local file.
+    Other URLs would open any connection that somebody wrote into a list.
 
     Raises:
-        DataError: the file is there but cannot be read: no reason to drop a row, the next attempt may succeed.
+        DataError: the file exists but cannot be read. That is no reason to drop a row: the next attempt may succeed.
     """
     if "://" in path:
         scheme = path.partition("://")[0]
@@ -31,7 +31,7 @@ def read_picture(place: Place, path: str, *, part: Part | None = None, images: s
             place = open_place(path)
         except DataError as error:
             if isinstance(error.__cause__, (*_ABSENT, TypeError)):
-                return str(error)  # not a URL, or of an archive that is not there
+                return str(error)  # not a URL, or in an archive that does not exist
             raise
         path = place.path
     elif part is not None and not path.startswith("/"):
@@ -42,16 +42,16 @@ def read_picture(place: Place, path: str, *, part: Part | None = None, images: s
             path = f"{part.path.rpartition('/')[0]}/{path}"
     try:
         if place.is_local and not stat.S_ISREG(os.stat(path).st_mode):
-            return "not a plain file"  # to read a pipe or a device may take for ever
+            return "not a plain file"  # reading a pipe or a device may never end
         return bytes(place.fs.cat_file(path))
     except _ABSENT as error:
         return str(error) if isinstance(error, ValueError) else "no such file"
     except OSError as error:
         if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
             return str(error)
-        raise DataError(f"picture {path} cannot be read: {error}; the same command goes on from here") from error
+        raise DataError(f"image {path} cannot be read: {error}; repeat the same command to resume") from error
 
 
 def is_complete(path: str) -> bool:
-    """Whether a path needs no folder before it."""
+    """Check whether a path needs no folder before it."""
     return path.startswith("/") or re.match(r"^\w+://", path) is not None

@@ -1,87 +1,112 @@
-"""The six kinds of sources: how each is planned and how a part of it is read."""
+"""The table of all kinds of sources, and how a source is planned and its parts are read."""
 
-from collections.abc import Iterator
+import importlib.util
+from collections import Counter
+from collections.abc import Iterator, Mapping
 
 from clipa_eqx.errors import DataError
-from conversion.records.files import Place, open_place
-from conversion.records.rows import IngestOptions, Kind, Lost, Part, Plan, Row, Tally
+from conversion.records.listing import find_files
+from conversion.records.options import IngestOptions
+from conversion.records.places import Place, open_place
+from conversion.records.rows import Lost, Part, Plan, Row, Tally
+from conversion.records.sources.captions import CAPTIONS
+from conversion.records.sources.folder import FOLDER
+from conversion.records.sources.img2dataset import IMG2DATASET
+from conversion.records.sources.parquet import PARQUET
+from conversion.records.sources.planning import suffix_of
+from conversion.records.sources.source import Source, SourceFiles, WrongKind
+from conversion.records.sources.tfds import TFDS
+from conversion.records.sources.webdataset import WEBDATASET
+
+# The order is that of ``--help``. It also decides between kinds that the files of a source suggest equally.
+SOURCES: Mapping[str, Source] = {
+    "img2dataset": IMG2DATASET,
+    "webdataset": WEBDATASET,
+    "parquet": PARQUET,
+    "folder": FOLDER,
+    "tfds": TFDS,
+    "captions": CAPTIONS,
+}
 
 
-def plan_source(place: Place, *, kind: Kind, options: IngestOptions) -> Plan:
-    """The parts of a source in order.
+def source_of(kind: str) -> Source:
+    """The description of a kind of source.
+
+    Raises:
+        DataError: there is no such kind.
+    """
+    if kind not in SOURCES:
+        raise DataError(f"there is no kind of source {kind!r}; choose one of {', '.join(SOURCES)}")
+    return SOURCES[kind]
+
+
+def plan_source(place: Place, *, kind: str, options: IngestOptions) -> Plan:
+    """Plan the parts of a source in order.
 
     Raises:
         DataError: the source is of another kind, empty or not readable, a package that reads it is not installed, its
-            first rows lack a column, or there is no folder `images`.
+            first rows lack a column, or there is no folder ``images``.
     """
+    source = source_of(kind)
     if options.images is not None:
         images = open_place(options.images)
         if images.is_local and not images.fs.isdir(images.path):
             raise DataError(f"--images: there is no folder {options.images}")
-    match kind:
-        case "img2dataset":
-            from conversion.records.sources.tfrecords import plan_img2dataset
-
-            return plan_img2dataset(place, options=options)
-        case "tfds":
-            from conversion.records.sources.tfrecords import plan_tfds
-
-            return plan_tfds(place, options=options)
-        case "webdataset":
-            from conversion.records.sources.tars import plan_webdataset
-
-            return plan_webdataset(place, options=options)
-        case "parquet":
-            from conversion.records.sources.parquet import plan_parquet
-
-            return plan_parquet(place, options=options)
-        case "folder":
-            from conversion.records.sources.class_folders import plan_folder
-
-            return plan_folder(place, options=options)
-        case "captions":
-            from conversion.records.sources.caption_lists import plan_captions
-
-            return plan_captions(place, options=options)
+    found = find_files(place, may_be_empty=source.may_be_empty)
+    files = SourceFiles(place=place, found=found, own=[file for file in found if source.owns(file.name)])
+    try:
+        if found and not files.own:
+            raise WrongKind
+        _check_package(kind, source)
+        return source.plan(files, options)
+    except WrongKind:
+        raise _wrong_kind(files, kind, source) from None
 
 
-def read_part(place: Place, part: Part, *, kind: Kind, options: IngestOptions, tally: Tally) -> Iterator[Row | Lost]:
-    """The rows of a part in order, with those that cannot be had as lost rows.
+def read_part(place: Place, part: Part, *, kind: str, options: IngestOptions, tally: Tally) -> Iterator[Row | Lost]:
+    """Read the rows of a part in order, with rows that cannot be read as lost rows.
 
     Raises:
         DataError: the part cannot be opened.
     """
-    match kind:
-        case "img2dataset":
-            from conversion.records.sources.tfrecords import read_img2dataset
-
-            return read_img2dataset(place, part, options=options)
-        case "tfds":
-            from conversion.records.sources.tfrecords import read_tfds
-
-            return read_tfds(place, part, options=options)
-        case "webdataset":
-            from conversion.records.sources.tars import read_webdataset
-
-            return read_webdataset(place, part, options=options, tally=tally)
-        case "parquet":
-            from conversion.records.sources.parquet import read_parquet
-
-            return read_parquet(place, part, options=options)
-        case "folder":
-            from conversion.records.sources.class_folders import read_listed
-
-            return read_listed(place, part, options=options, labeled=True)
-        case "captions" if part.lines is None:
-            from conversion.records.sources.class_folders import read_listed
-
-            return read_listed(place, part, options=options, labeled=False)
-        case "captions":
-            from conversion.records.sources.tables import read_table
-
-            return read_table(place, part, options=options)
+    return source_of(kind).read(place, part, options, tally)
 
 
-def is_labeled(kind: Kind, options: IngestOptions) -> bool:
-    """Whether rows of the source need a label and may do without a caption."""
-    return kind == "folder" or options.label_column is not None or (kind == "tfds" and options.caption_column is None)
+def is_labeled(kind: str, options: IngestOptions) -> bool:
+    """Check whether rows of the source need a label and may have no caption."""
+    return source_of(kind).is_labeled(options)
+
+
+def counts_rows(kind: str, options: IngestOptions) -> bool:
+    """Check whether progress is in rows; otherwise it is in bytes of the source."""
+    return source_of(kind).sizes_are_rows or options.limit is not None
+
+
+def _check_package(kind: str, source: Source) -> None:
+    if source.package is None:
+        return
+    package, extra = source.package
+    # Without importing it: that takes seconds, and only processes that read need it.
+    if importlib.util.find_spec(package) is None:
+        raise DataError(f"source {kind} is read by {package}, which is not installed: pip install 'clipa_eqx[{extra}]'")
+
+
+def _wrong_kind(files: SourceFiles, kind: str, source: Source) -> DataError:
+    counts = Counter(suffix_of(file.name) for file in files.found)
+    held = ", ".join(f"{count:,} {suffix or 'without a suffix'}" for suffix, count in counts.most_common(5)) or "no"
+    better = _suggested(files, kind)
+    advice = f"is it for the source `{better}`?" if better else "is it the right folder?"
+    return DataError(f"source {kind}: no {source.files} in {files.place.url}; it holds {held} files; {advice}")
+
+
+def _suggested(files: SourceFiles, kind: str) -> str:
+    """The other kinds whose marks are in most file names; empty if there are none."""
+    names = [file.name.lower() for file in files.found]
+    votes = {
+        marks: sum(any(mark in name for mark in marks) for name in names)
+        for marks in dict.fromkeys(other.marks for name, other in SOURCES.items() if name != kind)
+    }
+    marks = max(votes, key=lambda one: votes[one])
+    if not votes[marks]:
+        return ""
+    return " or ".join(name for name, other in SOURCES.items() if name != kind and other.marks == marks)

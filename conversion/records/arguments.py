@@ -1,0 +1,121 @@
+"""Command line of ``python -m conversion.records``."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from conversion.records.class_names import read_class_names
+from conversion.records.options import IngestOptions
+from conversion.records.sources.kinds import SOURCES
+from conversion.records.sources.source import Source
+
+_DESCRIPTION = """\
+Conversion of image-text dumps into record folders: `python -m conversion.records SOURCE SRC DST`, and checks of such
+folders: `verify DIR`, `diff A B`."""
+_EPILOG = """\
+SRC and DST are local paths or fsspec URLs (gs://, s3://, ...; their driver must be installed).
+SRC is a folder, a file, or a pattern in quotes. Its columns are chosen once, by their usual names or --*-column, from
+its first rows; rows without them are dropped and counted. Repeat the same command to resume an interrupted conversion.
+Exit codes: 0 done, 2 a mistake in source, destination or options, 1 anything else, also if no row was kept; verify:
+1 a shard is damaged; diff: 0 the same samples under the same keys, 1 not; 130, 143 and 129 after Ctrl-C, SIGTERM and
+SIGHUP."""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser: a subcommand for each kind of source, ``verify`` and ``diff``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m conversion.records",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    tasks = parser.add_subparsers(dest="task", required=True, metavar="SOURCE|verify|diff")
+    for kind, source in SOURCES.items():
+        _add_options(tasks.add_parser(kind, help=source.help, description=source.help, allow_abbrev=False), source)
+    check = tasks.add_parser("verify", help="hash every shard again", allow_abbrev=False)
+    check.add_argument("folder", metavar="DIR")
+    compare = tasks.add_parser("diff", help="keys that two record folders do not share", allow_abbrev=False)
+    compare.add_argument("a", metavar="A")
+    compare.add_argument("b", metavar="B")
+    compare.add_argument("--examples", type=int, default=10, help="keys to show of each kind (10)")
+    for task in (check, compare):
+        task.add_argument("--workers", type=int, default=_processors(), help="processes (one per processor)")
+    return parser
+
+
+def options_of(arguments: argparse.Namespace) -> IngestOptions:
+    """The options of a conversion.
+
+    Raises:
+        DataError: the file of class names cannot be read.
+    """
+    given = vars(arguments)
+    chosen: dict[str, Any] = {name: given[name] for name in IngestOptions.__dataclass_fields__ if name in given}
+    chosen["keep"] = tuple(given.get("keep", ()))
+    if arguments.class_names is not None:
+        chosen["class_names"] = read_class_names(arguments.class_names)
+    return IngestOptions(**chosen)
+
+
+def _add_options(parser: argparse.ArgumentParser, source: Source) -> None:
+    default = IngestOptions()
+    parser.add_argument("source", metavar="SRC")
+    parser.add_argument("target", metavar="DST")
+    parser.add_argument(
+        "--workers", type=int, default=_processors(), help="processes (one per processor); 1: only this one"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="start again; records that are in DST are replaced")
+    parser.add_argument("--max-side", type=int, help="re-encode images with a longer side to this one, px (off)")
+    parser.add_argument(
+        "--jpeg-quality",
+        type=int,
+        default=default.jpeg_quality,
+        help=f"quality after --max-side ({default.jpeg_quality})",
+    )
+    parser.add_argument("--min-side", type=int, default=0, help="drop images with a shorter side than this, px (0)")
+    parser.add_argument(
+        "--validate", choices=("header", "full"), default=default.validate, help="decode images or not (full)"
+    )
+    parser.add_argument("--limit", type=int, help="read only this many first rows")
+    parser.add_argument(
+        "--records-per-shard",
+        type=int,
+        default=default.records_per_shard,
+        help=f"at most ({default.records_per_shard})",
+    )
+    parser.add_argument(
+        "--examples", type=int, default=default.examples, help="keys kept for each reason to drop a row (10)"
+    )
+    parser.add_argument("--class-names", type=Path, help="file with the name of each label, one a line")
+    if source.has_columns:
+        _add_columns(parser)
+    if source.has_prefix:
+        parser.add_argument(
+            "--prefix-keys",
+            action="store_true",
+            help="put the name of the file before every key, for dumps that share keys",
+        )
+    if source.split_help:
+        parser.add_argument("--split", help=source.split_help)
+    if source.has_images:
+        parser.add_argument("--images", help="folder that paths are relative to (that of the list)")
+
+
+def _add_columns(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--image-column", help="or feature, or suffix in tars (the usual names)")
+    parser.add_argument("--caption-column", help="or feature, suffix or field of .json in tars (the usual names)")
+    parser.add_argument("--key-column", help="unique name of each row (the usual names)")
+    parser.add_argument("--label-column", help="class numbers; captions are then optional (none)")
+    parser.add_argument(
+        "--keep",
+        nargs="+",
+        default=(),
+        metavar="COLUMN",
+        help="columns, or suffixes and fields of .json in tars, for `extra`: url sha256 ... (none)",
+    )
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

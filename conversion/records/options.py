@@ -1,0 +1,65 @@
+"""Options of a conversion: everything that decides the output besides the source."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from clipa_eqx.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestOptions:
+    """Options that decide the content of the output. Their names and values are in the manifest if they are changed.
+
+    Attributes:
+        image_column: column with the image, or with its path. Columns are those of tables, the features of
+            ``tf.Example``s, or suffixes of members and fields of the JSON member in tars; None looks for the usual
+            names. The same holds for the next three.
+        caption_column: column with the caption or captions.
+        key_column: column with the unique name of each row.
+        label_column: column with the class number; captions are then optional.
+        keep: columns whose values go to ``extra``.
+        split: the split to read, of a source that holds several.
+        images: folder that listed paths are relative to (None: the folder of the list).
+        class_names: name of each label.
+        prefix_keys: put the name of the source file before each key, for dumps that share keys.
+        validate: whether images are decoded or only their headers are read.
+        min_side: shortest accepted image side in pixels.
+        max_side: longest image side in pixels; larger images are re-encoded.
+        jpeg_quality: quality of re-encoded images, 1 to 100.
+        limit: number of first rows to read (None: all).
+        records_per_shard: maximum number of records in a shard.
+        examples: number of examples kept for each reason to drop a row.
+    """
+
+    image_column: str | None = None
+    caption_column: str | None = None
+    key_column: str | None = None
+    label_column: str | None = None
+    keep: tuple[str, ...] = ()
+    split: str | None = None
+    images: str | None = None
+    class_names: tuple[str, ...] | None = None
+    prefix_keys: bool = False
+    validate: Literal["header", "full"] = "full"
+    min_side: int = 0
+    max_side: int | None = None
+    jpeg_quality: int = 95
+    limit: int | None = None
+    records_per_shard: int = 10_000
+    examples: int = 10
+
+
+def check_options(options: IngestOptions) -> None:
+    """Check that numbers are in their ranges.
+
+    Raises:
+        DataError: one is not, or two contradict each other.
+    """
+    for name, least in (("min_side", 0), ("max_side", 1), ("limit", 1), ("records_per_shard", 1), ("examples", 0)):
+        value: int | None = getattr(options, name)
+        if value is not None and value < least:
+            raise DataError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+    if not 1 <= options.jpeg_quality <= 100:
+        raise DataError(f"--jpeg-quality must be between 1 and 100, got {options.jpeg_quality}")
+    if options.max_side is not None and options.max_side < options.min_side:
+        raise DataError(f"--max-side {options.max_side} is smaller than --min-side {options.min_side}")

@@ -1,0 +1,81 @@
+"""Report of a converted part, and the names of the files of a part in ``_unfinished``."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+from clipa_eqx.data.manifest import ShardInfo
+from conversion.records.keys import ENTRY
+
+UNFINISHED = "_unfinished"  # folder inside the destination; it exists only until the manifest does
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartReport:
+    """The result of a part. The names of all fields are in files, which later versions read to resume.
+
+    Attributes:
+        number: number of the part.
+        size: size of the part (see ``Part``).
+        rows_read: rows read, including lost ones.
+        rows_written: records written.
+        dropped: rows by reason.
+        examples: the first rows dropped for each reason.
+        captions_written: captions of the records.
+        captions_dropped: captions left out of records, by reason.
+        damaged: damaged files, as in the manifest.
+        shards: entries of the shards for the manifest.
+        keys: fingerprint of the keys.
+        content: fingerprint of the contents.
+        limit: maximum number of rows that was set for this part.
+        duplicates: rows dropped as duplicates.
+        ignored_members: members of a tar that belong to no row.
+        versions: versions of the libraries that decide bytes.
+    """
+
+    number: int
+    size: int
+    rows_read: int
+    rows_written: int
+    dropped: dict[str, int]
+    examples: dict[str, list[dict[str, str]]]
+    captions_written: int
+    captions_dropped: dict[str, int]
+    damaged: list[dict[str, object]]
+    shards: list[dict[str, Any]]
+    keys: str
+    content: str
+    limit: int | None
+    duplicates: int
+    ignored_members: int
+    versions: dict[str, str]
+
+    def shard_infos(self) -> list[ShardInfo]:
+        return [ShardInfo(**shard) for shard in self.shards]
+
+    def files(self) -> dict[str, int]:
+        """Sizes by name of the files that the report declares complete."""
+        entries = self.rows_written + self.duplicates
+        return {shard.name: shard.bytes for shard in self.shard_infos()} | {
+            keys_name(self.number): entries * ENTRY.itemsize
+        }
+
+
+def report_name(number: int) -> str:
+    return f"{UNFINISHED}/part-{number:06d}.json"
+
+
+def keys_name(number: int) -> str:
+    return f"{UNFINISHED}/part-{number:06d}.keys"
+
+
+def report_to_json(report: PartReport) -> bytes:
+    return json.dumps(asdict(report)).encode()
+
+
+def report_from_json(data: bytes) -> PartReport | None:
+    """The report; None if it is damaged or from a version with other fields."""
+    try:
+        return PartReport(**cast(dict[str, Any], json.loads(data)))
+    except (ValueError, TypeError):
+        return None

@@ -1,0 +1,43 @@
+"""Source ``img2dataset``: the TFRecord files of that tool, and others of ``tf.Example``s."""
+
+import re
+from collections.abc import Iterator
+from functools import partial
+
+from conversion.records.options import IngestOptions
+from conversion.records.places import Place
+from conversion.records.rows import Lost, Part, Plan, Row, Tally
+from conversion.records.sources.columns import KEY_COLUMNS
+from conversion.records.sources.damage import with_lost_rest
+from conversion.records.sources.planning import Choice, plan_files
+from conversion.records.sources.row_counts import img2dataset_count, statistics_files
+from conversion.records.sources.source import Source, SourceFiles
+from conversion.records.sources.tfrecords import PACKAGE, Features, choose_features, read_examples, read_features
+
+_NAME = re.compile(r"\.tfrecords?(\.gz)?(-\d+-of-\d+)?(\.gz)?$")
+
+
+def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
+    where = f"the first examples of {files.place.url}"
+
+    def choose(examples: Iterator[Features]) -> Choice:
+        return Choice(choose_features(examples, options=options, label=(), key=KEY_COLUMNS, where=where))
+
+    return plan_files(files, first=partial(read_features, files.place), choose=choose, about=statistics_files(files))
+
+
+def _read(place: Place, part: Part, options: IngestOptions, tally: Tally) -> Iterator[Row | Lost]:
+    """The examples of a file in order, with one lost row for the rest of a file that is cut or damaged."""
+    return with_lost_rest(read_examples(place, part, options), part, expected=img2dataset_count(place, part))
+
+
+IMG2DATASET = Source(
+    help="img2dataset's TFRecords (extra tfrecord); gzip too",
+    files="TFRecord files",
+    owns=lambda name: _NAME.search(name) is not None,
+    plan=_plan,
+    read=_read,
+    marks=(".tfrecord",),
+    package=PACKAGE,
+    has_prefix=True,
+)

@@ -1,0 +1,146 @@
+"""Lists in JSON: COCO, Karpathy's splits, and plain lists of maps."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, cast
+
+from clipa_eqx.errors import DataError
+from conversion.records.listing import FoundFile
+from conversion.records.options import IngestOptions
+from conversion.records.places import Place, open_place
+from conversion.records.reading import unreadable
+from conversion.records.rows import Columns, ListedRow
+from conversion.records.sources.columns import choose_listed, count_names
+from conversion.records.sources.images import is_complete
+from conversion.records.sources.listed import list_parts
+from conversion.records.sources.planned_list import PlannedList
+from conversion.records.sources.values import as_captions, as_label, from_json, kept_values
+
+Fields = Mapping[str, object]
+Captions = Sequence[str | bytes | None]
+
+
+class _Content(NamedTuple):
+    """The maps of a list.
+
+    Attributes:
+        entries: one per image.
+        annotations: COCO's captions, each with the id of its image; None: entries have their own captions.
+    """
+
+    entries: Sequence[Fields]
+    annotations: Sequence[Fields] | None
+
+
+def plan_json(place: Place, file: FoundFile, options: IngestOptions) -> PlannedList:
+    """Cut a list into parts of ``records_per_shard`` images.
+
+    Raises:
+        DataError: the file cannot be read or understood, has no such split or several and none is chosen, or lacks a
+            column.
+    """
+    content = _read(place, file)
+    entries = _of_split(content.entries, file, options)
+    annotations = content.annotations
+    if not entries:
+        return PlannedList(unlisted=len(annotations or ()))
+    names = count_names(entries)
+    texts = None if annotations is None else count_names(annotations) or {"caption": 0}
+    columns = choose_listed(names, texts, options=options, where=file.path)
+    by_image = _captions_by_image(annotations or (), columns)
+
+    def captions_of(entry: Fields) -> Captions:
+        if annotations is None:
+            return as_captions(entry.get(columns.caption or "", ()))
+        return by_image.pop(_identity(entry.get("id")), ())
+
+    list_file = _ListFile(place, file, options)
+    rows = [_row(entry, captions_of(entry), columns, list_file) for entry in entries]
+    return PlannedList(
+        parts=list_parts(rows, [1] * len(rows), source=file.name, options=options),
+        content=(repr(row).encode() for row in rows),
+        columns=columns,
+        names=names,
+        unlisted=0 if options.split else sum(map(len, by_image.values())),
+    )
+
+
+def _read(place: Place, file: FoundFile) -> _Content:
+    try:
+        content = from_json(place.fs.cat_file(file.path))
+    except OSError as error:
+        raise unreadable(file.path, error) from error
+    except ValueError as error:
+        raise DataError(f"{file.path} is not valid JSON: {error}; is it cut? fetch it again") from error
+    fields = cast(dict[str, object], content) if isinstance(content, dict) else {}
+    return _Content(
+        entries=_maps(content if isinstance(content, list) else fields.get("images"), file),
+        annotations=_maps(fields["annotations"], file) if "annotations" in fields else None,
+    )
+
+
+def _maps(value: object, file: FoundFile) -> list[dict[str, object]]:
+    items = cast(list[object], value) if isinstance(value, list) else [None]
+    if not all(isinstance(item, dict) for item in items):
+        raise DataError(
+            f"{file.path} is not understood; expected COCO's images and annotations, Karpathy's images with sentences, "
+            "or a list of maps with a path and captions"
+        )
+    return cast(list[dict[str, object]], items)
+
+
+def _of_split(entries: Sequence[Fields], file: FoundFile, options: IngestOptions) -> Sequence[Fields]:
+    splits = sorted({str(entry["split"]) for entry in entries if "split" in entry})
+    if options.split is None:
+        if len(splits) > 1:
+            raise DataError(
+                f"{file.path} holds several splits, choose with --split A or --split A,B: {', '.join(splits)}"
+            )
+        return entries
+    wanted = options.split.split(",")
+    if missing := [name for name in wanted if name not in splits]:
+        raise DataError(f"{file.path} has no split {', '.join(missing)}; it has: {', '.join(splits) or 'none'}")
+    return [entry for entry in entries if str(entry.get("split")) in wanted]
+
+
+def _captions_by_image(annotations: Sequence[Fields], columns: Columns) -> dict[object, list[str | bytes | None]]:
+    captions: dict[object, list[str | bytes | None]] = {}
+    for annotation in annotations:
+        found = as_captions(annotation.get(columns.caption or "", ()))
+        captions.setdefault(_identity(annotation.get("image_id")), []).extend(found)
+    return captions
+
+
+def _identity(value: object) -> object:
+    """The key that joins annotations to images: ids may be anything, also lists, and 1 equals 1.0."""
+    return value if isinstance(value, int | float | str) else repr(value)
+
+
+class _ListFile(NamedTuple):
+    """A list file with its filesystem and options, which complete the paths of its rows."""
+
+    place: Place
+    file: FoundFile
+    options: IngestOptions
+
+    def complete(self, path: str) -> str:
+        """The path or URL of an image, complete."""
+        if is_complete(path):
+            return path
+        if self.options.images is None:
+            return f"{self.file.path.rpartition('/')[0]}/{path}"
+        images = open_place(self.options.images)
+        return str(images.fs.unstrip_protocol(images.child(path)))
+
+
+def _row(entry: Fields, captions: Captions, columns: Columns, list_file: _ListFile) -> ListedRow:
+    path = str(entry.get(columns.path or "") or "")
+    if columns.path == "filename" and entry.get("filepath"):
+        path = f"{entry['filepath']}/{path}"
+    key = entry.get(columns.key) if columns.key else None
+    return ListedRow(
+        key=path if key is None else str(key),
+        path=list_file.complete(path),
+        captions=tuple(captions),
+        label=as_label(entry.get(columns.label)) if columns.label else None,
+        extra=kept_values(entry, list_file.options.keep),
+    )

@@ -1,0 +1,40 @@
+"""Numbers of rows that img2dataset records next to its shards."""
+
+from typing import cast
+
+from conversion.records.listing import FoundFile
+from conversion.records.places import Place
+from conversion.records.rows import Part
+from conversion.records.sources.planning import files_next_to
+from conversion.records.sources.source import SourceFiles
+from conversion.records.sources.values import from_json
+
+_MOST_ROWS = 2**40
+_SUFFIX = "_stats.json"
+
+
+def statistics_files(files: SourceFiles) -> list[FoundFile]:
+    """The statistics of all shards of a source, such as ``00012_stats.json`` next to ``00012.tar``."""
+    return files_next_to(files, lambda file: f"{_stem(file.name)}{_SUFFIX}")
+
+
+def img2dataset_count(place: Place, part: Part) -> int | None:
+    """Number of rows that img2dataset says it wrote to a shard; None without valid statistics."""
+    path = f"{part.path.rpartition('/')[0]}/{_stem(part.path)}{_SUFFIX}"
+    if not place.fs.exists(path):
+        return None
+    try:
+        content = from_json(place.fs.cat_file(path))
+    except ValueError:
+        return None
+    count = cast(dict[str, object], content).get("successes") if isinstance(content, dict) else None
+    return as_count(count)
+
+
+def as_count(value: object) -> int | None:
+    """A number of rows of a file; None for a value that cannot be one."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST_ROWS else None
+
+
+def _stem(name: str) -> str:
+    return name.rpartition("/")[2].partition(".")[0]

@@ -1,0 +1,69 @@
+"""Description of a kind of source, and the files of one source of that kind."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from conversion.records.listing import FoundFile
+from conversion.records.options import IngestOptions
+from conversion.records.places import Place
+from conversion.records.rows import Lost, Part, Plan, Row, Tally
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceFiles:
+    """The files of a source.
+
+    Attributes:
+        found: all files, sorted by path.
+        own: those that hold rows by their names (``Source.owns``).
+    """
+
+    place: Place
+    found: Sequence[FoundFile]
+    own: Sequence[FoundFile]
+
+
+class WrongKind(Exception):
+    """The source does not hold the files of this kind. The message for the user is made in ``kinds``."""
+
+
+def needs_label(options: IngestOptions) -> bool:
+    """Check whether rows need a label: they do if its column is named."""
+    return options.label_column is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A kind of source: how its files are recognized, planned and read, and which flags it takes.
+
+    Attributes:
+        help: the line of ``--help``.
+        files: name of its files in messages.
+        owns: whether a file of this name holds rows.
+        plan: plan the parts. May raise ``WrongKind``, and ``DataError`` for files that cannot be understood.
+        read: read the rows of a part in order, with rows that cannot be read as lost rows.
+        marks: parts of file names that suggest this kind, for the advice after a mistake.
+        package: optional package that reads it, with the extra of clipa_eqx that installs it.
+        is_labeled: whether rows need a label and may have no caption.
+        may_be_empty: whether a source without files is valid.
+        sizes_are_rows: whether the sizes of parts are rows instead of bytes.
+        has_columns: whether the flags for columns apply.
+        has_prefix: whether ``--prefix-keys`` applies.
+        has_images: whether ``--images`` applies.
+        split_help: help of ``--split``; empty if it does not apply.
+    """
+
+    help: str
+    files: str
+    owns: Callable[[str], bool]
+    plan: Callable[[SourceFiles, IngestOptions], Plan]
+    read: Callable[[Place, Part, IngestOptions, Tally], Iterator[Row | Lost]]
+    marks: tuple[str, ...] = ()
+    package: tuple[str, str] | None = None
+    is_labeled: Callable[[IngestOptions], bool] = needs_label
+    may_be_empty: bool = False
+    sizes_are_rows: bool = False
+    has_columns: bool = True
+    has_prefix: bool = False
+    has_images: bool = False
+    split_help: str = ""

@@ -1,0 +1,91 @@
+"""Values of tables, features and JSON, converted to the types of a record."""
+
+import itertools
+import json
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, cast
+
+from clipa_eqx.data.records import ExtraValue
+
+_MOST_LABELS = 2**31
+_DEEPEST = 64  # levels of JSON
+_NESTING = (dict, list)
+
+
+def from_json(text: str | bytes) -> object:
+    """Parse JSON. Bytes that are not UTF-8 are kept as surrogates, so that only the text that holds them is affected.
+
+    Raises:
+        ValueError: it is not valid, or nested more than 64 levels deep.
+    """
+    if isinstance(text, bytes):
+        text = text.decode(json.detect_encoding(text), errors="surrogateescape")
+    try:
+        content: object = json.loads(text.removeprefix("\ufeff"))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if text.count("[") + text.count("{") > _DEEPEST and _is_deep(content):
+        raise ValueError("nested too deeply")
+    return content
+
+
+def _is_deep(content: object) -> bool:
+    level: list[Any] = [content] if type(content) in _NESTING else []
+    for _ in range(_DEEPEST):
+        children = itertools.chain.from_iterable(item.values() if type(item) is dict else item for item in level)
+        # Keep only values that nest: a list of images has millions that do not.
+        level = [child for child in children if type(child) in _NESTING]
+        if not level:
+            return False
+    return True
+
+
+def as_captions(value: object) -> tuple[str | bytes | None, ...]:
+    """Captions from a text, or a list of texts or of maps with ``raw``, ``caption`` or ``text``; None stays None."""
+    if value is None:
+        return (None,)
+    if isinstance(value, str | bytes):
+        return (value,)
+    if isinstance(value, dict):
+        fields = cast(dict[str, object], value)
+        return as_captions(fields.get("raw", fields.get("caption", fields.get("text"))))
+    if isinstance(value, Iterable):
+        return tuple(caption for item in cast(Iterable[object], value) for caption in as_captions(item))
+    return (str(value),)
+
+
+def as_label(value: object) -> int | None:
+    """A class number from 0 to 2^31 - 1; None for anything else, such as TFDS's -1 for an unknown class."""
+    if isinstance(value, bytes | str):
+        try:
+            value = int(value)
+        except ValueError:
+            return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return int(value) if isinstance(value, int) and 0 <= value < _MOST_LABELS else None
+
+
+def kept_values(fields: Mapping[str, object], keep: Collection[str]) -> dict[str, ExtraValue]:
+    """The values for ``extra``: those of the columns to keep that a row has."""
+    return {name: as_extra(fields[name]) for name in keep if name in fields}
+
+
+def as_extra(value: object) -> ExtraValue:
+    """A plain value: lists and maps as JSON, texts that are not Unicode with the bad parts escaped."""
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return value
+    if isinstance(value, int) and not -(2**63) <= value < 2**64:
+        return str(value)
+    if value is None or isinstance(value, int | float):
+        return value
+    return json.dumps(value, ensure_ascii=True, sort_keys=True, default=_as_text)
+
+
+def _as_text(value: object) -> str:
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)

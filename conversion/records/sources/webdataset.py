@@ -1,0 +1,129 @@
+"""Source ``webdataset``: tars, as img2dataset and webdataset write them."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import cast
+
+from conversion.records.options import IngestOptions
+from conversion.records.places import Place
+from conversion.records.rows import BAD_ROW, Columns, Lost, Part, Plan, Row, Tally
+from conversion.records.sources.columns import CAPTION_COLUMNS, IMAGE_SUFFIXES, check_kept, choose_column
+from conversion.records.sources.damage import with_lost_rest
+from conversion.records.sources.planning import Choice, plan_files
+from conversion.records.sources.row_counts import img2dataset_count, statistics_files
+from conversion.records.sources.source import Source, SourceFiles
+from conversion.records.sources.tars import Sample, read_samples
+from conversion.records.sources.values import as_captions, as_label, from_json, kept_values
+
+_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+_LABEL = ".cls"
+_IMAGES = tuple(suffix[1:] for suffix in IMAGE_SUFFIXES)
+
+
+def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
+    place = files.place
+
+    def first(part: Part) -> Iterator[Sample]:
+        return (sample for _, sample in read_samples(place, part.path, Tally(), is_complete=_is_complete))
+
+    def choose(samples: Iterator[Sample]) -> Choice:
+        return Choice(_choose(samples, options=options, where=f"the first samples of {place.url}"))
+
+    return plan_files(files, first=first, choose=choose, about=statistics_files(files))
+
+
+def _choose(samples: Iterator[Sample], *, options: IngestOptions, where: str) -> Columns:
+    """Choose columns: members are named with a dot, fields of the JSON member without.
+
+    A name that was asked for is looked up among members first, then among fields.
+    """
+    members: dict[str, None] = {}
+    fields: dict[str, None] = {}
+    several = False
+    for sample in samples:
+        several |= sum(name in sample for name in _IMAGES) > 1
+        members.update({f".{suffix}": None for suffix in sample})
+        with contextlib.suppress(ValueError):
+            fields.update({name: None for name in _fields(sample) if not name.startswith(".")})
+    names = members | fields
+    if not names:
+        return Columns()
+
+    def asked(name: str | None) -> str | None:
+        return f".{name}" if name is not None and f".{name}" in members else name
+
+    check_kept({*(name[1:] for name in members), *fields}, options=options, where=where)
+    image = choose_column(asked(options.image_column), members, IMAGE_SUFFIXES, what="image", where=where, needed=True)
+    return Columns(
+        # Suffixes of images are formats of one thing, unless a sample holds two, such as an image and its mask.
+        image=image if several or options.image_column else None,
+        caption=choose_column(
+            asked(options.caption_column),
+            names,
+            (".txt", *CAPTION_COLUMNS),
+            what="caption",
+            where=where,
+            needed=options.label_column is None,
+        ),
+        key=choose_column(options.key_column, fields, (), what="key", where=where),
+        label=choose_column(asked(options.label_column), names, (_LABEL,), what="label", where=where),
+    )
+
+
+def _read(place: Place, part: Part, options: IngestOptions, tally: Tally) -> Iterator[Row | Lost]:
+    """The samples of a tar in order, with one lost row for the rest of a tar that is cut or damaged.
+
+    A member that is a link, a device or sparse has no content.
+    """
+    samples = read_samples(place, part.path, tally, is_complete=_is_complete)
+    rows = (_row(name, sample, part.columns, options) for name, sample in samples)
+    return with_lost_rest(rows, part, expected=img2dataset_count(place, part))
+
+
+def _row(key: str, sample: Sample, columns: Columns, options: IngestOptions) -> Row | Lost:
+    fields: Mapping[str, object] = {}
+    try:
+        fields = _fields(sample)
+    except ValueError as error:
+        # The JSON member matters only if something is wanted from it.
+        if options.keep or not all(_is_member(name) for name in (columns.caption, columns.label, columns.key) if name):
+            return Lost(reason=BAD_ROW, key=key, detail=f"its JSON: {error}")
+
+    def value(name: str | None) -> object:
+        return None if name is None else sample.get(name[1:]) if _is_member(name) else fields.get(name)
+
+    suffixes = _IMAGES if columns.image is None else (columns.image[1:],)
+    wanted = value(columns.key)
+    return Row(
+        key=key if wanted is None else str(wanted),
+        image=next((sample[name] for name in suffixes if name in sample), None),
+        captions=() if (text := value(columns.caption)) is None else as_captions(text),
+        label=as_label(value(columns.label or _LABEL)),
+        extra=kept_values({**sample, **fields}, options.keep),
+    )
+
+
+def _is_complete(sample: Sample) -> bool:
+    """Check whether a sample has an image and a text."""
+    return any(name in sample for name in _IMAGES) and any(name in sample for name in ("txt", "cls"))
+
+
+def _fields(sample: Sample) -> Mapping[str, object]:
+    """The fields of the JSON member. Raises ``ValueError`` if it is broken."""
+    parsed = from_json(sample["json"]) if "json" in sample else None
+    return cast(dict[str, object], parsed) if isinstance(parsed, dict) else {}
+
+
+def _is_member(name: str) -> bool:
+    return name.startswith(".")
+
+
+WEBDATASET = Source(
+    help="tars of img2dataset or others; .tar.gz too",
+    files="tar files",
+    owns=lambda name: name.lower().endswith(_SUFFIXES),
+    plan=_plan,
+    read=_read,
+    marks=(".tar", ".tgz"),
+    has_prefix=True,
+)
