@@ -16,6 +16,7 @@ from clipa_eqx.cli import run
 from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.models.presets import preset
 from clipa_eqx.saved.model import save_model
+from clipa_eqx.saved.optimizer_file import Counts, write_optimizer_state
 from clipa_eqx.tokenizer import Tokenizer
 from clipa_eqx.trees import count_params
 from conversion.compare.__main__ import main as compare
@@ -177,6 +178,20 @@ def test_a_missing_optimizer_state_is_reported(copy, capsys):
     provenance["leaves_sha256"]["optimizer.safetensors/updates"] = "0" * 64
     (copy / "provenance.json").write_text(json.dumps(provenance))
     assert "optimizer.safetensors is missing" in refused(copy, capsys)
+
+
+@pytest.mark.parametrize("name", ["optimizer.safetensors", "optimiser.safetensors"])
+def test_an_optimizer_state_is_checked_under_its_former_name_too(name, copy, capsys):
+    checksums = write_optimizer_state(
+        copy / name, {}, [], counts=Counts(3, 3, {}), mu_dtype=np.dtype(np.float32), frozen=[]
+    )
+    recorded = {f"{name}/{leaf}": one for leaf, one in checksums.items()}
+    edit(copy / "provenance.json", lambda found: found["leaves_sha256"].update(recorded))
+    main([str(copy)])
+    assert "optimizer state: 2 leaves, 2 with the recorded sha256" in capsys.readouterr().out
+    recorded[f"{name}/updates"] = "0" * 64
+    edit(copy / "provenance.json", lambda found: found["leaves_sha256"].update(recorded))
+    assert "sha256 of updates is not the recorded one" in refused(copy, capsys)
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path, capsys):
