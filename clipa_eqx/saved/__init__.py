@@ -1,1 +1,1 @@
-"""Model folders on disk: weights, description, optimizer state, and how folders are replaced."""
+"""Model folders on disk: weights, description, provenance, optimizer state; and the decision what a folder is."""

@@ -1,4 +1,4 @@
-"""Safetensors files of leaves, written and read layer by layer, so that no stacked leaf is ever whole in memory."""
+"""Safetensors files of leaves, written and read layer by layer: a stacked leaf is never in memory as a whole."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ _DTYPES = {
     "I64": np.dtype(np.int64),
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-_LONGEST_HEADER = 100_000_000  # the library's own limit
+_LONGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 _HASHED_AT_ONCE = 4
 
 
@@ -46,7 +46,7 @@ class LeafSlice(NamedTuple):
 class LeafWriter:
     """A safetensors file whose header is written first, then leaves in any order, stacked ones layer by layer.
 
-    Use it in a ``with`` block; leaving it without an error checks that all is there and that the library can read it.
+    Use it in a ``with`` block. Its end checks that all leaves are complete and that the library can read the file;
     ``checksums`` then holds the SHA-256 of each leaf's bytes.
     """
 
@@ -77,7 +77,12 @@ class LeafWriter:
         self._hasher = ThreadPoolExecutor(1)
 
     def write(self, name: str, values: np.ndarray, *, layer: int | None = None) -> None:
-        """Write a leaf, or a layer of it, layers rising; ``values`` must not change afterwards. Raises OSError."""
+        """Write a leaf, or its next layer. ``values`` must not change afterwards.
+
+        Raises:
+            OSError: the disk is full, or the file cannot be written for another reason.
+            ValueError: the shape is wrong, or the layer is not the next one.
+        """
         leaf = self.leaves[name]
         shape, at = (leaf.shape, 0) if layer is None else (leaf.shape[1:], layer)
         data = np.asarray(values, dtype=leaf.dtype, order="C")
@@ -110,11 +115,11 @@ class LeafWriter:
             return
         missing = [name for name, leaf in self.leaves.items() if self._written[name] != _bytes(leaf)]
         if missing:
-            raise ValueError(f"{self.path}: nothing or not all was written of {missing}")
+            raise ValueError(f"{self.path}: these leaves are incomplete: {missing}")
         self.checksums = {name: digest.hexdigest() for name, digest in self._hashes.items()}
         with safe_open(self.path, framework="numpy") as file:
             if set(file.keys()) != set(self.leaves):
-                raise ValueError(f"{self.path}: the library reads other leaves than were written")
+                raise ValueError(f"{self.path}: the leaves that the library reads are not those that were written")
 
 
 class LeafReader:
@@ -124,7 +129,7 @@ class LeafReader:
         """Map the file.
 
         Raises:
-            CheckpointError: it cannot be read, or is no safetensors file, or holds other kinds of values.
+            CheckpointError: the file cannot be read, is not a safetensors file, or holds values of another dtype.
         """
         self.path = path
         try:
@@ -156,12 +161,12 @@ class LeafReader:
         if layer is not None:
             shape, size = leaf.shape[1:], size // leaf.shape[0]
             start += layer * size
-        # A mapped view that is not aligned to its values would be slow, and refused by some consumers.
+        # A view that is not aligned to the size of its values would be slow, and some functions refuse it.
         raw = self._map[start : start + size]
         return (raw if start % leaf.dtype.itemsize == 0 else raw.copy()).view(leaf.dtype).reshape(shape)
 
     def checksum(self, name: str, *, advance: Callable[[int], object] | None = None) -> str:
-        """SHA-256 of a leaf's bytes; ``advance`` is told how many were hashed."""
+        """SHA-256 of a leaf's bytes, in hex; ``advance`` is called with the number of bytes hashed."""
         digest, size, start = hashlib.sha256(), _bytes(self.leaves[name]), self._at[name]
         for at in range(start, start + size, 2**26):
             piece = self._map[at : min(at + 2**26, start + size)]

@@ -1,4 +1,4 @@
-"""The leaves that a model of a config has, and what of a file's leaves does not fit them."""
+"""The leaves that a config requires, compared with the leaves of a file."""
 
 import functools
 from collections.abc import Mapping
@@ -15,14 +15,14 @@ _FLOAT32 = np.dtype(np.float32)
 
 @functools.lru_cache(maxsize=8)
 def leaf_shapes(config: CLIPConfig) -> Mapping[str, tuple[int, ...]]:
-    """Shape of each of our leaves."""
+    """The shape of each leaf of a model, by leaf path."""
     # Cached: a conversion asks several times, and tracing the initialization takes tens of milliseconds.
     skeleton = abstract_clip(config)
     return {path: tuple(leaf.shape) for path, leaf in leaves_by_path(skeleton).items()}
 
 
 def leaf_problems(found: Mapping[str, Leaf], config: CLIPConfig) -> list[str]:
-    """What is missing, unused, mis-shaped or not float32, one line each."""
+    """Leaves that are missing, unused, mis-shaped or not float32, one line each."""
     wanted = leaf_shapes(config)
     problems = [f"missing: {path} {shape}" for path, shape in wanted.items() if path not in found]
     problems += [f"unused: {path} {leaf.shape}" for path, leaf in sorted(found.items()) if path not in wanted]
@@ -35,7 +35,7 @@ def leaf_problems(found: Mapping[str, Leaf], config: CLIPConfig) -> list[str]:
 
 
 def check_leaves(found: Mapping[str, Leaf], config: CLIPConfig, *, where: str) -> None:
-    """Raises CheckpointError with all of ``leaf_problems``, if there are any."""
+    """Raise CheckpointError with all ``leaf_problems``, if there are any."""
     problems = leaf_problems(found, config)
     if problems:
         raise CheckpointError(f"{where} does not fit its config, {listed(problems)}")

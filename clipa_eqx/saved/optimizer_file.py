@@ -1,4 +1,4 @@
-"""Optimizer state beside a saved model's weights: moments by leaf path, counts, and which layers were frozen."""
+"""The optimizer state in a model folder: moments by leaf path, counts, and which layers were frozen."""
 
 import json
 from collections.abc import Generator, Iterable, Mapping
@@ -15,14 +15,14 @@ from clipa_eqx.saved.leaf_file import Leaf, LeafReader, LeafSlice, LeafWriter
 Kind = Literal["mu", "nu"]
 
 FIRST_SCHEDULE = 3
-"""Where the reference's chain has the count of its first schedule, before each pattern of decay and each learning-rate
-multiplier moves it up by one (docs/reference.md F2.1)."""
+"""Index of the first schedule's count in the reference's chain without decay patterns and learning-rate multipliers;
+each of these adds one (docs/reference.md F2.1)."""
 
 _FLOAT32, _INT32 = np.dtype(np.float32), np.dtype(np.int32)
 
 
 class Counts(NamedTuple):
-    """Updates that Adam and the schedules have seen, and what else the source says (JSON)."""
+    """Number of updates of Adam and of the schedules, and other facts that the source records (JSON)."""
 
     updates: int
     schedule_steps: int
@@ -30,9 +30,9 @@ class Counts(NamedTuple):
 
 
 class OptimizerState(NamedTuple):
-    """An open ``optimizer.safetensors``; the moments stay in the file.
+    """An open ``optimizer.safetensors``; moments are read on request.
 
-    Leaves without moments were frozen; so were ``frozen_layers``, whose moments are zeros.
+    Leaves without moments were frozen. The ``frozen_layers`` were frozen too; their moments are zeros.
     """
 
     counts: Counts
@@ -41,29 +41,29 @@ class OptimizerState(NamedTuple):
 
     @property
     def paths(self) -> list[str]:
-        """The leaves that have moments."""
+        """Paths of the leaves that have moments."""
         return [name.removeprefix("mu/") for name in self.file.leaves if name.startswith("mu/")]
 
     @property
     def mu_dtype(self) -> str:
-        """How first moments are stored."""
+        """Dtype of the first moments in the file."""
         return next((str(leaf.dtype) for name, leaf in self.file.leaves.items() if name.startswith("mu/")), "float32")
 
     def is_live(self, path: str, layer: int | None) -> bool:
-        """Whether a leaf, or a layer of it, was trained."""
+        """True if a leaf, or one layer of it, was trained."""
         return f"mu/{path}" in self.file.leaves and (layer is None or (path, layer) not in self.frozen_layers)
 
     def read(self, kind: Kind, path: str, layer: int | None = None) -> np.ndarray:
-        """A moment, or a layer of it."""
+        """A moment of a leaf, or of one layer of it."""
         return self.file.read(f"{kind}/{path}", layer)
 
 
 @contextmanager
 def open_optimizer_state(folder: Path) -> Generator[OptimizerState]:
-    """The optimizer state of a saved model.
+    """Open the optimizer state of a model folder.
 
     Raises:
-        CheckpointError: the model has none, or it is damaged.
+        CheckpointError: the model folder has none, or it is damaged.
     """
     path = optimizer_file(folder)
     if not path.exists():
@@ -78,7 +78,9 @@ def open_optimizer_state(folder: Path) -> Generator[OptimizerState]:
             )
             frozen = frozenset((str(name), int(layer)) for name, layer in json.loads(file.metadata["frozen_layers"]))
         except (KeyError, ValueError, TypeError) as error:
-            raise CheckpointError(f"{path} is no optimizer state ({error!r}); import the checkpoint again") from error
+            raise CheckpointError(
+                f"{path} is not an optimizer state ({error!r}); import the checkpoint again"
+            ) from error
         state = OptimizerState(counts, frozen, file)
         paths = {
             name.removeprefix(f"{kind}/") for name in file.leaves for kind in ("mu", "nu") if name.startswith(kind)
@@ -86,8 +88,8 @@ def open_optimizer_state(folder: Path) -> Generator[OptimizerState]:
         wanted = {f"{kind}/{name}" for kind in ("mu", "nu") for name in paths} | {"updates", "schedule_steps"}
         if wanted != set(file.leaves):
             raise CheckpointError(
-                f"{path} is no optimizer state: {sorted(wanted ^ set(file.leaves))} have no counterpart; import the "
-                "checkpoint again"
+                f"{path} is not an optimizer state: {sorted(wanted ^ set(file.leaves))} have no counterpart; "
+                "import the checkpoint again"
             )
         yield state
 
@@ -101,12 +103,18 @@ def write_optimizer_state(
     mu_dtype: np.dtype,
     frozen: Iterable[tuple[str, int | None]],
 ) -> dict[str, str]:
-    """Write what ``open_optimizer_state`` reads; returns the checksum of each leaf of the file.
+    """Write the file that ``open_optimizer_state`` reads.
 
     Args:
-        shapes: of all leaves of the model.
-        moments: of all leaves, layers rising; those of frozen leaves are passed over, those of frozen layers zeros.
-        frozen: leaves and layers that have no moments.
+        shapes: shapes of all leaves of the model.
+        moments: moments of all leaves, the layers of a leaf in order. Moments of frozen leaves are not written; those
+            of frozen layers must be zeros.
+        counts: number of updates so far.
+        mu_dtype: dtype of the first moments.
+        frozen: leaves (layer None) and layers without moments.
+
+    Returns:
+        SHA-256 of each leaf of the file, in hex.
     """
     frozen = set(frozen)
     live = {name: shape for name, shape in shapes.items() if not _is_frozen(name, shape, frozen)}

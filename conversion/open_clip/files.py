@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from clipa_eqx.errors import CheckpointError, ConversionError, listed
+from clipa_eqx.saved.kinds import WEIGHTS_FILE as MODEL_WEIGHTS
 from clipa_eqx.saved.kinds import kind_of, what_is
 from clipa_eqx.saved.leaf_file import Leaf, LeafReader
 from conversion.open_clip.config import CONFIG_FILE
@@ -55,9 +56,9 @@ def find_source(source: str) -> OpenClipSource:
     if source.startswith(HUB):
         return _download(source.removeprefix(HUB))
     path = Path(source)
-    ours = path if path.is_dir() else path.parent
-    if kind_of(ours) == "model folder":
-        raise ConversionError(f"{what_is(ours)} already; there is nothing to import")
+    folder = path.parent if path.name == MODEL_WEIGHTS else path
+    if kind_of(folder) == "model folder":
+        raise ConversionError(f"{what_is(folder)} already; there is nothing to import")
     if path.is_dir():
         found = [path / name for name in WEIGHTS_FILES if (path / name).is_file()]
         if not found and kind_of(path) in ("run folder", "record folder"):

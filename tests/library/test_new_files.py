@@ -40,13 +40,6 @@ write_records([Record(key="a", image=b"x", captions=("y",))], "records/new")
 _NEVER = 2**22 + 1  # larger than any process id on Linux
 
 
-@pytest.fixture
-def dead():
-    """The id of a process that has ended."""
-    done = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
-    return int(done.stdout)
-
-
 def start(code, folder, *, is_killed):
     """Run a program in a folder; returns the names of the files that are there afterwards."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}

@@ -1,4 +1,4 @@
-"""What writing to a place may delete: only what is wholly ours, and what killed commands left."""
+"""Writing a folder deletes only folders that are completely ours, and leftovers of killed commands."""
 
 import os
 import signal
@@ -34,19 +34,12 @@ def content(folder):
 
 
 @pytest.fixture
-def dead():
-    """The number of a process that has ended."""
-    done = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
-    return int(done.stdout)
-
-
-@pytest.fixture
 def model(tmp_path):
     return save(tmp_path / "model")
 
 
 @pytest.mark.parametrize("entry", ["official.npz", ".git/HEAD", "tokenizer/notes.txt", "a/b/c", "README.md"])
-def test_a_model_beside_which_anything_else_lies_is_not_replaced(entry, model):
+def test_a_model_folder_with_anything_else_in_it_is_not_replaced(entry, model):
     (model / entry).parent.mkdir(parents=True, exist_ok=True)
     (model / entry).write_text("mine")
     before = content(model)
@@ -55,7 +48,7 @@ def test_a_model_beside_which_anything_else_lies_is_not_replaced(entry, model):
     assert content(model) == before
 
 
-def test_an_empty_folder_or_a_link_in_a_model_is_something_else_too(model, tmp_path):
+def test_an_empty_folder_and_a_link_count_as_something_else(model, tmp_path):
     (model / "empty").mkdir()
     (tmp_path / "elsewhere").write_text("mine")
     (model / "provenance.json").unlink()
@@ -65,7 +58,7 @@ def test_an_empty_folder_or_a_link_in_a_model_is_something_else_too(model, tmp_p
 
 
 @pytest.mark.parametrize("config", ['{"hidden_size": 3}', '{"schema": 2, "model": {}}', "{", "[" * 100_000])
-def test_a_folder_of_another_program_is_not_a_model_for_having_files_of_its_names(config, model):
+def test_file_names_alone_do_not_make_a_folder_of_another_program_a_model_folder(config, model):
     (model / "config.json").write_text(config)
     before = content(model)
     with pytest.raises(CheckpointError, match="is not a model folder, so it is not overwritten"):
@@ -73,7 +66,7 @@ def test_a_folder_of_another_program_is_not_a_model_for_having_files_of_its_name
     assert content(model) == before
 
 
-def test_what_comes_into_the_folder_meanwhile_is_kept(model):
+def test_files_that_come_into_the_folder_meanwhile_are_kept(model):
     writing = new_folder(model, MODEL_FOLDER, overwrite=True)
     assert writing.__enter__().is_dir()
     (model / "notes").write_text("mine")
@@ -96,7 +89,7 @@ def test_the_current_folder_can_be_written_to(tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == {"x.npz", "here", "other", "vocab.txt", "config.json"}
 
 
-def test_behind_a_link_the_folder_is_replaced_and_the_link_stays(model, tmp_path):
+def test_the_folder_that_a_link_points_to_is_replaced_and_the_link_stays(model, tmp_path):
     (tmp_path / "link").symlink_to(model)
     save(tmp_path / "link", 1, overwrite=True)
     assert (tmp_path / "link").readlink() == model
@@ -132,7 +125,7 @@ def test_an_export_replaces_an_export_of_ours_and_no_other_folder(model, tmp_pat
         open_clip(["export", str(model), str(target), "--overwrite"])
     (target / ".git").rmdir()
     weights = target / "open_clip_model.safetensors"
-    weights.write_bytes(weights.read_bytes().replace(b'"writer"', b'"author"'))  # as if it were a download
+    weights.write_bytes(weights.read_bytes().replace(b'"writer"', b'"author"'))  # like a download
     with pytest.raises(CheckpointError, match="is not a folder that was exported here"):
         open_clip(["export", str(model), str(target), "--overwrite"])
     assert content(target).keys() == before.keys()
@@ -141,7 +134,7 @@ def test_an_export_replaces_an_export_of_ours_and_no_other_folder(model, tmp_pat
             open_clip(["export", str(model), str(inside), "--overwrite"])
 
 
-def test_an_archive_behind_a_link_is_replaced_and_the_link_stays(model, tmp_path, dead):
+def test_the_archive_that_a_link_points_to_is_replaced_and_the_link_stays(model, tmp_path, dead):
     flax(["export", str(model), str(tmp_path / "a.npz")])
     (tmp_path / "link.npz").symlink_to("a.npz")
     (tmp_path / f".a.npz.new-{dead}").write_text("half")
@@ -156,7 +149,7 @@ def test_an_archive_behind_a_link_is_replaced_and_the_link_stays(model, tmp_path
         flax(["export", str(model), str(tmp_path / "pipe.npz"), "--overwrite"])
 
 
-def test_what_a_killed_command_left_is_removed_by_the_next(model, dead):
+def test_leftovers_of_a_killed_command_are_removed_by_the_next(model, dead):
     parent = model.parent
     for name in (f".model.new-{dead}", f".model.old-{dead}", f".model.old-{os.getpid()}"):
         (parent / name).mkdir()
@@ -169,7 +162,7 @@ def test_what_a_killed_command_left_is_removed_by_the_next(model, dead):
     assert {path.name for path in parent.iterdir()} == {"model", *kept}
 
 
-def test_a_model_that_a_killed_command_had_moved_aside_comes_back(model, dead):
+def test_a_model_that_a_killed_command_had_moved_aside_is_restored(model, dead):
     before = content(model)
     model.rename(model.with_name(f".model.old-{dead}"))
     (model.with_name(f".model.new-{dead}")).mkdir()
@@ -181,7 +174,7 @@ def test_a_model_that_a_killed_command_had_moved_aside_comes_back(model, dead):
     assert [path.name for path in model.parent.iterdir()] == ["model"]
 
 
-def test_what_this_process_is_writing_is_not_a_leftover(tmp_path):
+def test_the_folder_that_this_process_writes_is_not_a_leftover(tmp_path):
     with new_folder(tmp_path / "model", MODEL_FOLDER, overwrite=False) as new:
         remove_leftovers(tmp_path / "model")
         assert new == temporary_path(tmp_path / "model", "new")

@@ -17,6 +17,7 @@ from clipa_eqx.data.images.evaluation import EvalImageConfig, eval_image
 from clipa_eqx.data.images.host_pixels import normalize_on_host
 from clipa_eqx.errors import CheckpointError, ConfigError, DataError
 from clipa_eqx.saved.model import load_model, save_model
+from clipa_eqx.saved.model_folder import open_model_folder
 from clipa_eqx.saved.provenance import Provenance, Source
 
 PREPROCESS = EvalImageConfig(size=(16, 16), resize="squash")
@@ -55,6 +56,22 @@ def test_everything_comes_back_equal(saved):
     assert clip.tokenizer.tokenizer.pieces == tiny_tokenizer().pieces
     assert clip.preprocess.config == PREPROCESS
     assert clip.provenance == Provenance(source=Source(name="test"))
+
+
+def test_an_opened_folder_has_all_parts_and_the_paths_of_its_files(saved):
+    opened = open_model_folder(saved)
+    assert (opened.path, opened.weights, opened.optimizer) == (saved, saved / "model.safetensors", None)
+    assert (opened.config, opened.preprocess) == (tiny_clip().config, PREPROCESS)
+    assert opened.tokenizer.pieces == tiny_tokenizer().pieces
+    assert opened.provenance == Provenance(source=Source(name="test"))
+    for name in ("optimiser.safetensors", "optimizer.safetensors"):  # the former name, then the current one
+        (saved / name).touch()
+        assert opened.optimizer == saved / name
+
+
+def test_provenance_can_be_given_as_it_is_typed(tmp_path):
+    provenance = Provenance(source=Source(name="x"), steps=3, extra={"by": "me"})
+    assert load_model(save(tmp_path / "model", provenance=provenance)).provenance == provenance
 
 
 def test_the_folder_holds_the_named_files_and_float32_leaves_by_path(saved):

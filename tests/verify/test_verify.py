@@ -1,3 +1,5 @@
+"""``python -m conversion.verify``: a complete folder passes, every kind of damage is reported, the model is named."""
+
 import dataclasses
 import json
 import re
@@ -14,6 +16,7 @@ from clipa_eqx.cli import run
 from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.models.presets import preset
 from clipa_eqx.saved.model import save_model
+from clipa_eqx.saved.optimizer_file import Counts, write_optimizer_state
 from clipa_eqx.tokenizer import Tokenizer
 from clipa_eqx.trees import count_params
 from conversion.compare.__main__ import main as compare
@@ -41,7 +44,7 @@ def copy(imported, tmp_path):
     return shutil.copytree(imported, tmp_path / "model")
 
 
-def test_a_model_as_imported_is_right_and_says_what_scores_it(imported, capsys):
+def test_an_imported_model_passes_and_the_command_that_scores_it_is_printed(imported, capsys):
     main([str(imported)])
     out = capsys.readouterr().out
     count = count_params(random_model(model_config()))
@@ -71,9 +74,9 @@ def test_a_model_that_was_trained_here_has_no_checksums(tmp_path, capsys):
 
 def refused(folder, capsys):
     assert run(lambda: main([str(folder)])) == 2
-    captured = capsys.readouterr()
-    assert "Traceback" not in captured.err
-    return captured.err
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {folder}")
+    return err
 
 
 def test_a_flipped_bit_is_found(copy, capsys):
@@ -102,7 +105,7 @@ def test_other_weights_under_the_same_names_are_found(copy, tmp_path, capsys):
     assert "sha256 of image/patch/weight is not the recorded one" in refused(copy, capsys)
     edit(copy / "provenance.json", lambda found: found.pop("leaves_sha256"))
     assert "no checksum is recorded for" in refused(copy, capsys)
-    # Of weights that no importer wrote, only the embeddings tell.
+    # For weights that no importer wrote, only the embeddings show the difference.
     edit(copy / "provenance.json", lambda found: found.pop("converter"))
     assert "embeddings of fixed inputs differ from those recorded" in refused(copy, capsys)
 
@@ -110,12 +113,12 @@ def test_other_weights_under_the_same_names_are_found(copy, tmp_path, capsys):
 @pytest.mark.parametrize(
     "values", [None, {}, {"embeddings": {"image": [1]}}, {"embeddings": {"image": {"first_values": ["x"]}}}]
 )
-def test_an_imported_folder_without_recorded_embeddings_is_not_whole(values, copy, capsys):
+def test_an_imported_folder_without_recorded_embeddings_is_incomplete(values, copy, capsys):
     edit(copy / "provenance.json", lambda found: found.update(self_check=values))
     assert "no embeddings to compare with are recorded; the import writes them" in refused(copy, capsys)
 
 
-def test_a_config_that_the_weights_are_not_of_is_found(copy, capsys):
+def test_a_config_of_another_model_is_found(copy, capsys):
     config = json.loads((copy / "config.json").read_text())
     config["model"]["image"]["embed"] = config["model"]["text"]["embed"] = 8
     (copy / "config.json").write_text(json.dumps(config))
@@ -130,8 +133,8 @@ def edit(file, change):
     file.write_text(json.dumps(found))
 
 
-def test_numerics_that_are_not_those_of_the_import_are_found(copy, capsys):
-    # On a small model, the embeddings are the same to the tolerance of other machines.
+def test_numerics_that_differ_from_those_of_the_import_are_found(copy, capsys):
+    # The embeddings of a small model stay within the tolerance.
     edit(copy / "config.json", lambda found: found["model"]["text"]["blocks"].update(gelu="exact", norm_eps=1e-5))
     assert "the text tower's numerics are {'norm_eps': 1e-05, 'gelu': 'exact'} in config.json" in refused(copy, capsys)
 
@@ -144,12 +147,12 @@ def test_numerics_that_are_not_those_of_the_import_are_found(copy, capsys):
         ({"size": [24, 24]}, "preprocess.size is (24, 24)"),
     ],
 )
-def test_pictures_that_could_not_be_prepared_so_are_found(changes, words, copy, capsys):
+def test_an_image_preparation_that_is_not_supported_is_found(changes, words, copy, capsys):
     edit(copy / "preprocess.json", lambda found: found.update(changes))
     assert words in refused(copy, capsys)
 
 
-def test_checksums_are_those_of_all_leaves_or_none(copy, capsys):
+def test_checksums_are_recorded_for_all_leaves_or_for_none(copy, capsys):
     def drop(found):
         del found["leaves_sha256"]["log_temperature"]
         found["leaves_sha256"]["image/nothing"] = "0" * 64
@@ -162,7 +165,7 @@ def test_checksums_are_those_of_all_leaves_or_none(copy, capsys):
     assert "the recorded checksums are list" in refused(copy, capsys)
 
 
-def test_another_vocabulary_than_that_of_the_import_is_found(copy, capsys):
+def test_a_vocabulary_that_differs_from_that_of_the_import_is_found(copy, capsys):
     recorded = json.loads((copy / "provenance.json").read_text())["vocabulary"]
     assert recorded["sha256"] == Tokenizer.load(copy / "tokenizer").vocab_sha256
     assert recorded["origin"] == "--vocab vocab.txt"
@@ -170,11 +173,25 @@ def test_another_vocabulary_than_that_of_the_import_is_found(copy, capsys):
     assert "the vocabulary differs from that of the import" in refused(copy, capsys)
 
 
-def test_an_optimizer_state_that_was_taken_away_is_missed(copy, capsys):
+def test_a_missing_optimizer_state_is_reported(copy, capsys):
     provenance = json.loads((copy / "provenance.json").read_text())
     provenance["leaves_sha256"]["optimizer.safetensors/updates"] = "0" * 64
     (copy / "provenance.json").write_text(json.dumps(provenance))
     assert "optimizer.safetensors is missing" in refused(copy, capsys)
+
+
+@pytest.mark.parametrize("name", ["optimizer.safetensors", "optimiser.safetensors"])
+def test_an_optimizer_state_is_checked_under_its_former_name_too(name, copy, capsys):
+    checksums = write_optimizer_state(
+        copy / name, {}, [], counts=Counts(3, 3, {}), mu_dtype=np.dtype(np.float32), frozen=[]
+    )
+    recorded = {f"{name}/{leaf}": one for leaf, one in checksums.items()}
+    edit(copy / "provenance.json", lambda found: found["leaves_sha256"].update(recorded))
+    main([str(copy)])
+    assert "optimizer state: 2 leaves, 2 with the recorded sha256" in capsys.readouterr().out
+    recorded[f"{name}/updates"] = "0" * 64
+    edit(copy / "provenance.json", lambda found: found["leaves_sha256"].update(recorded))
+    assert "sha256 of updates is not the recorded one" in refused(copy, capsys)
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path, capsys):
@@ -183,7 +200,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path, capsys):
 
 
 def test_a_released_architecture_is_recognized(tmp_path):
-    # The whole model would be large: only what it is called is asked here.
+    # The complete model would be large, and its identity depends on the config alone.
     config = preset("H/14", image_size=84, length=8)
     lines = identity(tmp_path, config)
     assert "preset: H/14 at 84 px with 8 tokens" in lines
@@ -193,8 +210,8 @@ def test_a_released_architecture_is_recognized(tmp_path):
     assert identity(tmp_path, model_config())[1] == "preset: none"
 
 
-def test_towers_of_two_kinds_are_no_profile(tmp_path):
-    # Their epsilons are equal, which is all that the two have in common.
+def test_towers_with_different_numerics_have_no_profile(tmp_path):
+    # The towers have equal epsilons and different GELUs.
     config = model_config()
     image = dataclasses.replace(config.image, blocks=dataclasses.replace(config.image.blocks, gelu="exact"))
     config = dataclasses.replace(config, image=image)

@@ -13,7 +13,7 @@ from clipa_eqx.trees import count_params
 from conversion.released.__main__ import main
 from conversion.weights.released import CHECKED, RELEASED, markdown_table
 
-# The rows of the reference's README, kept apart from our table.
+# The rows of the reference's README, recorded independently of our table.
 PUBLISHED = json.loads((Path(__file__).parent / "released_models.json").read_text())["rows"]
 ARCHITECTURE = {"L/14": "L/14", "H/14": "H/14", "G/14": "bigG/14"}
 
