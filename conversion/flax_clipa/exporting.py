@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,11 +19,11 @@ from clipa_eqx.saved.kinds import PROVENANCE_FILE, WEIGHTS_FILE, expect_kind
 from clipa_eqx.saved.leaf_file import LeafReader
 from clipa_eqx.saved.leaf_shapes import check_leaves
 from clipa_eqx.saved.model_folder import ModelFolder, open_model_folder
-from clipa_eqx.saved.optimizer_file import FIRST_SCHEDULE, Kind, OptimizerState, open_optimizer_state
+from clipa_eqx.saved.optimizer_file import Counts, open_optimizer_state
 from conversion.flax_clipa.names import flax_rules
 from conversion.flax_clipa.npz import NpzFile
-from conversion.flax_clipa.npz_writer import check_target, new_npz
-from conversion.flax_clipa.optimizer_entries import ADAM_COUNT, CHRONO, MU, NU
+from conversion.flax_clipa.npz_writer import NpzWriter, check_target, new_npz
+from conversion.flax_clipa.optimizer_entries import CHRONO, state_entries
 from conversion.flax_clipa.shapes import FlaxLayout
 from conversion.flax_clipa.unpack_run import unpack_run
 from conversion.weights.formats import FLAX
@@ -90,90 +91,77 @@ def _spelling(folder: ModelFolder) -> _Spelling:
 
 
 def _export_leaves(folder: Path, config: CLIPConfig, target: Path, spelling: _Spelling, *, overwrite: bool) -> None:
+    """Write the files of a model folder as a checkpoint, and compare it with them."""
     if numerics_of(config).profile != "flax":
         _log.warning(
             "this model's norms or GELU differ from the Flax profile, the only one that the reference's code has: with "
             "the same weights it gives slightly different embeddings"
         )
     table = RuleTable(flax_rules(config, spelling.layout), config)
-    placed = table.placed
     with ExitStack() as stack:
         leaves = stack.enter_context(LeafReader(folder / WEIGHTS_FILE))
         check_leaves(leaves.leaves, config, where=str(leaves.path))
-        state = None
-        if optimizer_file(folder).exists():
-            state = stack.enter_context(open_optimizer_state(folder))
-            if state.counts.updates != state.counts.schedule_steps:
-                _log.warning(
-                    "Adam has counted %d updates, the schedules %d, as in runs of the t5x trainer; the main branch "
-                    "never writes such a state, so import the original checkpoint, not this export",
-                    state.counts.updates,
-                    state.counts.schedule_steps,
-                )
-        size = sum(4 * int(np.prod(one.shape)) for one in placed.values())
-        bar = stack.enter_context(
-            tqdm(total=(2 if state is None else 4) * size, desc="export", unit="B", unit_scale=True, delay=2)
-        )
-        with new_npz(target, overwrite=overwrite) as archive:
-            entries = dict(_params(placed, leaves, spelling))
-            if state is not None:
-                entries |= _optimizer_entries(placed, state)
-            problems: list[str] = []
-            for name in sorted(entries, key=_order):
-                array = entries[name]()
-                if not np.isfinite(array).all():
-                    problems.append(f"not finite: {name}")
-                    continue
-                archive.write(name, array)
-                bar.update(array.size * 4)
-            raise_problems(problems, where=str(folder))
-            archive.close()
+        state = stack.enter_context(open_optimizer_state(folder)) if optimizer_file(folder).exists() else None
+        entries = dict(_params(table.placed, leaves, spelling))
+        if state is not None:
+            _warn_of_t5x(state.counts)
+            entries |= state_entries(table.placed, state)
+        size = sum(4 * int(np.prod(one.shape)) for one in table.placed.values())
+        total = (2 if state is None else 4) * size
+        with (
+            tqdm(total=total, desc="export", unit="B", unit_scale=True, delay=2) as bar,
+            new_npz(target, overwrite=overwrite) as archive,
+        ):
+            _write(archive, entries, bar.update, where=str(folder))
             _check_written(archive.path, table, spelling, leaves, bar.update)
     what = "" if state is None else f", optimizer state of step {state.counts.schedule_steps}"
-    _log.info("%s written: %d tensors%s", target, len(placed), what)
+    _log.info("%s written: %d tensors%s", target, len(table.placed), what)
+
+
+def _warn_of_t5x(counts: Counts) -> None:
+    if counts.updates != counts.schedule_steps:
+        _log.warning(
+            "Adam has counted %d updates, the schedules %d, as in runs of the t5x trainer; the main branch never "
+            "writes such a state, so import the original checkpoint, not this export",
+            counts.updates,
+            counts.schedule_steps,
+        )
+
+
+def _write(
+    archive: NpzWriter, entries: Mapping[str, Callable[[], np.ndarray]], advance: Callable[[int], object], *, where: str
+) -> None:
+    """Write and close the archive. Raises ``ConversionError`` listing entries that are not finite."""
+    problems: list[str] = []
+    for name in sorted(entries, key=_order):
+        array = entries[name]()
+        if not np.isfinite(array).all():
+            problems.append(f"not finite: {name}")
+            continue
+        archive.write(name, array)
+        advance(array.size * 4)
+    raise_problems(problems, where=where)
+    archive.close()
 
 
 def _params(
     placed: Mapping[str, Placed], leaves: LeafReader, spelling: _Spelling
 ) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
+    """Names of the parameters, and functions that give their values."""
     for name, one in placed.items():
-
-        def read(name: str = name, one: Placed = one) -> np.ndarray:
-            array = one.export(leaves.read)
-            stored = spelling.dtypes.get(name)
-            if stored is None:
-                return array
-            narrow = array.astype(np.dtype(ml_dtypes.bfloat16) if stored == "bfloat16" else stored)
-            if np.array_equal(narrow.astype(FLOAT32), array):
-                return narrow
-            _log.info("%s was stored as %s, which no longer holds its values: stored as float32", name, stored)
-            return array
-
-        yield spelling.prefix + name, read
+        yield spelling.prefix + name, partial(_stored_as, one, leaves, spelling.dtypes.get(name))
 
 
-def _optimizer_entries(placed: Mapping[str, Placed], state: OptimizerState) -> dict[str, Callable[[], np.ndarray]]:
-    entries: dict[str, Callable[[], np.ndarray]] = {}
-    kinds: tuple[tuple[Kind, str], ...] = (("mu", MU), ("nu", NU))
-    for kind, prefix in kinds:
-        for name, one in placed.items():
-            if any(state.is_live(rule.path, one.layer) for rule in one.rules):
-
-                def read(kind: Kind = kind, one: Placed = one) -> np.ndarray:
-                    return one.export(lambda path, layer: state.read(kind, path, layer))
-
-                entries[prefix + name] = read
-    counts, about = state.counts, state.counts.about
-    entries[ADAM_COUNT] = lambda: np.asarray(counts.updates, np.int32)
-    for index in about.get("schedule_entries", [FIRST_SCHEDULE + 1]):
-        entries[f"opt/{index}/0/0"] = lambda: np.asarray(counts.schedule_steps, np.int32)
-    for name, (dtype, value) in about.get("chrono", {}).items():
-
-        def number(dtype: str = dtype, value: float = value) -> np.ndarray:
-            return np.asarray(value, dtype)
-
-        entries[CHRONO + name] = number
-    return entries
+def _stored_as(one: Placed, leaves: LeafReader, dtype: str | None) -> np.ndarray:
+    """A parameter in the dtype it had, or in float32 if that dtype no longer holds its values."""
+    array = one.export(leaves.read)
+    if dtype is None:
+        return array
+    narrow = array.astype(np.dtype(ml_dtypes.bfloat16) if dtype == "bfloat16" else dtype)
+    if np.array_equal(narrow.astype(FLOAT32), array):
+        return narrow
+    _log.info("%s was stored as %s, which no longer holds its values: stored as float32", one.name, dtype)
+    return array
 
 
 def _order(name: str) -> tuple[tuple[int, str], ...]:

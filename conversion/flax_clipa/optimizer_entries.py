@@ -1,14 +1,18 @@
-"""The optimizer state among the entries of a reference checkpoint (docs/reference.md F2.1)."""
+"""The optimizer state as entries of a reference checkpoint, in both directions (docs/reference.md F2.1)."""
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from clipa_eqx.errors import ConversionError, listed
-from clipa_eqx.saved.optimizer_file import FIRST_SCHEDULE
+from clipa_eqx.saved.optimizer_file import FIRST_SCHEDULE, Kind, OptimizerState
 from conversion.flax_clipa.npz import NpzFile
 from conversion.weights.moments import Moments
+from conversion.weights.rules import Placed
 from conversion.weights.tensors import TensorView
 
 MU, NU, ADAM_COUNT = "opt/1/0/1/", "opt/1/0/2/", "opt/1/0/0"
@@ -64,6 +68,23 @@ def read_moments(file: NpzFile, names: Sequence[str], params: set[str]) -> Momen
         absent=tuple(sorted(params - set(entries.mu))),
         about={"schedule_entries": sorted(entries.schedule_counts), "chrono": clock},
     )
+
+
+def state_entries(placed: Mapping[str, Placed], state: OptimizerState) -> dict[str, Callable[[], np.ndarray]]:
+    """Entries of a checkpoint for an optimizer state, by name; each is computed when it is called."""
+    entries: dict[str, Callable[[], np.ndarray]] = {}
+    kinds: tuple[tuple[Kind, str], ...] = (("mu", MU), ("nu", NU))
+    for kind, prefix in kinds:
+        for name, one in placed.items():
+            if any(state.is_live(rule.path, one.layer) for rule in one.rules):
+                entries[prefix + name] = partial(one.export, partial(state.read, kind))
+    counts, about = state.counts, state.counts.about
+    entries[ADAM_COUNT] = partial(np.asarray, counts.updates, np.int32)
+    for index in about.get("schedule_entries", [FIRST_SCHEDULE + 1]):
+        entries[f"opt/{index}/0/0"] = partial(np.asarray, counts.schedule_steps, np.int32)
+    for name, (dtype, value) in about.get("chrono", {}).items():
+        entries[CHRONO + name] = partial(np.asarray, value, dtype)
+    return entries
 
 
 def _entries(names: Iterable[str]) -> _Entries:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 from support.flax_checkpoints import convert, tiny_arrays, write_npz
 
 from clipa_eqx.errors import CheckpointError, ConversionError
@@ -40,3 +41,17 @@ def test_a_damaged_model_is_not_exported(tmp_path):
     with pytest.raises(CheckpointError, match="cannot be read"):
         main(["export", str(folder), str(tmp_path / "y.npz")])
     assert not (tmp_path / "y.npz").exists()
+
+
+def test_a_tensor_that_its_old_dtype_cannot_hold_is_exported_in_float32(tmp_path, caplog):
+    halves = {name: array.astype(np.float16) for name, array in tiny_arrays().items()}
+    folder = convert(write_npz(tmp_path / "x.npz", halves), tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    weights["log_temperature"] = np.asarray(1 + 2**-20, np.float32)
+    save_file(weights, folder / "model.safetensors")
+    with caplog.at_level("INFO"):
+        main(["export", str(folder), str(tmp_path / "y.npz")])
+    assert "t was stored as float16, which no longer holds its values: stored as float32" in caplog.messages
+    with np.load(tmp_path / "y.npz") as found:
+        assert {name for name in found.files if found[name].dtype != np.float16} == {"params/t"}
+        np.testing.assert_array_equal(found["params/t"], np.full(1, 1 + 2**-20, np.float32))

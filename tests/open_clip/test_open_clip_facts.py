@@ -80,7 +80,7 @@ def test_an_image_size_that_cannot_be_is_an_error_and_no_table_is_made_for_it(th
         "99999992",
     ]
     assert run(lambda: main(argv)) == 2
-    assert "no model takes more than 4096 pixels" in capsys.readouterr().err
+    assert "the longest supported side has 4096 pixels" in capsys.readouterr().err
 
 
 def test_computed_positions_are_dropped_and_can_be_kept(exported, tmp_path):
