@@ -16,6 +16,11 @@ _READ_ONLY = ("verify", "diff")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    Raises:
+        DataError: a mistake in source, destination or options, or a disk that fails.
+    """
     arguments = make_parser().parse_args(argv)
     advice = "" if arguments.task in _READ_ONLY else "; repeat the same command to resume"
     exit_on_sigterm(f"terminated{advice}")

@@ -112,7 +112,7 @@ def _as_text(value: str | bytes) -> str | None:
     try:
         if isinstance(value, bytes):
             return value.decode()
-        value.encode()  # fails for surrogates, which stand for bytes that were not UTF-8
+        value.encode()  # fails for surrogates, which mark bytes that were not UTF-8
     except UnicodeError:
         return None
     return value

@@ -32,7 +32,7 @@ def command_of(kind: str, source: str, options: IngestOptions, plan: Plan) -> Co
 
 
 def differences(old: Command | None, new: Command) -> str:
-    """How two commands differ, in words. An ``old`` of None was not recorded by this program."""
+    """Describe how two commands differ. An ``old`` of None was not recorded by this program."""
     if old is None:
         return "not written by this program"
     changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]

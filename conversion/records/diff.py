@@ -56,6 +56,7 @@ class Difference:
 
     @property
     def is_same(self) -> bool:
+        """Check whether both folders hold the same samples under the same keys, each once."""
         return self.changed == self.only_a == self.only_b == self.repeats_a == self.repeats_b == 0
 
 
@@ -102,10 +103,12 @@ class _Firsts:
         self._found: list[tuple[int, int]] = []
 
     def add(self, entries: Entries) -> None:
+        """Consider entries, in any order."""
         found = cast(list[tuple[int, int]], entries[["part", "row"]].tolist())
         self._found = heapq.nsmallest(self._count, [*self._found, *found])
 
     def describe(self, place: Place, manifest: Manifest) -> tuple[str, ...]:
+        """Read the records at the positions; return their keys with shard and position."""
         names: list[str] = []
         for shard, position in self._found:
             info = manifest.shards[shard]

@@ -32,9 +32,11 @@ class Fingerprint:
         self.value = value
 
     def add(self, digest: bytes) -> None:
+        """Add an element by its SHA-256."""
         self.value = (self.value + int.from_bytes(digest, "big")) % _MODULUS
 
     def hex(self) -> str:
+        """The hash in 64 hexadecimal digits."""
         return f"{self.value:064x}"
 
 
@@ -87,12 +89,13 @@ class Buckets:
             yield np.frombuffer(file.read(), self._dtype)
 
     def close(self) -> None:
+        """Close the files."""
         for file in self._files:
             file.close()
 
 
 def starts_of_keys(entries: Entries) -> Flags:
-    """For entries sorted by key: whether each is the first with its key."""
+    """Mark the first entry of each key among entries that are sorted by key."""
     is_first = np.ones(len(entries), bool)
     is_first[1:] = (entries["high"][1:] != entries["high"][:-1]) | (entries["low"][1:] != entries["low"][:-1])
     return is_first

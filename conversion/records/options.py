@@ -1,4 +1,4 @@
-"""Options of a conversion: everything that decides the output besides the source."""
+"""Options of a conversion: everything that decides the output, in addition to the source."""
 
 from dataclasses import dataclass
 from typing import Literal

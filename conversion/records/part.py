@@ -181,6 +181,7 @@ class _Account:
             shown.append({name: printable(text) for name, text in example.items()})
 
     def report(self, shards: list[ShardInfo]) -> PartReport:
+        """The report of the finished part."""
         return PartReport(
             number=self.job.number,
             size=self.job.part.size,

@@ -51,6 +51,7 @@ class PartReport:
     versions: dict[str, str]
 
     def shard_infos(self) -> list[ShardInfo]:
+        """The shards as the manifest describes them."""
         return [ShardInfo(**shard) for shard in self.shards]
 
     def files(self) -> dict[str, int]:
@@ -62,14 +63,17 @@ class PartReport:
 
 
 def report_name(number: int) -> str:
+    """The file, inside the destination, with the report of a part."""
     return f"{UNFINISHED}/part-{number:06d}.json"
 
 
 def keys_name(number: int) -> str:
+    """The file, inside the destination, with an ENTRY for each row of a part that was kept or is a duplicate."""
     return f"{UNFINISHED}/part-{number:06d}.keys"
 
 
 def report_to_json(report: PartReport) -> bytes:
+    """The content of the file of a report."""
     return json.dumps(asdict(report)).encode()
 
 

@@ -23,6 +23,7 @@ class Place(NamedTuple):
 
     @property
     def is_local(self) -> bool:
+        """Check whether this is a local path."""
         return "file" in protocols(self.fs)
 
     @property

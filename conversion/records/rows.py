@@ -91,7 +91,8 @@ class Plan:
     Attributes:
         class_names: name of each label, if the source has them.
         info: entries for the manifest.
-        digest: hash of what decides rows besides the parts: contents of lists, names and sizes of files next to shards.
+        digest: hash of what decides rows in addition to the parts: contents of lists, names and sizes of files next to
+            shards.
         columns: chosen column by use, or a map of these by list if the lists differ.
     """
 
@@ -137,7 +138,7 @@ class Lost:
 
 @dataclass(kw_only=True)
 class Tally:
-    """Counts that a reader makes besides rows: members of a tar that belong to no row."""
+    """Counts that a reader makes in addition to rows: members of a tar that belong to no row."""
 
     ignored_members: int = 0
 

@@ -13,7 +13,7 @@ from conversion.records.options import IngestOptions
 
 
 class Stopped(Exception):
-    """Stands for a kill."""
+    """Simulates a kill."""
 
 
 def ingest(source, target, *, kind="webdataset", workers=1, overwrite=False, **options):
