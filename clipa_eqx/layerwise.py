@@ -4,8 +4,8 @@ Strengths are given by path. A number holds for a complete leaf. A vector over d
 leaf, which are along its first axis.
 """
 
-from collections.abc import Callable, Hashable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +15,6 @@ from jaxtyping import Array, Float, Int
 from clipa_eqx.errors import ConfigError
 from clipa_eqx.trees import map_with_path
 
-Schedule = TypeVar("Schedule", bound=Hashable)
 Strength = float | np.ndarray
 
 
@@ -59,13 +58,13 @@ def add_decay(strengths: Mapping[str, Strength]) -> optax.GradientTransformation
 def scale_and_negate(
     peak_lr: float,
     factors: Mapping[str, Strength],
-    schedules: Mapping[str, Schedule | tuple[Schedule | None, ...] | None],
-    multipliers: Mapping[Schedule, Callable[[Int[Array, ""]], Float[Array, ""]]],
+    schedules: Mapping[str, Any],
+    multipliers: Mapping[Any, Callable[[Int[Array, ""]], Float[Array, ""]]],
 ) -> optax.GradientTransformation:
     """Multiply by -(peak learning rate * factor * multiplier of the leaf's or layer's schedule).
 
     Args:
-        schedules: a key of ``multipliers`` for each leaf, or one for each layer; ``None`` freezes.
+        schedules: a key of ``multipliers`` for each leaf, or a tuple with one for each layer; ``None`` freezes.
         multipliers: functions of the number of updates done before.
     """
 
