@@ -76,7 +76,7 @@ class _OptimizerPaths(NamedTuple):
 def _optimizer_paths(stored: Iterable[str]) -> _OptimizerPaths:
     stored = list(stored)
     kinds: tuple[Kind, ...] = ("mu", "nu")
-    moments = [
+    moments: list[tuple[Kind, str, str]] = [
         (kind, match[1], path)
         for kind in kinds
         for path in stored
