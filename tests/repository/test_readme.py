@@ -91,11 +91,14 @@ def test_a_command_names_programs_flags_and_files_that_exist(command):
         assert set(re.findall(r"\[(.*)\]", command[-1])) <= set(project["optional-dependencies"])
     else:
         _, program, *arguments = command
-        if program == "-m":
-            program = f"{arguments.pop(0).replace('.', '/')}/__main__.py"
-        # The thin files in scripts/ call the library's programs, which define the flags.
-        flags = Path("clipa_eqx") / "programs" / Path(program).name
-        source = (ROOT / (flags if (ROOT / flags).exists() else program)).read_text(encoding="utf-8")
+        if program == "-m":  # a command of conversion: its flags are in its folder, or shared by the weight formats
+            folders = (ROOT / arguments.pop(0).replace(".", "/"), ROOT / "conversion" / "weights")
+            assert (folders[0] / "__main__.py").is_file()
+            files = [path for folder in folders for path in sorted(folder.glob("*.py"))]
+        else:  # the thin files in scripts/ call the library's programs, which define the flags
+            flags = ROOT / "clipa_eqx" / "programs" / Path(program).name
+            files = [flags if flags.exists() else ROOT / program]
+        source = "\n".join(path.read_text(encoding="utf-8") for path in files)
         if arguments and arguments[0].startswith("configs/"):
             parser = argparse.ArgumentParser(allow_abbrev=False)
             for flag, action in re.findall(r'add_argument\(\s*"(--[a-z-]+)"(.*store_true)?', source):
