@@ -1,6 +1,5 @@
 """While the devices work on a step, the batch of the next step is fetched and sent to them."""
 
-import itertools
 import threading
 from unittest import mock
 
@@ -11,7 +10,6 @@ from support import tiny_runs
 
 from clipa_eqx.data.prefetch import BatchIterator
 from clipa_eqx.durations import Duration, RunLength
-from clipa_eqx.experiment import CheckpointConfig
 from clipa_eqx.sharding import make_mesh
 from clipa_eqx.training.device_batches import DeviceBatches
 from clipa_eqx.training.metrics import Throughput, read_metrics
@@ -23,15 +21,16 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 STEPS = 5
 
 
-def test_a_step_may_run_until_the_next_one_has_its_batch(tmp_path):
-    """A step that ends only when its successor has its batch would never end if the loop fetched after it."""
-    has_batch = [threading.Event() for _ in range(STEPS + 1)]
-    waited = {}
+def test_a_step_may_run_until_the_next_batch_is_fetched(tmp_path):
+    """A step that ends only when the next batch has been fetched would never end if the loop fetched after it."""
+    fetched = [threading.Event() for _ in range(STEPS + 1)]
+    waited, taken = {}, []
+    take = DeviceBatches.take
 
     def wait(loss, step):
         # A small program whose inputs are ready runs within its call, if the loop was late: that shows nothing.
         if int(step) < STEPS and threading.current_thread() is not threading.main_thread():
-            waited[int(step)] = has_batch[int(step) + 1].wait(timeout=20)
+            waited[int(step)] = fetched[int(step)].wait(timeout=20)
         return loss
 
     @jax.jit
@@ -40,19 +39,23 @@ def test_a_step_may_run_until_the_next_one_has_its_batch(tmp_path):
 
     def gated(*args):
         step_fn = compile_step(*args)
-        steps = itertools.count(1)
 
         def run(state, batch):
-            step = next(steps)
-            has_batch[step].set()
+            step = len(taken)  # batch 1 comes before step 1
             state, metrics = step_fn(state, batch)
             return state, {**metrics, "loss": gate(metrics["loss"], step)}
 
         return run
 
-    # A checkpoint reads the numbers of its step before the next one starts: there is none but the last.
-    config = tiny_runs.run_config(duration=Duration(steps=STEPS), checkpoint=CheckpointConfig(every_steps=100))
-    tiny_runs.train_on_one_device(config, tmp_path / "run", compiler=gated)
+    def recorded(self, **rest):
+        batch = take(self, **rest)
+        fetched[len(taken)].set()
+        taken.append(batch)
+        return batch
+
+    config = tiny_runs.run_config(duration=Duration(steps=STEPS))
+    with mock.patch.object(DeviceBatches, "take", recorded):
+        tiny_runs.train_on_one_device(config, tmp_path / "run", compiler=gated)
     assert waited
     assert all(waited.values())
     assert [line["step"] for line in read_metrics(tmp_path / "run/metrics.jsonl")] == list(range(1, STEPS + 1))

@@ -16,6 +16,8 @@ from clipa_eqx.tokenizer.loading import load_tokenizer
 from clipa_eqx.training.start import first_state, initial_key
 from clipa_eqx.training.step import step_key
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 
 def test_weights_of_another_vocabulary_are_refused(tmp_path):
     config = tiny_runs.run_config()

@@ -211,7 +211,9 @@ def test_a_run_starts_from_anothers_weights_and_counts_its_own_steps(finished, t
 def test_a_source_without_weights_is_refused(tmp_path, finished, source):
     (tmp_path / "unfinished").mkdir()
     (tmp_path / "unfinished" / "config.json").write_text((finished[0] / "config.json").read_text())
-    with pytest.raises(CheckpointError, match=rf"init\.source .*{source} (is neither|has no committed checkpoint)"):
+    with pytest.raises(
+        CheckpointError, match=rf"init\.source:? .*{source} (does not exist; expected|has no committed checkpoint)"
+    ):
         start_of(config_of_run(init=InitConfig(source=str(tmp_path / source))))
 
 
