@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 from PIL import Image
 from support.paths import ROOT
@@ -40,8 +41,6 @@ def shown(capsys, *argv) -> str:
 
 
 def count(model) -> int:
-    import jax
-
     return sum(leaf.size for leaf in jax.tree.leaves(model))
 
 
