@@ -18,9 +18,9 @@ from clipa_eqx.models.blocks import BlockConfig
 from clipa_eqx.saved.model import save_model
 from clipa_eqx.tokenizer import Tokenizer
 from conversion.compare import causes
-from conversion.compare import images as compare_pictures
+from conversion.compare import images as compare_images
 from conversion.compare.__main__ import main
-from conversion.compare.causes import _sincos_2d
+from conversion.compare.position_changes import sincos_2d
 from conversion.flax_clipa.names import to_flax
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -31,7 +31,7 @@ def test_a_model_and_its_export_do_not_differ(folders, tmp_path, capsys):
     assert report["divergences"] == []
     assert report["embedding_error"] == {"image": 0.0, "text": 0.0}
     assert "texts: 6 of 6 have equal ids" in report["notes"]
-    assert "nothing differs" in capsys.readouterr().out
+    assert "no difference" in capsys.readouterr().out
 
 
 CONFIGS = {
@@ -46,15 +46,15 @@ CONFIGS = {
     "text pool": (TEXT, {"pool_type": "first"}, "text/pool", causes.POOL),
     "causal": (TEXT, {"no_causal_mask": False}, "text/blocks/0/attention", causes.CAUSAL),
     "heads": (TEXT, {"heads": 4}, "text/blocks/0/attention", causes.HEADS),
-    "mean": (("preprocess_cfg",), {"mean": [0.5, 0.5, 0.5]}, "preprocessing", compare_pictures.MEAN_STD),
+    "mean": (("preprocess_cfg",), {"mean": [0.5, 0.5, 0.5]}, "preprocessing", compare_images.MEAN_STD),
     "std": (
         ("preprocess_cfg",),
         {"mean": [0.48145466, 0.4578275, 0.40821073], "std": [0.26862954, 0.26130258, 0.27577711]},
         "preprocessing",
-        compare_pictures.MEAN_STD,
+        compare_images.MEAN_STD,
     ),
-    "mode": (("preprocess_cfg",), {"resize_mode": "shortest"}, "preprocessing", compare_pictures.RESIZE_MODE),
-    "bicubic": (("preprocess_cfg",), {"interpolation": "bicubic"}, "preprocessing", compare_pictures.INTERPOLATION),
+    "mode": (("preprocess_cfg",), {"resize_mode": "shortest"}, "preprocessing", compare_images.RESIZE_MODE),
+    "bicubic": (("preprocess_cfg",), {"interpolation": "bicubic"}, "preprocessing", compare_images.INTERPOLATION),
 }
 
 
@@ -140,7 +140,7 @@ OUTER_CASES = {
     "columns first": ("visual.conv1.weight", lambda w: w.swapaxes(2, 3), "image/patch", causes.PATCH_ORDER),
     "denominator": (
         "visual.positional_embedding",
-        lambda t: _sincos_2d((2, 2), DIM, 0).astype(np.float32),
+        lambda t: sincos_2d((2, 2), DIM, 0).astype(np.float32),
         "image/+position",
         causes.DENOMINATOR,
     ),
@@ -192,7 +192,7 @@ def test_half_precision_is_named_on_either_side_and_nothing_else_is(dtype, folde
 
 def test_the_denominator_is_named_in_either_order_and_only_of_a_formula(folders, theirs, tmp_path):
     name = "visual.positional_embedding"
-    edit_weights(theirs, lambda t: t.update({name: _sincos_2d((2, 2), DIM, 0).astype(np.float32)}))
+    edit_weights(theirs, lambda t: t.update({name: sincos_2d((2, 2), DIM, 0).astype(np.float32)}))
     report = compared(theirs, folders / "ours", tmp_path)
     assert report["first"]["causes"] == [[causes.DENOMINATOR, "B divides by q-1"]]
     edit_weights(theirs, lambda t: t.update({name: np.random.default_rng(0).normal(size=t[name].shape).astype("f4")}))
@@ -209,7 +209,7 @@ def test_mistakes_of_a_flax_file_are_named(model, folders, tmp_path):
     report = compared(folders / "ours", tmp_path / "theirs.npz", tmp_path)
     assert report["first"]["where"] == "text/blocks/1/attn/v"
     assert named(report) == {causes.TRANSPOSED}
-    assert any("does not say how they are tokenized" in note for note in report["notes"])
+    assert any("is not recorded" in note for note in report["notes"])
     np.savez(tmp_path / "same.npz", **to_flax(model))
     assert compared(tmp_path / "same.npz", folders / "theirs", tmp_path)["first"] is None
 
@@ -244,14 +244,14 @@ def test_no_cause_is_invented_for_other_weights(folders, tmp_path, capsys):
     report = compared(folders / "ours", tmp_path / "other", tmp_path)
     assert report["first"]["where"] == "image/patch"
     assert named(report) == set()
-    assert "the weights or tables themselves differ" in capsys.readouterr().out
+    assert "no known mistake explains it" in capsys.readouterr().out
 
 
 def test_flags_that_nothing_asks_are_said_to_be_unused(folders, theirs, tmp_path, caplog):
     flags = ("--released", "h14-84px-t8-laion2b", "--image-heads", "2")
     with caplog.at_level("WARNING"):
         assert compared(folders / "ours", theirs, tmp_path, *flags)["first"] is None
-    assert "--released, --image-heads: not used, both sides say all of it themselves" in caplog.text
+    assert "--released, --image-heads: not used, both sides record all of it themselves" in caplog.text
 
 
 def test_other_sizes_are_said_and_nothing_is_walked(folders, tmp_path):

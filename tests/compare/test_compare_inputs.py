@@ -61,7 +61,7 @@ def test_a_tokenizer_option_that_is_unknown_is_said_and_texts_are_not_compared(f
     edit_config(theirs, set_in(*TEXT, tokenizer_kwargs={"strip_sep_token": True, "clean": "canonicalize"}))
     report = compared(folders / "ours", theirs, tmp_path)
     assert any("tokenizer_kwargs.clean" in note for note in report["b"]["notes"])
-    assert any("does not say how they are tokenized" in note for note in report["notes"])
+    assert any("is not recorded" in note for note in report["notes"])
 
 
 def test_a_vocabulary_alone_is_taken_as_bert(folders, theirs, tmp_path):
@@ -80,4 +80,4 @@ def test_pictures_of_mode_fast_are_prepared_so_and_it_is_said(model, folders, tm
     assert any("mode fast" in note for note in report["b"]["notes"])
     assert report["a"]["notes"] == []
     # One level, of pictures that are not JPEGs.
-    assert any(note.startswith("pictures: pixels differ by up to 1.0 levels") for note in report["notes"])
+    assert any(note.startswith("images: pixels differ by up to 1.0 levels") for note in report["notes"])

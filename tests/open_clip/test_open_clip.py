@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 
 import ml_dtypes
 import numpy as np
@@ -10,18 +9,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
+from support.leaves import assert_same_leaves
 from support.open_clip_folders import (
     CONFIG,
     VOCAB,
     WEIGHTS,
-    assert_same_leaves,
     convert,
     edit_config,
     edit_weights,
-    export_tiny,
     same_config,
     save,
-    tiny_model,
 )
 from support.random_models import random_model
 
@@ -38,21 +35,6 @@ from conversion.open_clip.names import open_clip_rules
 from conversion.weights.rules import RuleTable, export_leaves, import_leaves
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model()
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    return export_tiny(tmp_path_factory.mktemp("open_clip"))
-
-
-@pytest.fixture
-def theirs(exported, tmp_path):
-    return shutil.copytree(exported, tmp_path / "theirs")
 
 
 def test_an_exported_model_comes_back(model, exported, tmp_path):

@@ -5,17 +5,15 @@ import shutil
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from support.leaves import assert_same_leaves
 from support.open_clip_folders import (
     VOCAB,
     WEIGHTS,
-    assert_same_leaves,
     convert,
     edit_config,
     edit_weights,
-    export_tiny,
     save,
     set_in,
-    tiny_model,
 )
 from support.random_models import random_model
 from support.tiny_runs import model_config
@@ -26,21 +24,6 @@ from clipa_eqx.tokenizer.vocabulary import write_vocab
 from conversion.open_clip.__main__ import main
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model()
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    return export_tiny(tmp_path_factory.mktemp("open_clip"))
-
-
-@pytest.fixture
-def theirs(exported, tmp_path):
-    return shutil.copytree(exported, tmp_path / "theirs")
 
 
 def test_positions_that_are_no_formula_of_ours_are_loaded_as_learned(model, theirs, tmp_path, caplog):
@@ -140,4 +123,4 @@ def test_two_numerics_that_are_no_profile_are_not_taken_for_equal(theirs, tmp_pa
     err = capsys.readouterr().err
     assert "'norm_eps': 0.001" in err
     assert "'norm_eps': 0.0001" in err
-    assert "say which with --profile" in err
+    assert "choose one with --profile" in err

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from support.open_clip_folders import CONFIG, convert, export_tiny, save, tiny_model
+from support.open_clip_folders import CONFIG, convert, export_tiny, save
 
 from clipa_eqx.cli import run
 from conversion.open_clip.__main__ import main
@@ -12,23 +12,18 @@ from conversion.open_clip.__main__ import main
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model()
-
-
 def test_a_crop_is_said_to_differ_by_more_than_a_level(model, tmp_path, caplog):
     save(tmp_path / "model", model, resize="resize_small_crop")
     with caplog.at_level("INFO"):
         main(["export", str(tmp_path / "model"), str(tmp_path / "theirs")])
     warning = next(one.getMessage() for one in caplog.records if one.levelname == "WARNING")
-    assert "open_clip has no resize_small_crop; its pixels are up to" in warning
+    assert "open_clip has no resize_small_crop; its pixels differ: up to" in warning
     loaded = convert(tmp_path / "theirs", tmp_path / "back")
     note = next(note for note in loaded.provenance.config_notes if note.startswith("preprocess: "))
     levels = int(re.search(r"up to (\d+) of 255 levels", note)[1])
     assert levels > 10
     assert f"up to {levels} of 255" in warning
-    assert "a shift by up to a pixel" in note
+    assert "a shift of up to 1 pixel" in note
     caplog.clear()
     save(tmp_path / "square", model)
     main(["export", str(tmp_path / "square"), str(tmp_path / "squash")])
@@ -63,5 +58,5 @@ def test_an_export_says_that_open_clip_has_no_fast_mode(model, tmp_path, caplog)
     file.write_text(json.dumps(json.loads(file.read_text()) | {"mode": "fast"}))
     with caplog.at_level("WARNING"):
         main(["export", str(tmp_path / "model"), str(tmp_path / "theirs")])
-    assert "open_clip has no squash in mode fast; its pixels are up to" in caplog.text
-    assert "of JPEGs, which it decodes smaller" in caplog.text
+    assert "open_clip has no squash in mode fast; its pixels differ: up to" in caplog.text
+    assert "mode fast decodes JPEGs at a reduced size" in caplog.text

@@ -5,14 +5,13 @@ import shutil
 import numpy as np
 import pytest
 from support.damage import mutate
+from support.leaves import assert_same_leaves
 from support.open_clip_folders import (
     CONFIG,
     WEIGHTS,
-    assert_same_leaves,
     convert,
     edit_config,
     edit_weights,
-    export_tiny,
     save,
     set_in,
     tiny_model,
@@ -29,30 +28,20 @@ from conversion.open_clip.config import load_open_clip_config
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    return export_tiny(tmp_path_factory.mktemp("open_clip"))
-
-
-@pytest.fixture
-def theirs(exported, tmp_path):
-    return shutil.copytree(exported, tmp_path / "theirs")
-
-
 VISION, TEXT, PICTURES = ("model_cfg", "vision_cfg"), ("model_cfg", "text_cfg"), ("preprocess_cfg",)
 REFUSED = {
     "causal": (set_in(*TEXT, no_causal_mask=False), "attention is causal"),
-    "norm before": (set_in(*VISION, final_ln_after_pool=False), "the norm stands before the mean"),
+    "norm before": (set_in(*VISION, final_ln_after_pool=False), "the norm is before the mean"),
     "ln_pre": (set_in(*VISION, no_ln_pre=False), "no_ln_pre is not set"),
-    "old mean": (set_in(*VISION, global_average_pool=True), "the mean takes the class token too"),
+    "old mean": (set_in(*VISION, global_average_pool=True), "the mean includes the class token"),
     "quick": (set_in("model_cfg", quick_gelu=True), "quick_gelu is set"),
     "argmax": (set_in(*TEXT, pool_type="argmax"), "text_cfg.pool_type is 'argmax'"),
     "timm": (set_in(*VISION, timm_model_name="vit"), "vision_cfg.timm_model_name is 'vit'"),
     "hf": (set_in(*TEXT, hf_model_name="xlm"), "text_cfg.hf_model_name is 'xlm'"),
     "scale": (set_in(*TEXT, ls_init_value=0.1), "text_cfg.ls_init_value"),
     "bias": (set_in("model_cfg", init_logit_bias=-10), "init_logit_bias"),
-    "bicubic": (set_in(*PICTURES, interpolation="bicubic"), "interpolation bicubic; ours is bilinear"),
-    "openai": (set_in(*PICTURES, mean=[0.48, 0.45, 0.4]), "ours are ImageNet's"),
+    "bicubic": (set_in(*PICTURES, interpolation="bicubic"), "interpolation bicubic; expected bilinear"),
+    "openai": (set_in(*PICTURES, mean=[0.48, 0.45, 0.4]), "expected ImageNet's"),
     "longest": (set_in(*PICTURES, resize_mode="longest"), "resize_mode longest"),
     "size": (set_in(*PICTURES, size=24), "preprocess_cfg.size is (24, 24)"),
     "sep": (set_in(*TEXT, tokenizer_kwargs={}), "[SEP] is kept (no strip_sep_token)"),
@@ -62,27 +51,27 @@ REFUSED = {
     ),
     "kwarg": (
         set_in(*TEXT, tokenizer_kwargs={"strip_sep_token": True, "use_fast": False}),
-        "text_cfg.tokenizer_kwargs.use_fast (False) is no field",
+        "text_cfg.tokenizer_kwargs.use_fast (False) is an unknown field",
     ),
     "width": (set_in(*VISION, width=48), "image.blocks.width: 48 in open_clip_config.json, 32 in the file"),
-    "heads": (set_in(*VISION, head_width=10), "is not divided by"),
+    "heads": (set_in(*VISION, head_width=10), "is not a multiple of 3 heads"),
     "text": (set_in(*TEXT, width="many"), "text_cfg.width is 'many'"),
     "eps": (set_in(*TEXT, norm_kwargs={"eps": 0}), "norm_kwargs.eps is 0"),
     "affine": (
         set_in(*TEXT, norm_kwargs={"elementwise_affine": False}),
-        "norm_kwargs.elementwise_affine (False) is no",
+        "norm_kwargs.elementwise_affine (False) is an unknown field",
     ),
     "none": (lambda found: found["model_cfg"].pop("vision_cfg"), "vision_cfg is missing"),
     "not an object": (set_in("model_cfg", vision_cfg=[1]), "vision_cfg is [1], expected an object"),
-    "unknown of vision": (set_in(*VISION, rope=True, layers=1), "vision_cfg.rope (True) is no field that is known"),
-    "unknown of text": (set_in(*TEXT, act="relu"), "text_cfg.act ('relu') is no field that is known here"),
-    "unknown of model": (set_in("model_cfg", multimodal_cfg={}), "multimodal_cfg ({}) is no field that is known"),
-    "unknown of pictures": (set_in(*PICTURES, blur=1), "preprocess_cfg.blur (1) is no field that is known here"),
-    "no pictures": (lambda found: found.pop("preprocess_cfg"), "interpolation bicubic; ours is bilinear"),
+    "unknown of vision": (set_in(*VISION, rope=True, layers=1), "vision_cfg.rope (True) is an unknown field"),
+    "unknown of text": (set_in(*TEXT, act="relu"), "text_cfg.act ('relu') is an unknown field"),
+    "unknown of model": (set_in("model_cfg", multimodal_cfg={}), "multimodal_cfg ({}) is an unknown field"),
+    "unknown of pictures": (set_in(*PICTURES, blur=1), "preprocess_cfg.blur (1) is an unknown field"),
+    "no pictures": (lambda found: found.pop("preprocess_cfg"), "interpolation bicubic; expected bilinear"),
     "null pictures": (set_in(preprocess_cfg=None), "mean (0.48145466, 0.4578275, 0.40821073)"),
     "empty pictures": (set_in(preprocess_cfg={}), "mean (0.48145466, 0.4578275, 0.40821073)"),
-    "unknown beside": (set_in(preproces_cfg={}), "preproces_cfg ({}) is no field that is known here"),
-    "pictures inside": (set_in("model_cfg", preprocess_cfg={}), "preprocess_cfg ({}) is no field that is known here"),
+    "unknown beside": (set_in(preproces_cfg={}), "preproces_cfg ({}) is an unknown field"),
+    "pictures inside": (set_in("model_cfg", preprocess_cfg={}), "preprocess_cfg ({}) is an unknown field"),
     "size word": (set_in(*PICTURES, size="16"), "size is '16', expected pixels or a list of two\n"),
     "gray": (set_in(*PICTURES, mode="L"), "preprocess_cfg.mode is 'L'"),
     "norm word of text": (
@@ -96,10 +85,13 @@ REFUSED = {
     "std": (set_in(*PICTURES, std=[0.2, 0, 0.2]), "preprocess_cfg.std is [0.2, 0, 0.2], expected three positive"),
     "norm list": (set_in(*VISION, norm_kwargs=[1]), "vision_cfg.norm_kwargs is [1], expected an object"),
     "act word": (set_in(*VISION, act_kwargs="tanh"), "vision_cfg.act_kwargs is 'tanh', expected an object"),
-    "act inplace": (set_in(*TEXT, act_kwargs={"inplace": True}), "text_cfg.act_kwargs.inplace (True) is no field"),
+    "act inplace": (
+        set_in(*TEXT, act_kwargs={"inplace": True}),
+        "text_cfg.act_kwargs.inplace (True) is an unknown field",
+    ),
     "quick word": (set_in("model_cfg", quick_gelu="yes"), "quick_gelu is 'yes', expected true or false"),
     "causal word": (set_in(*TEXT, no_causal_mask="true"), "text_cfg.no_causal_mask is 'true', expected true or"),
-    "number for a flag": (set_in(*TEXT, embed_cls=0), "text_cfg.embed_cls is 0, which is unknown here"),
+    "number for a flag": (set_in(*TEXT, embed_cls=0), "text_cfg.embed_cls is 0, which is not supported"),
     "kwargs": (set_in(*TEXT, tokenizer_kwargs=[1]), "text_cfg.tokenizer_kwargs is [1], expected an object"),
 }
 

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 from support import goldens
 from support.damage import mutate
-from support.open_clip_folders import VOCAB, assert_same_leaves, edit_config, export_tiny, set_in, tiny_model
+from support.leaves import assert_same_leaves
+from support.open_clip_folders import VOCAB, edit_config, export_tiny, set_in, tiny_model
 from support.random_models import random_model
 from support.tiny_runs import model_config
 
@@ -27,7 +28,7 @@ from clipa_eqx.trees import map_with_path
 from conversion.open_clip.__main__ import main
 from conversion.open_clip.config import load_open_clip_config
 from conversion.open_clip.names import image_table
-from conversion.open_clip.pixels import fixed_pictures, pillow_pixels
+from conversion.open_clip.pixels import fixed_images, pillow_pixels
 from conversion.open_clip.tokenizer import clean, write_tokenizer
 from conversion.weights.released import RELEASED
 
@@ -205,7 +206,7 @@ def test_our_emulation_of_their_pictures_is_what_their_transform_does(open_clip,
             edit_config(theirs, set_in("preprocess_cfg", resize_mode=mode, interpolation=interpolation))
             settings = load_open_clip_config(theirs / "open_clip_config.json").pictures
             _, _, transform = open_clip.create_model_and_transforms(f"local-dir:{theirs}")
-            for picture in fixed_pictures((16, 16)):
+            for picture in fixed_images((16, 16)):
                 expected = transform(Image.fromarray(picture)).numpy().transpose(1, 2, 0)
                 np.testing.assert_allclose(pillow_pixels(picture, settings), expected, atol=1e-5)
 

@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from support.open_clip_folders import VOCAB, convert, edit_config, edit_weights, export_tiny, save, set_in, tiny_model
+from support.open_clip_folders import VOCAB, convert, edit_config, edit_weights, save, set_in, tiny_model
 from support.random_models import random_model
 from support.tiny_runs import model_config
 
@@ -19,16 +19,6 @@ pytestmark = pytest.mark.usefixtures("quick_compile", "no_self_check")
 
 TOKENIZER = Tokenizer(pieces=VOCAB, classes=bytes([4] * len(VOCAB)))
 FILES = ("vocab.txt", "tokenizer.json", "tokenizer_config.json")
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    return export_tiny(tmp_path_factory.mktemp("open_clip"))
-
-
-@pytest.fixture
-def theirs(exported, tmp_path):
-    return shutil.copytree(exported, tmp_path / "theirs")
 
 
 def edit_json(name, change):
@@ -54,7 +44,7 @@ def bpe(found):
 CASED = {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "strip_accents": False}
 ADDED = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
 REFUSED = {
-    "two vocabularies": (swapped, "vocab.txt and tokenizer.json hold other vocabularies"),
+    "two vocabularies": (swapped, "vocab.txt and tokenizer.json hold different vocabularies"),
     "cased": (
         edit_json("tokenizer.json", lambda j: j.update(normalizer=CASED | {"lowercase": False})),
         "tokenizer.json: its normalizer is",

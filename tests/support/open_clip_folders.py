@@ -4,15 +4,12 @@ import dataclasses
 import functools
 import json
 
-import numpy as np
-from safetensors.numpy import load_file, save_file
-
 from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.saved.model import load_model, save_model
 from clipa_eqx.tokenizer import Tokenizer
 from clipa_eqx.tokenizer.vocabulary import SPECIAL
 from conversion.open_clip.__main__ import main
-from support.leaves import assert_same_leaves as assert_same_leaves
+from support.leaves import edit_safetensors
 from support.random_models import random_model
 from support.tiny_runs import model_config
 
@@ -55,9 +52,7 @@ def edit_config(folder, change):
 
 
 def edit_weights(folder, change):
-    tensors = load_file(folder / WEIGHTS)
-    change(tensors)
-    save_file({name: np.require(array, requirements="C") for name, array in tensors.items()}, folder / WEIGHTS)
+    edit_safetensors(folder / WEIGHTS, change)
 
 
 def same_config(config):
