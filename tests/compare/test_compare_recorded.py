@@ -1,4 +1,4 @@
-"""Comparing with what another program made of the fixed inputs: causes are named, damaged recordings refused."""
+"""Guards comparisons with recorded tokens and pixels of another program: causes, and damaged recordings."""
 
 import json
 
@@ -26,7 +26,7 @@ def record(path, *, antialias=True, **arrays):
     np.savez(path, **{f"pixels_{i}": one for i, one in enumerate(pixels)}, **arrays)
 
 
-def test_antialias_is_named_from_recorded_pixels(folders, tmp_path):
+def test_antialias_is_the_cause_of_recorded_pixels(folders, tmp_path):
     record(tmp_path / "mine.npz")
     same = compared(folders / "ours", folders / "ours", tmp_path, "--recorded-b", tmp_path / "mine.npz")
     assert same["first"] is None
@@ -100,7 +100,7 @@ def test_recorded_pixels_that_are_not_finite_are_refused_and_never_equal(folders
     assert found.levels == np.inf
 
 
-def test_inputs_for_a_program_of_ones_own_are_written(folders, tmp_path):
+def test_inputs_for_another_program_are_written(folders, tmp_path):
     compared(folders / "ours", folders / "ours", tmp_path, "--write-inputs", tmp_path / "inputs")
     assert json.loads((tmp_path / "inputs" / "texts.json").read_text()) == list(FIXED_TEXTS)
     assert sorted(p.name for p in (tmp_path / "inputs").glob("*.png")) == [f"image_{i}.png" for i in range(3)]

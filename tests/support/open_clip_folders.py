@@ -1,4 +1,4 @@
-"""A tiny model as open_clip has it, and how tests spoil it."""
+"""A tiny model in an open_clip folder, and edits of the folder."""
 
 import dataclasses
 import functools
@@ -34,7 +34,7 @@ def tiny_model():
 
 
 def export_tiny(root):
-    """The tiny model in a folder of open_clip's under ``root``."""
+    """The tiny model in an open_clip folder under ``root``."""
     save(root / "model", tiny_model())
     main(["export", str(root / "model"), str(root / "theirs")])
     return root / "theirs"
@@ -56,7 +56,7 @@ def edit_weights(folder, change):
 
 
 def same_config(config):
-    """Without what open_clip does not know: how a model was initialized and trained."""
+    """The config without what open_clip does not record: how the model was initialized and trained."""
 
     def blocks(one):
         return dataclasses.replace(one, init="scaled", init_depth=None, dropout=0.0, drop_path=0.0, remat="none")
