@@ -92,12 +92,20 @@ def test_recorded_pixels_that_are_not_finite_are_refused_and_never_equal(folders
     assert "pixels_1 hold non-finite values" in capsys.readouterr().err
     settings = ImageSettings(size=SIZE)
 
-    def broken(picture):
+    def broken(image):
         return np.full((*SIZE, 3), np.nan, np.float32)
 
     found = compare_images.compare_images(broken, broken, settings_a=settings, settings_b=None)
     assert not found.is_equal
     assert found.levels == np.inf
+
+
+def test_images_are_not_compared_if_the_settings_of_a_are_unknown(model, folders, tmp_path):
+    np.savez(tmp_path / "model.npz", **to_flax(model))
+    record(tmp_path / "mine.npz")
+    report = compared(tmp_path / "model.npz", folders / "ours", tmp_path, "--recorded-a", tmp_path / "mine.npz")
+    expected = f"images: not compared; the preprocessing of {tmp_path / 'model.npz'} is not recorded"
+    assert expected in report["notes"]
 
 
 def test_inputs_for_another_program_are_written(folders, tmp_path):
