@@ -28,6 +28,7 @@ from clipa_eqx.models.blocks import BlockConfig
 from clipa_eqx.models.clip import CLIPConfig
 from clipa_eqx.models.text import TextConfig
 from clipa_eqx.models.vision import VisionConfig
+from conversion.flax_clipa.names import to_flax
 from conversion.open_clip.__main__ import main
 from conversion.open_clip.config import parse_open_clip_config
 from conversion.open_clip.mapping import from_clip_config, to_clip_config
@@ -82,8 +83,6 @@ def test_names_and_shapes_are_those_of_the_reference(exported):
 
 
 def test_each_tensor_is_the_flax_one_as_the_reference_says(model, exported):
-    from conversion.flax_clipa.names import to_flax
-
     flax, torch = to_flax(model), load_file(exported / WEIGHTS)
     block = "img/Transformer/encoderblock_0"
     attention = f"{block}/MultiHeadDotProductAttention_0"
