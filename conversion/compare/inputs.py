@@ -1,4 +1,4 @@
-"""The fixed pictures and texts of a comparison: for the towers, on disk, and as another program took them."""
+"""Fixed images and texts of a comparison: as tower inputs, as files, and as recorded by another program."""
 
 import json
 from collections.abc import Callable
@@ -11,22 +11,33 @@ from PIL import Image
 from clipa_eqx.data.images.host_pixels import normalize_on_host
 from clipa_eqx.data.images.resize import resize
 from clipa_eqx.errors import ConversionError
-from conversion.compare.replay import Array, patches_of
-from conversion.compare.texts import FIXED_TEXTS
-from conversion.compare.walk import Side, Tower
+from conversion.compare.replay import Float64Array, patches_of
+from conversion.compare.side import Side, Tower
 from conversion.flax_clipa.npz import NpzFile
-from conversion.open_clip.pixels import Picture, fixed_pictures
+from conversion.open_clip.pixels import RgbImage, fixed_images
+
+FIXED_TEXTS: tuple[str, ...] = (
+    "a photo of a dog",
+    "A close-up photo of a T-shirt, with café crème!",
+    "",
+    "an extremely long caption of more pieces than any model takes: " + "one two three four five six seven eight " * 12,
+    "Straße ﬁne ½ cup … Acme™ １２３ Ⅷ",  # decomposed or folded differently by different libraries
+    "你好 world",
+)
 
 _TOWER_TEXTS = 3
 
 
-def tower_inputs(a: Side, b: Side, tower: Tower) -> Array:
-    """One picture as patches, or a few texts as ids: as A prepares them, else as B does, else plainly."""
+def tower_inputs(a: Side, b: Side, tower: Tower) -> Float64Array:
+    """One image as patches (1, patches, pixels), or a few texts as ids (texts, length).
+
+    They are prepared as A does; else as B does; else by a plain resize, or as arbitrary ids.
+    """
     config = a.config
     if tower == "image":
-        picture = fixed_pictures(config.image.image_size)[0]
-        prepare = a.picture or b.picture or _plain(config.image.image_size)
-        return patches_of(prepare(picture)[None], config.image)
+        image = fixed_images(config.image.image_size)[0]
+        prepare = a.prepare or b.prepare or _plain(config.image.image_size)
+        return patches_of(prepare(image)[None], config.image)
     length, vocab = config.text.length, min(a.config.text.vocab, b.config.text.vocab)
     tokenize = a.tokenize or b.tokenize
     if tokenize is not None:
@@ -38,15 +49,15 @@ def tower_inputs(a: Side, b: Side, tower: Tower) -> Array:
 
 
 def write_inputs(folder: Path, side: Side) -> None:
-    """``picture_0.png``, ... and ``texts.json``, for a program of your own.
+    """Write ``image_0.png``, ... and ``texts.json``, for another program.
 
     Raises:
         ConversionError: they cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for i, picture in enumerate(fixed_pictures(side.config.image.image_size)):
-            Image.fromarray(picture).save(folder / f"picture_{i}.png")
+        for i, image in enumerate(fixed_images(side.config.image.image_size)):
+            Image.fromarray(image).save(folder / f"image_{i}.png")
         (folder / "texts.json").write_text(json.dumps(list(FIXED_TEXTS), indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise ConversionError(f"{folder} cannot be written ({error})") from error
@@ -56,43 +67,50 @@ def recorded(side: Side, file: Path) -> Side:
     """The side with the tokens and pixels of a recording in place of its own.
 
     Raises:
-        ConversionError: the file cannot be read, or holds something else.
+        ConversionError: the file cannot be read, or holds other arrays.
     """
     try:
         with NpzFile(file) as archive:
             arrays = {name: archive.read(name) for name in archive.tensors}
     except ConversionError as error:
         raise ConversionError(f"the recording {file}: {error}") from error
-    height, width = side.config.image.image_size
-    pictures = fixed_pictures((height, width))
-    tokens, pixels = arrays.pop("tokens", None), [arrays.pop(f"pixels_{i}", None) for i in range(len(pictures))]
+    size = side.config.image.image_size
+    images = fixed_images(size)
+    tokens, pixels = arrays.pop("tokens", None), [arrays.pop(f"pixels_{i}", None) for i in range(len(images))]
     if arrays or (tokens is None and not any(one is not None for one in pixels)):
         raise ConversionError(
             f"{file} holds {', '.join(arrays) or 'nothing'}; expected tokens, pixels_0, pixels_1, ..."
         )
     if tokens is not None:
-        ids = tokens
-        if ids.ndim != 2 or len(ids) != len(FIXED_TEXTS) or ids.dtype.kind not in "iu":
-            raise ConversionError(
-                f"{file}: tokens are {ids.dtype}{ids.shape}, expected whole numbers ({len(FIXED_TEXTS)}, n)"
-            )
-        side = replace(side, tokenize=lambda _: ids)
+        side = replace(side, tokenize=_recorded_tokens(tokens, file))
     found = [one for one in pixels if one is not None]
-    if not found:
-        return side
-    if len(found) < len(pictures) or any(one.shape != (height, width, 3) or one.dtype.kind != "f" for one in found):
+    return replace(side, prepare=_recorded_pixels(images, found, size, file)) if found else side
+
+
+def _recorded_tokens(ids: np.ndarray, file: Path) -> Callable[[list[str]], np.ndarray]:
+    if ids.ndim != 2 or len(ids) != len(FIXED_TEXTS) or ids.dtype.kind not in "iu":
         raise ConversionError(
-            f"{file}: expected pixels_0 to pixels_{len(pictures) - 1}, each of floats ({height}, {width}, 3)"
+            f"{file}: tokens are {ids.dtype}{ids.shape}, expected whole numbers ({len(FIXED_TEXTS)}, n)"
         )
-    broken = [f"pixels_{i}" for i, one in enumerate(found) if not np.isfinite(one).all()]
+    return lambda _: ids
+
+
+def _recorded_pixels(
+    images: list[np.ndarray], pixels: list[np.ndarray], size: tuple[int, int], file: Path
+) -> Callable[[RgbImage], np.ndarray]:
+    if len(pixels) < len(images) or any(one.shape != (*size, 3) or one.dtype.kind != "f" for one in pixels):
+        raise ConversionError(
+            f"{file}: expected pixels_0 to pixels_{len(images) - 1}, each of floats ({size[0]}, {size[1]}, 3)"
+        )
+    broken = [f"pixels_{i}" for i, one in enumerate(pixels) if not np.isfinite(one).all()]
     if broken:
-        raise ConversionError(f"{file}: {', '.join(broken)} hold values that are not finite; look at what made them")
+        raise ConversionError(f"{file}: {', '.join(broken)} hold non-finite values; check the program that wrote them")
 
-    def prepare(picture: Picture) -> np.ndarray:
-        return next(one for known, one in zip(pictures, found, strict=True) if np.array_equal(known, picture))
+    def prepare(image: RgbImage) -> np.ndarray:
+        return next(one for known, one in zip(images, pixels, strict=True) if np.array_equal(known, image))
 
-    return replace(side, picture=prepare)
+    return prepare
 
 
-def _plain(size: tuple[int, int]) -> Callable[[Picture], np.ndarray]:
-    return lambda picture: normalize_on_host(resize(picture, size=size))
+def _plain(size: tuple[int, int]) -> Callable[[RgbImage], np.ndarray]:
+    return lambda image: normalize_on_host(resize(image, size=size))

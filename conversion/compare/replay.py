@@ -1,26 +1,33 @@
-"""A slow second evaluation of both towers in float64 numpy, one named step at a time, under options our models lack."""
+"""Both towers in float64 numpy for comparisons: slow, one named step at a time, with options that our models lack."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float64
+from scipy.special import erf  # a dependency of jax
 
 from clipa_eqx.models.clip import CLIPConfig
 from clipa_eqx.models.text import TextConfig
 from clipa_eqx.models.vision import VisionConfig
 from conversion.weights.tower_options import TowerOptions, image_options, text_options
 
-Array = Float64[np.ndarray, "..."]
-Leaves = Mapping[str, Array]
-State = dict[str, Array]
+Float64Array = Float64[np.ndarray, "..."]
+Leaves = Mapping[str, Float64Array]
+State = dict[str, Float64Array]
 Kind = Literal["stem", "position", "norm", "linear", "gelu", "attention", "pool", "head", "none"]
 
 
 class Step(NamedTuple):
-    """One operation. It reads ``reads`` of the state and writes ``writes``; ``leaves`` are the paths it needs.
+    """One operation.
 
-    ``run`` takes the leaves by the path's last parts as the function names them, options, and inputs.
+    Attributes:
+        name: its name in the report.
+        kind: selects the mistakes to try on it.
+        reads: entries of the state that are its inputs.
+        writes: the entry of the state that it sets.
+        leaves: the path of each leaf, by the name that ``run`` uses.
+        run: computes the value from leaves, options and inputs.
     """
 
     name: str
@@ -28,11 +35,11 @@ class Step(NamedTuple):
     reads: tuple[str, ...]
     writes: str
     leaves: Mapping[str, str]
-    run: Callable[[Leaves, TowerOptions, tuple[Array, ...]], Array]
+    run: Callable[[Leaves, TowerOptions, tuple[Float64Array, ...]], Float64Array]
 
 
 def image_steps(config: VisionConfig) -> Iterator[Step]:
-    """The image tower on ``state["input"]``, patches (batch, patches, pixels), up to ``state["x"]``, unit rows."""
+    """Steps of the image tower: ``state["input"]``, patches (batch, patches, pixels), to ``state["x"]``, unit rows."""
     bias = {"bias": "image/patch/bias"} if config.patch == "linear" else {}
     yield Step("image/patch", "stem", ("input",), "x", {"weight": "image/patch/weight", **bias}, _linear)
     yield Step("image/class_token", "none", ("x",), "x", {"token": "image/class_token"}, _prepend)
@@ -45,7 +52,7 @@ def image_steps(config: VisionConfig) -> Iterator[Step]:
 
 
 def text_steps(config: TextConfig) -> Iterator[Step]:
-    """The text tower on ``state["input"]``, token ids (batch, seq), up to ``state["x"]``, unit rows."""
+    """Steps of the text tower: ``state["input"]``, token ids (batch, length), to ``state["x"]``, unit rows."""
     yield Step("text/token", "stem", ("input",), "x", {"weight": "text/token/weight"}, _look_up)
     yield Step("text/+position", "position", ("x",), "x", {"table": "text/position"}, _add_positions)
     yield from _block_steps("text", config.blocks.depth)
@@ -56,20 +63,20 @@ def text_steps(config: TextConfig) -> Iterator[Step]:
     yield Step("text/unit_norm", "none", ("x",), "x", {}, _unit)
 
 
-def run_step(step: Step, leaves: Leaves, options: TowerOptions, state: State) -> Array:
-    """The step's value; the state is left as it is."""
+def run_step(step: Step, leaves: Leaves, options: TowerOptions, state: State) -> Float64Array:
+    """The step's value; the state is not changed."""
     return step.run(leaves, options, tuple(state[name] for name in step.reads))
 
 
-def patches_of(pixels: np.ndarray, config: VisionConfig) -> Array:
-    """Pictures (batch, height, width, 3) as (batch, patches, pixels), each patch as (row, column, channel)."""
+def patches_of(pixels: np.ndarray, config: VisionConfig) -> Float64Array:
+    """Pixels (batch, height, width, 3) as patches (batch, patches, pixels), each patch as (row, column, channel)."""
     (ph, pw), (down, across) = config.patch_size, config.grid
     cut = np.asarray(pixels, np.float64).reshape(-1, down, ph, across, pw, 3)
     return cut.transpose(0, 1, 3, 2, 4, 5).reshape(len(pixels), down * across, ph * pw * 3)
 
 
 def replay(config: CLIPConfig, tower: Literal["image", "text"]) -> tuple[list[Step], TowerOptions]:
-    """All steps of a tower, and how our model does them."""
+    """All steps of a tower, and the options of our model."""
     if tower == "image":
         return list(image_steps(config.image)), image_options(config.image)
     return list(text_steps(config.text)), text_options(config.text)
@@ -110,36 +117,36 @@ def _norm_leaves(path: str) -> dict[str, str]:
 _linear_leaves = _norm_leaves
 
 
-def _linear(leaves: Leaves, options: TowerOptions, inputs: tuple[Array, ...]) -> Array:
+def _linear(leaves: Leaves, options: TowerOptions, inputs: tuple[Float64Array, ...]) -> Float64Array:
     y = inputs[0] @ leaves["weight"].T
     return y + leaves["bias"] if "bias" in leaves else y
 
 
-def _look_up(leaves: Leaves, options: TowerOptions, inputs: tuple[Array, ...]) -> Array:
+def _look_up(leaves: Leaves, options: TowerOptions, inputs: tuple[Float64Array, ...]) -> Float64Array:
     return leaves["weight"][inputs[0].astype(np.int64)]
 
 
-def _prepend(leaves: Leaves, options: TowerOptions, inputs: tuple[Array, ...]) -> Array:
+def _prepend(leaves: Leaves, options: TowerOptions, inputs: tuple[Float64Array, ...]) -> Float64Array:
     token = np.broadcast_to(leaves["token"], (len(inputs[0]), 1, inputs[0].shape[-1]))
     return np.concatenate([token, inputs[0]], axis=1)
 
 
-def _add_positions(leaves: Leaves, options: TowerOptions, inputs: tuple[Array, ...]) -> Array:
+def _add_positions(leaves: Leaves, options: TowerOptions, inputs: tuple[Float64Array, ...]) -> Float64Array:
     return inputs[0] + leaves["table"]
 
 
-def _add(leaves: Leaves, options: TowerOptions, inputs: tuple[Array, ...]) -> Array:
+def _add(leaves: Leaves, options: TowerOptions, inputs: tuple[Float64Array, ...]) -> Float64Array:
     return inputs[0] + inputs[1]
 
 
-def _norm(leaves: Leaves, options: TowerOptions, inputs: tuple[Array, ...]) -> Array:
+def _norm(leaves: Leaves, options: TowerOptions, inputs: tuple[Float64Array, ...]) -> Float64Array:
     x = inputs[0]
     centered = x - x.mean(axis=-1, keepdims=True)
     variance = np.mean(np.square(centered), axis=-1, keepdims=True)
     return centered / np.sqrt(variance + options.eps) * leaves["weight"] + leaves["bias"]
 
 
-def _attend(leaves: Leaves, options: TowerOptions, inputs: tuple[Array, ...]) -> Array:
+def _attend(leaves: Leaves, options: TowerOptions, inputs: tuple[Float64Array, ...]) -> Float64Array:
     q, k, v = (part.reshape(*part.shape[:2], options.heads, -1) for part in inputs)
     logits = np.einsum("bqhd,bkhd->bhqk", q, k, optimize=True) / np.sqrt(q.shape[-1])
     if options.is_causal:
@@ -150,18 +157,16 @@ def _attend(leaves: Leaves, options: TowerOptions, inputs: tuple[Array, ...]) ->
     return np.einsum("bhqk,bkhd->bqhd", weights, v, optimize=True).reshape(inputs[0].shape)
 
 
-def _gelu(leaves: Leaves, options: TowerOptions, inputs: tuple[Array, ...]) -> Array:
+def _gelu(leaves: Leaves, options: TowerOptions, inputs: tuple[Float64Array, ...]) -> Float64Array:
     x = inputs[0]
     if options.gelu == "tanh":
         return 0.5 * x * (1.0 + np.tanh(np.sqrt(2.0 / np.pi) * (x + 0.044715 * x**3)))
     if options.gelu == "quick":
         return x / (1.0 + np.exp(-1.702 * x))
-    from scipy.special import erf  # a dependency of jax
-
     return 0.5 * x * (1.0 + erf(x / np.sqrt(2.0)))
 
 
-def _pool(leaves: Leaves, options: TowerOptions, inputs: tuple[Array, ...]) -> Array:
+def _pool(leaves: Leaves, options: TowerOptions, inputs: tuple[Float64Array, ...]) -> Float64Array:
     x = inputs[0]
     if options.pool == "map":
         return _map_head(leaves, options, x)
@@ -175,7 +180,7 @@ def _pool(leaves: Leaves, options: TowerOptions, inputs: tuple[Array, ...]) -> A
     return _norm(leaves, options, (pooled,)) if has_norm and options.pool_norm == "after" else pooled
 
 
-def _map_head(leaves: Leaves, options: TowerOptions, x: Array) -> Array:
+def _map_head(leaves: Leaves, options: TowerOptions, x: Float64Array) -> Float64Array:
     def part(name: str) -> Leaves:
         return {kind: leaves[f"{name}/{kind}"] for kind in ("weight", "bias")}
 
@@ -186,5 +191,5 @@ def _map_head(leaves: Leaves, options: TowerOptions, x: Array) -> Array:
     return (y + _linear(part("mlp/fc_out"), options, (hidden,)))[:, 0]
 
 
-def _unit(leaves: Leaves, options: TowerOptions, inputs: tuple[Array, ...]) -> Array:
+def _unit(leaves: Leaves, options: TowerOptions, inputs: tuple[Float64Array, ...]) -> Float64Array:
     return inputs[0] / (np.linalg.norm(inputs[0], axis=-1, keepdims=True) + 1e-8)

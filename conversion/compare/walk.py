@@ -1,59 +1,34 @@
-"""Two models side by side through their towers: every step on the same inputs, and what comes out at the end."""
+"""Both towers of a comparison, step by step: every step of both sides on the same inputs, and the final difference."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
-from clipa_eqx.models.clip import CLIPConfig
-from conversion.compare.causes import Explanation, StepOfTwo, explain, leaves_of
-from conversion.compare.replay import Array, State, replay, run_step
-from conversion.open_clip.pixels import Pictures
-from conversion.weights.tower_options import TowerOptions
-
-Tower = Literal["image", "text"]
+from conversion.compare.causes import StepOfTwo
+from conversion.compare.explain import Explanation, explain, leaves_of
+from conversion.compare.replay import Float64Array, State, Step, replay, run_step
+from conversion.compare.side import Side, Tower
 
 STEP_TOLERANCE = 1e-8
-"""Steps differ where more than this share of the largest value does; the replay itself is exact to 1e-12."""
+"""A step differs if its error exceeds this share of the largest value; the replay itself is exact to 1e-12."""
 
 POSITION_ATOL = 1e-5
-"""Of tables that one side computes and the other stores: float32 sums in another order."""
+"""Tolerance for tables that one side computes and the other stores: float32 sums in another order."""
 
 _UNEXPLAINED_TRIED = 4
 
 
-@dataclass(frozen=True, kw_only=True)
-class Side:
-    """One of the two models.
+class StepDivergence(NamedTuple):
+    """A step whose values differ although its inputs are the same.
 
     Attributes:
-        name: what the user called it.
-        kind: model folder, Flax npz or open_clip.
-        config: sizes; of the numerics ``image`` and ``text`` decide.
-        read: a leaf in float64 by path, blocks by their layer's path; None where the file lacks it.
-        log_temperature: as stored.
-        tokenize: texts to ids (texts, length), if this side says how; ``pieces`` are its vocabulary.
-        picture: a decoded picture to pixels of the image tower, if this side says how; ``pictures`` as settings.
-        notes: what the report should say of this side.
+        step: its name.
+        error: the largest difference.
+        scale: the largest value of A.
+        explanation: the known mistakes that explain it, if any do.
     """
-
-    name: str
-    kind: str
-    config: CLIPConfig
-    image: TowerOptions
-    text: TowerOptions
-    read: Callable[[str], Array | None]
-    log_temperature: float
-    tokenize: Callable[[list[str]], np.ndarray] | None = None
-    pieces: tuple[str, ...] | None = None
-    picture: Callable[[np.ndarray], np.ndarray] | None = None
-    pictures: Pictures | None = None
-    notes: tuple[str, ...] = ()
-
-
-class Divergence(NamedTuple):
-    """A step whose values differ although its inputs are the same."""
 
     step: str
     error: float
@@ -62,29 +37,47 @@ class Divergence(NamedTuple):
 
 
 class TowerWalk(NamedTuple):
-    """All divergences in order, and the largest difference of the embeddings when each side runs by itself."""
+    """All divergences of a tower, in order.
+
+    Attributes:
+        steps: number of steps.
+        divergences: the steps that differ.
+        embedding_error: the largest difference of the unit embeddings when each side runs alone.
+    """
 
     steps: int
-    divergences: tuple[Divergence, ...]
+    divergences: tuple[StepDivergence, ...]
     embedding_error: float
 
 
-def walk_tower(
-    a: Side, b: Side, tower: Tower, inputs: Array, *, advance: Callable[[str], object] | None = None
-) -> TowerWalk:
-    """Run both. ``inputs`` are patches or token ids; ``advance`` is told each step's name.
-
-    Three evaluations go along: A; each of B's steps on A's inputs, which is what tells steps apart; and B.
-    """
-    # With a place for the bias that one of the two may have.
+def steps_of_both(a: Side, b: Side, tower: Tower) -> list[Step]:
+    """The steps of a tower of equal sizes in both models, with a patch bias if one of the two may have it."""
     is_linear = "linear" in (a.config.image.patch, b.config.image.patch)
     image = replace(a.config.image, patch="linear" if is_linear else "conv")
     steps, _ = replay(replace(a.config, image=image), tower)
-    options_a, options_b = (side.image if tower == "image" else side.text for side in (a, b))
+    return steps
+
+
+def walk_tower(
+    a: Side, b: Side, tower: Tower, inputs: Float64Array, *, advance: Callable[[str], object] | None = None
+) -> TowerWalk:
+    """Run a tower of both models.
+
+    Three evaluations run together: A; each step of B on A's inputs, to separate the steps; and B alone.
+
+    Args:
+        a: the first model.
+        b: the second model, of the same sizes.
+        tower: which tower.
+        inputs: patches (batch, patches, pixels) or token ids (batch, length).
+        advance: called with the name of each step when it is done.
+    """
+    steps = steps_of_both(a, b, tower)
+    options_a, options_b = a.options(tower), b.options(tower)
     grid = a.config.image.grid if tower == "image" else None
     state_a: State = {"input": inputs}
     state_b: State = {"input": inputs}
-    found: list[Divergence] = []
+    found: list[StepDivergence] = []
     for step in steps:
         leaves_a, leaves_b = leaves_of(step, a.read), leaves_of(step, b.read)
         value_a = run_step(step, leaves_a, options_a, state_a)
@@ -109,16 +102,18 @@ def walk_tower(
     return TowerWalk(len(steps), tuple(found), float(np.abs(state_a["x"] - state_b["x"]).max(initial=0.0)))
 
 
-def causes_of(divergences: tuple[Divergence, ...]) -> Iterator[tuple[tuple[str, ...], list[Divergence]]]:
-    """Divergences of the same causes together, in order of the first; those without an explanation as ``()``."""
-    groups: dict[tuple[str, ...], list[Divergence]] = {}
+def causes_of(divergences: tuple[StepDivergence, ...]) -> Iterator[tuple[tuple[str, ...], list[StepDivergence]]]:
+    """Group divergences by their causes, in order of the first; ``()`` for those without an explanation."""
+    groups: dict[tuple[str, ...], list[StepDivergence]] = {}
     for one in divergences:
         causes = () if one.explanation is None else tuple(cause for cause, _ in one.explanation.causes)
         groups.setdefault(causes, []).append(one)
     yield from groups.items()
 
 
-def _compare(pair: StepOfTwo, value_a: Array, value_b: Array, before: list[Divergence]) -> Divergence | None:
+def _compare(
+    pair: StepOfTwo, value_a: Float64Array, value_b: Float64Array, before: list[StepDivergence]
+) -> StepDivergence | None:
     scale = float(np.abs(value_a).max(initial=0.0))
     error = float(np.abs(value_a - value_b).max(initial=0.0))
     allowed = STEP_TOLERANCE * scale
@@ -126,8 +121,8 @@ def _compare(pair: StepOfTwo, value_a: Array, value_b: Array, before: list[Diver
         allowed = max(allowed, POSITION_ATOL)
     if error <= allowed:
         return None
-    # Two models that share nothing differ everywhere; a few failures to explain it are enough.
+    # Two unrelated models differ in every step; a few failed explanations are enough.
     is_hopeless = sum(one.explanation is None for one in before) >= _UNEXPLAINED_TRIED
     known = tuple(cause for one in before if one.explanation is not None for cause, _ in one.explanation.causes)
     explanation = None if is_hopeless else explain(pair, value_a, value_b, first=known)
-    return Divergence(pair.step.name, error, scale, explanation)
+    return StepDivergence(pair.step.name, error, scale, explanation)

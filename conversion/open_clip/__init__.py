@@ -1,1 +1,1 @@
-"""Weights of open_clip, in and out."""
+"""Import and export of open_clip models."""

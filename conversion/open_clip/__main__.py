@@ -1,4 +1,4 @@
-"""open_clip models in and out: `python -m conversion.open_clip import FILE|FOLDER|hf-hub:REPO DIR | export DIR DST`."""
+"""Import and export open_clip models: `python -m conversion.open_clip import SOURCE DIR | export DIR DST_FOLDER`."""
 
 import sys
 from collections.abc import Sequence
@@ -12,16 +12,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     command = import_parser(
         "open_clip",
         __doc__,
-        purpose="weights of open_clip to a model folder",
+        purpose="an open_clip model to a model folder",
         source="FILE|FOLDER|hf-hub:REPO",
-        source_help=".safetensors, .bin (needs torch), a folder with open_clip_config.json, or a repository",
+        source_help=".safetensors, .bin (needs torch), a folder with open_clip_config.json, or a hub repository",
     )
     exporter = command.add_command(
-        "export", help="a model folder to a folder for open_clip's local-dir:", allow_abbrev=False
+        "export", help="a model folder to a folder that open_clip loads as local-dir:", allow_abbrev=False
     )
-    exporter.add_argument("folder", metavar="DIR", type=Path)
-    exporter.add_argument("target", metavar="DST_FOLDER", type=Path)
-    exporter.add_argument("--overwrite", action="store_true", help="replace a folder that was exported here, once done")
+    exporter.add_argument("folder", metavar="DIR", type=Path, help="a model folder")
+    exporter.add_argument("target", metavar="DST_FOLDER", type=Path, help="the folder to write")
+    exporter.add_argument("--overwrite", action="store_true", help="replace a folder that was exported here")
     arguments = parse(command.parser, argv)
     if arguments.command == "import":
         from conversion.open_clip.importing import import_open_clip

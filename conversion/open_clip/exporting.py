@@ -1,4 +1,4 @@
-"""From a model folder to a folder that open_clip loads, with settings that make torch compute what we compute."""
+"""Export of a model folder to a folder that open_clip loads, with settings that give the same embeddings."""
 
 import json
 import logging
@@ -14,10 +14,10 @@ from clipa_eqx.saved.leaf_file import Leaf, LeafReader, LeafWriter
 from clipa_eqx.saved.leaf_shapes import check_leaves
 from clipa_eqx.saved.model_folder import open_model_folder
 from conversion.open_clip.config import CONFIG_FILE, parse_open_clip_config
-from conversion.open_clip.files import WEIGHTS_FILE as OPEN_CLIP_WEIGHTS
 from conversion.open_clip.mapping import from_clip_config, numerics_metadata
 from conversion.open_clip.names import open_clip_rules
 from conversion.open_clip.pixels import pixels_note
+from conversion.open_clip.sources import WEIGHTS_FILE as OPEN_CLIP_WEIGHTS
 from conversion.open_clip.tokenizer import JSON_FILE, SEP, SETTINGS_FILE, VOCAB_FILE, write_tokenizer
 from conversion.open_clip.vocabulary import rules_metadata
 from conversion.weights.formats import TextRules
@@ -26,19 +26,24 @@ from conversion.weights.rules import RuleTable, raise_problems
 _log = logging.getLogger(__name__)
 
 WRITER = "clipa_eqx"
-"""How weights that were written here say so, among the metadata of their file."""
+"""Value of ``writer`` in the metadata of weight files that were written here."""
 
 
 def export_open_clip(folder: Path, target: Path, *, overwrite: bool = False) -> Path:
     """Write ``open_clip_config.json``, weights in float32, and the tokenizer; the folder appears once complete.
 
-    Weights whose source was tokenized by open_clip's rules get its tokenizer, others (and those whose vocabulary has
-    no [SEP]) one that gives our ids.
+    A model whose source was tokenized by open_clip's rules gets open_clip's tokenizer. Any other model, and one whose
+    vocabulary has no [SEP], gets a tokenizer that gives our ids.
+
+    Args:
+        folder: a model folder.
+        target: the folder to write.
+        overwrite: replace a folder that an export wrote.
 
     Raises:
         CheckpointError: ``folder`` is not a model folder, or ``target`` exists and must not be replaced.
         ConfigError: tokenizer or preprocessing do not fit the model.
-        ConversionError: open_clip has no such model, or there is no place for it.
+        ConversionError: open_clip cannot represent the model, or ``target`` cannot be written.
     """
     opened = open_model_folder(folder)
     config, preprocess, tokenizer = opened.config, opened.preprocess, opened.tokenizer
@@ -73,17 +78,17 @@ def export_open_clip(folder: Path, target: Path, *, overwrite: bool = False) -> 
             text = json.dumps(described, indent=1) + "\n"
             (new / CONFIG_FILE).write_text(text, encoding="utf-8")
     except OSError as error:
-        raise ConversionError(f"{target} cannot be written ({error}); nothing was left there") from error
-    pictures = parse_open_clip_config(described, where=str(target)).pictures
-    if (preprocess.resize, preprocess.mode) != ("squash", "exact") and pictures is not None:
+        raise ConversionError(f"{target} cannot be written ({error}); no partial folder was left") from error
+    settings = parse_open_clip_config(described, where=str(target)).preprocess
+    if (preprocess.resize, preprocess.mode) != ("squash", "exact") and settings is not None:
         ours = preprocess.resize + (" in mode fast" if preprocess.mode == "fast" else "")
-        _log.warning("open_clip has no %s; its pixels are %s", ours, pixels_note(preprocess, pictures))
+        _log.warning("open_clip has no %s; its pixels differ: %s", ours, pixels_note(preprocess, settings))
     _log.info("%s: open_clip.create_model_and_transforms('local-dir:%s')", target, target)
     return target
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether its weights were written here; a download has files of the same names."""
+    """True if the weights were written here; a download has files of the same names."""
     try:
         with LeafReader(folder / OPEN_CLIP_WEIGHTS) as leaves:
             return leaves.metadata.get("writer") == WRITER

@@ -1,4 +1,4 @@
-"""Our model config as open_clip's, and open_clip's as ours."""
+"""Translation between ``CLIPConfig`` and open_clip's config, in both directions."""
 
 import json
 from collections.abc import Mapping
@@ -19,21 +19,21 @@ _METADATA = "clipa_eqx_numerics"
 
 
 def check_expressible(config: OpenClipConfig, *, where: str) -> None:
-    """Raises ``ConversionError`` listing what our model cannot be."""
+    """Raise ``ConversionError`` that lists the settings our model does not have."""
     image, text = config.image.options, config.text.options
     problems = ["quick_gelu is set"] if "quick" in (image.gelu, text.gelu) else []
     if image.pool == "gap" and image.pool_norm != "after":
-        problems.append("image tower: the norm stands before the mean (final_ln_after_pool is not set)")
+        problems.append("image tower: the norm is before the mean (final_ln_after_pool is not set)")
     if image.has_class_in_mean:
-        problems.append("image tower: the mean takes the class token too (global_average_pool)")
+        problems.append("image tower: the mean includes the class token (global_average_pool)")
     if text.is_causal:
         problems.append("text tower: attention is causal (no_causal_mask is not set)")
     if problems:
-        raise ConversionError(f"{where} is no model of ours:\n  " + "\n  ".join(problems))
+        raise ConversionError(f"{where} cannot be expressed in clipa_eqx:\n  " + "\n  ".join(problems))
 
 
 def to_clip_config(config: OpenClipConfig) -> CLIPConfig:
-    """The config of our model that is nearest, with fixed image positions and learned text positions."""
+    """The nearest ``CLIPConfig``, with computed image positions and learned text positions."""
     vision = VisionConfig(
         blocks=_blocks(config.image, init="xavier"),
         image_size=config.image_size,
@@ -52,23 +52,29 @@ def to_clip_config(config: OpenClipConfig) -> CLIPConfig:
 
 
 def from_clip_config(config: CLIPConfig, *, resize: str) -> dict[str, Any]:
-    """The JSON of a model of ours: with it, torch computes what our model computes.
+    """The JSON with which open_clip computes the same as our model.
+
+    Args:
+        config: the model.
+        resize: ``EvalImageConfig.resize`` of the model folder.
 
     Raises:
-        ConversionError: lists what open_clip cannot be.
+        ConversionError: lists the settings that open_clip does not have.
     """
     image, text = config.image, config.text
     problems: list[str] = []
     if image.pool not in ("gap", "tok"):
-        problems.append(f"image pool {image.pool!r}; open_clip has the mean and the class token, both with a norm")
+        problems.append(
+            f"image pool {image.pool!r}; open_clip has the mean (gap) and the class token (tok), both with a norm"
+        )
     if image.patch != "conv":
-        problems.append(f"image patch {image.patch!r}; open_clip's has no bias")
+        problems.append(f"image patch {image.patch!r}; open_clip has only conv, without a bias")
     if text.pool not in ("last", "tok"):
-        problems.append(f"text pool {text.pool!r}; open_clip has the last and the first token")
+        problems.append(f"text pool {text.pool!r}; open_clip has the last token (last) and the first (tok)")
     if image.embed is None or text.embed is None:
-        problems.append("a tower without a head")
+        problems.append("a tower without a head; open_clip needs one")
     if problems:
-        raise ConversionError("this model has no equal in open_clip:\n  " + "\n  ".join(problems))
+        raise ConversionError("open_clip cannot represent this model:\n  " + "\n  ".join(problems))
     vision: dict[str, Any] = {
         "image_size": _pair_json(image.image_size),
         "patch_size": _pair_json(image.patch_size),
@@ -88,7 +94,7 @@ def from_clip_config(config: CLIPConfig, *, resize: str) -> dict[str, Any]:
         "pool_type": "last" if text.pool == "last" else "first",
         "no_causal_mask": True,
     }
-    pictures = {
+    preprocess = {
         "size": _pair_json(image.image_size),
         "mode": "RGB",
         "mean": list(IMAGENET_MEAN),
@@ -97,19 +103,21 @@ def from_clip_config(config: CLIPConfig, *, resize: str) -> dict[str, Any]:
         "resize_mode": {"squash": "squash", "resize_small_crop": "shortest"}[resize],
     }
     model = {"embed_dim": image.embed, "vision_cfg": vision, "text_cfg": words}
-    return {"model_cfg": model, "preprocess_cfg": pictures}
+    return {"model_cfg": model, "preprocess_cfg": preprocess}
 
 
 def numerics_metadata(config: CLIPConfig) -> dict[str, str]:
-    """The numerics as metadata of a safetensors file, so that they are known where the file goes alone."""
+    """The numerics as metadata of a safetensors file, for readers that get the weight file alone."""
     return {_METADATA: json.dumps(numerics_of(config).to_json())}
 
 
 def numerics_in(metadata: Mapping[str, str], *, where: str) -> TowerNumerics | None:
-    """What ``numerics_metadata`` wrote, or None. Raises ``ConversionError`` if it is something else."""
+    """The numerics that ``numerics_metadata`` wrote, or None. Raises ``ConversionError`` for other content."""
     if _METADATA not in metadata:
         return None
-    problem = ConversionError(f"{where}: its metadata {_METADATA} are {metadata[_METADATA][:200]!r}, which say nothing")
+    problem = ConversionError(
+        f"{where}: metadata {_METADATA} are {metadata[_METADATA][:200]!r}, expected norm_eps and gelu of image and text"
+    )
     try:
         found: Any = json.loads(metadata[_METADATA])
         image, text = (Numerics(found[name]["norm_eps"], found[name]["gelu"]) for name in ("image", "text"))
@@ -143,7 +151,7 @@ def _tower_json(blocks: BlockConfig) -> dict[str, Any]:
 
 
 def _mlp_ratio(blocks: BlockConfig) -> float:
-    """The ratio that open_clip's ``int(width * ratio)`` turns into the hidden width, whatever the rounding."""
+    """A ratio for which open_clip's ``int(width * ratio)`` is exactly the hidden width."""
     ratio = blocks.mlp_dim / blocks.width
     return ratio if int(blocks.width * ratio) == blocks.mlp_dim else (blocks.mlp_dim + 0.5) / blocks.width
 

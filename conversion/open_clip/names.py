@@ -1,4 +1,4 @@
-"""Our leaves under the names and shapes of open_clip's ``CLIP`` (docs/reference.md F4.3)."""
+"""Names and shapes of our leaves in open_clip's ``CLIP`` (docs/reference.md F4.3)."""
 
 from collections.abc import Mapping
 
@@ -14,30 +14,37 @@ from conversion.weights.leaf_rule import ComputedRule, LeafRule, Rule
 IMAGE_POSITION, TEXT_POSITION = "visual.positional_embedding", "positional_embedding"
 
 POSITION_ATOL = 1e-5
-"""A stored table this near to a formula is that formula: float32 alone moves it by 1e-6, q in place of q-1 by 0.02."""
+"""Largest difference between a stored table and the formula it came from.
+
+Float32 rounding alone gives 1e-6; denominator q instead of q-1 gives 0.02.
+"""
 
 
 def temperature_shape(tensors: Mapping[str, Leaf]) -> tuple[int, ...]:
-    """(1,) where a file has it so (open_clip's ``nonscalar_logit_scale``), else ()."""
+    """Shape of ``logit_scale`` in a file: (1,) with open_clip's ``nonscalar_logit_scale``, else ()."""
     info = tensors.get("logit_scale")
     return (1,) if info is not None and info.shape == (1,) else ()
 
 
 def open_clip_rules(config: CLIPConfig, temperature: tuple[int, ...] = ()) -> tuple[Rule, ...]:
-    """Exactly one row per leaf of the model, and one per table that open_clip stores and we compute.
+    """The rule table: one row per leaf of the model, and one per table that open_clip stores and we compute.
+
+    Args:
+        config: the model.
+        temperature: shape of ``logit_scale`` in the file.
 
     Raises:
-        ConversionError: the model has parts that open_clip's has not.
+        ConversionError: the model has parts that open_clip does not have.
     """
     image, text = config.image, config.text
     if image.pool not in ("gap", "tok") or image.patch != "conv" or image.embed is None or text.embed is None:
         raise ConversionError(
-            f"open_clip has no model with image pool {image.pool!r}, patch {image.patch!r} and embed {image.embed}; "
-            "it needs gap or tok, conv, and heads"
+            f"open_clip cannot represent image pool {image.pool!r}, patch {image.patch!r} and embed {image.embed}; "
+            "expected gap or tok, conv, and a joint width"
         )
     dim, words = image.blocks.width, text.blocks.width
     return (
-        # A kernel is (out, channel, row, column) there, (out, row, column, channel) here.
+        # The kernel is (out, channel, row, column) in open_clip, (out, row, column, channel) here.
         LeafRule(
             path="image/patch/weight", name="visual.conv1.weight", shape=(dim, 3, *image.patch_size), axes=(0, 2, 3, 1)
         ),
@@ -56,7 +63,7 @@ def open_clip_rules(config: CLIPConfig, temperature: tuple[int, ...] = ()) -> tu
 
 
 def image_table(grid: tuple[int, int], dim: int) -> np.ndarray | None:
-    """The computed image positions, a row of zeros for the class token first; None where the width has none."""
+    """Computed image positions (1 + rows x columns, dim), zeros for the class token first; None if dim has no table."""
     if dim % 4 or dim < 8:
         return None
     table = sincos_2d(*grid, dim)
@@ -64,7 +71,7 @@ def image_table(grid: tuple[int, int], dim: int) -> np.ndarray | None:
 
 
 def text_table(length: int, dim: int) -> np.ndarray | None:
-    """The computed text positions; None where the width has none."""
+    """Computed text positions (length, dim); None if dim has no table."""
     return None if dim % 2 or dim < 4 else sincos_1d(length, dim)
 
 
@@ -94,7 +101,7 @@ def _block_rules(path: str, name: str, blocks: BlockConfig) -> list[LeafRule]:
 
 
 def _pair(path: str, name: str, *shape: int) -> list[LeafRule]:
-    """Weight and bias of a norm, or of a matrix, which both sides have as (out, in)."""
+    """Weight and bias of a norm, or of a matrix, which is (out, in) on both sides."""
     return [
         LeafRule(path=f"{path}/weight", name=f"{name}.weight", shape=shape),
         LeafRule(path=f"{path}/bias", name=f"{name}.bias", shape=shape[:1]),

@@ -1,4 +1,4 @@
-"""What the names, shapes and config of an open_clip model say of ours, and what they do not."""
+"""Facts about our config that names, shapes and config of an open_clip model determine, and what they leave open."""
 
 from collections.abc import Mapping
 
@@ -14,13 +14,21 @@ from conversion.weights.tensors import TensorFile, shape_of
 
 
 def open_clip_facts(tensors: Mapping[str, Leaf], config: CLIPConfig | None) -> dict[str, Fact]:
-    """Facts for ``infer.resolve_config``, by dotted field; ``config`` is what ``open_clip_config.json`` says."""
+    """Facts for ``infer.resolve_config``, by dotted field.
+
+    Args:
+        tensors: names and shapes of the weight file.
+        config: the contents of ``open_clip_config.json``; None if there is none.
+
+    Raises:
+        ConversionError: config and weights contradict each other.
+    """
     facts = {
         **_tower_facts("image", "visual.transformer.resblocks.", tensors),
         **_tower_facts("text", "transformer.resblocks.", tensors),
-        "image.patch": Fact(("conv",), "open_clip has no other"),
-        "image.pool": Fact(("gap", "tok"), "the mean and the class token have the same arrays"),
-        "text.pool": Fact(("last", "tok"), "the last and the first token have the same arrays"),
+        "image.patch": Fact(("conv",), "the only kind in open_clip"),
+        "image.pool": Fact(("gap", "tok"), "mean and class token need the same arrays"),
+        "text.pool": Fact(("last", "tok"), "last and first token need the same arrays"),
     }
     kernel = shape_of(tensors, "visual.conv1.weight", 4)
     if kernel is not None:
@@ -28,10 +36,8 @@ def open_clip_facts(tensors: Mapping[str, Leaf], config: CLIPConfig | None) -> d
         rows = shape_of(tensors, IMAGE_POSITION, 2)
         side = None if rows is None else square_side(rows[0] - 1)
         if rows is not None and side is not None:
-            size, why = (
-                (side * kernel[2], side * kernel[3]),
-                f"{rows[0]} rows of {IMAGE_POSITION} as a square of {side}",
-            )
+            size = (side * kernel[2], side * kernel[3])
+            why = f"{rows[0]} rows of {IMAGE_POSITION} as a square of {side}"
             facts["image.image_size"] = Fact((size,), why, is_hint=config is None)
     for ours, name in (("image", "visual.proj"), ("text", "text_projection")):
         head = shape_of(tensors, name, 2)
@@ -48,10 +54,12 @@ def open_clip_facts(tensors: Mapping[str, Leaf], config: CLIPConfig | None) -> d
 def position_facts(
     file: TensorFile, facts: Mapping[str, Fact], *, image_size: tuple[int, int] | None
 ) -> dict[str, Fact]:
-    """Whether the stored tables are the formulas that we compute; if so, they need not be stored.
+    """Compare the stored position tables with the formulas that we compute; equal ones need not be stored.
 
     Args:
-        image_size: what the user says, which goes before the facts.
+        file: the open weight file.
+        facts: what ``open_clip_facts`` found.
+        image_size: height and width in pixels from the flags, which override the facts.
 
     Raises:
         ConversionError: the bytes of a table are damaged.
@@ -63,7 +71,7 @@ def position_facts(
     if image is not None and pixels is not None and patch is not None:
         (height, width), (ph, pw) = pixels, patch.values[0]
         grid = (height // ph, width // pw)
-        # Of a size that does not fit, the table may be too large for memory.
+        # Made only for a size that fits: another table might be too large for memory.
         table = image_table(grid, image[1]) if image[0] == 1 + grid[0] * grid[1] else None
         found["image.position"] = _position_fact(file, IMAGE_POSITION, "sincos2d", table)
     if text is not None:
@@ -74,16 +82,16 @@ def position_facts(
 def _position_fact(file: TensorFile, name: str, formula: str, table: np.ndarray | None) -> Fact:
     stored = file.read(name).astype(np.float32)
     if table is None or stored.shape != table.shape:
-        return Fact(("learned",), f"{name} {stored.shape} has no {formula}")
+        return Fact(("learned",), f"{name} {stored.shape} has not the size of a {formula} table")
     off = float(np.abs(stored - table).max(initial=0.0))
     if off <= POSITION_ATOL:
-        # A hint: who wants to train it, may have it as learned.
+        # Only a hint: a user who wants to train the table can request "learned".
         return Fact((formula,), f"{name} is {formula} with denominator q-1, to {off:.1e}", is_hint=True)
     return Fact(("learned",), f"{name} is up to {off:.2g} off {formula} with denominator q-1")
 
 
 def _with_config(facts: dict[str, Fact], config: CLIPConfig) -> dict[str, Fact]:
-    """The config's values where shapes leave a choice; where they do not, both must agree."""
+    """Add the config's values where shapes leave a choice; elsewhere both must agree."""
     stated: dict[str, object] = {
         "image.blocks.heads": config.image.blocks.heads,
         "text.blocks.heads": config.text.blocks.heads,
@@ -91,7 +99,7 @@ def _with_config(facts: dict[str, Fact], config: CLIPConfig) -> dict[str, Fact]:
         "text.pool": config.text.pool,
         "image.image_size": config.image.image_size,
     }
-    told = {
+    in_weights = {
         "image.blocks.width": config.image.blocks.width,
         "image.blocks.depth": config.image.blocks.depth,
         "image.blocks.mlp_dim": config.image.blocks.mlp_dim,
@@ -106,13 +114,13 @@ def _with_config(facts: dict[str, Fact], config: CLIPConfig) -> dict[str, Fact]:
     }
     problems = [
         f"{name}: {value} in {CONFIG_FILE}, {facts[name].values[0]} in the file ({facts[name].why})"
-        for name, value in told.items()
+        for name, value in in_weights.items()
         if name in facts and facts[name].values != (value,)
     ]
     if problems:
         raise ConversionError(f"{CONFIG_FILE} and the weights differ:\n  " + "\n  ".join(problems))
-    # What the weights lack, is reported as missing later, by the name that it should have.
-    stated |= {name: value for name, value in told.items() if name not in facts}
+    # A tensor that the weights lack is reported as missing later, by its expected name.
+    stated |= {name: value for name, value in in_weights.items() if name not in facts}
     return facts | {name: Fact((value,), CONFIG_FILE) for name, value in stated.items()}
 
 

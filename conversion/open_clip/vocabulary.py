@@ -1,4 +1,4 @@
-"""The tokenizer of an open_clip folder: its vocabulary, taken only if ours does what theirs does with it."""
+"""Vocabulary of an open_clip folder, accepted only if our tokenizer gives the same ids with it."""
 
 import json
 from collections.abc import Mapping
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from clipa_eqx.errors import ConversionError
+from clipa_eqx.json_files import read_json_object
 from clipa_eqx.tokenizer import Tokenizer
 from clipa_eqx.tokenizer.loading import load_tokenizer
 from clipa_eqx.tokenizer.vocabulary import CLASS, SPECIAL, check_vocab, look_up_classes, read_vocab
@@ -24,29 +25,35 @@ from conversion.weights.formats import TextRules
 _CLASSES = ("BertTokenizer", "BertTokenizerFast", "PreTrainedTokenizerFast")
 _METADATA = "clipa_eqx_rules"
 _FOLDING = ("do_lower_case", "strip_accents", "tokenize_chinese_chars")
-# The rules of a tokenizer are the same for any vocabulary.
+# The rules of a tokenizer do not depend on the vocabulary, so a small one is enough to compare them.
 _SMALL = Tokenizer(pieces=SPECIAL, classes=bytes(len(SPECIAL)))
 
 
 class Vocabulary(NamedTuple):
-    """A tokenizer, and where its vocabulary is from."""
+    """A tokenizer, and the origin of its vocabulary."""
 
     tokenizer: Tokenizer
     origin: str
 
 
 def own_vocabulary(folder: Path, config: OpenClipConfig | None, *, rows: int) -> Vocabulary:
-    """The vocabulary of a model's folder, or BERT's where the config names it or there is no config.
+    """The vocabulary of a model's folder; BERT's if the config names it or there is no config.
+
+    Args:
+        folder: the model's folder.
+        config: its config, if there is one.
+        rows: rows of the token table.
 
     Raises:
-        ConversionError: another tokenizer than BERT's uncased is named, or the folder's files describe one that is no
-            uncased WordPiece, or differ from each other; or there are more pieces than rows.
+        ConversionError: another tokenizer than BERT's uncased is named; the folder's files contradict each other or
+            describe another tokenizer than uncased WordPiece; or there are more pieces than rows.
+        DataError: ``vocab.txt`` is not a valid vocabulary.
     """
     if config is None:
-        return Vocabulary(load_tokenizer(None, model_vocab=rows), "BERT's, as no file says")
+        return Vocabulary(load_tokenizer(None, model_vocab=rows), "BERT's, as no file names another")
     problems: list[str] = []
-    if config.texts.tokenizer_name != BERT_NAME:
-        problems.append(f"{CONFIG_FILE} names the tokenizer {config.texts.tokenizer_name!r}, expected {BERT_NAME!r}")
+    if config.tokenizer.name != BERT_NAME:
+        problems.append(f"{CONFIG_FILE} names the tokenizer {config.tokenizer.name!r}, expected {BERT_NAME!r}")
     pieces: tuple[str, ...] | None = None
     origin = f"BERT's, which {CONFIG_FILE} names"
     if (folder / VOCAB_FILE).is_file():
@@ -59,13 +66,13 @@ def own_vocabulary(folder: Path, config: OpenClipConfig | None, *, rows: int) ->
             pieces, origin = theirs, JSON_FILE
         elif pieces != theirs:
             problems.append(
-                f"{VOCAB_FILE} and {JSON_FILE} hold other vocabularies, of which open_clip takes the latter"
+                f"{VOCAB_FILE} and {JSON_FILE} hold different vocabularies; open_clip uses that of {JSON_FILE}"
             )
         problems += _json_problems(folder / JSON_FILE)
     problems += _settings_problems(folder / SETTINGS_FILE)
     if problems:
         raise ConversionError(
-            f"{folder}: the tokenizer is not one that ours stands for; give the vocabulary with --vocab if our rules "
+            f"{folder}: our tokenizer may give other ids than this one; give the vocabulary with --vocab if our rules "
             "are right for it:\n  " + "\n  ".join(problems)
         )
     if pieces is None:
@@ -79,10 +86,12 @@ def own_vocabulary(folder: Path, config: OpenClipConfig | None, *, rows: int) ->
 
 
 def own_rules(folder: Path, config: OpenClipConfig | None, metadata: Mapping[str, str]) -> TextRules:
-    """Whose rules the texts of an open_clip model are split by: BERT's, unless its files say otherwise.
+    """The rules by which an open_clip model's texts are split: BERT's, unless its files record the reference's.
 
     Args:
-        metadata: of the weight file, which our export lets say it where that goes alone.
+        folder: the model's folder.
+        config: its config, if there is one.
+        metadata: metadata of the weight file, where our export records the rules.
     """
     if config is None:
         return "reference" if metadata.get(_METADATA) == "reference" else "bert"
@@ -91,17 +100,17 @@ def own_rules(folder: Path, config: OpenClipConfig | None, metadata: Mapping[str
     try:
         found = _rules(load_tokenizer_json(folder / JSON_FILE))
     except ConversionError:
-        return "reference"  # whoever gave --vocab for such a file, says that our rules are right
+        return "reference"  # only with --vocab, which states that our rules are right
     return "bert" if found == _rules(tokenizer_json(_SMALL, as_reference=False)) else "reference"
 
 
 def rules_metadata(rules: TextRules) -> dict[str, str]:
-    """What ``own_rules`` reads of a weight file."""
+    """The metadata that ``own_rules`` reads."""
     return {_METADATA: rules}
 
 
 def _json_problems(file: Path) -> list[str]:
-    """Whether a ``tokenizer.json`` splits texts as BERT's uncased one does, or as the one that our export writes."""
+    """Differences of a ``tokenizer.json`` from both BERT's uncased one and the one that our export writes."""
     made = load_tokenizer_json(file)
     theirs = _rules(made)
     kind = theirs["model"]["type"]
@@ -115,7 +124,7 @@ def _json_problems(file: Path) -> list[str]:
     ]
     added = [one.content for one in made.get_added_tokens_decoder().values() if one.content not in SPECIAL]
     if added:
-        problems.append(f"{JSON_FILE} adds the tokens {', '.join(map(repr, added[:5]))}, which ours splits")
+        problems.append(f"{JSON_FILE} adds the tokens {', '.join(map(repr, added[:5]))}, which our tokenizer splits")
     framed = made.encode("").tokens
     if framed not in ([CLASS], [CLASS, "[SEP]"]):
         problems.append(
@@ -130,22 +139,16 @@ def _rules(made: Any) -> dict[str, Any]:
     rules["model"] = {key: value for key, value in rules["model"].items() if key != "vocab"}
     normalizer = rules["normalizer"]
     if isinstance(normalizer, dict) and cast("dict[str, Any]", normalizer).get("strip_accents") is True:
-        # Accents go with lower case where nothing is said of them.
+        # The default: accents are stripped together with lower-casing.
         rules["normalizer"] = {**cast("dict[str, Any]", normalizer), "strip_accents": None}
     return rules
 
 
 def _settings_problems(file: Path) -> list[str]:
-    """What a ``tokenizer_config.json`` changes: transformers puts it above the normalizer of ``tokenizer.json``."""
+    """Unsupported settings of a ``tokenizer_config.json``, which override the normalizer of ``tokenizer.json``."""
     if not file.is_file():
         return []
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConversionError(f"{file} cannot be read ({error})") from error
-    if not isinstance(found, dict):
-        raise ConversionError(f"{file} holds {type(found).__name__}, expected an object")
-    settings = cast("dict[str, Any]", found)
+    settings = read_json_object(file, error=ConversionError, hint="give the settings that transformers wrote")
     problems = [
         f"{SETTINGS_FILE}: {name} is {settings[name]!r}, expected true"
         for name in _FOLDING

@@ -1,4 +1,4 @@
-"""The compared model: as ours, and as open_clip's."""
+"""The compared model: as a model folder, and as an open_clip folder."""
 
 import shutil
 
@@ -15,13 +15,13 @@ from conversion.open_clip.exporting import export_open_clip
 
 @pytest.fixture(scope="module")
 def model():
-    # A square head, so that its transpose fits; four patches, so that means and positions tell.
+    # A square head, so that its transpose fits; four patches, so that means and positions matter.
     return random_model(model_config(image={"embed": 32}, text={"vocab": 30522, "length": LENGTH, "embed": 32}))
 
 
 @pytest.fixture(scope="module")
 def folders(model, tmp_path_factory):
-    """The model as ours, and as open_clip's."""
+    """A root with ``ours``, the model folder, and ``theirs``, its export."""
     root = tmp_path_factory.mktemp("compare")
     save_model(
         root / "ours",

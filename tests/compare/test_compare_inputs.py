@@ -1,4 +1,4 @@
-"""Where two models tokenize or prepare pictures otherwise: what makes the difference is named, and nothing else."""
+"""Guards the causes that are reported when two models tokenize or prepare images differently."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ from conversion.open_clip.tokenizer import write_tokenizer
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
-def test_open_clips_own_tokenizer_is_told_from_ours(folders, theirs, tmp_path):
+def test_open_clips_own_tokenizer_is_distinguished_from_ours(folders, theirs, tmp_path):
     write_tokenizer(theirs, Tokenizer.bert(), length=LENGTH, as_reference=False)
     report = compared(folders / "ours", theirs, tmp_path)
     assert report["first"]["where"] == "tokenization"
@@ -28,15 +28,15 @@ def test_open_clips_own_tokenizer_is_told_from_ours(folders, theirs, tmp_path):
     assert compare_texts.SEP_KEPT in named(report)
 
 
-def test_what_a_tokenizer_file_does_is_what_its_side_is_taken_to_do(folders, theirs, tmp_path):
-    """A is our export, so neither open_clip's normalization nor its place for SEP is A's."""
+def test_the_settings_of_a_side_follow_from_its_tokenizer_file(folders, theirs, tmp_path):
+    """A is our export: it has neither open_clip's normalization nor its place for SEP."""
     write_tokenizer(theirs, Tokenizer.bert(), length=LENGTH, as_reference=False)
     report = compared(folders / "theirs", theirs, tmp_path)
     assert named(report) == {compare_texts.NORMALIZATION, compare_texts.SEP_PLACE}
     assert named(compared(theirs, folders / "theirs", tmp_path)) == named(report)
 
 
-def test_where_nothing_known_gives_the_ids_of_a_no_cause_is_named(folders, tmp_path):
+def test_no_cause_is_reported_if_no_known_settings_give_the_ids_of_a(folders, tmp_path):
     rng = np.random.default_rng(0)
     ids = rng.integers(1, 99, (len(compare_texts.FIXED_TEXTS), LENGTH))
     np.savez(tmp_path / "tokens.npz", tokens=ids)
@@ -46,7 +46,7 @@ def test_where_nothing_known_gives_the_ids_of_a_no_cause_is_named(folders, tmp_p
     assert named(report) == {"unexplained"}
 
 
-def test_another_vocabulary_is_named(folders, theirs, tmp_path):
+def test_another_vocabulary_is_the_cause(folders, theirs, tmp_path):
     pieces = list(Tokenizer.bert().pieces)
     dog, photo = pieces.index("dog"), pieces.index("photo")
     pieces[dog], pieces[photo] = pieces[photo], pieces[dog]
@@ -57,14 +57,14 @@ def test_another_vocabulary_is_named(folders, theirs, tmp_path):
     assert named(report) == {compare_texts.VOCABULARY}
 
 
-def test_a_tokenizer_option_that_is_unknown_is_said_and_texts_are_not_compared(folders, theirs, tmp_path):
+def test_an_unknown_tokenizer_option_is_reported_and_texts_are_not_compared(folders, theirs, tmp_path):
     edit_config(theirs, set_in(*TEXT, tokenizer_kwargs={"strip_sep_token": True, "clean": "canonicalize"}))
     report = compared(folders / "ours", theirs, tmp_path)
     assert any("tokenizer_kwargs.clean" in note for note in report["b"]["notes"])
-    assert any("does not say how they are tokenized" in note for note in report["notes"])
+    assert any("is not recorded" in note for note in report["notes"])
 
 
-def test_a_vocabulary_alone_is_taken_as_bert(folders, theirs, tmp_path):
+def test_a_vocabulary_alone_has_berts_rules(folders, theirs, tmp_path):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (theirs / name).unlink()
     assert named(compared(folders / "ours", theirs, tmp_path)) == {
@@ -73,11 +73,11 @@ def test_a_vocabulary_alone_is_taken_as_bert(folders, theirs, tmp_path):
     }
 
 
-def test_pictures_of_mode_fast_are_prepared_so_and_it_is_said(model, folders, tmp_path):
+def test_mode_fast_is_used_and_reported(model, folders, tmp_path):
     fast = EvalImageConfig(size=SIZE, resize="squash", mode="fast")
     save_model(tmp_path / "fast", model, tokenizer=Tokenizer.bert(), preprocess=fast, provenance={})
     report = compared(folders / "ours", tmp_path / "fast", tmp_path)
     assert any("mode fast" in note for note in report["b"]["notes"])
     assert report["a"]["notes"] == []
-    # One level, of pictures that are not JPEGs.
-    assert any(note.startswith("pictures: pixels differ by up to 1.0 levels") for note in report["notes"])
+    # One level, because the fixed images are not JPEGs.
+    assert any(note.startswith("images: pixels differ by up to 1.0 levels") for note in report["notes"])

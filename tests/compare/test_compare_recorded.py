@@ -1,4 +1,4 @@
-"""Comparing with what another program made of the fixed inputs: causes are named, damaged recordings refused."""
+"""Guards comparisons with recorded tokens and pixels of another program: causes, and damaged recordings."""
 
 import json
 
@@ -10,28 +10,29 @@ from clipa_eqx.cli import run
 from clipa_eqx.data.images.host_pixels import normalize_on_host
 from clipa_eqx.data.images.resize import resize
 from clipa_eqx.tokenizer import Tokenizer
-from conversion.compare import images as compare_pictures
+from conversion.compare import images as compare_images
 from conversion.compare import texts as compare_texts
 from conversion.compare.__main__ import main
-from conversion.compare.texts import FIXED_TEXTS, HabitTokenizer, TextHabits
+from conversion.compare.inputs import FIXED_TEXTS
+from conversion.compare.text_settings import ReplayTokenizer, TextSettings
 from conversion.flax_clipa.names import to_flax
-from conversion.open_clip.pixels import Pictures, fixed_pictures
+from conversion.open_clip.pixels import ImageSettings, fixed_images
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 def record(path, *, antialias=True, **arrays):
-    pixels = [normalize_on_host(resize(p, size=SIZE, antialias=antialias)) for p in fixed_pictures(SIZE)]
+    pixels = [normalize_on_host(resize(p, size=SIZE, antialias=antialias)) for p in fixed_images(SIZE)]
     np.savez(path, **{f"pixels_{i}": one for i, one in enumerate(pixels)}, **arrays)
 
 
-def test_antialias_is_named_from_recorded_pixels(folders, tmp_path):
+def test_antialias_is_the_cause_of_recorded_pixels(folders, tmp_path):
     record(tmp_path / "mine.npz")
     same = compared(folders / "ours", folders / "ours", tmp_path, "--recorded-b", tmp_path / "mine.npz")
     assert same["first"] is None
     record(tmp_path / "mine.npz", antialias=False)
     report = compared(folders / "ours", folders / "ours", tmp_path, "--recorded-b", tmp_path / "mine.npz")
-    assert named(report) == {compare_pictures.ANTIALIAS}
+    assert named(report) == {compare_images.ANTIALIAS}
 
 
 def test_recorded_tokens_are_explained(folders, tmp_path):
@@ -50,7 +51,9 @@ def test_recorded_tokens_are_explained(folders, tmp_path):
 
 def test_recorded_tokens_of_a_file_without_a_vocabulary_are_explained_with_the_others(model, folders, tmp_path):
     np.savez(tmp_path / "model.npz", **to_flax(model))
-    ids = HabitTokenizer(pieces=Tokenizer.bert().pieces, length=LENGTH, habits=TextHabits(sep="stripped"))(FIXED_TEXTS)
+    ids = ReplayTokenizer(pieces=Tokenizer.bert().pieces, length=LENGTH, settings=TextSettings(sep="stripped"))(
+        FIXED_TEXTS
+    )
     np.savez(tmp_path / "tokens.npz", tokens=ids)
     for flag, sides in (("--recorded-b", ("ours", "npz")), ("--recorded-a", ("npz", "ours"))):
         paths = [folders / "ours" if side == "ours" else tmp_path / "model.npz" for side in sides]
@@ -86,18 +89,26 @@ def test_recorded_pixels_that_are_not_finite_are_refused_and_never_equal(folders
     np.savez(tmp_path / "mine.npz", **pixels)
     ours = str(folders / "ours")
     assert run(lambda: main([ours, ours, "--recorded-b", str(tmp_path / "mine.npz")])) == 2
-    assert "pixels_1 hold values that are not finite" in capsys.readouterr().err
-    settings = Pictures(size=SIZE)
+    assert "pixels_1 hold non-finite values" in capsys.readouterr().err
+    settings = ImageSettings(size=SIZE)
 
-    def broken(picture):
+    def broken(image):
         return np.full((*SIZE, 3), np.nan, np.float32)
 
-    found = compare_pictures.compare_pictures(broken, broken, settings_a=settings, settings_b=None)
+    found = compare_images.compare_images(broken, broken, settings_a=settings, settings_b=None)
     assert not found.is_equal
     assert found.levels == np.inf
 
 
-def test_inputs_for_a_program_of_ones_own_are_written(folders, tmp_path):
+def test_images_are_not_compared_if_the_settings_of_a_are_unknown(model, folders, tmp_path):
+    np.savez(tmp_path / "model.npz", **to_flax(model))
+    record(tmp_path / "mine.npz")
+    report = compared(tmp_path / "model.npz", folders / "ours", tmp_path, "--recorded-a", tmp_path / "mine.npz")
+    expected = f"images: not compared; the preprocessing of {tmp_path / 'model.npz'} is not recorded"
+    assert expected in report["notes"]
+
+
+def test_inputs_for_another_program_are_written(folders, tmp_path):
     compared(folders / "ours", folders / "ours", tmp_path, "--write-inputs", tmp_path / "inputs")
     assert json.loads((tmp_path / "inputs" / "texts.json").read_text()) == list(FIXED_TEXTS)
-    assert sorted(p.name for p in (tmp_path / "inputs").glob("*.png")) == [f"picture_{i}.png" for i in range(3)]
+    assert sorted(p.name for p in (tmp_path / "inputs").glob("*.png")) == [f"image_{i}.png" for i in range(3)]

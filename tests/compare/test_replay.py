@@ -1,4 +1,4 @@
-"""The float64 replay of both towers against the towers themselves, step by step."""
+"""Guards that the float64 replay of both towers agrees with the towers themselves, step by step."""
 
 import dataclasses
 
@@ -24,7 +24,7 @@ CASES = {
 
 
 def leaves_of(model):
-    """All leaves by path, those of layers by their layer's path, positions always there."""
+    """All leaves by path, layers by their layer's path, computed positions included."""
     found = {}
     for path, leaf in leaves_by_path(model).items():
         depth = stacked_depth(path, leaf)
@@ -46,7 +46,7 @@ def run(model, tower, x):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_replay_of_the_image_tower_is_the_tower(case):
+def test_the_replay_of_the_image_tower_agrees_with_the_tower(case):
     model = random_model(model_config(**CASES[case]))
     images = np.random.default_rng(1).normal(size=(2, *model.config.image.image_size, 3)).astype(np.float32)
     trace = jax.jit(jax.vmap(model.image.trace))(jnp.asarray(images))
@@ -60,7 +60,7 @@ def test_the_replay_of_the_image_tower_is_the_tower(case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_replay_of_the_text_tower_is_the_tower(case):
+def test_the_replay_of_the_text_tower_agrees_with_the_tower(case):
     model = random_model(model_config(**CASES[case]))
     texts = np.random.default_rng(1).integers(0, 64, (2, model.config.text.length))
     trace = jax.jit(jax.vmap(model.text.trace))(jnp.asarray(texts))
@@ -92,7 +92,7 @@ def options_of(model, tower, **changes):
     return dataclasses.replace(replay(model.config, tower)[1], **changes)
 
 
-def test_a_causal_replay_lets_no_token_see_later_ones():
+def test_a_causal_replay_hides_later_tokens():
     model = random_model(model_config())
     steps, _ = replay(model.config, "text")
     (step,) = [step for step in steps if step.name == "text/blocks/0/attention"]

@@ -1,8 +1,7 @@
-"""open_clip models in and out without torch: names, configs, positions, tokenizers, refusals, damage."""
+"""Guards that export and import of open_clip models, without torch, undo each other: names, shapes, configs, files."""
 
 import dataclasses
 import json
-import shutil
 
 import ml_dtypes
 import numpy as np
@@ -10,18 +9,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
+from support.leaves import assert_same_leaves
 from support.open_clip_folders import (
     CONFIG,
     VOCAB,
     WEIGHTS,
-    assert_same_leaves,
     convert,
     edit_config,
     edit_weights,
-    export_tiny,
     same_config,
     save,
-    tiny_model,
 )
 from support.random_models import random_model
 
@@ -31,6 +28,7 @@ from clipa_eqx.models.blocks import BlockConfig
 from clipa_eqx.models.clip import CLIPConfig
 from clipa_eqx.models.text import TextConfig
 from clipa_eqx.models.vision import VisionConfig
+from conversion.flax_clipa.names import to_flax
 from conversion.open_clip.__main__ import main
 from conversion.open_clip.config import parse_open_clip_config
 from conversion.open_clip.mapping import from_clip_config, to_clip_config
@@ -38,21 +36,6 @@ from conversion.open_clip.names import open_clip_rules
 from conversion.weights.rules import RuleTable, export_leaves, import_leaves
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model()
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    return export_tiny(tmp_path_factory.mktemp("open_clip"))
-
-
-@pytest.fixture
-def theirs(exported, tmp_path):
-    return shutil.copytree(exported, tmp_path / "theirs")
 
 
 def test_an_exported_model_comes_back(model, exported, tmp_path):
@@ -100,8 +83,6 @@ def test_names_and_shapes_are_those_of_the_reference(exported):
 
 
 def test_each_tensor_is_the_flax_one_as_the_reference_says(model, exported):
-    from conversion.flax_clipa.names import to_flax
-
     flax, torch = to_flax(model), load_file(exported / WEIGHTS)
     block = "img/Transformer/encoderblock_0"
     attention = f"{block}/MultiHeadDotProductAttention_0"
@@ -121,7 +102,7 @@ def test_each_tensor_is_the_flax_one_as_the_reference_says(model, exported):
         np.testing.assert_array_equal(torch[name], array, err_msg=name)
 
 
-def test_the_config_makes_torch_compute_what_we_do(exported):
+def test_the_exported_config_has_our_numerics_pooling_and_preprocessing(exported):
     found = json.loads((exported / CONFIG).read_text())
     vision, text = found["model_cfg"]["vision_cfg"], found["model_cfg"]["text_cfg"]
     for tower in (vision, text):
@@ -140,7 +121,7 @@ def test_the_config_makes_torch_compute_what_we_do(exported):
     }
 
 
-def test_released_jsons_without_numerics_mean_exact_gelu_and_1e_5(model, theirs, tmp_path):
+def test_a_config_without_numerics_means_exact_gelu_and_epsilon_1e_5(model, theirs, tmp_path):
     def drop(found):
         for tower in ("vision_cfg", "text_cfg"):
             del found["model_cfg"][tower]["act_kwargs"], found["model_cfg"][tower]["norm_kwargs"]
@@ -154,7 +135,7 @@ def test_released_jsons_without_numerics_mean_exact_gelu_and_1e_5(model, theirs,
     profile = loaded.provenance.profile
     assert profile["name"] == "open_clip"
     assert "open_clip_config.json" in profile["why"]
-    # Such a model goes out as it came.
+    # Such a model is exported as it was imported.
     main(["export", str(tmp_path / "back"), str(tmp_path / "again")])
     again = json.loads((tmp_path / "again" / CONFIG).read_text())["model_cfg"]
     assert "act_kwargs" not in again["vision_cfg"]
@@ -162,7 +143,7 @@ def test_released_jsons_without_numerics_mean_exact_gelu_and_1e_5(model, theirs,
     assert json.loads((tmp_path / "again" / "tokenizer_config.json").read_text())["tokenizer_class"] == "BertTokenizer"
 
 
-def test_a_model_folder_of_ours_is_no_source(model, tmp_path, capsys):
+def test_a_model_folder_is_refused_as_a_source(model, tmp_path, capsys):
     save(tmp_path / "model", model)
     for source in (tmp_path / "model", tmp_path / "model" / "model.safetensors"):
         assert run(lambda source=source: main(["import", str(source), str(tmp_path / "back")])) == 2
@@ -170,7 +151,7 @@ def test_a_model_folder_of_ours_is_no_source(model, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("prefix", ["module.", "text."])
-def test_other_spellings_of_the_names_are_known(prefix, model, theirs, tmp_path):
+def test_names_with_known_prefixes_are_read(prefix, model, theirs, tmp_path):
     def respell(tensors):
         for name in list(tensors):
             if prefix == "module." or not (name.startswith("visual.") or name == "logit_scale"):
@@ -189,12 +170,12 @@ def test_half_precision_is_read_exactly(dtype, theirs, tmp_path):
     assert loaded.provenance.layout["dtypes"] == [np.dtype(dtype).name]
 
 
-def test_a_scale_of_shape_1_is_known(model, theirs, tmp_path):
+def test_a_scale_of_shape_1_is_read(model, theirs, tmp_path):
     edit_weights(theirs, lambda t: t.update(logit_scale=t["logit_scale"].reshape(1)))
     assert_same_leaves(convert(theirs, tmp_path / "back").model, model)
 
 
-def test_an_existing_folder_is_replaced_only_if_asked(model, theirs, tmp_path, capsys):
+def test_an_existing_folder_is_replaced_only_on_request_and_only_if_exported_here(model, theirs, tmp_path, capsys):
     save(tmp_path / "model", model)
     argv = ["export", str(tmp_path / "model"), str(theirs)]
     assert run(lambda: main(argv)) == 2
@@ -206,7 +187,7 @@ def test_an_existing_folder_is_replaced_only_if_asked(model, theirs, tmp_path, c
     assert (tmp_path / "mine" / "thesis.tex").exists()
 
 
-def test_what_is_not_finite_is_neither_taken_nor_given(model, theirs, tmp_path, capsys):
+def test_values_that_are_not_finite_are_refused(model, theirs, tmp_path, capsys):
     edit_weights(theirs, lambda t: t["visual.proj"].__setitem__((0, 0), np.nan))
     assert run(lambda: main(["import", str(theirs), str(tmp_path / "back")])) == 2
     assert "not finite: visual.proj" in capsys.readouterr().err
@@ -247,13 +228,9 @@ def configs(draw):
     return CLIPConfig(image=image, text=text)
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
-@given(config=configs(), seed=st.integers(0, 99))
-def test_import_undoes_export_for_any_config(config, seed):
-    model = random_model(config, seed=seed)
-    table = RuleTable(open_clip_rules(config), config)
-    back = import_leaves(table, export_leaves(table.rules, model))
-    assert_same_leaves(back, model)
+@settings(max_examples=200, deadline=None)
+@given(config=configs())
+def test_any_config_comes_back_from_its_json(config):
     stated = parse_open_clip_config(from_clip_config(config, resize="squash"), where="test")
     got = to_clip_config(stated)
     image = dataclasses.replace(got.image, position=config.image.position)
@@ -262,10 +239,21 @@ def test_import_undoes_export_for_any_config(config, seed):
     assert same_config(got) == same_config(config)
 
 
-@pytest.mark.usefixtures("no_self_check")
-@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
+# No deadline and few examples: each one traces the initializer of a new model, which takes about a second.
+@settings(max_examples=10, deadline=None)
 @given(config=configs(), seed=st.integers(0, 99))
-def test_folders_come_back_for_any_config(config, seed, tmp_path_factory):
+def test_import_undoes_export_for_any_config(config, seed):
+    model = random_model(config, seed=seed)
+    table = RuleTable(open_clip_rules(config), config)
+    back = import_leaves(table, export_leaves(table.rules, model))
+    assert_same_leaves(back, model)
+
+
+# The fixture that is not reset between examples only replaces the self-check, which no example changes.
+@pytest.mark.usefixtures("no_self_check")
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(config=configs(), seed=st.integers(0, 99))
+def test_any_model_comes_back_from_its_exported_folder(config, seed, tmp_path_factory):
     root, model = tmp_path_factory.mktemp("any"), random_model(config, seed=seed)
     save(root / "model", model)
     main(["export", str(root / "model"), str(root / "theirs")])

@@ -1,21 +1,19 @@
-"""What files and flags tell of an open_clip model: positions, sizes, numerics; and where they contradict each other."""
+"""Guards how positions, sizes and numerics of an open_clip model follow from files and flags, and contradictions."""
 
 import shutil
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from support.leaves import assert_same_leaves
 from support.open_clip_folders import (
     VOCAB,
     WEIGHTS,
-    assert_same_leaves,
     convert,
     edit_config,
     edit_weights,
-    export_tiny,
     save,
     set_in,
-    tiny_model,
 )
 from support.random_models import random_model
 from support.tiny_runs import model_config
@@ -28,22 +26,7 @@ from conversion.open_clip.__main__ import main
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model()
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    return export_tiny(tmp_path_factory.mktemp("open_clip"))
-
-
-@pytest.fixture
-def theirs(exported, tmp_path):
-    return shutil.copytree(exported, tmp_path / "theirs")
-
-
-def test_positions_that_are_no_formula_of_ours_are_loaded_as_learned(model, theirs, tmp_path, caplog):
+def test_positions_off_our_formula_are_loaded_as_learned(theirs, tmp_path, caplog):
     table = np.random.default_rng(0).normal(size=(5, 32)).astype(np.float32)
     edit_weights(theirs, lambda t: t.update({"visual.positional_embedding": table}))
     with caplog.at_level("INFO"):
@@ -54,7 +37,7 @@ def test_positions_that_are_no_formula_of_ours_are_loaded_as_learned(model, thei
     assert any("off sincos2d with denominator q-1" in note for note in loaded.provenance.config_notes)
 
 
-def test_positions_that_contradict_a_named_config_are_an_error_that_a_flag_overrules(model, theirs, tmp_path, capsys):
+def test_positions_that_contradict_a_named_config_are_an_error_unless_a_flag_decides(model, theirs, tmp_path, capsys):
     table = np.random.default_rng(0).normal(size=(5, 32)).astype(np.float32)
     edit_weights(theirs, lambda t: t.update({"visual.positional_embedding": table}))
     named = save(tmp_path / "model", model) / "config.json"
@@ -67,7 +50,7 @@ def test_positions_that_contradict_a_named_config_are_an_error_that_a_flag_overr
     np.testing.assert_array_equal(load_model(tmp_path / "back").model.image.position, table)
 
 
-def test_an_image_size_that_cannot_be_is_an_error_and_no_table_is_made_for_it(theirs, tmp_path, capsys):
+def test_an_impossible_image_size_is_an_error_and_no_table_is_made_for_it(theirs, tmp_path, capsys):
     source = shutil.copy(theirs / WEIGHTS, tmp_path / "weights.safetensors")
     write_vocab(VOCAB, tmp_path / "vocab.txt")
     argv = [
@@ -92,7 +75,7 @@ def test_computed_positions_are_dropped_and_can_be_kept(exported, tmp_path):
     )
 
 
-def test_a_file_alone_needs_what_shapes_do_not_tell(model, theirs, tmp_path, capsys):
+def test_a_file_alone_needs_flags_for_what_shapes_leave_open(model, theirs, tmp_path, capsys):
     shutil.copy(theirs / WEIGHTS, tmp_path / "weights.safetensors")
     source = tmp_path / "weights.safetensors"
     assert run(lambda: main(["import", str(source), str(tmp_path / "back")])) == 2
@@ -110,7 +93,7 @@ def test_a_file_alone_needs_what_shapes_do_not_tell(model, theirs, tmp_path, cap
 BARE = ("--image-heads", "2", "--text-heads", "2", "--image-pool", "gap", "--text-pool", "last", "--vocab")
 
 
-def test_our_export_says_its_numerics_in_the_weight_file_itself(theirs, tmp_path, caplog, capsys):
+def test_our_export_records_its_numerics_in_the_weight_file(theirs, tmp_path, caplog, capsys):
     write_vocab(VOCAB, tmp_path / "vocab.txt")
     source = shutil.copy(theirs / WEIGHTS, tmp_path / "weights.safetensors")
     loaded = convert(source, tmp_path / "back", *BARE, tmp_path / "vocab.txt")
@@ -120,7 +103,7 @@ def test_our_export_says_its_numerics_in_the_weight_file_itself(theirs, tmp_path
     with caplog.at_level("INFO"):
         convert(source, tmp_path / "other", *BARE, tmp_path / "vocab.txt", "--profile", "open_clip")
     assert "the profile is flax by the metadata of weights.safetensors; open_clip because --profile" in caplog.text
-    # Written by torch, it says nothing.
+    # A file that torch wrote records none.
     tensors = load_file(theirs / WEIGHTS)
     save_file(tensors, source)
     loaded = convert(source, tmp_path / "plain", *BARE, tmp_path / "vocab.txt")
@@ -131,7 +114,7 @@ def test_our_export_says_its_numerics_in_the_weight_file_itself(theirs, tmp_path
     assert "metadata clipa_eqx_numerics" in capsys.readouterr().err
 
 
-def test_two_numerics_that_are_no_profile_are_not_taken_for_equal(theirs, tmp_path, capsys):
+def test_two_different_custom_numerics_are_a_contradiction(theirs, tmp_path, capsys):
     for tower in ("vision_cfg", "text_cfg"):
         edit_config(theirs, set_in("model_cfg", tower, norm_kwargs={"eps": 1e-3}))
     named = save(tmp_path / "named", random_model(model_config(blocks={"depth": 1, "norm_eps": 1e-4}))) / "config.json"
@@ -140,4 +123,4 @@ def test_two_numerics_that_are_no_profile_are_not_taken_for_equal(theirs, tmp_pa
     err = capsys.readouterr().err
     assert "'norm_eps': 0.001" in err
     assert "'norm_eps': 0.0001" in err
-    assert "say which with --profile" in err
+    assert "choose one with --profile" in err

@@ -1,10 +1,10 @@
-"""How pictures are prepared, to open_clip and back: what differs is measured and said, what is unknown refused."""
+"""Guards image preprocessing in export and import: differences are measured and reported, unknown settings refused."""
 
 import json
 import re
 
 import pytest
-from support.open_clip_folders import CONFIG, convert, export_tiny, save, tiny_model
+from support.open_clip_folders import CONFIG, convert, export_tiny, save
 
 from clipa_eqx.cli import run
 from conversion.open_clip.__main__ import main
@@ -12,23 +12,18 @@ from conversion.open_clip.__main__ import main
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model()
-
-
-def test_a_crop_is_said_to_differ_by_more_than_a_level(model, tmp_path, caplog):
+def test_the_difference_of_a_crop_is_reported_as_more_than_a_level(model, tmp_path, caplog):
     save(tmp_path / "model", model, resize="resize_small_crop")
     with caplog.at_level("INFO"):
         main(["export", str(tmp_path / "model"), str(tmp_path / "theirs")])
     warning = next(one.getMessage() for one in caplog.records if one.levelname == "WARNING")
-    assert "open_clip has no resize_small_crop; its pixels are up to" in warning
+    assert "open_clip has no resize_small_crop; its pixels differ: up to" in warning
     loaded = convert(tmp_path / "theirs", tmp_path / "back")
     note = next(note for note in loaded.provenance.config_notes if note.startswith("preprocess: "))
     levels = int(re.search(r"up to (\d+) of 255 levels", note)[1])
     assert levels > 10
     assert f"up to {levels} of 255" in warning
-    assert "a shift by up to a pixel" in note
+    assert "a shift of up to 1 pixel" in note
     caplog.clear()
     save(tmp_path / "square", model)
     main(["export", str(tmp_path / "square"), str(tmp_path / "squash")])
@@ -41,7 +36,7 @@ def test_a_crop_is_said_to_differ_by_more_than_a_level(model, tmp_path, caplog):
     ("changes", "words"),
     [({"resize": "foo"}, "preprocess.json"), ({"mean": [0.5] * 3}, "another mean or std"), ({"size": [8, 8]}, "8, 8")],
 )
-def test_pictures_prepared_in_an_unknown_way_are_not_exported(changes, words, model, tmp_path, capsys):
+def test_unsupported_image_preprocessing_is_not_exported(changes, words, model, tmp_path, capsys):
     file = save(tmp_path / "model", model) / "preprocess.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
     assert run(lambda: main(["export", str(tmp_path / "model"), str(tmp_path / "theirs")])) == 2
@@ -49,7 +44,7 @@ def test_pictures_prepared_in_an_unknown_way_are_not_exported(changes, words, mo
     assert not (tmp_path / "theirs").exists()
 
 
-def test_a_bare_model_config_says_nothing_of_pictures_and_the_note_says_all_that_is_taken(tmp_path):
+def test_a_bare_model_config_gives_default_preprocessing_with_a_note(tmp_path):
     theirs = export_tiny(tmp_path)
     config = json.loads((theirs / CONFIG).read_text())
     (theirs / CONFIG).write_text(json.dumps(config["model_cfg"]))
@@ -58,10 +53,10 @@ def test_a_bare_model_config_says_nothing_of_pictures_and_the_note_says_all_that
     assert "bilinear, with ImageNet's mean and std" in note
 
 
-def test_an_export_says_that_open_clip_has_no_fast_mode(model, tmp_path, caplog):
+def test_an_export_warns_that_open_clip_has_no_fast_mode(model, tmp_path, caplog):
     file = save(tmp_path / "model", model) / "preprocess.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"mode": "fast"}))
     with caplog.at_level("WARNING"):
         main(["export", str(tmp_path / "model"), str(tmp_path / "theirs")])
-    assert "open_clip has no squash in mode fast; its pixels are up to" in caplog.text
-    assert "of JPEGs, which it decodes smaller" in caplog.text
+    assert "open_clip has no squash in mode fast; its pixels differ: up to" in caplog.text
+    assert "mode fast decodes JPEGs at a reduced size" in caplog.text

@@ -1,18 +1,17 @@
-"""open_clip models that are none of ours, ours that are none of open_clip's, and damaged files."""
+"""Guards that models one side cannot represent, and damaged files, are refused with the reason and leave nothing."""
 
 import shutil
 
 import numpy as np
 import pytest
 from support.damage import mutate
+from support.leaves import assert_same_leaves
 from support.open_clip_folders import (
     CONFIG,
     WEIGHTS,
-    assert_same_leaves,
     convert,
     edit_config,
     edit_weights,
-    export_tiny,
     save,
     set_in,
     tiny_model,
@@ -29,32 +28,22 @@ from conversion.open_clip.config import load_open_clip_config
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    return export_tiny(tmp_path_factory.mktemp("open_clip"))
-
-
-@pytest.fixture
-def theirs(exported, tmp_path):
-    return shutil.copytree(exported, tmp_path / "theirs")
-
-
-VISION, TEXT, PICTURES = ("model_cfg", "vision_cfg"), ("model_cfg", "text_cfg"), ("preprocess_cfg",)
+VISION, TEXT, PREPROCESS = ("model_cfg", "vision_cfg"), ("model_cfg", "text_cfg"), ("preprocess_cfg",)
 REFUSED = {
     "causal": (set_in(*TEXT, no_causal_mask=False), "attention is causal"),
-    "norm before": (set_in(*VISION, final_ln_after_pool=False), "the norm stands before the mean"),
+    "norm before": (set_in(*VISION, final_ln_after_pool=False), "the norm is before the mean"),
     "ln_pre": (set_in(*VISION, no_ln_pre=False), "no_ln_pre is not set"),
-    "old mean": (set_in(*VISION, global_average_pool=True), "the mean takes the class token too"),
+    "old mean": (set_in(*VISION, global_average_pool=True), "the mean includes the class token"),
     "quick": (set_in("model_cfg", quick_gelu=True), "quick_gelu is set"),
     "argmax": (set_in(*TEXT, pool_type="argmax"), "text_cfg.pool_type is 'argmax'"),
     "timm": (set_in(*VISION, timm_model_name="vit"), "vision_cfg.timm_model_name is 'vit'"),
     "hf": (set_in(*TEXT, hf_model_name="xlm"), "text_cfg.hf_model_name is 'xlm'"),
     "scale": (set_in(*TEXT, ls_init_value=0.1), "text_cfg.ls_init_value"),
     "bias": (set_in("model_cfg", init_logit_bias=-10), "init_logit_bias"),
-    "bicubic": (set_in(*PICTURES, interpolation="bicubic"), "interpolation bicubic; ours is bilinear"),
-    "openai": (set_in(*PICTURES, mean=[0.48, 0.45, 0.4]), "ours are ImageNet's"),
-    "longest": (set_in(*PICTURES, resize_mode="longest"), "resize_mode longest"),
-    "size": (set_in(*PICTURES, size=24), "preprocess_cfg.size is (24, 24)"),
+    "bicubic": (set_in(*PREPROCESS, interpolation="bicubic"), "interpolation bicubic; expected bilinear"),
+    "openai": (set_in(*PREPROCESS, mean=[0.48, 0.45, 0.4]), "expected ImageNet's"),
+    "longest": (set_in(*PREPROCESS, resize_mode="longest"), "resize_mode longest"),
+    "size": (set_in(*PREPROCESS, size=24), "preprocess_cfg.size is (24, 24)"),
     "sep": (set_in(*TEXT, tokenizer_kwargs={}), "[SEP] is kept (no strip_sep_token)"),
     "clean": (
         set_in(*TEXT, tokenizer_kwargs={"strip_sep_token": True, "clean": "canonicalize"}),
@@ -62,29 +51,29 @@ REFUSED = {
     ),
     "kwarg": (
         set_in(*TEXT, tokenizer_kwargs={"strip_sep_token": True, "use_fast": False}),
-        "text_cfg.tokenizer_kwargs.use_fast (False) is no field",
+        "text_cfg.tokenizer_kwargs.use_fast (False) is an unknown field",
     ),
     "width": (set_in(*VISION, width=48), "image.blocks.width: 48 in open_clip_config.json, 32 in the file"),
-    "heads": (set_in(*VISION, head_width=10), "is not divided by"),
+    "heads": (set_in(*VISION, head_width=10), "is not a multiple of 3 heads"),
     "text": (set_in(*TEXT, width="many"), "text_cfg.width is 'many'"),
     "eps": (set_in(*TEXT, norm_kwargs={"eps": 0}), "norm_kwargs.eps is 0"),
     "affine": (
         set_in(*TEXT, norm_kwargs={"elementwise_affine": False}),
-        "norm_kwargs.elementwise_affine (False) is no",
+        "norm_kwargs.elementwise_affine (False) is an unknown field",
     ),
     "none": (lambda found: found["model_cfg"].pop("vision_cfg"), "vision_cfg is missing"),
     "not an object": (set_in("model_cfg", vision_cfg=[1]), "vision_cfg is [1], expected an object"),
-    "unknown of vision": (set_in(*VISION, rope=True, layers=1), "vision_cfg.rope (True) is no field that is known"),
-    "unknown of text": (set_in(*TEXT, act="relu"), "text_cfg.act ('relu') is no field that is known here"),
-    "unknown of model": (set_in("model_cfg", multimodal_cfg={}), "multimodal_cfg ({}) is no field that is known"),
-    "unknown of pictures": (set_in(*PICTURES, blur=1), "preprocess_cfg.blur (1) is no field that is known here"),
-    "no pictures": (lambda found: found.pop("preprocess_cfg"), "interpolation bicubic; ours is bilinear"),
-    "null pictures": (set_in(preprocess_cfg=None), "mean (0.48145466, 0.4578275, 0.40821073)"),
-    "empty pictures": (set_in(preprocess_cfg={}), "mean (0.48145466, 0.4578275, 0.40821073)"),
-    "unknown beside": (set_in(preproces_cfg={}), "preproces_cfg ({}) is no field that is known here"),
-    "pictures inside": (set_in("model_cfg", preprocess_cfg={}), "preprocess_cfg ({}) is no field that is known here"),
-    "size word": (set_in(*PICTURES, size="16"), "size is '16', expected pixels or a list of two\n"),
-    "gray": (set_in(*PICTURES, mode="L"), "preprocess_cfg.mode is 'L'"),
+    "unknown of vision": (set_in(*VISION, rope=True, layers=1), "vision_cfg.rope (True) is an unknown field"),
+    "unknown of text": (set_in(*TEXT, act="relu"), "text_cfg.act ('relu') is an unknown field"),
+    "unknown of model": (set_in("model_cfg", multimodal_cfg={}), "multimodal_cfg ({}) is an unknown field"),
+    "unknown of preprocess": (set_in(*PREPROCESS, blur=1), "preprocess_cfg.blur (1) is an unknown field"),
+    "no preprocess": (lambda found: found.pop("preprocess_cfg"), "interpolation bicubic; expected bilinear"),
+    "null preprocess": (set_in(preprocess_cfg=None), "mean (0.48145466, 0.4578275, 0.40821073)"),
+    "empty preprocess": (set_in(preprocess_cfg={}), "mean (0.48145466, 0.4578275, 0.40821073)"),
+    "unknown next to them": (set_in(preproces_cfg={}), "preproces_cfg ({}) is an unknown field"),
+    "preprocess inside": (set_in("model_cfg", preprocess_cfg={}), "preprocess_cfg ({}) is an unknown field"),
+    "size word": (set_in(*PREPROCESS, size="16"), "size is '16', expected pixels or a list of two\n"),
+    "gray": (set_in(*PREPROCESS, mode="L"), "preprocess_cfg.mode is 'L'"),
     "norm word of text": (
         set_in(*TEXT, final_ln_after_pool="yes"),
         "final_ln_after_pool is 'yes', expected bool",
@@ -93,39 +82,42 @@ REFUSED = {
     "scale word": (set_in("model_cfg", init_logit_scale="x"), "init_logit_scale is 'x', expected float"),
     "custom number": (set_in("model_cfg", custom_text=5), "custom_text is 5, expected bool"),
     "timm word": (set_in(*VISION, timm_drop=[1]), "vision_cfg.timm_drop is [1], expected float"),
-    "std": (set_in(*PICTURES, std=[0.2, 0, 0.2]), "preprocess_cfg.std is [0.2, 0, 0.2], expected three positive"),
+    "std": (set_in(*PREPROCESS, std=[0.2, 0, 0.2]), "preprocess_cfg.std is [0.2, 0, 0.2], expected three positive"),
     "norm list": (set_in(*VISION, norm_kwargs=[1]), "vision_cfg.norm_kwargs is [1], expected an object"),
     "act word": (set_in(*VISION, act_kwargs="tanh"), "vision_cfg.act_kwargs is 'tanh', expected an object"),
-    "act inplace": (set_in(*TEXT, act_kwargs={"inplace": True}), "text_cfg.act_kwargs.inplace (True) is no field"),
+    "act inplace": (
+        set_in(*TEXT, act_kwargs={"inplace": True}),
+        "text_cfg.act_kwargs.inplace (True) is an unknown field",
+    ),
     "quick word": (set_in("model_cfg", quick_gelu="yes"), "quick_gelu is 'yes', expected true or false"),
     "causal word": (set_in(*TEXT, no_causal_mask="true"), "text_cfg.no_causal_mask is 'true', expected true or"),
-    "number for a flag": (set_in(*TEXT, embed_cls=0), "text_cfg.embed_cls is 0, which is unknown here"),
+    "number for a flag": (set_in(*TEXT, embed_cls=0), "text_cfg.embed_cls is 0, which is not supported"),
     "kwargs": (set_in(*TEXT, tokenizer_kwargs=[1]), "text_cfg.tokenizer_kwargs is [1], expected an object"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_our_model_cannot_be_is_refused(case, theirs, tmp_path, capsys):
+def test_a_config_that_our_model_cannot_represent_is_refused(case, theirs, tmp_path, capsys):
     change, words = REFUSED[case]
     edit_config(theirs, change)
     assert run(lambda: main(["import", str(theirs), str(tmp_path / "back")])) == 2
     err = capsys.readouterr().err
     assert words in err
-    assert "Traceback" not in err
+    # The placeholder of a wrong field is not reported as a second mistake.
     assert "(1, 1)" not in err
     assert not (tmp_path / "back").exists()
 
 
-def test_defaults_may_be_written_out(theirs):
+def test_defaults_may_be_stated(theirs):
     change = {"patch_dropout": 0.5, "attentional_pool": False, "ls_init_value": None, "timm_pool": "avg", "in_chans": 3}
     edit_config(theirs, set_in(*VISION, **change))
     edit_config(theirs, set_in(*TEXT, pad_id=0, proj_type="linear", hf_model_name=None, final_ln_after_pool=False))
     edit_config(theirs, set_in("model_cfg", custom_text=True, init_logit_bias=None, quick_gelu=False))
-    edit_config(theirs, set_in(*PICTURES, fill_color=0))
+    edit_config(theirs, set_in(*PREPROCESS, fill_color=0))
     assert load_open_clip_config(theirs / CONFIG).image.layers == 1
 
 
-def test_tensors_that_do_not_fit_are_listed_at_once(theirs, tmp_path, capsys):
+def test_all_tensors_that_do_not_fit_are_listed_at_once(theirs, tmp_path, capsys):
     def spoil(tensors):
         del tensors["visual.proj"]
         tensors["visual.ln_pre.weight"] = np.ones(32, np.float32)
@@ -148,7 +140,7 @@ def test_tensors_that_do_not_fit_are_listed_at_once(theirs, tmp_path, capsys):
         ({"image": {"embed": None}, "text": {"embed": None}}, "a tower without a head"),
     ],
 )
-def test_what_open_clip_cannot_be_is_not_exported(changes, words, tmp_path, capsys):
+def test_a_model_that_open_clip_cannot_represent_is_not_exported(changes, words, tmp_path, capsys):
     save(tmp_path / "model", random_model(model_config(**changes)))
     assert run(lambda: main(["export", str(tmp_path / "model"), str(tmp_path / "theirs")])) == 2
     assert words in capsys.readouterr().err
@@ -156,10 +148,10 @@ def test_what_open_clip_cannot_be_is_not_exported(changes, words, tmp_path, caps
 
 
 def fuzz(count, seed, exported, tmp_path):
-    """How many of ``count`` damaged folders were refused; each time nothing or a whole model is left.
+    """Import ``count`` damaged folders; return how many were refused. Each leaves nothing or a complete model.
 
-    Safetensors have no checksums: in the values a flipped bit is another number, and a config's numbers are as good
-    as others. With a damaged header or vocabulary, the weights are what they were or refused.
+    Safetensors files carry no checksums: a flipped bit in the values or in the config is just another number. With a
+    damaged header or vocabulary, the weights are unchanged or refused.
     """
     rng = np.random.default_rng(seed)
     source, target = shutil.copytree(exported, tmp_path / "theirs"), tmp_path / "out" / "back"
@@ -171,7 +163,7 @@ def fuzz(count, seed, exported, tmp_path):
         data = mutate(before, rng)
         is_same = file.name == "vocab.txt"
         if file.name == WEIGHTS and rng.random() < 0.7:
-            # The header is a small part of the file, and where a file can lie.
+            # Most damage should hit the header, which is a small part of the file.
             size = 8 + int.from_bytes(before[:8], "little")
             data = mutate(before[:size], rng) + before[size:]
             is_same = True
@@ -197,5 +189,5 @@ def test_damage_never_leaves_anything_behind(exported, tmp_path):
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_self_check")
 @pytest.mark.parametrize("seed", range(1, 5))
-def test_five_hundred_damaged_models(seed, exported, tmp_path):
+def test_six_hundred_damaged_models(seed, exported, tmp_path):
     assert fuzz(150, seed, exported, tmp_path) > 75

@@ -1,39 +1,24 @@
-"""Where open_clip models come from: files, folders, the hub; and what is said when something is not there."""
+"""Guards the sources of open_clip models, files, folders and the hub, and the messages when something is missing."""
 
-import shutil
 import subprocess
 import sys
 import zipfile
 
 import numpy as np
 import pytest
-from support.open_clip_folders import CONFIG, WEIGHTS, assert_same_leaves, convert, export_tiny, tiny_model
+from support.leaves import assert_same_leaves
+from support.open_clip_folders import CONFIG, WEIGHTS, convert
 
 from clipa_eqx.cli import run
 from clipa_eqx.errors import ConversionError
 from clipa_eqx.saved.leaf_file import Leaf
-from conversion.open_clip import files as open_clip_files
 from conversion.open_clip.__main__ import main
+from conversion.open_clip.files import file_names
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model()
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    return export_tiny(tmp_path_factory.mktemp("open_clip"))
-
-
-@pytest.fixture
-def theirs(exported, tmp_path):
-    return shutil.copytree(exported, tmp_path / "theirs")
-
-
-def test_without_torch_a_bin_says_what_to_install(tmp_path, monkeypatch, capsys):
+def test_without_torch_the_message_for_a_bin_says_what_to_install(tmp_path, monkeypatch, capsys):
     with zipfile.ZipFile(tmp_path / "open_clip_pytorch_model.bin", "w") as archive:
         archive.writestr("archive/data.pkl", b"x")
     monkeypatch.setitem(sys.modules, "torch", None)
@@ -42,7 +27,7 @@ def test_without_torch_a_bin_says_what_to_install(tmp_path, monkeypatch, capsys)
     assert 'pip install "clipa_eqx[open-clip]"' in capsys.readouterr().err
 
 
-def test_an_archive_that_could_grow_is_refused_before_torch_sees_it(tmp_path, monkeypatch, capsys):
+def test_an_archive_with_compressed_or_outside_entries_is_refused_before_torch_reads_it(tmp_path, monkeypatch, capsys):
     with zipfile.ZipFile(tmp_path / "model.bin", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", b"x" * 1000)
         archive.writestr("../evil", b"x")
@@ -50,7 +35,7 @@ def test_an_archive_that_could_grow_is_refused_before_torch_sees_it(tmp_path, mo
     assert run(lambda: main(["import", str(tmp_path / "model.bin"), str(tmp_path / "back")])) == 2
     err = capsys.readouterr().err
     assert "archive/data.pkl is compressed" in err
-    assert "../evil leads out of the archive" in err
+    assert "../evil points outside of the archive" in err
 
 
 def test_a_flipped_bit_of_a_bin_is_found_before_torch_maps_the_file(tmp_path, monkeypatch, capsys):
@@ -66,25 +51,25 @@ def test_a_flipped_bit_of_a_bin_is_found_before_torch_maps_the_file(tmp_path, mo
 
 
 @pytest.mark.parametrize(
-    ("argument", "message"),
+    ("argument", "words"),
     [
-        ("nothing", "there is no file or folder nothing; give one"),
+        ("nothing", "there is no file or folder nothing; give one, or hf-hub:OWNER/NAME"),
         ("nothing.bin", "there is no file or folder nothing.bin; give one"),
-        ("{tmp}", "{tmp} holds none of open_clip_model.safetensors"),
-        ("{tmp}/notes.txt", "{tmp}/notes.txt ends in none of .safetensors, .bin"),
+        ("{tmp}/in", "in holds notes.txt, expected one of open_clip_model.safetensors"),
+        ("{tmp}/in/notes.txt", "notes.txt is not a weight file; expected .safetensors, .bin, .pt, .pth"),
     ],
 )
-def test_a_source_that_is_none_is_reported(argument, message, tmp_path, capsys):
-    source = tmp_path / "source"
-    source.mkdir()
-    (source / "notes.txt").write_text("hello")
-    argv = ["import", argument.format(tmp=source), str(tmp_path / "back")]
+def test_a_source_without_weights_is_reported(argument, words, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "notes.txt").write_text("hello")
+    argv = ["import", argument.format(tmp=tmp_path), str(tmp_path / "back")]
     assert run(lambda: main(argv)) == 2
-    assert capsys.readouterr().err.startswith(f"error: {message.format(tmp=source)}")
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "back").exists()
 
 
 class Hub:
-    """What a repository of the hub would give, without the network."""
+    """A repository of the hub, without the network."""
 
     def __init__(self, folder):
         self.folder, self.asked = folder, []
@@ -109,7 +94,7 @@ def test_a_repository_of_the_hub_is_downloaded_and_converted(model, theirs, tmp_
     assert hub.asked[:2] == [("someone/ViT", CONFIG), ("someone/ViT", WEIGHTS)]
 
 
-def test_a_repository_without_weights_is_said(theirs, tmp_path, monkeypatch, capsys):
+def test_a_repository_without_weights_is_reported(theirs, tmp_path, monkeypatch, capsys):
     import huggingface_hub
 
     (theirs / WEIGHTS).unlink()
@@ -129,8 +114,8 @@ def test_offline_is_one_clear_message(tmp_path, monkeypatch, capsys):
     assert "copy the repository" in err
 
 
-def test_the_hubs_warnings_of_every_retry_are_not_shown(tmp_path):
-    # In a new process: its library sets the level of its own log when it is first used.
+def test_the_warnings_of_the_hub_library_are_not_shown(tmp_path):
+    # In a new process, because the library sets the level of its log when it is first used.
     pytest.importorskip("huggingface_hub")
     code = (
         "import logging, sys\n"
@@ -142,12 +127,12 @@ def test_the_hubs_warnings_of_every_retry_are_not_shown(tmp_path):
     assert done.stdout.split() == ["ConversionError", "40"]
 
 
-def test_a_name_that_is_no_repository_is_said(tmp_path, capsys):
+def test_an_invalid_repository_name_is_reported(tmp_path, capsys):
     assert run(lambda: main(["import", "hf-hub:not a repo!", str(tmp_path / "back")])) == 2
     assert "cannot be downloaded" in capsys.readouterr().err
 
 
-def test_without_the_hub_library_it_says_what_to_install(tmp_path, monkeypatch, capsys):
+def test_without_the_hub_library_the_message_says_what_to_install(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert run(lambda: main(["import", "hf-hub:a/b", str(tmp_path / "back")])) == 2
     assert 'pip install "clipa_eqx[hub]"' in capsys.readouterr().err
@@ -156,7 +141,7 @@ def test_without_the_hub_library_it_says_what_to_install(tmp_path, monkeypatch, 
 def test_two_names_of_one_tensor_are_refused():
     info = Leaf((32,), np.dtype(np.float32))
     with pytest.raises(ConversionError, match=r"holds ln_final\.bias twice"):
-        open_clip_files.renamed({"ln_final.bias": info, "text.ln_final.bias": info})
+        file_names({"ln_final.bias": info, "text.ln_final.bias": info})
 
 
 def test_help_needs_no_jax():
@@ -172,7 +157,7 @@ def test_help_needs_no_jax():
     assert done.stdout.strip().endswith("False")
 
 
-def test_a_model_is_not_imported_into_the_folder_that_it_comes_from(theirs, capsys):
+def test_a_model_is_not_imported_into_its_source_folder(theirs, capsys):
     assert run(lambda: main(["import", str(theirs), str(theirs / "sub")])) == 2
     assert "would be inside the source" in capsys.readouterr().err
     assert not (theirs / "sub").exists()

@@ -1,4 +1,4 @@
-"""Against the open_clip package itself; needs the extra `open-clip`, and transformers for its tokenizer."""
+"""Guards equality with the open_clip package itself; needs the extra `open-clip`, and transformers for tokenizers."""
 
 import json
 import os
@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 from support import goldens
 from support.damage import mutate
-from support.open_clip_folders import VOCAB, assert_same_leaves, edit_config, export_tiny, set_in, tiny_model
+from support.leaves import assert_same_leaves
+from support.open_clip_folders import VOCAB, edit_config, export_tiny, set_in, tiny_model
 from support.random_models import random_model
 from support.tiny_runs import model_config
 
@@ -27,7 +28,7 @@ from clipa_eqx.trees import map_with_path
 from conversion.open_clip.__main__ import main
 from conversion.open_clip.config import load_open_clip_config
 from conversion.open_clip.names import image_table
-from conversion.open_clip.pixels import fixed_pictures, pillow_pixels
+from conversion.open_clip.pixels import fixed_images, pillow_pixels
 from conversion.open_clip.tokenizer import clean, write_tokenizer
 from conversion.weights.released import RELEASED
 
@@ -35,7 +36,7 @@ EXTRA = 'not installed: pip install "clipa_eqx[open-clip]"'
 torch = pytest.importorskip("torch", reason=EXTRA)
 pytestmark = [
     pytest.mark.slow,
-    # torch, torchvision and timm warn of their own futures.
+    # torch, torchvision and timm emit deprecation warnings of their own.
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
 ]
 TOLERANCE = 2e-5
@@ -48,7 +49,7 @@ def open_clip():
 
 
 def shake(model):
-    """What torch initializes to zeros and ones is made to matter; positions stay what open_clip drew."""
+    """Add noise to what torch initializes to zeros and ones; positions stay as open_clip sampled them."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, values in model.named_parameters():
@@ -83,15 +84,15 @@ def assert_same_features(torch_model, model):
 
 
 def write_folder(folder, model, config, *, preprocess=True):
-    """As the repositories on the hub are."""
+    """A folder like the repositories on the hub."""
     folder.mkdir()
-    pictures = {
+    settings = {
         "mean": [0.485, 0.456, 0.406],
         "std": [0.229, 0.224, 0.225],
         "interpolation": "bilinear",
         "resize_mode": "squash",
     }
-    described = {"model_cfg": config} | ({"preprocess_cfg": pictures} if preprocess else {})
+    described = {"model_cfg": config} | ({"preprocess_cfg": settings} if preprocess else {})
     (folder / "open_clip_config.json").write_text(json.dumps(described))
     torch.save(model.state_dict(), folder / "open_clip_pytorch_model.bin")
 
@@ -145,7 +146,7 @@ def test_the_full_size_l14_of_open_clip_gives_its_features(open_clip, tmp_path):
     torch.manual_seed(0)
     config = open_clip.get_model_config("ViT-L-14-CLIPA")
     model = shake(open_clip.create_model("ViT-L-14-CLIPA"))
-    # As the released twins have it.
+    # The released models have this table.
     model.visual.positional_embedding.data[:] = torch.from_numpy(image_table((16, 16), 1024))
     write_folder(tmp_path / "theirs", model, config)
     main(
@@ -178,7 +179,7 @@ def test_exported_flax_weights_give_our_features_in_torch(changes, open_clip, tm
 
 
 def test_the_full_size_h14_flax_profile_gives_our_features_in_torch(open_clip, tmp_path):
-    # As initialized, so that 32 layers do not blow rounding up; biases and norms are shaken.
+    # Initialized weights, so that 32 layers do not amplify rounding; noise on biases and norms.
     fresh = CLIP.init(preset("H/14", image_size=84, length=8), key=jr.key(0))
     rng = np.random.default_rng(0)
     model = map_with_path(
@@ -198,16 +199,16 @@ def test_the_full_size_h14_flax_profile_gives_our_features_in_torch(open_clip, t
     assert_same_features(open_clip.create_model(f"local-dir:{tmp_path / 'theirs'}").eval(), model)
 
 
-def test_our_emulation_of_their_pictures_is_what_their_transform_does(open_clip, tmp_path):
+def test_our_emulation_of_their_preprocessing_is_their_transform(open_clip, tmp_path):
     theirs = export_tiny(tmp_path)
     for mode in ("squash", "shortest", "longest"):
         for interpolation in ("bilinear", "bicubic"):
             edit_config(theirs, set_in("preprocess_cfg", resize_mode=mode, interpolation=interpolation))
-            settings = load_open_clip_config(theirs / "open_clip_config.json").pictures
+            settings = load_open_clip_config(theirs / "open_clip_config.json").preprocess
             _, _, transform = open_clip.create_model_and_transforms(f"local-dir:{theirs}")
-            for picture in fixed_pictures((16, 16)):
-                expected = transform(Image.fromarray(picture)).numpy().transpose(1, 2, 0)
-                np.testing.assert_allclose(pillow_pixels(picture, settings), expected, atol=1e-5)
+            for image in fixed_images((16, 16)):
+                expected = transform(Image.fromarray(image)).numpy().transpose(1, 2, 0)
+                np.testing.assert_allclose(pillow_pixels(image, settings), expected, atol=1e-5)
 
 
 CAPTIONS = goldens.load_json("tokenizers/captions.json")["captions"]
@@ -227,7 +228,7 @@ def test_the_exported_tokenizer_agrees_on_all_captions_of_any_length(open_clip, 
     ids, cleaned = their_ids(open_clip, tmp_path / "tokenizer", tokenizer, as_reference=True)
     ours = tokenizer(cleaned, length=32).ids
     for caption, text, one, other in zip(CAPTIONS, cleaned, ids, ours, strict=True):
-        # The special tokens of the library are ids wherever they stand; open_clip's cleaning is not ours.
+        # The library replaces special tokens inside a text by ids; open_clip's cleaning differs from ours.
         if not any(token in caption for token in SPECIAL):
             np.testing.assert_array_equal(one, other, err_msg=repr((caption, text)))
     raw = tokenizer(CAPTIONS, length=32).ids
@@ -252,7 +253,7 @@ def test_open_clips_tokenizer_agrees_on_captions_shorter_than_31_pieces(open_cli
 
 
 def _is_folded_otherwise(text):
-    """Whether NFKC case folding changes more than lower case and accents do (docs/tokenizer.md)."""
+    """True if NFKC case folding changes more than lower case and accents do (docs/tokenizer.md)."""
 
     def base(chars):
         return "".join(c for c in unicodedata.normalize("NFD", chars) if unicodedata.category(c) != "Mn")
@@ -261,12 +262,12 @@ def _is_folded_otherwise(text):
     return folded != base(text.lower()) or any(unicodedata.category(c) in ("Cc", "Cf", "So", "Co") for c in text)
 
 
-def test_cleaning_is_open_clips_but_for_broken_encodings(open_clip):
+def test_cleaning_is_open_clips_except_for_broken_encodings(open_clip):
     for text in ("a &amp;amp; b", "  two \n spaces ", "plain"):
         assert clean(text) == open_clip.tokenizer._clean_whitespace(text)
 
 
-def test_a_bin_is_read_as_safetensors_are(open_clip, tmp_path):
+def test_a_bin_is_read_like_safetensors(open_clip, tmp_path):
     theirs = export_tiny(tmp_path)
     from safetensors.torch import load_file
 
@@ -298,10 +299,10 @@ class Evil:
         lambda: {"x": torch.zeros(2, dtype=torch.int32)},
         lambda: {"x": torch.zeros(2, 2).to_sparse()},
         lambda: {"x": torch.zeros(2, device="meta")},
-        lambda: {"x": torch.imag(torch.zeros(2, dtype=torch.complex64).conj())},  # to be negated when read
+        lambda: {"x": torch.imag(torch.zeros(2, dtype=torch.complex64).conj())},  # with a pending negation
     ],
 )
-def test_what_is_no_dictionary_of_tensors_is_refused(content, tmp_path):
+def test_other_content_than_a_dictionary_of_tensors_is_refused(content, tmp_path):
     torch.save(content(), tmp_path / "model.bin")
     with pytest.raises(ClipaError):
         main(["import", str(tmp_path / "model.bin"), str(tmp_path / "ours")])
@@ -326,7 +327,7 @@ def test_five_hundred_damaged_bins_leave_nothing_behind(seed, tmp_path):
             refused += 1
             assert not target.parent.exists() or not any(target.parent.iterdir())
         else:
-            # Checksums: what is not refused, is what it was.
+            # The archive has checksums: an accepted file has unchanged weights.
             assert_same_leaves(load_model(target).model, tiny_model())
             shutil.rmtree(target)
     assert refused > 60

@@ -1,10 +1,10 @@
-"""Tokenizers of open_clip folders: those that ours stands for are taken, all others are refused with what differs."""
+"""Guards tokenizers of open_clip folders: those with our ids are accepted, all others refused with the difference."""
 
 import json
 import shutil
 
 import pytest
-from support.open_clip_folders import VOCAB, convert, edit_config, edit_weights, export_tiny, save, set_in, tiny_model
+from support.open_clip_folders import VOCAB, convert, edit_config, edit_weights, save, set_in, tiny_model
 from support.random_models import random_model
 from support.tiny_runs import model_config
 
@@ -19,16 +19,6 @@ pytestmark = pytest.mark.usefixtures("quick_compile", "no_self_check")
 
 TOKENIZER = Tokenizer(pieces=VOCAB, classes=bytes([4] * len(VOCAB)))
 FILES = ("vocab.txt", "tokenizer.json", "tokenizer_config.json")
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    return export_tiny(tmp_path_factory.mktemp("open_clip"))
-
-
-@pytest.fixture
-def theirs(exported, tmp_path):
-    return shutil.copytree(exported, tmp_path / "theirs")
 
 
 def edit_json(name, change):
@@ -54,7 +44,7 @@ def bpe(found):
 CASED = {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "strip_accents": False}
 ADDED = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
 REFUSED = {
-    "two vocabularies": (swapped, "vocab.txt and tokenizer.json hold other vocabularies"),
+    "two vocabularies": (swapped, "vocab.txt and tokenizer.json hold different vocabularies"),
     "cased": (
         edit_json("tokenizer.json", lambda j: j.update(normalizer=CASED | {"lowercase": False})),
         "tokenizer.json: its normalizer is",
@@ -96,7 +86,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_tokenizer_that_ours_does_not_stand_for_is_refused(case, theirs, tmp_path, capsys):
+def test_a_tokenizer_with_other_ids_than_ours_is_refused(case, theirs, tmp_path, capsys):
     change, words = REFUSED[case]
     change(theirs)
     argv = ["import", str(theirs), str(tmp_path / "back")]
@@ -108,13 +98,13 @@ def test_a_tokenizer_that_ours_does_not_stand_for_is_refused(case, theirs, tmp_p
 
 
 @pytest.mark.parametrize("text", ["{", '{"model": 1}'])
-def test_the_users_word_goes_before_a_file_that_cannot_be_read(text, theirs, tmp_path):
+def test_the_vocab_flag_overrides_a_file_that_cannot_be_read(text, theirs, tmp_path):
     (theirs / "tokenizer.json").write_text(text)
     loaded = convert(theirs, tmp_path / "back", "--vocab", theirs / "vocab.txt")
     assert loaded.provenance.vocabulary.rules == "reference"
 
 
-def test_the_users_word_goes_before_the_folders(theirs, tmp_path):
+def test_the_vocab_flag_overrides_the_folder(theirs, tmp_path):
     swapped(theirs)
     loaded = convert(theirs, tmp_path / "back", "--vocab", theirs / "vocab.txt")
     assert loaded.tokenizer.tokenizer.pieces[6:8] == (VOCAB[7], VOCAB[6])
@@ -123,7 +113,7 @@ def test_the_users_word_goes_before_the_folders(theirs, tmp_path):
 
 @pytest.mark.parametrize("kept", [FILES, FILES[:1], FILES[1:2]])
 @pytest.mark.parametrize("as_reference", [True, False])
-def test_uncased_wordpiece_is_taken_from_any_of_its_files(kept, as_reference, theirs, tmp_path):
+def test_uncased_wordpiece_is_read_from_any_of_its_files(kept, as_reference, theirs, tmp_path):
     write_tokenizer(theirs, TOKENIZER, length=8, as_reference=as_reference)
     for name in set(FILES) - set(kept):
         (theirs / name).unlink()
@@ -137,7 +127,7 @@ def test_uncased_wordpiece_is_taken_from_any_of_its_files(kept, as_reference, th
     )
 
 
-def test_a_vocabulary_without_sep_goes_out_with_our_rules(tmp_path):
+def test_a_vocabulary_without_sep_is_exported_with_our_rules(tmp_path):
     pieces = tuple("sepp" if piece == "[SEP]" else piece for piece in VOCAB)
     model = random_model(model_config(blocks={"depth": 1, "gelu": "exact", "norm_eps": 1e-5}))
     folder = save(tmp_path / "model", model, provenance={"vocabulary": {"rules": "bert"}}, pieces=pieces)
@@ -152,8 +142,8 @@ CLASSES = {True: "PreTrainedTokenizerFast", False: "BertTokenizer"}
 
 @pytest.mark.parametrize("as_reference", [True, False])
 @pytest.mark.parametrize("gelu", ["exact", "tanh"])
-def test_the_rules_that_a_folder_had_go_out_again_whatever_the_numerics(as_reference, gelu, tmp_path):
-    """From the folder, and from its weight file alone, which says so itself."""
+def test_the_rules_of_the_source_are_exported_again_whatever_the_numerics(as_reference, gelu, tmp_path):
+    """Also from the weight file alone, whose metadata record them."""
     model = random_model(model_config(blocks={"depth": 1, "gelu": gelu}))
     main(["export", str(save(tmp_path / "model", model)), str(tmp_path / "theirs")])
     assert tokenizer_class(tmp_path / "theirs") == CLASSES[True]
@@ -171,7 +161,7 @@ def tokenizer_class(folder):
     return json.loads((folder / "tokenizer_config.json").read_text())["tokenizer_class"]
 
 
-def test_weights_alone_that_were_not_written_here_are_tokenized_as_open_clip_does(theirs, tmp_path):
+def test_a_foreign_weight_file_alone_has_the_rules_of_open_clip(theirs, tmp_path):
     edit_weights(theirs, lambda tensors: None)
     flags = ["--config", theirs.parent / "config.json", "--vocab", theirs / "vocab.txt", "--profile", "open_clip"]
     save(tmp_path / "model", tiny_model())

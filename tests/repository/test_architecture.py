@@ -47,7 +47,7 @@ FRAMEWORKS = {"tensorflow", "tensorflow_text", "tensorflow_datasets", "torch", "
 # The only files that import another framework, and which one.
 FRAMEWORK_HOMES = {
     "conversion.records.sources.tfrecords": {"tensorflow"},
-    "conversion.open_clip.files": {"torch"},
+    "conversion.open_clip.torch_file": {"torch"},
     "benchmarks.reference_input": {"tensorflow"},
 }
 DEVICE_LIBRARIES = {"jax", "equinox", "optax", "orbax"}

@@ -19,9 +19,9 @@ from clipa_eqx.saved.kinds import expect_kind, kind_of, what_is
 from clipa_eqx.saved.model import save_model
 from clipa_eqx.sharding import MeshConfig, make_mesh
 from clipa_eqx.training.start import load_source
-from conversion.compare.sides import open_side
+from conversion.compare.opening import open_side
 from conversion.flax_clipa.exporting import export_flax
-from conversion.open_clip.files import find_source
+from conversion.open_clip.sources import find_source
 from conversion.weights.infer import Choices
 
 RECORD = {"version": 1, "config": {}, "data_sha256": "0", "vocab_sha256": "0"}

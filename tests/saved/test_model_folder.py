@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
+from support.leaves import edit_safetensors
 from support.tiny_models import tiny_clip, tiny_tokenizer
 
 from clipa_eqx.data.images.evaluation import EvalImageConfig, eval_image
@@ -38,12 +39,6 @@ def png() -> bytes:
     file = io.BytesIO()
     Image.fromarray(IMAGE).save(file, "PNG")
     return file.getvalue()
-
-
-def edit_weights(folder, change):
-    weights = load_file(folder / "model.safetensors")
-    change(weights)
-    save_file(weights, folder / "model.safetensors")
 
 
 def edit_json(path, **fields):
@@ -168,7 +163,7 @@ def test_all_wrong_leaves_are_listed_at_once(saved):
         weights["text/position"] = weights["text/position"][:5]
         weights["text/norm/bias"] = np.full_like(weights["text/norm/bias"], np.inf)
 
-    edit_weights(saved, spoil)
+    edit_safetensors(saved / "model.safetensors", spoil)
     with pytest.raises(CheckpointError) as caught:
         load_model(saved)
     for words in (
@@ -182,7 +177,10 @@ def test_all_wrong_leaves_are_listed_at_once(saved):
 
 
 def test_other_dtypes_are_refused(saved):
-    edit_weights(saved, lambda weights: weights.update(log_temperature=weights["log_temperature"].astype(np.float16)))
+    edit_safetensors(
+        saved / "model.safetensors",
+        lambda weights: weights.update(log_temperature=weights["log_temperature"].astype(np.float16)),
+    )
     with pytest.raises(CheckpointError, match=r"log_temperature.*F16"):
         load_model(saved)
 

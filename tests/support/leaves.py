@@ -1,7 +1,8 @@
-"""Comparison of trees, leaf by leaf."""
+"""Leaves of trees and files in tests: compare them one by one, edit some."""
 
 import jax
 import numpy as np
+from safetensors.numpy import load_file, save_file
 
 from clipa_eqx.trees import leaves_by_path
 
@@ -24,3 +25,10 @@ def assert_same_leaves(got, expected, *, but=()) -> None:
     for path, value in expected.items():
         if path not in but:
             np.testing.assert_array_equal(got[path], value, err_msg=path)
+
+
+def edit_safetensors(file, change):
+    """Rewrite a safetensors file after ``change`` has edited its dict of tensors; metadata are lost."""
+    tensors = load_file(file)
+    change(tensors)
+    save_file({name: np.require(array, requirements="C") for name, array in tensors.items()}, file)

@@ -1,18 +1,15 @@
-"""A tiny model as open_clip has it, and how tests spoil it."""
+"""A tiny model in an open_clip folder, and edits of the folder."""
 
 import dataclasses
 import functools
 import json
-
-import numpy as np
-from safetensors.numpy import load_file, save_file
 
 from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.saved.model import load_model, save_model
 from clipa_eqx.tokenizer import Tokenizer
 from clipa_eqx.tokenizer.vocabulary import SPECIAL
 from conversion.open_clip.__main__ import main
-from support.leaves import assert_same_leaves as assert_same_leaves
+from support.leaves import edit_safetensors
 from support.random_models import random_model
 from support.tiny_runs import model_config
 
@@ -37,7 +34,7 @@ def tiny_model():
 
 
 def export_tiny(root):
-    """The tiny model in a folder of open_clip's under ``root``."""
+    """The tiny model in an open_clip folder under ``root``."""
     save(root / "model", tiny_model())
     main(["export", str(root / "model"), str(root / "theirs")])
     return root / "theirs"
@@ -55,13 +52,11 @@ def edit_config(folder, change):
 
 
 def edit_weights(folder, change):
-    tensors = load_file(folder / WEIGHTS)
-    change(tensors)
-    save_file({name: np.require(array, requirements="C") for name, array in tensors.items()}, folder / WEIGHTS)
+    edit_safetensors(folder / WEIGHTS, change)
 
 
 def same_config(config):
-    """Without what open_clip does not know: how a model was initialized and trained."""
+    """The config without what open_clip does not record: how the model was initialized and trained."""
 
     def blocks(one):
         return dataclasses.replace(one, init="scaled", init_depth=None, dropout=0.0, drop_path=0.0, remat="none")
