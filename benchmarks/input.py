@@ -33,7 +33,7 @@ from clipa_eqx.data.prefetch import BatchIterator, StreamConfig
 from clipa_eqx.data.records import Record
 from clipa_eqx.data.stream import train_stream
 from clipa_eqx.data.transforms import TrainTransform
-from clipa_eqx.tokenizer import Tokenizer
+from clipa_eqx.tokenizer.wordpiece import Tokenizer
 from conversion.records.checks import fit_image
 from conversion.records.options import IngestOptions
 

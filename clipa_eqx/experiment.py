@@ -15,7 +15,7 @@ from clipa_eqx.models.clip import CLIPConfig
 from clipa_eqx.optim import OptimConfig
 from clipa_eqx.precision import Precision
 from clipa_eqx.sharding import MeshConfig
-from clipa_eqx.tokenizer import Reduction
+from clipa_eqx.tokenizer.reduce import Reduction
 
 
 @dataclass(frozen=True, kw_only=True)

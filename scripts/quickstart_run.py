@@ -20,7 +20,8 @@ from clipa_eqx.evals.zero_shot import ZeroShotConfig
 from clipa_eqx.experiment import DataSource, ExperimentConfig
 from clipa_eqx.programs.score import write_result
 from clipa_eqx.saved.model import load_model
-from clipa_eqx.tokenizer import train_wordpiece, write_vocab
+from clipa_eqx.tokenizer.train import train_wordpiece
+from clipa_eqx.tokenizer.vocabulary import write_vocab
 from clipa_eqx.training.loop import train
 from clipa_eqx.training.metrics import read_metrics
 from clipa_eqx.training.stopping import Interrupted

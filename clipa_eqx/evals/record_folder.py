@@ -15,7 +15,7 @@ from clipa_eqx.data.stream import eval_stream
 from clipa_eqx.evals.counting import ZeroShotResult
 from clipa_eqx.evals.zero_shot import ZeroShotConfig, ZeroShotTransform, evaluate_zero_shot, prepare_zero_shot
 from clipa_eqx.models.clip import CLIP
-from clipa_eqx.tokenizer import Tokenizer
+from clipa_eqx.tokenizer.wordpiece import Tokenizer
 
 
 def score_records(

@@ -27,7 +27,7 @@ from clipa_eqx.evals.prompts import (
     read_class_names,
 )
 from clipa_eqx.models.clip import CLIP
-from clipa_eqx.tokenizer import Tokenizer
+from clipa_eqx.tokenizer.wordpiece import Tokenizer
 
 EncodeTexts = Callable[[Int32[np.ndarray, "batch length"]], Array | np.ndarray]
 

@@ -19,8 +19,8 @@ from clipa_eqx.models.clip import CLIP
 from clipa_eqx.saved.kinds import CHECKPOINTS_NAME, CONFIG_FILE, MODEL_NAME, WEIGHTS_FILE, expect_kind, kind_of
 from clipa_eqx.saved.model import load_model
 from clipa_eqx.sharding import shardings_for
-from clipa_eqx.tokenizer import Tokenizer
 from clipa_eqx.tokenizer.loading import load_tokenizer
+from clipa_eqx.tokenizer.wordpiece import Tokenizer
 from clipa_eqx.training.checkpoint import Checkpoints
 from clipa_eqx.training.run_folder import read_record
 

@@ -10,8 +10,8 @@ from clipa_eqx.data.transforms import TrainTransform
 from clipa_eqx.errors import DataError
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.programs.contact_sheet import write_sheet
-from clipa_eqx.tokenizer import Tokenizer
 from clipa_eqx.tokenizer.loading import load_tokenizer
+from clipa_eqx.tokenizer.wordpiece import Tokenizer
 from clipa_eqx.training.inputs import open_sources, train_transform
 
 

@@ -21,8 +21,7 @@ from clipa_eqx.saved.kinds import (
     expect_kind,
 )
 from clipa_eqx.saved.provenance import Provenance
-from clipa_eqx.tokenizer import Tokenizer
-from clipa_eqx.tokenizer.wordpiece import TOKENIZER_FILES
+from clipa_eqx.tokenizer.wordpiece import TOKENIZER_FILES, Tokenizer
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 """Moments and counts of an imported training checkpoint; absent for other models."""

@@ -24,8 +24,8 @@ from clipa_eqx.saved.leaf_file import Leaf
 from clipa_eqx.saved.leaf_shapes import leaf_problems
 from clipa_eqx.saved.model_folder import open_model_folder
 from clipa_eqx.saved.provenance import Provenance
-from clipa_eqx.tokenizer import Tokenizer, Tokens
 from clipa_eqx.tokenizer.reduce import Reduction
+from clipa_eqx.tokenizer.wordpiece import Tokenizer, Tokens
 from clipa_eqx.trees import from_leaves, leaves_by_path
 
 

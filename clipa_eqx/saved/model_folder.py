@@ -9,7 +9,7 @@ from clipa_eqx.models.clip import CLIPConfig
 from clipa_eqx.saved.description import load_model_config, load_preprocess, optimizer_file, read_json
 from clipa_eqx.saved.kinds import PROVENANCE_FILE, TOKENIZER_FOLDER, WEIGHTS_FILE
 from clipa_eqx.saved.provenance import Provenance
-from clipa_eqx.tokenizer import Tokenizer
+from clipa_eqx.tokenizer.wordpiece import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from clipa_eqx.data.stream import eval_stream, train_stream
 from clipa_eqx.data.transforms import TrainTransform
 from clipa_eqx.evals.zero_shot import ZeroShotConfig, ZeroShotTask, ZeroShotTransform, prepare_zero_shot
 from clipa_eqx.experiment import ExperimentConfig
-from clipa_eqx.tokenizer import Tokenizer
+from clipa_eqx.tokenizer.wordpiece import Tokenizer
 
 
 class Evaluation(NamedTuple):

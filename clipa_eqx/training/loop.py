@@ -21,8 +21,8 @@ from clipa_eqx.saved.kinds import CHECKPOINTS_NAME, MODEL_NAME
 from clipa_eqx.saved.model import save_model
 from clipa_eqx.saved.provenance import TRAINED_HERE, Provenance, Source
 from clipa_eqx.sharding import check_batch, make_mesh
-from clipa_eqx.tokenizer import Tokenizer
 from clipa_eqx.tokenizer.loading import load_tokenizer
+from clipa_eqx.tokenizer.wordpiece import Tokenizer
 from clipa_eqx.training.checkpoint import Checkpoints
 from clipa_eqx.training.device_batches import DeviceBatches
 from clipa_eqx.training.inputs import (

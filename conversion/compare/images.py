@@ -138,7 +138,8 @@ def _with(
 
 def _resized_pixels(image: RgbImage, resizer: _Resizer) -> Pixels:
     settings = resizer.settings
-    method = next(one for one in _METHODS if one == settings.interpolation)
+    methods: dict[str, Method] = {method: method for method in _METHODS}
+    method = methods[settings.interpolation]
     resized = resize_and_crop(
         image.shape[0],
         image.shape[1],

@@ -6,8 +6,8 @@ from typing import Literal
 
 import numpy as np
 
-from clipa_eqx.tokenizer import Tokenizer
 from clipa_eqx.tokenizer.vocabulary import CLASS
+from clipa_eqx.tokenizer.wordpiece import Tokenizer
 from conversion.open_clip.tokenizer import SEP, Ids, bert_tokenizer, clean
 from conversion.weights.formats import TextRules
 

@@ -12,8 +12,8 @@ from jaxtyping import Int
 from tokenizers import normalizers, pre_tokenizers, processors
 
 from clipa_eqx.errors import ConversionError
-from clipa_eqx.tokenizer import Tokenizer
 from clipa_eqx.tokenizer.vocabulary import CLASS, PAD, UNKNOWN, read_vocab, write_vocab
+from clipa_eqx.tokenizer.wordpiece import Tokenizer
 
 SEP, MASK = "[SEP]", "[MASK]"
 VOCAB_FILE, JSON_FILE, SETTINGS_FILE = "vocab.txt", "tokenizer.json", "tokenizer_config.json"

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple, cast
 
 from clipa_eqx.errors import ConversionError
 from clipa_eqx.json_files import read_json_object
-from clipa_eqx.tokenizer import Tokenizer
 from clipa_eqx.tokenizer.loading import load_tokenizer
 from clipa_eqx.tokenizer.vocabulary import CLASS, SPECIAL, check_vocab, look_up_classes, read_vocab
+from clipa_eqx.tokenizer.wordpiece import Tokenizer
 from conversion.open_clip.config import CONFIG_FILE, OpenClipConfig
 from conversion.open_clip.mapping import BERT_NAME
 from conversion.open_clip.tokenizer import (

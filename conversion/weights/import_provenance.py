@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from clipa_eqx.saved.provenance import Provenance, Vocabulary
-from clipa_eqx.tokenizer import Tokenizer
+from clipa_eqx.tokenizer.wordpiece import Tokenizer
 from conversion.weights.formats import Format, TextRules
 from conversion.weights.infer import Resolved
 from conversion.weights.numerics import numerics_of

@@ -27,7 +27,7 @@ from clipa_eqx.saved.leaf_file import Leaf, LeafReader, LeafSlice, LeafWriter
 from clipa_eqx.saved.leaf_shapes import leaf_shapes
 from clipa_eqx.saved.optimizer_file import Counts, Kind, write_optimizer_state
 from clipa_eqx.saved.provenance import Provenance, Source
-from clipa_eqx.tokenizer import Tokenizer
+from clipa_eqx.tokenizer.wordpiece import Tokenizer
 from conversion.weights.moments import Moments
 from conversion.weights.rules import RuleTable, Tensor, raise_problems
 from conversion.weights.self_check import embed_fixed_inputs

@@ -9,7 +9,7 @@ from support.tiny_runs import model_config
 
 from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.saved.model import save_model
-from clipa_eqx.tokenizer import Tokenizer
+from clipa_eqx.tokenizer.wordpiece import Tokenizer
 from conversion.open_clip.exporting import export_open_clip
 
 

@@ -16,7 +16,7 @@ from clipa_eqx.cli import run
 from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.models.blocks import BlockConfig
 from clipa_eqx.saved.model import save_model
-from clipa_eqx.tokenizer import Tokenizer
+from clipa_eqx.tokenizer.wordpiece import Tokenizer
 from conversion.compare import causes
 from conversion.compare import images as compare_images
 from conversion.compare.__main__ import main

@@ -9,7 +9,7 @@ from support.open_clip_folders import edit_config, set_in
 
 from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.saved.model import save_model
-from clipa_eqx.tokenizer import Tokenizer
+from clipa_eqx.tokenizer.wordpiece import Tokenizer
 from conversion.compare import texts as compare_texts
 from conversion.open_clip.tokenizer import write_tokenizer
 

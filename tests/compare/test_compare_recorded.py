@@ -9,7 +9,7 @@ from support.comparison import LENGTH, SIZE, compared, named
 from clipa_eqx.cli import run
 from clipa_eqx.data.images.host_pixels import normalize_on_host
 from clipa_eqx.data.images.resize import resize
-from clipa_eqx.tokenizer import Tokenizer
+from clipa_eqx.tokenizer.wordpiece import Tokenizer
 from conversion.compare import images as compare_images
 from conversion.compare import texts as compare_texts
 from conversion.compare.__main__ import main

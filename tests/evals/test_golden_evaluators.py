@@ -14,9 +14,10 @@ from support.reference_models import clip_config
 from clipa_eqx.data.images.crops import central_crop
 from clipa_eqx.data.images.resize import resize_small
 from clipa_eqx.evals import prompts
+from clipa_eqx.evals.counting import score
 from clipa_eqx.evals.encode import encode_images, encode_texts, local_rows
-from clipa_eqx.evals.zero_shot import ZeroShotConfig, class_embeddings, evaluate_zero_shot, prepare_zero_shot, score
-from clipa_eqx.tokenizer import Tokenizer
+from clipa_eqx.evals.zero_shot import ZeroShotConfig, class_embeddings, evaluate_zero_shot, prepare_zero_shot
+from clipa_eqx.tokenizer.wordpiece import Tokenizer
 from conversion.flax_clipa.names import from_flax
 
 goldens.require("evaluators")

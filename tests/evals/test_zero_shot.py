@@ -18,6 +18,7 @@ from clipa_eqx.data.records import Record
 from clipa_eqx.data.stream import eval_stream
 from clipa_eqx.errors import ConfigError, DataError, NonFiniteError
 from clipa_eqx.evals import encode, prompts
+from clipa_eqx.evals.counting import score
 from clipa_eqx.evals.encode import encode_images, encode_texts, local_rows
 from clipa_eqx.evals.zero_shot import (
     ZeroShotConfig,
@@ -25,13 +26,12 @@ from clipa_eqx.evals.zero_shot import (
     class_embeddings,
     evaluate_zero_shot,
     prepare_zero_shot,
-    score,
 )
 from clipa_eqx.models.blocks import BlockConfig
 from clipa_eqx.models.clip import CLIP, CLIPConfig
 from clipa_eqx.models.text import TextConfig
 from clipa_eqx.models.vision import VisionConfig
-from clipa_eqx.tokenizer import Tokenizer
+from clipa_eqx.tokenizer.wordpiece import Tokenizer
 
 NAMES = ("cat", "dog", "fire truck", "tree", "house", "cup", "sun", "key", "boat", "dog")
 IMAGES, SIZE, LENGTH, CLASSES = 23, 8, 6, len(NAMES)

@@ -23,7 +23,7 @@ from clipa_eqx.errors import ClipaError
 from clipa_eqx.models.clip import CLIP
 from clipa_eqx.models.presets import preset
 from clipa_eqx.saved.model import load_model, save_model
-from clipa_eqx.tokenizer import Tokenizer
+from clipa_eqx.tokenizer.wordpiece import Tokenizer
 from clipa_eqx.trees import map_with_path
 from conversion.open_clip.__main__ import main
 from conversion.open_clip.config import load_open_clip_config

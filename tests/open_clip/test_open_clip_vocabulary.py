@@ -10,8 +10,8 @@ from support.tiny_runs import model_config
 
 from clipa_eqx.cli import run
 from clipa_eqx.saved.provenance import Vocabulary
-from clipa_eqx.tokenizer import Tokenizer
 from clipa_eqx.tokenizer.vocabulary import write_vocab
+from clipa_eqx.tokenizer.wordpiece import Tokenizer
 from conversion.open_clip.__main__ import main
 from conversion.open_clip.tokenizer import write_tokenizer
 

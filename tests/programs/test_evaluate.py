@@ -21,7 +21,7 @@ from clipa_eqx.experiment import DataConfig
 from clipa_eqx.optim import make_optimizer
 from clipa_eqx.programs.evaluate import main
 from clipa_eqx.saved.model import save_model
-from clipa_eqx.tokenizer import write_vocab
+from clipa_eqx.tokenizer.vocabulary import write_vocab
 from clipa_eqx.training.checkpoint import Checkpoints
 from clipa_eqx.training.run_folder import claim, run_record
 from clipa_eqx.training.state import init_state

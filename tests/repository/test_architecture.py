@@ -197,6 +197,49 @@ def test_what_type_checkers_see_is_what_the_package_gives():
     assert seen | {"__version__"} == set(dir(clipa_eqx))
 
 
+def defined(parsed: ast.Module) -> set[str]:
+    """Names that a module defines itself, at its top level."""
+    names: set[str] = set()
+    for node in parsed.body:
+        match node:
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.AnnAssign(target=ast.Name(id=name)):
+                names.add(name)
+            case ast.Assign(targets=targets):
+                names |= {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+            case _:
+                pass
+    return names
+
+
+def borrowed(parsed: ast.Module) -> list[str]:
+    """Names that are imported from a module which itself imports them; the front is the only one to pass names on."""
+    return [
+        f"{node.module}.{alias.name}"
+        for node in ast.walk(parsed)
+        if isinstance(node, ast.ImportFrom) and node.module in MODULES and node.module != FRONT
+        for alias in node.names
+        if f"{node.module}.{alias.name}" not in MODULES and alias.name not in defined(tree(MODULES[node.module]))
+    ]
+
+
+@pytest.mark.parametrize("path", [*MODULES.values(), *python_files("tests").values()], ids=str)
+def test_each_name_is_imported_from_the_module_that_defines_it(path):
+    assert borrowed(tree(path)) == []
+
+
+def test_a_borrowed_name_would_be_seen():
+    parsed = ast.parse("from clipa_eqx.training.loop import ExperimentConfig, train\n")
+    assert borrowed(parsed) == ["clipa_eqx.training.loop.ExperimentConfig"]
+
+
+def test_each_public_name_has_one_module():
+    homes = [node for node in tree(LIBRARY[FRONT]).body if isinstance(node, ast.If)]
+    pairs = [
+        (alias.name, node.module) for node in homes[0].body if isinstance(node, ast.ImportFrom) for alias in node.names
+    ]
+    assert len({name for name, _ in pairs}) == len(pairs)
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_each_file_says_its_reason_first(module):
     assert ast.get_docstring(tree(MODULES[module]))

@@ -22,7 +22,7 @@ from clipa_eqx.training.start import load_source
 from conversion.compare.opening import open_side
 from conversion.flax_clipa.exporting import export_flax
 from conversion.open_clip.sources import find_source
-from conversion.weights.infer import Choices
+from conversion.weights.choices import Choices
 
 RECORD = {"version": 1, "config": {}, "data_sha256": "0", "vocab_sha256": "0"}
 

@@ -6,8 +6,8 @@ import json
 
 from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.saved.model import load_model, save_model
-from clipa_eqx.tokenizer import Tokenizer
 from clipa_eqx.tokenizer.vocabulary import SPECIAL
+from clipa_eqx.tokenizer.wordpiece import Tokenizer
 from conversion.open_clip.__main__ import main
 from support.leaves import edit_safetensors
 from support.random_models import random_model

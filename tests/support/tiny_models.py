@@ -14,8 +14,8 @@ from clipa_eqx.models.clip import CLIP, CLIPConfig
 from clipa_eqx.models.text import TextConfig
 from clipa_eqx.models.vision import VisionConfig
 from clipa_eqx.optim import OptimConfig
-from clipa_eqx.tokenizer import Tokenizer
 from clipa_eqx.tokenizer.vocabulary import SPECIAL
+from clipa_eqx.tokenizer.wordpiece import Tokenizer
 
 SIZE, LENGTH, VOCAB = (16, 16), 8, 64
 WORDS = ("a", "cat", "dog", "of", "photo", *(f"w{i}" for i in range(VOCAB - len(SPECIAL) - 5)))

@@ -17,7 +17,7 @@ from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.models.presets import preset
 from clipa_eqx.saved.model import save_model
 from clipa_eqx.saved.optimizer_file import Counts, write_optimizer_state
-from clipa_eqx.tokenizer import Tokenizer
+from clipa_eqx.tokenizer.wordpiece import Tokenizer
 from clipa_eqx.trees import count_params
 from conversion.compare.__main__ import main as compare
 from conversion.flax_clipa.__main__ import main as flax
