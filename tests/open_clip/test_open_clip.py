@@ -240,7 +240,7 @@ def test_any_config_comes_back_from_its_json(config):
 
 
 # No deadline and few examples: each one traces the initializer of a new model, which takes about a second.
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(config=configs(), seed=st.integers(0, 99))
 def test_import_undoes_export_for_any_config(config, seed):
     model = random_model(config, seed=seed)
