@@ -32,7 +32,8 @@ def config() -> ExperimentConfig:
         pairs=524_288_000,
         base_lr=4e-7,  # peak 2.56e-5
         color=ColorConfig(),
-        # As the reference's t5x branch, which trained bigG/14: all but norms, biases, positions and temperature.
+        # As the reference's t5x branch, which trained bigG/14: everything except norms, biases, positions and
+        # temperature is decayed.
         decay=((r"(.*/)?(norm[12]?/weight|bias|position|log_temperature)", 0.0), (".*", 1.0)),
         mu_dtype="bfloat16",
         # Parameters and both moments take 23 GiB; each device holds a sixteenth.

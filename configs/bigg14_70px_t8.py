@@ -36,7 +36,8 @@ def config() -> ExperimentConfig:
         warmup=Duration(steps=3200),
         text_reduction="syntax",
         color=ColorConfig(),
-        # As the reference's t5x branch, which trained bigG/14: all but norms, biases, positions and temperature.
+        # As the reference's t5x branch, which trained bigG/14: everything except norms, biases, positions and
+        # temperature is decayed.
         decay=((r"(.*/)?(norm[12]?/weight|bias|position|log_temperature)", 0.0), (".*", 1.0)),
         mu_dtype="bfloat16",
         # Parameters and both moments take 23 GiB; each device holds a sixteenth.

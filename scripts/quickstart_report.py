@@ -47,7 +47,7 @@ class Stage:
     curve: Sequence[Mapping[str, Any]]
 
     def to_json(self) -> dict[str, Any]:
-        """All but the curve."""
+        """The row without its curve."""
         return {name: value for name, value in vars(self).items() if name != "curve"}
 
 

@@ -39,7 +39,7 @@ class ZeroShotConfig:
     """A folder of labeled records, and how a model is scored on it.
 
     Attributes:
-        data: folder of records whose ``label`` indexes the class names. An image with several labels has them as text
+        data: record folder whose ``label`` indexes the class names. An image with several labels has them as text
             in ``extra["labels"]``, such as "3,17"; each of them counts as right.
         templates: name of a published prompt set, or the templates themselves, each with ``{}`` for the class name.
         class_names: "manifest" takes those of the record folder, "file" those of ``class_names_file`` (one name per

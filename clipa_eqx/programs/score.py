@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to score and how.
+    """A scoring to do: the model, the data and the settings.
 
     Attributes:
         model: a model folder, or a run folder.

@@ -75,7 +75,7 @@ def load_model_config(folder: Path | str) -> CLIPConfig:
 
 
 def load_preprocess(folder: Path) -> EvalImageConfig:
-    """How images are prepared for the model in a model folder.
+    """Image preprocessing of the model in a model folder.
 
     Raises:
         CheckpointError: the file is missing or damaged, or requires what this version does not support.

@@ -18,7 +18,7 @@ Kind = Literal["run folder", "model folder", "record folder", "other folder", "f
 
 
 def kind_of(path: Path | str) -> Kind:
-    """What a path is, from file names and the keys of its JSON files. Weights and checkpoints are not opened.
+    """The kind of a path, from file names and the keys of its JSON files. Weights and checkpoints are not opened.
 
     A folder of ours stays of its kind when files are damaged or lost, as long as what is left cannot be another
     program's: the error then names the damaged file.

@@ -14,7 +14,7 @@ from clipa_eqx.tokenizer.wordpiece import Tokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFolder:
-    """What a model folder says about its model. ``description.check_parts`` compares the parts with each other.
+    """The description of a model, as its folder has it. ``description.check_parts`` compares the parts with each other.
 
     Attributes:
         path: the folder.

@@ -92,7 +92,7 @@ class Provenance:
 
     @property
     def text_reduction(self) -> Reduction | None:
-        """How the run that trained the model shortened captions; None if that is not recorded."""
+        """The reduction of captions in the run that trained the model; None if that is not recorded."""
         match self.run:
             case {"config": {"data": {"text_reduction": "truncate" | "random" | "block" | "syntax" as reduction}}}:
                 return reduction

@@ -48,7 +48,7 @@ class Side:
     notes: tuple[str, ...] = ()
 
     def options(self, tower: Tower) -> TowerOptions:
-        """How a tower computes."""
+        """Settings of a tower's computation."""
         return self.image if tower == "image" else self.text
 
     def summary(self) -> SideSummary:

@@ -16,7 +16,7 @@ Sep = Literal["none", "kept", "stripped"]
 
 @dataclass(frozen=True, kw_only=True)
 class TextSettings:
-    """How texts become ids, beyond the vocabulary.
+    """Settings of a tokenizer other than its vocabulary.
 
     Attributes:
         normalizer: the rules that normalize and split texts.

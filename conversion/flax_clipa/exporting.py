@@ -53,7 +53,7 @@ def export_flax(folder: Path, target: Path, *, overwrite: bool = False) -> None:
     folder, the last committed checkpoint is written, including its optimizer state.
 
     Raises:
-        CheckpointError: the folder is neither, or damaged; or ``target`` would lie in a model folder.
+        CheckpointError: the folder is neither, or damaged; or ``target`` would be inside a model folder.
         ConversionError: ``target`` exists (and not ``overwrite``) or cannot be written; leaves that are not finite.
     """
     real = check_target(target, overwrite=overwrite)

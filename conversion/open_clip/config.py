@@ -42,7 +42,7 @@ class OpenClipTower:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerSettings:
-    """How texts are tokenized.
+    """Settings of the tokenizer.
 
     Attributes:
         name: the vocabulary's name, ``hf_tokenizer_name``.

@@ -40,7 +40,7 @@ _PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BI
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSettings:
-    """How images are prepared: resized by Pillow, rounded to levels, normalized.
+    """Settings of image preprocessing: resized by Pillow, rounded to levels, normalized.
 
     Attributes:
         size: height and width in pixels.

@@ -85,7 +85,7 @@ def _position_fact(file: TensorFile, name: str, formula: str, table: np.ndarray 
         return Fact(("learned",), f"{name} {stored.shape} has not the size of a {formula} table")
     off = float(np.abs(stored - table).max(initial=0.0))
     if off <= POSITION_ATOL:
-        # Only a hint: a user who wants to train the table can request "learned".
+        # Only a hint: users can train the table if they request "learned".
         return Fact((formula,), f"{name} is {formula} with denominator q-1, to {off:.1e}", is_hint=True)
     return Fact(("learned",), f"{name} is up to {off:.2g} off {formula} with denominator q-1")
 

@@ -43,7 +43,7 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, *, length: int, as_refer
     special = {"pad_token": PAD, "unk_token": UNKNOWN, "cls_token": CLASS}
     special |= {name: token for name, token in (("sep_token", SEP), ("mask_token", MASK)) if token in tokenizer.pieces}
     settings: dict[str, Any] = {
-        # The plain class uses the JSON as it is; BertTokenizer would replace the normalizer by its own.
+        # The plain class uses the JSON unchanged; BertTokenizer would replace the normalizer by its own.
         "tokenizer_class": "PreTrainedTokenizerFast" if as_reference else "BertTokenizer",
         "model_max_length": length,
         "clean_up_tokenization_spaces": False,

@@ -57,7 +57,7 @@ class Progress:
         self._bar.update(max(done - self._bar.n, 0))
 
     def close(self) -> None:
-        """Leave the bar as it is shown."""
+        """Keep the bar as shown."""
         self._bar.close()
 
 

@@ -139,7 +139,7 @@ def check_result(result, expected, recorded, case):
 
 @functools.cache
 def load(recording):
-    """What was recorded, the numbers, and our model on a mesh of as many devices as the recording had."""
+    """The recording, its numbers, and our model on a mesh of as many devices as the recording had."""
     about = goldens.load_json(recording)
     arrays = goldens.load_npz(recording.replace(".json", ".npz"))
     devices = int(re.search(r"_(\d+)dev", recording)[1])

@@ -1,4 +1,4 @@
-"""What `show` prints and draws of a config, a model folder, a run folder and a record folder."""
+"""Output of `show`: what it prints and draws of a config, a model folder, a run folder and a record folder."""
 
 import io
 import json

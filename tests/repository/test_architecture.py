@@ -1,4 +1,4 @@
-"""Which module may import which: levels, the only homes of foreign frameworks, and what an import costs."""
+"""Imports: which room may import which, the only homes of foreign frameworks, and what an import costs."""
 
 import ast
 import subprocess

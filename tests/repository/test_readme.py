@@ -42,7 +42,7 @@ def blocks(page: str, language: str) -> list[str]:
 def commands() -> list[list[str]]:
     found = [line for page in PAGES for block in blocks(page, "sh") for line in block.splitlines() if line.strip()]
     inline = [one for page in PAGES for one in re.findall(r"`((?:python|make) [^`\n]+)`", text(page))]
-    # Words in capitals stand for the user's own names.
+    # Words in capitals are placeholders for the user's own names.
     return [shlex.split(line) for line in found + inline if not re.search(r"\b[A-Z]{3,}", line)]
 
 

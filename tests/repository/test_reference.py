@@ -38,7 +38,7 @@ def cited(text: str) -> set[str]:
 
 
 def citations() -> dict[Path, set[str]]:
-    """Of each file; the page of recordings cites by numbers alone, and so does the page of the reference itself."""
+    """Numbers that each file cites; the pages of recordings and of the reference cite by numbers alone."""
     bare = (GOLDEN, REFERENCE)
     return {path: set(re.findall(rf"\b{ID}\b", read(path))) if path in bare else cited(read(path)) for path in SOURCES}
 

@@ -1,4 +1,4 @@
-"""What a folder is: one decision, also for damaged folders, and one statement of it by everything that asks."""
+"""The kind of a folder: one decision, also for damaged folders, and one statement of it by everything that asks."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Where the recorded numbers of the reference lie, and how tests read them.
+"""Recorded numbers of the reference: their place, and how tests read them.
 
 The environment variable ``CLIPA_EQX_GOLDEN`` replaces ``tests/golden``; only then may a top-level group be absent,
 and its tests are skipped. Without the variable a missing group is an error.

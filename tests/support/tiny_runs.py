@@ -42,7 +42,7 @@ STOCHASTIC = {"image": {"mask_ratio": 0.5}, "blocks": {"dropout": 0.1, "drop_pat
 
 
 class Driven(NamedTuple):
-    """What ``drive`` saw: one entry per step, and the state at the end."""
+    """Record of ``drive``: one entry per step, and the state at the end."""
 
     metrics: list[dict[str, np.ndarray]]
     sample_ids: list[list[int]]
