@@ -164,8 +164,9 @@ def test_a_kill_while_overwriting_lets_the_same_command_overwrite(steps, source,
     assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 
-def test_a_kill_at_the_very_beginning_leaves_nothing_in_the_way(source, tmp_path):
-    left = tmp_path / "out/_unfinished/command.json.tmp-1"
+@pytest.mark.parametrize("name", [".command.json.new-1", "command.json.tmp-1"])  # now, and in version 0.1.0
+def test_a_kill_at_the_very_beginning_does_not_block_the_next_try(name, source, tmp_path):
+    left = tmp_path / "out/_unfinished" / name
     left.parent.mkdir(parents=True)
     left.write_text("{")
     ingest(source, tmp_path / "out")

@@ -254,9 +254,10 @@ def test_a_link_in_a_tar_is_a_missing_image_and_other_members_are_counted(tmp_pa
     assert manifest.info["ignored_members"] == 3
 
 
-def test_what_a_kill_in_the_last_step_leaves_is_removed(tars, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", [".manifest.json.new-123", "manifest.json.tmp-123"])  # now, and in version 0.1.0
+def test_what_a_kill_in_the_last_step_leaves_is_removed(name, tars, tmp_path, monkeypatch):
     interrupted(monkeypatch, tars, tmp_path / "out", after=1)
-    (tmp_path / "out/manifest.json.tmp-123").write_text("half")
+    (tmp_path / "out" / name).write_text("half")
     ingest(tars, tmp_path / "out")
     ingest(tars, tmp_path / "whole")
     assert content(tmp_path / "out") == content(tmp_path / "whole")
