@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from clipa_eqx.evals.counting import ZeroShotResult as ZeroShotResult
     from clipa_eqx.evals.encode import encode_images as encode_images
     from clipa_eqx.evals.encode import encode_texts as encode_texts
+    from clipa_eqx.evals.record_folder import score_records as score_records
     from clipa_eqx.evals.zero_shot import ZeroShotConfig as ZeroShotConfig
     from clipa_eqx.evals.zero_shot import ZeroShotTask as ZeroShotTask
     from clipa_eqx.evals.zero_shot import ZeroShotTransform as ZeroShotTransform
@@ -68,11 +69,14 @@ if TYPE_CHECKING:
     from clipa_eqx.optim import layer_decay_rules as layer_decay_rules
     from clipa_eqx.optim import make_optimizer as make_optimizer
     from clipa_eqx.precision import Precision as Precision
+    from clipa_eqx.recipes import finetune_stage as finetune_stage
+    from clipa_eqx.recipes import pretrain_stage as pretrain_stage
     from clipa_eqx.saved.model import LoadedModel as LoadedModel
     from clipa_eqx.saved.model import ModelTokenizer as ModelTokenizer
     from clipa_eqx.saved.model import Preprocess as Preprocess
     from clipa_eqx.saved.model import load_model as load_model
     from clipa_eqx.saved.model import save_model as save_model
+    from clipa_eqx.saved.provenance import Provenance as Provenance
     from clipa_eqx.schedules import Cosine as Cosine
     from clipa_eqx.schedules import Polynomial as Polynomial
     from clipa_eqx.schedules import Rsqrt as Rsqrt
@@ -128,6 +132,7 @@ _HOME = {
     "Polynomial": "schedules",
     "Precision": "precision",
     "Preprocess": "saved.model",
+    "Provenance": "saved.provenance",
     "Record": "data.records",
     "RecordSource": "data.array_record_reader",
     "Rsqrt": "schedules",
@@ -155,6 +160,7 @@ _HOME = {
     "encode_texts": "evals.encode",
     "eval_stream": "data.stream",
     "evaluate_zero_shot": "evals.zero_shot",
+    "finetune_stage": "recipes",
     "from_leaves": "trees",
     "layer_decay_rules": "optim",
     "leaf_paths": "trees",
@@ -167,7 +173,9 @@ _HOME = {
     "open_records": "data.array_record_reader",
     "prepare_zero_shot": "evals.zero_shot",
     "preset": "models.presets",
+    "pretrain_stage": "recipes",
     "save_model": "saved.model",
+    "score_records": "evals.record_folder",
     "sharded_softmax_contrastive": "losses",
     "shardings_for": "sharding",
     "softmax_contrastive": "losses",

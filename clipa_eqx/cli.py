@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 
 from clipa_eqx.errors import ClipaError
@@ -14,6 +15,12 @@ OK, FAILED, USAGE = 0, 1, 2
 """Exit codes: done; any other failure; a mistake of the user, reported in one message."""
 
 _log = logging.getLogger(__name__)
+
+
+def program_name(module: str) -> str:
+    """The name of this program in its help: the installed command that was called, or ``python -m module``."""
+    name = Path(sys.argv[0]).name
+    return name if name.startswith("clipa-") else f"python -m {module}"
 
 
 def run(main: Callable[[], object]) -> int:

@@ -9,8 +9,7 @@ Notes:     These recipes pool the class token.
 
 from dataclasses import replace
 
-from clipa_eqx import ExperimentConfig, InitConfig, preset
-from clipa_eqx.recipes import finetune_stage
+from clipa_eqx import ExperimentConfig, InitConfig, finetune_stage, preset
 
 
 def config() -> ExperimentConfig:

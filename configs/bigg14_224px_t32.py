@@ -12,8 +12,7 @@ Notes:     The recipe has no warm-up. Decay and initializers are those of the re
 
 from dataclasses import replace
 
-from clipa_eqx import ColorConfig, ExperimentConfig, InitConfig, MeshConfig, preset
-from clipa_eqx.recipes import finetune_stage
+from clipa_eqx import ColorConfig, ExperimentConfig, InitConfig, MeshConfig, finetune_stage, preset
 
 
 def config() -> ExperimentConfig:

@@ -11,8 +11,7 @@ Notes:     Decay and initializers are those of the reference's t5x branch, as in
 
 from dataclasses import replace
 
-from clipa_eqx import ColorConfig, ExperimentConfig, InitConfig, MeshConfig, preset
-from clipa_eqx.recipes import finetune_stage
+from clipa_eqx import ColorConfig, ExperimentConfig, InitConfig, MeshConfig, finetune_stage, preset
 
 
 def config() -> ExperimentConfig:

@@ -14,8 +14,7 @@ Notes:     Both towers start with normally distributed weights, as in the t5x br
 
 from dataclasses import replace
 
-from clipa_eqx import ColorConfig, Duration, ExperimentConfig, MeshConfig, preset
-from clipa_eqx.recipes import pretrain_stage
+from clipa_eqx import ColorConfig, Duration, ExperimentConfig, MeshConfig, preset, pretrain_stage
 
 
 def config() -> ExperimentConfig:

@@ -10,8 +10,7 @@ Expect:    78.6 % zero-shot ImageNet top-1 with LAION-2B, 81.5 % with DataComp-1
 
 from dataclasses import replace
 
-from clipa_eqx import ColorConfig, ExperimentConfig, InitConfig, MeshConfig, preset
-from clipa_eqx.recipes import finetune_stage
+from clipa_eqx import ColorConfig, ExperimentConfig, InitConfig, MeshConfig, finetune_stage, preset
 
 
 def config() -> ExperimentConfig:

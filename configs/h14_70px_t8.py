@@ -12,8 +12,7 @@ Notes:     Captions and prompts are cut to 8 tokens by part of speech (nouns fir
 
 from dataclasses import replace
 
-from clipa_eqx import ColorConfig, Duration, ExperimentConfig, MeshConfig, preset
-from clipa_eqx.recipes import pretrain_stage
+from clipa_eqx import ColorConfig, Duration, ExperimentConfig, MeshConfig, preset, pretrain_stage
 
 
 def config() -> ExperimentConfig:

@@ -12,8 +12,7 @@ Notes:     The reference has no L/14 file. This one is assembled from its H/14 r
 
 from dataclasses import replace
 
-from clipa_eqx import ColorConfig, ExperimentConfig, InitConfig, MeshConfig, preset
-from clipa_eqx.recipes import finetune_stage
+from clipa_eqx import ColorConfig, ExperimentConfig, InitConfig, MeshConfig, finetune_stage, preset
 
 
 def config() -> ExperimentConfig:

@@ -9,8 +9,7 @@ Notes:     These recipes pool the class token.
 
 from dataclasses import replace
 
-from clipa_eqx import Duration, ExperimentConfig, preset
-from clipa_eqx.recipes import pretrain_stage
+from clipa_eqx import Duration, ExperimentConfig, preset, pretrain_stage
 
 
 def config() -> ExperimentConfig:

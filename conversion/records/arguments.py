@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from clipa_eqx.cli import program_name
 from conversion.records.class_names import read_class_names
 from conversion.records.options import IngestOptions
 from conversion.records.sources.kinds import SOURCES
@@ -25,7 +26,7 @@ SIGHUP."""
 def make_parser() -> argparse.ArgumentParser:
     """The parser: a subcommand for each kind of source, ``verify`` and ``diff``."""
     parser = argparse.ArgumentParser(
-        prog="python -m conversion.records",
+        prog=program_name("conversion.records"),
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

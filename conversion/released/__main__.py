@@ -4,12 +4,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from clipa_eqx.cli import run
+from clipa_eqx.cli import program_name, run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m conversion.released",
+        prog=program_name("conversion.released"),
         description="Print the table of released models; a name is what `import --released NAME` takes.",
         allow_abbrev=False,
     )

@@ -6,12 +6,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from clipa_eqx.cli import run
+from clipa_eqx.cli import program_name, run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m conversion.verify",
+        prog=program_name("conversion.verify"),
         description=__doc__,
         epilog="Exit codes: 0 the folder is valid, 2 it is not (every problem is listed), 1 any other failure.",
         allow_abbrev=False,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from clipa_eqx.cli import exit_on_sigterm
+from clipa_eqx.cli import exit_on_sigterm, program_name
 from conversion.weights.choices import Choices, ImportOptions
 
 _EPILOG = """Names and shapes do not determine everything: pooling, computed positions and the image size that goes with
@@ -36,7 +36,7 @@ def import_parser(
         source: name of the positional argument SOURCE in the usage line; its value is a string.
     """
     parser = argparse.ArgumentParser(
-        prog=f"python -m conversion.{command}", description=description, allow_abbrev=False
+        prog=program_name(f"conversion.{command}"), description=description, allow_abbrev=False
     )
     commands = parser.add_subparsers(dest="command", required=True)
     importer = commands.add_parser(

@@ -73,7 +73,7 @@ def test_each_program_has_a_command_and_each_module_one_identity(call, installed
 def test_each_command_explains_itself_from_any_folder(command, call, installed):
     shown = call(str(installed / "bin" / command), "--help")
     assert shown.returncode == 0, shown.stderr
-    assert shown.stdout.startswith("usage: ")
+    assert shown.stdout.startswith(f"usage: {command} ")
 
 
 def test_a_mistake_has_exit_code_2_and_no_traceback(call, installed):
