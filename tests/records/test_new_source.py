@@ -82,4 +82,4 @@ def test_it_has_a_command_and_the_messages_of_all_sources(source, tmp_path, caps
 
 def test_an_unknown_kind_is_refused_with_the_known_ones(tmp_path):
     with pytest.raises(DataError, match="no kind of source 'zip'; choose one of img2dataset, webdataset, parquet"):
-        ingest(tmp_path, tmp_path / "out", kind="zip")
+        ingest(tmp_path / "source", tmp_path / "out", kind="zip")
