@@ -16,6 +16,10 @@ from clipa_eqx.errors import CheckpointError
 
 _log = logging.getLogger(__name__)
 
+_LARGEST_PROCESS_ID = 1 << 22  # of Linux; other systems have smaller ones
+# Files that this package once wrote as NAME.tmp-PID before it renamed them.
+_FORMER_FILES = frozenset({"config.json", "metrics.jsonl", "manifest.json", "command.json"})
+
 _SHOWN = 5
 
 
@@ -92,8 +96,8 @@ def temporary_path(path: Path, kind: Literal["new", "old", "work"]) -> Path:
 def is_temporary(name: str, of: str) -> bool:
     """Whether an entry called ``name`` was made while one called ``of`` was written next to it.
 
-    >>> is_temporary(".model.new-12", "model"), is_temporary("model.tmp-12", "model"), is_temporary("a.tmp", "model")
-    (True, True, False)
+    >>> is_temporary(".model.new-12", "model"), is_temporary("model.tmp-12", "model")
+    (True, False)
     """
     return _temporary(name, of) is not None
 
@@ -103,7 +107,7 @@ def remove_leftovers(path: Path) -> None:
     # "old" first: once it is restored, nothing is missing that "new" could replace.
     found = [(entry, one) for entry in _entries(path.parent) if (one := _temporary(entry.name, path.name)) is not None]
     for entry, (kind, process) in sorted(found, key=lambda one: one[1][0] != "old"):
-        if kind == "tmp" and not entry.is_file():  # version 0.1.0 made files only; a folder may be the user's
+        if kind == "tmp" and not entry.is_file():  # a folder of such a name is the user's
             continue
         # Process ids are reused, quickly in containers. An "old" entry with our own id can only be left over from an
         # earlier process, because it exists only between two renames; other entries may be in use.
@@ -249,10 +253,12 @@ def _sync(path: Path) -> None:
 
 
 def _temporary(name: str, of: str) -> tuple[str, int] | None:
-    """Kind and process id in the name of a temporary entry; ``NAME.tmp-PID`` is how version 0.1.0 called files."""
-    match = re.fullmatch(rf"\.{re.escape(of)}\.(new|old|work)-(\d{{1,9}})", name)
-    match = match or re.fullmatch(rf"{re.escape(of)}\.(tmp)-(\d{{1,9}})", name)
-    return (match[1], int(match[2])) if match else None
+    """Kind and process id in the name of a temporary entry; None for any other name, which may be the user's."""
+    match = re.fullmatch(rf"\.{re.escape(of)}\.(new|old|work)-(\d{{1,7}})", name)
+    if match is None and of in _FORMER_FILES:
+        match = re.fullmatch(rf"{re.escape(of)}\.(tmp)-(\d{{1,7}})", name)
+    # A larger number is no process id, but perhaps a date.
+    return (match[1], int(match[2])) if match and int(match[2]) <= _LARGEST_PROCESS_ID else None
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -56,7 +56,7 @@ class Provenance:
         parameters: number of values in all leaves.
         self_check: JSON of what the import checked: finite values, round trip, embeddings of fixed inputs.
         leaves_sha256: SHA-256 in hex of the bytes of each leaf, by leaf path; of leaves of the optimizer state, by
-            file name and path.
+            file name and path. None if there is no record of them at all.
         steps: optimizer steps of the run.
         run: the record of the run: version, config, hashes of data and vocabulary.
         extra: all other keys, and known keys with values of another type than expected; kept as they are.
@@ -71,7 +71,7 @@ class Provenance:
     vocabulary: Vocabulary | None = None
     parameters: int | None = None
     self_check: Mapping[str, Any] = field(default_factory=_nothing)
-    leaves_sha256: Mapping[str, str] = field(default_factory=_nothing)
+    leaves_sha256: Mapping[str, str] | None = None
     steps: int | None = None
     run: Mapping[str, Any] = field(default_factory=_nothing)
     extra: Mapping[str, Any] = field(default_factory=_nothing)
@@ -175,6 +175,6 @@ def _encode(value: Source | Vocabulary | Provenance) -> dict[str, Any]:
         one: Any = getattr(value, name)
         if isinstance(one, Source | Vocabulary):
             found[name] = _encode(one)
-        elif one is not None and one not in ((), {}):
+        elif one is not None and (one not in ((), {}) or name == "leaves_sha256"):
             found[name] = list(cast("tuple[str, ...]", one)) if isinstance(one, tuple) else one
     return {**value.extra, **found}

@@ -21,6 +21,8 @@ from clipa_eqx.trees import from_leaves, leaves_by_path
 _log = logging.getLogger(__name__)
 
 _FORMAT = 1
+_OPTIMIZER, _FORMER_OPTIMIZER = "optimizer", "optimiser"
+"""Name of the optimizer state inside a checkpoint, and its name before fields and files took US spelling."""
 
 
 class Checkpoints:
@@ -74,13 +76,14 @@ class Checkpoints:
         """
         _check_same(self.leaves(step), abstract, where=f"checkpoint {self.folder / str(step)}")
         shardings = shardings_for(abstract, mesh)
-        restored = self._read(
-            step,
-            model=_nested(_with_shardings(abstract.model, shardings.model)),
-            optimizer=_nested(_with_shardings(abstract.opt_state, shardings.opt_state)),
-        )
+        optimizer = self._optimizer(step)
+        trees = {
+            "model": _nested(_with_shardings(abstract.model, shardings.model)),
+            optimizer: _nested(_with_shardings(abstract.opt_state, shardings.opt_state)),
+        }
+        restored = self._read(step, **trees)
         model = _unnested(abstract.model, restored["model"])
-        opt_state = _unnested(abstract.opt_state, restored["optimizer"])
+        opt_state = _unnested(abstract.opt_state, restored[optimizer])
         counter = jax.device_put(np.asarray(step, np.int32), shardings.step)
         return TrainState(model=model, opt_state=opt_state, step=counter)
 
@@ -115,7 +118,7 @@ class Checkpoints:
         for name in reversed(rest.split("/")):
             item, how = {name: item}, {name: how}
         args = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
-        folder = (self.folder / str(step) / {"model": "model", "opt_state": "optimizer"}[part]).absolute()
+        folder = (self.folder / str(step) / {"model": "model", "opt_state": self._optimizer(step)}[part]).absolute()
         try:
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
                 node = reader.restore(folder, args=args)
@@ -143,6 +146,10 @@ class Checkpoints:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _optimizer(self, step: int) -> str:
+        """The name of the optimizer state in the checkpoint of a step."""
+        return _FORMER_OPTIMIZER if (self.folder / str(step) / _FORMER_OPTIMIZER).is_dir() else _OPTIMIZER
 
     def _record(self, step: int) -> dict[str, Any]:
         try:

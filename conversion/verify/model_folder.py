@@ -13,6 +13,7 @@ from clipa_eqx.saved.description import FORMER_OPTIMIZER_FILE, OPTIMIZER_FILE, c
 from clipa_eqx.saved.leaf_file import Leaf, LeafReader
 from clipa_eqx.saved.leaf_shapes import leaf_problems
 from clipa_eqx.saved.model_folder import ModelFolder, open_model_folder
+from clipa_eqx.saved.provenance import TRAINED_HERE
 from conversion.verify.identity import identity
 from conversion.weights.numerics import numerics_of
 from conversion.weights.self_check import embed_fixed_inputs
@@ -42,10 +43,10 @@ def verify(folder: Path) -> list[str]:
     ]
     if provenance.source is not None and provenance.source.sha256 is not None:
         lines.append(f"source: {provenance.source.name}, sha256 {provenance.source.sha256}")
-    # An import records checksums of all leaves, and embeddings.
-    is_imported = provenance.converter is not None
+    # An import records checksums of all leaves, and embeddings. A field that is there but damaged is in ``extra``.
+    is_needed = bool({"converter", "leaves_sha256"} & {*provenance.to_json(), *provenance.extra})
+    is_imported = is_needed and (provenance.source is None or provenance.source.name != TRAINED_HERE)
     of_weights, of_optimizer = _checksums(opened)
-    is_needed = is_imported or bool(provenance.leaves_sha256)
     lines += _check_weights(opened.weights, opened.config, of_weights, problems, is_needed=is_needed)
     if opened.optimizer is not None:
         lines += _check_optimizer(opened.optimizer, of_optimizer, problems, is_needed=is_needed)
@@ -86,7 +87,7 @@ def _provenance_problems(opened: ModelFolder) -> list[str]:
 
 def _checksums(opened: ModelFolder) -> tuple[dict[str, str], dict[str, str]]:
     """The recorded checksums of the weights and of the optimizer state, by leaf path."""
-    recorded = opened.provenance.leaves_sha256
+    recorded = opened.provenance.leaves_sha256 or {}
     prefixes = (f"{OPTIMIZER_FILE}/", f"{FORMER_OPTIMIZER_FILE}/")
     of_weights = {name: one for name, one in recorded.items() if not name.startswith(prefixes)}
     of_optimizer = {name.split("/", 1)[1]: one for name, one in recorded.items() if name.startswith(prefixes)}

@@ -321,7 +321,11 @@ def test_contradicting_configurations_are_an_error(change, message):
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [(None, "no class names in its manifest"), ((), "no class names"), (("cat", "!?"), "leaves nothing to put into a prompt")],
+    [
+        (None, "no class names in its manifest"),
+        ((), "no class names"),
+        (("cat", "!?"), "leaves nothing to put into a prompt"),
+    ],
 )
 def test_unusable_class_names_are_an_error(tokenizer, names, message):
     with pytest.raises(DataError, match=message):

@@ -142,17 +142,31 @@ def test_modes_follow_the_umask(mask, mode, tmp_path):
 
 
 def test_leftovers_of_killed_processes_are_removed_and_nothing_else(tmp_path, dead):
-    for name in (f".a.new-{dead}", f"a.tmp-{dead}"):
-        (tmp_path / name).write_text("half")
-    kept = [f".a.new-{os.getppid()}", f".b.new-{dead}", f".a.new-{dead}x", "a.tmp", f"ba.tmp-{dead}", "a.tmp-x"]
+    (tmp_path / f".a.new-{dead}").write_text("half")
+    kept = [f".a.new-{os.getppid()}", f".b.new-{dead}", f".a.new-{dead}x", "a.tmp", f"a.tmp-{dead}", ".a.new-20251112"]
     for name in kept:
         (tmp_path / name).write_text("mine")
-    (tmp_path / f"a.tmp-{_NEVER}").mkdir()  # version 0.1.0 made no such folders next to files
     with new_file(tmp_path / "a", clean=False) as temporary:
         temporary.write_text("text")
     assert (tmp_path / f".a.new-{dead}").exists()
     write_text(tmp_path / "a", "text")
-    assert {path.name for path in tmp_path.iterdir()} == {"a", *kept, f"a.tmp-{_NEVER}"}
+    assert {path.name for path in tmp_path.iterdir()} == {"a", *kept}
+
+
+def test_leftovers_under_the_former_name_are_removed_where_this_package_wrote_them(tmp_path, dead):
+    (tmp_path / f"config.json.tmp-{dead}").write_text("half")
+    kept = ["config.json.tmp-20251112", f"xconfig.json.tmp-{dead}", "config.json.tmp-x"]
+    for name in kept:
+        (tmp_path / name).write_text("mine")
+    (tmp_path / f"metrics.jsonl.tmp-{dead}").mkdir()
+    write_text(tmp_path / "config.json", "text")
+    write_text(tmp_path / "metrics.jsonl", "text")
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "config.json",
+        "metrics.jsonl",
+        f"metrics.jsonl.tmp-{dead}",
+        *kept,
+    }
 
 
 def test_names_of_temporary_files_are_recognized():

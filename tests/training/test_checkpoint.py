@@ -3,6 +3,7 @@
 import shutil
 
 import jax
+import numpy as np
 import pytest
 from support import tiny_runs
 from support.leaves import as_numpy, assert_bit_equal
@@ -11,6 +12,7 @@ from clipa_eqx.errors import CheckpointError
 from clipa_eqx.models.clip import abstract_clip
 from clipa_eqx.sharding import MeshConfig, make_mesh, shardings_for
 from clipa_eqx.training.checkpoint import Checkpoints
+from clipa_eqx.trees import leaves_by_path
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -39,6 +41,18 @@ def test_a_state_split_over_8_devices_is_restored_bit_by_bit_onto_another_mesh(s
         jax.tree.leaves(restored), jax.tree.leaves(shardings_for(made.abstract, mesh)), strict=True
     ):
         assert leaf.sharding.is_equivalent_to(wanted, leaf.ndim)
+
+
+def test_a_checkpoint_with_the_former_name_of_the_optimizer_state_is_restored_bit_by_bit(saved, tmp_path):
+    made, path = saved
+    former = shutil.copytree(path, tmp_path / "checkpoints")
+    (former / "3" / "optimizer").rename(former / "3" / "optimiser")
+    with Checkpoints(former, keep=None) as checkpoints:
+        restored = checkpoints.restore(made.abstract, made.mesh, step=3)
+        name = next(name for name in checkpoints.leaves(3) if "/mu/" in name)
+        moment = checkpoints.read_leaf(3, name)
+    assert_bit_equal((restored.model, restored.opt_state), (made.state.model, made.state.opt_state))
+    np.testing.assert_array_equal(moment, leaves_by_path(made.state)[name])
 
 
 def test_the_model_alone_is_restored(saved):

@@ -105,6 +105,11 @@ def test_other_weights_under_the_same_names_are_found(copy, tmp_path, capsys):
     assert "sha256 of image/patch/weight is not the recorded one" in refused(copy, capsys)
     edit(copy / "provenance.json", lambda found: found.pop("leaves_sha256"))
     assert "no checksum is recorded for" in refused(copy, capsys)
+    edit(copy / "provenance.json", lambda found: found.update(leaves_sha256={}))
+    assert "no checksum is recorded for" in refused(copy, capsys)
+    edit(copy / "provenance.json", lambda found: found.update(converter=1))
+    edit(copy / "provenance.json", lambda found: found.pop("leaves_sha256"))
+    assert "no checksum is recorded for" in refused(copy, capsys)
     # For weights that no importer wrote, only the embeddings show the difference.
     edit(copy / "provenance.json", lambda found: found.pop("converter"))
     assert "embeddings of fixed inputs differ from those recorded" in refused(copy, capsys)
