@@ -89,6 +89,9 @@ def test_synonyms_come_one_after_the_other_without_canonical_text():
 def test_a_name_that_leaves_nothing_is_refused_with_its_label(name):
     with pytest.raises(DataError, match=r"class 1 is named .* which leaves nothing"):
         class_prompts(["dog", name], ["{}"])
+    if not name.strip():
+        with pytest.raises(DataError, match=r"class 1 is named"):
+            class_prompts(["dog", name], ["{}"], canonical=False)
 
 
 def test_a_second_empty_name_counts_only_if_it_is_used():

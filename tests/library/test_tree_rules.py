@@ -23,7 +23,10 @@ LEAVES = st.lists(st.integers(1, 3), max_size=3).map(lambda shape: np.zeros(shap
 TREES = st.dictionaries(
     NAMES, st.recursive(LEAVES, lambda inner: st.dictionaries(NAMES, inner, max_size=3), max_leaves=6), max_size=3
 )
-PATTERNS = st.sampled_from(["a/.*", ".*/weight", "a/blocks/0/.*", ".*blocks/[12]/.*", "blocks/.*", "a", "b/a/.*"])
+# The last one matches stacked leaves but none of their layers.
+PATTERNS = st.sampled_from(
+    ["a/.*", ".*/weight", "a/blocks/0/.*", ".*blocks/[12]/.*", "blocks/.*", "a", "b/a/.*", "(.*/)?blocks/[a-z/]+"]
+)
 RULES = st.lists(st.tuples(PATTERNS, st.integers(0, 2)), max_size=4)
 quick = settings(max_examples=60, deadline=None)
 
