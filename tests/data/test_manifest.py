@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipa_eqx.data.manifest import Manifest, ShardInfo, manifest_from_json, manifest_to_json, read_manifest
@@ -37,6 +37,7 @@ def manifests(draw):
     )
 
 
+@settings(deadline=None)
 @given(manifests())
 def test_a_manifest_survives_its_file(manifest):
     data = manifest_to_json(manifest)

@@ -3,7 +3,7 @@
 import string
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipa_eqx.errors import ConfigError, DataError
@@ -42,6 +42,7 @@ def test_imagenet_has_exactly_two_pairs_of_equal_names():
     assert (names[0], names[999]) == ("tench", "toilet paper")
 
 
+@settings(deadline=None)
 @given(st.text(max_size=30))
 def test_canonical_text_has_no_punctuation_and_single_spaces_and_stays_canonical(text):
     once = canonicalize(text)
@@ -71,6 +72,7 @@ def test_names_keep_their_commas_and_templates_their_place():
     assert canonical_templates(["A photo of the {}!"]) == ("a photo of the {}",)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.from_regex("[a-z]{1,5}", fullmatch=True), min_size=1, max_size=4),
     st.lists(st.sampled_from(["a {}", "{} here", "the {} and {}"]), min_size=1, max_size=3),

@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.tiny_models import tiny_clip_config
 
@@ -94,6 +94,7 @@ def test_the_smallest_possible_sizes_are_allowed(make):
     make()
 
 
+@settings(deadline=None)
 @given(
     patch=st.tuples(st.integers(1, 16), st.integers(1, 16)),
     grid=st.tuples(st.integers(1, 9), st.integers(1, 9)),

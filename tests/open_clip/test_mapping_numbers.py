@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.tiny_models import tiny_clip_config
 
@@ -12,6 +12,7 @@ from conversion.open_clip.mapping import from_clip_config, numerics_in, numerics
 from conversion.weights.numerics import numerics_of
 
 
+@settings(deadline=None)
 @given(width=st.integers(2, 200).map(lambda n: 4 * n), hidden=st.integers(1, 4000))
 def test_the_hidden_width_survives_open_clips_rounding(width, hidden):
     config = tiny_clip_config(blocks={"width": width, "heads": 1, "mlp_dim": hidden})

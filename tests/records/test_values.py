@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipa_eqx.data.records import Record, decode_record, encode_record
@@ -22,6 +22,7 @@ JSON = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(JSON)
 def test_json_is_read_from_text_and_bytes_of_any_encoding(value):
     text = json.dumps(value)
@@ -30,6 +31,7 @@ def test_json_is_read_from_text_and_bytes_of_any_encoding(value):
         assert from_json(text.encode(encoding)) == value
 
 
+@settings(deadline=None)
 @given(JSON)
 def test_every_value_has_a_plain_form_that_a_record_can_hold(value):
     record = Record(key="k", image=b"", extra={"value": as_extra(value)})
@@ -64,6 +66,7 @@ def test_numbers_that_are_no_class_are_no_label(value):
     assert as_label(value) is None
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**31 - 1))
 def test_a_class_number_is_one_in_any_form(number):
     assert {as_label(form) for form in (number, str(number), f" {number}\n".encode(), float(number))} == {number}

@@ -1,7 +1,7 @@
 """Laws of all reductions: never more pieces than fit, always in order, and the same choice for the same numbers."""
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipa_eqx.tokenizer.reduce import keep_block, keep_by_class, keep_first_of_order, reduce_words
@@ -28,6 +28,7 @@ def reduce(words, room, reduction, seed=0):
     return reduce_words(words, room=room, reduction=reduction, classes=CLASSES, rng=rng)
 
 
+@settings(deadline=None)
 @given(WORDS, st.integers(0, 12), st.sampled_from(ALL), st.integers(0, 99))
 def test_what_is_kept_fits_and_has_its_order(words, room, reduction, seed):
     pieces = [piece for word in words for piece in word]
@@ -39,12 +40,14 @@ def test_what_is_kept_fits_and_has_its_order(words, room, reduction, seed):
         assert len(kept) == min(room, len(pieces))
 
 
+@settings(deadline=None)
 @given(WORDS, st.sampled_from(ALL))
 def test_a_caption_that_fits_is_kept_whole(words, reduction):
     pieces = [piece for word in words for piece in word]
     assert reduce(words, len(pieces), reduction) == pieces
 
 
+@settings(deadline=None)
 @given(WORDS, st.integers(1, 6))
 def test_no_dropped_word_is_of_a_lower_class_than_a_kept_one(words, room):
     kept = keep_by_class(words, classes=CLASSES, room=room)
@@ -57,6 +60,7 @@ def test_no_dropped_word_is_of_a_lower_class_than_a_kept_one(words, room):
             assert a > b or (a == b and words.index(one) > words.index(other))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 9), st.integers(0, 9), st.integers(0, 8))
 def test_a_block_is_a_slice_and_a_permutation_keeps_a_subset(count, room, start):
     pieces = list(range(count))

@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipa_eqx.errors import ConversionError
@@ -22,6 +22,7 @@ def rules(draw):
     return LeafRule(path="a", name="b", shape=(shape[0] * count, *shape[1:]), axes=axes, part=(index, count))
 
 
+@settings(deadline=None)
 @given(rules())
 def test_import_undoes_export_of_a_part_in_any_order_of_axes(rule):
     size = int(np.prod(rule.part_shape))
@@ -33,6 +34,7 @@ def test_import_undoes_export_of_a_part_in_any_order_of_axes(rule):
     np.testing.assert_array_equal(rule.to_ours(whole, ours.shape), ours)
 
 
+@settings(deadline=None)
 @given(rules())
 def test_our_leaf_is_the_transposed_part_as_documented(rule):
     tensor = np.arange(int(np.prod(rule.shape))).reshape(rule.shape)
