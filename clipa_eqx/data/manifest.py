@@ -153,7 +153,7 @@ def _parse_shard(content: object, *, path: str) -> ShardInfo:
     if fields.keys() != set(ShardInfo.__dataclass_fields__):
         raise DataError(f"{path}: a shard needs name, count, bytes, sha256, got {sorted(fields)}")
     name = _as_text(fields["name"], f"{path}: shard name")
-    if Path(name).name != name:
+    if Path(name).name != name or name in ("", ".."):
         raise DataError(f"{path}: shard name {name!r} must be a file name inside the folder")
     return ShardInfo(
         name=name,
