@@ -95,7 +95,7 @@ if TYPE_CHECKING:
     from clipa_eqx.trees import leaf_paths as leaf_paths
     from clipa_eqx.trees import leaves_by_path as leaves_by_path
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 _HOME = {
     "AffineConfig": "data.images.affine",

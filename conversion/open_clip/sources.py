@@ -45,7 +45,8 @@ def find_source(source: str) -> OpenClipSource:
         return _download(source.removeprefix(HUB))
     path = Path(source)
     folder = path.parent if path.name == MODEL_WEIGHTS else path
-    if kind_of(folder) == "model folder":
+    # A folder with open_clip's config is open_clip's, whatever else is in it.
+    if kind_of(folder) == "model folder" and _config_in(folder) is None:
         raise ConversionError(f"{what_is(folder)} already; there is nothing to import")
     if path.is_dir():
         found = [path / name for name in WEIGHTS_FILES if (path / name).is_file()]
