@@ -9,11 +9,17 @@ from clipa_eqx.errors import ConfigError
 class Duration:
     """A length of time in exactly one unit.
 
-    ``steps`` and ``samples`` are counts, ``epochs`` are passes over the data set, ``fraction`` is a part of the
-    complete run (0.1 is ten percent). ``RunLength.of`` turns the duration of a run into steps.
+    ``RunLength.of`` turns the duration of a run into steps.
 
-    >>> Duration(fraction=0.1).to_steps(RunLength(total_steps=5000))
-    500
+    Attributes:
+        steps: number of steps; 0 is allowed.
+        samples: number of samples (pairs).
+        epochs: passes over the data set.
+        fraction: part of the complete run, at most 1; 0.1 is ten percent.
+
+    Examples:
+        >>> Duration(fraction=0.1).to_steps(RunLength(total_steps=5000))
+        500
 
     Raises:
         ConfigError: none or several units given, or a length that is not positive (0 steps are allowed).
@@ -75,8 +81,9 @@ class RunLength:
     def of(cls, duration: Duration, *, batch_size: int | None = None, data_size: int | None = None) -> "RunLength":
         """The length of a run that takes ``duration``.
 
-        >>> RunLength.of(Duration(epochs=7.0), batch_size=32768, data_size=400_000_000).total_steps
-        85449
+        Examples:
+            >>> RunLength.of(Duration(epochs=7.0), batch_size=32768, data_size=400_000_000).total_steps
+            85449
 
         Raises:
             ConfigError: a size that the duration's unit needs is missing, or the duration is a fraction.
@@ -105,8 +112,9 @@ def is_time(
     It is also due at step 1 if ``first`` and at the last step if ``last``. A multiple of ``every_steps`` that is less
     than ``drop_close_to_last`` periods before the last step is left out. Source: ``helpers.utils.itstime``.
 
-    >>> [s for s in range(1, 1011) if is_time(s, every_steps=200, total_steps=1010)]
-    [1, 200, 400, 600, 800, 1010]
+    Examples:
+        >>> [s for s in range(1, 1011) if is_time(s, every_steps=200, total_steps=1010)]
+        [1, 200, 400, 600, 800, 1010]
     """
     if not every_steps:
         return False

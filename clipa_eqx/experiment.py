@@ -25,6 +25,9 @@ class DataSource:
     Attributes:
         folder: records with their manifest; a local path or ``gs://``.
         weight: its share of the samples is this over the sum of all weights, exactly as the decimal number is written.
+
+    Raises:
+        ConfigError: an empty folder, or a weight that is not positive and finite.
     """
 
     folder: str
@@ -44,11 +47,16 @@ class DataConfig:
     Attributes:
         sources: one or several record folders, mixed by weight. An epoch is as many samples as they have records.
         image: size and augmentation of training images.
-        text_reduction: how captions longer than the text tower are shortened.
+        text_reduction: how captions longer than the text tower are shortened. "truncate" keeps the first pieces,
+            "syntax" the words of the most important classes (nouns, then adjectives, then verbs), "random" pieces at
+            random, "block" a random run of neighboring pieces; all keep the order.
         vocab: a vocabulary file or a saved tokenizer's folder; ``None`` is the BERT vocabulary of the package.
         on_bad_record: "error" stops at a record that cannot be read; "substitute" takes another of the same source,
             sampled from (seed, sample), and counts it as ``bad_records`` in the metrics.
         stream: how batches are prepared ahead; it changes no batch.
+
+    Raises:
+        ConfigError: no source, a folder that is named twice, or an empty ``vocab``.
     """
 
     sources: tuple[DataSource, ...]
@@ -83,6 +91,9 @@ class InitConfig:
             a leaf.
         optimizer: also take the optimizer's state and step, which models imported from a full training checkpoint have.
             The run then resumes at the step of the source instead of starting at step 0.
+
+    Raises:
+        ConfigError: an empty source, or ``optimizer`` together with a change of the weights.
     """
 
     source: str
@@ -103,7 +114,15 @@ class InitConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """A checkpoint every ``every_steps`` steps and at the end; the latest ``keep`` are kept."""
+    """A checkpoint every ``every_steps`` steps and at the end; the latest ``keep`` are kept.
+
+    Attributes:
+        every_steps: period of the checkpoints, in steps.
+        keep: number of checkpoints that are kept.
+
+    Raises:
+        ConfigError: a number below 1.
+    """
 
     every_steps: int = 1000
     keep: int = 3
@@ -116,7 +135,17 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class WandbConfig:
-    """The Weights & Biases project that gets the metrics; needs the extra ``wandb``."""
+    """The Weights & Biases project that gets the metrics; needs the extra ``wandb``.
+
+    Attributes:
+        project: name of the project.
+        entity: user or team that owns the project; ``None`` is the default of the account.
+        name: name of the run in the project; ``None`` is the name of the run folder.
+        offline: write the metrics into the run folder and send nothing.
+
+    Raises:
+        ConfigError: an empty project.
+    """
 
     project: str
     entity: str | None = None

@@ -23,8 +23,8 @@ class ContrastiveOutput(NamedTuple):
     """Loss and accuracy of a batch; the means are over the pairs that ``mask`` does not exclude.
 
     Attributes:
-        loss: mean of ``losses``.
-        accuracy: mean of ``correct``.
+        loss: mean of ``losses``, in nats.
+        accuracy: mean of ``correct``, from 0 to 1.
         losses: per pair, half the negative log-likelihood of its text given the image plus half that of its image given
             the text, in nats; 0 for excluded pairs.
         correct: per pair, true if its own text has the largest similarity to the image (the first of equal ones);
@@ -55,9 +55,10 @@ def softmax_contrastive(
         log_temperature: logarithm of the multiplier of the similarities.
         mask: false for pairs that are neither rows nor columns; None includes all pairs.
 
-    >>> rows = jnp.eye(4)
-    >>> softmax_contrastive(rows, rows, log_temperature=jnp.log(1 / 0.07)).accuracy
-    Array(1., dtype=float32)
+    Examples:
+        >>> rows = jnp.eye(4)
+        >>> softmax_contrastive(rows, rows, log_temperature=jnp.log(1 / 0.07)).accuracy
+        Array(1., dtype=float32)
     """
     first = jnp.zeros((), jnp.int32)
     losses, correct = _own_rows(image, text, image, text, mask, mask, first=first, log_temperature=log_temperature)

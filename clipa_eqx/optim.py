@@ -52,15 +52,16 @@ In addition to ``DEFAULT_DECAY`` they decay the token table, the class token and
 class OptimConfig:
     """The optimizer of a run. Rules are ordered ``(pattern, value)``, see ``trees.match_by_path``.
 
-    This one trains the image tower at a tenth of the learning rate and freezes the position table of the texts:
+    Examples:
+        This one trains the image tower at a tenth of the learning rate and freezes the position table of the texts:
 
-    >>> config = OptimConfig(
-    ...     peak_lr=1e-3,
-    ...     lr_factors=(("image/.*", 0.1), (".*", 1.0)),
-    ...     schedules=(("text/position", None), (".*", Cosine())),
-    ... )
+        >>> config = OptimConfig(
+        ...     peak_lr=1e-3,
+        ...     lr_factors=(("image/.*", 0.1), (".*", 1.0)),
+        ...     schedules=(("text/position", None), (".*", Cosine())),
+        ... )
 
-    Args:
+    Attributes:
         peak_lr: learning rate where the schedule and the factor are 1.
         weight_decay: strength of decoupled decay; the update contains lr * weight_decay * decay * parameter.
         decay: rules for multiples of ``weight_decay``, at least 0.
@@ -69,8 +70,8 @@ class OptimConfig:
         b1: decay rate of the first moment.
         b2: decay rate of the second moment.
         eps: added to the root of the second moment.
-        mu_dtype: dtype in which the first moment is stored; all arithmetic of a compiled update is float32, as in the
-            reference's runs.
+        mu_dtype: dtype in which the first moment is stored, "float32" or "bfloat16"; all arithmetic of a compiled
+            update is float32, as in the reference's runs.
         clip_norm: largest global norm of the gradient; ``None`` for no limit.
         max_temperature: ceiling for exp(log_temperature), such as 100; ``None`` for no ceiling, as in the reference.
 
@@ -179,12 +180,20 @@ def layer_decay_rules(factor: float, *, depth: int, tower: Literal["image", "tex
 
     Embeddings (patches or tokens, class token, position table) get factor ** (depth + 1). The rules name nothing after
     the blocks: end the list with ``(".*", 1.0)``. The reference meant this too, but its patterns for embeddings never
-    matched (docs/reference.md D18). A rule of your own, put first, takes the position table out of the decay:
+    matched (docs/reference.md D18).
 
-    >>> rules = layer_decay_rules(0.5, depth=2, tower="image")
-    >>> rules[1:]
-    (('image/blocks/0/.*', 0.25), ('image/blocks/1/.*', 0.5))
-    >>> config = OptimConfig(peak_lr=1e-4, lr_factors=(("image/position", 1.0), *rules, (".*", 1.0)))
+    Args:
+        factor: learning rate of a block divided by that of the next block; 1 changes nothing.
+        depth: number of blocks of the tower.
+        tower: "image" or "text".
+
+    Examples:
+        A rule of your own, put first, takes the position table out of the decay:
+
+        >>> rules = layer_decay_rules(0.5, depth=2, tower="image")
+        >>> rules[1:]
+        (('image/blocks/0/.*', 0.25), ('image/blocks/1/.*', 0.5))
+        >>> config = OptimConfig(peak_lr=1e-4, lr_factors=(("image/position", 1.0), *rules, (".*", 1.0)))
 
     Raises:
         ConfigError: ``factor`` is not in (0, 1], or ``depth`` is not positive.

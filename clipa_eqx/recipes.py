@@ -39,14 +39,20 @@ def pretrain_stage(
     """Many steps at a small image size, from random weights.
 
     Args:
+        model: both towers; the image size is also that of the training and evaluation images.
         records: folder of training records.
         batch_size: pairs per step over all devices.
+        duration: length of the stage.
         base_lr: peak learning rate per 256 pairs of a batch; the peak is ``base_lr * batch_size / 256``.
         warmup: linear rise of the learning rate; after it follows half a cosine to 0.
-        text_reduction: how captions and prompts longer than the text tower are cut.
-        color: color jitter of training images.
+        text_reduction: how captions and prompts longer than the text tower are cut: "truncate" keeps the first pieces,
+            "syntax" the words of the most important classes.
+        color: color jitter of training images; None for none.
+        decay: rules for weight decay, as in ``OptimConfig``.
+        mu_dtype: dtype in which the first moment is stored: "float32" or "bfloat16".
         mesh: how devices share the work; None splits the batch only.
-        score_every_steps: period of zero-shot scoring on ``data/imagenet_val``.
+        score_every_steps: period of zero-shot scoring on ``data/imagenet_val``, in steps.
+        checkpoint_every_steps: period of the checkpoints, in steps.
 
     Raises:
         ConfigError: settings that contradict each other.
@@ -107,9 +113,10 @@ def finetune_stage(
 
     Args:
         init: the run to start from.
-        pairs: length of the stage.
-        warmup_pairs: linear rise of the learning rate.
-        resize: how evaluation images are brought to size.
+        pairs: length of the stage, in pairs.
+        warmup_pairs: linear rise of the learning rate, in pairs.
+        resize: how evaluation images are brought to size: "squash" ignores the aspect ratio, "resize_small_crop"
+            scales the shorter side and crops the center.
 
     The other arguments are those of ``pretrain_stage``.
 

@@ -40,14 +40,35 @@ class Ramps:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cosine(Ramps):
-    """Half a cosine from 1 to ``min_ratio`` (the reference's min_lr / max_lr)."""
+    """Half a cosine from 1 to ``min_ratio``.
+
+    Attributes:
+        min_ratio: multiplier at the end of the run, without the cool-down (the reference's min_lr / max_lr).
+        warmup: time of a linear rise from 0 at the start of the run.
+        cooldown: time of a linear fall to 0 at the end of the run.
+        reference_batch_size: scales the peak by batch size / reference batch size; ``None`` does not scale it.
+
+    Raises:
+        ConfigError: a reference batch size below 1.
+    """
 
     min_ratio: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Polynomial(Ramps):
-    """From 1 to ``end_ratio`` as (1 - progress) ** ``power``; power 1 is linear decay."""
+    """Decay from 1 to ``end_ratio`` as ``(1 - progress) ** power``.
+
+    Attributes:
+        end_ratio: multiplier at the end of the run, without the cool-down.
+        power: exponent; 1 is linear decay.
+        warmup: time of a linear rise from 0 at the start of the run.
+        cooldown: time of a linear fall to 0 at the end of the run.
+        reference_batch_size: scales the peak by batch size / reference batch size; ``None`` does not scale it.
+
+    Raises:
+        ConfigError: a reference batch size below 1.
+    """
 
     end_ratio: float = 0.0
     power: float = 1.0
@@ -55,7 +76,17 @@ class Polynomial(Ramps):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rsqrt(Ramps):
-    """One over the square root of time since warm-up, in units of ``timescale_steps``."""
+    """One over the square root of 1 + steps since warm-up / ``timescale_steps``.
+
+    Attributes:
+        timescale_steps: steps after warm-up in which the square of the multiplier falls to one half.
+        warmup: time of a linear rise from 0 at the start of the run.
+        cooldown: time of a linear fall to 0 at the end of the run.
+        reference_batch_size: scales the peak by batch size / reference batch size; ``None`` does not scale it.
+
+    Raises:
+        ConfigError: a timescale or a reference batch size below 1.
+    """
 
     timescale_steps: int = 10_000
 
@@ -67,7 +98,18 @@ class Rsqrt(Ramps):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stair(Ramps):
-    """1 before ``steps[0]``, ``factors[i]`` from ``steps[i]`` until ``steps[i + 1]``."""
+    """1 before ``steps[0]``, ``factors[i]`` from ``steps[i]`` until ``steps[i + 1]``.
+
+    Attributes:
+        steps: numbers of updates done at which the multiplier changes, in increasing order.
+        factors: the multiplier from each of ``steps`` on.
+        warmup: time of a linear rise from 0 at the start of the run.
+        cooldown: time of a linear fall to 0 at the end of the run.
+        reference_batch_size: scales the peak by batch size / reference batch size; ``None`` does not scale it.
+
+    Raises:
+        ConfigError: steps that do not increase or are not as many as factors, or a reference batch size below 1.
+    """
 
     steps: tuple[int, ...]
     factors: tuple[float, ...]
@@ -86,9 +128,10 @@ def make_multiplier(schedule: Schedule, run: RunLength) -> Multiplier:
 
     It is meant for 0 to ``run.total_steps`` updates; after that a cool-down continues below zero, as in the reference.
 
-    >>> multiplier = make_multiplier(Cosine(warmup=Duration(steps=10)), RunLength(total_steps=110))
-    >>> round(float(multiplier(60)), 6)
-    0.5
+    Examples:
+        >>> multiplier = make_multiplier(Cosine(warmup=Duration(steps=10)), RunLength(total_steps=110))
+        >>> round(float(multiplier(60)), 6)
+        0.5
 
     Raises:
         ConfigError: warm-up does not end before the run, cool-down is longer than the run, or a duration needs a size

@@ -39,6 +39,9 @@ class MeshConfig:
         data: copies of the model, each with its part of the batch; ``None`` uses all devices that the others leave.
         fsdp: parts into which parameters and optimizer state are split; each also has its part of the batch.
         tensor: reserved for splitting single matrix products; 1 for now.
+
+    Raises:
+        ConfigError: a size below 1, or ``tensor`` other than 1.
     """
 
     data: int | None = None

@@ -25,7 +25,11 @@ _NUMERIC_FIELDS = ("heads", "norm_eps", "gelu", "pool")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SurgeryReport:
-    """Changes of a surgery, one line for each changed leaf or field; empty if nothing changed."""
+    """Changes of a surgery; ``str(report)`` is all of them in one line.
+
+    Attributes:
+        changes: a line for each changed leaf or field; empty if nothing changed.
+    """
 
     changes: tuple[str, ...] = ()
 
@@ -34,7 +38,12 @@ class SurgeryReport:
 
 
 class Operated(NamedTuple):
-    """Result of a surgery: the new model, and how it differs from the old one."""
+    """Result of a surgery.
+
+    Attributes:
+        model: the new model.
+        report: how it differs from the old one.
+    """
 
     model: CLIP
     report: SurgeryReport

@@ -22,8 +22,9 @@ _STACKED = re.compile(r"((?:.*/)?blocks)/((?!\d+(?:/|$)).+)")
 def leaf_paths(tree: Any) -> list[str]:
     """The path of each leaf in the order of ``jax.tree.leaves``; ``None`` is not a leaf.
 
-    >>> leaf_paths({"image": {"cls": 1, "patch": {"weight": 2}}})
-    ['image/cls', 'image/patch/weight']
+    Examples:
+        >>> leaf_paths({"image": {"cls": 1, "patch": {"weight": 2}}})
+        ['image/cls', 'image/patch/weight']
     """
     return [_path(keys) for keys, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
 
@@ -31,8 +32,9 @@ def leaf_paths(tree: Any) -> list[str]:
 def leaves_by_path(tree: Any) -> dict[str, Any]:
     """All leaves under their paths, in the order of ``jax.tree.leaves``.
 
-    >>> leaves_by_path({"image": {"cls": 1, "patch": {"weight": 2}}})
-    {'image/cls': 1, 'image/patch/weight': 2}
+    Examples:
+        >>> leaves_by_path({"image": {"cls": 1, "patch": {"weight": 2}}})
+        {'image/cls': 1, 'image/patch/weight': 2}
     """
     return {_path(keys): leaf for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
@@ -40,8 +42,9 @@ def leaves_by_path(tree: Any) -> dict[str, Any]:
 def from_leaves(skeleton: T, leaves: Mapping[str, Any]) -> T:
     """A tree shaped like ``skeleton`` with the leaves of these paths; other entries of ``leaves`` are ignored.
 
-    >>> from_leaves({"image": {"cls": 1}}, {"image/cls": 5})
-    {'image': {'cls': 5}}
+    Examples:
+        >>> from_leaves({"image": {"cls": 1}}, {"image/cls": 5})
+        {'image': {'cls': 5}}
 
     Raises:
         KeyError: ``leaves`` lacks a path of the skeleton.
@@ -68,8 +71,9 @@ def stacked_depth(path: str, leaf: Any) -> int | None:
 def layer_path(path: str, layer: int) -> str:
     """The path of one layer of a stacked leaf.
 
-    >>> layer_path("image/blocks/attn/q/weight", 3)
-    'image/blocks/3/attn/q/weight'
+    Examples:
+        >>> layer_path("image/blocks/attn/q/weight", 3)
+        'image/blocks/3/attn/q/weight'
     """
     found = _STACKED.fullmatch(path)
     if found is None:
@@ -86,8 +90,9 @@ def match_by_path(
     a stacked leaf is decided separately, by the first rule that matches the leaf's path or that layer's path. If the
     values of the layers differ, the result is a tuple over depth. Leaves may be abstract (``jax.ShapeDtypeStruct``).
 
-    >>> match_by_path([(".*/weight", 0.1), (".*", 0.0)], {"head": {"weight": 1, "bias": 2}}, what="decay")
-    {'head/bias': 0.0, 'head/weight': 0.1}
+    Examples:
+        >>> match_by_path([(".*/weight", 0.1), (".*", 0.0)], {"head": {"weight": 1, "bias": 2}}, what="decay")
+        {'head/bias': 0.0, 'head/weight': 0.1}
 
     Args:
         what: the name of the list for messages, for example ``"optim.decay"``.

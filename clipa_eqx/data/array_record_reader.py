@@ -20,6 +20,10 @@ class RecordSource:
 
     Threads may share one source. Pickling sends folder and manifest only; each process opens files at its first read.
     ``OpenShards`` decides how many stay open.
+
+    Attributes:
+        folder (str): path or ``gs://`` URL of the record folder.
+        manifest (Manifest): content of the folder.
     """
 
     def __init__(self, *, folder: str, manifest: Manifest) -> None:
@@ -138,10 +142,11 @@ def open_records(folder: str | Path) -> RecordSource:
     A ``gs://`` folder works too: array_record reads shards from buckets itself, and the manifest is read through
     fsspec, which needs the package gcsfs. Sizes are not compared there, because that would take a request per shard.
 
-    ```python
-    source = open_records("data/cc12m")
-    source[0].captions
-    ```
+    Examples:
+        ```python
+        source = open_records("data/cc12m")
+        source[0].captions
+        ```
 
     Raises:
         DataError: folder, manifest or a shard is missing, a shard has another size than in the manifest, or the folder

@@ -22,7 +22,9 @@ class TrainTransform:
         image: size and augmentation of the image.
         tokenizer: tokenizer of the captions.
         length: tokens per text, [CLS] included.
-        reduction: way to shorten a caption of too many word pieces.
+        reduction: way to shorten a caption of too many word pieces. "truncate" keeps the first pieces, "syntax" the
+            words of the most important classes, "random" pieces at random, "block" a random run of neighboring pieces;
+            all keep the order.
 
     Raises:
         ConfigError: a length below 1.
@@ -38,6 +40,10 @@ class TrainTransform:
 
     def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Make the row of a record.
+
+        Args:
+            record: an image with at least one caption.
+            rng: random generator of the augmentation, the choice of the caption and its reduction.
 
         Raises:
             DataError: the record has no caption, or a damaged image.

@@ -42,13 +42,17 @@ class ZeroShotConfig:
         data: record folder whose ``label`` indexes the class names. An image with several labels has them as text
             in ``extra["labels"]``, such as "3,17"; each of them counts as right.
         templates: name of a published prompt set, or the templates themselves, each with ``{}`` for the class name.
-        class_names: "manifest" takes those of the record folder, "file" those of ``class_names_file`` (one name per
-            line); the other values are published lists.
+            The sets are "clip_paper" (81 templates, as the reference scores), "open_clip" (80), "clip_best" (8) and
+            "class_name_only" (1).
+        class_names: "manifest" takes those of the record folder, "file" those of ``class_names_file``; "imagenet"
+            (1000), "imagenet_a" and "imagenet_r" (200 each) are published lists.
+        class_names_file: UTF-8 file with one name per line, in label order; None unless ``class_names`` is "file".
         canonicalize: lower case without punctuation, as the reference scores; False keeps names and templates as
             written.
         first_name_only: use only the first of names such as "tabby, tabby cat"; False averages over all of them.
         batch_size: images (and prompts) at once over all devices; it changes no count.
-        text_reduction: how prompts longer than the text tower are cut.
+        text_reduction: how prompts longer than the text tower are cut: "truncate" keeps the first pieces, "syntax" the
+            words of the most important classes.
         max_labels: most labels that one image has.
         every_steps: period of scoring in the training loop, in steps; None scores at its end only.
 
@@ -85,7 +89,9 @@ class ZeroShotTask:
     """Everything that scoring needs except the model and the images; made once, used by each evaluation.
 
     Attributes:
-        tokens: ids of the prompts of each class, one array per class.
+        config: how the model is scored.
+        class_names: names of the classes, in label order.
+        tokens: ids of the prompts of each class, one array int32[prompts length] per class.
         about: what was scored (JSON), with hashes of the config and of the prompts.
     """
 
@@ -173,7 +179,11 @@ class ZeroShotTransform:
     max_labels: int = 1
 
     def __call__(self, record: Record) -> dict[str, np.ndarray]:
-        """The row of a record. Raises DataError if it has no label, or more than ``max_labels``."""
+        """Make the row of a record.
+
+        Raises:
+            DataError: the record has no label or more than ``max_labels``, or its image is damaged.
+        """
         labels = _labels(record)
         if len(labels) > self.max_labels:
             raise DataError(

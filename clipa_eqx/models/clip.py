@@ -43,7 +43,14 @@ class CLIPConfig:
 
 
 class CLIP(eqx.Module):
-    """Encoders of images and texts into one space. Every leaf is an array; all other fields are static."""
+    """Encoders of images and texts into one space. Every leaf is an array; all other fields are static.
+
+    Attributes:
+        image: the image tower.
+        text: the text tower.
+        log_temperature: natural logarithm of the multiplier of the similarities.
+        config: configuration of the model (static).
+    """
 
     image: VisionTower
     text: TextTower

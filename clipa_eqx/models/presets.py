@@ -55,7 +55,10 @@ _PRESETS: dict[str, tuple[Variant, int]] = {
 }
 
 PRESETS: tuple[str, ...] = tuple(_PRESETS)
-"""Names that ``preset`` accepts."""
+"""Names that ``preset`` accepts, such as "B/16": the size of the towers, and the pixels per side of a patch.
+
+They are "Ti/16", "S/16", "B/16", "B/32", "L/16", "L/14", "H/14", "g/14" and "bigG/14".
+"""
 
 
 def preset(name: str, *, image_size: int = 224, length: int = 32) -> CLIPConfig:
@@ -66,7 +69,7 @@ def preset(name: str, *, image_size: int = 224, length: int = 32) -> CLIPConfig:
     Args:
         name: one of ``PRESETS``.
         image_size: pixels per side.
-        length: text tokens.
+        length: tokens per text.
 
     Raises:
         ConfigError: an unknown name, or an image size that the patch does not divide.

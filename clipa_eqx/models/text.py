@@ -21,10 +21,11 @@ class TextConfig:
 
     Attributes:
         blocks: sizes, numerics and regularization of the transformer.
-        length: tokens per text, [CLS] and padding included (``surgery.resize_text`` changes it).
+        length: tokens per text, ``[CLS]`` and padding included (``surgery.resize_text`` changes it).
         vocab: rows of the token table; at least the tokenizer's vocabulary (32,000 in every release).
         position: "learned" (as every release) or "sincos1d" (computed, never stored).
-        pool: "last" (as every release: the last position, padding for short captions), "tok" ([CLS]) or "gap".
+        pool: "last" (as every release: the last position, padding for short captions), "tok" (``[CLS]``) or "gap" (mean
+            of all positions except ``[CLS]``).
         embed: width of the joint space; None omits the head.
 
     Raises:
@@ -79,7 +80,16 @@ class TextTrace(NamedTuple):
 
 
 class TextTower(eqx.Module):
-    """Encoder of one text: token ids to an embedding that is not of unit length. Use ``jax.vmap`` for a batch."""
+    """Encoder of one text: token ids to an embedding that is not of unit length. Use ``jax.vmap`` for a batch.
+
+    Attributes:
+        token: token table.
+        position: learned positions; None if they are computed.
+        blocks: transformer blocks; every leaf has a leading axis of depth.
+        norm: final norm.
+        head: projection to the joint space; None if ``config.embed`` is None.
+        config: configuration of the tower (static).
+    """
 
     token: TokenEmbedding
     position: Float[Array, "seq dim"] | None
@@ -105,7 +115,11 @@ class TextTower(eqx.Module):
         )
 
     def __call__(self, tokens: Int[Array, " seq"], *, key: PRNGKeyArray | None = None) -> Float[Array, " embed"]:
-        """Embed one text; dropout and stochastic depth are on if a key is given.
+        """Embed one text.
+
+        Args:
+            tokens: token ids.
+            key: randomness of dropout and stochastic depth; None turns both off.
 
         Raises:
             ConfigError: the text is not ``config.length`` tokens long.

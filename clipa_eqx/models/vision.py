@@ -26,7 +26,8 @@ class VisionConfig:
         patch_size: (height, width) in pixels; must divide ``image_size``.
         patch: "conv" (no bias, as every release) or "linear" (with bias).
         position: "sincos2d" (computed, never stored) or "learned".
-        pool: "gap", "tok", "first" (the reference's "0") or "map"; see ``pool.pool_image``.
+        pool: "gap" (normalized mean of the patch tokens), "tok" (normalized class token), "first" (class token without
+            a norm, the reference's "0") or "map" (attention over all tokens).
         mask_ratio: share of patch tokens dropped at random; active only with a key.
         embed: width of the joint space; None omits the head.
 
@@ -105,7 +106,18 @@ class VisionTrace(NamedTuple):
 
 
 class VisionTower(eqx.Module):
-    """Encoder of one normalized image to an embedding that is not of unit length. Use ``jax.vmap`` for a batch."""
+    """Encoder of one normalized image to an embedding that is not of unit length. Use ``jax.vmap`` for a batch.
+
+    Attributes:
+        patch: projection of the pixels of a patch to a token.
+        class_token: token in front of the patches.
+        position: learned positions of the class token and the patches; None if they are computed.
+        blocks: transformer blocks; every leaf has a leading axis of depth.
+        norm: final norm; None for the pools "first" and "map".
+        map_head: attention pool; None for other pools than "map".
+        head: projection to the joint space; None if ``config.embed`` is None.
+        config: configuration of the tower (static).
+    """
 
     patch: Linear
     class_token: Float[Array, " dim"]
@@ -141,7 +153,11 @@ class VisionTower(eqx.Module):
     def __call__(
         self, image: Float[Array, "height width 3"], *, key: PRNGKeyArray | None = None
     ) -> Float[Array, " embed"]:
-        """Embed one normalized image; masking, dropout and stochastic depth are on if a key is given.
+        """Embed one normalized image.
+
+        Args:
+            image: normalized pixels.
+            key: randomness of masking, dropout and stochastic depth; None turns all of them off.
 
         Raises:
             ConfigError: the image is not of ``config.image_size``.

@@ -33,25 +33,41 @@ from clipa_eqx.trees import from_leaves, leaves_by_path
 class ModelTokenizer:
     """A tokenizer with the text length of its model.
 
-    >>> tokens = ModelTokenizer(tokenizer=Tokenizer.bert(), length=6)(["a photo of a dog"])
-    >>> tokens.ids, tokens.truncated
-    (array([[ 101, 1037, 6302, 1997, 1037, 3899]], dtype=int32), 0)
+    Attributes:
+        tokenizer: tokenizer of any length.
+        length: tokens per text, ``[CLS]`` and padding included.
+
+    Examples:
+        >>> tokens = ModelTokenizer(tokenizer=Tokenizer.bert(), length=6)(["a photo of a dog"])
+        >>> tokens.ids, tokens.truncated
+        (array([[ 101, 1037, 6302, 1997, 1037, 3899]], dtype=int32), 0)
     """
 
     tokenizer: Tokenizer
     length: int
 
     def __call__(self, texts: Sequence[str | bytes], *, reduction: Reduction = "truncate") -> Tokens:
-        """Token ids, a row per text, and the number of texts that were cut.
+        """Tokenize texts to rows of ``length`` ids, and count the texts that were cut.
 
-        The reductions "random" and "block" need the tokenizer itself, which takes positions. Raises as ``Tokenizer``.
+        Args:
+            texts: captions or prompts; bytes are decoded as UTF-8.
+            reduction: way to shorten a text of too many pieces: "truncate" keeps the first pieces, "syntax" the words
+                of the most important classes. "random" and "block" need ``tokenizer`` itself, which takes a generator.
+
+        Raises:
+            ConfigError: the reduction is "random" or "block".
+            DataError: one string instead of a sequence of texts.
         """
         return self.tokenizer(texts, length=self.length, reduction=reduction)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """Image preparation: from files or arrays to the input of the image tower."""
+    """Image preparation: from files or arrays to the input of the image tower.
+
+    Attributes:
+        config: size in pixels, and how images are resized.
+    """
 
     config: EvalImageConfig
 
@@ -61,6 +77,9 @@ class Preprocess:
         """Normalized pixels of encoded files, Pillow images or RGB arrays, for ``jax.vmap(model.encode_image)``.
 
         Mode "fast" applies to encoded files; decoded images are always resized exactly.
+
+        Args:
+            images: content of image files, Pillow images, or arrays uint8[height width 3], of any size.
 
         Raises:
             DataError: the argument is not a list, or an entry is not a complete image; the message says which.
@@ -90,7 +109,14 @@ class Preprocess:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
-    """The content of a model folder."""
+    """The content of a model folder.
+
+    Attributes:
+        model: both towers and the temperature, in float32.
+        tokenizer: texts to rows of token ids of the text tower's length.
+        preprocess: images to normalized pixels of the image tower's size.
+        provenance: where the weights come from.
+    """
 
     model: CLIP
     tokenizer: ModelTokenizer
@@ -110,6 +136,10 @@ def save_model(
     """Write a model folder. It appears, or replaces the former one, once it is complete.
 
     Args:
+        folder: the folder to write.
+        model: the model; its leaves are saved as float32.
+        tokenizer: tokenizer of its texts.
+        preprocess: how its evaluation images are prepared.
         provenance: where the weights come from, for example source file, hashes, steps; a mapping is read as JSON.
         overwrite: replace a model folder of the same name; a folder that holds anything else is never replaced.
 
@@ -136,9 +166,10 @@ def save_model(
 def load_model(folder: Path | str) -> LoadedModel:
     """Read a model folder, as ``save_model`` or an import wrote it.
 
-    >>> clip = load_model("runs/h14/model")  # doctest: +SKIP
-    >>> images = jax.vmap(clip.model.encode_image)(clip.preprocess([Image.open("cat.jpg")]))  # doctest: +SKIP
-    >>> texts = jax.vmap(clip.model.encode_text)(clip.tokenizer(["a cat", "a dog"]).ids)  # doctest: +SKIP
+    Examples:
+        >>> clip = load_model("runs/h14/model")  # doctest: +SKIP
+        >>> images = jax.vmap(clip.model.encode_image)(clip.preprocess([Image.open("cat.jpg")]))  # doctest: +SKIP
+        >>> texts = jax.vmap(clip.model.encode_text)(clip.tokenizer(["a cat", "a dog"]).ids)  # doctest: +SKIP
 
     Raises:
         CheckpointError: ``folder`` is not a model folder; files are missing, damaged, of a later version, or do not fit

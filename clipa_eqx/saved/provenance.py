@@ -80,9 +80,10 @@ class Provenance:
     def from_json(cls, found: Mapping[str, Any]) -> "Provenance":
         """The provenance in a JSON object of any version; nothing is refused.
 
-        >>> found = Provenance.from_json({"source": "a training run", "steps": 3, "by": "me"})
-        >>> found.source.name, found.steps, found.extra
-        ('a training run', 3, {'by': 'me'})
+        Examples:
+            >>> found = Provenance.from_json({"source": "a training run", "steps": 3, "by": "me"})
+            >>> found.source.name, found.steps, found.extra
+            ('a training run', 3, {'by': 'me'})
         """
         return _decode(cls, found)
 
@@ -92,7 +93,10 @@ class Provenance:
 
     @property
     def text_reduction(self) -> Reduction | None:
-        """The reduction of captions in the run that trained the model; None if that is not recorded."""
+        """The reduction of captions in the run that trained the model; None if that is not recorded.
+
+        One of "truncate", "syntax", "random" and "block".
+        """
         match self.run:
             case {"config": {"data": {"text_reduction": "truncate" | "random" | "block" | "syntax" as reduction}}}:
                 return reduction

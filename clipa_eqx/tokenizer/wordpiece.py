@@ -33,7 +33,12 @@ class Encoded(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """Tokens of a batch of captions, and the number of captions that lost pieces."""
+    """Tokens of a batch of captions.
+
+    Attributes:
+        ids: a row per caption: ``[CLS]``, its pieces, zeros.
+        truncated: number of captions that lost pieces.
+    """
 
     ids: Int32[np.ndarray, "batch length"]
     truncated: int
@@ -53,9 +58,10 @@ class Tokenizer:
     Raises:
         DataError: an unusable vocabulary (see ``vocabulary.check_vocab``), or a wrong number of classes.
 
-    >>> tokenizer = Tokenizer.bert()
-    >>> tokenizer(["a photo of a dog"], length=8).ids
-    array([[ 101, 1037, 6302, 1997, 1037, 3899,    0,    0]], dtype=int32)
+    Examples:
+        >>> tokenizer = Tokenizer.bert()
+        >>> tokenizer(["a photo of a dog"], length=8).ids
+        array([[ 101, 1037, 6302, 1997, 1037, 3899,    0,    0]], dtype=int32)
     """
 
     pieces: tuple[str, ...]
@@ -128,7 +134,9 @@ class Tokenizer:
         Args:
             texts: captions; bytes are decoded as UTF-8.
             length: tokens per row.
-            reduction: way to shorten a caption of too many pieces.
+            reduction: way to shorten a caption of too many pieces. "truncate" keeps the first pieces, "syntax" the
+                words of the most important classes, "random" pieces at random, "block" a random run of neighboring
+                pieces; all keep the order.
             rng: random generator, for "random" and "block"; captions that fit do not use it.
 
         Raises:

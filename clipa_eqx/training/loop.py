@@ -44,7 +44,13 @@ _log = logging.getLogger(__name__)
 
 
 class TrainResult(NamedTuple):
-    """Number of steps done, the last logged metrics, and the model folder."""
+    """Result of a finished run.
+
+    Attributes:
+        steps: number of steps of the run.
+        metrics: last logged metrics by name, as in ``metrics.jsonl``; empty if this call did no step.
+        model_folder: path of the model folder.
+    """
 
     steps: int
     metrics: dict[str, Any]
@@ -61,6 +67,7 @@ def train(
     """Train, or resume training, in ``workdir``; the same config gives the same run, however often it is interrupted.
 
     Args:
+        config: everything that determines the run.
         workdir: the run folder, new or of the same run.
         devices: the devices to train on; all by default.
         compiler: makes the step. Give another one to wrap the step of ``compile_step``, or to reuse a compiled step.

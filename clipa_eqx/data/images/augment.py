@@ -28,7 +28,7 @@ class ImageConfig:
 
     Attributes:
         size: (height, width) of the result in pixels.
-        mode: way to compute the pixels, see above.
+        mode: way to compute the pixels, "exact" or "fast"; see above.
         min_area: least share of the image that the crop covers; 1 always takes the complete image.
         max_area: largest share of the image that the crop covers.
         min_aspect: least width / height of the crop.
