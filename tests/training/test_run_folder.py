@@ -1,4 +1,4 @@
-"""Which run a folder belongs to: every field that changes a number is compared, damage is named, nothing is lost."""
+"""Ownership of run folders: every field that changes a number is compared, damage is named, nothing is lost."""
 
 import json
 
