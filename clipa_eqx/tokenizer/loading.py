@@ -5,12 +5,16 @@ from pathlib import Path
 from clipa_eqx.errors import ConfigError
 from clipa_eqx.tokenizer.wordpiece import Tokenizer
 
+FOR_TRAINING = "name the model's own vocabulary (data.vocab), or set model.text.vocab to at least the number of pieces"
+"""Remedy where the user chooses the size of the token table; a model that exists has its own."""
 
-def load_tokenizer(vocab: Path | str | None, *, model_vocab: int) -> Tokenizer:
+
+def load_tokenizer(vocab: Path | str | None, *, model_vocab: int, remedy: str = FOR_TRAINING) -> Tokenizer:
     """The BERT tokenizer of the package (``None``), or that of a vocabulary file or tokenizer folder.
 
     Args:
         model_vocab: rows of the model's token table.
+        remedy: end of the error message, which says what to do about a vocabulary that is too large.
 
     Raises:
         ConfigError: the vocabulary has more pieces than the token table has rows.
@@ -22,9 +26,7 @@ def load_tokenizer(vocab: Path | str | None, *, model_vocab: int) -> Tokenizer:
         tokenizer = Tokenizer.load(Path(vocab)) if Path(vocab).is_dir() else Tokenizer.from_file(vocab)
     if tokenizer.vocab_size > model_vocab:
         raise ConfigError(
-            f"model.text.vocab is {model_vocab}: the token table has {model_vocab} rows, but the vocabulary "
-            f"({vocab or 'BERT, the default'}) has {tokenizer.vocab_size} pieces; name the model's own vocabulary "
-            f"(--vocab of a converter, data.vocab of a run), or set model.text.vocab to at least "
-            f"{tokenizer.vocab_size}"
+            f"the token table has {model_vocab} rows, but the vocabulary ({vocab or 'BERT, the default'}) has "
+            f"{tokenizer.vocab_size} pieces; {remedy}"
         )
     return tokenizer

@@ -25,6 +25,10 @@ class Choices:
     profile: "Profile | None" = None
 
 
+GIVE_VOCAB = "give the model's own vocabulary (--vocab)"
+"""Remedy for a vocabulary larger than the token table: the table of weights that exist has a fixed size."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImportOptions:
     """Options of an import, the same for every weight format.
