@@ -109,7 +109,7 @@ def score(request: Request) -> dict[str, Any]:
 
 
 def _in_words(preprocess: EvalImageConfig) -> str:
-    """How images are prepared, for the log: height x width, resizing and mode."""
+    """Image preparation for the log: height x width, resizing and mode."""
     height, width = preprocess.size
     return f"images of {height} x {width} pixels, {preprocess.resize}, {preprocess.mode}"
 

@@ -26,7 +26,7 @@ class Choices:
 
 
 GIVE_VOCAB = "give the model's own vocabulary (--vocab)"
-"""Remedy for a vocabulary larger than the token table: the table of weights that exist has a fixed size."""
+"""Remedy for a vocabulary larger than the token table, whose size is fixed in weights that exist."""
 
 
 @dataclass(frozen=True, kw_only=True)
