@@ -52,5 +52,5 @@ def listed(problems: Sequence[str]) -> str:
     """
     lines = [line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]} ..." for line in problems[:_MOST_LINES]]
     if len(problems) > _MOST_LINES:
-        lines.append(f"... and {len(problems) - _MOST_LINES} more")
+        lines.append(f"... and {len(problems) - _MOST_LINES:,} more")
     return f"{counted(len(problems), 'problem')}:\n  " + "\n  ".join(lines)

@@ -5,6 +5,7 @@ from pathlib import Path
 from clipa_eqx.errors import ConfigError
 from clipa_eqx.tokenizer.wordpiece import Tokenizer
 
+
 def load_tokenizer(vocab: Path | str | None, *, model_vocab: int, remedy: str | None = None) -> Tokenizer:
     """The BERT tokenizer of the package (``None``), or that of a vocabulary file or tokenizer folder.
 

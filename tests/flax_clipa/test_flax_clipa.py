@@ -234,9 +234,9 @@ def test_a_long_list_of_problems_is_shortened(tmp_path):
     many = {f"params/extra/{i}": np.zeros((), np.float32) for i in range(3000)} | {
         "params/" + 4000 * "x": np.zeros((), np.float32)
     }
-    with pytest.raises(ConversionError, match=r"3001 problem\(s\)") as caught:
+    with pytest.raises(ConversionError, match=r"3,001 problems") as caught:
         convert(write_npz(tmp_path / "x.npz", tiny_arrays() | many), tmp_path / "model")
-    assert "... and 2901 more" in str(caught.value)
+    assert "... and 2,901 more" in str(caught.value)
     assert len(str(caught.value)) < 20_000
 
 
