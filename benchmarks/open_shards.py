@@ -30,7 +30,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             write_set(Path(folder), options, records=records)
             for kept in (options.shards, options.open):
-                with mock.patch.object(open_shards, "_MOST_OPEN_RECORDS", kept * records):
+                with mock.patch.object(open_shards, "MOST_OPEN_RECORDS", kept * records):
                     source = open_records(folder)
                     for shard in range(options.shards):
                         source[shard * records]

@@ -27,8 +27,11 @@ def load_config(path: Path | str) -> ExperimentConfig:
     path = Path(path)
     try:
         source = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(f"config file {path} does not exist; give the path of a Python file") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config file {path} cannot be read ({error}); give the path of a Python file") from error
+        reason = error.strerror if isinstance(error, OSError) else error  # an OSError's own words repeat the path
+        raise ConfigError(f"config file {path} cannot be read ({reason}); give the path of a Python file") from error
     module = types.ModuleType(f"clipa_eqx_run_{re.sub(r'[^0-9A-Za-z_]', '_', path.stem)}")
     module.__file__ = str(path)
     # Dataclasses of a config file look up their module by name.

@@ -33,15 +33,24 @@ class NonFiniteError(ClipaError, RuntimeError):
     """The loss or a parameter became NaN or infinite; the message names step, samples and last good checkpoint."""
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, in the plural unless it is 1.
+
+    >>> counted(1, "shard"), counted(1200, "record")
+    ('1 shard', '1,200 records')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def listed(problems: Sequence[str]) -> str:
     """Problems as the end of a message, one line each; very long lists and lines are shortened.
 
     >>> print(listed(["missing: a", "unused: b"]))
-    2 problem(s):
+    2 problems:
       missing: a
       unused: b
     """
     lines = [line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]} ..." for line in problems[:_MOST_LINES]]
     if len(problems) > _MOST_LINES:
-        lines.append(f"... and {len(problems) - _MOST_LINES} more")
-    return f"{len(problems)} problem(s):\n  " + "\n  ".join(lines)
+        lines.append(f"... and {len(problems) - _MOST_LINES:,} more")
+    return f"{counted(len(problems), 'problem')}:\n  " + "\n  ".join(lines)

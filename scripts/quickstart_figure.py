@@ -8,6 +8,8 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
+from clipa_eqx.replacing import write_text
+
 ROOT = Path(__file__).resolve().parent.parent
 FIGURE = ROOT / "docs" / "figures" / "quickstart.svg"
 
@@ -75,8 +77,7 @@ def _text(x: float, y: float, words: str, *, anchor: str = "start", weight: str 
 
 
 def main() -> None:
-    FIGURE.parent.mkdir(exist_ok=True)
-    FIGURE.write_text(draw(read_scores((ROOT / "README.md").read_text(encoding="utf-8"))), encoding="utf-8")
+    write_text(FIGURE, draw(read_scores((ROOT / "README.md").read_text(encoding="utf-8"))))
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ from clipa_eqx.data.bucket_manifest import is_url
 from clipa_eqx.data.manifest import ShardInfo
 from clipa_eqx.errors import DataError
 
-# The index of an open shard takes 8 to 16 bytes per record. The bound is 1/64 of the machine's memory in each process.
-_MOST_OPEN_RECORDS = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 64 // 16
+MOST_OPEN_RECORDS = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 64 // 16
+"""Records in all open shards of a process. Their index of 8 to 16 bytes each takes at most 1/64 of the memory."""
 
 
 class OpenShards:
@@ -158,7 +158,7 @@ def _keep_to_bounds() -> None:
     folders = list(_all)  # references, so that none is collected meanwhile
     local = [folder for folder in folders if folder.is_local]
     _drop_oldest(local, _count(local) - _allowed_files(sum(len(folder.counts) for folder in local)))
-    while _count(folders) > 1 and sum(folder.records for folder in folders) > _MOST_OPEN_RECORDS:
+    while _count(folders) > 1 and sum(folder.records for folder in folders) > MOST_OPEN_RECORDS:
         _drop_oldest(folders, 1)
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from clipa_eqx.data.array_record_reader import open_records
 from clipa_eqx.data.images.evaluation import EvalImageConfig
+from clipa_eqx.errors import counted
 from clipa_eqx.evals.prompts import ClassNameSet, PromptSet
 from clipa_eqx.evals.record_folder import score_records
 from clipa_eqx.evals.zero_shot import ZeroShotConfig
@@ -83,7 +84,7 @@ def score(request: Request) -> dict[str, Any]:
     preprocess = _with_mode(scored.preprocess, request.image_mode)
     length = scored.model.config.text.length
     _log.info("prompts longer than %d tokens: %s", length, config.text_reduction)
-    _log.info("%s on %d devices, images %s", request.model, mesh.size, preprocess)
+    _log.info("%s on %s, %s", request.model, counted(mesh.size, "device"), _in_words(preprocess))
     since = time.perf_counter()
     result = score_records(
         scored.model,
@@ -105,6 +106,12 @@ def score(request: Request) -> dict[str, Any]:
         "devices": {"count": mesh.size, "kind": str(mesh.devices.flat[0].device_kind)},
         "seconds": time.perf_counter() - since,
     }
+
+
+def _in_words(preprocess: EvalImageConfig) -> str:
+    """Image preparation for the log: height x width, resizing and mode."""
+    height, width = preprocess.size
+    return f"images of {height} x {width} pixels, {preprocess.resize}, {preprocess.mode}"
 
 
 def write_result(path: Path, content: Mapping[str, Any]) -> None:

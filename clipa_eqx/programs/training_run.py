@@ -9,6 +9,7 @@ import jax
 
 from clipa_eqx.cli import FAILED, OK, set_up_logging
 from clipa_eqx.config_files import apply_overrides, load_config
+from clipa_eqx.errors import counted
 from clipa_eqx.experiment import ExperimentConfig, InitConfig
 from clipa_eqx.json_config import to_json
 from clipa_eqx.training.loop import train
@@ -57,5 +58,5 @@ def start(config: ExperimentConfig, workdir: Path, *, distributed: bool = False)
     except Interrupted as stop:
         _log.warning("%s", stop)
         return FAILED
-    _log.info("done: %d steps, model in %s", result.steps, result.model_folder)
+    _log.info("done: %s, model in %s", counted(result.steps, "step"), result.model_folder)
     return OK

@@ -12,7 +12,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from clipa_eqx.durations import RunLength, is_time
-from clipa_eqx.errors import ConfigError
+from clipa_eqx.errors import ConfigError, counted
 from clipa_eqx.evals.zero_shot import evaluate_zero_shot
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.models.clip import CLIP, abstract_clip
@@ -90,7 +90,8 @@ def train(
     record = run_record(config, [s.manifest for s in mixture.sources], vocab_sha256=tokenizer.vocab_sha256)
     claim_on_all(workdir, record)
     _log.info("%s: %s parameters, mesh %s", workdir, f"{count_params(model):,}", dict(mesh.shape))
-    _log.info("%d steps of %d pairs from %d records", total_steps, config.batch_size, len(mixture))
+    steps, records = counted(total_steps, "step"), counted(len(mixture), "record")
+    _log.info("%s of %s from %s", steps, counted(config.batch_size, "pair"), records)
 
     with ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))

@@ -16,7 +16,7 @@ from clipa_eqx.errors import CheckpointError, listed
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.json_config import to_json, with_current_names
 from clipa_eqx.replacing import is_temporary, write_text
-from clipa_eqx.saved.kinds import CHECKPOINTS_NAME, CONFIG_FILE, METRICS_NAME, MODEL_NAME
+from clipa_eqx.saved.kinds import CHECKPOINTS_NAME, CONFIG_FILE, METRICS_NAME, MODEL_NAME, kind_of, what_is
 
 # Fields that may change when a run is resumed: paths, mesh, logging and checkpoints. None of them changes a number.
 _FREE = (
@@ -53,11 +53,14 @@ def claim(workdir: Path, record: Mapping[str, Any]) -> None:
     """Make the folder belong to this run, or check that it does. A run without any step gives up its folder.
 
     Raises:
-        CheckpointError: the folder holds another run (with every difference), or something that is no run.
+        CheckpointError: the folder holds another run (with every difference), a model, records, or something that is no
+            run.
     """
     path = workdir / CONFIG_FILE
     if workdir.is_file():
         raise CheckpointError(f"run folder {workdir} is a file; give a new folder with --workdir")
+    if kind_of(workdir) in ("model folder", "record folder"):
+        raise CheckpointError(f"{what_is(workdir)}; give a new folder with --workdir")
     if not path.exists():
         # A start that was killed while it wrote the record leaves an unfinished one, which the next removes.
         if workdir.is_dir() and not all(is_temporary(entry.name, CONFIG_FILE) for entry in workdir.iterdir()):

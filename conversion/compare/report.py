@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clipa_eqx.errors import ConversionError
+from clipa_eqx.replacing import write_text
 
 Cause = tuple[str, str]
 """A cause and its detail, which may be empty."""
@@ -108,17 +109,19 @@ def check_destination(file: Path) -> None:
     """Check before the comparison, which takes minutes for large models, that its report can be written.
 
     Raises:
-        ConversionError: ``file`` is a folder, or its parent is not.
+        ConversionError: ``file`` is a folder or not a regular file, or its parent is not a folder.
     """
     if file.is_dir():
         raise ConversionError(f"--json {file} is a folder; name a file")
+    if file.exists() and not file.is_file():
+        raise ConversionError(f"--json {file} is not a regular file; name a file")
     if not file.absolute().parent.is_dir():
         raise ConversionError(f"--json {file} cannot be written: there is no folder {file.parent}")
 
 
 def write_report(report: CompareReport, file: Path) -> None:
-    """Write the report as JSON. Raises ``ConversionError`` if that fails."""
+    """Write the report as JSON in one atomic step. Raises ``ConversionError`` if that fails."""
     try:
-        file.write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
+        write_text(file, json.dumps(report.to_json(), indent=1) + "\n")
     except OSError as error:
         raise ConversionError(f"--json {file} cannot be written ({error})") from error

@@ -8,7 +8,7 @@ from conversion.flax_clipa.checkpoint import Checkpoint
 from conversion.flax_clipa.files import open_flax
 from conversion.flax_clipa.names import flax_rules
 from conversion.flax_clipa.shapes import flax_facts
-from conversion.weights.choices import ImportOptions
+from conversion.weights.choices import GIVE_VOCAB, ImportOptions
 from conversion.weights.import_provenance import import_provenance, log_resolved
 from conversion.weights.infer import resolve_config
 from conversion.weights.rules import RuleTable
@@ -44,7 +44,7 @@ def import_checkpoint(found: Checkpoint, options: ImportOptions) -> None:
     )
     resolved = resolved._replace(notes=(*resolved.notes, resolved.preprocess_note, *found.notes))
     log_resolved(resolved)
-    tokenizer = load_tokenizer(options.vocab, model_vocab=resolved.config.text.vocab)
+    tokenizer = load_tokenizer(options.vocab, model_vocab=resolved.config.text.vocab, remedy=GIVE_VOCAB)
     converted = write_model(
         found.params,
         table(resolved.config),
@@ -60,7 +60,8 @@ def import_checkpoint(found: Checkpoint, options: ImportOptions) -> None:
     _log.info("%s: %s parameters", converted.folder, f"{converted.provenance.parameters:,}")
     if found.moments is not None:
         _log.info(
-            "optimizer state of step %d: resume from it with train.py --init-from %s --init.optimizer True",
+            "optimizer state of step %d: resume from it with "
+            "`clipa-train CONFIG.py --workdir RUN --init-from %s --init.optimizer True`",
             found.moments.schedule_steps,
             converted.folder,
         )

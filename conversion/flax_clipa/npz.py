@@ -14,7 +14,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from clipa_eqx.errors import ConversionError
+from clipa_eqx.errors import ConversionError, counted
 from clipa_eqx.saved.leaf_file import Leaf
 from conversion.weights.tensors import BFLOAT16
 
@@ -144,7 +144,7 @@ class NpzFile:
             problems.append("empty: the archive has no members")
         if problems:
             raise ConversionError(
-                f"{self.path} cannot be converted, {len(problems)} problem(s):\n  " + "\n  ".join(problems)
+                f"{self.path} cannot be converted, {counted(len(problems), 'problem')}:\n  " + "\n  ".join(problems)
             )
         return members
 

@@ -11,7 +11,7 @@ from conversion.open_clip.names import open_clip_rules, temperature_shape
 from conversion.open_clip.resolving import resolve
 from conversion.open_clip.sources import HUB
 from conversion.open_clip.vocabulary import own_rules, own_vocabulary
-from conversion.weights.choices import ImportOptions
+from conversion.weights.choices import GIVE_VOCAB, ImportOptions
 from conversion.weights.formats import OPEN_CLIP
 from conversion.weights.import_provenance import import_provenance, log_resolved
 from conversion.weights.rules import RuleTable
@@ -41,7 +41,7 @@ def import_open_clip(source: str, options: ImportOptions) -> Path:
         if options.vocab is None:
             tokenizer, origin = own_vocabulary(opened.source.folder, opened.config, rows=rows)
         else:
-            tokenizer, origin = load_tokenizer(options.vocab, model_vocab=rows), options.vocab
+            tokenizer, origin = load_tokenizer(options.vocab, model_vocab=rows, remedy=GIVE_VOCAB), options.vocab
         about: dict[str, Any] = {
             "dtypes": sorted({str(info.dtype) for info in opened.tensors.tensors.values()}),
             "config_sha256": None if opened.source.config is None else sha256_of(opened.source.config),

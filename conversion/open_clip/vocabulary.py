@@ -20,6 +20,7 @@ from conversion.open_clip.tokenizer import (
     load_tokenizer_json,
     tokenizer_json,
 )
+from conversion.weights.choices import GIVE_VOCAB
 from conversion.weights.formats import TextRules
 
 _CLASSES = ("BertTokenizer", "BertTokenizerFast", "PreTrainedTokenizerFast")
@@ -50,7 +51,7 @@ def own_vocabulary(folder: Path, config: OpenClipConfig | None, *, rows: int) ->
         DataError: ``vocab.txt`` is not a valid vocabulary.
     """
     if config is None:
-        return Vocabulary(load_tokenizer(None, model_vocab=rows), "BERT's, as no file names another")
+        return Vocabulary(load_tokenizer(None, model_vocab=rows, remedy=GIVE_VOCAB), "BERT's, as no file names another")
     problems: list[str] = []
     if config.tokenizer.name != BERT_NAME:
         problems.append(f"{CONFIG_FILE} names the tokenizer {config.tokenizer.name!r}, expected {BERT_NAME!r}")
@@ -76,10 +77,10 @@ def own_vocabulary(folder: Path, config: OpenClipConfig | None, *, rows: int) ->
             "are right for it:\n  " + "\n  ".join(problems)
         )
     if pieces is None:
-        return Vocabulary(load_tokenizer(None, model_vocab=rows), origin)
+        return Vocabulary(load_tokenizer(None, model_vocab=rows, remedy=GIVE_VOCAB), origin)
     if len(pieces) > rows:
         raise ConversionError(
-            f"the token table has {rows} rows, the vocabulary of {folder / origin} {len(pieces)} pieces"
+            f"the token table has {rows} rows, the vocabulary of {folder / origin} {len(pieces)} pieces; {GIVE_VOCAB}"
         )
     classes, unclassified = look_up_classes(pieces)
     return Vocabulary(Tokenizer(pieces=pieces, classes=classes, unclassified=unclassified), origin)

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import cast
 
 from clipa_eqx.data.manifest import Manifest
+from clipa_eqx.errors import counted
 from conversion.records.diff import Difference
 from conversion.records.rows import DUPLICATE_OTHER
 
@@ -11,7 +12,7 @@ from conversion.records.rows import DUPLICATE_OTHER
 def account_lines(target: str, manifest: Manifest) -> Iterator[str]:
     """The account of a finished conversion, with advice."""
     size = sum(shard.bytes for shard in manifest.shards)
-    yield f"{target}: {manifest.rows_written:,} records in {len(manifest.shards):,} shards, {size / 1e6:,.1f} MB"
+    yield f"{target}: {_contents(manifest)}, {size / 1e6:,.1f} MB"
     dropped = "".join(f", {count:,} {reason}" for reason, count in manifest.rows_dropped.items())
     yield f"rows: {manifest.rows_read:,} read, {manifest.rows_written:,} written{dropped}"
     lost = cast(dict[str, int], manifest.info["captions_dropped"])
@@ -29,6 +30,10 @@ def account_lines(target: str, manifest: Manifest) -> Iterator[str]:
         yield f"no row was kept: were images, captions or labels looked for in the wrong place? {_example(manifest)}"
 
 
+def _contents(manifest: Manifest) -> str:
+    return f"{counted(manifest.rows_written, 'record')} in {counted(len(manifest.shards), 'shard')}"
+
+
 def _example(manifest: Manifest) -> str:
     """The most frequent reason to drop a row, with an example."""
     most = max(manifest.rows_dropped, key=lambda reason: manifest.rows_dropped[reason])
@@ -43,17 +48,21 @@ def damage_lines(folder: str, manifest: Manifest, problems: Sequence[str]) -> It
     """The damaged shards of a record folder."""
     for problem in problems:
         yield f"damaged: {problem}"
-    good = f"{len(manifest.shards) - len(problems):,} of {len(manifest.shards):,} shards are as written"
-    yield f"{folder}: {good}, {manifest.rows_written:,} records"
+    good = len(manifest.shards) - len(problems)
+    shards, records = counted(len(manifest.shards), "shard"), counted(manifest.rows_written, "record")
+    verb = "is" if 1 in (good, len(manifest.shards)) else "are"
+    yield f"{folder}: {good:,} of {shards} {verb} as written, {records}"
 
 
 def difference_lines(a: str, b: str, found: Difference) -> Iterator[str]:
     """The differences of two record folders."""
-    yield f"{found.shared:,} keys in both, {found.changed:,} of them with other content"
+    yield f"{counted(found.shared, 'key')} in both, {found.changed:,} of them with other content"
     yield from (f"  {key}" for key in found.examples_changed)
     for name, count, keys, repeats in (
         (a, found.only_a, found.examples_a, found.repeats_a),
         (b, found.only_b, found.examples_b, found.repeats_b),
     ):
-        yield f"{count:,} keys only in {name}" + (f"; {repeats:,} records repeat a key" if repeats else "")
+        yield f"{counted(count, 'key')} only in {name}" + (
+            f"; {counted(repeats, 'record')} with a repeated key" if repeats else ""
+        )
         yield from (f"  {key}" for key in keys)

@@ -80,7 +80,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     named = parser.add_mutually_exclusive_group()
     named.add_argument("--preset", metavar="N", help="an architecture: L/14, H/14, bigG/14, ...")
     named.add_argument("--released", metavar="N", help="a released model; `python -m conversion.released` lists them")
-    named.add_argument("--config", metavar="F.json", type=Path, help="a model config as scripts/show.py prints it")
+    named.add_argument("--config", metavar="F.json", type=Path, help="a model config as clipa-show prints it")
     parser.add_argument("--image-pool", choices=("gap", "tok", "first", "map"))
     parser.add_argument("--text-pool", choices=("last", "tok", "gap"))
     parser.add_argument("--image-position", choices=("sincos2d", "learned"))

@@ -25,6 +25,10 @@ class Choices:
     profile: "Profile | None" = None
 
 
+GIVE_VOCAB = "give the model's own vocabulary (--vocab)"
+"""Remedy for a vocabulary larger than the token table, whose size is fixed in weights that exist."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImportOptions:
     """Options of an import, the same for every weight format.

@@ -90,7 +90,7 @@ def _released(name: str) -> NamedConfig:
 def _read_config(path: Path) -> CLIPConfig:
     """The model config in the first JSON object of a file, alone or in the config of a run.
 
-    The output of ``scripts/show.py`` has more text after that object.
+    The output of ``clipa-show`` has more text after that object.
     """
     try:
         found: Any = json.JSONDecoder().raw_decode(path.read_text(encoding="utf-8").lstrip())[0]
@@ -99,7 +99,5 @@ def _read_config(path: Path) -> CLIPConfig:
     while isinstance(found, dict) and "image" not in found and ("model" in found or "config" in found):
         found = found.get("model", found.get("config"))
     if not isinstance(found, dict):
-        raise ConversionError(
-            f"--config {path} does not hold a model config; `scripts/show.py MODEL > F.json` writes one"
-        )
+        raise ConversionError(f"--config {path} does not hold a model config; `clipa-show MODEL > F.json` writes one")
     return from_json(CLIPConfig, found, where=f"--config {path}")

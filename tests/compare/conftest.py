@@ -5,7 +5,7 @@ import shutil
 import pytest
 from support.comparison import LENGTH, SIZE
 from support.random_models import random_model
-from support.tiny_runs import model_config
+from support.tiny_models import tiny_clip_config
 
 from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.saved.model import save_model
@@ -16,7 +16,7 @@ from conversion.open_clip.exporting import export_open_clip
 @pytest.fixture(scope="module")
 def model():
     # A square head, so that its transpose fits; four patches, so that means and positions matter.
-    return random_model(model_config(image={"embed": 32}, text={"vocab": 30522, "length": LENGTH, "embed": 32}))
+    return random_model(tiny_clip_config(image={"embed": 32}, text={"vocab": 30522, "length": LENGTH, "embed": 32}))
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 from support.comparison import DIM, HEADS, IMAGE_BLOCK, LENGTH, SIZE, TEXT, TEXT_BLOCK, VISION, compared, named
 from support.open_clip_folders import WEIGHTS, edit_config, edit_weights, set_in
 from support.random_models import random_model
-from support.tiny_runs import model_config
+from support.tiny_models import tiny_clip_config
 
 from clipa_eqx.cli import run
 from clipa_eqx.data.images.evaluation import EvalImageConfig
@@ -233,7 +233,7 @@ def test_recorded_settings_are_compared_and_the_rest_comes_from_the_other_side(m
 
 
 def test_no_cause_is_invented_for_other_weights(folders, tmp_path, capsys):
-    config = model_config(image={"embed": 32}, text={"vocab": 30522, "length": LENGTH, "embed": 32})
+    config = tiny_clip_config(image={"embed": 32}, text={"vocab": 30522, "length": LENGTH, "embed": 32})
     save_model(
         tmp_path / "other",
         random_model(config, seed=7),
@@ -255,7 +255,9 @@ def test_unused_flags_are_reported(folders, theirs, tmp_path, caplog):
 
 
 def test_other_sizes_are_reported_and_no_operation_is_compared(folders, tmp_path):
-    config = model_config(image={"embed": 32, "image_size": (24, 24)}, text={"vocab": 30522, "length": 8, "embed": 32})
+    config = tiny_clip_config(
+        image={"embed": 32, "image_size": (24, 24)}, text={"vocab": 30522, "length": 8, "embed": 32}
+    )
     save_model(
         tmp_path / "other",
         random_model(config),

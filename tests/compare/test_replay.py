@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.random_models import random_model
-from support.tiny_runs import model_config
+from support.tiny_models import tiny_clip_config
 
 from clipa_eqx.trees import layer_path, leaves_by_path, stacked_depth
 from conversion.compare.replay import patches_of, replay, run_step
@@ -47,7 +47,7 @@ def run(model, tower, x):
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_replay_of_the_image_tower_agrees_with_the_tower(case):
-    model = random_model(model_config(**CASES[case]))
+    model = random_model(tiny_clip_config(**CASES[case]))
     images = np.random.default_rng(1).normal(size=(2, *model.config.image.image_size, 3)).astype(np.float32)
     trace = jax.jit(jax.vmap(model.image.trace))(jnp.asarray(images))
     seen = run(model, "image", patches_of(images, model.config.image))
@@ -61,7 +61,7 @@ def test_the_replay_of_the_image_tower_agrees_with_the_tower(case):
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_replay_of_the_text_tower_agrees_with_the_tower(case):
-    model = random_model(model_config(**CASES[case]))
+    model = random_model(tiny_clip_config(**CASES[case]))
     texts = np.random.default_rng(1).integers(0, 64, (2, model.config.text.length))
     trace = jax.jit(jax.vmap(model.text.trace))(jnp.asarray(texts))
     seen = run(model, "text", texts.astype(np.float64))
@@ -93,7 +93,7 @@ def options_of(model, tower, **changes):
 
 
 def test_a_causal_replay_hides_later_tokens():
-    model = random_model(model_config())
+    model = random_model(tiny_clip_config())
     steps, _ = replay(model.config, "text")
     (step,) = [step for step in steps if step.name == "text/blocks/0/attention"]
     rng = np.random.default_rng(0)

@@ -1,6 +1,8 @@
 """Guards the two forms of a comparison's result: the keys of the JSON, which other programs read, and the lines."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 
@@ -55,6 +57,15 @@ def test_the_json_lists_divergences_in_order_and_steps_only_for_operations(tmp_p
     assert found["first"] == setting
 
 
+def test_the_json_replaces_a_former_file_in_one_step(tmp_path):
+    (tmp_path / "report.json").write_text("former")
+    (tmp_path / "link").hardlink_to(tmp_path / "report.json")
+    write_report(EQUAL, tmp_path / "report.json")
+    assert json.loads((tmp_path / "report.json").read_text())["first"] is None
+    assert (tmp_path / "link").read_text() == "former"
+    assert {path.name for path in tmp_path.iterdir()} == {"report.json", "link"}
+
+
 def test_the_lines_name_the_first_divergence_and_every_cause():
     assert report_lines(DIFFERENT)[-4:] == [
         "FIRST DIVERGENCE: preprocessing: pixels differ",
@@ -70,5 +81,8 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_comparison(tmp_pa
         check_destination(tmp_path)
     with pytest.raises(ConversionError, match="there is no folder"):
         check_destination(tmp_path / "none" / "report.json")
-    with pytest.raises(ConversionError, match="cannot be written"):
-        write_report(EQUAL, tmp_path / "none" / "report.json")
+    with pytest.raises(ConversionError, match="is not a regular file"):
+        check_destination(Path(os.devnull))
+    for file in (tmp_path, Path(os.devnull)):
+        with pytest.raises(ConversionError, match="cannot be written"):
+            write_report(EQUAL, file)

@@ -67,7 +67,7 @@ def open_files(folder):
 
 @pytest.mark.parametrize("most", [1, 9])
 def test_shards_stay_open_up_to_a_number_of_records_and_give_the_same_records(folder, monkeypatch, most):
-    monkeypatch.setattr(open_shards, "_MOST_OPEN_RECORDS", most)
+    monkeypatch.setattr(open_shards, "MOST_OPEN_RECORDS", most)
     source = open_records(folder)
     wanted = random.Random(0).choices(range(RECORDS), k=300)
     assert [source[i].key for i in wanted] == [str(i) for i in wanted]
@@ -80,7 +80,7 @@ def test_shards_stay_open_up_to_a_number_of_records_and_give_the_same_records(fo
 
 
 def test_the_shards_read_last_are_those_that_stay_open(folder, monkeypatch):
-    monkeypatch.setattr(open_shards, "_MOST_OPEN_RECORDS", 3 * PER_SHARD)
+    monkeypatch.setattr(open_shards, "MOST_OPEN_RECORDS", 3 * PER_SHARD)
     shards = open_shards.OpenShards(str(folder), open_records(folder).manifest.shards)
     zero, one = shards.reader(0), shards.reader(1)
     shards.reader(2)
@@ -93,7 +93,7 @@ def test_the_shards_read_last_are_those_that_stay_open(folder, monkeypatch):
 
 
 def test_the_bounds_apply_to_the_process_and_closed_or_collected_sources_do_not_count(folder, monkeypatch):
-    monkeypatch.setattr(open_shards, "_MOST_OPEN_RECORDS", 4 * PER_SHARD)
+    monkeypatch.setattr(open_shards, "MOST_OPEN_RECORDS", 4 * PER_SHARD)
     sources = [open_records(folder) for _ in range(3)]
     for i in range(RECORDS):
         assert {source[i].key for source in sources} == {str(i)}
@@ -120,7 +120,7 @@ def test_several_sources_together_open_at_most_a_quarter_of_the_files(folder, mo
 
 
 def test_threads_share_few_open_shards(folder, monkeypatch):
-    monkeypatch.setattr(open_shards, "_MOST_OPEN_RECORDS", 2 * PER_SHARD)
+    monkeypatch.setattr(open_shards, "MOST_OPEN_RECORDS", 2 * PER_SHARD)
     source = open_records(folder)
     wanted = random.Random(1).choices(range(RECORDS), k=800)
     with ThreadPoolExecutor(8) as pool:

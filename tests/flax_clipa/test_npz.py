@@ -124,7 +124,7 @@ def test_damage_and_values_that_are_not_finite_are_listed_together(tmp_path):
     data, target = bytearray(path.read_bytes()), tiny_arrays()[KERNEL].tobytes()
     data[data.index(target) + 9] ^= 1
     path.write_bytes(data)
-    assert_refused(path, tmp_path, "2 problem(s)", "not finite: t", "damaged:", "txt/head/kernel", "checksum")
+    assert_refused(path, tmp_path, "2 problems", "not finite: t", "damaged:", "txt/head/kernel", "checksum")
 
 
 def test_duplicate_names_are_refused(tmp_path):

@@ -48,8 +48,11 @@ def test_a_bad_file_is_one_message_with_its_line(tmp_path, text, words):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(ConfigError, match=r"nothing.py cannot be read"):
+    with pytest.raises(ConfigError, match=r"nothing.py does not exist; give the path of a Python file") as missing:
         load_config(tmp_path / "nothing.py")
+    assert str(missing.value).count("nothing.py") == 1
+    with pytest.raises(ConfigError, match=r"cannot be read \(Is a directory\)"):
+        load_config(tmp_path)
 
 
 def test_no_flags_change_nothing():

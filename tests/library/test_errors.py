@@ -7,21 +7,21 @@ from clipa_eqx.errors import ClipaError, listed
 
 
 def test_an_empty_list_and_one_problem_are_counted():
-    assert listed([]).startswith("0 problem(s)")
-    assert listed(["missing: a"]) == "1 problem(s):\n  missing: a"
+    assert listed([]).startswith("0 problems")
+    assert listed(["missing: a"]) == "1 problem:\n  missing: a"
 
 
 def test_a_hundred_problems_are_shown_and_the_rest_is_counted():
     assert "more" not in listed(["x"] * 100)
     lines = listed([f"p{i}" for i in range(1234)]).splitlines()
-    assert lines[0] == "1234 problem(s):"
+    assert lines[0] == "1,234 problems:"
     assert lines[1:101] == [f"  p{i}" for i in range(100)]
-    assert lines[101:] == ["  ... and 1134 more"]
+    assert lines[101:] == ["  ... and 1,134 more"]
 
 
 def test_a_long_problem_is_cut_after_500_characters():
     assert listed(["y" * 500]).endswith("y" * 500)
-    assert listed(["y" * 501]) == "1 problem(s):\n  " + "y" * 500 + " ..."
+    assert listed(["y" * 501]) == "1 problem:\n  " + "y" * 500 + " ..."
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from support import tiny_runs
+from support.tiny_models import tiny_clip_config
 
 from clipa_eqx.flops import step_flops
 from clipa_eqx.models.clip import abstract_clip
@@ -56,14 +56,14 @@ def product_flops(jaxpr):
     ids=["plain", "deep", "masked", "map", "without heads"],
 )
 def test_the_count_is_that_of_the_traced_gradient(fields):
-    config = tiny_runs.model_config(**fields)
+    config = tiny_clip_config(**fields)
     gradient, arguments = traced(config)
     assert step_flops(config, batch_size=BATCH).total == product_flops(jax.make_jaxpr(gradient)(*arguments).jaxpr)
 
 
 def test_the_compilers_count_for_one_wide_block_is_a_few_percent_higher():
     # It also counts elementwise operations, whose share is smaller the wider the model is.
-    config = tiny_runs.model_config(blocks={"depth": 1, "width": 512, "mlp_dim": 2048})
+    config = tiny_clip_config(blocks={"depth": 1, "width": 512, "mlp_dim": 2048})
     gradient, arguments = traced(config)
     counted = jax.jit(gradient).lower(*arguments).cost_analysis()["flops"]
     np.testing.assert_allclose(counted, step_flops(config, batch_size=BATCH).total, rtol=0.05)

@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec
 from support import tiny_runs
 from support.leaves import as_numpy
+from support.tiny_models import tiny_clip_config
 
 from clipa_eqx.durations import Duration, RunLength
 from clipa_eqx.errors import ConfigError, ShardingError
@@ -39,7 +40,7 @@ RTOL = 1e-5  # float32: meshes differ in the order of sums
 @functools.cache
 def run(data, fsdp, *, loss="global"):
     config = tiny_runs.run_config(
-        model=tiny_runs.model_config(**tiny_runs.STOCHASTIC),
+        model=tiny_clip_config(**tiny_runs.STOCHASTIC),
         mesh=MeshConfig(data=data, fsdp=fsdp),
         loss=loss,
         duration=Duration(steps=STEPS),
@@ -77,7 +78,7 @@ def test_rematerialization_changes_neither_loss_nor_gradient(remat):
 def gradients(remat):
     """Loss and gradients of one batch with everything random on."""
     stochastic = {**tiny_runs.STOCHASTIC, "blocks": {**tiny_runs.STOCHASTIC["blocks"], "remat": remat}}
-    model = CLIP.init(tiny_runs.model_config(**stochastic), key=jr.key(0))
+    model = CLIP.init(tiny_clip_config(**stochastic), key=jr.key(0))
     images = jr.randint(jr.key(1), (4, *tiny_runs.SIZE, 3), 0, 256).astype(np.uint8)
     tokens = jr.randint(jr.key(2), (4, tiny_runs.LENGTH), 0, tiny_runs.VOCAB)
 

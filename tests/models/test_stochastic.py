@@ -8,6 +8,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 from support import tiny_runs
+from support.tiny_models import tiny_clip_config
 
 from clipa_eqx.models.blocks import BlockConfig
 from clipa_eqx.models.clip import CLIP
@@ -24,7 +25,7 @@ def loss_of(*, image=None, text=None):
     rates = {"image": dict(image or {}), "text": dict(text or {})}
     mask_ratio = rates["image"].pop("mask_ratio", 0.0)
     blocks = {tower: BlockConfig(width=32, depth=2, mlp_dim=64, heads=2, **chosen) for tower, chosen in rates.items()}
-    config = tiny_runs.model_config(
+    config = tiny_clip_config(
         image={"blocks": blocks["image"], "mask_ratio": mask_ratio}, text={"blocks": blocks["text"]}
     )
     model = CLIP.init(config, key=jr.key(0))
@@ -67,7 +68,7 @@ def deterministic_loss():
 
 
 def test_rows_have_independent_random_numbers():
-    config = tiny_runs.model_config(blocks={"dropout": 0.5})
+    config = tiny_clip_config(blocks={"dropout": 0.5})
     model = CLIP.init(config, key=jr.key(0))
     image = np.zeros((2, *tiny_runs.SIZE, 3), np.float32)
     keys = jr.split(step_key(0, 0), 2)

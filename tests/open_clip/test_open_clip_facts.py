@@ -16,7 +16,7 @@ from support.open_clip_folders import (
     set_in,
 )
 from support.random_models import random_model
-from support.tiny_runs import model_config
+from support.tiny_models import tiny_clip_config
 
 from clipa_eqx.cli import run
 from clipa_eqx.saved.model import load_model
@@ -117,7 +117,9 @@ def test_our_export_records_its_numerics_in_the_weight_file(theirs, tmp_path, ca
 def test_two_different_custom_numerics_are_a_contradiction(theirs, tmp_path, capsys):
     for tower in ("vision_cfg", "text_cfg"):
         edit_config(theirs, set_in("model_cfg", tower, norm_kwargs={"eps": 1e-3}))
-    named = save(tmp_path / "named", random_model(model_config(blocks={"depth": 1, "norm_eps": 1e-4}))) / "config.json"
+    named = (
+        save(tmp_path / "named", random_model(tiny_clip_config(blocks={"depth": 1, "norm_eps": 1e-4}))) / "config.json"
+    )
     argv = ["import", str(theirs), str(tmp_path / "back"), "--config", str(named)]
     assert run(lambda: main(argv)) == 2
     err = capsys.readouterr().err

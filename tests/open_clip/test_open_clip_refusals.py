@@ -17,7 +17,7 @@ from support.open_clip_folders import (
     tiny_model,
 )
 from support.random_models import random_model
-from support.tiny_runs import model_config
+from support.tiny_models import tiny_clip_config
 
 from clipa_eqx.cli import run
 from clipa_eqx.errors import ClipaError
@@ -141,7 +141,7 @@ def test_all_tensors_that_do_not_fit_are_listed_at_once(theirs, tmp_path, capsys
     ],
 )
 def test_a_model_that_open_clip_cannot_represent_is_not_exported(changes, words, tmp_path, capsys):
-    save(tmp_path / "model", random_model(model_config(**changes)))
+    save(tmp_path / "model", random_model(tiny_clip_config(**changes)))
     assert run(lambda: main(["export", str(tmp_path / "model"), str(tmp_path / "theirs")])) == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "theirs").exists()

@@ -16,7 +16,7 @@ from support.damage import mutate
 from support.leaves import assert_same_leaves
 from support.open_clip_folders import VOCAB, edit_config, export_tiny, set_in, tiny_model
 from support.random_models import random_model
-from support.tiny_runs import model_config
+from support.tiny_models import tiny_clip_config
 
 from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.errors import ClipaError
@@ -161,7 +161,7 @@ def test_the_full_size_l14_of_open_clip_gives_its_features(open_clip, tmp_path):
 
 @pytest.mark.parametrize("changes", [{}, {"image": {"pool": "tok", "image_size": (16, 24)}, "text": {"pool": "tok"}}])
 def test_exported_flax_weights_give_our_features_in_torch(changes, open_clip, tmp_path):
-    model = random_model(model_config(**changes))
+    model = random_model(tiny_clip_config(**changes))
     size = model.config.image.image_size
     save_model(
         tmp_path / "ours",

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from support.open_clip_folders import VOCAB, convert, edit_config, edit_weights, save, set_in, tiny_model
 from support.random_models import random_model
-from support.tiny_runs import model_config
+from support.tiny_models import tiny_clip_config
 
 from clipa_eqx.cli import run
 from clipa_eqx.saved.provenance import Vocabulary
@@ -129,7 +129,7 @@ def test_uncased_wordpiece_is_read_from_any_of_its_files(kept, as_reference, the
 
 def test_a_vocabulary_without_sep_is_exported_with_our_rules(tmp_path):
     pieces = tuple("sepp" if piece == "[SEP]" else piece for piece in VOCAB)
-    model = random_model(model_config(blocks={"depth": 1, "gelu": "exact", "norm_eps": 1e-5}))
+    model = random_model(tiny_clip_config(blocks={"depth": 1, "gelu": "exact", "norm_eps": 1e-5}))
     folder = save(tmp_path / "model", model, provenance={"vocabulary": {"rules": "bert"}}, pieces=pieces)
     main(["export", str(folder), str(tmp_path / "theirs")])
     settings = json.loads((tmp_path / "theirs" / "tokenizer_config.json").read_text())
@@ -144,7 +144,7 @@ CLASSES = {True: "PreTrainedTokenizerFast", False: "BertTokenizer"}
 @pytest.mark.parametrize("gelu", ["exact", "tanh"])
 def test_the_rules_of_the_source_are_exported_again_whatever_the_numerics(as_reference, gelu, tmp_path):
     """Also from the weight file alone, whose metadata record them."""
-    model = random_model(model_config(blocks={"depth": 1, "gelu": gelu}))
+    model = random_model(tiny_clip_config(blocks={"depth": 1, "gelu": gelu}))
     main(["export", str(save(tmp_path / "model", model)), str(tmp_path / "theirs")])
     assert tokenizer_class(tmp_path / "theirs") == CLASSES[True]
     write_tokenizer(tmp_path / "theirs", TOKENIZER, length=8, as_reference=as_reference)

@@ -10,6 +10,7 @@ import sys
 import pytest
 from support import tiny_runs
 from support.paths import ROOT
+from support.tiny_models import tiny_clip_config
 
 from clipa_eqx.cli import run
 from clipa_eqx.data.array_record_writer import write_records
@@ -17,14 +18,15 @@ from clipa_eqx.data.mixture import shuffled_order
 from clipa_eqx.programs.train import main
 from clipa_eqx.training.metrics import read_metrics
 
-pytestmark = pytest.mark.usefixtures("quick_compile", "logging_as_before")
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 CONFIG = '''"""A tiny run."""
 from support import tiny_runs
+from support.tiny_models import tiny_clip_config
 
 
 def config():
-    return tiny_runs.run_config(model=tiny_runs.model_config(**tiny_runs.STOCHASTIC))
+    return tiny_runs.run_config(model=tiny_clip_config(**tiny_runs.STOCHASTIC))
 '''
 
 
@@ -52,7 +54,7 @@ def one_device(monkeypatch):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished") / "run"
-    tiny_runs.train_on_one_device(tiny_runs.run_config(model=tiny_runs.model_config(**tiny_runs.STOCHASTIC)), workdir)
+    tiny_runs.train_on_one_device(tiny_runs.run_config(model=tiny_clip_config(**tiny_runs.STOCHASTIC)), workdir)
     return workdir
 
 
@@ -130,11 +132,21 @@ def test_a_folder_that_is_no_run_is_left_alone(train, tmp_path):
     assert contents(notes) == {notes / "todo.txt": b"water the plants"}
 
 
-def test_a_foreign_config_json_is_left_alone(train, finished):
+def test_a_model_folder_is_left_alone(train, finished):
     before = contents(finished)
     code, error = train("--workdir", finished / "model")
-    assert (code, "is not the record of a run" in error) == (2, True)
+    assert code == 2
+    assert f"{finished / 'model'} is a model folder; give a new folder with --workdir" in error
     assert contents(finished) == before
+
+
+def test_a_foreign_config_json_is_left_alone(train, tmp_path):
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "config.json").write_text('{"config": 1}')
+    code, error = train("--workdir", foreign)
+    assert (code, "is not the record of a run: it has no data_sha256, version, vocab_sha256" in error) == (2, True)
+    assert contents(foreign) == {foreign / "config.json": b'{"config": 1}'}
 
 
 def test_a_run_that_never_did_a_step_does_not_keep_its_folder(train, tmp_path, one_device):

@@ -23,6 +23,11 @@ except SystemExit as stop:
     assert not stop.code, stop.code
     assert not {{"jax", "grain", "orbax", "PIL"}} & set(sys.modules), sorted(sys.modules)
 """
+IMPORT_WITHOUT_BACKEND = """
+import clipa_eqx.programs.training_run
+from jax._src import xla_bridge
+assert not xla_bridge._backends, xla_bridge._backends
+"""
 
 
 def start(*command, cwd=ROOT):
@@ -41,6 +46,12 @@ def test_help_names_all_flags_and_loads_nothing_heavy(name):
     assert f"{name}.py" in shown.stdout.splitlines()[0]
 
 
+def test_training_is_imported_without_a_jax_backend():
+    """``--distributed`` initializes ``jax.distributed`` after the import, which must come before any backend."""
+    done = start("-c", IMPORT_WITHOUT_BACKEND)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_ends_with_the_exit_code_of_its_main(name, monkeypatch, capsys):
     module = importlib.import_module(f"clipa_eqx.programs.{name}")
@@ -53,7 +64,7 @@ def test_a_command_ends_with_the_exit_code_of_its_main(name, monkeypatch, capsys
 @pytest.mark.parametrize(
     ("name", "flags", "message"),
     [
-        ("train", ("none.py",), "error: config file none.py cannot be read"),
+        ("train", ("none.py",), "error: config file none.py does not exist; give the path of a Python file"),
         ("evaluate", ("none", "--suite", "zero-shot", "--data", "d", "--out", "."), "error: --out . is a folder"),
         (
             "show",

@@ -167,7 +167,7 @@ def test_all_wrong_leaves_are_listed_at_once(saved):
     with pytest.raises(CheckpointError) as caught:
         load_model(saved)
     for words in (
-        "4 problem(s)",
+        "4 problems",
         "missing: image/head/weight (16, 32)",
         "unused: image/head (16, 32)",
         "shape: text/position is (5, 32), expected (8, 32)",

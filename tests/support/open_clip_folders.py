@@ -11,7 +11,7 @@ from clipa_eqx.tokenizer.wordpiece import Tokenizer
 from conversion.open_clip.__main__ import main
 from support.leaves import edit_safetensors
 from support.random_models import random_model
-from support.tiny_runs import model_config
+from support.tiny_models import tiny_clip_config
 
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
 VOCAB = (*SPECIAL, *(f"w{i}" for i in range(64 - len(SPECIAL))))
@@ -30,7 +30,7 @@ def save(folder, model, *, provenance=None, resize="squash", pieces=VOCAB):
 
 @functools.cache
 def tiny_model():
-    return random_model(model_config(blocks={"depth": 1}))
+    return random_model(tiny_clip_config(blocks={"depth": 1}))
 
 
 def export_tiny(root):

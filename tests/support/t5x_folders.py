@@ -7,9 +7,9 @@ import msgpack
 import numpy as np
 
 from conversion.t5x.__main__ import main
-from support.tiny_runs import model_config
+from support.tiny_models import tiny_clip_config
 
-CONFIG = model_config(blocks={"depth": 1})
+CONFIG = tiny_clip_config(blocks={"depth": 1})
 
 
 FLAGS = "--image-pool gap --text-pool last --image-position sincos2d --image-size 16 --image-heads 2 --text-heads 2"

@@ -32,9 +32,8 @@ from clipa_eqx.training.start import first_state
 from clipa_eqx.training.state import TrainState, abstract_state
 from clipa_eqx.training.step import Compiler, TrainStep, compile_step
 from support.tiny_models import LENGTH as LENGTH
-from support.tiny_models import PIECES, SIZE, WORDS
+from support.tiny_models import PIECES, SIZE, WORDS, tiny_clip_config
 from support.tiny_models import VOCAB as VOCAB
-from support.tiny_models import tiny_clip_config as model_config
 
 RECORDS = 200  # Grain's shuffle takes milliseconds a sample below a few dozen records
 STOCHASTIC = {"image": {"mask_ratio": 0.5}, "blocks": {"dropout": 0.1, "drop_path": 0.2}}
@@ -77,7 +76,7 @@ def make_records(count):
 def run_config(**fields) -> ExperimentConfig:
     """A run of 12 steps of 16 pairs, logged at each step, with a checkpoint each 4."""
     chosen = {
-        "model": model_config(),
+        "model": tiny_clip_config(),
         "data": DataConfig(
             sources=(DataSource(folder=str(folder() / "records")),),
             image=ImageConfig(size=SIZE),

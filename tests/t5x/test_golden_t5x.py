@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from support import goldens
 from support.reference_models import clip_config
-from support.tiny_models import tiny_run
-from support.tiny_runs import model_config
+from support.tiny_models import tiny_clip_config, tiny_run
 
 from clipa_eqx.durations import Duration, RunLength
 from clipa_eqx.experiment import InitConfig
@@ -198,7 +197,7 @@ def test_a_run_goes_on_to_the_recorded_end_if_it_decays_as_that_trainer_does(con
 
 @pytest.mark.parametrize("pool", ["gap", "map"])
 def test_the_t5x_trainers_decay_is_that_of_the_reference(pool):
-    one = model_config(image={"pool": pool})
+    one = tiny_clip_config(image={"pool": pool})
     names = {rule.path: rule.name for rule in flax_rules(one)}
     strengths = match_by_path(T5X_DECAY, abstract_clip(one), what="decay")
     for path, name in names.items():

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipa_eqx.errors import ConfigError, DataError
+from clipa_eqx.tokenizer.loading import load_tokenizer
 from clipa_eqx.tokenizer.normalize import split_words
 from clipa_eqx.tokenizer.reduce import keep_block, keep_by_class, reduce_words
 from clipa_eqx.tokenizer.vocabulary import write_vocab
@@ -35,6 +36,15 @@ def is_subsequence(part: list[int], whole: list[int]) -> bool:
 
 def kept_ids(ids: np.ndarray) -> list[int]:
     return [int(i) for i in ids[1:] if i != 0]
+
+
+def test_a_vocabulary_larger_than_the_token_table_names_what_the_user_can_change():
+    with pytest.raises(
+        ConfigError, match=r"64 rows, .*BERT, the default.* 30522 pieces; .*data\.vocab.*model\.text\.vocab"
+    ):
+        load_tokenizer(None, model_vocab=64)
+    with pytest.raises(ConfigError, match=r"64 rows, .* 30522 pieces; give another$"):
+        load_tokenizer(None, model_vocab=64, remedy="give another")
 
 
 # Every caption

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from support import tiny_runs
 from support.leaves import as_numpy, assert_bit_equal
+from support.tiny_models import tiny_clip_config
 
 from clipa_eqx.errors import CheckpointError
 from clipa_eqx.models.clip import abstract_clip
@@ -65,7 +66,7 @@ def test_the_model_alone_is_restored(saved):
 
 def test_a_checkpoint_of_another_architecture_is_refused_with_every_differing_leaf(saved):
     _, path = saved
-    other = tiny_runs.placed_state(tiny_runs.run_config(model=tiny_runs.model_config(text={"vocab": 80})), devices=1)
+    other = tiny_runs.placed_state(tiny_runs.run_config(model=tiny_clip_config(text={"vocab": 80})), devices=1)
     with Checkpoints(path, keep=2) as checkpoints:
         with pytest.raises(CheckpointError, match=r"of another architecture") as caught:
             checkpoints.restore(other.abstract, other.mesh, step=3)
@@ -78,7 +79,7 @@ def test_a_checkpoint_of_another_architecture_is_refused_with_every_differing_le
 
 def test_leaves_that_only_one_side_has_are_named(saved):
     made, path = saved
-    config = tiny_runs.model_config(image={"position": "learned", "pool": "first"})
+    config = tiny_clip_config(image={"position": "learned", "pool": "first"})
     with (
         Checkpoints(path, keep=2) as checkpoints,
         pytest.raises(

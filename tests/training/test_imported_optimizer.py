@@ -10,6 +10,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from support import tiny_runs
+from support.tiny_models import tiny_clip_config
 
 from clipa_eqx.durations import Duration
 from clipa_eqx.errors import CheckpointError, ConfigError, ConversionError
@@ -145,7 +146,7 @@ def test_moments_in_bfloat16_survive_export_and_import(tmp_path):
 
 
 def test_the_chain_counts_entries_as_the_reference_has_patterns():
-    model = abstract_clip(tiny_runs.model_config())
+    model = abstract_clip(tiny_clip_config())
     peak = {"peak_lr": 1e-3, "schedules": ((".*", COSINE),)}
     assert chain_shape(OptimConfig(**peak), model)[:3] == (1, 0, 1)
     assert chain_shape(OptimConfig(**peak, weight_decay=0.0), model)[:3] == (0, 0, 1)

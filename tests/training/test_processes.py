@@ -36,13 +36,14 @@ if int(processes) > 1:
 assert jax.device_count() == 4, jax.devices()
 
 from support import tiny_runs
+from support.tiny_models import tiny_clip_config
 from clipa_eqx.sharding import MeshConfig
 from clipa_eqx.training.loop import train
 from clipa_eqx.training.step import compile_step
 from clipa_eqx.training.stopping import Interrupted
 
 tiny_runs.folder = lambda: Path(folder)
-config = tiny_runs.run_config(model=tiny_runs.model_config(**tiny_runs.STOCHASTIC), mesh=MeshConfig(fsdp=2))
+config = tiny_runs.run_config(model=tiny_clip_config(**tiny_runs.STOCHASTIC), mesh=MeshConfig(fsdp=2))
 
 
 def compile_slow(*args):

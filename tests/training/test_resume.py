@@ -11,6 +11,7 @@ import pytest
 from support import tiny_runs
 from support.leaves import assert_bit_equal
 from support.paths import ROOT
+from support.tiny_models import tiny_clip_config
 
 from clipa_eqx.training.checkpoint import Checkpoints
 from clipa_eqx.training.metrics import read_metrics
@@ -32,6 +33,7 @@ CLOCKS = {
 
 CONFIG = '''"""A run with everything random on."""
 from support import tiny_runs
+from support.tiny_models import tiny_clip_config
 from pathlib import Path
 from clipa_eqx.durations import Duration
 
@@ -39,7 +41,7 @@ tiny_runs.folder = lambda: Path({folder!r})
 
 
 def config():
-    return tiny_runs.run_config(model=tiny_runs.model_config(**tiny_runs.STOCHASTIC), duration=Duration(steps={steps}))
+    return tiny_runs.run_config(model=tiny_clip_config(**tiny_runs.STOCHASTIC), duration=Duration(steps={steps}))
 '''
 
 
@@ -70,7 +72,7 @@ def deterministic(workdir):
 
 
 def final_state(workdir, *, steps):
-    made = tiny_runs.placed_state(tiny_runs.run_config(model=tiny_runs.model_config(**tiny_runs.STOCHASTIC)), devices=1)
+    made = tiny_runs.placed_state(tiny_runs.run_config(model=tiny_clip_config(**tiny_runs.STOCHASTIC)), devices=1)
     with Checkpoints(workdir / "checkpoints", keep=3) as checkpoints:
         assert checkpoints.latest() == steps
         return checkpoints.restore(made.abstract, made.mesh, step=steps)
@@ -110,7 +112,7 @@ def test_a_run_killed_without_warning_resumes_bit_by_bit(tmp_path):
 
 
 def test_sigterm_saves_the_step_and_the_run_resumes_bit_by_bit(tmp_path):
-    config = tiny_runs.run_config(model=tiny_runs.model_config(**tiny_runs.STOCHASTIC))
+    config = tiny_runs.run_config(model=tiny_clip_config(**tiny_runs.STOCHASTIC))
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     tiny_runs.train_on_one_device(config, whole)
     finish = Reports.finish

@@ -56,7 +56,7 @@ def test_a_field_that_changes_no_number_may_differ(path):
 
 @pytest.mark.parametrize("path", [path for path in FIELDS if not is_free(path)])
 def test_a_field_that_may_change_a_number_may_not_differ(path):
-    with pytest.raises(CheckpointError, match=r"here is of another run.*1 problem\(s\)") as caught:
+    with pytest.raises(CheckpointError, match=r"here is of another run.*1 problem:") as caught:
         check_same_run(record(), edited(path, "other"), where="here")
     assert f"\n  {path}: " in str(caught.value)
     assert str(caught.value).endswith(" there, other now")
@@ -66,7 +66,7 @@ def test_all_differences_and_both_hashes_are_in_one_message():
     theirs = record(seed=5, batch_size=16) | {"data_sha256": "d", "vocab_sha256": "w"}
     with pytest.raises(CheckpointError) as caught:
         check_same_run(record(), theirs, where="here")
-    lines = str(caught.value).split("problem(s):\n  ")[1].split("\n  ")
+    lines = str(caught.value).split("4 problems:\n  ")[1].split("\n  ")
     assert [line.split(":")[0] for line in lines] == ["batch_size", "seed", "the data's hash", "the vocabulary's hash"]
     assert lines[0] == "batch_size: 8 there, 16 now"
 
@@ -83,6 +83,20 @@ def test_a_record_survives_its_file(tmp_path):
     found = read_record(tmp_path / "a" / "b")
     assert found == json.loads(json.dumps(record()))
     check_same_run(found, record(), where="here")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "kind"),
+    [
+        ("config.json", '{"schema": 1, "model": {}}', "model folder"),
+        ("manifest.json", '{"shards": []}', "record folder"),
+    ],
+)
+def test_a_folder_of_another_kind_is_named_and_kept(name, text, kind, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(CheckpointError, match=rf"{tmp_path} is a {kind}; give a new folder with --workdir$"):
+        claim(tmp_path, record())
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, text)]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "3", "null", '{"version": 1}', '{"config": {}, "version": 1}'])

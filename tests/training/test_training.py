@@ -12,6 +12,7 @@ import optax
 import pytest
 from support import tiny_runs
 from support.leaves import assert_bit_equal
+from support.tiny_models import tiny_clip_config
 
 from clipa_eqx.errors import CheckpointError, NonFiniteError
 from clipa_eqx.experiment import InitConfig
@@ -32,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 def config_of_run(**fields):
-    return tiny_runs.run_config(model=tiny_runs.model_config(**tiny_runs.STOCHASTIC), log_every_steps=5, **fields)
+    return tiny_runs.run_config(model=tiny_clip_config(**tiny_runs.STOCHASTIC), log_every_steps=5, **fields)
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +173,7 @@ def test_a_non_finite_step_ends_the_run_with_step_samples_and_last_good_checkpoi
 @pytest.mark.parametrize("kind", ["run", "model folder"])
 def test_weights_come_from_a_run_or_a_model_folder_with_texts_resized_and_the_optimizer_fresh(finished, kind):
     source = finished[0] if kind == "run" else finished[1].model_folder
-    model = tiny_runs.model_config(text={"length": 16})
+    model = tiny_clip_config(text={"length": 16})
     config = config_of_run(init=InitConfig(source=str(source), resize_text=True), seed=3)
     config = dataclasses.replace(config, model=model)
     state = start_of(config)
@@ -193,7 +194,7 @@ def test_weights_come_from_a_run_or_a_model_folder_with_texts_resized_and_the_op
 
 def test_texts_are_not_resized_unless_asked_for(finished):
     config = config_of_run(init=InitConfig(source=str(finished[0])))
-    config = dataclasses.replace(config, model=tiny_runs.model_config(text={"length": 16}))
+    config = dataclasses.replace(config, model=tiny_clip_config(text={"length": 16}))
     with pytest.raises(CheckpointError, match=r"text/position: \(8, 32\) found, \(16, 32\) wanted \(resize_text"):
         start_of(config)
 
@@ -240,7 +241,7 @@ def test_bfloat16_is_for_the_towers_only():
 
 
 def test_the_bfloat16_loss_is_close_to_the_float32_loss():
-    model = CLIP.init(tiny_runs.model_config(), key=jr.key(0))
+    model = CLIP.init(tiny_clip_config(), key=jr.key(0))
     images = jr.randint(jr.key(1), (16, *tiny_runs.SIZE, 3), 0, 256).astype(np.uint8)
     tokens = jr.randint(jr.key(2), (16, tiny_runs.LENGTH), 0, tiny_runs.VOCAB)
 

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 from support.random_models import random_model
+from support.tiny_models import tiny_clip_config
 from support.tiny_runs import folder as tiny_folder
-from support.tiny_runs import model_config
 
 from clipa_eqx.cli import run
 from clipa_eqx.data.images.evaluation import EvalImageConfig
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 def imported(tmp_path_factory):
     """A model folder as an importer writes it."""
     root = tmp_path_factory.mktemp("verify")
-    np.savez(root / "model.npz", **to_flax(random_model(model_config())))
+    np.savez(root / "model.npz", **to_flax(random_model(tiny_clip_config())))
     flags = ["--image-pool", "gap", "--text-pool", "last", "--image-position", "sincos2d", "--image-size", "16"]
     flax(["import", str(root / "model.npz"), str(root / "model"), *flags, "--vocab", str(tiny_folder() / "vocab.txt")])
     return root / "model"
@@ -47,8 +47,8 @@ def copy(imported, tmp_path):
 def test_an_imported_model_passes_and_the_command_that_scores_it_is_printed(imported, capsys):
     main([str(imported)])
     out = capsys.readouterr().out
-    count = count_params(random_model(model_config()))
-    leaves = len(jax.tree.leaves(random_model(model_config())))
+    count = count_params(random_model(tiny_clip_config()))
+    leaves = len(jax.tree.leaves(random_model(tiny_clip_config())))
     assert f"{count:,} parameters in {leaves} leaves, all finite; {leaves} of {leaves} leaves have the recorded" in out
     assert "embeddings of fixed inputs: norm 1; as at the import" in out
     assert "source: model.npz, sha256 " in out
@@ -61,7 +61,7 @@ def test_an_imported_model_passes_and_the_command_that_scores_it_is_printed(impo
 def test_a_model_that_was_trained_here_has_no_checksums(tmp_path, capsys):
     save_model(
         tmp_path / "model",
-        random_model(model_config()),
+        random_model(tiny_clip_config()),
         tokenizer=Tokenizer.from_file(tiny_folder() / "vocab.txt"),
         preprocess=EvalImageConfig(size=(16, 16)),
         provenance={},
@@ -96,7 +96,7 @@ def test_values_that_are_not_finite_are_found(copy, capsys):
 def test_other_weights_under_the_same_names_are_found(copy, tmp_path, capsys):
     other = save_model(
         tmp_path / "other",
-        random_model(model_config(), seed=3),
+        random_model(tiny_clip_config(), seed=3),
         tokenizer=Tokenizer.from_file(tiny_folder() / "vocab.txt"),
         preprocess=EvalImageConfig(size=(16, 16)),
         provenance={},
@@ -212,12 +212,12 @@ def test_a_released_architecture_is_recognized(tmp_path):
     named = [line.split()[4].rstrip(",") for line in lines if line.startswith("has the sizes of")]
     assert named == ["h14-84px-t8-laion2b", "h14-84px-t8-datacomp1b"]
     assert "--text-reduction syntax" in lines[-1]
-    assert identity(tmp_path, model_config())[1] == "preset: none"
+    assert identity(tmp_path, tiny_clip_config())[1] == "preset: none"
 
 
 def test_towers_with_different_numerics_have_no_profile(tmp_path):
     # The towers have equal epsilons and different GELUs.
-    config = model_config()
+    config = tiny_clip_config()
     image = dataclasses.replace(config.image, blocks=dataclasses.replace(config.image.blocks, gelu="exact"))
     config = dataclasses.replace(config, image=image)
     assert config.image.blocks.norm_eps == config.text.blocks.norm_eps
