@@ -21,7 +21,7 @@ def identity(folder: Path, config: CLIPConfig) -> list[str]:
     return [
         *lines,
         "score it with:",
-        f"python scripts/evaluate.py {folder} --suite zero-shot --data IMAGENET_RECORDS --class-names imagenet "
+        f"clipa-evaluate {folder} --suite zero-shot --data IMAGENET_RECORDS --class-names imagenet "
         f"--templates {templates}{reduction} --out result.json",
     ]
 

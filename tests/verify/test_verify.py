@@ -54,7 +54,7 @@ def test_an_imported_model_passes_and_the_command_that_scores_it_is_printed(impo
     assert "source: model.npz, sha256 " in out
     assert "numerics profile: flax" in out
     command = out.splitlines()[-1]
-    assert command.startswith(f"python scripts/evaluate.py {imported} --suite zero-shot ")
+    assert command.startswith(f"clipa-evaluate {imported} --suite zero-shot ")
     assert "--templates clip_paper" in command
 
 
