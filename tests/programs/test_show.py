@@ -151,7 +151,7 @@ def test_a_sheet_of_a_model_or_run_is_refused(tmp_path):
     ("argv", "words"),
     [
         (["nothing"], "nothing does not exist; expected a run folder"),
-        (["nothing.py"], "cannot be read"),
+        (["nothing.py"], "does not exist"),
         (["run.py", "--mesh", "64x8"], "such as 64x8x1"),
         ([".", "--optim.peak-lr", "1"], "only a config file takes overrides"),
     ],
