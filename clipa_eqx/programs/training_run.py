@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-from clipa_eqx.cli import FAILED, OK, set_up_logging
+from clipa_eqx.cli import INTERRUPTED, OK, set_up_logging
 from clipa_eqx.config_files import apply_overrides, load_config
 from clipa_eqx.errors import counted
 from clipa_eqx.experiment import ExperimentConfig, InitConfig
@@ -57,6 +57,6 @@ def start(config: ExperimentConfig, workdir: Path, *, distributed: bool = False)
         result = train(config, workdir)
     except Interrupted as stop:
         _log.warning("%s", stop)
-        return FAILED
+        return INTERRUPTED
     _log.info("done: %s, model in %s", counted(result.steps, "step"), result.model_folder)
     return OK

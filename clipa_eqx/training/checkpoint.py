@@ -1,8 +1,10 @@
 """Training checkpoints: saved by Orbax, read only once committed, restored onto any mesh."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import jax
@@ -15,6 +17,7 @@ from clipa_eqx.errors import CheckpointError, listed
 from clipa_eqx.models.clip import CLIP, CLIPConfig, abstract_clip
 from clipa_eqx.saved.leaf_file import Leaf
 from clipa_eqx.sharding import shardings_for
+from clipa_eqx.training.space import tree_bytes, write_error
 from clipa_eqx.training.state import TrainState
 from clipa_eqx.trees import from_leaves, leaves_by_path
 
@@ -42,6 +45,9 @@ class Checkpoints:
             )
         self._manager: Any = ocp.CheckpointManager(folder.absolute(), options=options)
         self.folder = folder
+        self._saving: tuple[int, int] | None = None
+        """Step and bytes of the save that may be running in the background."""
+        self._failure: CheckpointError | None = None
 
     def latest(self) -> int | None:
         """The last step that is saved or being saved, or ``None``; right after opening, the last committed one."""
@@ -52,21 +58,39 @@ class Checkpoints:
         self.wait()
         return self.latest()
 
+    def check(self) -> None:
+        """Raise the error of a save that failed in the background since the last call; call it after each step.
+
+        Raises:
+            CheckpointError: what could not be saved, why, and which step is saved.
+        """
+        # Not ``check_for_errors`` of Orbax: it clears the error, and Orbax then deletes old checkpoints as if it had
+        # saved a new one.
+        if self._saving is not None and not self._manager.is_saving_in_progress():
+            self.wait()
+
     def save(self, state: TrainState, *, step: int, about: Mapping[str, Any]) -> None:
-        """Start writing a state; return once it may be donated. ``about`` is JSON (the resolved run)."""
+        """Start writing a state; return once it may be donated. ``about`` is JSON (the resolved run).
+
+        Raises:
+            CheckpointError: this save or the one before it failed.
+        """
+        self.wait()
         # On a CPU the host's view of an array is the array itself, and the next step overwrites it: copy first.
         if jax.default_backend() == "cpu":
             state = jax.tree.map(lambda leaf: leaf.copy(), state)
         leaves = {path: [list(leaf.shape), str(leaf.dtype)] for path, leaf in leaves_by_path(state).items()}
         record = {"format": _FORMAT, "leaves": leaves, "about": dict(about)}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                model=ocp.args.StandardSave(_nested(state.model)),
-                optimizer=ocp.args.StandardSave(_nested(state.opt_state)),
-                record=ocp.args.JsonSave(record),
-            ),
-        )
+        self._saving = (step, tree_bytes(state))
+        with self._explained():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    model=ocp.args.StandardSave(_nested(state.model)),
+                    optimizer=ocp.args.StandardSave(_nested(state.opt_state)),
+                    record=ocp.args.JsonSave(record),
+                ),
+            )
 
     def restore(self, abstract: TrainState, mesh: Mesh, *, step: int) -> TrainState:
         """The state of a step, placed on ``mesh`` by the rule table; another mesh may have saved it.
@@ -133,19 +157,56 @@ class Checkpoints:
         return self._record(step)["about"]
 
     def wait(self) -> None:
-        """Block until every save is committed; raise an error that occurred in the background."""
-        self._manager.wait_until_finished()
+        """Block until every save is committed.
+
+        Raises:
+            CheckpointError: one of them failed in the background.
+        """
+        with self._explained():
+            self._manager.wait_until_finished()
+        self._saving = None
 
     def close(self) -> None:
-        """Wait, then release the threads."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Wait, then release the threads; errors as ``wait``."""
+        try:
+            self.wait()
+            self._manager.close()
+        except CheckpointError:
+            with suppress(Exception):  # other threads report the same failure
+                self._manager.close()
+            raise
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        except CheckpointError as problem:
+            if error is None:
+                raise
+            if error is not self._failure:  # which is what ended the block
+                _log.warning("%s", problem)
+
+    @contextmanager
+    def _explained(self) -> Generator[None]:
+        """Turn a failed save into one error that names the steps that are saved."""
+        if self._failure is not None:
+            raise self._failure
+        try:
+            yield
+        except Exception as error:
+            if self._saving is None:
+                raise
+            step, size = self._saving
+            what, good = f"checkpoint {step} could not be written to {self.folder}", ""
+            with suppress(OSError):  # the disk may be gone
+                steps = self._manager.all_steps(read=True)
+                good = f"The last saved step is {max(steps)}." if steps else "No step of this run is saved."
+            self._failure = write_error(what, error, folder=self.folder, needed=size, then=good)
+            raise self._failure from error
 
     def _optimizer(self, step: int) -> str:
         """The name of the optimizer state in the checkpoint of a step."""
