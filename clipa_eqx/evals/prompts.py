@@ -3,7 +3,7 @@
 import functools
 import json
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Literal, cast
@@ -48,20 +48,49 @@ def named_class_names(name: ClassNameSet) -> tuple[str, ...]:
     return tuple(imagenet[index] for index in subsets[name])
 
 
+@functools.cache
+def wordnet_ids(name: ClassNameSet = "imagenet") -> Mapping[str, str]:
+    """The WordNet ids of the classes of a list, in label order, each with the name of its class.
+
+    >>> wordnet_ids()["n01440764"]
+    'tench'
+    """
+    text = resources.files("clipa_eqx").joinpath("assets", "imagenet_wordnet_ids.txt").read_text(encoding="utf-8")
+    ids, indices = text.split(), cast(dict[str, list[int]], _asset("imagenet_class_names.json"))
+    if name != "imagenet":
+        ids = [ids[index] for index in indices[name]]
+    return dict(zip(ids, named_class_names(name), strict=True))
+
+
 def read_class_names(path: str) -> tuple[str, ...]:
-    """Class names from a UTF-8 text file, one per line in label order.
+    """Class names from a UTF-8 text file, one per line in label order. Empty lines at its end are ignored.
 
     Raises:
-        DataError: the file cannot be read, is empty, or has an empty line.
+        DataError: the file cannot be read, is empty, or has an empty line before its last name.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        content = Path(path).read_bytes()
+    except OSError as error:
         raise DataError(f"class names {path} cannot be read: {error}; give a UTF-8 file, one name per line") from error
+    return parse_class_names(content, where=f"class names {path}")
+
+
+def parse_class_names(content: bytes, *, where: str) -> tuple[str, ...]:
+    """Class names from the content of a file: one per line in label order. Empty lines at its end are ignored.
+
+    Raises:
+        DataError: it is not UTF-8, has no name, or has an empty line before its last name.
+    """
+    try:
+        lines = content.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where} cannot be read: {error}; give a UTF-8 file, one name per line") from error
+    while lines and not lines[-1].strip():
+        lines.pop()
     empty = [number for number, line in enumerate(lines, start=1) if not line.strip()]
     if empty or not lines:
-        where = f"line {empty[0]} is empty" if empty else "the file is empty"
-        raise DataError(f"class names {path}: {where}; write one name per line, line k+1 for label k")
+        problem = f"line {empty[0]} is empty" if empty else "the file is empty"
+        raise DataError(f"{where}: {problem}; write one name per line, line k+1 for label k")
     return tuple(lines)
 
 

@@ -16,16 +16,10 @@ from jaxtyping import Array, Float, Int32, UInt8
 
 from clipa_eqx.data.records import Record
 from clipa_eqx.errors import ConfigError, DataError
+from clipa_eqx.evals.class_names import choose_class_names
 from clipa_eqx.evals.counting import ZeroShotResult, score, sum_processes
 from clipa_eqx.evals.encode import encode_images, encode_texts, local_rows
-from clipa_eqx.evals.prompts import (
-    ClassNameSet,
-    PromptSet,
-    class_prompts,
-    named_class_names,
-    named_templates,
-    read_class_names,
-)
+from clipa_eqx.evals.prompts import ClassNameSet, PromptSet, class_prompts, named_templates
 from clipa_eqx.models.clip import CLIP
 from clipa_eqx.tokenizer.wordpiece import Tokenizer
 
@@ -45,7 +39,8 @@ class ZeroShotConfig:
             The sets are "clip_paper" (81 templates, as the reference scores), "open_clip" (80), "clip_best" (8) and
             "class_name_only" (1).
         class_names: "manifest" takes those of the record folder, "file" those of ``class_names_file``; "imagenet"
-            (1000), "imagenet_a" and "imagenet_r" (200 each) are published lists.
+            (1000), "imagenet_a" and "imagenet_r" (200 each) are published lists. If the classes of the folder are
+            WordNet ids of ImageNet (such as "n01440764"), "manifest" and the lists give the names of these ids.
         class_names_file: UTF-8 file with one name per line, in label order; None unless ``class_names`` is "file".
         canonicalize: lower case without punctuation, as the reference scores; False keeps names and templates as
             written.
@@ -101,6 +96,15 @@ class ZeroShotTask:
     about: Mapping[str, Any]
 
 
+def class_names_of(config: ZeroShotConfig, manifest_class_names: Sequence[str] | None) -> tuple[str, ...]:
+    """The names of the classes in label order, checked against those of the record folder. Quick: no model is needed.
+
+    Raises:
+        DataError: there are no class names, more or fewer than the folder has classes, or their file cannot be read.
+    """
+    return choose_class_names(config.class_names, manifest_class_names, file=config.class_names_file, data=config.data)
+
+
 def prepare_zero_shot(
     config: ZeroShotConfig, *, manifest_class_names: Sequence[str] | None, tokenizer: Tokenizer, length: int
 ) -> ZeroShotTask:
@@ -115,9 +119,10 @@ def prepare_zero_shot(
 
     Raises:
         ConfigError: a template has no ``{}``, or there is none.
-        DataError: there are no class names, one of them is empty, or their file cannot be read.
+        DataError: there are no class names, more or fewer than the record folder has classes, one of them is empty,
+            or their file cannot be read.
     """
-    names = _class_names(config, manifest_class_names)
+    names = class_names_of(config, manifest_class_names)
     templates = named_templates(config.templates) if isinstance(config.templates, str) else config.templates
     prompts = class_prompts(names, templates, canonical=config.canonicalize, first_name_only=config.first_name_only)
     encoded = [tokenizer(texts, length=length, reduction=config.text_reduction) for texts in prompts]
@@ -243,19 +248,6 @@ def _labels(record: Record) -> tuple[int, ...]:
     if record.label is None:
         raise DataError(f"record {record.key!r} has no label; zero-shot scoring needs labeled records")
     return (record.label,)
-
-
-def _class_names(config: ZeroShotConfig, manifest_class_names: Sequence[str] | None) -> tuple[str, ...]:
-    if config.class_names_file is not None:
-        return read_class_names(config.class_names_file)
-    if config.class_names != "manifest" and config.class_names != "file":
-        return named_class_names(config.class_names)
-    if not manifest_class_names:
-        raise DataError(
-            f"data folder {config.data} has no class names in its manifest; write them when converting, "
-            "or set class_names to 'imagenet' or to 'file'"
-        )
-    return tuple(manifest_class_names)
 
 
 def _sha256(text: str) -> str:

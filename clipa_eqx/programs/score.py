@@ -16,7 +16,7 @@ from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.errors import counted
 from clipa_eqx.evals.prompts import ClassNameSet, PromptSet
 from clipa_eqx.evals.record_folder import score_records
-from clipa_eqx.evals.zero_shot import ZeroShotConfig
+from clipa_eqx.evals.zero_shot import ZeroShotConfig, class_names_of
 from clipa_eqx.json_config import to_json
 from clipa_eqx.programs.scored import PromptReduction, load_scored
 from clipa_eqx.replacing import write_text
@@ -65,7 +65,7 @@ def score(request: Request) -> dict[str, Any]:
     Raises:
         CheckpointError: there is no such model.
         ConfigError: a setting is wrong.
-        DataError: the records are missing, damaged or have no labels.
+        DataError: the records are missing, damaged or have no labels, or the class names do not fit them.
     """
     # Before the model is loaded, so that a wrong setting is reported at once.
     config = ZeroShotConfig(
@@ -78,6 +78,7 @@ def score(request: Request) -> dict[str, Any]:
         max_labels=request.max_labels,
     )
     source = open_records(request.data)
+    class_names_of(config, source.manifest.class_names)
     mesh = make_mesh(MeshConfig())
     scored = load_scored(request.model, mesh)
     config = dataclasses.replace(config, text_reduction=request.text_reduction or scored.text_reduction)

@@ -121,7 +121,7 @@ def test_prompts_that_cannot_be_made_are_refused(names, templates, error, words)
     [
         (b"", "the file is empty"),
         (b"cat\n\ndog\n", "line 2 is empty"),
-        (b"cat\n \n", "line 2 is empty"),
+        (b" \n\n", "the file is empty"),
         (b"\xff\n", "cannot be read"),
         (None, "cannot be read"),
     ],
@@ -138,3 +138,9 @@ def test_a_file_of_class_names_without_one_name_per_line_is_refused(content, wor
 def test_class_names_of_a_file_are_its_lines_in_order_and_unchanged(tmp_path):
     (tmp_path / "names.txt").write_bytes("Katze, Kater\r\n Hündin\ncat".encode())
     assert read_class_names(str(tmp_path / "names.txt")) == ("Katze, Kater", " Hündin", "cat")
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\n\n", " \n", "\r\n\r\n"])
+def test_empty_lines_at_the_end_of_a_file_are_no_names(end, tmp_path):
+    (tmp_path / "names.txt").write_bytes(f"\ufeffcat\ndog\n{end}".encode())
+    assert read_class_names(str(tmp_path / "names.txt")) == ("cat", "dog")

@@ -91,6 +91,31 @@ def test_batch_size_changes_no_count_and_predictions_cover_each_image_once(model
     assert found[0]["correct_top1"] == found[1]["correct_top1"]
 
 
+@pytest.mark.parametrize(("names", "count"), [("imagenet", "1,000"), ("names.txt", "2")])
+def test_a_list_of_another_length_than_the_classes_ends_before_the_model_is_loaded(
+    names, count, data, tmp_path, capsys
+):
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    given = names if names == "imagenet" else tmp_path / names
+    assert score(tmp_path / "no model", data / "labeled", tmp_path / "result.json", "--class-names", given) == USAGE
+    message = capsys.readouterr().err
+    assert "has 3 classes (0 = cat, 1 = dog, 2 = photo)" in message
+    assert f"has {count} names" in message
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_folders_of_ids_are_scored_against_the_names_of_their_ids(model_folder, tmp_path):
+    results = []
+    for name, classes in (("ids", ("n02123045", "n02123394")), ("names", ("tabby cat", "Persian cat"))):
+        rows = [Record(key=str(i), image=noise_png(i), label=i % 2) for i in range(4)]
+        write_records(rows, tmp_path / name, class_names=classes)
+        assert score(model_folder, tmp_path / name, tmp_path / f"{name}.json") == OK
+        results.append(json.loads((tmp_path / f"{name}.json").read_text()))
+    assert results[0]["prompts_sha256"] == results[1]["prompts_sha256"]
+    assert score(model_folder, tmp_path / "ids", tmp_path / "list.json", "--class-names", "imagenet") == OK
+    assert json.loads((tmp_path / "list.json").read_text())["prompts_sha256"] == results[0]["prompts_sha256"]
+
+
 def test_templates_class_names_and_image_mode_come_from_the_flags(model_folder, data, tmp_path):
     templates, names, out = tmp_path / "templates.txt", tmp_path / "names.txt", tmp_path / "result.json"
     templates.write_text("a {}.\na photo of a {}\n")
