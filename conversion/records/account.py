@@ -90,9 +90,16 @@ def close_account(reports: PartReports, plan: Plan, command: Mapping[str, object
             "content_fingerprint": content.hex(),
             "versions": _versions(ordered),
             **({"ignored_members": ignored} if ignored else {}),
+            **_names_of_source(plan, options),
             **plan.info,
         },
     )
+
+
+def _names_of_source(plan: Plan, options: IngestOptions) -> dict[str, object]:
+    """The names that the source has for the classes, if others were given: by them the order can be checked."""
+    own = plan.class_names
+    return {"source_class_names": list(own)} if own and options.class_names and own != options.class_names else {}
 
 
 def _versions(reports: Sequence[PartReport]) -> dict[str, str]:

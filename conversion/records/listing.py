@@ -28,6 +28,13 @@ class FoundFile(NamedTuple):
     size: int
 
 
+def is_hidden(name: str) -> bool:
+    """Check whether a file or folder belongs to a system or program: a part of its path starts with a dot or is
+    ``__MACOSX``. Such are ``._x.tar``, ``.ipynb_checkpoints`` and ``.cache``; they hold no data.
+    """
+    return any((part.startswith(".") and part not in (".", "..")) or part == "__MACOSX" for part in name.split("/"))
+
+
 def find_files(place: Place, *, may_be_empty: bool = False) -> list[FoundFile]:
     """All files below a folder, all files of a pattern such as ``data/*.tar``, or the one file; sorted by path.
 

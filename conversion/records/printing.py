@@ -5,6 +5,7 @@ from typing import cast
 
 from clipa_eqx.data.manifest import Manifest
 from clipa_eqx.errors import counted
+from conversion.records.class_names import describe_classes
 from conversion.records.diff import Difference
 from conversion.records.rows import DUPLICATE_OTHER
 
@@ -24,6 +25,11 @@ def account_lines(target: str, manifest: Manifest) -> Iterator[str]:
         yield "damaged: {source}: {rows_before} rows, then lost: {rows_lost}; {error}".format(**damage)
     if len(damaged) > 5:
         yield f"damaged: {len(damaged) - 5} more, see manifest.json"
+    if manifest.class_names:
+        own = cast("list[str] | None", manifest.info.get("source_class_names"))
+        yield describe_classes(manifest.class_names, own)
+    if hidden := cast(int, manifest.info.get("hidden_files", 0)):
+        yield f"ignored: {counted(hidden, 'hidden file')} (names that start with a dot, and __MACOSX)"
     if DUPLICATE_OTHER in manifest.rows_dropped:
         yield "different samples share keys: if several dumps were given, --prefix-keys keeps them apart"
     if manifest.rows_read and not manifest.rows_written:

@@ -143,6 +143,11 @@ class Tally:
     ignored_members: int = 0
 
 
+def shortened(text: str, most: int) -> str:
+    """The text if it has at most ``most`` characters, else its beginning."""
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
 def printable(text: str) -> str:
     """The text with everything that is not Unicode escaped; file names may hold such bytes."""
     return text.encode(errors="backslashreplace").decode()

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 from support import dumps
-from support.conversions import call
+from support.conversions import call, write_tar
 from support.dumps import samples
 from support.paths import ROOT
 
@@ -215,12 +215,22 @@ def test_a_missing_extra_is_named(kind, package, write, tmp_path, capsys, monkey
 def test_class_names_can_be_given(tmp_path):
     dumps.write_class_folders(tmp_path / "source", [samples(2)])
     (tmp_path / "names.txt").write_text("tench\ngoldfish\n")
-    (tmp_path / "names.json").write_text(json.dumps(["tench"]))
+    (tmp_path / "names.json").write_text(json.dumps(["tench", "goldfish"]))
     for name in ("names.txt", "names.json"):
         arguments = ["folder", tmp_path / "source", tmp_path / name[6:], "--class-names", tmp_path / name]
         assert call(*arguments) == 0
-    assert open_records(tmp_path / "txt").manifest.class_names == ("tench", "goldfish")
-    assert open_records(tmp_path / "json").manifest.rows_dropped == {"no class name": 1}
+        assert open_records(tmp_path / name[6:]).manifest.class_names == ("tench", "goldfish")
+
+
+def test_a_label_beyond_the_class_names_is_a_dropped_row(tmp_path):
+    write_tar(
+        tmp_path / "0.tar",
+        [(f"{i}.{suffix}", value) for i in range(3) for suffix, value in (("jpg", dumps.jpeg(i)), ("cls", b"%d" % i))],
+    )
+    (tmp_path / "names.txt").write_text("tench\ngoldfish\n")
+    flags = ("--label-column", "cls", "--class-names", tmp_path / "names.txt")
+    assert call("webdataset", tmp_path / "0.tar", tmp_path / "out", *flags) == 0
+    assert open_records(tmp_path / "out").manifest.rows_dropped == {"no class name": 1}
 
 
 def test_a_source_can_be_a_file_or_a_pattern(source, tmp_path):

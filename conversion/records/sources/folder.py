@@ -1,9 +1,9 @@
 """Source ``folder``: a folder of images for each class, ImageNet style."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 from clipa_eqx.errors import DataError
-from conversion.records.listing import FoundFile, list_folders
+from conversion.records.listing import FoundFile, is_hidden, list_folders
 from conversion.records.options import IngestOptions
 from conversion.records.places import Place
 from conversion.records.rows import ListedRow, Lost, Part, Plan, Row, Tally, printable
@@ -12,21 +12,26 @@ from conversion.records.sources.listed import list_parts, read_listed
 from conversion.records.sources.planning import digest_of, ignored_files
 from conversion.records.sources.source import Source, SourceFiles, WrongKind
 
+_SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval", "evaluation")
+
 
 def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
     """Plan parts of ``records_per_shard`` images; a label is the rank of the first folder's name among all of them.
 
-    Images deeper inside a class folder belong to it; one outside of any class folder is a lost row. A class folder
-    without images keeps its number.
+    Names that are all whole numbers are in the order of the numbers, other names in that of their characters. Images
+    deeper inside a class folder belong to it; one outside of any class folder is a lost row. A class folder without
+    images keeps its number.
 
     Raises:
         WrongKind: there is no class folder.
-        DataError: a class name is not UTF-8.
+        DataError: the class folders are splits, or a single folder that holds others; a class name is not UTF-8.
     """
     place = files.place
-    classes = sorted({file.name.partition("/")[0] for file in files.found if "/" in file.name} | list_folders(place))
+    named = {file.name.partition("/")[0] for file in files.found if "/" in file.name} | list_folders(place)
+    classes = _in_order({name for name in named if not is_hidden(name)})
     if not classes:
         raise WrongKind
+    _check_level(place, files.own)
     if bad := [name for name in classes if printable(name) != name]:
         raise DataError(f"{place.url}: the class folder {printable(bad[0])} has a name that is not UTF-8; rename it")
     numbers = {name: number for number, name in enumerate(classes)}
@@ -38,6 +43,30 @@ def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
         info=ignored_files(file for file in files.found if file.path not in read),
         digest=digest_of(files.own),
     )
+
+
+def _in_order(names: Collection[str]) -> list[str]:
+    if all(name.isascii() and name.isdigit() for name in names):
+        return sorted(names, key=lambda name: (int(name), name))
+    return sorted(names)
+
+
+def _check_level(place: Place, images: Sequence[FoundFile]) -> None:
+    """Refuse a folder above the class folders, whose folders would become the classes."""
+    folders = sorted({file.name.partition("/")[0] for file in images if "/" in file.name})
+    if folders and all(name.lower() in _SPLITS for name in folders):
+        shown = ", ".join(folders)
+        raise DataError(
+            f"{place.url} holds the splits {shown}, which are no classes; give the folder of one split, such as "
+            f"{place.url.rstrip('/')}/{folders[0]}, with a folder per class in it"
+        )
+    below = sorted({file.name.split("/")[1] for file in images if file.name.count("/") > 1})
+    if len(folders) == 1 and len(below) > 1 and all(file.name.count("/") != 1 for file in images):
+        raise DataError(
+            f"{place.url} holds one class folder with images, {printable(folders[0])}, which holds folders itself: "
+            f"{', '.join(map(printable, below[:3]))}{', ...' if len(below) > 3 else ''}; give the folder in which each "
+            "class has its folder"
+        )
 
 
 def _row(file: FoundFile, numbers: dict[str, int]) -> ListedRow:

@@ -3,9 +3,11 @@
 import importlib.util
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from clipa_eqx.errors import DataError
-from conversion.records.listing import find_files
+from conversion.records.class_names import check_class_names
+from conversion.records.listing import find_files, is_hidden
 from conversion.records.options import IngestOptions
 from conversion.records.places import Place, open_place
 from conversion.records.rows import Lost, Part, Plan, Row, Tally
@@ -45,22 +47,28 @@ def plan_source(place: Place, *, kind: str, options: IngestOptions) -> Plan:
 
     Raises:
         DataError: the source is of another kind, empty or not readable, a package that reads it is not installed, its
-            first rows lack a column, or there is no folder ``images``.
+            first rows lack a column, there is no folder ``images``, or the number of class names is not that of the
+            classes.
     """
     source = source_of(kind)
     if options.images is not None:
         images = open_place(options.images)
         if images.is_local and not images.fs.isdir(images.path):
             raise DataError(f"--images: there is no folder {options.images}")
-    found = find_files(place, may_be_empty=source.may_be_empty)
+    listed = find_files(place, may_be_empty=source.may_be_empty)
+    # A hidden file that the user names is meant.
+    found = listed if place.fs.isfile(place.path) else [file for file in listed if not is_hidden(file.name)]
     files = SourceFiles(place=place, found=found, own=[file for file in found if source.owns(file.name)])
     try:
-        if found and not files.own:
+        if listed and not files.own:
             raise WrongKind
         _check_package(kind, source)
-        return source.plan(files, options)
+        plan = source.plan(files, options)
     except WrongKind:
         raise _wrong_kind(files, kind, source) from None
+    check_class_names(options.class_names, plan.class_names, where=place.url)
+    hidden = len(listed) - len(found)
+    return replace(plan, info={**plan.info, "hidden_files": hidden}) if hidden else plan
 
 
 def read_part(place: Place, part: Part, *, kind: str, options: IngestOptions, tally: Tally) -> Iterator[Row | Lost]:

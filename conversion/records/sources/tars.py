@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, cast
 
+from conversion.records.listing import is_hidden
 from conversion.records.places import Place
 from conversion.records.reading import open_file
 from conversion.records.rows import Tally
@@ -67,7 +68,7 @@ def _members(place: Place, path: str, tally: Tally) -> Iterator[tuple[str, str, 
                 stem, _, suffix = base.partition(".")
                 if member.isdir():
                     continue
-                if not stem or (stem.startswith("__") and stem.endswith("__")):
+                if is_hidden(member.name) or not stem or (stem.startswith("__") and stem.endswith("__")):
                     tally.ignored_members += 1
                     continue
                 yield f"{folder}/{stem}" if folder else stem, suffix.lower(), _content(tar, member, end)

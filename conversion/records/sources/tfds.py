@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from clipa_eqx.errors import DataError
+from clipa_eqx.evals.prompts import parse_class_names
 from conversion.records.listing import FoundFile
 from conversion.records.options import IngestOptions
 from conversion.records.places import Place, is_pattern
@@ -102,9 +103,10 @@ def _check_complete(place: Place, shards: Shards) -> None:
 
 def _class_names(place: Place, path: str) -> tuple[str, ...]:
     try:
-        return tuple(place.fs.cat_file(path).decode().splitlines())
-    except (OSError, UnicodeDecodeError) as error:
+        content: bytes = place.fs.cat_file(path)
+    except OSError as error:
         raise unreadable(path, error) from error
+    return parse_class_names(content, where=path)
 
 
 def _is_labeled(options: IngestOptions) -> bool:
