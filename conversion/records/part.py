@@ -20,7 +20,7 @@ from conversion.records.keys import Fingerprint, content_digest, key_digest, pac
 from conversion.records.options import IngestOptions
 from conversion.records.part_report import UNFINISHED, PartReport, keys_name, report_name, report_to_json
 from conversion.records.places import Place, open_place
-from conversion.records.rows import NO_CLASS, TRUNCATED, Lost, Part, Tally, printable
+from conversion.records.rows import NO_CLASS, TRUNCATED, Lost, Part, Tally, printable, stable
 from conversion.records.sources.kinds import counts_rows, is_labeled, read_part
 from conversion.records.writing import move_in, write_file
 
@@ -166,7 +166,7 @@ class _Account:
                     "source": printable(self.job.part.source),
                     "rows_before": self.rows_read,
                     "rows_lost": "unknown" if lost.rest_unknown else lost.count,
-                    "error": printable(lost.detail),
+                    "error": printable(stable(lost.detail)),
                 }
             )
         self.rows_read += lost.count
@@ -177,7 +177,7 @@ class _Account:
         self.dropped[lost.reason] += lost.count
         shown = self.examples.setdefault(lost.reason, [])
         if len(shown) < self.job.options.examples:
-            example = {"key": lost.key, "source": self.job.part.source, "detail": lost.detail[:200]}
+            example = {"key": lost.key, "source": self.job.part.source, "detail": stable(lost.detail)[:200]}
             shown.append({name: printable(text) for name, text in example.items()})
 
     def report(self, shards: list[ShardInfo]) -> PartReport:

@@ -1,7 +1,6 @@
 """Reading of files that may be remote: local copies, and contents of many small files at once."""
 
 import contextlib
-import os
 import tempfile
 from collections.abc import Generator
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 from clipa_eqx.errors import DataError
 from conversion.records.places import Place, protocols
+from conversion.records.rows import LOCAL_COPY
 
 
 @contextlib.contextmanager
@@ -26,16 +26,13 @@ def local_copy(fs: Any, path: str) -> Generator[str]:
             raise unreadable(path, error) from error
         yield path
         return
-    handle, copy = tempfile.mkstemp(suffix=f"-{path.rpartition('/')[2]}")
-    os.close(handle)
-    try:
+    with tempfile.TemporaryDirectory(prefix=LOCAL_COPY) as folder:
+        copy = f"{folder}/{path.rpartition('/')[2]}"
         try:
             fs.get_file(path, copy)
         except OSError as error:
             raise unreadable(path, error) from error
         yield copy
-    finally:
-        os.unlink(copy)
 
 
 def open_file(place: Place, path: str) -> Any:

@@ -1,9 +1,15 @@
 """Types that every source gives: a plan of parts, the rows of a part in a fixed order, and rows that were lost."""
 
+import re
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from clipa_eqx.data.records import ExtraValue
+
+LOCAL_COPY = "clipa_eqx-copy-"  # start of the name of a temporary folder that holds a local copy of a file
+_LOCAL_COPY = re.compile(rf"[^\s'\"]*{LOCAL_COPY}\w+/")
+_ADDRESS = re.compile(r"(?: object)? at 0x[0-9a-fA-F]+")
 
 # Reasons to drop a row. They are keys of ``rows_dropped`` in every manifest, so they do not change.
 MISSING_IMAGE = "missing image"
@@ -141,6 +147,12 @@ class Tally:
     """Counts that a reader makes in addition to rows: members of a tar that belong to no row."""
 
     ignored_members: int = 0
+
+
+def stable(text: str) -> str:
+    """The text without what differs between two equal conversions: addresses of objects, folders of local copies."""
+    text = text.replace(f"{tempfile.gettempdir()}/{LOCAL_COPY}", LOCAL_COPY)  # its path may hold spaces
+    return _LOCAL_COPY.sub("", _ADDRESS.sub("", text))
 
 
 def shortened(text: str, most: int) -> str:

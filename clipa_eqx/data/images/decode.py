@@ -140,13 +140,16 @@ def _jpeg_header(data: bytes, *, max_pixels: int) -> tuple[ImageSize, str]:
 def _open(data: bytes, *, max_pixels: int) -> tuple[Image.Image, ImageSize]:
     if not data:
         raise DataError("cannot decode image: got 0 bytes")
+    file = io.BytesIO(data)
     try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        image = Image.open(file, formats=_FORMATS)
     except Exception as error:  # the same classes, and Pillow's own error for decompression bombs
         start = data[:8].hex(" ")
+        # Pillow names the object with its address, which differs from run to run.
+        reason = str(error).replace(repr(file), "").strip()
         raise DataError(
             f"cannot decode image of {len(data)} bytes that start with {start}: expected a complete file, JPEG, "
-            f"{', '.join(_FORMATS)} ({type(error).__name__}: {error})"
+            f"{', '.join(_FORMATS)} ({type(error).__name__}: {reason})"
         ) from error
     size = ImageSize(image.height, image.width)
     _check_pixels(size, max_pixels=max_pixels)

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from clipa_eqx.errors import DataError
 from conversion.records.options import IngestOptions
 from conversion.records.rows import Columns
+from conversion.records.sources.values import is_missing
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 IMAGE_COLUMNS = ("jpg", "image", "jpeg", "png", "webp", "image_bytes", "img", "bytes")
@@ -81,7 +82,7 @@ def count_names(entries: Iterable[Mapping[str, object]]) -> Counter[str]:
     """All names, each with the number of entries that have a value under it."""
     counts: Counter[str] = Counter()
     for entry in entries:
-        counts.update({name: int(value is not None) for name, value in entry.items()})
+        counts.update({name: int(not is_missing(value)) for name, value in entry.items()})
     return counts
 
 

@@ -13,7 +13,7 @@ from conversion.records.sources.columns import choose_listed, count_names
 from conversion.records.sources.images import is_complete
 from conversion.records.sources.listed import list_parts
 from conversion.records.sources.planned_list import PlannedList
-from conversion.records.sources.values import as_captions, as_label, from_json, kept_values
+from conversion.records.sources.values import as_captions, as_key, as_label, from_json, is_missing, kept_values
 
 Fields = Mapping[str, object]
 Captions = Sequence[str | bytes | None]
@@ -89,7 +89,7 @@ def _maps(value: object, file: FoundFile) -> list[dict[str, object]]:
 
 
 def _of_split(entries: Sequence[Fields], file: FoundFile, options: IngestOptions) -> Sequence[Fields]:
-    splits = sorted({str(entry["split"]) for entry in entries if "split" in entry})
+    splits = sorted({str(entry["split"]) for entry in entries if not is_missing(entry.get("split"))})
     if options.split is None:
         if len(splits) > 1:
             raise DataError(
@@ -133,10 +133,10 @@ class _ListFile(NamedTuple):
 
 
 def _row(entry: Fields, captions: Captions, columns: Columns, list_file: _ListFile) -> ListedRow:
-    path = str(entry.get(columns.path or "") or "")
-    if columns.path == "filename" and entry.get("filepath"):
-        path = f"{entry['filepath']}/{path}"
-    key = entry.get(columns.key) if columns.key else None
+    path = _path(entry, columns.path or "")
+    if columns.path == "filename" and (folder := _path(entry, "filepath")):
+        path = f"{folder}/{path}"
+    key = as_key(entry.get(columns.key)) if columns.key else None
     return ListedRow(
         key=path if key is None else str(key),
         path=list_file.complete(path),
@@ -144,3 +144,8 @@ def _row(entry: Fields, captions: Captions, columns: Columns, list_file: _ListFi
         label=as_label(entry.get(columns.label)) if columns.label else None,
         extra=kept_values(entry, list_file.options.keep),
     )
+
+
+def _path(entry: Fields, name: str) -> str:
+    value = entry.get(name)
+    return "" if is_missing(value) or not value else str(value)

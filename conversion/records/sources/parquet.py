@@ -25,7 +25,7 @@ from conversion.records.sources.damage import Damaged, with_lost_rest
 from conversion.records.sources.images import read_image
 from conversion.records.sources.planning import Choice, plan_files
 from conversion.records.sources.source import Source, SourceFiles
-from conversion.records.sources.values import as_captions, as_label, from_json, kept_values
+from conversion.records.sources.values import as_captions, as_key, as_label, from_json, kept_values
 
 _ROWS_AT_ONCE = 64  # images of a few hundred kilobytes; bounds memory
 _STATUS = "status"
@@ -152,8 +152,8 @@ def _rows(place: Place, part: Part, options: IngestOptions) -> Iterator[Row | Lo
 
 def _row(place: Place, part: Part, fields: Mapping[str, object], *, index: int, options: IngestOptions) -> Row | Lost:
     columns = part.columns
-    key = fields.get(columns.key or "")
-    name = f"{part.source}/{index:08d}" if key is None else key if isinstance(key, bytes) else str(key)
+    key = as_key(fields.get(columns.key or ""))
+    name = f"{part.source}/{index:08d}" if key is None else key
     shown = name if isinstance(name, str) else name.decode(errors="backslashreplace")
     status = fields.get(_STATUS)
     if isinstance(status, bytes) and status.startswith(b"failed"):

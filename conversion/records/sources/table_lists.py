@@ -15,7 +15,7 @@ from conversion.records.sources.columns import choose_listed, count_names
 from conversion.records.sources.images import read_image
 from conversion.records.sources.planned_list import PlannedList
 from conversion.records.sources.text_tables import Entry, Fields, read_entries, read_format
-from conversion.records.sources.values import as_captions, as_label, kept_values
+from conversion.records.sources.values import as_captions, as_key, as_label, kept_values
 
 _FIRST_LINES = 256  # lines of JSON that the columns are chosen from
 
@@ -71,9 +71,9 @@ def _row(place: Place, part: Part, group: Sequence[Entry], options: IngestOption
         return Lost(reason=BAD_ROW, key=where, detail="no image path")
     lines = [entry.fields for entry in group if not isinstance(entry.fields, str)]
     captions = [text for line in lines for text in as_captions(line.get(columns.caption or "", ()))]
-    key = first.get(columns.key) if columns.key else None
+    key = as_key(first.get(columns.key)) if columns.key else None
     return Row(
-        key=path if key is None else str(key),
+        key=path if key is None else key,
         image=read_image(place, path, part=part, images=options.images),
         captions=tuple(captions),
         label=as_label(first.get(columns.label)) if columns.label else None,

@@ -14,7 +14,7 @@ from conversion.records.reading import local_copy
 from conversion.records.rows import BAD_ROW, Columns, Lost, Part, Row
 from conversion.records.sources.columns import CAPTION_COLUMNS, IMAGE_COLUMNS, check_kept, choose_column
 from conversion.records.sources.damage import Damaged
-from conversion.records.sources.values import as_captions, as_label, kept_values
+from conversion.records.sources.values import as_captions, as_key, as_label, kept_values
 
 PACKAGE = ("tensorflow", "tfrecord")
 
@@ -79,10 +79,10 @@ def read_examples(place: Place, part: Part, options: IngestOptions) -> Iterator[
 
 
 def _row(features: Features, columns: Columns, *, place_key: str, options: IngestOptions) -> Row:
-    key, image = _one(features, columns.key), _one(features, columns.image)
+    key, image = as_key(_one(features, columns.key)), _one(features, columns.image)
     firsts = {name: _one(features, name) for name in options.keep if name in features}
     return Row(
-        key=place_key if key is None or key == b"" else key if isinstance(key, bytes) else str(key),
+        key=place_key if key is None else key,
         image=image if isinstance(image, bytes) else None,
         captions=as_captions(features.get(columns.caption or "", ())),
         label=as_label(_one(features, columns.label)),

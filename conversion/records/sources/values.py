@@ -2,7 +2,8 @@
 
 import itertools
 import json
-from collections.abc import Collection, Iterable, Mapping
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from clipa_eqx.data.records import ExtraValue
@@ -40,9 +41,21 @@ def _is_deep(content: object) -> bool:
     return True
 
 
+def is_missing(value: object) -> bool:
+    """Check whether a value is none: null, or NaN, which pandas writes for it. Texts such as "nan" are values."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def as_key(value: object) -> str | bytes | None:
+    """The key of a row; None if the row has none."""
+    if is_missing(value) or value in ("", b""):
+        return None
+    return value if isinstance(value, bytes) else str(value)
+
+
 def as_captions(value: object) -> tuple[str | bytes | None, ...]:
     """Captions from a text, or a list of texts or of maps with ``raw``, ``caption`` or ``text``; None stays None."""
-    if value is None:
+    if is_missing(value):
         return (None,)
     if isinstance(value, str | bytes):
         return (value,)
@@ -72,7 +85,9 @@ def kept_values(fields: Mapping[str, object], keep: Collection[str]) -> dict[str
 
 
 def as_extra(value: object) -> ExtraValue:
-    """A plain value: lists and maps as JSON, texts that are not Unicode with the bad parts escaped."""
+    """A plain value: lists and maps as JSON, texts that are not Unicode with the bad parts escaped, NaN as None."""
+    if is_missing(value):
+        return None
     if isinstance(value, str):
         return value.encode(errors="backslashreplace").decode()
     if isinstance(value, bytes):
@@ -82,9 +97,17 @@ def as_extra(value: object) -> ExtraValue:
             return value
     if isinstance(value, int) and not -(2**63) <= value < 2**64:
         return str(value)
-    if value is None or isinstance(value, int | float):
+    if isinstance(value, int | float):
         return value
-    return json.dumps(value, ensure_ascii=True, sort_keys=True, default=_as_text)
+    return json.dumps(_without_nan(value), ensure_ascii=True, sort_keys=True, default=_as_text)
+
+
+def _without_nan(value: object) -> object:
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in cast(Sequence[object], value)]
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in cast(dict[object, object], value).items()}
+    return None if is_missing(value) else value
 
 
 def _as_text(value: object) -> str:

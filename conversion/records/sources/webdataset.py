@@ -13,7 +13,7 @@ from conversion.records.sources.planning import Choice, plan_files
 from conversion.records.sources.row_counts import img2dataset_count, statistics_files
 from conversion.records.sources.source import Source, SourceFiles
 from conversion.records.sources.tars import Sample, read_samples
-from conversion.records.sources.values import as_captions, as_label, from_json, kept_values
+from conversion.records.sources.values import as_captions, as_key, as_label, from_json, kept_values
 
 _SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _LABEL = ".cls"
@@ -93,9 +93,9 @@ def _row(key: str, sample: Sample, columns: Columns, options: IngestOptions) -> 
         return None if name is None else sample.get(name[1:]) if _is_member(name) else fields.get(name)
 
     suffixes = _IMAGES if columns.image is None else (columns.image[1:],)
-    wanted = value(columns.key)
+    wanted = as_key(value(columns.key))
     return Row(
-        key=key if wanted is None else str(wanted),
+        key=key if wanted is None else wanted,
         image=next((sample[name] for name in suffixes if name in sample), None),
         captions=() if (text := value(columns.caption)) is None else as_captions(text),
         label=as_label(value(columns.label or _LABEL)),

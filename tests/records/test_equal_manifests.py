@@ -1,0 +1,153 @@
+"""Two conversions of one source give equal bytes: no address, no temporary path, with every reason among the rows."""
+
+import io
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+
+import pytest
+from PIL import Image
+from support import dumps
+from support.conversions import ingest, write_tar
+from support.dumps import jpeg, samples, write_table
+from support.paths import ROOT
+
+from clipa_eqx.data.images.decode import MAX_PIXELS
+from clipa_eqx.data.manifest import read_manifest
+from conversion.records import rows
+from conversion.records.rows import printable, stable
+
+REASONS = {
+    value
+    for name, value in vars(rows).items()
+    if name.isupper() and not name.startswith("_") and isinstance(value, str) and name != "LOCAL_COPY"
+}
+
+
+def image(size, form, mode="P"):
+    file = io.BytesIO()
+    Image.new(mode, size).save(file, form)
+    return file.getvalue()
+
+
+def write_tars(folder):
+    """A sample for each reason that a tar can give, and a tar that is cut."""
+    good = dumps.jpeg(0, width=40, height=40)
+    bad = {
+        "html": {"jpg": b"<html><body>404 Not Found</body></html>", "txt": b"a"},
+        "tiff": {"jpg": image((40, 40), "TIFF"), "txt": b"a"},
+        "cut": {"jpg": good[:-100], "txt": b"a"},
+        "huge": {"png": image((MAX_PIXELS // 8000 + 1, 8000), "PNG", "1"), "txt": b"a"},
+        "small": {"jpg": jpeg(1), "txt": b"a"},
+        "caf\udce9": {"jpg": good, "txt": b"a"},
+        "blind": {"txt": b"a"},
+        "mute": {"jpg": good},
+        "empty": {"jpg": good, "txt": b" "},
+        "latin": {"jpg": good, "txt": b"caf\xe9"},
+        "json": {"jpg": good, "txt": b"a", "json": b"<"},
+        "good": {"jpg": good, "txt": b"a", "json": b'{"url": "u"}'},
+    }
+    members = [(f"{key}.{suffix}", value) for key, sample in bad.items() for suffix, value in sample.items()]
+    write_tar(folder / "0.tar", members)
+    write_tar(folder / "1.tar", [("good.jpg", good), ("good.txt", b"b"), *members[-3:], ("z.jpg", good)])
+    cut = folder / "1.tar"
+    cut.write_bytes(cut.read_bytes()[: cut.read_bytes().index(b"z.jpg") + 600])
+
+
+def write_labels(folder):
+    dumps.write_tfds(folder, [[*samples(2), dumps.replace(samples(1)[0], key="x", label=-1)], samples(2)])
+    dumps.write_tfds(folder, [[*samples(2), dumps.replace(samples(1)[0], key="x", label=7)], samples(2)], info=False)
+    with zipfile.ZipFile(folder.parent / "labels.zip", "w") as packed:
+        for path in sorted(folder.iterdir()):
+            data = path.read_bytes()
+            packed.writestr(path.name, data[:-20] if path.name.endswith("00001-of-00002") else data)
+
+
+def write_tables(folder):
+    status = ["success", "failed_to_download"]
+    write_table(
+        folder / "0.parquet", {"key": ["a", "b"], "jpg": [jpeg(0), None], "caption": ["a", "b"], "status": status}
+    )
+    write_table(folder / "1.parquet", {"key": ["c"], "jpg": [jpeg(0)], "caption": ["a"], "status": status[:1]})
+    data = (folder / "1.parquet").read_bytes()
+    with zipfile.ZipFile(folder.parent / "tables.zip", "w") as packed:
+        packed.write(folder / "0.parquet", "0.parquet")
+        packed.writestr("1.parquet", data[:4] + bytes(len(data) - 12) + data[-8:])
+
+
+CODE = """
+import sys
+from support.conversions import ingest
+out, tars, labels, negative, tables, folders = sys.argv[1:]
+ingest(tars, f"{out}/tars", keep=("url",), min_side=30)
+ingest(labels, f"{out}/labels", kind="tfds")
+ingest(negative, f"{out}/negative", kind="captions", label_column="label")
+ingest(tables, f"{out}/tables", kind="parquet")
+ingest(folders, f"{out}/folders", kind="folder")
+"""
+
+
+def test_two_conversions_in_two_processes_give_equal_bytes_with_every_reason(tmp_path):
+    write_tars(tmp_path / "tars")
+    write_labels(tmp_path / "labels")
+    (tmp_path / "tables").mkdir()
+    write_tables(tmp_path / "tables")
+    dumps.write_images(tmp_path, [samples(1)])
+    (tmp_path / "labels.csv").write_text("path,label\nimages/000000000.jpg,\n")
+    dumps.write_class_folders(tmp_path / "folders", [samples(2)])
+    (tmp_path / "folders/stray.jpg").write_bytes(jpeg(5))
+    sources = [
+        tmp_path / "tars",
+        f"zip://*::{tmp_path}/labels.zip",
+        tmp_path / "labels.csv",
+        f"zip://*::{tmp_path}/tables.zip",
+        tmp_path / "folders",
+    ]
+    for name in ("a", "b"):
+        (tmp_path / f"tmp-{name}").mkdir()
+        paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+        subprocess.run(
+            [sys.executable, "-c", CODE, str(tmp_path / name), *map(str, sources)],
+            env={**os.environ, "PYTHONPATH": paths, "TMPDIR": str(tmp_path / f"tmp-{name}")},
+            check=True,
+            capture_output=True,
+        )
+    seen: set[str] = set()
+    for folder in sorted((tmp_path / "a").iterdir()):
+        seen |= read_manifest(folder).rows_dropped.keys()
+        for path in folder.iterdir():
+            assert path.read_bytes() == (tmp_path / "b" / folder.name / path.name).read_bytes(), path
+        text = (folder / "manifest.json").read_text()
+        assert "0x" not in text
+        assert "clipa_eqx-" not in text
+        assert f"{tmp_path}/tmp-" not in text
+    assert seen == REASONS
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "cannot identify image file <_io.BytesIO object at 0x7f3bb3d69210>",
+            "cannot identify image file <_io.BytesIO>",
+        ),
+        ("at 0x1F of <Foo at 0xabc>", "at 0x1F of <Foo>"),
+        ("open '/tmp/x y/clipa_eqx-copy-ab_c12/0.parquet' failed", "open '0.parquet' failed"),
+        ("open /tmp/clipa_eqx-1/clipa_eqx-copy-abc/0.parquet", "open 0.parquet"),
+        ("corrupted record at 0", "corrupted record at 0"),
+    ],
+)
+def test_what_differs_between_equal_conversions_is_left_out(text, expected, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp/x y")
+    assert stable(text) == expected
+    assert stable(expected) == expected
+
+
+def test_a_detail_names_neither_an_object_nor_a_folder_of_copies(tmp_path):
+    write_tars(tmp_path / "tars")
+    manifest = ingest(tmp_path / "tars", tmp_path / "out")
+    details = [one["detail"] for one in manifest.info["examples"]["undecodable image"]]
+    assert len(details) == 3
+    assert all("<_io" not in printable(detail) for detail in details)
