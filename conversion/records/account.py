@@ -53,6 +53,12 @@ class PartReports:
         """The first examples of each reason in the order of the source."""
         return {reason: [one[2] for one in held] for reason, held in sorted(self._examples.items()) if held}
 
+    def label_range(self) -> tuple[int | None, int | None]:
+        """The lowest and the highest class number of any row; None without labels."""
+        lowest = [one.lowest_label for one in self._reports.values() if one.lowest_label is not None]
+        highest = [one.highest_label for one in self._reports.values() if one.highest_label is not None]
+        return min(lowest, default=None), max(highest, default=None)
+
     def first_rows(self) -> int:
         """Number of rows read in the first parts, up to the first part without a report."""
         rows = number = 0
@@ -91,9 +97,15 @@ def close_account(reports: PartReports, plan: Plan, command: Mapping[str, object
             "versions": _versions(ordered),
             **({"ignored_members": ignored} if ignored else {}),
             **_names_of_source(plan, options),
+            **_label_range(reports),
             **plan.info,
         },
     )
+
+
+def _label_range(reports: PartReports) -> dict[str, object]:
+    lowest, highest = reports.label_range()
+    return {} if lowest is None else {"labels": {"lowest": lowest, "highest": highest}}
 
 
 def _names_of_source(plan: Plan, options: IngestOptions) -> dict[str, object]:

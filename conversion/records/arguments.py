@@ -108,7 +108,8 @@ def _add_columns(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image-column", help="or feature, or suffix in tars (the usual names)")
     parser.add_argument("--caption-column", help="or feature, suffix or field of .json in tars (the usual names)")
     parser.add_argument("--key-column", help="unique name of each row (the usual names)")
-    parser.add_argument("--label-column", help="class numbers; captions are then optional (none)")
+    parser.add_argument("--label-column", help="class numbers or names; captions are then optional (none)")
+    parser.add_argument("--first-label", type=int, default=0, help="number of the first class in the source (0)")
     parser.add_argument(
         "--keep",
         nargs="+",

@@ -12,6 +12,7 @@ from PIL import Image
 from clipa_eqx.data.images.decode import MAX_PIXELS, ImageSize, decode_image, decode_jpeg_scaled, image_size, is_jpeg
 from clipa_eqx.data.records import Record
 from clipa_eqx.errors import DataError
+from conversion.records.labels import Classes
 from conversion.records.options import IngestOptions
 from conversion.records.rows import (
     CAPTION_NOT_UTF8,
@@ -20,6 +21,7 @@ from conversion.records.rows import (
     MISSING_CAPTION,
     MISSING_IMAGE,
     MISSING_LABEL,
+    NO_CLASS,
     TOO_MANY_PIXELS,
     TOO_SMALL,
     UNDECODABLE,
@@ -27,6 +29,8 @@ from conversion.records.rows import (
     Row,
     printable,
 )
+
+_ANY_CLASS = Classes()
 
 
 class CheckedRow(NamedTuple):
@@ -36,12 +40,19 @@ class CheckedRow(NamedTuple):
     captions_lost: tuple[str, ...] = ()
 
 
-def check_row(row: Row, *, options: IngestOptions, key_prefix: str = "", labeled: bool = False) -> CheckedRow | Lost:
+def check_row(
+    row: Row,
+    *,
+    options: IngestOptions,
+    key_prefix: str = "",
+    labeled: bool = False,
+    classes: Classes = _ANY_CLASS,
+) -> CheckedRow | Lost:
     """The record of a row, or the first reason that applies.
 
-    In order: key is not UTF-8, missing image, missing label (``labeled`` sources, whose captions are optional),
-    captions (each missing, empty or not UTF-8; one good caption is enough), undecodable image, too many pixels, too
-    small.
+    In order: key is not UTF-8, missing image, missing label (``labeled`` sources, whose captions are optional), no
+    class name, captions (each missing, empty or not UTF-8; one good caption is enough), undecodable image, too many
+    pixels, too small.
     """
     shown = row.key if isinstance(row.key, str) else row.key.decode(errors="backslashreplace")
     key = _as_text(row.key)
@@ -60,12 +71,15 @@ def check_row(row: Row, *, options: IngestOptions, key_prefix: str = "", labeled
             lost.append(MISSING_CAPTION if caption is None else CAPTION_NOT_UTF8 if text is None else EMPTY_CAPTION)
     if labeled and row.label is None:
         return Lost(reason=MISSING_LABEL, key=key)
+    label = None if row.label is None else classes.number(row.label)
+    if row.label is not None and not classes.has(label):
+        return Lost(reason=NO_CLASS, key=key, detail=f"label {row.label}")
     if not captions and not labeled:
         return Lost(reason=lost[0] if lost else MISSING_CAPTION, key=key)
     image = fit_image(row.image, options=options)
     if isinstance(image, Lost):
         return replace(image, key=key)
-    record = Record(key=key, image=image, captions=tuple(captions), label=row.label, extra=row.extra)
+    record = Record(key=key, image=image, captions=tuple(captions), label=label, extra=row.extra)
     return CheckedRow(record, tuple(lost))
 
 

@@ -17,6 +17,7 @@ from conversion.records.account import PartReports, close_account, describe_rows
 from conversion.records.command import command_of, describe_columns
 from conversion.records.destination import begin, finish, finished_parts, forget_part, locked
 from conversion.records.keys import REPEAT, Buckets, Entries, Repeats, repeated, unpack_entries
+from conversion.records.labels import Classes, check_first_label, classes_of, with_text_labels
 from conversion.records.manifests import check_name
 from conversion.records.options import IngestOptions, check_options
 from conversion.records.part import Job, convert_part
@@ -59,9 +60,11 @@ def convert(
     plan = plan_source(given, kind=kind, options=options)
     if plan.columns:
         _log.info("columns of %s: %s", source, describe_columns(plan.columns))
-    command = command_of(kind, source, options, plan)
     if not (given.crosses_processes and place.crosses_processes):
         workers = 1
+    plan = with_text_labels(given, plan, kind=kind, options=options, workers=workers)
+    classes = classes_of(plan, options)
+    command = command_of(kind, source, options, plan)
     with locked(place):
         done = begin(place, command, overwrite=overwrite)
         if done is not None:
@@ -73,6 +76,7 @@ def convert(
             place=place,
             options=options,
             plan=plan,
+            classes=classes,
             workers=workers,
             reports=PartReports(options.examples),
         )
@@ -80,6 +84,7 @@ def convert(
             run.reports.add(report)
         run.convert_parts()
         run.apply_limit()
+        check_first_label(*run.reports.label_range(), classes)
         run.drop_duplicates()
         manifest = close_account(run.reports, plan, command, options)
         finish(place, manifest)
@@ -95,6 +100,7 @@ class _Run:
     place: Place
     options: IngestOptions
     plan: Plan
+    classes: Classes
     workers: int
     reports: PartReports
 
@@ -161,7 +167,6 @@ class _Run:
                 yield self._job(number, limit=self.reports[number].limit, duplicates=duplicates)
 
     def _job(self, number: int, *, limit: int | None, duplicates: Mapping[int, str] | None = None) -> Job:
-        classes = self.options.class_names or self.plan.class_names
         return Job(
             number=number,
             part=self.plan.parts[number],
@@ -169,7 +174,7 @@ class _Run:
             source=self.source,
             target=self.place.url,
             options=self.options,
-            classes=None if classes is None else len(classes),
+            classes=self.classes,
             limit=limit,
             duplicates=duplicates or {},
         )

@@ -16,11 +16,12 @@ class IngestOptions:
             names. The same holds for the next three.
         caption_column: column with the caption or captions.
         key_column: column with the unique name of each row.
-        label_column: column with the class number; captions are then optional.
+        label_column: column with the class number or name; captions are then optional.
         keep: columns whose values go to ``extra``.
         split: the split to read, of a source that holds several.
         images: folder that listed paths are relative to (None: the folder of the list).
         class_names: name of each label.
+        first_label: number of the first class in the source; records count from 0.
         prefix_keys: put the name of the source file before each key, for dumps that share keys.
         validate: whether images are decoded or only their headers are read.
         min_side: shortest accepted image side in pixels.
@@ -39,6 +40,7 @@ class IngestOptions:
     split: str | None = None
     images: str | None = None
     class_names: tuple[str, ...] | None = None
+    first_label: int = 0
     prefix_keys: bool = False
     validate: Literal["header", "full"] = "full"
     min_side: int = 0
@@ -55,7 +57,14 @@ def check_options(options: IngestOptions) -> None:
     Raises:
         DataError: one is not, or two contradict each other.
     """
-    for name, least in (("min_side", 0), ("max_side", 1), ("limit", 1), ("records_per_shard", 1), ("examples", 0)):
+    for name, least in (
+        ("min_side", 0),
+        ("first_label", 0),
+        ("max_side", 1),
+        ("limit", 1),
+        ("records_per_shard", 1),
+        ("examples", 0),
+    ):
         value: int | None = getattr(options, name)
         if value is not None and value < least:
             raise DataError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")

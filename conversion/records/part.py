@@ -17,10 +17,11 @@ from clipa_eqx.data.records import encode_record
 from clipa_eqx.errors import DataError
 from conversion.records.checks import check_row
 from conversion.records.keys import Fingerprint, content_digest, key_digest, pack_entry
+from conversion.records.labels import Classes
 from conversion.records.options import IngestOptions
 from conversion.records.part_report import UNFINISHED, PartReport, keys_name, report_name, report_to_json
 from conversion.records.places import Place, open_place
-from conversion.records.rows import NO_CLASS, TRUNCATED, Lost, Part, Tally, printable, stable
+from conversion.records.rows import TRUNCATED, Lost, Part, Tally, printable, stable
 from conversion.records.sources.kinds import counts_rows, is_labeled, read_part
 from conversion.records.writing import move_in, write_file
 
@@ -34,7 +35,7 @@ class Job:
         kind: kind of the source.
         source: local path or URL of the source.
         target: local path or URL of the destination.
-        classes: number of class names, None if there are none.
+        classes: the classes, which labels are checked against.
         limit: maximum number of rows to read.
         duplicates: rows to drop as duplicates, each with its reason.
     """
@@ -45,7 +46,7 @@ class Job:
     source: str
     target: str
     options: IngestOptions
-    classes: int | None = None
+    classes: Classes = field(default_factory=Classes)
     limit: int | None = None
     duplicates: Mapping[int, str] = field(default_factory=dict[int, str])
 
@@ -112,14 +113,12 @@ def _blobs(job: Job, source: Place, account: "_Account", seen: Callable[[int], N
             continue
         account.rows_read += 1
         seen(1 if by_rows else len(item.image) if isinstance(item.image, bytes) else 0)
-        checked = check_row(item, options=options, key_prefix=prefix, labeled=labeled)
+        account.see(item.label)
+        checked = check_row(item, options=options, key_prefix=prefix, labeled=labeled, classes=job.classes)
         if isinstance(checked, Lost):
             account.drop(checked)
             continue
         record = checked.record
-        if job.classes is not None and record.label is not None and record.label >= job.classes:
-            account.drop(Lost(reason=NO_CLASS, key=record.key, detail=f"label {record.label}"))
-            continue
         blob = encode_record(record)
         key, content = key_digest(record.key), content_digest(record, encoded=blob)
         # Rows dropped as duplicates keep their entry: the search for duplicates is then the same after a crash.
@@ -142,6 +141,8 @@ class _Account:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.rows_read = self.rows_written = self.captions = 0
+        self.lowest: int | None = None
+        self.highest: int | None = None
         self.dropped: Counter[str] = Counter()
         self.examples: dict[str, list[dict[str, str]]] = {}
         self.captions_dropped: Counter[str] = Counter()
@@ -149,6 +150,13 @@ class _Account:
         self.keys, self.content = Fingerprint(), Fingerprint()
         self.entries = bytearray()
         self.tally = Tally()
+
+    def see(self, label: int | str | None) -> None:
+        """Note the number of a label, also of one without a class."""
+        number = None if label is None else self.job.classes.number(label)
+        if number is not None:
+            self.lowest = number if self.lowest is None else min(number, self.lowest)
+            self.highest = number if self.highest is None else max(number, self.highest)
 
     def keep(self, key: bytes, content: bytes, *, captions: int, captions_lost: tuple[str, ...]) -> None:
         """Count a record that is written."""
@@ -198,5 +206,7 @@ class _Account:
             limit=self.job.limit,
             duplicates=len(self.job.duplicates),
             ignored_members=self.tally.ignored_members,
+            lowest_label=self.lowest,
+            highest_label=self.highest,
             versions=library_versions(),
         )

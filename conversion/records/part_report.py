@@ -30,6 +30,8 @@ class PartReport:
         limit: maximum number of rows that was set for this part.
         duplicates: rows dropped as duplicates.
         ignored_members: members of a tar that belong to no row.
+        lowest_label: lowest class number of any row, counted from 0, also of one without a class; None without labels.
+        highest_label: the highest.
         versions: versions of the libraries that decide bytes.
     """
 
@@ -48,6 +50,8 @@ class PartReport:
     limit: int | None
     duplicates: int
     ignored_members: int
+    lowest_label: int | None
+    highest_label: int | None
     versions: dict[str, str]
 
     def shard_infos(self) -> list[ShardInfo]:

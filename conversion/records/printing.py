@@ -28,6 +28,10 @@ def account_lines(target: str, manifest: Manifest) -> Iterator[str]:
     if manifest.class_names:
         own = cast("list[str] | None", manifest.info.get("source_class_names"))
         yield describe_classes(manifest.class_names, own)
+    labels = cast("dict[str, int]", manifest.info.get("labels", {}))
+    if labels and not manifest.class_names:
+        none = "; none is 0: if the source counts from 1, repeat with --first-label 1 --overwrite"
+        yield f"labels: {labels['lowest']:,} to {labels['highest']:,}{none if labels['lowest'] == 1 else ''}"
     if hidden := cast(int, manifest.info.get("hidden_files", 0)):
         yield f"ignored: {counted(hidden, 'hidden file')} (names that start with a dot, and __MACOSX)"
     if DUPLICATE_OTHER in manifest.rows_dropped:

@@ -41,7 +41,7 @@ class ListedRow:
     key: str
     path: str
     captions: tuple[str | bytes | None, ...] = ()
-    label: int | None = None
+    label: int | str | None = None
     extra: Mapping[str, ExtraValue] = field(default_factory=dict[str, ExtraValue])
 
 
@@ -57,7 +57,7 @@ class Columns:
         path: column with the path of an image file.
         caption: column with captions.
         key: column with the unique name of a row.
-        label: column with the class number.
+        label: column with the class number, or with a text that names the class.
     """
 
     image: str | None = None
@@ -78,6 +78,7 @@ class Part:
         rows: the rows themselves, for a piece of a list held in memory.
         start: for a piece of a table of text, the byte in the file at which it begins.
         lines: for a piece of a table of text, its number of rows.
+        labels_only: only labels are wanted: no image file is read.
         columns: columns of the file, unless ``rows`` have been read already.
     """
 
@@ -88,6 +89,7 @@ class Part:
     start: int = 0
     lines: int | None = None
     columns: Columns = Columns()
+    labels_only: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +102,7 @@ class Plan:
         digest: hash of what decides rows in addition to the parts: contents of lists, names and sizes of files next to
             shards.
         columns: chosen column by use, or a map of these by list if the lists differ.
+        has_text_labels: whether labels are names of classes instead of numbers.
     """
 
     parts: tuple[Part, ...]
@@ -107,6 +110,7 @@ class Plan:
     info: Mapping[str, object] = field(default_factory=dict[str, object])
     digest: str = ""
     columns: Mapping[str, object] = field(default_factory=dict[str, object])
+    has_text_labels: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,12 +119,13 @@ class Row:
 
     Attributes:
         image: the bytes of an image file; a text says why there is none.
+        label: the class number as the source counts, or a text that names the class.
     """
 
     key: str | bytes
     image: bytes | str | None
     captions: tuple[str | bytes | None, ...] = ()
-    label: int | None = None
+    label: int | str | None = None
     extra: Mapping[str, ExtraValue] = field(default_factory=dict[str, ExtraValue])
 
 

@@ -45,6 +45,8 @@ def part_reports(draw, number):
         limit=None,
         duplicates=0,
         ignored_members=draw(st.integers(0, 2)),
+        lowest_label=(lowest := draw(st.none() | st.integers(0, 9))),
+        highest_label=None if lowest is None else lowest + draw(st.integers(0, 9)),
         versions=draw(VERSIONS),
     )
 
@@ -84,6 +86,13 @@ def test_every_number_of_the_manifest_is_the_sum_over_the_parts(reports):
     ignored = sum(report.ignored_members for report in reports)
     assert made.info.get("ignored_members", 0) == ignored
     assert ("ignored_members" in made.info) == bool(ignored)
+    labels = [one for one in reports if one.lowest_label is not None]
+    extremes = (
+        {"lowest": min(one.lowest_label for one in labels), "highest": max(one.highest_label for one in labels)}
+        if labels
+        else None
+    )
+    assert made.info.get("labels") == extremes
     assert made.info["damaged_sources"] == [damage for report in reports for damage in report.damaged]
     keys = sum(int(report.keys, 16) for report in reports) % 2**256
     assert made.info["key_fingerprint"] == f"{keys:064x}"

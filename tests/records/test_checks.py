@@ -156,7 +156,17 @@ def test_captions_come_in_several_forms(value, captions):
 
 @pytest.mark.parametrize(
     ("value", "label"),
-    [(3, 3), (b"3", 3), ("12\n", 12), (3.0, 3), (-1, None), (None, None), ("cat", None), (0.5, None)],
+    [
+        (3, 3),
+        (b"3", 3),
+        ("12\n", 12),
+        (3.0, 3),
+        (-1, None),
+        (None, None),
+        ("cat", "cat"),
+        (b"cat\n", "cat"),
+        (0.5, None),
+    ],
 )
 def test_labels_are_whole_numbers(value, label):
     assert as_label(value) == label

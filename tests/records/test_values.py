@@ -60,7 +60,22 @@ def test_a_byte_that_is_not_utf8_spoils_only_its_own_text():
 
 
 @pytest.mark.parametrize(
-    "value", [2**31, "2147483648", -1, "-1", True + 2**31, "", "1.0", float("nan"), float("inf"), [1]]
+    "value",
+    [
+        2**31,
+        "2147483648",
+        -1,
+        "-1",
+        True + 2**31,
+        "",
+        " ",
+        "1.5",
+        "1" * 5000,
+        "x" * 201,
+        float("nan"),
+        float("inf"),
+        [1],
+    ],
 )
 def test_numbers_that_are_no_class_are_no_label(value):
     assert as_label(value) is None
@@ -69,7 +84,14 @@ def test_numbers_that_are_no_class_are_no_label(value):
 @settings(deadline=None)
 @given(st.integers(0, 2**31 - 1))
 def test_a_class_number_is_one_in_any_form(number):
-    assert {as_label(form) for form in (number, str(number), f" {number}\n".encode(), float(number))} == {number}
+    assert {
+        as_label(form) for form in (number, str(number), f" {number}\n".encode(), float(number), f"{number}.0")
+    } == {number}
+
+
+@pytest.mark.parametrize("text", ["cat", "n01440764", "nan", "1e3", "3 cats", "0x1", "-", "x" * 200])
+def test_a_text_that_is_no_number_may_name_a_class(text):
+    assert as_label(text) == as_label(f" {text}\n".encode()) == text
 
 
 def test_only_columns_that_a_row_has_are_kept():

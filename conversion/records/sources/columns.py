@@ -9,10 +9,21 @@ from conversion.records.rows import Columns
 from conversion.records.sources.values import is_missing
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
-IMAGE_COLUMNS = ("jpg", "image", "jpeg", "png", "webp", "image_bytes", "img", "bytes")
+IMAGE_COLUMNS = ("jpg", "image", "jpeg", "png", "webp", "image_bytes", "img", "bytes", "image/encoded")
 PATH_COLUMNS = ("image_path", "filepath", "file_path", "path", "file_name", "filename", "file", "image_name", "image")
-CAPTION_COLUMNS = ("txt", "caption", "text", "captions", "texts", "title", "comment", "sentences", "TEXT")
-KEY_COLUMNS = ("key", "__key__", "id", "uid")
+CAPTION_COLUMNS = (
+    "txt",
+    "caption",
+    "text",
+    "captions",
+    "texts",
+    "title",
+    "comment",
+    "sentences",
+    "TEXT",
+    "captions/text",
+)
+KEY_COLUMNS = ("key", "__key__", "id", "uid", "image/filename")
 
 
 def is_image_name(name: str) -> bool:

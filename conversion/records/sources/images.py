@@ -22,6 +22,8 @@ def read_image(place: Place, path: str, *, part: Part | None = None, images: str
     Raises:
         DataError: the file exists but cannot be read. That is no reason to drop a row: the next attempt may succeed.
     """
+    if part is not None and part.labels_only:
+        return "not read"
     if "://" in path:
         scheme = path.partition("://")[0]
         allowed = {"file", "local", *protocols(place.fs), *(protocols(open_place(images).fs) if images else ())}

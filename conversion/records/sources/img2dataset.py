@@ -14,7 +14,8 @@ from conversion.records.sources.row_counts import img2dataset_count, statistics_
 from conversion.records.sources.source import Source, SourceFiles
 from conversion.records.sources.tfrecords import PACKAGE, Features, choose_features, read_examples, read_features
 
-_NAME = re.compile(r"\.tfrecords?(\.gz)?(-\d+-of-\d+)?(\.gz)?$")
+# `train-00000-of-01024` without a suffix is how shards of ImageNet are usually named.
+_NAME = re.compile(r"\.tfrecords?(\.gz)?(-\d+-of-\d+)?(\.gz)?$|^[^.]+-\d+-of-\d+$")
 
 
 def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
@@ -32,9 +33,9 @@ def _read(place: Place, part: Part, options: IngestOptions, tally: Tally) -> Ite
 
 
 IMG2DATASET = Source(
-    help="img2dataset's TFRecords (extra tfrecord); gzip too",
+    help="img2dataset's TFRecords, and others of tf.Examples, such as ImageNet's (extra tfrecord); gzip too",
     files="TFRecord files",
-    owns=lambda name: _NAME.search(name) is not None,
+    owns=lambda name: _NAME.search(name.rpartition("/")[2]) is not None,
     plan=_plan,
     read=_read,
     marks=(".tfrecord",),

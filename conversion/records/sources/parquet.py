@@ -171,6 +171,8 @@ def _image(
     place: Place, part: Part, fields: Mapping[str, object], *, key: str, options: IngestOptions
 ) -> bytes | str | None:
     columns = part.columns
+    if part.labels_only:
+        return None
     if columns.image is None:
         if columns.path is None:
             found = (read_image(place, f"{_folder_of(part)}/{key}.{suffix}") for suffix in _SUFFIXES)

@@ -3,12 +3,15 @@
 import itertools
 import json
 import math
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from clipa_eqx.data.records import ExtraValue
 
 _MOST_LABELS = 2**31
+_LONGEST_LABEL = 200  # characters
+_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?")
 _DEEPEST = 64  # levels of JSON
 _NESTING = (dict, list)
 
@@ -67,13 +70,16 @@ def as_captions(value: object) -> tuple[str | bytes | None, ...]:
     return (str(value),)
 
 
-def as_label(value: object) -> int | None:
-    """A class number from 0 to 2^31 - 1; None for anything else, such as TFDS's -1 for an unknown class."""
+def as_label(value: object) -> int | str | None:
+    """A class number from 0 to 2^31 - 1, also as text, or else the text, which may name a class.
+
+    None for anything else, such as TFDS's -1 for an unknown class, fractions, and texts of more than 200 characters.
+    """
     if isinstance(value, bytes | str):
-        try:
-            value = int(value)
-        except ValueError:
-            return None
+        text = _as_text(value).strip()
+        if _NUMBER.fullmatch(text) is None:
+            return text if 0 < len(text) <= _LONGEST_LABEL else None
+        value = float(text) if "." in text else int(text) if len(text) < 20 else None
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return int(value) if isinstance(value, int) and 0 <= value < _MOST_LABELS else None

@@ -98,7 +98,7 @@ def _row(key: str, sample: Sample, columns: Columns, options: IngestOptions) -> 
         key=key if wanted is None else wanted,
         image=next((sample[name] for name in suffixes if name in sample), None),
         captions=() if (text := value(columns.caption)) is None else as_captions(text),
-        label=as_label(value(columns.label or _LABEL)),
+        label=as_label(value(columns.label)),
         extra=kept_values({**sample, **fields}, options.keep),
     )
 
