@@ -28,6 +28,8 @@ from conversion.records.rows import (
     Lost,
     Row,
     printable,
+    short_key,
+    shortened,
 )
 
 _ANY_CLASS = Classes()
@@ -58,7 +60,7 @@ def check_row(
     key = _as_text(row.key)
     if key is None:
         return Lost(reason=KEY_NOT_UTF8, key=printable(shown))
-    key = key_prefix + key
+    key = short_key(key_prefix + key)
     if not row.image or isinstance(row.image, str):
         return Lost(reason=MISSING_IMAGE, key=key, detail=row.image or "")
     captions: list[str] = []
@@ -73,7 +75,7 @@ def check_row(
         return Lost(reason=MISSING_LABEL, key=key)
     label = None if row.label is None else classes.number(row.label)
     if row.label is not None and not classes.has(label):
-        return Lost(reason=NO_CLASS, key=key, detail=f"label {row.label}")
+        return Lost(reason=NO_CLASS, key=key, detail=f"label {shortened(str(row.label), 100)}")
     if not captions and not labeled:
         return Lost(reason=lost[0] if lost else MISSING_CAPTION, key=key)
     image = fit_image(row.image, options=options)

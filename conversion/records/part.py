@@ -21,7 +21,7 @@ from conversion.records.labels import Classes
 from conversion.records.options import IngestOptions
 from conversion.records.part_report import UNFINISHED, PartReport, keys_name, report_name, report_to_json
 from conversion.records.places import Place, open_place
-from conversion.records.rows import TRUNCATED, Lost, Part, Tally, printable, stable
+from conversion.records.rows import TRUNCATED, Lost, Part, Tally, printable, short_key, stable
 from conversion.records.sources.kinds import counts_rows, is_labeled, read_part
 from conversion.records.writing import move_in, write_file
 
@@ -185,7 +185,7 @@ class _Account:
         self.dropped[lost.reason] += lost.count
         shown = self.examples.setdefault(lost.reason, [])
         if len(shown) < self.job.options.examples:
-            example = {"key": lost.key, "source": self.job.part.source, "detail": stable(lost.detail)[:200]}
+            example = {"key": short_key(lost.key), "source": self.job.part.source, "detail": stable(lost.detail)[:200]}
             shown.append({name: printable(text) for name, text in example.items()})
 
     def report(self, shards: list[ShardInfo]) -> PartReport:

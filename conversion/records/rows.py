@@ -1,5 +1,6 @@
 """Types that every source gives: a plan of parts, the rows of a part in a fixed order, and rows that were lost."""
 
+import hashlib
 import re
 import tempfile
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from clipa_eqx.data.records import ExtraValue
 
 LOCAL_COPY = "clipa_eqx-copy-"  # start of the name of a temporary folder that holds a local copy of a file
 _LOCAL_COPY = re.compile(rf"[^\s'\"]*{LOCAL_COPY}\w+/")
+_LONGEST_KEY, _KEPT_OF_KEY = 300, 200  # characters
 _ADDRESS = re.compile(r"(?: object)? at 0x[0-9a-fA-F]+")
 
 # Reasons to drop a row. They are keys of ``rows_dropped`` in every manifest, so they do not change.
@@ -158,6 +160,13 @@ def stable(text: str) -> str:
     """The text without what differs between two equal conversions: addresses of objects, folders of local copies."""
     text = text.replace(f"{tempfile.gettempdir()}/{LOCAL_COPY}", LOCAL_COPY)  # its path may hold spaces
     return _LOCAL_COPY.sub("", _ADDRESS.sub("", text))
+
+
+def short_key(key: str) -> str:
+    """The key if it has at most 300 characters, else its first 200 and a hash of it, so that it stays unique."""
+    if len(key) <= _LONGEST_KEY:
+        return key
+    return f"{key[:_KEPT_OF_KEY]}...{hashlib.sha256(key.encode(errors='surrogateescape')).hexdigest()[:32]}"
 
 
 def shortened(text: str, most: int) -> str:

@@ -1,13 +1,15 @@
 """Choice of columns: those that were asked for, else those with usual names."""
 
+import itertools
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 
 from clipa_eqx.errors import DataError
 from conversion.records.options import IngestOptions
-from conversion.records.rows import Columns
+from conversion.records.rows import Columns, shortened
 from conversion.records.sources.values import is_missing
 
+_MOST_NAMES, _LONGEST_NAME = 50, 80  # names of columns in a message, and their characters
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 IMAGE_COLUMNS = ("jpg", "image", "jpeg", "png", "webp", "image_bytes", "img", "bytes", "image/encoded")
 PATH_COLUMNS = ("image_path", "filepath", "file_path", "path", "file_name", "filename", "file", "image_name", "image")
@@ -52,14 +54,20 @@ def choose_column(
         DataError: the column asked for is missing, or no column fits and one is ``needed``.
     """
     flag = flag or f"--{what}-column"
-    columns = f"it has: {', '.join(map(str, names))}"
+    columns = f"it has: {_listed(names)}"
     if asked is not None and asked not in names:
-        raise DataError(f"{where}: no column {asked!r} for the {what} ({flag}); {columns}")
+        raise DataError(f"{where}: no column {shortened(asked, _LONGEST_NAME)!r} for the {what} ({flag}); {columns}")
     found = first_of(names, candidates) if asked is None else asked
     if found is None and needed:
         hint = ", or give --label-column if the data have labels instead" if what == "caption" else ""
         raise DataError(f"{where}: no column looks like the {what}; name it with {flag}{hint}; {columns}")
     return found
+
+
+def _listed(names: Collection[str]) -> str:
+    shown = [shortened(str(name), _LONGEST_NAME) for name in itertools.islice(names, _MOST_NAMES)]
+    more = [f"and {len(names) - len(shown):,} more"] if len(names) > len(shown) else []
+    return ", ".join([*shown, *more])
 
 
 def choose_listed(

@@ -1,6 +1,8 @@
 """Lists in JSON: COCO, Karpathy's splits, and plain lists of maps."""
 
+import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple, cast
 
 from clipa_eqx.errors import DataError
@@ -13,6 +15,8 @@ from conversion.records.sources.columns import choose_listed, count_names
 from conversion.records.sources.images import is_complete
 from conversion.records.sources.listed import list_parts
 from conversion.records.sources.planned_list import PlannedList
+from conversion.records.sources.planning import FIRST_ROWS
+from conversion.records.sources.value_types import check_types
 from conversion.records.sources.values import as_captions, as_key, as_label, from_json, is_missing, kept_values
 
 Fields = Mapping[str, object]
@@ -46,6 +50,9 @@ def plan_json(place: Place, file: FoundFile, options: IngestOptions) -> PlannedL
     names = count_names(entries)
     texts = None if annotations is None else count_names(annotations) or {"caption": 0}
     columns = choose_listed(names, texts, options=options, where=file.path)
+    check_types(itertools.islice(entries, FIRST_ROWS), replace(columns, caption=None), where=file.path)
+    described = entries if annotations is None else annotations
+    check_types(itertools.islice(described, FIRST_ROWS), Columns(caption=columns.caption), where=file.path)
     by_image = _captions_by_image(annotations or (), columns)
 
     def captions_of(entry: Fields) -> Captions:

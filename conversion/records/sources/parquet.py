@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 from clipa_eqx.errors import DataError
@@ -25,6 +26,7 @@ from conversion.records.sources.damage import Damaged, with_lost_rest
 from conversion.records.sources.images import read_image
 from conversion.records.sources.planning import Choice, plan_files
 from conversion.records.sources.source import Source, SourceFiles
+from conversion.records.sources.value_types import check_types
 from conversion.records.sources.values import as_captions, as_key, as_label, from_json, kept_values
 
 _ROWS_AT_ONCE = 64  # images of a few hundred kilobytes; bounds memory
@@ -50,7 +52,10 @@ def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
         table = next(tables, None)
         if table is None:
             return Choice()
-        return Choice(_choose(table.schema, place, table.part, options), _class_names(table.schema, options))
+        columns = _choose(table.schema, place, table.part, options)
+        types = {field.name: f"values of type {field.type}" for field in table.schema}
+        check_types(_first_values(place, table.part, columns), columns, where=table.part.source, types=types)
+        return Choice(columns, _class_names(table.schema, options))
 
     # Images next to the tables are rows of the tables, not files left out.
     return plan_files(
@@ -70,6 +75,16 @@ def _read_schema(place: Place, part: Part) -> Any:
         if error.errno is None:  # pyarrow's error for a broken file
             return None
         raise unreadable(part.path, error) from error
+
+
+def _first_values(place: Place, part: Part, columns: Columns) -> list[dict[str, object]]:
+    """The values of the first rows in the chosen columns, without images, whose type is known from the schema."""
+    wanted = sorted(_names(replace(columns, image=None)))
+    try:
+        with place.fs.open(part.path, "rb") as opened, pyarrow("parquet").ParquetFile(opened) as table:
+            return rows_of(next(table.iter_batches(batch_size=_ROWS_AT_ONCE, columns=wanted)))
+    except (pyarrow("").ArrowException, OSError, StopIteration):  # shows again when the rows are read
+        return []
 
 
 def _class_names(schema: Any, options: IngestOptions) -> tuple[str, ...] | None:

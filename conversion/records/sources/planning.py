@@ -14,7 +14,7 @@ from conversion.records.rows import Columns, Part, Plan, printable
 from conversion.records.sources.damage import Damaged
 from conversion.records.sources.source import SourceFiles
 
-_FIRST_ROWS = 256  # rows that the columns of a source are chosen from
+FIRST_ROWS = 256  # rows that the columns of a source are chosen from
 _SIDECARS = ("_stats.json", ".parquet")  # img2dataset writes these next to every shard: not worth a mention
 
 T = TypeVar("T")
@@ -65,7 +65,7 @@ def _first_rows(parts: Sequence[Part], read: Callable[[Part], Iterable[T]]) -> I
             with contextlib.suppress(Damaged):
                 yield from read(part)
 
-    return itertools.islice(rows(), _FIRST_ROWS)
+    return itertools.islice(rows(), FIRST_ROWS)
 
 
 def named_columns(columns: Columns) -> dict[str, object]:

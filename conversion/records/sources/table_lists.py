@@ -14,10 +14,10 @@ from conversion.records.rows import BAD_ROW, Columns, Lost, Part, Row
 from conversion.records.sources.columns import choose_listed, count_names
 from conversion.records.sources.images import read_image
 from conversion.records.sources.planned_list import PlannedList
+from conversion.records.sources.planning import FIRST_ROWS
 from conversion.records.sources.text_tables import Entry, Fields, read_entries, read_format
+from conversion.records.sources.value_types import check_types
 from conversion.records.sources.values import as_captions, as_key, as_label, kept_values
-
-_FIRST_LINES = 256  # lines of JSON that the columns are chosen from
 
 
 def plan_table(place: Place, file: FoundFile, options: IngestOptions) -> PlannedList:
@@ -25,7 +25,7 @@ def plan_table(place: Place, file: FoundFile, options: IngestOptions) -> Planned
 
     Raises:
         DataError: the file cannot be opened, or lacks a column for images, for captions or labels, or one that an
-            option names.
+            option names; or a column holds values of the wrong type.
     """
     parts: list[Part] = []
     content = hashlib.sha256()
@@ -36,8 +36,10 @@ def plan_table(place: Place, file: FoundFile, options: IngestOptions) -> Planned
         table = read_format(opened, file.path)
         entries = read_entries(opened, table, table.body)
         fields = (entry.fields for entry in entries if not isinstance(entry.fields, str))
-        names = dict.fromkeys(table.names, 1) or count_names(itertools.islice(fields, _FIRST_LINES))
+        first = list(itertools.islice(fields, FIRST_ROWS))
+        names = dict.fromkeys(table.names, 1) or count_names(first)
         columns = choose_listed(names, options=options, where=file.path) if names else Columns()
+        check_types(first, columns, where=file.path)
         content.update(table.hashed())
         groups = _groups(read_entries(opened, table, table.body, content), columns)
         ranges = ((group[0].start, group[-1].end) for group in groups)

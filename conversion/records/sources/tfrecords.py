@@ -6,6 +6,7 @@ import os
 import sys
 import zlib
 from collections.abc import Generator, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from conversion.records.options import IngestOptions
@@ -14,6 +15,7 @@ from conversion.records.reading import local_copy
 from conversion.records.rows import BAD_ROW, Columns, Lost, Part, Row
 from conversion.records.sources.columns import CAPTION_COLUMNS, IMAGE_COLUMNS, check_kept, choose_column
 from conversion.records.sources.damage import Damaged
+from conversion.records.sources.value_types import check_types
 from conversion.records.sources.values import as_captions, as_key, as_label, kept_values
 
 PACKAGE = ("tensorflow", "tfrecord")
@@ -46,14 +48,15 @@ def choose_features(
         key: usual names of the key.
 
     Raises:
-        DataError: a feature is missing.
+        DataError: a feature is missing, or holds values of the wrong type.
     """
-    names = dict.fromkeys(name for features in examples for name in sorted(features))
+    first = list(examples)
+    names = dict.fromkeys(name for features in first for name in sorted(features))
     if not names:
         return Columns()
     check_kept(names, options=options, where=where)
     needed = options.label_column is None and not label
-    return Columns(
+    columns = Columns(
         image=choose_column(options.image_column, names, IMAGE_COLUMNS, what="image", where=where, needed=True),
         caption=choose_column(
             options.caption_column, names, CAPTION_COLUMNS, what="caption", where=where, needed=needed
@@ -61,6 +64,10 @@ def choose_features(
         label=choose_column(options.label_column, names, label, what="label", where=where),
         key=choose_column(options.key_column, names, key, what="key", where=where),
     )
+    singles = ({name: _one(features, name) for name in features} for features in first)
+    check_types(singles, replace(columns, caption=None), where=where)
+    check_types(first, Columns(caption=columns.caption), where=where)  # a row may have several captions
+    return columns
 
 
 def read_examples(place: Place, part: Part, options: IngestOptions) -> Iterator[Row | Lost]:

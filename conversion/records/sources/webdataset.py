@@ -13,10 +13,12 @@ from conversion.records.sources.planning import Choice, plan_files
 from conversion.records.sources.row_counts import img2dataset_count, statistics_files
 from conversion.records.sources.source import Source, SourceFiles
 from conversion.records.sources.tars import Sample, read_samples
+from conversion.records.sources.value_types import check_types
 from conversion.records.sources.values import as_captions, as_key, as_label, from_json, kept_values
 
 _SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _LABEL = ".cls"
+_PEEK = 4096  # bytes of a member that show its type
 _IMAGES = tuple(suffix[1:] for suffix in IMAGE_SUFFIXES)
 
 
@@ -39,12 +41,19 @@ def _choose(samples: Iterator[Sample], *, options: IngestOptions, where: str) ->
     """
     members: dict[str, None] = {}
     fields: dict[str, None] = {}
+    first: list[Mapping[str, object]] = []
     several = False
     for sample in samples:
         several |= sum(name in sample for name in _IMAGES) > 1
-        members.update({f".{suffix}": None for suffix in sample})
+        found: dict[str, object] = {
+            f".{suffix}": None if suffix in _IMAGES else content[:_PEEK] for suffix, content in sample.items()
+        }
+        members.update(dict.fromkeys(found))
         with contextlib.suppress(ValueError):
-            fields.update({name: None for name in _fields(sample) if not name.startswith(".")})
+            described = {name: value for name, value in _fields(sample).items() if not name.startswith(".")}
+            fields.update(dict.fromkeys(described))
+            found = {**described, **found}
+        first.append(found)
     names = members | fields
     if not names:
         return Columns()
@@ -54,7 +63,7 @@ def _choose(samples: Iterator[Sample], *, options: IngestOptions, where: str) ->
 
     check_kept({*(name[1:] for name in members), *fields}, options=options, where=where)
     image = choose_column(asked(options.image_column), members, IMAGE_SUFFIXES, what="image", where=where, needed=True)
-    return Columns(
+    columns = Columns(
         # Suffixes of images are formats of one thing, unless a sample holds two, such as an image and its mask.
         image=image if several or options.image_column else None,
         caption=choose_column(
@@ -68,6 +77,8 @@ def _choose(samples: Iterator[Sample], *, options: IngestOptions, where: str) ->
         key=choose_column(options.key_column, fields, (), what="key", where=where),
         label=choose_column(asked(options.label_column), names, (_LABEL,), what="label", where=where),
     )
+    check_types(first, columns, where=where)
+    return columns
 
 
 def _read(place: Place, part: Part, options: IngestOptions, tally: Tally) -> Iterator[Row | Lost]:
