@@ -75,6 +75,7 @@ def close_account(reports: PartReports, plan: Plan, command: Mapping[str, object
     keys, content = Fingerprint(), Fingerprint()
     ordered = reports.in_order()
     ignored = sum(report.ignored_members for report in ordered)
+    scattered = sum(report.scattered_tars for report in ordered)
     for report in ordered:
         dropped.update(report.dropped)
         captions_dropped.update(report.captions_dropped)
@@ -96,6 +97,7 @@ def close_account(reports: PartReports, plan: Plan, command: Mapping[str, object
             "content_fingerprint": content.hex(),
             "versions": _versions(ordered),
             **({"ignored_members": ignored} if ignored else {}),
+            **({"scattered_tars": scattered} if scattered else {}),
             **_names_of_source(plan, options),
             **_label_range(reports),
             **plan.info,

@@ -9,6 +9,7 @@ from clipa_eqx.errors import DataError
 from conversion.records.options import IngestOptions
 from conversion.records.places import Place, open_place
 from conversion.records.rows import Columns, Part, Plan, Row, Tally, shortened
+from conversion.records.sources.damage import Scattered
 from conversion.records.sources.kinds import read_part
 from conversion.records.workers import Progress, run_jobs
 
@@ -126,8 +127,15 @@ def _labels(place: Place, parts: Iterable[Part], kind: str, options: IngestOptio
             yield from (row.label for row in part.rows)
         elif part.columns.label is not None:
             only = replace(part, columns=_only_labels(part.columns), labels_only=True)
-            rows = read_part(place, only, kind=kind, options=replace(options, keep=()), tally=Tally())
-            yield from (row.label for row in rows if isinstance(row, Row))
+            try:
+                yield from _read_labels(place, only, kind, options)
+            except Scattered:  # once more from the start: more labels than rows do no harm
+                yield from _read_labels(place, replace(only, is_joined=True), kind, options)
+
+
+def _read_labels(place: Place, part: Part, kind: str, options: IngestOptions) -> Iterator[int | str | None]:
+    rows = read_part(place, part, kind=kind, options=replace(options, keep=()), tally=Tally())
+    return (row.label for row in rows if isinstance(row, Row))
 
 
 def _only_labels(columns: Columns) -> Columns:

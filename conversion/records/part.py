@@ -22,6 +22,7 @@ from conversion.records.options import IngestOptions
 from conversion.records.part_report import UNFINISHED, PartReport, keys_name, report_name, report_to_json
 from conversion.records.places import Place, open_place
 from conversion.records.rows import TRUNCATED, Lost, Part, Tally, printable, short_key, stable
+from conversion.records.sources.damage import Scattered
 from conversion.records.sources.kinds import counts_rows, is_labeled, read_part
 from conversion.records.writing import move_in, write_file
 
@@ -66,7 +67,10 @@ def convert_part(job: Job, seen: Callable[[int], None]) -> PartReport:
         DataError: the source cannot be read, the options do not fit it, or the target cannot be written.
     """
     try:
-        return _convert(job, seen)
+        try:
+            return _convert(job, seen)
+        except Scattered:
+            return _convert(dataclasses.replace(job, part=dataclasses.replace(job.part, is_joined=True)), seen)
     except OSError as error:
         where = f"{printable(job.part.source)} cannot be converted into {printable(job.target)}"
         raise DataError(f"{where}: {error}; repeat the same command to resume") from error
@@ -206,6 +210,7 @@ class _Account:
             limit=self.job.limit,
             duplicates=len(self.job.duplicates),
             ignored_members=self.tally.ignored_members,
+            scattered_tars=self.tally.scattered_tars,
             lowest_label=self.lowest,
             highest_label=self.highest,
             versions=library_versions(),

@@ -30,6 +30,7 @@ class PartReport:
         limit: maximum number of rows that was set for this part.
         duplicates: rows dropped as duplicates.
         ignored_members: members of a tar that belong to no row.
+        scattered_tars: tars whose samples had to be joined, 0 or 1.
         lowest_label: lowest class number of any row, counted from 0, also of one without a class; None without labels.
         highest_label: the highest.
         versions: versions of the libraries that decide bytes.
@@ -50,6 +51,7 @@ class PartReport:
     limit: int | None
     duplicates: int
     ignored_members: int
+    scattered_tars: int
     lowest_label: int | None
     highest_label: int | None
     versions: dict[str, str]

@@ -34,6 +34,11 @@ def account_lines(target: str, manifest: Manifest) -> Iterator[str]:
         yield f"labels: {labels['lowest']:,} to {labels['highest']:,}{none if labels['lowest'] == 1 else ''}"
     if hidden := cast(int, manifest.info.get("hidden_files", 0)):
         yield f"ignored: {counted(hidden, 'hidden file')} (names that start with a dot, and __MACOSX)"
+    if scattered := cast(int, manifest.info.get("scattered_tars", 0)):
+        yield (
+            f"members of one sample are not next to each other in {counted(scattered, 'tar file')}: they were joined "
+            "by name; `tar --sort=name` writes them next to each other, which reads faster"
+        )
     if DUPLICATE_OTHER in manifest.rows_dropped:
         yield "different samples share keys: if several dumps were given, --prefix-keys keeps them apart"
     if manifest.rows_read and not manifest.rows_written:

@@ -81,6 +81,7 @@ class Part:
         start: for a piece of a table of text, the byte in the file at which it begins.
         lines: for a piece of a table of text, its number of rows.
         labels_only: only labels are wanted: no image file is read.
+        is_joined: join what belongs to one row wherever it is in the file (see ``Scattered``).
         columns: columns of the file, unless ``rows`` have been read already.
     """
 
@@ -92,6 +93,7 @@ class Part:
     lines: int | None = None
     columns: Columns = Columns()
     labels_only: bool = False
+    is_joined: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,9 +153,10 @@ class Lost:
 
 @dataclass(kw_only=True)
 class Tally:
-    """Counts that a reader makes in addition to rows: members of a tar that belong to no row."""
+    """Counts that a reader makes in addition to rows: members of a tar that belong to no row, tars that it joined."""
 
     ignored_members: int = 0
+    scattered_tars: int = 0
 
 
 def stable(text: str) -> str:

@@ -45,6 +45,7 @@ def part_reports(draw, number):
         limit=None,
         duplicates=0,
         ignored_members=draw(st.integers(0, 2)),
+        scattered_tars=draw(st.integers(0, 1)),
         lowest_label=(lowest := draw(st.none() | st.integers(0, 9))),
         highest_label=None if lowest is None else lowest + draw(st.integers(0, 9)),
         versions=draw(VERSIONS),
@@ -86,6 +87,7 @@ def test_every_number_of_the_manifest_is_the_sum_over_the_parts(reports):
     ignored = sum(report.ignored_members for report in reports)
     assert made.info.get("ignored_members", 0) == ignored
     assert ("ignored_members" in made.info) == bool(ignored)
+    assert made.info.get("scattered_tars", 0) == sum(report.scattered_tars for report in reports)
     labels = [one for one in reports if one.lowest_label is not None]
     extremes = (
         {"lowest": min(one.lowest_label for one in labels), "highest": max(one.highest_label for one in labels)}

@@ -1,4 +1,4 @@
-"""Damaged files: one lost row accounts for the rows that a file does not give."""
+"""Damaged files: one lost row accounts for the rows that a file does not give. Files that must be read otherwise."""
 
 from collections.abc import Iterable, Iterator
 
@@ -17,6 +17,10 @@ class Damaged(Exception):
         super().__init__(detail)
         self.key = key
         self.expected = expected
+
+
+class Scattered(Exception):
+    """The rows of a file are not complete pieces of it: it has to be read again from its start, with rows joined."""
 
 
 def with_lost_rest(rows: Iterable[Row | Lost], part: Part, *, expected: int | None = None) -> Iterator[Row | Lost]:

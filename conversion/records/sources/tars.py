@@ -7,17 +7,37 @@ import io
 import tarfile
 import zlib
 from collections.abc import Callable, Generator, Iterator
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from conversion.records.listing import is_hidden
 from conversion.records.places import Place
 from conversion.records.reading import open_file
 from conversion.records.rows import Tally
-from conversion.records.sources.damage import Damaged
+from conversion.records.sources.damage import Damaged, Scattered
 
-_DAMAGE = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile)
+DAMAGE = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile)
+"""Errors of archives that are cut or damaged."""
 
 Sample = dict[str, bytes]  # content by suffix, without its first dot
+
+
+class Header(NamedTuple):
+    """The header of a member that belongs to a sample.
+
+    Attributes:
+        name: the name of the sample.
+        suffix: the suffix in lower case, without its first dot.
+    """
+
+    name: str
+    suffix: str
+    member: tarfile.TarInfo
+    tar: tarfile.TarFile
+
+    @property
+    def is_plain(self) -> bool:
+        """Check whether the content follows the header; links, devices and sparse files have none here."""
+        return self.member.isfile() and not self.member.issparse()  # a hole of any size fits into a small file
 
 
 def read_samples(
@@ -31,21 +51,28 @@ def read_samples(
 
     Raises:
         Damaged: the rest cannot be read.
+        Scattered: a sample returns with another member.
         DataError: the file cannot be opened.
     """
     sample: Sample = {}
     name = ""
+    done: dict[int, frozenset[str]] = {}  # suffixes by hash of the sample's name
+    kinds: dict[frozenset[str], frozenset[str]] = {}
     try:
-        for found, suffix, content in _members(place, path, tally):
+        for found, suffix, content in _contents(place, path, tally):
             # A second member with the same name and suffix begins a sample of its own, which is a duplicate key.
             if found != name or suffix in sample:
                 if sample:
                     yield name, sample
+                    suffixes = frozenset(sample)
+                    done[hash(name)] = kinds.setdefault(suffixes, suffixes)
+                if found != name and suffix not in done.get(hash(found), (suffix,)):
+                    raise Scattered(found)
                 name, sample = found, {}
             if content is None:
                 raise Damaged("the data of a member are cut", key=found)
             sample[suffix] = content
-    except _DAMAGE as error:
+    except DAMAGE as error:
         if is_complete(sample):
             yield name, sample
             name = ""
@@ -54,28 +81,45 @@ def read_samples(
         yield name, sample
 
 
-def _members(place: Place, path: str, tally: Tally) -> Iterator[tuple[str, str, bytes | None]]:
+def read_headers(file: Any, tally: Tally) -> Iterator[Header]:
+    """Yield the header of each member of an archive that belongs to a sample. Raises one of ``DAMAGE``."""
+    with _open_tar(file) as tar:
+        while (member := _next(tar)) is not None:
+            folder, _, base = member.name.rpartition("/")
+            stem, _, suffix = base.partition(".")
+            if member.isdir():
+                continue
+            if is_hidden(member.name) or not stem or (stem.startswith("__") and stem.endswith("__")):
+                tally.ignored_members += 1
+                continue
+            yield Header(f"{folder}/{stem}" if folder else stem, suffix.lower(), member, tar)
+        # The library takes a broken header for the end of the archive; the real end is a block of zeros.
+        file.seek(tar.offset)
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError(f"no end-of-archive mark at byte {tar.offset}")
+
+
+def is_gzip(file: Any) -> bool:
+    """Check whether an open file is compressed; its position is then the start."""
+    magic: bytes = file.read(2)
+    file.seek(0)
+    return magic == b"\x1f\x8b"
+
+
+def unpacked(file: Any) -> Any:
+    """The content of an open compressed file. A buffer makes small steps back cheap."""
+    return io.BufferedReader(cast(Any, gzip.GzipFile(fileobj=file)))
+
+
+def _contents(place: Place, path: str, tally: Tally) -> Iterator[tuple[str, str, bytes | None]]:
     """Yield (sample, suffix, content) of each file in the tar; content None where the archive ends inside it."""
     with open_file(place, path) as raw:
-        magic = raw.read(2)
-        end: int | None = None if magic == b"\x1f\x8b" else raw.seek(0, io.SEEK_END)
+        is_compressed = is_gzip(raw)
+        end: int | None = None if is_compressed else raw.seek(0, io.SEEK_END)
         raw.seek(0)
-        # The buffer makes the small step back at the end cheap.
-        plain: Any = io.BufferedReader(cast(Any, gzip.GzipFile(fileobj=raw))) if magic == b"\x1f\x8b" else raw
-        with plain as file, _open_tar(file) as tar:
-            while (member := _next(tar)) is not None:
-                folder, _, base = member.name.rpartition("/")
-                stem, _, suffix = base.partition(".")
-                if member.isdir():
-                    continue
-                if is_hidden(member.name) or not stem or (stem.startswith("__") and stem.endswith("__")):
-                    tally.ignored_members += 1
-                    continue
-                yield f"{folder}/{stem}" if folder else stem, suffix.lower(), _content(tar, member, end)
-            # The library takes a broken header for the end of the archive; the real end is a block of zeros.
-            file.seek(tar.offset)
-            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise tarfile.ReadError(f"no end-of-archive mark at byte {tar.offset}")
+        with unpacked(raw) if is_compressed else raw as file:
+            for header in read_headers(file, tally):
+                yield header.name, header.suffix, _content(header, end)
 
 
 def _open_tar(file: Any) -> tarfile.TarFile:
@@ -105,12 +149,13 @@ def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
     return member
 
 
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, end: int | None) -> bytes | None:
-    if not member.isfile() or member.issparse():  # a hole of any size fits into a small file
+def _content(header: Header, end: int | None) -> bytes | None:
+    member = header.member
+    if not header.is_plain:
         return b""
     if end is not None and member.offset_data + member.size > end:
         return None
     try:
-        return cast(Any, tar.extractfile(member)).read()
+        return cast(Any, header.tar.extractfile(member)).read()
     except (tarfile.ReadError, MemoryError, OverflowError):
         return None

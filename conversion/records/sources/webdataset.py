@@ -1,16 +1,19 @@
 """Source ``webdataset``: tars, as img2dataset and webdataset write them."""
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import cast
 
 from conversion.records.options import IngestOptions
 from conversion.records.places import Place
 from conversion.records.rows import BAD_ROW, Columns, Lost, Part, Plan, Row, Tally
 from conversion.records.sources.columns import CAPTION_COLUMNS, IMAGE_SUFFIXES, check_kept, choose_column
-from conversion.records.sources.damage import with_lost_rest
-from conversion.records.sources.planning import Choice, plan_files
+from conversion.records.sources.damage import Damaged, Scattered, with_lost_rest
+from conversion.records.sources.planning import FIRST_ROWS, Choice, plan_files
 from conversion.records.sources.row_counts import img2dataset_count, statistics_files
+from conversion.records.sources.scattered_tars import read_joined
 from conversion.records.sources.source import Source, SourceFiles
 from conversion.records.sources.tars import Sample, read_samples
 from conversion.records.sources.value_types import check_types
@@ -24,14 +27,43 @@ _IMAGES = tuple(suffix[1:] for suffix in IMAGE_SUFFIXES)
 
 def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
     place = files.place
+    scattered: set[str] = set()
 
     def first(part: Part) -> Iterator[Sample]:
-        return (sample for _, sample in read_samples(place, part.path, Tally(), is_complete=_is_complete))
+        return _first_samples(place, part.path, scattered)
 
     def choose(samples: Iterator[Sample]) -> Choice:
         return Choice(_choose(samples, options=options, where=f"the first samples of {place.url}"))
 
-    return plan_files(files, first=first, choose=choose, about=statistics_files(files))
+    plan = plan_files(files, first=first, choose=choose, about=statistics_files(files))
+    return replace(plan, parts=tuple(replace(part, is_joined=part.path in scattered) for part in plan.parts))
+
+
+def _first_samples(place: Place, path: str, scattered: set[str]) -> Iterator[Sample]:
+    """Yield the first samples of a tar, with only the first bytes of most members; note a tar that is scattered."""
+    samples: list[Sample] = []
+    damage: Damaged | None = None
+    try:
+        for _, sample in itertools.islice(read_samples(place, path, Tally(), is_complete=_is_complete), FIRST_ROWS):
+            samples.append(_peek(sample))
+    except Damaged as error:
+        damage = error
+    except Scattered:
+        samples = []
+    # If no sample has a second member, these may follow behind all first ones.
+    if damage is None and all(len(sample) == 1 for sample in samples):
+        for _, sample in read_joined(place, path, Tally()):
+            if len(sample) > 1:
+                scattered.add(path)
+            yield _peek(sample)
+        return
+    yield from samples
+    if damage is not None:
+        raise damage
+
+
+def _peek(sample: Sample) -> Sample:
+    return {suffix: content if suffix == "json" else content[:_PEEK] for suffix, content in sample.items()}
 
 
 def _choose(samples: Iterator[Sample], *, options: IngestOptions, where: str) -> Columns:
@@ -46,7 +78,7 @@ def _choose(samples: Iterator[Sample], *, options: IngestOptions, where: str) ->
     for sample in samples:
         several |= sum(name in sample for name in _IMAGES) > 1
         found: dict[str, object] = {
-            f".{suffix}": None if suffix in _IMAGES else content[:_PEEK] for suffix, content in sample.items()
+            f".{suffix}": None if suffix in _IMAGES else content for suffix, content in sample.items()
         }
         members.update(dict.fromkeys(found))
         with contextlib.suppress(ValueError):
@@ -84,9 +116,13 @@ def _choose(samples: Iterator[Sample], *, options: IngestOptions, where: str) ->
 def _read(place: Place, part: Part, options: IngestOptions, tally: Tally) -> Iterator[Row | Lost]:
     """The samples of a tar in order, with one lost row for the rest of a tar that is cut or damaged.
 
-    A member that is a link, a device or sparse has no content.
+    A member that is a link, a device or sparse has no content. ``Scattered`` is raised unless the part ``is_joined``.
     """
-    samples = read_samples(place, part.path, tally, is_complete=_is_complete)
+    samples = (
+        read_joined(place, part.path, tally)
+        if part.is_joined
+        else read_samples(place, part.path, tally, is_complete=_is_complete)
+    )
     rows = (_row(name, sample, part.columns, options) for name, sample in samples)
     return with_lost_rest(rows, part, expected=img2dataset_count(place, part))
 
