@@ -8,7 +8,7 @@ from typing import NamedTuple
 from clipa_eqx.errors import DataError
 from conversion.records.options import IngestOptions
 from conversion.records.places import Place, open_place
-from conversion.records.rows import Columns, Part, Plan, Row, Tally, shortened
+from conversion.records.rows import Columns, ListedRow, Part, Plan, Row, Tally, shortened
 from conversion.records.sources.damage import Scattered
 from conversion.records.sources.kinds import read_part
 from conversion.records.workers import Progress, run_jobs
@@ -123,8 +123,8 @@ def _labels_of_part(job: _LabelJob, seen: Callable[[int], None]) -> set[str]:
 def _labels(place: Place, parts: Iterable[Part], kind: str, options: IngestOptions) -> Iterator[int | str | None]:
     """Yield the label of each row, without reading image files."""
     for part in parts:
-        if part.rows is not None:
-            yield from (row.label for row in part.rows)
+        if part.rows is not None and part.columns.label is None:
+            yield from (row.label for row in part.rows if isinstance(row, ListedRow))
         elif part.columns.label is not None:
             only = replace(part, columns=_only_labels(part.columns), labels_only=True)
             try:

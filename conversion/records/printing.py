@@ -8,6 +8,7 @@ from clipa_eqx.errors import counted
 from conversion.records.class_names import describe_classes
 from conversion.records.diff import Difference
 from conversion.records.rows import DUPLICATE_OTHER
+from conversion.records.sources.kinds import SOURCES
 
 
 def account_lines(target: str, manifest: Manifest) -> Iterator[str]:
@@ -32,6 +33,10 @@ def account_lines(target: str, manifest: Manifest) -> Iterator[str]:
     if labels and not manifest.class_names:
         none = "; none is 0: if the source counts from 1, repeat with --first-label 1 --overwrite"
         yield f"labels: {labels['lowest']:,} to {labels['highest']:,}{none if labels['lowest'] == 1 else ''}"
+    if ignored := cast("dict[str, int]", manifest.info.get("ignored_files", {})):
+        shown = ", ".join(f"{count:,} {suffix or 'without a suffix'}" for suffix, count in ignored.items())
+        is_captioned = _kind(manifest) == "folder" and ignored.keys() & {".txt", ".json"}
+        yield f"ignored: {shown}" + ("; if they hold captions, use the source `pairs`" if is_captioned else "")
     if hidden := cast(int, manifest.info.get("hidden_files", 0)):
         yield f"ignored: {counted(hidden, 'hidden file')} (names that start with a dot, and __MACOSX)"
     if scattered := cast(int, manifest.info.get("scattered_tars", 0)):
@@ -40,9 +45,21 @@ def account_lines(target: str, manifest: Manifest) -> Iterator[str]:
             "by name; `tar --sort=name` writes them next to each other, which reads faster"
         )
     if DUPLICATE_OTHER in manifest.rows_dropped:
-        yield "different samples share keys: if several dumps were given, --prefix-keys keeps them apart"
+        yield f"different samples share keys: {_advice_on_keys(manifest)}"
     if manifest.rows_read and not manifest.rows_written:
         yield f"no row was kept: were images, captions or labels looked for in the wrong place? {_example(manifest)}"
+
+
+def _advice_on_keys(manifest: Manifest) -> str:
+    kind = SOURCES.get(_kind(manifest))
+    if kind is None or kind.has_prefix:
+        return "if several dumps were given, --prefix-keys keeps them apart"
+    return "is an image in several lists, or with several labels? manifest.json has examples"
+
+
+def _kind(manifest: Manifest) -> str:
+    command = cast("dict[str, object]", manifest.info.get("command", {}))
+    return str(command.get("kind"))
 
 
 def _contents(manifest: Manifest) -> str:

@@ -82,15 +82,17 @@ class Part:
         lines: for a piece of a table of text, its number of rows.
         labels_only: only labels are wanted: no image file is read.
         is_joined: join what belongs to one row wherever it is in the file (see ``Scattered``).
+        key_folder: put before paths that are keys, see ``listed.path_key``.
         columns: columns of the file, unless ``rows`` have been read already.
     """
 
     source: str
     path: str
     size: int
-    rows: tuple[ListedRow, ...] | None = None
+    rows: "tuple[ListedRow | Lost, ...] | None" = None
     start: int = 0
     lines: int | None = None
+    key_folder: str = ""
     columns: Columns = Columns()
     labels_only: bool = False
     is_joined: bool = False

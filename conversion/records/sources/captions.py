@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 
-from conversion.records.listing import check_readable
+from conversion.records.listing import FoundFile, check_readable
 from conversion.records.options import IngestOptions
 from conversion.records.places import Place
 from conversion.records.rows import Lost, Part, Plan, Row, Tally, printable
@@ -24,9 +24,10 @@ def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
     parts: list[Part] = []
     unlisted = 0
     columns: dict[str, dict[str, object]] = {}
+    has_folders = len({_folder(file) for file in files.own}) > 1 and not options.images and not options.key_column
     for file in files.own:
         plan = plan_json if file.name.lower().endswith(".json") else plan_table
-        listed = plan(files.place, file, options)
+        listed = plan(files.place, file, options, key_folder=_folder(file) if has_folders else "")
         parts += listed.parts
         unlisted += listed.unlisted
         for piece in listed.content:
@@ -45,6 +46,10 @@ def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
         digest=digest.hexdigest(),
         columns=next(iter(columns.values()), {}) if alike else columns,
     )
+
+
+def _folder(file: FoundFile) -> str:
+    return "".join(file.name.rpartition("/")[:2])
 
 
 def _read(place: Place, part: Part, options: IngestOptions, tally: Tally) -> Iterator[Row | Lost]:

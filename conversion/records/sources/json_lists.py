@@ -8,12 +8,11 @@ from typing import NamedTuple, cast
 from clipa_eqx.errors import DataError
 from conversion.records.listing import FoundFile
 from conversion.records.options import IngestOptions
-from conversion.records.places import Place, open_place
+from conversion.records.places import Place
 from conversion.records.reading import unreadable
 from conversion.records.rows import Columns, ListedRow
 from conversion.records.sources.columns import choose_listed, count_names
-from conversion.records.sources.images import is_complete
-from conversion.records.sources.listed import list_parts
+from conversion.records.sources.listed import ListFile, join_rows, list_parts, path_key
 from conversion.records.sources.planned_list import PlannedList
 from conversion.records.sources.planning import FIRST_ROWS
 from conversion.records.sources.value_types import check_types
@@ -35,8 +34,8 @@ class _Content(NamedTuple):
     annotations: Sequence[Fields] | None
 
 
-def plan_json(place: Place, file: FoundFile, options: IngestOptions) -> PlannedList:
-    """Cut a list into parts of ``records_per_shard`` images.
+def plan_json(place: Place, file: FoundFile, options: IngestOptions, *, key_folder: str = "") -> PlannedList:
+    """Cut a list into parts of ``records_per_shard`` images. Entries of one image are joined, wherever they are.
 
     Raises:
         DataError: the file cannot be read or understood, has no such split or several and none is chosen, or lacks a
@@ -60,8 +59,8 @@ def plan_json(place: Place, file: FoundFile, options: IngestOptions) -> PlannedL
             return as_captions(entry.get(columns.caption or "", ()))
         return by_image.pop(_identity(entry.get("id")), ())
 
-    list_file = _ListFile(place, file, options)
-    rows = [_row(entry, captions_of(entry), columns, list_file) for entry in entries]
+    list_file = ListFile(place, file, options, key_folder)
+    rows = join_rows(_row(entry, captions_of(entry), columns, list_file) for entry in entries)
     return PlannedList(
         parts=list_parts(rows, [1] * len(rows), source=file.name, options=options),
         content=(repr(row).encode() for row in rows),
@@ -122,30 +121,13 @@ def _identity(value: object) -> object:
     return value if isinstance(value, int | float | str) else repr(value)
 
 
-class _ListFile(NamedTuple):
-    """A list file with its filesystem and options, which complete the paths of its rows."""
-
-    place: Place
-    file: FoundFile
-    options: IngestOptions
-
-    def complete(self, path: str) -> str:
-        """The path or URL of an image, complete."""
-        if is_complete(path):
-            return path
-        if self.options.images is None:
-            return f"{self.file.path.rpartition('/')[0]}/{path}"
-        images = open_place(self.options.images)
-        return str(images.fs.unstrip_protocol(images.child(path)))
-
-
-def _row(entry: Fields, captions: Captions, columns: Columns, list_file: _ListFile) -> ListedRow:
+def _row(entry: Fields, captions: Captions, columns: Columns, list_file: ListFile) -> ListedRow:
     path = _path(entry, columns.path or "")
     if columns.path == "filename" and (folder := _path(entry, "filepath")):
         path = f"{folder}/{path}"
     key = as_key(entry.get(columns.key)) if columns.key else None
     return ListedRow(
-        key=path if key is None else str(key),
+        key=path_key(path, list_file.key_folder) if key is None else str(key),
         path=list_file.complete(path),
         captions=tuple(captions),
         label=as_label(entry.get(columns.label)) if columns.label else None,

@@ -14,6 +14,7 @@ from conversion.records.rows import Lost, Part, Plan, Row, Tally
 from conversion.records.sources.captions import CAPTIONS
 from conversion.records.sources.folder import FOLDER
 from conversion.records.sources.img2dataset import IMG2DATASET
+from conversion.records.sources.pairs import PAIRS
 from conversion.records.sources.parquet import PARQUET
 from conversion.records.sources.planning import suffix_of
 from conversion.records.sources.source import Source, SourceFiles, WrongKind
@@ -26,6 +27,7 @@ SOURCES: Mapping[str, Source] = {
     "webdataset": WEBDATASET,
     "parquet": PARQUET,
     "folder": FOLDER,
+    "pairs": PAIRS,
     "tfds": TFDS,
     "captions": CAPTIONS,
 }

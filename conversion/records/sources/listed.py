@@ -1,14 +1,71 @@
-"""Lists of images held in memory: cut into parts, and read with the images that they name."""
+"""Lists of images held in memory: rows of one image joined, cut into parts, and read with the images that they name."""
 
-from collections.abc import Iterator
+import posixpath
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
+from conversion.records.listing import FoundFile
 from conversion.records.options import IngestOptions
-from conversion.records.places import Place
+from conversion.records.places import Place, open_place
 from conversion.records.rows import NO_CLASS_FOLDER, ListedRow, Lost, Part, Row
-from conversion.records.sources.images import read_image
+from conversion.records.sources.images import is_complete, read_image
 
 
-def list_parts(rows: list[ListedRow], sizes: list[int], *, source: str, options: IngestOptions) -> tuple[Part, ...]:
+class ListFile(NamedTuple):
+    """A list file with its filesystem and options, which complete the paths and keys of its rows.
+
+    Attributes:
+        key_folder: put before relative paths that are keys, as "a/"; empty unless lists are in several folders.
+    """
+
+    place: Place
+    file: FoundFile
+    options: IngestOptions
+    key_folder: str = ""
+
+    def complete(self, path: str) -> str:
+        """The path or URL of an image, complete."""
+        if is_complete(path):
+            return path
+        if self.options.images is None:
+            return f"{self.file.path.rpartition('/')[0]}/{path}"
+        images = open_place(self.options.images)
+        return str(images.fs.unstrip_protocol(images.child(path)))
+
+
+def path_key(path: str, key_folder: str) -> str:
+    """The key of a row that has only a path: images of equal name next to lists in different folders are different."""
+    return path if not key_folder or is_complete(path) else posixpath.normpath(f"{key_folder}{path}")
+
+
+def join_rows(rows: Iterable[ListedRow | Lost]) -> list[ListedRow | Lost]:
+    """Join rows with the same image and label, wherever they are, into one with the captions of all, in order.
+
+    The row is at the place of the first, with its key and values to keep. A row without a path is not joined.
+    """
+    joined: list[ListedRow | Lost] = []
+    first: dict[tuple[str, int | str | None], int] = {}
+    captions: dict[int, list[str | bytes | None]] = {}  # of rows that others join
+    for row in rows:
+        if isinstance(row, ListedRow) and row.path and not row.path.endswith("/"):
+            at = first.setdefault((row.path, row.label), len(joined))
+            if at < len(joined):
+                before = joined[at]
+                held = before.captions if isinstance(before, ListedRow) else ()
+                captions.setdefault(at, list(held)).extend(row.captions)
+                continue
+        joined.append(row)
+    for at, texts in captions.items():
+        before = joined[at]
+        if isinstance(before, ListedRow):
+            joined[at] = replace(before, captions=tuple(texts))
+    return joined
+
+
+def list_parts(
+    rows: Sequence[ListedRow | Lost], sizes: list[int], *, source: str, options: IngestOptions
+) -> tuple[Part, ...]:
     """Cut a list into parts of ``records_per_shard`` rows."""
     step = options.records_per_shard
     return tuple(
@@ -20,8 +77,10 @@ def list_parts(rows: list[ListedRow], sizes: list[int], *, source: str, options:
 def read_listed(place: Place, part: Part, options: IngestOptions, *, labeled: bool) -> Iterator[Row | Lost]:
     """The rows of a part with the images they name (see ``read_image``). ``labeled`` rows need a class folder."""
     for row in part.rows or ():
-        if labeled and row.label is None:
+        if isinstance(row, Lost):
+            yield row
+        elif labeled and row.label is None:
             yield Lost(reason=NO_CLASS_FOLDER, key=row.key)
-            continue
-        image = read_image(place, row.path, images=options.images)
-        yield Row(key=row.key, image=image, captions=row.captions, label=row.label, extra=row.extra)
+        else:
+            image = read_image(place, row.path, images=options.images)
+            yield Row(key=row.key, image=image, captions=row.captions, label=row.label, extra=row.extra)

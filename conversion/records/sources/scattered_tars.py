@@ -12,7 +12,8 @@ from conversion.records.places import Place
 from conversion.records.reading import local_copy
 from conversion.records.rows import LOCAL_COPY, Tally
 from conversion.records.sources.damage import Damaged
-from conversion.records.sources.tars import DAMAGE, Sample, is_gzip, read_headers
+from conversion.records.sources.samples import Sample
+from conversion.records.sources.tars import DAMAGE, is_gzip, read_headers
 
 _CHUNK = 2**16
 

@@ -1,31 +1,41 @@
-"""Lists in CSV, TSV and JSONL, never held in memory. Consecutive lines with the same image are one row."""
+"""Lists in CSV, TSV and JSONL. Lines with the same image are one row.
+
+A list is not held in memory, unless lines of one image are not next to each other.
+"""
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 
+import numpy as np
 from tqdm import tqdm
 
+from clipa_eqx.errors import DataError
 from conversion.records.listing import FoundFile
 from conversion.records.options import IngestOptions
 from conversion.records.places import Place
 from conversion.records.reading import open_file
-from conversion.records.rows import BAD_ROW, Columns, Lost, Part, Row
+from conversion.records.rows import BAD_ROW, Columns, ListedRow, Lost, Part, Row
 from conversion.records.sources.columns import choose_listed, count_names
 from conversion.records.sources.images import read_image
+from conversion.records.sources.listed import ListFile, join_rows, list_parts, path_key
 from conversion.records.sources.planned_list import PlannedList
 from conversion.records.sources.planning import FIRST_ROWS
 from conversion.records.sources.text_tables import Entry, Fields, read_entries, read_format
 from conversion.records.sources.value_types import check_types
 from conversion.records.sources.values import as_captions, as_key, as_label, kept_values
 
+_MOST_BYTES = 2**30  # of a table whose lines are joined in memory
 
-def plan_table(place: Place, file: FoundFile, options: IngestOptions) -> PlannedList:
+
+def plan_table(place: Place, file: FoundFile, options: IngestOptions, *, key_folder: str = "") -> PlannedList:
     """Cut a table into parts of ``records_per_shard`` images. Its header names the columns, or its first JSON lines do.
 
     Raises:
         DataError: the file cannot be opened, or lacks a column for images, for captions or labels, or one that an
-            option names; or a column holds values of the wrong type.
+            option names; a column holds values of the wrong type; lines of one image are not next to each other, and
+            the file is too large to join them.
     """
     parts: list[Part] = []
     content = hashlib.sha256()
@@ -42,14 +52,60 @@ def plan_table(place: Place, file: FoundFile, options: IngestOptions) -> Planned
         check_types(first, columns, where=file.path)
         content.update(table.hashed())
         groups = _groups(read_entries(opened, table, table.body, content), columns)
-        ranges = ((group[0].start, group[-1].end) for group in groups)
+        images = bytearray()  # hashes of the images of all groups
+        ranges = (_range(group, columns, images) for group in groups)
         while chunk := list(itertools.islice(ranges, options.records_per_shard)):
             start, end = chunk[0][0], chunk[-1][1]
             bar.update(end - start)
             source = f"{file.name}, byte {start} on"
             count = len(chunk)
-            parts.append(Part(source=source, path=file.path, size=count, start=start, lines=count, columns=columns))
+            parts.append(
+                Part(
+                    source=source,
+                    path=file.path,
+                    size=count,
+                    start=start,
+                    lines=count,
+                    columns=columns,
+                    key_folder=key_folder,
+                )
+            )
+    if _repeats(images):
+        rows = _joined(ListFile(place, file, options, key_folder), columns)
+        parts = list(list_parts(rows, [1] * len(rows), source=file.name, options=options))
+        content.update(b"joined")
     return PlannedList(parts=parts, content=[content.hexdigest().encode()], columns=columns, names=names)
+
+
+def _range(group: Sequence[Entry], columns: Columns, images: bytearray) -> tuple[int, int]:
+    if not isinstance(group[0].fields, str) and (path := _path(group[0].fields, columns)):
+        images += hash(path).to_bytes(8, "little", signed=True)
+    return group[0].start, group[-1].end
+
+
+def _repeats(images: bytearray) -> bool:
+    """Check whether an image has two groups of lines."""
+    hashes = np.frombuffer(images, np.int64)
+    return len(np.unique(hashes)) < len(hashes)
+
+
+def _joined(list_file: ListFile, columns: Columns) -> list[ListedRow | Lost]:
+    """All rows of a table, with lines of one image joined, wherever they are."""
+    place, file, options, key_folder = list_file
+    if file.size > _MOST_BYTES:
+        raise DataError(
+            f"{file.path}: lines of one image are not next to each other, and {file.size / 1e9:.1f} GB are too many to "
+            "join them in memory; sort it by its column of images, as by `sort`"
+        )
+
+    def rows() -> Iterator[ListedRow | Lost]:
+        with open_file(place, file.path) as opened:
+            table = read_format(opened, file.path)
+            for group in _groups(read_entries(opened, table, table.body), columns):
+                row = _row(group, columns, where=file.path, key_folder=key_folder, keep=options.keep)
+                yield replace(row, path=list_file.complete(row.path)) if isinstance(row, ListedRow) else row
+
+    return join_rows(rows())
 
 
 def read_table(place: Place, part: Part, options: IngestOptions) -> Iterator[Row | Lost]:
@@ -58,28 +114,35 @@ def read_table(place: Place, part: Part, options: IngestOptions) -> Iterator[Row
         table = read_format(opened, part.path)
         groups = _groups(read_entries(opened, table, part.start), part.columns)
         for group in itertools.islice(groups, part.lines):
-            yield _row(place, part, group, options)
+            row = _row(group, part.columns, where=part.path, key_folder=part.key_folder, keep=options.keep)
+            if isinstance(row, Lost):
+                yield row
+            else:
+                image = read_image(place, row.path, part=part, images=options.images)
+                yield Row(key=row.key, image=image, captions=row.captions, label=row.label, extra=row.extra)
 
 
-def _row(place: Place, part: Part, group: Sequence[Entry], options: IngestOptions) -> Row | Lost:
+def _row(
+    group: Sequence[Entry], columns: Columns, *, where: str, key_folder: str, keep: Collection[str]
+) -> ListedRow | Lost:
+    """The row of consecutive lines of one image, with the path as listed."""
     first = group[0].fields
-    where = f"{part.path}, byte {group[0].start}"
+    where = f"{where}, byte {group[0].start}"
     if isinstance(first, str):
         # A quote that is never closed takes lines with it; each was a row.
         return Lost(reason=BAD_ROW, key=where, detail=first, count=group[0].lines)
-    columns = part.columns
     path = _path(first, columns)
     if not path:
         return Lost(reason=BAD_ROW, key=where, detail="no image path")
     lines = [entry.fields for entry in group if not isinstance(entry.fields, str)]
     captions = [text for line in lines for text in as_captions(line.get(columns.caption or "", ()))]
     key = as_key(first.get(columns.key)) if columns.key else None
-    return Row(
-        key=path if key is None else key,
-        image=read_image(place, path, part=part, images=options.images),
+    return ListedRow(
+        key=path_key(path, key_folder) if key is None else str(key),
+        path=path,
         captions=tuple(captions),
         label=as_label(first.get(columns.label)) if columns.label else None,
-        extra=kept_values(first, options.keep),
+        extra=kept_values(first, keep),
     )
 
 

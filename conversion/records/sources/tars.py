@@ -14,11 +14,10 @@ from conversion.records.places import Place
 from conversion.records.reading import open_file
 from conversion.records.rows import Tally
 from conversion.records.sources.damage import Damaged, Scattered
+from conversion.records.sources.samples import Sample
 
 DAMAGE = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile)
 """Errors of archives that are cut or damaged."""
-
-Sample = dict[str, bytes]  # content by suffix, without its first dot
 
 
 class Header(NamedTuple):

@@ -1,0 +1,115 @@
+"""Samples of files that share a name: members of a tar, or images with texts next to them; their columns and rows."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import cast
+
+from conversion.records.options import IngestOptions
+from conversion.records.rows import BAD_ROW, Columns, Lost, Row
+from conversion.records.sources.columns import CAPTION_COLUMNS, IMAGE_SUFFIXES, check_kept, choose_column
+from conversion.records.sources.value_types import check_types
+from conversion.records.sources.values import as_captions, as_key, as_label, from_json, kept_values
+
+IMAGES = tuple(suffix[1:] for suffix in IMAGE_SUFFIXES)
+"""Suffixes of images, without their dot."""
+
+Sample = dict[str, bytes]  # content by suffix, without its first dot
+
+_LABEL = ".cls"
+_PEEK = 4096  # bytes of a member that show its type
+
+
+def peek(sample: Sample) -> Sample:
+    """The sample with only the first bytes of its members, except of its JSON."""
+    return {suffix: content if suffix == "json" else content[:_PEEK] for suffix, content in sample.items()}
+
+
+def choose_members(samples: Iterator[Sample], *, options: IngestOptions, where: str) -> Columns:
+    """Choose columns: members are named with a dot, fields of the JSON member without.
+
+    A name that was asked for is looked up among members first, then among fields.
+    """
+    members: dict[str, None] = {}
+    fields: dict[str, None] = {}
+    first: list[Mapping[str, object]] = []
+    several = False
+    for sample in samples:
+        several |= sum(name in sample for name in IMAGES) > 1
+        found: dict[str, object] = {
+            f".{suffix}": None if suffix in IMAGES else content for suffix, content in sample.items()
+        }
+        members.update(dict.fromkeys(found))
+        with contextlib.suppress(ValueError):
+            described = {name: value for name, value in _fields(sample).items() if not name.startswith(".")}
+            fields.update(dict.fromkeys(described))
+            found = {**described, **found}
+        first.append(found)
+    names = members | fields
+    if not names:
+        return Columns()
+
+    def asked(name: str | None) -> str | None:
+        return f".{name}" if name is not None and f".{name}" in members else name
+
+    check_kept({*(name[1:] for name in members), *fields}, options=options, where=where)
+    image = choose_column(asked(options.image_column), members, IMAGE_SUFFIXES, what="image", where=where, needed=True)
+    columns = Columns(
+        # Suffixes of images are formats of one thing, unless a sample holds two, such as an image and its mask.
+        image=image if several or options.image_column else None,
+        caption=choose_column(
+            asked(options.caption_column),
+            names,
+            (".txt", *CAPTION_COLUMNS),
+            what="caption",
+            where=where,
+            needed=options.label_column is None,
+        ),
+        key=choose_column(options.key_column, fields, (), what="key", where=where),
+        label=choose_column(asked(options.label_column), names, (_LABEL,), what="label", where=where),
+    )
+    check_types(first, columns, where=where)
+    return columns
+
+
+def row_of(
+    key: str, sample: Sample, columns: Columns, options: IngestOptions, *, is_by_line: bool = False
+) -> Row | Lost:
+    """The row of a sample.
+
+    Args:
+        key: the name of the sample, which is the key unless a column is chosen.
+        is_by_line: whether each line of a text member is a caption.
+    """
+    fields: Mapping[str, object] = {}
+    try:
+        fields = _fields(sample)
+    except ValueError as error:
+        # The JSON member matters only if something is wanted from it.
+        if options.keep or not all(_is_member(name) for name in (columns.caption, columns.label, columns.key) if name):
+            return Lost(reason=BAD_ROW, key=key, detail=f"its JSON: {error}")
+
+    def value(name: str | None) -> object:
+        return None if name is None else sample.get(name[1:]) if _is_member(name) else fields.get(name)
+
+    text = value(columns.caption)
+    if is_by_line and isinstance(text, bytes):
+        text = [line for line in text.splitlines() if line.strip()] or text
+    suffixes = IMAGES if columns.image is None else (columns.image[1:],)
+    wanted = as_key(value(columns.key))
+    return Row(
+        key=key if wanted is None else wanted,
+        image=next((sample[name] for name in suffixes if name in sample), None),
+        captions=() if text is None else as_captions(text),
+        label=as_label(value(columns.label)),
+        extra=kept_values({**sample, **fields}, options.keep),
+    )
+
+
+def _fields(sample: Sample) -> Mapping[str, object]:
+    """The fields of the JSON member. Raises ``ValueError`` if it is broken."""
+    parsed = from_json(sample["json"]) if "json" in sample else None
+    return cast(dict[str, object], parsed) if isinstance(parsed, dict) else {}
+
+
+def _is_member(name: str) -> bool:
+    return name.startswith(".")
