@@ -9,6 +9,9 @@ import msgpack
 from clipa_eqx.errors import DataError
 
 RECORD_VERSION = 1
+LABELS = "labels"
+"""Name in ``extra`` of the labels of an image that has several, as text such as "3,17". ``label`` is the first."""
+
 ExtraValue = str | int | float | bool | bytes | None
 
 _FIELDS = frozenset({"v", "key", "image", "captions", "label", "extra"})

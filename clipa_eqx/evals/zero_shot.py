@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int32, UInt8
 
-from clipa_eqx.data.records import Record
+from clipa_eqx.data.records import LABELS, Record
 from clipa_eqx.errors import ConfigError, DataError
 from clipa_eqx.evals.class_names import choose_class_names
 from clipa_eqx.evals.counting import ZeroShotResult, score, sum_processes
@@ -34,7 +34,7 @@ class ZeroShotConfig:
 
     Attributes:
         data: record folder whose ``label`` indexes the class names. An image with several labels has them as text
-            in ``extra["labels"]``, such as "3,17"; each of them counts as right.
+            in ``extra["labels"]``, such as "3,17" or "[3, 17]"; each of them counts as right.
         templates: name of a published prompt set, or the templates themselves, each with ``{}`` for the class name.
             The sets are "clip_paper" (81 templates, as the reference scores), "open_clip" (80), "clip_best" (8) and
             "class_name_only" (1).
@@ -239,10 +239,10 @@ def class_embeddings(
 
 
 def _labels(record: Record) -> tuple[int, ...]:
-    text = record.extra.get("labels")
+    text = record.extra.get(LABELS)
     if text is not None:
-        try:
-            return tuple(int(part) for part in str(text).split(","))
+        try:  # a list in JSON, which conversion keeps for a column of this name, has brackets
+            return tuple(int(part) for part in str(text).strip().removeprefix("[").removesuffix("]").split(","))
         except ValueError as error:
             raise DataError(f"record {record.key!r}: extra['labels'] must be like '3,17', got {text!r}") from error
     if record.label is None:

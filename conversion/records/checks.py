@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from clipa_eqx.data.images.decode import MAX_PIXELS, ImageSize, decode_image, decode_jpeg_scaled, image_size, is_jpeg
-from clipa_eqx.data.records import Record
+from clipa_eqx.data.records import LABELS, Record
 from clipa_eqx.errors import DataError
 from conversion.records.labels import Classes
 from conversion.records.options import IngestOptions
@@ -71,17 +71,21 @@ def check_row(
             captions.append(text)
         else:
             lost.append(MISSING_CAPTION if caption is None else CAPTION_NOT_UTF8 if text is None else EMPTY_CAPTION)
-    if labeled and row.label is None:
+    if labeled and not row.labels:
         return Lost(reason=MISSING_LABEL, key=key)
-    label = None if row.label is None else classes.number(row.label)
-    if row.label is not None and not classes.has(label):
-        return Lost(reason=NO_CLASS, key=key, detail=f"label {shortened(str(row.label), 100)}")
+    numbers = [classes.number(label) for label in row.labels]
+    for label, number in zip(row.labels, numbers, strict=True):
+        if not classes.has(number):
+            return Lost(reason=NO_CLASS, key=key, detail=f"label {shortened(str(label), 100)}")
     if not captions and not labeled:
         return Lost(reason=lost[0] if lost else MISSING_CAPTION, key=key)
     image = fit_image(row.image, options=options)
     if isinstance(image, Lost):
         return replace(image, key=key)
-    record = Record(key=key, image=image, captions=tuple(captions), label=label, extra=row.extra)
+    label = numbers[0] if numbers else None
+    # Several labels are in the form that scoring reads.
+    extra = {**row.extra, LABELS: ",".join(map(str, numbers))} if len(numbers) > 1 else row.extra
+    record = Record(key=key, image=image, captions=tuple(captions), label=label, extra=extra)
     return CheckedRow(record, tuple(lost))
 
 

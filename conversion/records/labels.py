@@ -67,7 +67,8 @@ def with_text_labels(place: Place, plan: Plan, *, kind: str, options: IngestOpti
     Raises:
         DataError: a part cannot be read, or there are more than 100,000 different labels.
     """
-    if not any(isinstance(label, str) for label in islice(_labels(place, plan.parts, kind, options), _FIRST_ROWS)):
+    first = islice(_labels(place, plan.parts, kind, options), _FIRST_ROWS)
+    if not any(isinstance(label, str) for labels in first for label in labels):
         return plan
     if options.class_names is None and plan.class_names is None:
         plan = replace(plan, class_names=tuple(sorted(_collect(place, plan, kind, options, workers))))
@@ -116,15 +117,15 @@ def _collect(place: Place, plan: Plan, kind: str, options: IngestOptions, worker
 
 def _labels_of_part(job: _LabelJob, seen: Callable[[int], None]) -> set[str]:
     del seen  # progress is in parts
-    labels = _labels(open_place(job.source), [job.part], job.kind, job.options)
-    return {str(label) for label in labels if label is not None}
+    rows = _labels(open_place(job.source), [job.part], job.kind, job.options)
+    return {str(label) for labels in rows for label in labels}
 
 
-def _labels(place: Place, parts: Iterable[Part], kind: str, options: IngestOptions) -> Iterator[int | str | None]:
-    """Yield the label of each row, without reading image files."""
+def _labels(place: Place, parts: Iterable[Part], kind: str, options: IngestOptions) -> Iterator[tuple[int | str, ...]]:
+    """Yield the labels of each row, without reading image files."""
     for part in parts:
         if part.rows is not None and part.columns.label is None:
-            yield from (row.label for row in part.rows if isinstance(row, ListedRow))
+            yield from (row.labels for row in part.rows if isinstance(row, ListedRow))
         elif part.columns.label is not None:
             only = replace(part, columns=_only_labels(part.columns), labels_only=True)
             try:
@@ -133,9 +134,9 @@ def _labels(place: Place, parts: Iterable[Part], kind: str, options: IngestOptio
                 yield from _read_labels(place, replace(only, is_joined=True), kind, options)
 
 
-def _read_labels(place: Place, part: Part, kind: str, options: IngestOptions) -> Iterator[int | str | None]:
+def _read_labels(place: Place, part: Part, kind: str, options: IngestOptions) -> Iterator[tuple[int | str, ...]]:
     rows = read_part(place, part, kind=kind, options=replace(options, keep=()), tally=Tally())
-    return (row.label for row in rows if isinstance(row, Row))
+    return (row.labels for row in rows if isinstance(row, Row))
 
 
 def _only_labels(columns: Columns) -> Columns:

@@ -117,7 +117,7 @@ def _blobs(job: Job, source: Place, account: "_Account", seen: Callable[[int], N
             continue
         account.rows_read += 1
         seen(1 if by_rows else len(item.image) if isinstance(item.image, bytes) else 0)
-        account.see(item.label)
+        account.see(item.labels)
         checked = check_row(item, options=options, key_prefix=prefix, labeled=labeled, classes=job.classes)
         if isinstance(checked, Lost):
             account.drop(checked)
@@ -155,12 +155,12 @@ class _Account:
         self.entries = bytearray()
         self.tally = Tally()
 
-    def see(self, label: int | str | None) -> None:
-        """Note the number of a label, also of one without a class."""
-        number = None if label is None else self.job.classes.number(label)
-        if number is not None:
-            self.lowest = number if self.lowest is None else min(number, self.lowest)
-            self.highest = number if self.highest is None else max(number, self.highest)
+    def see(self, labels: tuple[int | str, ...]) -> None:
+        """Note the numbers of labels, also of those without a class."""
+        for number in map(self.job.classes.number, labels):
+            if number is not None:
+                self.lowest = number if self.lowest is None else min(number, self.lowest)
+                self.highest = number if self.highest is None else max(number, self.highest)
 
     def keep(self, key: bytes, content: bytes, *, captions: int, captions_lost: tuple[str, ...]) -> None:
         """Count a record that is written."""

@@ -90,6 +90,9 @@ def difference_lines(a: str, b: str, found: Difference) -> Iterator[str]:
     """The differences of two record folders."""
     yield f"{counted(found.shared, 'key')} in both, {found.changed:,} of them with other content"
     yield from (f"  {key}" for key in found.examples_changed)
+    if found.changed_extra:
+        yield f"{counted(found.changed_extra, 'key')} with equal content and other values in `extra`"
+        yield from (f"  {key}" for key in found.examples_extra)
     for name, count, keys, repeats in (
         (a, found.only_a, found.examples_a, found.repeats_a),
         (b, found.only_b, found.examples_b, found.repeats_b),

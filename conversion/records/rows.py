@@ -37,14 +37,19 @@ class ListedRow:
     """A row of a list held in memory: the image is a file, everything else is known.
 
     The ``repr`` is hashed into the manifest (``source_files``): renaming the class or a field would make old
-    conversions look changed.
+    conversions look changed. For the same reason ``label`` is a single label, not a tuple of one.
     """
 
     key: str
     path: str
     captions: tuple[str | bytes | None, ...] = ()
-    label: int | str | None = None
+    label: int | str | tuple[int | str, ...] | None = None
     extra: Mapping[str, ExtraValue] = field(default_factory=dict[str, ExtraValue])
+
+    @property
+    def labels(self) -> tuple[int | str, ...]:
+        """All labels."""
+        return () if self.label is None else self.label if isinstance(self.label, tuple) else (self.label,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,13 +130,13 @@ class Row:
 
     Attributes:
         image: the bytes of an image file; a text says why there is none.
-        label: the class number as the source counts, or a text that names the class.
+        labels: class numbers as the source counts, or texts that name classes; usually one.
     """
 
     key: str | bytes
     image: bytes | str | None
     captions: tuple[str | bytes | None, ...] = ()
-    label: int | str | None = None
+    labels: tuple[int | str, ...] = ()
     extra: Mapping[str, ExtraValue] = field(default_factory=dict[str, ExtraValue])
 
 
@@ -159,6 +164,11 @@ class Tally:
 
     ignored_members: int = 0
     scattered_tars: int = 0
+
+
+def one_label(labels: tuple[int | str, ...]) -> int | str | tuple[int | str, ...] | None:
+    """Labels as a ``ListedRow`` has them."""
+    return labels if len(labels) > 1 else labels[0] if labels else None
 
 
 def stable(text: str) -> str:

@@ -58,9 +58,9 @@ def test_captions_are_kept_as_written():
 
 
 def test_labeled_rows_need_a_label_and_no_caption():
-    assert check(labeled=True, captions=(), label=3).record.label == 3
-    assert check(labeled=True, captions=("text",), label=3).record.captions == ("text",)
-    assert check(labeled=True, captions=("text",), label=None).reason == "missing label"
+    assert check(labeled=True, captions=(), labels=(3,)).record.label == 3
+    assert check(labeled=True, captions=("text",), labels=(3,)).record.captions == ("text",)
+    assert check(labeled=True, captions=("text",)).reason == "missing label"
 
 
 def test_an_image_with_too_many_pixels_is_distinct_from_a_damaged_one(monkeypatch):

@@ -10,13 +10,13 @@ from conversion.records.listing import FoundFile
 from conversion.records.options import IngestOptions
 from conversion.records.places import Place
 from conversion.records.reading import unreadable
-from conversion.records.rows import Columns, ListedRow
+from conversion.records.rows import Columns, ListedRow, one_label
 from conversion.records.sources.columns import choose_listed, count_names
 from conversion.records.sources.listed import ListFile, join_rows, list_parts, path_key
 from conversion.records.sources.planned_list import PlannedList
 from conversion.records.sources.planning import FIRST_ROWS
 from conversion.records.sources.value_types import check_types
-from conversion.records.sources.values import as_captions, as_key, as_label, from_json, is_missing, kept_values
+from conversion.records.sources.values import as_captions, as_key, as_labels, from_json, is_missing, kept_values
 
 Fields = Mapping[str, object]
 Captions = Sequence[str | bytes | None]
@@ -130,7 +130,7 @@ def _row(entry: Fields, captions: Captions, columns: Columns, list_file: ListFil
         key=path_key(path, list_file.key_folder) if key is None else str(key),
         path=list_file.complete(path),
         captions=tuple(captions),
-        label=as_label(entry.get(columns.label)) if columns.label else None,
+        label=one_label(as_labels(entry.get(columns.label))) if columns.label else None,
         extra=kept_values(entry, list_file.options.keep),
     )
 

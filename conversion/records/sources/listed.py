@@ -45,11 +45,11 @@ def join_rows(rows: Iterable[ListedRow | Lost]) -> list[ListedRow | Lost]:
     The row is at the place of the first, with its key and values to keep. A row without a path is not joined.
     """
     joined: list[ListedRow | Lost] = []
-    first: dict[tuple[str, int | str | None], int] = {}
+    first: dict[tuple[str, tuple[int | str, ...]], int] = {}
     captions: dict[int, list[str | bytes | None]] = {}  # of rows that others join
     for row in rows:
         if isinstance(row, ListedRow) and row.path and not row.path.endswith("/"):
-            at = first.setdefault((row.path, row.label), len(joined))
+            at = first.setdefault((row.path, row.labels), len(joined))
             if at < len(joined):
                 before = joined[at]
                 held = before.captions if isinstance(before, ListedRow) else ()
@@ -83,4 +83,4 @@ def read_listed(place: Place, part: Part, options: IngestOptions, *, labeled: bo
             yield Lost(reason=NO_CLASS_FOLDER, key=row.key)
         else:
             image = read_image(place, row.path, images=options.images)
-            yield Row(key=row.key, image=image, captions=row.captions, label=row.label, extra=row.extra)
+            yield Row(key=row.key, image=image, captions=row.captions, labels=row.labels, extra=row.extra)

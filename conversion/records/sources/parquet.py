@@ -27,7 +27,7 @@ from conversion.records.sources.images import read_image
 from conversion.records.sources.planning import Choice, plan_files
 from conversion.records.sources.source import Source, SourceFiles
 from conversion.records.sources.value_types import check_types
-from conversion.records.sources.values import as_captions, as_key, as_label, from_json, kept_values
+from conversion.records.sources.values import as_captions, as_key, as_labels, from_json, kept_values
 
 _ROWS_AT_ONCE = 64  # images of a few hundred kilobytes; bounds memory
 _STATUS = "status"
@@ -177,7 +177,7 @@ def _row(place: Place, part: Part, fields: Mapping[str, object], *, index: int, 
         key=name,
         image=_image(place, part, fields, key=shown, options=options),
         captions=as_captions(fields.get(columns.caption or "", ())),
-        label=as_label(fields.get(columns.label or "")),
+        labels=as_labels(fields.get(columns.label or "")),
         extra=kept_values(fields, options.keep),
     )
 

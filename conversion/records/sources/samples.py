@@ -8,7 +8,7 @@ from conversion.records.options import IngestOptions
 from conversion.records.rows import BAD_ROW, Columns, Lost, Row
 from conversion.records.sources.columns import CAPTION_COLUMNS, IMAGE_SUFFIXES, check_kept, choose_column
 from conversion.records.sources.value_types import check_types
-from conversion.records.sources.values import as_captions, as_key, as_label, from_json, kept_values
+from conversion.records.sources.values import as_captions, as_key, as_labels, from_json, kept_values, npy_labels
 
 IMAGES = tuple(suffix[1:] for suffix in IMAGE_SUFFIXES)
 """Suffixes of images, without their dot."""
@@ -16,12 +16,15 @@ IMAGES = tuple(suffix[1:] for suffix in IMAGE_SUFFIXES)
 Sample = dict[str, bytes]  # content by suffix, without its first dot
 
 _LABEL = ".cls"
+_VECTOR = ".npy"  # the labels of an image, as CLIP_benchmark writes several
 _PEEK = 4096  # bytes of a member that show its type
 
 
 def peek(sample: Sample) -> Sample:
-    """The sample with only the first bytes of its members, except of its JSON."""
-    return {suffix: content if suffix == "json" else content[:_PEEK] for suffix, content in sample.items()}
+    """The sample with only the first bytes of its members, except of its JSON and vectors."""
+    return {
+        suffix: content if suffix in ("json", _VECTOR[1:]) else content[:_PEEK] for suffix, content in sample.items()
+    }
 
 
 def choose_members(samples: Iterator[Sample], *, options: IngestOptions, where: str) -> Columns:
@@ -39,6 +42,8 @@ def choose_members(samples: Iterator[Sample], *, options: IngestOptions, where: 
             f".{suffix}": None if suffix in IMAGES else content for suffix, content in sample.items()
         }
         members.update(dict.fromkeys(found))
+        if _VECTOR in found:
+            found[_VECTOR] = list(_labels(found[_VECTOR], _VECTOR))
         with contextlib.suppress(ValueError):
             described = {name: value for name, value in _fields(sample).items() if not name.startswith(".")}
             fields.update(dict.fromkeys(described))
@@ -100,9 +105,18 @@ def row_of(
         key=key if wanted is None else wanted,
         image=next((sample[name] for name in suffixes if name in sample), None),
         captions=() if text is None else as_captions(text),
-        label=as_label(value(columns.label)),
+        labels=_labels(value(columns.label), columns.label),
         extra=kept_values({**sample, **fields}, options.keep),
     )
+
+
+def _labels(value: object, column: str | None) -> tuple[int | str, ...]:
+    if column == _VECTOR and isinstance(value, bytes):
+        try:
+            return tuple(npy_labels(value))
+        except (ValueError, EOFError):
+            return ()
+    return as_labels(value)
 
 
 def _fields(sample: Sample) -> Mapping[str, object]:

@@ -16,7 +16,7 @@ from conversion.records.listing import FoundFile
 from conversion.records.options import IngestOptions
 from conversion.records.places import Place
 from conversion.records.reading import open_file
-from conversion.records.rows import BAD_ROW, Columns, ListedRow, Lost, Part, Row
+from conversion.records.rows import BAD_ROW, Columns, ListedRow, Lost, Part, Row, one_label
 from conversion.records.sources.columns import choose_listed, count_names
 from conversion.records.sources.images import read_image
 from conversion.records.sources.listed import ListFile, join_rows, list_parts, path_key
@@ -24,7 +24,7 @@ from conversion.records.sources.planned_list import PlannedList
 from conversion.records.sources.planning import FIRST_ROWS
 from conversion.records.sources.text_tables import Entry, Fields, read_entries, read_format
 from conversion.records.sources.value_types import check_types
-from conversion.records.sources.values import as_captions, as_key, as_label, kept_values
+from conversion.records.sources.values import as_captions, as_key, as_labels, kept_values
 
 _MOST_BYTES = 2**30  # of a table whose lines are joined in memory
 
@@ -119,7 +119,7 @@ def read_table(place: Place, part: Part, options: IngestOptions) -> Iterator[Row
                 yield row
             else:
                 image = read_image(place, row.path, part=part, images=options.images)
-                yield Row(key=row.key, image=image, captions=row.captions, label=row.label, extra=row.extra)
+                yield Row(key=row.key, image=image, captions=row.captions, labels=row.labels, extra=row.extra)
 
 
 def _row(
@@ -141,7 +141,7 @@ def _row(
         key=path_key(path, key_folder) if key is None else str(key),
         path=path,
         captions=tuple(captions),
-        label=as_label(first.get(columns.label)) if columns.label else None,
+        label=one_label(as_labels(first.get(columns.label))) if columns.label else None,
         extra=kept_values(first, keep),
     )
 

@@ -16,7 +16,7 @@ from conversion.records.rows import BAD_ROW, Columns, Lost, Part, Row
 from conversion.records.sources.columns import CAPTION_COLUMNS, IMAGE_COLUMNS, check_kept, choose_column
 from conversion.records.sources.damage import Damaged
 from conversion.records.sources.value_types import check_types
-from conversion.records.sources.values import as_captions, as_key, as_label, kept_values
+from conversion.records.sources.values import as_captions, as_key, as_labels, kept_values
 
 PACKAGE = ("tensorflow", "tfrecord")
 
@@ -64,7 +64,7 @@ def choose_features(
         label=choose_column(options.label_column, names, label, what="label", where=where),
         key=choose_column(options.key_column, names, key, what="key", where=where),
     )
-    singles = ({name: _one(features, name) for name in features} for features in first)
+    singles = ({name: _value(features, name) for name in features} for features in first)
     check_types(singles, replace(columns, caption=None), where=where)
     check_types(first, Columns(caption=columns.caption), where=where)  # a row may have several captions
     return columns
@@ -86,20 +86,26 @@ def read_examples(place: Place, part: Part, options: IngestOptions) -> Iterator[
 
 
 def _row(features: Features, columns: Columns, *, place_key: str, options: IngestOptions) -> Row:
-    key, image = as_key(_one(features, columns.key)), _one(features, columns.image)
-    firsts = {name: _one(features, name) for name in options.keep if name in features}
+    key, image = as_key(_value(features, columns.key)), _one(features, columns.image)
+    kept = {name: _value(features, name) for name in options.keep if name in features}
     return Row(
         key=place_key if key is None else key,
         image=image if isinstance(image, bytes) else None,
         captions=as_captions(features.get(columns.caption or "", ())),
-        label=as_label(_one(features, columns.label)),
-        extra=kept_values(firsts, options.keep),
+        labels=as_labels(features.get(columns.label or "")),
+        extra=kept_values(kept, options.keep),
     )
 
 
 def _one(features: Features, name: str | None) -> object:
     values = features.get(name) if name is not None else None
     return values[0] if values else None
+
+
+def _value(features: Features, name: str | None) -> object:
+    """The value of a feature; a list if it has several."""
+    values = features.get(name) if name is not None else None
+    return values[0] if values and len(values) == 1 else values or None
 
 
 def _examples(place: Place, path: str) -> Iterator[Features | str]:

@@ -74,7 +74,9 @@ def _is_caption(value: object) -> bool:
 
 
 def _is_label(value: object) -> bool:
-    # Any whole number is right: -1 is an unknown class.
+    # Any whole number is right: -1 is an unknown class. A list may hold the labels of an image, or none.
+    if isinstance(value, list | tuple):
+        return not value or any(map(_is_label, cast(Sequence[object], value)))
     return as_label(value) is not None or isinstance(value, int) or value in (-1.0, "", b"", "-1", b"-1")
 
 

@@ -1,11 +1,14 @@
 """Values of tables, features and JSON, converted to the types of a record."""
 
+import io
 import itertools
 import json
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, cast
+
+import numpy as np
 
 from clipa_eqx.data.records import ExtraValue
 
@@ -50,8 +53,8 @@ def is_missing(value: object) -> bool:
 
 
 def as_key(value: object) -> str | bytes | None:
-    """The key of a row; None if the row has none."""
-    if is_missing(value) or value in ("", b""):
+    """The key of a row; None if the row has none, or a list or map."""
+    if is_missing(value) or isinstance(value, list | tuple | dict) or value in ("", b""):
         return None
     return value if isinstance(value, bytes) else str(value)
 
@@ -70,6 +73,14 @@ def as_captions(value: object) -> tuple[str | bytes | None, ...]:
     return (str(value),)
 
 
+def as_labels(value: object) -> tuple[int | str, ...]:
+    """The labels in a value (see ``as_label``), or in a list of values; empty if there are none."""
+    if isinstance(value, list | tuple):
+        return tuple(label for item in cast(Sequence[object], value) for label in as_labels(item))
+    label = as_label(value)
+    return () if label is None else (label,)
+
+
 def as_label(value: object) -> int | str | None:
     """A class number from 0 to 2^31 - 1, also as text, or else the text, which may name a class.
 
@@ -83,6 +94,23 @@ def as_label(value: object) -> int | str | None:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return int(value) if isinstance(value, int) and 0 <= value < _MOST_LABELS else None
+
+
+def npy_labels(data: bytes) -> list[int]:
+    """The labels in a file of numpy's format ``npy``: the positions of 1 in a vector of 0 and 1, or the numbers in it.
+
+    CLIP_benchmark writes such vectors, with an element per class, for data sets in which an image has several labels.
+
+    Raises:
+        ValueError: it is no file of numbers.
+    """
+    array = np.load(io.BytesIO(data), allow_pickle=False)
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"numbers of type {array.dtype}")
+    numbers = array.ravel()
+    if numbers.size > 1 and np.isin(numbers, (0, 1)).all():
+        return [int(i) for i in np.flatnonzero(numbers)]
+    return [int(number) for number in numbers if number >= 0 and float(number).is_integer()]
 
 
 def kept_values(fields: Mapping[str, object], keep: Collection[str]) -> dict[str, ExtraValue]:
