@@ -92,6 +92,7 @@ def close_account(reports: PartReports, plan: Plan, command: Mapping[str, object
             "examples": reports.examples(),
             "captions_written": sum(report.captions_written for report in ordered),
             "captions_dropped": dict(sorted(captions_dropped.items())),
+            **_shown(ordered),
             "damaged_sources": [damage for report in ordered for damage in report.damaged],
             "key_fingerprint": keys.hex(),
             "content_fingerprint": content.hex(),
@@ -103,6 +104,18 @@ def close_account(reports: PartReports, plan: Plan, command: Mapping[str, object
             **plan.info,
         },
     )
+
+
+def _shown(reports: Sequence[PartReport]) -> dict[str, object]:
+    """For a check at a glance: fewest and most captions of a record, and three records from all over the source."""
+    full = [report for report in reports if report.shown]
+    if not full:
+        return {}
+    spread = [full[0].shown[0], full[len(full) // 2].shown[len(full[len(full) // 2].shown) // 2], full[-1].shown[-1]]
+    shown = [one for i, one in enumerate(spread) if one not in spread[:i]]
+    fewest = min(report.fewest_captions or 0 for report in full)
+    most = max(report.most_captions for report in full)
+    return {"captions_per_record": {"fewest": fewest, "most": most}, "records": shown}
 
 
 def _label_range(reports: PartReports) -> dict[str, object]:

@@ -13,13 +13,13 @@ from pathlib import Path
 
 from clipa_eqx.data.array_record_writer import write_encoded_shard
 from clipa_eqx.data.manifest import ShardInfo
-from clipa_eqx.data.records import encode_record
+from clipa_eqx.data.records import Record, encode_record
 from clipa_eqx.errors import DataError
 from conversion.records.checks import check_row
 from conversion.records.keys import Fingerprint, content_digest, key_digest, pack_entry
 from conversion.records.labels import Classes
 from conversion.records.options import IngestOptions
-from conversion.records.part_report import UNFINISHED, PartReport, keys_name, report_name, report_to_json
+from conversion.records.part_report import UNFINISHED, PartReport, keys_name, report_name, report_to_json, shown_record
 from conversion.records.places import Place, open_place
 from conversion.records.rows import TRUNCATED, Lost, Part, Tally, printable, short_key, stable
 from conversion.records.sources.damage import Scattered
@@ -130,7 +130,7 @@ def _blobs(job: Job, source: Place, account: "_Account", seen: Callable[[int], N
         if row in job.duplicates:
             account.drop(Lost(reason=job.duplicates[row], key=record.key))
             continue
-        account.keep(key, content, captions=len(record.captions), captions_lost=checked.captions_lost)
+        account.keep(record, key, content, captions_lost=checked.captions_lost)
         yield blob
 
 
@@ -145,6 +145,9 @@ class _Account:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.rows_read = self.rows_written = self.captions = 0
+        self.fewest: int | None = None
+        self.most = 0
+        self.shown: list[dict[str, object]] = []
         self.lowest: int | None = None
         self.highest: int | None = None
         self.dropped: Counter[str] = Counter()
@@ -162,13 +165,19 @@ class _Account:
                 self.lowest = number if self.lowest is None else min(number, self.lowest)
                 self.highest = number if self.highest is None else max(number, self.highest)
 
-    def keep(self, key: bytes, content: bytes, *, captions: int, captions_lost: tuple[str, ...]) -> None:
-        """Count a record that is written."""
+    def keep(self, record: Record, key: bytes, content: bytes, *, captions_lost: tuple[str, ...]) -> None:
+        """Count a record that is written. ``key`` and ``content`` are its digests."""
         self.rows_written += 1
         self.keys.add(key)
         self.content.add(content)
-        self.captions += captions
+        count = len(record.captions)
+        self.captions += count
         self.captions_dropped.update(captions_lost)
+        self.fewest = count if self.fewest is None else min(count, self.fewest)
+        self.most = max(count, self.most)
+        # The first, one after at least half of the records, and the last: neighbors are too alike to show a shift.
+        is_power = self.rows_written & (self.rows_written - 1) == 0
+        self.shown = [*self.shown[: 1 if is_power else 2], shown_record(record)]
 
     def miss(self, lost: Lost) -> None:
         """Count rows that the reader could not give, as read and as dropped."""
@@ -203,6 +212,9 @@ class _Account:
             examples=self.examples,
             captions_written=self.captions,
             captions_dropped=dict(sorted(self.captions_dropped.items())),
+            fewest_captions=self.fewest,
+            most_captions=self.most,
+            shown=self.shown,
             damaged=self.damaged,
             shards=[dataclasses.asdict(shard) for shard in shards],
             keys=self.keys.hex(),

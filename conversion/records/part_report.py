@@ -5,8 +5,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 from clipa_eqx.data.manifest import ShardInfo
+from clipa_eqx.data.records import LABELS, Record
 from conversion.records.keys import ENTRY
+from conversion.records.rows import shortened
 
+_LONGEST = 100  # characters of a text that is shown
 UNFINISHED = "_unfinished"  # folder inside the destination; it exists only until the manifest does
 
 
@@ -23,6 +26,9 @@ class PartReport:
         examples: the first rows dropped for each reason.
         captions_written: captions of the records.
         captions_dropped: captions left out of records, by reason.
+        fewest_captions: fewest captions of a record; None without records.
+        most_captions: most captions of a record.
+        shown: up to three records, spread over the part, as the manifest shows them.
         damaged: damaged files, as in the manifest.
         shards: entries of the shards for the manifest.
         keys: fingerprint of the keys.
@@ -44,6 +50,9 @@ class PartReport:
     examples: dict[str, list[dict[str, str]]]
     captions_written: int
     captions_dropped: dict[str, int]
+    fewest_captions: int | None
+    most_captions: int
+    shown: list[dict[str, object]]
     damaged: list[dict[str, object]]
     shards: list[dict[str, Any]]
     keys: str
@@ -66,6 +75,16 @@ class PartReport:
         return {shard.name: shard.bytes for shard in self.shard_infos()} | {
             keys_name(self.number): entries * ENTRY.itemsize
         }
+
+
+def shown_record(record: Record) -> dict[str, object]:
+    """A record as the manifest shows it to a person: key, first caption and label, shortened."""
+    label = record.extra.get(LABELS, record.label)
+    return {
+        "key": shortened(record.key, _LONGEST),
+        **({"caption": shortened(record.captions[0], _LONGEST)} if record.captions else {}),
+        **({} if label is None else {"label": label}),
+    }
 
 
 def report_name(number: int) -> str:

@@ -1,13 +1,13 @@
 """Results of conversions, verifications and comparisons, as lines for the terminal."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 
 from clipa_eqx.data.manifest import Manifest
 from clipa_eqx.errors import counted
 from conversion.records.class_names import describe_classes
 from conversion.records.diff import Difference
-from conversion.records.rows import DUPLICATE_OTHER
+from conversion.records.rows import DUPLICATE_OTHER, shortened
 from conversion.records.sources.kinds import SOURCES
 
 
@@ -26,6 +26,7 @@ def account_lines(target: str, manifest: Manifest) -> Iterator[str]:
         yield "damaged: {source}: {rows_before} rows, then lost: {rows_lost}; {error}".format(**damage)
     if len(damaged) > 5:
         yield f"damaged: {len(damaged) - 5} more, see manifest.json"
+    yield from _captions(manifest)
     if manifest.class_names:
         own = cast("list[str] | None", manifest.info.get("source_class_names"))
         yield describe_classes(manifest.class_names, own)
@@ -46,6 +47,8 @@ def account_lines(target: str, manifest: Manifest) -> Iterator[str]:
         )
     if DUPLICATE_OTHER in manifest.rows_dropped:
         yield f"different samples share keys: {_advice_on_keys(manifest)}"
+    for record in cast("list[dict[str, object]]", manifest.info.get("records", [])):
+        yield f"for example: {_shown(record, manifest.class_names)}"
     if manifest.rows_read and not manifest.rows_written:
         yield f"no row was kept: were images, captions or labels looked for in the wrong place? {_example(manifest)}"
 
@@ -55,6 +58,26 @@ def _advice_on_keys(manifest: Manifest) -> str:
     if kind is None or kind.has_prefix:
         return "if several dumps were given, --prefix-keys keeps them apart"
     return "is an image in several lists, or with several labels? manifest.json has examples"
+
+
+def _captions(manifest: Manifest) -> Iterator[str]:
+    """The number of captions per image, unless there are none, as in labeled sources."""
+    ends = cast("dict[str, int]", manifest.info.get("captions_per_record", {}))
+    if ends and ends["most"]:
+        mean = cast(int, manifest.info["captions_written"]) / manifest.rows_written
+        span = f"{ends['fewest']:,}" if ends["fewest"] == ends["most"] else f"{ends['fewest']:,} to {ends['most']:,}"
+        yield f"captions per image: {span}" + ("" if ends["fewest"] == ends["most"] else f", {mean:.2f} on average")
+
+
+def _shown(record: Mapping[str, object], names: Sequence[str] | None) -> str:
+    parts = [str(record["key"])]
+    if "label" in record:
+        label = record["label"]
+        name = f" ({shortened(names[label], 40)})" if isinstance(label, int) and names else ""
+        parts.append(f"label {label}{name}")
+    if "caption" in record:
+        parts.append(repr(record["caption"]))
+    return ", ".join(parts)
 
 
 def _kind(manifest: Manifest) -> str:

@@ -38,6 +38,9 @@ def part_reports(draw, number):
         examples={reason: [{"key": f"{number}-{i}"} for i in range(min(n, 3))] for reason, n in dropped.items()},
         captions_written=written,
         captions_dropped=draw(st.dictionaries(REASONS, st.integers(1, 5), max_size=2)),
+        fewest_captions=1 if written else None,
+        most_captions=draw(st.integers(1, 5)) if written else 0,
+        shown=[{"key": f"{number}-{i}"} for i in range(min(written, 3))],
         damaged=[{"source": f"{number}.tar"}] if draw(st.booleans()) else [],
         shards=[shard] if written else [],
         keys=digest(f"keys {number}"),
@@ -88,6 +91,15 @@ def test_every_number_of_the_manifest_is_the_sum_over_the_parts(reports):
     assert made.info.get("ignored_members", 0) == ignored
     assert ("ignored_members" in made.info) == bool(ignored)
     assert made.info.get("scattered_tars", 0) == sum(report.scattered_tars for report in reports)
+    full = [report for report in reports if report.rows_written]
+    if full:
+        most = max(report.most_captions for report in full)
+        assert made.info["captions_per_record"] == {"fewest": 1, "most": most}
+        assert made.info["records"][0] == full[0].shown[0]
+        assert made.info["records"][-1] == full[-1].shown[-1]
+        assert len(made.info["records"]) <= 3
+    else:
+        assert "records" not in made.info
     labels = [one for one in reports if one.lowest_label is not None]
     extremes = (
         {"lowest": min(one.lowest_label for one in labels), "highest": max(one.highest_label for one in labels)}

@@ -1,0 +1,65 @@
+"""The closing lines of a conversion: what a person checks at a glance, captions, classes, ignored files, examples."""
+
+from support import dumps
+from support.conversions import call, ingest, interrupted
+from support.dumps import jpeg, samples, write_table
+
+
+def lines(capsys):
+    return capsys.readouterr().out.splitlines()
+
+
+def test_a_captioned_source_ends_with_its_account_captions_per_image_and_examples(tmp_path, capsys):
+    texts = [["a"], ["b", "c"], [f"{'long ' * 50}"], ["d"], ["e", "f", "g", ""]]
+    write_table(tmp_path / "0.parquet", {"key": list("01234"), "jpg": [jpeg(i) for i in range(5)], "caption": texts})
+    assert call("parquet", tmp_path / "0.parquet", tmp_path / "out") == 0
+    shown = lines(capsys)
+    assert shown[1:4] == [
+        "rows: 5 read, 5 written",
+        "captions left out of rows that were kept: 1 empty caption",
+        "captions per image: 1 to 3, 1.60 on average",
+    ]
+    assert shown[4:] == ["for example: 0, 'a'", "for example: 3, 'd'", "for example: 4, 'e'"]
+
+
+def test_a_labeled_source_ends_with_its_classes_and_examples_of_several(tmp_path, capsys):
+    for i in range(30):
+        path = tmp_path / "source" / f"class {i // 10}" / f"{i:02d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(jpeg(i))
+    assert call("folder", tmp_path / "source", tmp_path / "out", "--records-per-shard", 4) == 0
+    assert lines(capsys)[1:] == [
+        "rows: 30 read, 30 written",
+        "3 classes: 0 = class 0, 1 = class 1, 2 = class 2",
+        "for example: class 0/00.jpg, label 0 (class 0)",
+        "for example: class 1/19.jpg, label 1 (class 1)",
+        "for example: class 2/29.jpg, label 2 (class 2)",
+    ]
+
+
+def test_equal_numbers_of_captions_and_single_records_are_shown_once(tmp_path, capsys):
+    dumps.write_tars(tmp_path / "tars", [samples(1)])
+    assert call("webdataset", tmp_path / "tars", tmp_path / "out") == 0
+    assert lines(capsys)[2:] == ["captions per image: 1", "for example: 000000000, 'caption 0'"]
+
+
+def test_long_texts_are_shortened(tmp_path, capsys):
+    write_table(tmp_path / "0.parquet", {"key": ["k" * 400], "jpg": [jpeg(0)], "caption": ["word " * 200]})
+    assert call("parquet", tmp_path / "0.parquet", tmp_path / "out") == 0
+    (example,) = [line for line in lines(capsys) if line.startswith("for example")]
+    assert len(example) < 250
+
+
+def test_a_source_without_rows_ends_with_its_account(tmp_path, capsys):
+    dumps.write_tars(tmp_path / "tars", [[]])
+    assert call("webdataset", tmp_path / "tars", tmp_path / "out") == 0
+    assert lines(capsys)[1:] == ["rows: 0 read, 0 written"]
+
+
+def test_examples_do_not_depend_on_interruptions_and_workers(tmp_path, monkeypatch):
+    dumps.write_tars(tmp_path / "tars", [samples(3, first=3 * i) for i in range(4)])
+    whole = ingest(tmp_path / "tars", tmp_path / "whole").info
+    interrupted(monkeypatch, tmp_path / "tars", tmp_path / "out", after=2)
+    assert ingest(tmp_path / "tars", tmp_path / "out").info == whole
+    assert ingest(tmp_path / "tars", tmp_path / "two", workers=2).info == whole
+    assert [one["key"] for one in whole["records"]] == ["000000000", "000000007", "000000011"]
