@@ -2,6 +2,8 @@
 
 import logging
 import signal
+import subprocess
+import sys
 
 import jax
 import jax.random as jr
@@ -59,3 +61,10 @@ def no_self_check(monkeypatch):
 
     ones = Embeddings(np.ones((1, 16), np.float32), np.ones((2, 16), np.float32))
     monkeypatch.setattr(write_model_module, "embed_fixed_inputs", lambda folder, *, advance: ones)
+
+
+@pytest.fixture
+def dead():
+    """The id of a process that has ended."""
+    done = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    return int(done.stdout)
