@@ -77,19 +77,19 @@ def config():
     return tiny_runs.run_config(
         model=tiny_clip_config(**tiny_runs.STOCHASTIC),
         duration=Duration(steps={steps}),
-        checkpoint=CheckpointConfig(every_steps={every}),
+        checkpoint=CheckpointConfig(every_steps={every}, keep={keep}),
         zero_shot=(ZeroShotConfig(data=str(DATA / "labeled"), templates=("{{}}",), every_steps={every}),),
     )
 '''
 
 
-def write_config(path: Path, *, steps: int, every: int = 4, before: str = "") -> Path:
+def write_config(path: Path, *, steps: int, every: int = 4, keep: int = 3, before: str = "") -> Path:
     """A config file for ``start``; ``before`` is Python that the training process executes first."""
     folder = tiny_runs.folder()
     if not (folder / "labeled").exists():
         labeled = (dataclasses.replace(r, label=i % 2) for i, r in enumerate(tiny_runs.make_records(16)))
         write_records(labeled, folder / "labeled", class_names=WORDS[:2])
-    path.write_text(_CONFIG.format(folder=str(folder), steps=steps, every=every, before=before))
+    path.write_text(_CONFIG.format(folder=str(folder), steps=steps, every=every, keep=keep, before=before))
     return path
 
 
