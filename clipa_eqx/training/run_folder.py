@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -17,6 +18,9 @@ from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.json_config import to_json, with_current_names
 from clipa_eqx.replacing import is_temporary, write_text
 from clipa_eqx.saved.kinds import CHECKPOINTS_NAME, CONFIG_FILE, METRICS_NAME, MODEL_NAME, kind_of, what_is
+from clipa_eqx.training.checkpoint_record import newest_record
+
+_log = logging.getLogger(__name__)
 
 # Fields that may change when a run is resumed: paths, mesh, logging and checkpoints. None of them changes a number.
 _FREE = (
@@ -31,6 +35,9 @@ _FREE = (
     "zero_shot",
     "eval_image",
 )
+
+
+_RECORD_KEYS = {"version", "config", "data_sha256", "vocab_sha256"}
 
 
 def run_record(config: ExperimentConfig, manifests: Sequence[Manifest], *, vocab_sha256: str) -> dict[str, Any]:
@@ -61,7 +68,7 @@ def claim(workdir: Path, record: Mapping[str, Any]) -> None:
         raise CheckpointError(f"run folder {workdir} is a file; give a new folder with --workdir")
     if kind_of(workdir) in ("model folder", "record folder"):
         raise CheckpointError(f"{what_is(workdir)}; give a new folder with --workdir")
-    if not path.exists():
+    if not path.exists() and newest_record(workdir / CHECKPOINTS_NAME) is None:
         # A start that was killed while it wrote the record leaves an unfinished one, which the next removes.
         if workdir.is_dir() and not all(is_temporary(entry.name, CONFIG_FILE) for entry in workdir.iterdir()):
             raise CheckpointError(
@@ -102,7 +109,7 @@ def claim_on_all(workdir: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_record(workdir: Path) -> dict[str, Any]:
-    """The record of a run folder.
+    """The record of a run folder; if its file is lost or damaged, that in its newest checkpoint, with a warning.
 
     Raises:
         CheckpointError: the folder has no record, or not that of a run.
@@ -110,12 +117,17 @@ def read_record(workdir: Path) -> dict[str, Any]:
     path = workdir / CONFIG_FILE
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        missing = {"version", "config", "data_sha256", "vocab_sha256"} - set(record)
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path} is not the record of a run ({error!r})") from error
-    if missing:
-        raise CheckpointError(f"{path} is not the record of a run: it has no {', '.join(sorted(missing))}")
-    return record
+        missing = _RECORD_KEYS - set(record)
+        problem = f"it has no {', '.join(sorted(missing))}" if missing else ""
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        record, problem = {}, repr(error)
+    if not problem:
+        return record
+    found = newest_record(workdir / CHECKPOINTS_NAME)
+    if found is None or not set(found.about) >= _RECORD_KEYS:
+        raise CheckpointError(f"{path} is not the record of a run: {problem}")
+    _log.warning("%s is lost or damaged (%s); the record in %s is used", path, problem, found.folder)
+    return {name: value for name, value in found.about.items() if name in _RECORD_KEYS}
 
 
 def check_same_run(ours: Mapping[str, Any], theirs: Mapping[str, Any], *, where: str) -> None:
