@@ -12,16 +12,15 @@ from jax.sharding import Mesh
 
 from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.data.verification import hash_file
-from clipa_eqx.errors import CheckpointError
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.json_config import from_json
 from clipa_eqx.models.clip import CLIP
-from clipa_eqx.saved.kinds import CHECKPOINTS_NAME, CONFIG_FILE, MODEL_NAME, WEIGHTS_FILE, expect_kind, kind_of
+from clipa_eqx.saved.kinds import CONFIG_FILE, MODEL_NAME, WEIGHTS_FILE, expect_kind, kind_of
 from clipa_eqx.saved.model import load_model
 from clipa_eqx.sharding import shardings_for
 from clipa_eqx.tokenizer.loading import load_tokenizer
 from clipa_eqx.tokenizer.wordpiece import Tokenizer
-from clipa_eqx.training.checkpoint import Checkpoints
+from clipa_eqx.training.restoring import read_newest
 from clipa_eqx.training.run_folder import read_record
 
 PromptReduction = Literal["truncate", "syntax"]
@@ -72,14 +71,8 @@ def _load_model_folder(folder: Path, mesh: Mesh) -> Scored:
 def _load_checkpoint(folder: Path, mesh: Mesh) -> Scored:
     record = read_record(folder)
     config = from_json(ExperimentConfig, record["config"], where=str(folder / CONFIG_FILE))
-    if not (folder / CHECKPOINTS_NAME).is_dir():
-        raise CheckpointError(f"run folder {folder} has no checkpoint yet; train it further")
     # Not training.start.load_source: the result names the step, and a live run may commit another one meanwhile.
-    with Checkpoints(folder / CHECKPOINTS_NAME, keep=None) as checkpoints:
-        step = checkpoints.latest()
-        if step is None:
-            raise CheckpointError(f"run folder {folder} has no committed checkpoint yet; train it further")
-        model = checkpoints.restore_model(config.model, mesh, step=step)
+    step, model = read_newest(folder, lambda found, step: found.restore_model(config.model, mesh, step=step))
     digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
     return Scored(
         model=model,

@@ -45,15 +45,21 @@ class Reports:
         *,
         start: int,
         devices: int,
-        bad_records: int = 0,
+        before: Mapping[str, Any] | None = None,
     ) -> None:
-        """Open the log of a run that starts after step ``start``, on so many devices over all processes."""
+        """Open the log of a run that starts after step ``start``, on so many devices over all processes.
+
+        Args:
+            before: ``about`` of the checkpoint that the run resumes from.
+        """
+        before = before or {}
         self._config, self._run = config, run
         self._is_writer = jax.process_index() == 0
         self.throughput: Throughput = Throughput(batch_size=config.batch_size, devices=devices)
-        self.bad_records: int = bad_records
+        self.bad_records: int = int(before.get("bad_records", 0))
+        self._last_logged = before.get("last_logged")
         self.last: dict[str, Any] = {}
-        self._log = MetricLog(workdir / METRICS_NAME, step=start) if self._is_writer else None
+        self._log = MetricLog(workdir / METRICS_NAME, step=start, last=self._last_logged) if self._is_writer else None
         self._track: Callable[[int, Mapping[str, Any]], None] | None = None
         if self._is_writer and config.wandb is not None:
             self._track = open_wandb(config.wandb, workdir)
@@ -71,13 +77,17 @@ class Reports:
         """Steps 1 and 2, every ``log_every_steps``, and the last, as the reference (docs/reference.md F10)."""
         return step == 2 or is_time(step, every_steps=self._config.log_every_steps, total_steps=self._run.total_steps)
 
+    def about(self) -> dict[str, Any]:
+        """The entries of a checkpoint's ``about`` that continue the reports of a resumed run."""
+        return {"bad_records": self.bad_records, "last_logged": self._last_logged}
+
     def finish(
-        self, numbers: StepNumbers, *, last_checkpoint: Callable[[], int | None], extra: Mapping[str, Any] | None = None
+        self, numbers: StepNumbers, *, last_checkpoint: Callable[[], str | None], extra: Mapping[str, Any] | None = None
     ) -> None:
         """Wait for a step's numbers, check them, and write them if the step is logged or has ``extra``.
 
         Raises:
-            NonFiniteError: loss, gradient or update is NaN or infinite; names step, samples and last good checkpoint.
+            NonFiniteError: loss, gradient or update is NaN or infinite; names step, samples and last checkpoint.
             DataError: too many records of the step were bad; on all processes at the same step.
         """
         step, values = numbers.step, to_host(numbers.metrics)
@@ -105,6 +115,7 @@ class Reports:
             "time": time.time(),
         }
         self.last = {"step": step, **line}
+        self._last_logged = step
         if self._log is not None:
             self._log.write(step, line)
         if self._track is not None:
@@ -112,10 +123,10 @@ class Reports:
         shown = {"loss": values["loss"], "acc": values["accuracy"], "img/s": line["images_per_second"]}
         self._bar.set_postfix({name: f"{value:.4g}" for name, value in shown.items()}, refresh=False)
 
-    def _alarm(self, numbers: StepNumbers, values: Mapping[str, Any], last_checkpoint: int | None) -> str:
+    def _alarm(self, numbers: StepNumbers, values: Mapping[str, Any], last_checkpoint: str | None) -> str:
         first = (numbers.step - 1) * self._config.batch_size
         bad = ", ".join(f"{name}={values[name]}" for name in ("loss", "grad_norm", "update_norm"))
-        back = "there is no checkpoint yet" if last_checkpoint is None else f"checkpoint {last_checkpoint} is good"
+        back = last_checkpoint or "there is no checkpoint yet"
         return (
             f"step {numbers.step} gave {bad} on samples {first} to {first + self._config.batch_size - 1} "
             f"(records {', '.join(map(str, numbers.sample_id[:8]))}, ...); {back}. Look at those records, or "
