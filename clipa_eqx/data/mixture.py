@@ -3,7 +3,7 @@
 import bisect
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -84,16 +84,28 @@ class Mixture:
         source, index = self.locate(record_id)
         return self.sources[source].describe(index)
 
-    def read(self, record_ids: Sequence[int]) -> list[Record | DataError]:
+    def read(
+        self, record_ids: Sequence[int], *, on_shard: Callable[[int], None] | None = None
+    ) -> list[Record | DataError]:
         """Read records in the given order, with one read per shard; a damaged record is returned as its error.
+
+        Args:
+            record_ids: the records to read.
+            on_shard: called before each read from a shard, with the id of the first record of that read.
 
         Raises:
             IndexError: an id outside the mixture.
             DataError: a shard is missing or damaged as a whole.
         """
-        return read_grouped(
-            map(self.locate, record_ids), lambda source, indices: self.sources[source].read_each(indices)
-        )
+
+        def read(source: int, indices: list[int]) -> list[Record | DataError]:
+            def on_source_shard(index: int) -> None:
+                if on_shard is not None:
+                    on_shard(self.record_id(source, index))
+
+            return self.sources[source].read_each(indices, on_shard=on_source_shard)
+
+        return read_grouped(map(self.locate, record_ids), read)
 
     @cached_property
     def _ends(self) -> list[int]:
