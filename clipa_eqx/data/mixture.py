@@ -14,7 +14,7 @@ import numpy as np
 
 from clipa_eqx.data.array_record_reader import RecordSource, read_grouped
 from clipa_eqx.data.records import Record
-from clipa_eqx.errors import DataError
+from clipa_eqx.errors import DataError, counted
 
 
 class SourcePosition(NamedTuple):
@@ -67,6 +67,26 @@ class Mixture:
     def position_of(self, sample: int) -> SourcePosition:
         """Determine the source of a sample. Source k has its share of the first n samples up to a few samples."""
         return pick(sample, self._parts)
+
+    @property
+    def largest_batch(self) -> int:
+        """Largest batch in which no source has fewer records than rows."""
+        return min(
+            len(source) * sum(self._parts) // part for source, part in zip(self.sources, self._parts, strict=True)
+        )
+
+    def repeats(self, batch_size: int) -> list[str]:
+        """Sources that have fewer records than their share of a batch, so that a batch has records twice.
+
+        Returns:
+            One line per such source, for messages: its folder, its records and its rows per batch.
+        """
+        rows = [batch_size * part / sum(self._parts) for part in self._parts]
+        return [
+            f"{source.folder} has {counted(len(source), 'record')} for {share:,.0f} rows of each batch"
+            for source, share in zip(self.sources, rows, strict=True)
+            if share > len(source)
+        ]
 
     def record_id(self, source: int, index: int) -> int:
         """Id of record ``index`` of a source; the inverse of ``locate``."""
