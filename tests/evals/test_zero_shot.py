@@ -26,7 +26,6 @@ from clipa_eqx.evals.zero_shot import (
     class_embeddings,
     evaluate_zero_shot,
     prepare_zero_shot,
-    warn_of_padding,
 )
 from clipa_eqx.models.blocks import BlockConfig
 from clipa_eqx.models.clip import CLIP, CLIPConfig
@@ -331,19 +330,6 @@ def test_contradicting_configurations_are_an_error(change, message):
 def test_unusable_class_names_are_an_error(tokenizer, names, message):
     with pytest.raises(DataError, match=message):
         prepare_zero_shot(ZeroShotConfig(data="a"), manifest_class_names=names, tokenizer=tokenizer, length=LENGTH)
-
-
-@pytest.mark.parametrize(("name", "is_warned"), [("\u72d7", True), ("dog", False)])
-def test_prompts_that_the_vocabulary_cannot_spell_are_a_warning(caplog, name, is_warned):
-    config = ZeroShotConfig(data="x", templates="class_name_only", canonicalize=False)
-    prepare_zero_shot(config, manifest_class_names=(name, "cat"), tokenizer=Tokenizer.bert(), length=LENGTH)
-    assert ("50 % of the word pieces of the prompts of x are [UNK]" in caplog.text) == is_warned
-
-
-@pytest.mark.parametrize(("batch", "is_warned"), [(11, True), (10, False)])
-def test_a_batch_larger_than_the_evaluation_is_a_warning(caplog, batch, is_warned):
-    warn_of_padding(ZeroShotConfig(data="x", batch_size=batch), records=10)
-    assert ("batch_size 11 is larger than the data of 10 records" in caplog.text) == is_warned
 
 
 @pytest.mark.parametrize(("templates", "is_warned"), [("clip_paper", True), ("class_name_only", False)])
