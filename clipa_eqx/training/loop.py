@@ -100,7 +100,7 @@ def train(
         start = checkpoints.latest() or 0
         bad_records = 0
         if start:
-            check_same_run(checkpoints.about(start), record, where=f"checkpoint {start} of {workdir}")
+            check_same_run(checkpoints.about(start), record, where=f"checkpoint {start} of {workdir}", workdir=workdir)
             state = checkpoints.restore(abstract, mesh, step=start)
             bad_records = int(checkpoints.about(start).get("bad_records", 0))
             _log.info("resuming after step %d", start)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -71,7 +72,7 @@ def claim(workdir: Path, record: Mapping[str, Any]) -> None:
     else:
         found = read_record(workdir)
         if _has_results(workdir):
-            check_same_run(found, record, where=f"run folder {workdir}")
+            check_same_run(found, record, where=f"run folder {workdir}", workdir=workdir)
     write_text(path, json.dumps(record, indent=1) + "\n")
 
 
@@ -118,8 +119,8 @@ def read_record(workdir: Path) -> dict[str, Any]:
     return record
 
 
-def check_same_run(ours: Mapping[str, Any], theirs: Mapping[str, Any], *, where: str) -> None:
-    """Compare two records, of which ``ours`` was found at ``where``.
+def check_same_run(ours: Mapping[str, Any], theirs: Mapping[str, Any], *, where: str, workdir: Path) -> None:
+    """Compare two records, of which ``ours`` was found at ``where`` in the run folder ``workdir``.
 
     Raises:
         CheckpointError: they differ in fields that change what the run computes; the message lists all of them.
@@ -135,8 +136,8 @@ def check_same_run(ours: Mapping[str, Any], theirs: Mapping[str, Any], *, where:
     ]
     if differing:
         raise CheckpointError(
-            f"{where} is of another run; use its settings to resume it, or give a new --workdir (and --init-from "
-            f"{where} to start from its weights), {listed(differing)}"
+            f"{where} is of another run; use its settings to resume it, or give a new --workdir (and "
+            f"--init-from {shlex.quote(str(workdir))} to start from its weights), {listed(differing)}"
         )
 
 
