@@ -48,6 +48,15 @@ class NonFiniteError(ClipaError, RuntimeError):
     """The loss or a parameter became NaN or infinite; the message names step, samples and last good checkpoint."""
 
 
+def pip_install(*packages: str) -> str:
+    """The command that installs optional packages, for messages. It is right in a clone and for an installed wheel.
+
+    >>> pip_install("wandb")
+    'pip install wandb'
+    """
+    return " ".join(("pip install", *packages))
+
+
 def counted(number: int, noun: str) -> str:
     """A number with its noun, in the plural unless it is 1.
 

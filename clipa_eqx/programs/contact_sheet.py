@@ -154,4 +154,5 @@ def _save(sheet: Image.Image, path: Path) -> None:
         with new_file(path) as temporary:
             sheet.save(temporary, Image.registered_extensions()[path.suffix.lower()])
     except OSError as error:
-        raise ConfigError(f"--sheet {path} cannot be written: {error}") from error
+        reason = error.strerror or error
+        raise ConfigError(f"the sheet {path} cannot be written ({reason}); name another file with --sheet") from error

@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from clipa_eqx.argument_parser import ArgumentParser
 from clipa_eqx.cli import run
 from clipa_eqx.errors import ConfigError
 
@@ -20,9 +21,7 @@ Exit codes: 0 done, 2 a mistake in what is shown, 1 anything else."""
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print what the target is. Raises ClipaError for a mistake of the user."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = ArgumentParser(description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("target", metavar="CONFIG.py|MODEL|RUN|RECORDS")
     parser.add_argument(
         "--sheet",
@@ -47,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         target,
         overrides,
         program=f"{parser.prog} {target}",
+        program_flags=parser.flags,
         sheet=arguments.sheet,
         samples=arguments.samples,
         mesh=mesh,

@@ -15,6 +15,7 @@ def show(
     overrides: Sequence[str],
     *,
     program: str,
+    program_flags: Sequence[str] = (),
     sheet: Path | None,
     samples: int,
     mesh: tuple[int, int, int] | None,
@@ -24,6 +25,7 @@ def show(
     Args:
         overrides: flags that change a config file.
         program: what their help calls the program.
+        program_flags: flags of the program itself, which a wrong flag may have meant.
         sheet: where to draw samples of a config or of records.
         samples: how many.
         mesh: sizes of the axes data, fsdp and tensor that parameters are split over.
@@ -34,7 +36,7 @@ def show(
         ClipaError: the target is damaged.
     """
     if target.suffix == ".py":
-        config = apply_overrides(load_config(target), overrides, program=program)
+        config = apply_overrides(load_config(target), overrides, program=program, program_flags=program_flags)
         if sheet is None:
             _print(describe_config(config, mesh))
         else:
@@ -57,7 +59,7 @@ def _draw_records(folder: Path, sheet: Path | None, *, samples: int) -> None:
         if sheet is None and Path.cwd() == folder.resolve():
             raise DataError("it would be written into the record folder; name a file with --sheet")
         draw_records(folder, path, samples=samples)
-    except DataError as error:
+    except (ConfigError, DataError) as error:
         if sheet is not None:
             raise
         print(f"no sheet is drawn: {error}")

@@ -1,5 +1,6 @@
 """Reports of a run: the metric log, the progress bar, a tracker, and the error for non-finite numbers."""
 
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -55,7 +56,7 @@ class Reports:
             before: ``about`` of the checkpoint that the run resumes from.
         """
         before = before or {}
-        self._config, self._run = config, run
+        self._config, self._run, self._workdir = config, run, workdir
         self._is_writer = jax.process_index() == 0
         self.throughput: Throughput = Throughput(batch_size=config.batch_size, devices=devices)
         self.bad_records: int = int(before.get("bad_records", 0))
@@ -143,9 +144,20 @@ class Reports:
         return (
             f"step {numbers.step} gave {bad} on samples {first} to {first + self._config.batch_size - 1} "
             f"(records {', '.join(map(str, numbers.sample_id[:8]))}, ...); {back}. Look at those records, or "
-            "start a new --workdir with --init-from this one and a lower optim.peak_lr, optim.clip_norm or "
-            "optim.max_temperature (the optimizer then starts at step 0)"
+            f"{self._way_out(has_checkpoint=last_checkpoint is not None)}"
         )
+
+    def _way_out(self, *, has_checkpoint: bool) -> str:
+        """Advice after non-finite numbers: flags of a new run that is calmer than this one."""
+        optim = self._config.optim
+        clip = "--optim.clip-norm 1" if optim.clip_norm is None else f"--optim.clip-norm below {optim.clip_norm:g}"
+        limit = optim.max_temperature
+        cap = "--optim.max-temperature 100" if limit is None else f"--optim.max-temperature below {limit:g}"
+        if has_checkpoint:
+            start = f"--init-from {shlex.quote(str(self._workdir))} (the optimizer then starts at step 0) and "
+        else:
+            start = ""
+        return f"start a new --workdir with {start}--optim.peak-lr below {optim.peak_lr:g}, {clip} or {cap}"
 
     def __enter__(self) -> "Reports":
         return self

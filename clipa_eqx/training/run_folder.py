@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import shlex
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
@@ -76,7 +77,7 @@ def check_claim(workdir: Path, record: Mapping[str, Any]) -> None:
     if _has_record(workdir):
         found = read_record(workdir)
         if _has_results(workdir):
-            check_same_run(found, record, where=f"run folder {workdir}")
+            check_same_run(found, record, where=f"run folder {workdir}", workdir=workdir)
 
 
 def check_kind(workdir: Path) -> None:
@@ -183,8 +184,8 @@ def read_record(workdir: Path) -> dict[str, Any]:
     return {name: value for name, value in found.about.items() if name in _RECORD_KEYS}
 
 
-def check_same_run(ours: Mapping[str, Any], theirs: Mapping[str, Any], *, where: str) -> None:
-    """Compare two records, of which ``ours`` was found at ``where``.
+def check_same_run(ours: Mapping[str, Any], theirs: Mapping[str, Any], *, where: str, workdir: Path) -> None:
+    """Compare two records, of which ``ours`` was found at ``where`` in the run folder ``workdir``.
 
     Raises:
         CheckpointError: they differ in fields that change what the run computes; the message lists all of them.
@@ -200,8 +201,8 @@ def check_same_run(ours: Mapping[str, Any], theirs: Mapping[str, Any], *, where:
     ]
     if differing:
         raise CheckpointError(
-            f"{where} is of another run; use its settings to resume it, or give a new --workdir (and --init-from "
-            f"{where} to start from its weights), {listed(differing)}"
+            f"{where} is of another run; use its settings to resume it, or give a new --workdir (and "
+            f"--init-from {shlex.quote(str(workdir))} to start from its weights), {listed(differing)}"
         )
 
 
