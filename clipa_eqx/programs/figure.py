@@ -1,7 +1,9 @@
 """Charts as an image file or as part of a web page, in one style. Needs matplotlib."""
 
+import html
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -31,7 +33,11 @@ COLORS: Mapping[str, tuple[str, str]] = MappingProxyType(
 
 _CURVES = [light for name, (light, _) in COLORS.items() if name.startswith("curve")]
 _INK, _FAINT, _RULE, _PAGE = (COLORS[name][0] for name in ("ink", "faint", "rule", "page"))
-_WIDTH, _HEIGHT = 5.2, 3.2  # inches of a chart
+_WIDTH, _HEIGHT = 5.2, 3.2
+"""Inches of a chart in an image file."""
+
+_PAGE_WIDTH, _PAGE_HEIGHT = 4.3, 2.9
+"""Inches of a chart on a page: smaller, so that its text is large enough where the page is as narrow as a phone."""
 
 _STYLE: dict[Any, Any] = {
     "font.size": 10,
@@ -79,17 +85,17 @@ def write_charts(path: Path, charts: Sequence[Chart], *, title: str) -> None:
 
 
 def chart_svg(chart: Chart) -> str:
-    """A chart as an ``<svg>`` element, as wide as its parent. Its colors are variables, which ``css_colors`` sets."""
+    """A chart as an ``<svg>`` element of a page: with the page's font, and colors that ``css_colors`` sets."""
     out = io.StringIO()
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
+        figure = Figure(figsize=(_PAGE_WIDTH, _PAGE_HEIGHT), layout="constrained")
         draw_chart(figure, chart)
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = out.getvalue()[out.getvalue().index("<svg") :]
     for name, (light, _) in COLORS.items():
         svg = svg.replace(light, f"var(--{name})")
-    # Text keeps its size relative to the chart, in the font of the page.
-    return svg.replace("'DejaVu Sans'", "inherit")
+    svg = re.sub(r"<metadata>.*?</metadata>|font-family: [^;\"]*; ", "", svg, flags=re.DOTALL)
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(chart.title)}" ', 1)
 
 
 def css_colors() -> str:
