@@ -100,7 +100,7 @@ def test_the_table_is_printed_without_jax():
 
 
 def test_arguments_are_refused():
-    with pytest.raises(ConfigError, match="^unrecognized arguments: h14; --help lists the arguments$"):
+    with pytest.raises(ConfigError, match=r"^unrecognized arguments: h14; --help lists the arguments$"):
         main(["h14"])
 
 
