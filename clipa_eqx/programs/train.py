@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from clipa_eqx.argument_parser import ArgumentParser
 from clipa_eqx.cli import OK, run
 from clipa_eqx.errors import ConfigError
 
@@ -16,9 +17,7 @@ or run folder, or no space on the disk, 1 anything else."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, or print a config; returns the exit code. Raises ClipaError for a mistake of the user."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = ArgumentParser(description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", metavar="CONFIG.py", help="a Python file with `def config() -> ExperimentConfig`")
     parser.add_argument("--workdir", type=Path, help="run folder: checkpoints, metrics.jsonl and model go there")
     parser.add_argument("--init-from", metavar="RUN_OR_MODEL", help="start from these weights (sets init.source)")
@@ -37,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ["--help"] if arguments.help_config else overrides,
         init_from=arguments.init_from,
         program=f"{parser.prog} {arguments.config}",
+        program_flags=parser.flags,
     )
     if arguments.print_config:
         print(json.dumps(training_run.to_json(config), indent=1))
