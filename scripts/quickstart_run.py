@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from clipa_eqx.cli import FAILED, OK
+from clipa_eqx.cli import INTERRUPTED, OK
 from clipa_eqx.config_files import load_config
 from clipa_eqx.data.array_record_reader import open_records
 from clipa_eqx.durations import Duration, RunLength
@@ -55,7 +55,7 @@ def run_quickstart(folder: Path, *, seed: int, is_baseline: bool, is_short: bool
             spent.measure(name, lambda config=config, name=name: train(config, folder / name))
         except Interrupted as stop:
             _log.warning("%s", stop)
-            return FAILED
+            return INTERRUPTED
         curve = read_metrics(folder / name / "metrics.jsonl")
         stages.append(_stage(name, config, seconds=spent.seconds[name], curve=curve))
     test = folder / "data" / "test"

@@ -11,7 +11,6 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from clipa_eqx.data.images.evaluation import EvalImageConfig, eval_image, resize_for_eval
 from clipa_eqx.data.images.host_pixels import normalize_on_host
@@ -20,7 +19,7 @@ from clipa_eqx.models.clip import CLIP, CLIPConfig, abstract_clip
 from clipa_eqx.replacing import check_replaceable, new_folder
 from clipa_eqx.saved.description import MODEL_FOLDER, check_parts, write_description
 from clipa_eqx.saved.kinds import WEIGHTS_FILE
-from clipa_eqx.saved.leaf_file import Leaf
+from clipa_eqx.saved.leaf_file import Leaf, LeafWriter
 from clipa_eqx.saved.leaf_hashes import array_hashes, check_hashes, recorded_hashes
 from clipa_eqx.saved.leaf_shapes import leaf_problems
 from clipa_eqx.saved.model_folder import open_model_folder
@@ -159,9 +158,12 @@ def save_model(
         for path, leaf in leaves_by_path(model).items()
     }
     _check_leaves(weights, model.config, where=f"the model to be saved as {folder}")
-    provenance = replace(provenance, leaves_sha256=array_hashes(weights))
     with new_folder(folder, MODEL_FOLDER, overwrite=overwrite) as new:
-        save_file(weights, new / WEIGHTS_FILE)
+        leaves = {path: Leaf(array.shape, array.dtype) for path, array in weights.items()}
+        with LeafWriter(new / WEIGHTS_FILE, leaves) as file:
+            for path, array in weights.items():
+                file.write(path, array)
+        provenance = replace(provenance, leaves_sha256=file.checksums)
         write_description(new, model.config, tokenizer=tokenizer, preprocess=preprocess, provenance=provenance)
     return folder
 

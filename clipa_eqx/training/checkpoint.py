@@ -1,7 +1,10 @@
 """Training checkpoints: saved by Orbax, read only once committed, restored onto any mesh, verified by checksums."""
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TypeVar
 
 import jax
@@ -22,10 +25,13 @@ from clipa_eqx.training.checkpoint_record import (
     record_json,
 )
 from clipa_eqx.training.damage import check_checksums, read_intact
+from clipa_eqx.training.space import tree_bytes, write_error
 from clipa_eqx.training.state import TrainState
 from clipa_eqx.training.stored_tree import check_same_leaves, leaf_types, nested, unnested, with_shardings
 
 T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 
 _OPTIMIZER, _FORMER_OPTIMIZER = "optimizer", "optimiser"
 """Name of the optimizer state inside a checkpoint, and its name before fields and files took US spelling."""
@@ -55,6 +61,9 @@ class Checkpoints:
         self.folder = folder
         self._has_checksums = checksums
         self._known: dict[int, str] = {}
+        self._saving: tuple[int, int] | None = None
+        """Step and bytes of the save that may be running in the background."""
+        self._failure: CheckpointError | None = None
 
     def steps(self) -> list[int]:
         """The committed steps, in order."""
@@ -69,6 +78,17 @@ class Checkpoints:
         self.wait()
         return self.latest()
 
+    def check(self) -> None:
+        """Raise the error of a save that failed in the background since the last call; call it after each step.
+
+        Raises:
+            CheckpointError: what could not be saved, why, and which step is saved.
+        """
+        # Not ``check_for_errors`` of Orbax: it clears the error, and Orbax then deletes old checkpoints as if it had
+        # saved a new one.
+        if self._saving is not None and not self._manager.is_saving_in_progress():
+            self.wait()
+
     def last_saved(self) -> str | None:
         """Wait, then name the last committed step with what this process knows of it; ``None`` if there is none."""
         step = self.committed()
@@ -82,8 +102,9 @@ class Checkpoints:
         """Start writing a state; return once it may be donated. ``about`` is JSON (the resolved run).
 
         Raises:
-            CheckpointError: this step, or a later one, exists.
+            CheckpointError: this save or the one before it failed; or this step, or a later one, exists.
         """
+        self.wait()
         # On a CPU the host's view of an array is the array itself, and the next step overwrites it: copy first.
         if jax.default_backend() == "cpu":
             state = jax.tree.map(lambda leaf: leaf.copy(), state)
@@ -94,10 +115,11 @@ class Checkpoints:
             optimizer=ocp.args.StandardSave(nested(state.opt_state)),
             record=ocp.args.JsonSave(record_json(record)),
         )
-        try:
-            is_started = (self.latest() or -1) < step and self._manager.save(step, args=args)
-        except StepAlreadyExistsError:
-            is_started = False
+        is_started = False
+        if (self.latest() or -1) < step:
+            self._saving = (step, tree_bytes(state))
+            with self._explained(), suppress(StepAlreadyExistsError):
+                is_started = self._manager.save(step, args=args)
         if not is_started:
             raise CheckpointError(
                 f"checkpoint {self.folder / str(step)} cannot be saved: this step or a later one is there or being "
@@ -187,19 +209,56 @@ class Checkpoints:
         self._manager.reload()
 
     def wait(self) -> None:
-        """Block until every save is committed; raise an error that occurred in the background."""
-        self._manager.wait_until_finished()
+        """Block until every save is committed.
+
+        Raises:
+            CheckpointError: one of them failed in the background.
+        """
+        with self._explained():
+            self._manager.wait_until_finished()
+        self._saving = None
 
     def close(self) -> None:
-        """Wait, then release the threads."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Wait, then release the threads; errors as ``wait``."""
+        try:
+            self.wait()
+            self._manager.close()
+        except CheckpointError:
+            with suppress(Exception):  # other threads report the same failure
+                self._manager.close()
+            raise
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        except CheckpointError as problem:
+            if error is None:
+                raise
+            if error is not self._failure:  # which is what ended the block
+                _log.warning("%s", problem)
+
+    @contextmanager
+    def _explained(self) -> Generator[None]:
+        """Turn a failed save into one error that names the steps that are saved."""
+        if self._failure is not None:
+            raise self._failure
+        try:
+            yield
+        except Exception as error:
+            if self._saving is None:
+                raise
+            step, size = self._saving
+            what, good = f"checkpoint {step} could not be written to {self.folder}", ""
+            with suppress(OSError):  # the disk may be gone
+                steps = self.steps()
+                good = f"The last saved step is {max(steps)}." if steps else "No step of this run is saved."
+            self._failure = write_error(what, error, folder=self.folder, needed=size, then=good)
+            raise self._failure from error
 
     def _optimizer(self, step: int) -> str:
         """The name of the optimizer state in the checkpoint of a step."""

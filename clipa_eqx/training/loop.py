@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +35,8 @@ from clipa_eqx.training.inputs import (
 )
 from clipa_eqx.training.reporting import Reports, StepNumbers
 from clipa_eqx.training.restoring import resume
-from clipa_eqx.training.run_folder import claim_on_all, run_record
+from clipa_eqx.training.run_folder import claimed_on_all, run_record
+from clipa_eqx.training.space import check_space, explained, tree_bytes
 from clipa_eqx.training.start import first_state
 from clipa_eqx.training.state import abstract_state
 from clipa_eqx.training.step import Compiler, compile_step
@@ -89,12 +91,13 @@ def train(
     optimizer = make_optimizer(config.optim, model, run)
     abstract = abstract_state(config.model, optimizer)
     record = run_record(config, [s.manifest for s in mixture.sources], vocab_sha256=tokenizer.vocab_sha256)
-    claim_on_all(workdir, record)
-    _log.info("%s: %s parameters, mesh %s", workdir, f"{count_params(model):,}", dict(mesh.shape))
-    steps, records = counted(total_steps, "step"), counted(len(mixture), "record")
-    _log.info("%s of %s from %s", steps, counted(config.batch_size, "pair"), records)
+    space = partial(check_space, workdir, abstract, keep=config.checkpoint.keep, total_steps=total_steps)
 
     with ExitStack() as stack:
+        check_lock = stack.enter_context(claimed_on_all(workdir, record, check=space))
+        _log.info("%s: %s parameters, mesh %s", workdir, f"{count_params(model):,}", dict(mesh.shape))
+        steps, records = counted(total_steps, "step"), counted(len(mixture), "record")
+        _log.info("%s of %s from %s", steps, counted(config.batch_size, "pair"), records)
         stack.enter_context(jax.set_mesh(mesh))
         is_stop_requested = stack.enter_context(stop_requests())
         checkpoints = stack.enter_context(
@@ -127,6 +130,8 @@ def train(
             # While the devices work on this step, fetch the next batch and read the numbers of the previous step.
             batch = batches.take(running=metrics["loss"]) if step < total_steps else None
             reports.throughput.step(starved_seconds=batch.starved_seconds if batch else 0.0)
+            check_lock()
+            checkpoints.check()
             if previous is not None:
                 reports.finish(previous, last_checkpoint=checkpoints.last_saved)
 
@@ -150,6 +155,7 @@ def train(
                     f"stopped after step {step} of {total_steps} and saved; run the same command again to resume"
                 )
         checkpoints.wait()
+        check_lock()
         folder = _save_final_model(config, workdir, state.model, tokenizer, record=record, steps=total_steps)
         return TrainResult(total_steps, reports.last, folder)
 
@@ -193,8 +199,10 @@ def _save_final_model(
     whole: Any = multihost_utils.process_allgather(model, tiled=True) if jax.process_count() > 1 else model
     if jax.process_index() == 0:
         provenance = Provenance(source=Source(name=TRAINED_HERE), steps=steps, run=record)
-        save_model(
-            folder, whole, tokenizer=tokenizer, preprocess=config.eval_image, provenance=provenance, overwrite=True
-        )
+        what, kept = f"the model at the end, {folder}, cannot be written", f"Checkpoint {steps} holds the last step."
+        with explained(what, workdir, needed=tree_bytes(whole), then=kept):
+            save_model(
+                folder, whole, tokenizer=tokenizer, preprocess=config.eval_image, provenance=provenance, overwrite=True
+            )
         _log.info("model written to %s", folder)
     return folder

@@ -15,6 +15,7 @@ import numpy as np
 
 from clipa_eqx.errors import CheckpointError
 from clipa_eqx.replacing import write_text
+from clipa_eqx.training.space import explained
 
 _log = logging.getLogger(__name__)
 
@@ -33,14 +34,27 @@ class MetricLog:
                 "lost; the run itself is not affected",
                 *(path, end, last, step),
             )
-        write_text(path, "".join(kept))
-        self._file = path.open("a", encoding="utf-8")
+        with explained(f"{path} cannot be written", path.parent):
+            write_text(path, "".join(kept))
+            self._file = path.open("ab", buffering=0)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Append one line and wait until it is on disk."""
-        self._file.write(json.dumps({"step": step, **values}, allow_nan=True) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Append one line and wait until it is on disk.
+
+        Raises:
+            CheckpointError: it cannot be written; no part of it is.
+        """
+        line = (json.dumps({"step": step, **values}, allow_nan=True) + "\n").encode()
+        with explained(f"step {step} cannot be written to {self.path}", self.path.parent, needed=len(line)):
+            before = os.fstat(self._file.fileno()).st_size
+            try:
+                written = 0
+                while written < len(line):  # a full disk takes a part of it first
+                    written += self._file.write(line[written:])
+                os.fsync(self._file.fileno())
+            except OSError:
+                os.ftruncate(self._file.fileno(), before)
+                raise
 
     def close(self) -> None:
         self._file.close()

@@ -17,6 +17,8 @@ from clipa_eqx.errors import NonFiniteError
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.optim import learning_rates
 from clipa_eqx.saved.kinds import METRICS_NAME
+from clipa_eqx.tokenizer.unknown import warn_of_unknown
+from clipa_eqx.training.device_batches import COUNTED
 from clipa_eqx.training.metrics import MetricLog, Throughput, is_finite, to_host
 from clipa_eqx.training.trackers import open_wandb
 
@@ -25,7 +27,7 @@ class StepNumbers(NamedTuple):
     """The numbers of one step.
 
     Attributes:
-        metrics: on the devices; they include the counts of ``truncated`` and ``substituted`` rows.
+        metrics: on the devices; they include the sums of the columns ``COUNTED`` of the batch.
         sample_id: the records of this process's rows.
     """
 
@@ -93,7 +95,7 @@ class Reports:
         step, values = numbers.step, to_host(numbers.metrics)
         if not is_finite(values):
             raise NonFiniteError(self._alarm(numbers, values, last_checkpoint()))
-        truncated, substituted = (int(values.pop(name)) for name in ("truncated", "substituted"))
+        truncated, substituted, pieces, unknown = (int(values.pop(name)) for name in COUNTED)
         check_substituted(substituted, step=step, batch_size=self._config.batch_size)
         self.bad_records += substituted
         self._bar.update(step - self._bar.n)
@@ -109,11 +111,22 @@ class Reports:
             "examples_seen": samples,
             "epoch": self._run.epochs(step),
             "truncated_fraction": truncated / config.batch_size,
+            "unknown_fraction": unknown / max(1, pieces),
             **({"bad_records": self.bad_records} if config.data.on_bad_record == "substitute" else {}),
             **(extra or {}),
             **self.throughput.rates(),
             "time": time.time(),
         }
+        if self._is_writer and not self.last:
+            vocab = config.data.vocab
+            warn_of_unknown(
+                f"captions of step {step}",
+                unknown=unknown,
+                pieces=pieces,
+                vocabulary="BERT's English vocabulary, the default," if vocab is None else f"the vocabulary {vocab}",
+                advice="Make a vocabulary from these captions with train_wordpiece (docs/tokenizer.md), and start "
+                "a new run with its file as data.vocab and its size as model.text.vocab",
+            )
         self.last = {"step": step, **line}
         self._last_logged = step
         if self._log is not None:

@@ -15,9 +15,9 @@ LONGEST_FILE = 350
 # Rooms of the library, lowest floor first. A room imports rooms of lower floors only, so no two import each other.
 # A room is a folder, or a file that is in no folder of its own.
 FLOORS = (
-    "errors precision",
+    "errors precision similar_flags",
     "cli data.images durations json_config json_files losses replacing tokenizer trees",
-    "data layerwise models schedules sharding",
+    "config_flags data layerwise models schedules sharding",
     "evals flops optim saved surgery",
     "experiment reference_chain",
     "config_files recipes training",
