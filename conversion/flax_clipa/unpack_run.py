@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
-from tqdm import tqdm
 
 from clipa_eqx.errors import CheckpointError
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.json_config import from_json
 from clipa_eqx.models.clip import CLIPConfig, abstract_clip
+from clipa_eqx.progress import progress_bar
 from clipa_eqx.reference_chain import ChainShape, chain_shape
 from clipa_eqx.saved.description import OPTIMIZER_FILE
 from clipa_eqx.saved.kinds import CHECKPOINTS_NAME, CONFIG_FILE, WEIGHTS_FILE
@@ -41,7 +41,7 @@ def unpack_run(workdir: Path, scratch: Path) -> CLIPConfig:
             raise CheckpointError(f"run folder {workdir} has no committed checkpoint yet")
         paths = _optimizer_paths(checkpoints.leaves(step))
         shapes = leaf_shapes(run.model)
-        with tqdm(total=len(shapes) + len(paths.moments), desc="read", unit="leaf", delay=2) as bar:
+        with progress_bar(what="read", total=len(shapes) + len(paths.moments), unit="array") as bar:
 
             def read(path: str) -> np.ndarray:
                 bar.update()
