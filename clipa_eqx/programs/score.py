@@ -80,7 +80,7 @@ def score(request: Request) -> dict[str, Any]:
     source = open_records(request.data)
     check_set(config, source)
     devices = open_devices()
-    _log.info("on %s", in_words(devices))
+    _log.info("scoring on %s", in_words(devices))
     mesh = make_mesh(MeshConfig(), devices=devices)
     scored = load_scored(request.model, mesh)
     config = dataclasses.replace(config, text_reduction=request.text_reduction or scored.text_reduction)

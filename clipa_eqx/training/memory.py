@@ -21,32 +21,52 @@ def check_step_fits(needed: ProgramMemory, config: ExperimentConfig, mesh: Mesh,
     """
     mine: list[Any] = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
     limits = [limit] if limit is not None else [found for d in mine if (found := device_limit(d)) is not None]
+    available = min(limits, default=None)
     check_fits(
         needed,
-        min(limits, default=None),
+        available,
         what=f"a step of {config.batch_size:,} pairs",
-        advice=less_memory(config, devices=mesh.size, needed=needed),
+        advice=less_memory(config, devices=mesh.size, needed=needed, available=available),
     )
 
 
-def less_memory(config: ExperimentConfig, *, devices: int, needed: ProgramMemory | None = None) -> tuple[str, ...]:
+def less_memory(
+    config: ExperimentConfig, *, devices: int, needed: ProgramMemory | None = None, available: int | None = None
+) -> tuple[str, ...]:
     """Settings that make a step smaller, as flags to paste; those that reduce the larger part come first.
 
     Args:
         devices: number of devices of the run.
-        needed: what the step needs, if that is known.
+        needed: bytes per device that the step needs, if that is known.
+        available: bytes that a device has, if that is known.
     """
-    temporary, state = _for_activations(config, devices), _for_state(config, devices)
+    batch = smaller_batch(config.batch_size, devices=devices, needed=needed, available=available)
+    temporary, state = _for_activations(config, batch), _for_state(config, devices)
     is_state_larger = needed is not None and needed.arguments > needed.temporary
     more = ("more devices, or devices with more memory",)
     return (*state, *temporary, *more) if is_state_larger else (*temporary, *state, *more)
 
 
-def _for_activations(config: ExperimentConfig, devices: int) -> tuple[str, ...]:
+def smaller_batch(
+    batch_size: int, *, devices: int, needed: ProgramMemory | None = None, available: int | None = None
+) -> int | None:
+    """The batch, halved once or until its temporary memory should fit; None if no smaller batch divides evenly.
+
+    Temporary memory falls at least as fast as the batch.
+    """
+    smallest = max(devices, 2)
+    halves = 1
+    if needed is not None and available is not None and available > needed.arguments:
+        while needed.temporary / 2**halves > available - needed.arguments and batch_size / 2**halves > smallest:
+            halves += 1
+    found = batch_size // 2**halves // devices * devices
+    return found if found >= smallest else None
+
+
+def _for_activations(config: ExperimentConfig, batch: int | None) -> tuple[str, ...]:
     lines: list[str] = []
-    if config.batch_size >= 2 * max(devices, 2):
-        half = config.batch_size // 2 // devices * devices
-        lines.append(f"--batch-size {half}: fewer pairs per step (optim.peak_lr usually falls with it)")
+    if batch is not None:
+        lines.append(f"--batch-size {batch}: fewer pairs per step (optim.peak_lr usually falls with it)")
     remat = [
         f"--model.{tower}.blocks.remat full"
         for tower, part in (("image", config.model.image), ("text", config.model.text))
