@@ -89,7 +89,7 @@ def check_fits(needed: ProgramMemory, available: int | None, *, what: str, advic
     if available is None or needed.total <= available:
         return
     raise ConfigError(
-        f"{what} needs {needed.total / GIB:.2f} GiB per device ({needed.arguments / GIB:.2f} GiB of state and batch, "
+        f"{what} needs {needed.total / GIB:.2f} GiB per device ({needed.arguments / GIB:.2f} GiB of arguments, "
         f"{needed.temporary / GIB:.2f} GiB temporary), a device has {available / GIB:.2f} GiB. {_joined(advice)}"
     )
 

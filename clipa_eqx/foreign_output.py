@@ -25,11 +25,9 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
-    # A process of the standard library frees shared memory that killed programs leave, and warns of it; it inherits
-    # these options. Arguments of -W are the start of a message.
-    option = "ignore:resource_tracker"
-    if option not in sys.warnoptions:
-        sys.warnoptions.append(option)
+        # Worker processes inherit these options, and so does the process of the standard library that frees shared
+        # memory which killed programs leave, and warns of it.
+        sys.warnoptions.append("ignore")
 
 
 def is_shown(record: logging.LogRecord) -> bool:
