@@ -1,6 +1,7 @@
 """Errors that a user can cause and fix; scripts turn them into one message and exit code 2."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 _MOST_LINES, _LONGEST_LINE = 100, 500
 
@@ -25,6 +26,20 @@ class CheckpointError(ClipaError, RuntimeError):
     """A checkpoint, run folder or model folder is absent, damaged, unfinished or of another run."""
 
 
+class DamageError(CheckpointError):
+    """The files of a checkpoint are incomplete or were changed after they were written; another one may be valid.
+
+    Attributes:
+        reason: the damage, without the name of the folder.
+        folder: the checkpoint.
+    """
+
+    def __init__(self, reason: str, *, folder: Path) -> None:
+        super().__init__(f"checkpoint {folder} is damaged: {reason}")
+        self.reason: str = reason
+        self.folder: Path = folder
+
+
 class ConversionError(ClipaError, ValueError):
     """A foreign weight file does not have the expected layout; the message lists every problem."""
 
@@ -40,6 +55,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (
         bool(kinds & {"XlaRuntimeError", "JaxRuntimeError"}) and "RESOURCE_EXHAUSTED" in str(error)
     )
+
+
+def pip_install(*packages: str) -> str:
+    """The command that installs optional packages, for messages. It is right in a clone and for an installed wheel.
+
+    >>> pip_install("wandb")
+    'pip install wandb'
+    """
+    return " ".join(("pip install", *packages))
 
 
 def counted(number: int, noun: str) -> str:

@@ -23,7 +23,9 @@ _log = logging.getLogger(__name__)
 
 
 def is_terminal() -> bool:
-    """Whether standard error is a terminal, which can redraw a line."""
+    """Whether standard error is a terminal or a notebook, which can redraw a line."""
+    if "ipykernel" in sys.modules:
+        return True
     # Standard error is None in programs that have no console.
     return sys.stderr is not None and sys.stderr.isatty()
 

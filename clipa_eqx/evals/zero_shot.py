@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int32, UInt8
 
 from clipa_eqx.data.array_record_reader import RecordSource
 from clipa_eqx.data.records import Record
-from clipa_eqx.errors import ConfigError, DataError
+from clipa_eqx.errors import ConfigError, DataError, counted
 from clipa_eqx.evals.counting import ZeroShotResult, score, sum_processes
 from clipa_eqx.evals.encode import encode_images, encode_texts, local_rows
 from clipa_eqx.evals.labels import check_labels, check_number, labels_of
@@ -30,6 +30,7 @@ from clipa_eqx.evals.prompts import (
 )
 from clipa_eqx.models.clip import CLIP
 from clipa_eqx.progress import progress_bar
+from clipa_eqx.tokenizer.unknown import warn_of_unknown
 from clipa_eqx.tokenizer.wordpiece import Tokenizer
 
 EncodeTexts = Callable[[Int32[np.ndarray, "batch length"]], Array | np.ndarray]
@@ -121,7 +122,7 @@ def prepare_zero_shot(
         DataError: there are no class names, one of them is empty, or their file cannot be read.
     """
     task = make_task(config, manifest_class_names=manifest_class_names, tokenizer=tokenizer, length=length)
-    log_prompts(task)
+    log_prompts(task, tokenizer)
     return task
 
 
@@ -145,8 +146,21 @@ def make_task(
     return ZeroShotTask(config=config, class_names=names, tokens=tuple(t.ids for t in encoded), about=about)
 
 
-def log_prompts(task: ZeroShotTask) -> None:
-    """Log the number of classes and prompts, and how many prompts lose words."""
+def warn_of_padding(config: ZeroShotConfig, *, records: int) -> None:
+    """Log a warning if the batch is larger than the data: its other rows are computed for nothing."""
+    if config.batch_size > records:
+        _log.warning(
+            "zero-shot on %s: batch_size %d is larger than the data of %s; the other rows are padding, which costs "
+            "time and changes no score. Set batch_size to %d",
+            config.data,
+            config.batch_size,
+            counted(records, "record"),
+            max(1, records),
+        )
+
+
+def log_prompts(task: ZeroShotTask, tokenizer: Tokenizer) -> None:
+    """Log the number of classes and prompts, and how many prompts lose words or have words that are not known."""
     truncated, total = task.about["truncated_prompts"], task.about["prompt_count"]
     _log.info(
         "zero-shot on %s: %d classes, %d prompts, %d of them cut",
@@ -162,6 +176,14 @@ def log_prompts(task: ZeroShotTask) -> None:
             100 * truncated / total,
             task.tokens[0].shape[1],
         )
+    ids = np.concatenate(task.tokens)
+    warn_of_unknown(
+        f"prompts of {task.config.data}",
+        unknown=int(np.count_nonzero(ids == tokenizer.unk_id)),
+        pieces=int(np.count_nonzero(ids[:, 1:] != tokenizer.pad_id)),
+        vocabulary=f"the model's vocabulary of {tokenizer.vocab_size:,} pieces",
+        advice="Class names and templates must be in a language that the vocabulary was made for",
+    )
 
 
 def check_set(config: ZeroShotConfig, source: RecordSource) -> None:

@@ -5,7 +5,10 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
+
 from clipa_eqx.cli import INTERRUPTED, OK
+from clipa_eqx.commands import command_line, next_lines
 from clipa_eqx.config_files import apply_overrides, load_config
 from clipa_eqx.errors import counted
 from clipa_eqx.experiment import ExperimentConfig, InitConfig
@@ -64,4 +67,16 @@ def start(config: ExperimentConfig, workdir: Path, *, processes: Processes | Non
         _log.warning("%s", stop)
         return INTERRUPTED
     _log.info("done: %s, model in %s", counted(result.steps, "step"), result.model_folder)
+    if jax.process_index() == 0:
+        print("\n".join(_next_lines(config, workdir, result.model_folder)))
     return OK
+
+
+def _next_lines(config: ExperimentConfig, workdir: Path, model: Path) -> list[str]:
+    data = config.zero_shot[0].data if config.zero_shot else "LABELED_RECORDS"
+    result = workdir / "zero-shot.json"
+    score = command_line("evaluate", model, "--suite", "zero-shot", "--data", data, "--out", result)
+    return next_lines(
+        (command_line("show", workdir), "steps, metrics and parameters of the run"),
+        (score, "score the model on records with class labels"),
+    )

@@ -1,5 +1,7 @@
 """The inputs of a run: training batches and prepared evaluations."""
 
+import logging
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -13,10 +15,20 @@ from clipa_eqx.data.mixture import Mixture
 from clipa_eqx.data.prefetch import BatchIterator
 from clipa_eqx.data.stream import eval_stream, train_stream
 from clipa_eqx.data.transforms import TrainTransform
-from clipa_eqx.evals.zero_shot import ZeroShotConfig, ZeroShotTask, ZeroShotTransform, check_set, make_task
+from clipa_eqx.evals.zero_shot import (
+    ZeroShotConfig,
+    ZeroShotTask,
+    ZeroShotTransform,
+    check_set,
+    log_prompts,
+    make_task,
+    warn_of_padding,
+)
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.progress import waiting
 from clipa_eqx.tokenizer.wordpiece import Tokenizer
+
+_log = logging.getLogger(__name__)
 
 
 class Evaluation(NamedTuple):
@@ -47,6 +59,23 @@ def open_sources(config: ExperimentConfig) -> Mixture:
         for source in mixture.sources:
             check_captions(source)
     return mixture
+
+
+def log_inputs(
+    config: ExperimentConfig, mixture: Mixture, evaluations: Sequence[Evaluation], tokenizer: Tokenizer
+) -> None:
+    """Log what a run trains and scores on, and warn of what wastes samples or loses words."""
+    if repeats := mixture.repeats(config.batch_size):
+        _log.warning(
+            "batch_size %d is larger than the data: %s. A batch then has the same pair several times, and the loss "
+            "counts its copies as wrong pairs. Use more data, or a batch_size of at most %d",
+            config.batch_size,
+            "; ".join(repeats),
+            mixture.largest_batch,
+        )
+    for evaluation in evaluations:
+        warn_of_padding(evaluation.config, records=len(evaluation.source))
+        log_prompts(evaluation.task, tokenizer)
 
 
 def train_transform(config: ExperimentConfig, tokenizer: Tokenizer) -> TrainTransform:

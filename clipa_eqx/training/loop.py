@@ -29,7 +29,8 @@ from clipa_eqx.training.inputs import Evaluation, eval_batches, train_batches
 from clipa_eqx.training.memory import less_memory
 from clipa_eqx.training.preparation import prepare
 from clipa_eqx.training.reporting import Reports, StepNumbers
-from clipa_eqx.training.run_folder import check_same_run, claim_on_all, locked_on_all
+from clipa_eqx.training.restoring import resume
+from clipa_eqx.training.run_folder import claim_on_all, locked_on_all
 from clipa_eqx.training.space import check_space, explained, tree_bytes
 from clipa_eqx.training.start import first_state
 from clipa_eqx.training.step import Compiler, compile_step
@@ -85,21 +86,19 @@ def train(
             step_fn = compiler(config, optimizer, abstract, mesh)
         claim_on_all(workdir, record)
         is_stop_requested = stack.enter_context(stop_requests())
-        checkpoints = stack.enter_context(Checkpoints(workdir / CHECKPOINTS_NAME, keep=config.checkpoint.keep))
-        start = checkpoints.latest() or 0
-        bad_records = 0
-        if start:
-            check_same_run(checkpoints.about(start), record, where=f"checkpoint {start} of {workdir}")
-            state = checkpoints.restore(abstract, mesh, step=start)
-            bad_records = int(checkpoints.about(start).get("bad_records", 0))
-            _log.info("resuming after step %d", start)
+        checkpoints = stack.enter_context(
+            Checkpoints(workdir / CHECKPOINTS_NAME, keep=config.checkpoint.keep, checksums=config.checkpoint.checksums)
+        )
+        resumed = resume(checkpoints, abstract, mesh, record)
+        if resumed is not None:
+            state, start = resumed.state, resumed.step
         else:
             state = first_state(config, optimizer, abstract=abstract, mesh=mesh, vocab_sha256=tokenizer.vocab_sha256)
             start = int(state.step)
         rows = stack.enter_context(train_batches(config, mixture, tokenizer, start_step=start))
         batches = DeviceBatches(rows, mesh)
         reports = stack.enter_context(
-            Reports(config, workdir, run, start=start, devices=mesh.size, bad_records=bad_records)
+            Reports(config, workdir, run, start=start, devices=mesh.size, before=resumed.about if resumed else {})
         )
 
         batch = batches.take() if start < total_steps else None
@@ -114,7 +113,7 @@ def train(
             check_lock()
             checkpoints.check()
             if previous is not None:
-                reports.finish(previous, last_checkpoint=checkpoints.committed)
+                reports.finish(previous, last_checkpoint=checkpoints.last_saved)
 
             due = [one for one in evaluations if _is_due(one, step, total_steps)]
             is_stop = is_stop_requested(step)
@@ -125,11 +124,11 @@ def train(
                 with reports.throughput.paused(metrics):
                     scores = _score(config, due, state.model, mesh)
                 # Write the log line before the checkpoint, so that after a resume each step appears exactly once.
-                reports.finish(pending, last_checkpoint=checkpoints.committed, extra=scores)
+                reports.finish(pending, last_checkpoint=checkpoints.last_saved, extra=scores)
                 pending = None
                 if is_saved:
                     with reports.throughput.paused(metrics):
-                        checkpoints.save(state, step=step, about={**record, "bad_records": reports.bad_records})
+                        checkpoints.save(state, step=step, about={**record, **reports.about()})
             if is_stop and step < total_steps:
                 checkpoints.wait()
                 raise Interrupted(

@@ -13,7 +13,6 @@ from clipa_eqx.data.mixture import Mixture
 from clipa_eqx.devices import in_words, open_devices
 from clipa_eqx.durations import RunLength
 from clipa_eqx.errors import counted
-from clipa_eqx.evals.zero_shot import log_prompts
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.models.clip import abstract_clip
 from clipa_eqx.optim import make_optimizer
@@ -23,7 +22,7 @@ from clipa_eqx.sharding import check_batch, make_mesh
 from clipa_eqx.tokenizer.loading import load_tokenizer
 from clipa_eqx.tokenizer.wordpiece import Tokenizer
 from clipa_eqx.training.agreement import refused_together
-from clipa_eqx.training.inputs import Evaluation, open_sources, prepare_evaluations
+from clipa_eqx.training.inputs import Evaluation, log_inputs, open_sources, prepare_evaluations
 from clipa_eqx.training.run_folder import check_claim, run_record
 from clipa_eqx.training.start import check_init
 from clipa_eqx.training.state import TrainState, abstract_state
@@ -78,8 +77,7 @@ def prepare(config: ExperimentConfig, workdir: Path, *, devices: Sequence[Any] |
             check_claim(workdir, record)
         if not _has_checkpoint(workdir):  # a resumed run no longer needs what it started from
             check_init(config, abstract, vocab_sha256=tokenizer.vocab_sha256, total_steps=run.total_steps)
-    for evaluation in evaluations:
-        log_prompts(evaluation.task)
+    log_inputs(config, mixture, evaluations, tokenizer)
     _log.info("%s: %s parameters, mesh %s", workdir, f"{count_params(model):,}", dict(mesh.shape))
     steps, records = counted(run.total_steps, "step"), counted(len(mixture), "record")
     _log.info("%s of %s from %s", steps, counted(config.batch_size, "pair"), records)

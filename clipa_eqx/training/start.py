@@ -15,17 +15,17 @@ from clipa_eqx.errors import CheckpointError, ConfigError
 from clipa_eqx.experiment import ExperimentConfig, InitConfig
 from clipa_eqx.json_config import from_json
 from clipa_eqx.models.clip import CLIP, CLIPConfig, abstract_clip
-from clipa_eqx.saved.kinds import CHECKPOINTS_NAME, expect_kind
+from clipa_eqx.saved.kinds import expect_kind
 from clipa_eqx.saved.leaf_file import LeafReader
 from clipa_eqx.saved.leaf_shapes import check_leaves
 from clipa_eqx.saved.model import load_model
 from clipa_eqx.saved.model_folder import open_model_folder
-from clipa_eqx.sharding import shardings_for
+from clipa_eqx.sharding import sampling_shardings_for, shardings_for
 from clipa_eqx.surgery import adopt
-from clipa_eqx.training.checkpoint import Checkpoints
 from clipa_eqx.training.imported_optimizer import check_optimizer, continued_state
+from clipa_eqx.training.restoring import read_newest
 from clipa_eqx.training.run_folder import read_record
-from clipa_eqx.training.state import TrainState, init_state, start_state
+from clipa_eqx.training.state import TrainState, start_state
 
 _log = logging.getLogger(__name__)
 
@@ -48,6 +48,8 @@ def first_state(
 ) -> TrainState:
     """The first state of a run, placed on ``mesh``: that of step 0, or with ``init.optimizer`` a later one.
 
+    Random weights are bit-equal on every mesh of one kind of device.
+
     Raises:
         CheckpointError: the source of ``config.init`` is missing or damaged, or differs from ``config.model`` in a way
             that no surgery is named for; with ``init.optimizer``, it has no optimizer state, or that of another
@@ -55,10 +57,14 @@ def first_state(
     """
     key = initial_key(config.seed)
     shardings = shardings_for(abstract, mesh)
+    sampling = sampling_shardings_for(abstract.model, mesh)
+
+    def sample(key: PRNGKeyArray) -> CLIP:
+        return jax.lax.with_sharding_constraint(CLIP.init(config.model, key=key), sampling)
+
     if config.init is None:
-        fresh = jax.jit(lambda key: init_state(config.model, optimizer, key=key), out_shardings=shardings)
-        return fresh(key)
-    model = jax.jit(lambda key: CLIP.init(config.model, key=key), out_shardings=shardings.model)(key)
+        return jax.jit(lambda key: start_state(sample(key), optimizer), out_shardings=shardings)(key)
+    model = jax.jit(sample, out_shardings=shardings.model)(key)
     source = load_source(config.init, mesh)
     _check_vocabulary(config.init, source.vocab_sha256, vocab_sha256)
     model, report = adopt(
@@ -139,25 +145,17 @@ def describe_source(init: InitConfig) -> Source:
             check_leaves(file.leaves, opened.config, where=str(opened.weights))
         return Source(abstract_clip(opened.config), opened.tokenizer.vocab_sha256)
     record = read_record(source)
-    config = from_json(CLIPConfig, record["config"]["model"])
-    with Checkpoints(source / CHECKPOINTS_NAME, keep=None) as checkpoints:
-        step = checkpoints.latest()
-        if step is None:
-            raise CheckpointError(f"init.source {source} has no committed checkpoint yet")
-        checkpoints.leaves(step)
-    return Source(abstract_clip(config), record["vocab_sha256"])
+    read_newest(source, lambda checkpoints, step: checkpoints.record(step), what="init.source")
+    return Source(abstract_clip(from_json(CLIPConfig, record["config"]["model"])), record["vocab_sha256"])
 
 
 def load_source(init: InitConfig, mesh: Mesh) -> Source:
-    """The model of a run folder's last committed checkpoint, or of a model folder."""
+    """The model of a run folder's newest valid checkpoint, or of a model folder."""
     source = Path(init.source)
     if expect_kind(source, "run folder", "model folder", where="init.source") == "model folder":
         loaded = load_model(source)
         return Source(loaded.model, loaded.tokenizer.tokenizer.vocab_sha256)
     record = read_record(source)
     config = from_json(CLIPConfig, record["config"]["model"])
-    with Checkpoints(source / CHECKPOINTS_NAME, keep=None) as checkpoints:
-        step = checkpoints.latest()
-        if step is None:
-            raise CheckpointError(f"init.source {source} has no committed checkpoint yet")
-        return Source(checkpoints.restore_model(config, mesh, step=step), record["vocab_sha256"])
+    _, model = read_newest(source, lambda found, step: found.restore_model(config, mesh, step=step), what="init.source")
+    return Source(model, record["vocab_sha256"])

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from clipa_eqx.errors import ConfigError
+from clipa_eqx.errors import ConfigError, pip_install
 from clipa_eqx.experiment import WandbConfig
 
 
@@ -59,6 +59,4 @@ def _package() -> Any:
     try:
         return importlib.import_module("wandb")
     except ImportError as error:
-        raise ConfigError(
-            "wandb is asked for but not installed; install it with `pip install wandb`, or leave out wandb"
-        ) from error
+        raise ConfigError(f"wandb is asked for but not installed: {pip_install('wandb')}") from error

@@ -141,7 +141,7 @@ def test_a_damaged_source_is_refused_by_its_header(model, tmp_path):
 
 def test_a_batch_that_the_devices_do_not_divide_is_refused_first(tmp_path):
     config = dataclasses.replace(on_data("/nowhere"), batch_size=12, mesh=MeshConfig(data=1))
-    with pytest.raises(ClipaError, match="mesh data=1 .* is not 8 devices"):
+    with pytest.raises(ClipaError, match=r"mesh data=1 .* is not 8 devices"):
         prepare(config, tmp_path / "run", devices=None)
     config = dataclasses.replace(config, mesh=MeshConfig())
     with pytest.raises(ClipaError, match="batch_size 12 cannot be split evenly over 8 devices"):
