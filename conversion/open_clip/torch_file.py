@@ -8,9 +8,9 @@ from types import TracebackType
 from typing import Any, cast
 
 import numpy as np
-from tqdm import tqdm
 
 from clipa_eqx.errors import ConversionError, listed, pip_install
+from clipa_eqx.progress import progress_bar
 from clipa_eqx.saved.leaf_file import Leaf
 from conversion.weights.tensors import BFLOAT16
 
@@ -85,7 +85,7 @@ def _check_stored(path: Path) -> None:
     try:
         with (
             zipfile.ZipFile(path) as archive,
-            tqdm(total=path.stat().st_size, desc="check", unit="B", unit_scale=True, delay=2) as bar,
+            progress_bar(what="check", total=path.stat().st_size, unit="B") as bar,
         ):
             for entry in archive.infolist():
                 name = entry.filename

@@ -125,7 +125,8 @@ def workdir(data, tmp_path):
 def test_a_run_folder_without_a_model_is_scored_at_its_last_checkpoint(workdir, model_folder, data, tmp_path, capsys):
     flags = ["--predictions", "--image-mode", "fast"]
     assert score(workdir, data / "labeled", tmp_path / "run.json", *flags) == OK
-    assert "on 8 devices, images of 16 x 16 pixels, resize_small_crop, fast" in capsys.readouterr().err
+    assert "scoring on 8 x cpu" in (printed := capsys.readouterr().err)
+    assert "images of 16 x 16 pixels, resize_small_crop, fast" in printed
     result = json.loads((tmp_path / "run.json").read_text())
     assert (result["model"]["kind"], result["model"]["step"]) == ("checkpoint", 3)
     assert result["preprocess"]["resize"] == "resize_small_crop"
