@@ -110,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _templates(path: Path) -> tuple[str, ...]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"--templates-file {path} cannot be read ({error}); give a UTF-8 file, one template per line"
