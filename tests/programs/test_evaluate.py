@@ -83,7 +83,7 @@ def test_a_model_folder_is_scored_and_the_result_names_it(model_folder, data, tm
     assert f"top-1 {100 * result['top1']:.2f} %" in shown
     classes, tune = (shlex.split(line, comments=True) for line in shown.split("next:\n")[1].splitlines())
     assert tune == shlex.split(command_line("train", "CONFIG.py", "--workdir", "NEW_RUN", "--init-from", model_folder))
-    # The next command runs as it is printed.
+    # The next command runs when it is pasted.
     assert call(*classes[classes.index(str(model_folder)) :]) == OK
     assert len(json.loads(Path(classes[-1]).read_text())["predictions"]) == IMAGES
     assert "--predictions" not in capsys.readouterr().out

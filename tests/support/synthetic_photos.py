@@ -1,4 +1,4 @@
-"""A folder of drawings as a user has photos: images, a list of captions next to them, and images sorted by class."""
+"""Synthetic photos in folders as a user has them: images, a list of captions next to them, and images sorted by class."""
 
 import csv
 from pathlib import Path
