@@ -41,6 +41,7 @@ from clipa_eqx.training.start import first_state
 from clipa_eqx.training.state import abstract_state
 from clipa_eqx.training.step import Compiler, compile_step
 from clipa_eqx.training.stopping import Interrupted, stop_requests
+from clipa_eqx.training.tensorboard import check_tensorboard
 from clipa_eqx.trees import count_params
 
 _log = logging.getLogger(__name__)
@@ -80,6 +81,8 @@ def train(
         Interrupted: a signal asked for the end; the state is saved.
     """
     _check_local(workdir)
+    if config.tensorboard:
+        check_tensorboard()
     mixture = open_sources(config)
     tokenizer = load_tokenizer(config.data.vocab, model_vocab=config.model.text.vocab)
     evaluations = prepare_evaluations(config, tokenizer)
