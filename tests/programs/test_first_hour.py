@@ -8,8 +8,8 @@ import subprocess
 import sys
 
 import pytest
-from support.synthetic_photos import SHAPES, write_photos
 from support.paths import ROOT
+from support.synthetic_photos import SHAPES, write_photos
 
 from clipa_eqx.saved.model import load_model
 from clipa_eqx.training.metrics import read_metrics

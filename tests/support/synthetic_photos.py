@@ -1,4 +1,4 @@
-"""Synthetic photos in folders as a user has them: images, a list of captions next to them, and images sorted by class."""
+"""Synthetic photos in folders as users have them: images, a list of captions next to them, images by class."""
 
 import csv
 from pathlib import Path
