@@ -7,12 +7,13 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 
 from clipa_eqx.errors import ClipaError
 
-OK, FAILED, USAGE = 0, 1, 2
-"""Exit codes: done; any other failure; a mistake of the user, reported in one message."""
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, os.EX_TEMPFAIL
+"""Exit codes: done; any other failure; a mistake of the user or no space on the disk, reported in one message; training
+that was interrupted by a signal and is saved (75, by convention "try again"), which the same command resumes."""
 
 _log = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ def run(main: Callable[[], object]) -> int:
     and 1. Otherwise the code is what ``main`` returns, or 0 if that is not an int.
     """
     set_up_logging()
+    sys.excepthook = _report_uncaught
     try:
         code = main()
     except ClipaError as error:
@@ -47,6 +49,16 @@ def run(main: Callable[[], object]) -> int:
         _log.exception("unexpected error; please report it")
         return FAILED
     return code if isinstance(code, int) else OK
+
+
+def _report_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an exception that no Python code catches, except for one that only repeats another.
+
+    When writing an array fails, the library that writes it reports that to each waiting event loop. Orbax has closed
+    them by then, because it raises the first report.
+    """
+    if str(error) != "Event loop is closed":
+        sys.__excepthook__(kind, error, trace)
 
 
 def exit_on_sigterm(message: str) -> None:
@@ -87,5 +99,7 @@ def set_up_logging(*, process_index: int = 0) -> None:
         stream=sys.stderr,
         force=True,
     )
-    for verbose in ("absl", "jax", "orbax"):
+    for verbose in ("jax", "orbax"):
         logging.getLogger(verbose).setLevel(logging.WARNING)
+    # Orbax logs there, at several places and with tracebacks, each error that it also raises.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)

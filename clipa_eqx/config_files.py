@@ -1,7 +1,6 @@
 """Configs as Python files, and changes to them from the command line."""
 
 import contextlib
-import dataclasses
 import io
 import re
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import tyro
 
+from clipa_eqx.config_flags import apply_none, clear_other_units, explain, unknown_flags
 from clipa_eqx.errors import ClipaError, ConfigError
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.json_config import FORMER_NAMES
@@ -53,32 +53,43 @@ def load_config(path: Path | str) -> ExperimentConfig:
     return made
 
 
-def apply_overrides(config: ExperimentConfig, argv: Sequence[str], *, program: str | None = None) -> ExperimentConfig:
+def apply_overrides(
+    config: ExperimentConfig, argv: Sequence[str], *, program: str | None = None, program_flags: Sequence[str] = ()
+) -> ExperimentConfig:
     """The config with scalars changed by flags such as ``--optim.peak-lr 4e-4 --data.sources.0.folder X``.
 
+    ``--zero-shot none`` and ``--init none`` leave out parts; a duration in another unit replaces the one of the file.
     Flags cannot add parts that the file leaves out (``None``), nor change the kind of a part, such as of a schedule.
     ``--help`` among the flags prints all of them and exits with 0.
+
+    Args:
+        program: what the help calls the program.
+        program_flags: flags of the program itself, which a wrong flag may have meant.
 
     Raises:
         ConfigError: unknown flags, values of the wrong type, or a result that contradicts itself.
     """
+    try:
+        config, rest = apply_none(config, [_current_flag(argument) for argument in argv])
+    except ConfigError as error:
+        raise ConfigError(f"command line: {error}") from error
+    rest = clear_other_units(config, rest)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
             return tyro.cli(
                 ExperimentConfig,
                 default=config,
-                args=[_current_flag(argument) for argument in argv],
+                args=rest,
                 prog=program,
                 config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
             )
     except SystemExit as stop:
         if not stop.code:
             raise
-        absent = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) is None]
-        named = [name for name in absent if any(arg.startswith((f"--{name}.", f"--{name}=")) for arg in argv)]
-        hint = f"; the config file sets no {', '.join(named)}: set it there first" if named else ""
-        raise ConfigError(f"command line: {_plain(said.getvalue())}{hint}") from None
+        unknown = [explain(config, flag, also=program_flags) for flag in unknown_flags(config, rest)]
+        reasons = "; ".join(unknown) or _plain(said.getvalue())
+        raise ConfigError(f"command line: {reasons}") from None
 
 
 def _current_flag(argument: str) -> str:

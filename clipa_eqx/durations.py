@@ -34,8 +34,7 @@ class Duration:
         given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
         if len(given) != 1:
             raise ConfigError(
-                f"a duration has exactly one of steps, samples, epochs and fraction, got {given or 'none'};"
-                " to replace a unit on the command line clear the other: --duration.epochs None --duration.steps 10"
+                f"a duration has exactly one of steps, samples, epochs and fraction, got {given or 'none'}"
             )
         [(name, value)] = given.items()
         if value < 0 or (value == 0 and name != "steps"):

@@ -119,6 +119,8 @@ class CheckpointConfig:
     Attributes:
         every_steps: period of the checkpoints, in steps.
         keep: number of checkpoints that are kept.
+        checksums: record a checksum of each leaf, and compare it when the run resumes; False saves reading the state
+            once more at each, and bit errors on the disk are then not noticed.
 
     Raises:
         ConfigError: a number below 1.
@@ -126,6 +128,7 @@ class CheckpointConfig:
 
     every_steps: int = 1000
     keep: int = 3
+    checksums: bool = True
 
     def __post_init__(self) -> None:
         for name in ("every_steps", "keep"):

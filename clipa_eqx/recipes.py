@@ -1,4 +1,4 @@
-"""The two stages of CLIPA training, with the settings that all published recipes share.
+"""The two stages of CLIPA training with the settings that all published recipes share, and a stage on small data.
 
 Each file in ``configs/`` calls one of them and adds the settings of its own.
 """
@@ -44,7 +44,8 @@ def pretrain_stage(
         batch_size: pairs per step over all devices.
         duration: length of the stage.
         base_lr: peak learning rate per 256 pairs of a batch; the peak is ``base_lr * batch_size / 256``.
-        warmup: linear rise of the learning rate; after it follows half a cosine to 0.
+        warmup: linear rise of the learning rate; after it follows half a cosine to 0. A fraction scales with a run
+            that flags make shorter; steps and samples do not.
         text_reduction: how captions and prompts longer than the text tower are cut: "truncate" keeps the first pieces,
             "syntax" the words of the most important classes.
         color: color jitter of training images; None for none.
@@ -114,7 +115,8 @@ def finetune_stage(
     Args:
         init: the run to start from.
         pairs: length of the stage, in pairs.
-        warmup_pairs: linear rise of the learning rate, in pairs.
+        warmup_pairs: linear rise of the learning rate, in pairs of the complete stage. The config has its fraction of
+            the stage, which scales with a run that flags make shorter.
         resize: how evaluation images are brought to size: "squash" ignores the aspect ratio, "resize_small_crop"
             scales the shorter side and crops the center.
 
@@ -123,13 +125,14 @@ def finetune_stage(
     Raises:
         ConfigError: settings that contradict each other.
     """
+    steps, warmup_steps = pairs // batch_size, warmup_pairs // batch_size
     stage = pretrain_stage(
         model,
         records=records,
         batch_size=batch_size,
-        duration=Duration(steps=pairs // batch_size),
+        duration=Duration(steps=steps),
         base_lr=base_lr,
-        warmup=Duration(steps=warmup_pairs // batch_size),
+        warmup=Duration(fraction=warmup_steps / steps) if steps and warmup_steps else NO_TIME,
         color=color,
         decay=decay,
         mu_dtype=mu_dtype,
@@ -137,3 +140,46 @@ def finetune_stage(
         score_every_steps=score_every_steps,
     )
     return replace(stage, init=init, eval_image=replace(stage.eval_image, resize=resize))
+
+
+def small_stage(
+    model: CLIPConfig,
+    *,
+    records: str,
+    batch_size: int,
+    duration: Duration,
+    peak_lr: float,
+    warmup: Duration = NO_TIME,
+    init: InitConfig | None = None,
+) -> ExperimentConfig:
+    """A stage on data of any size and on any machine: a single process reads the images, and nothing is scored.
+
+    Gradients are clipped to the norm 1 and the temperature to 100, so that small batches are stable.
+
+    Args:
+        model: both towers; the image size is also that of the training and evaluation images.
+        records: folder of training records.
+        batch_size: pairs per step over all devices.
+        duration: length of the stage.
+        peak_lr: peak learning rate, for this batch size.
+        warmup: linear rise of the learning rate; after it follows half a cosine to 0. A fraction scales with a run
+            that flags make shorter; steps and samples do not.
+        init: weights to start from; None starts with random weights.
+
+    Raises:
+        ConfigError: settings that contradict each other.
+    """
+    size = model.image.image_size
+    return ExperimentConfig(
+        model=model,
+        data=DataConfig(sources=(DataSource(folder=records),), image=ImageConfig(size=size)),
+        optim=OptimConfig(
+            peak_lr=peak_lr, schedules=((".*", Cosine(warmup=warmup)),), clip_norm=1.0, max_temperature=100.0
+        ),
+        batch_size=batch_size,
+        duration=duration,
+        init=init,
+        eval_image=EvalImageConfig(size=size),
+        checkpoint=CheckpointConfig(every_steps=100),
+        log_every_steps=10,
+    )

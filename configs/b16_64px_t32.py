@@ -21,5 +21,5 @@ def config() -> ExperimentConfig:
         batch_size=32_768,
         duration=Duration(epochs=7.0),
         base_lr=8e-6,  # peak 1.024e-3
-        warmup=Duration(steps=1600),
+        warmup=Duration(fraction=1600 / 85_449),  # 1,600 of the 85,449 steps on 400 million pairs
     )

@@ -19,6 +19,8 @@ from clipa_eqx import ColorConfig, Duration, ExperimentConfig, MeshConfig, prese
 
 def config() -> ExperimentConfig:
     batch_size = 65_536
+    # 10,000 times the 1,281,167 images of ImageNet: 12.8 billion pairs.
+    steps = 10_000 * 1_281_167 // batch_size
     model = preset("bigG/14", image_size=70, length=8)
     model = replace(
         model,
@@ -29,10 +31,9 @@ def config() -> ExperimentConfig:
         model,
         records="data/datacomp1b",
         batch_size=batch_size,
-        # 10,000 times the 1,281,167 images of ImageNet: 12.8 billion pairs.
-        duration=Duration(steps=10_000 * 1_281_167 // batch_size),
+        duration=Duration(steps=steps),
         base_lr=4e-6,  # peak 1.024e-3
-        warmup=Duration(steps=3200),
+        warmup=Duration(fraction=3200 / steps),
         text_reduction="syntax",
         color=ColorConfig(),
         # As the reference's t5x branch, which trained bigG/14: everything except norms, biases, positions and

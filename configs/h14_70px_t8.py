@@ -17,16 +17,17 @@ from clipa_eqx import ColorConfig, Duration, ExperimentConfig, MeshConfig, prese
 
 def config() -> ExperimentConfig:
     batch_size = 65_536
+    # 10,000 times the 1,281,167 images of ImageNet: 12.8 billion pairs.
+    steps = 10_000 * 1_281_167 // batch_size
     model = preset("H/14", image_size=70, length=8)
     model = replace(model, image=replace(model.image, blocks=replace(model.image.blocks, remat="full")))
     return pretrain_stage(
         model,
         records="data/laion2b",
         batch_size=batch_size,
-        # 10,000 times the 1,281,167 images of ImageNet: 12.8 billion pairs.
-        duration=Duration(steps=10_000 * 1_281_167 // batch_size),
+        duration=Duration(steps=steps),
         base_lr=8e-6,  # peak 2.048e-3
-        warmup=Duration(steps=3200),
+        warmup=Duration(fraction=3200 / steps),
         text_reduction="syntax",
         color=ColorConfig(),
         mu_dtype="bfloat16",

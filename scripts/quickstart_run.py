@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from clipa_eqx.cli import FAILED, OK
+from clipa_eqx.cli import INTERRUPTED, OK
 from clipa_eqx.config_files import load_config
 from clipa_eqx.data.array_record_reader import open_records
 from clipa_eqx.durations import Duration, RunLength
@@ -27,7 +27,8 @@ from clipa_eqx.training.metrics import read_metrics
 from clipa_eqx.training.stopping import Interrupted
 from configs.quickstart_pretrain import VOCAB_SIZE
 from conversion.icons.build import build_icon_records
-from scripts.quickstart_report import Result, Stage, read_baseline, training_seconds, write_report
+from scripts.quickstart_report import write_report
+from scripts.quickstart_result import Result, Stage, read_baseline, training_seconds
 
 ROOT = Path(__file__).resolve().parent.parent
 BASELINE = ROOT / "docs" / "quickstart_baseline.json"
@@ -55,7 +56,7 @@ def run_quickstart(folder: Path, *, seed: int, is_baseline: bool, is_short: bool
             spent.measure(name, lambda config=config, name=name: train(config, folder / name))
         except Interrupted as stop:
             _log.warning("%s", stop)
-            return FAILED
+            return INTERRUPTED
         curve = read_metrics(folder / name / "metrics.jsonl")
         stages.append(_stage(name, config, seconds=spent.seconds[name], curve=curve))
     test = folder / "data" / "test"
@@ -156,6 +157,6 @@ def _baseline(result: Result) -> dict[str, object]:
     return {
         **result.to_json(),
         "machine": f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}",
-        "seconds_per_example": training_seconds(stage.curve)[-1] / curve[-1][0],
+        "seconds_per_example": training_seconds(stage.curve) / curve[-1][0],
         "curve": curve,
     }

@@ -13,7 +13,13 @@ from clipa_eqx.data.images.evaluation import EvalImageConfig, eval_image
 from clipa_eqx.data.prefetch import StreamConfig
 from clipa_eqx.data.stream import eval_stream
 from clipa_eqx.evals.counting import ZeroShotResult
-from clipa_eqx.evals.zero_shot import ZeroShotConfig, ZeroShotTransform, evaluate_zero_shot, prepare_zero_shot
+from clipa_eqx.evals.zero_shot import (
+    ZeroShotConfig,
+    ZeroShotTransform,
+    evaluate_zero_shot,
+    prepare_zero_shot,
+    warn_of_padding,
+)
 from clipa_eqx.models.clip import CLIP
 from clipa_eqx.tokenizer.wordpiece import Tokenizer
 
@@ -49,6 +55,7 @@ def score_records(
         tokenizer=tokenizer,
         length=model.config.text.length,
     )
+    warn_of_padding(config, records=len(source))
     transform = ZeroShotTransform(prepare_image=partial(eval_image, config=preprocess), max_labels=config.max_labels)
     stream = StreamConfig(workers=workers)
     with eval_stream(source, transform, batch_size=config.batch_size, config=stream) as batches:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int32, UInt8
 
 from clipa_eqx.data.records import Record
-from clipa_eqx.errors import ConfigError, DataError
+from clipa_eqx.errors import ConfigError, DataError, counted
 from clipa_eqx.evals.counting import ZeroShotResult, score, sum_processes
 from clipa_eqx.evals.encode import encode_images, encode_texts, local_rows
 from clipa_eqx.evals.prompts import (
@@ -27,6 +27,7 @@ from clipa_eqx.evals.prompts import (
     read_class_names,
 )
 from clipa_eqx.models.clip import CLIP
+from clipa_eqx.tokenizer.unknown import warn_of_unknown
 from clipa_eqx.tokenizer.wordpiece import Tokenizer
 
 EncodeTexts = Callable[[Int32[np.ndarray, "batch length"]], Array | np.ndarray]
@@ -130,6 +131,14 @@ def prepare_zero_shot(
             100 * truncated / total,
             length,
         )
+    ids = np.concatenate([tokens.ids for tokens in encoded])
+    warn_of_unknown(
+        f"prompts of {config.data}",
+        unknown=int(np.count_nonzero(ids == tokenizer.unk_id)),
+        pieces=int(np.count_nonzero(ids[:, 1:] != tokenizer.pad_id)),
+        vocabulary=f"the model's vocabulary of {tokenizer.vocab_size:,} pieces",
+        advice="Class names and templates must be in a language that the vocabulary was made for",
+    )
     about = {
         "data": config.data,
         "template_count": len(templates),
@@ -139,6 +148,19 @@ def prepare_zero_shot(
         "prompts_sha256": _sha256("\n".join(text for texts in prompts for text in texts)),
     }
     return ZeroShotTask(config=config, class_names=names, tokens=tuple(t.ids for t in encoded), about=about)
+
+
+def warn_of_padding(config: ZeroShotConfig, *, records: int) -> None:
+    """Log a warning if the batch is larger than the data: its other rows are computed for nothing."""
+    if config.batch_size > records:
+        _log.warning(
+            "zero-shot on %s: batch_size %d is larger than the data of %s; the other rows are padding, which costs "
+            "time and changes no score. Set batch_size to %d",
+            config.data,
+            config.batch_size,
+            counted(records, "record"),
+            max(1, records),
+        )
 
 
 def evaluate_zero_shot(

@@ -1,7 +1,7 @@
 """A contact sheet of training samples: the image that the model sees, the captions, and the tokens as text again."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -98,10 +98,12 @@ def read_samples(
 class _Named(RecordSource):
     """Records in which the class name stands in for captions where a record has only a label."""
 
-    def read_each(self, indices: Sequence[int]) -> list[Record | DataError]:
+    def read_each(
+        self, indices: Sequence[int], *, on_shard: Callable[[int], None] | None = None
+    ) -> list[Record | DataError]:
         return [
             one if isinstance(one, DataError) or one.captions or one.label is None else self._named(one, one.label)
-            for one in super().read_each(indices)
+            for one in super().read_each(indices, on_shard=on_shard)
         ]
 
     def _named(self, record: Record, label: int) -> Record:
@@ -152,4 +154,5 @@ def _save(sheet: Image.Image, path: Path) -> None:
         with new_file(path) as temporary:
             sheet.save(temporary, Image.registered_extensions()[path.suffix.lower()])
     except OSError as error:
-        raise ConfigError(f"--sheet {path} cannot be written: {error}") from error
+        reason = error.strerror or error
+        raise ConfigError(f"the sheet {path} cannot be written ({reason}); name another file with --sheet") from error

@@ -22,6 +22,7 @@ from clipa_eqx.saved.kinds import (
     PROVENANCE_FILE,
 )
 from clipa_eqx.sharding import AXES, MeshConfig, describe_shardings
+from clipa_eqx.training.checkpoint_record import committed_steps
 from clipa_eqx.training.metrics import read_metrics
 from clipa_eqx.training.run_folder import read_record
 from clipa_eqx.trees import count_params, leaves_by_path
@@ -60,9 +61,7 @@ def describe_run(folder: Path, mesh: MeshSizes | None) -> Iterator[str]:
     config = from_json(ExperimentConfig, record["config"], where=str(folder / CONFIG_FILE))
     yield _json(record["config"])
     yield from describe_parameters(config.model, mesh)
-    # Orbax renames a step's folder to its number once it is committed.
-    entries = (folder / CHECKPOINTS_NAME).iterdir() if (folder / CHECKPOINTS_NAME).is_dir() else ()
-    steps = sorted(int(entry.name) for entry in entries if entry.name.isdigit())
+    steps = committed_steps(folder / CHECKPOINTS_NAME)
     yield ""
     yield f"saved steps: {', '.join(map(str, steps)) or 'none yet'}"
     yield f"latest checkpoint: {steps[-1] if steps else 'none yet'}"

@@ -4,7 +4,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from clipa_eqx.argument_parser import ArgumentParser
 from clipa_eqx.cli import run
+from clipa_eqx.commands import command_line, next_lines
 from clipa_eqx.errors import ConfigError
 
 EPILOG = """A model folder is scored with the tokenizer and the image preprocessing saved in it. A run folder is scored
@@ -48,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_result(arguments.out, content)
     print(f"top-1 {100 * content['top1']:.2f} %, top-5 {100 * content['top5']:.2f} % of {content['count']:,} images")
     print(f"written to {arguments.out}")
+    print("\n".join(_next_lines(arguments)))
 
 
 def program() -> int:
@@ -55,10 +58,21 @@ def program() -> int:
     return run(main)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+def _next_lines(arguments: argparse.Namespace) -> list[str]:
+    flags = ("--suite", arguments.suite, "--data", arguments.data)
+    path: Path = arguments.out
+    with_classes = command_line(
+        "evaluate", arguments.model, *flags, "--predictions", "--out", path.with_stem(f"{path.stem}-predictions")
     )
+    tune = command_line("train", "CONFIG.py", "--workdir", "NEW_RUN", "--init-from", arguments.model)
+    return next_lines(
+        *([] if arguments.predictions else [(with_classes, "the five likeliest classes of each image")]),
+        (tune, "train on from these weights"),
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = ArgumentParser(description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, metavar="MODEL_OR_RUN", help="a model folder or a run folder")
     parser.add_argument("--suite", choices=("zero-shot",), required=True)
     parser.add_argument("--data", required=True, metavar="DIR", help="folder of labeled records with its manifest")

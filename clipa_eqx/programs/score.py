@@ -14,11 +14,11 @@ from typing import Any, Literal
 from clipa_eqx.data.array_record_reader import open_records
 from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.errors import counted
-from clipa_eqx.evals.prompts import ClassNameSet, PromptSet
+from clipa_eqx.evals.prompts import ClassNameSet, PromptReduction, PromptSet
 from clipa_eqx.evals.record_folder import score_records
 from clipa_eqx.evals.zero_shot import ZeroShotConfig
 from clipa_eqx.json_config import to_json
-from clipa_eqx.programs.scored import PromptReduction, load_scored
+from clipa_eqx.programs.scored import load_scored
 from clipa_eqx.replacing import write_text
 from clipa_eqx.sharding import MeshConfig, make_mesh
 

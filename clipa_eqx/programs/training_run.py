@@ -7,7 +7,8 @@ from pathlib import Path
 
 import jax
 
-from clipa_eqx.cli import FAILED, OK, set_up_logging
+from clipa_eqx.cli import INTERRUPTED, OK, set_up_logging
+from clipa_eqx.commands import command_line, next_lines
 from clipa_eqx.config_files import apply_overrides, load_config
 from clipa_eqx.errors import counted
 from clipa_eqx.experiment import ExperimentConfig, InitConfig
@@ -21,7 +22,12 @@ _log = logging.getLogger(__name__)
 
 
 def resolve_config(
-    path: Path | str, overrides: Sequence[str], *, program: str, init_from: str | None = None
+    path: Path | str,
+    overrides: Sequence[str],
+    *,
+    program: str,
+    program_flags: Sequence[str] = (),
+    init_from: str | None = None,
 ) -> ExperimentConfig:
     """The config of a Python file, with ``init.source`` set to ``init_from`` and then changed by flags.
 
@@ -29,6 +35,7 @@ def resolve_config(
         path: a Python file with ``config() -> ExperimentConfig``.
         overrides: flags such as ``--optim.peak-lr 4e-4``; ``--help`` prints all of them and exits with 0.
         program: what that help calls the program.
+        program_flags: flags of the program itself, which a wrong flag may have meant.
 
     Raises:
         ConfigError: the file or a flag is wrong; the message says which.
@@ -38,7 +45,7 @@ def resolve_config(
         # Before the flags, so that --init.optimizer works where the file sets no init.
         init = config.init or InitConfig(source=init_from)
         config = dataclasses.replace(config, init=dataclasses.replace(init, source=init_from))
-    return apply_overrides(config, overrides, program=program)
+    return apply_overrides(config, overrides, program=program, program_flags=program_flags)
 
 
 def start(config: ExperimentConfig, workdir: Path, *, distributed: bool = False) -> int:
@@ -57,6 +64,18 @@ def start(config: ExperimentConfig, workdir: Path, *, distributed: bool = False)
         result = train(config, workdir)
     except Interrupted as stop:
         _log.warning("%s", stop)
-        return FAILED
+        return INTERRUPTED
     _log.info("done: %s, model in %s", counted(result.steps, "step"), result.model_folder)
+    if jax.process_index() == 0:
+        print("\n".join(_next_lines(config, workdir, result.model_folder)))
     return OK
+
+
+def _next_lines(config: ExperimentConfig, workdir: Path, model: Path) -> list[str]:
+    data = config.zero_shot[0].data if config.zero_shot else "LABELED_RECORDS"
+    result = workdir / "zero-shot.json"
+    score = command_line("evaluate", model, "--suite", "zero-shot", "--data", data, "--out", result)
+    return next_lines(
+        (command_line("show", workdir), "steps, metrics and parameters of the run"),
+        (score, "score the model on records with class labels"),
+    )

@@ -1,5 +1,6 @@
 """The inputs of a run: training batches and prepared evaluations."""
 
+import logging
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -12,9 +13,17 @@ from clipa_eqx.data.mixture import Mixture
 from clipa_eqx.data.prefetch import BatchIterator
 from clipa_eqx.data.stream import eval_stream, train_stream
 from clipa_eqx.data.transforms import TrainTransform
-from clipa_eqx.evals.zero_shot import ZeroShotConfig, ZeroShotTask, ZeroShotTransform, prepare_zero_shot
+from clipa_eqx.evals.zero_shot import (
+    ZeroShotConfig,
+    ZeroShotTask,
+    ZeroShotTransform,
+    prepare_zero_shot,
+    warn_of_padding,
+)
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.tokenizer.wordpiece import Tokenizer
+
+_log = logging.getLogger(__name__)
 
 
 class Evaluation(NamedTuple):
@@ -27,15 +36,24 @@ class Evaluation(NamedTuple):
 
 
 def open_sources(config: ExperimentConfig) -> Mixture:
-    """The record folders of a run.
+    """The record folders of a run. A warning names those that are smaller than their share of a batch.
 
     Raises:
         DataError: a folder is missing, damaged or empty; the message names it.
     """
-    return Mixture(
+    mixture = Mixture(
         sources=tuple(open_records(source.folder) for source in config.data.sources),
         weights=tuple(source.weight for source in config.data.sources),
     )
+    if repeats := mixture.repeats(config.batch_size):
+        _log.warning(
+            "batch_size %d is larger than the data: %s. A batch then has the same pair several times, and the loss "
+            "counts its copies as wrong pairs. Use more data, or a batch_size of at most %d",
+            config.batch_size,
+            "; ".join(repeats),
+            mixture.largest_batch,
+        )
+    return mixture
 
 
 def train_transform(config: ExperimentConfig, tokenizer: Tokenizer) -> TrainTransform:
@@ -70,6 +88,7 @@ def prepare_evaluations(config: ExperimentConfig, tokenizer: Tokenizer) -> tuple
     evaluations: list[Evaluation] = []
     for one in config.zero_shot:
         source = open_records(one.data)
+        warn_of_padding(one, records=len(source))
         task = prepare_zero_shot(
             one,
             manifest_class_names=source.manifest.class_names,

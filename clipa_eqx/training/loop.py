@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +34,9 @@ from clipa_eqx.training.inputs import (
     train_batches,
 )
 from clipa_eqx.training.reporting import Reports, StepNumbers
-from clipa_eqx.training.run_folder import check_same_run, claim_on_all, run_record
+from clipa_eqx.training.restoring import resume
+from clipa_eqx.training.run_folder import claimed_on_all, run_record
+from clipa_eqx.training.space import check_space, explained, tree_bytes
 from clipa_eqx.training.start import first_state
 from clipa_eqx.training.state import abstract_state
 from clipa_eqx.training.step import Compiler, compile_step
@@ -88,22 +91,21 @@ def train(
     optimizer = make_optimizer(config.optim, model, run)
     abstract = abstract_state(config.model, optimizer)
     record = run_record(config, [s.manifest for s in mixture.sources], vocab_sha256=tokenizer.vocab_sha256)
-    claim_on_all(workdir, record)
-    _log.info("%s: %s parameters, mesh %s", workdir, f"{count_params(model):,}", dict(mesh.shape))
-    steps, records = counted(total_steps, "step"), counted(len(mixture), "record")
-    _log.info("%s of %s from %s", steps, counted(config.batch_size, "pair"), records)
+    space = partial(check_space, workdir, abstract, keep=config.checkpoint.keep, total_steps=total_steps)
 
     with ExitStack() as stack:
+        check_lock = stack.enter_context(claimed_on_all(workdir, record, check=space))
+        _log.info("%s: %s parameters, mesh %s", workdir, f"{count_params(model):,}", dict(mesh.shape))
+        steps, records = counted(total_steps, "step"), counted(len(mixture), "record")
+        _log.info("%s of %s from %s", steps, counted(config.batch_size, "pair"), records)
         stack.enter_context(jax.set_mesh(mesh))
         is_stop_requested = stack.enter_context(stop_requests())
-        checkpoints = stack.enter_context(Checkpoints(workdir / CHECKPOINTS_NAME, keep=config.checkpoint.keep))
-        start = checkpoints.latest() or 0
-        bad_records = 0
-        if start:
-            check_same_run(checkpoints.about(start), record, where=f"checkpoint {start} of {workdir}")
-            state = checkpoints.restore(abstract, mesh, step=start)
-            bad_records = int(checkpoints.about(start).get("bad_records", 0))
-            _log.info("resuming after step %d", start)
+        checkpoints = stack.enter_context(
+            Checkpoints(workdir / CHECKPOINTS_NAME, keep=config.checkpoint.keep, checksums=config.checkpoint.checksums)
+        )
+        resumed = resume(checkpoints, abstract, mesh, record)
+        if resumed is not None:
+            state, start = resumed.state, resumed.step
         else:
             state = first_state(config, optimizer, abstract=abstract, mesh=mesh, vocab_sha256=tokenizer.vocab_sha256)
             start = int(state.step)
@@ -116,7 +118,7 @@ def train(
         rows = stack.enter_context(train_batches(config, mixture, tokenizer, start_step=start))
         batches = DeviceBatches(rows, mesh)
         reports = stack.enter_context(
-            Reports(config, workdir, run, start=start, devices=mesh.size, bad_records=bad_records)
+            Reports(config, workdir, run, start=start, devices=mesh.size, before=resumed.about if resumed else {})
         )
 
         batch = batches.take() if start < total_steps else None
@@ -128,8 +130,10 @@ def train(
             # While the devices work on this step, fetch the next batch and read the numbers of the previous step.
             batch = batches.take(running=metrics["loss"]) if step < total_steps else None
             reports.throughput.step(starved_seconds=batch.starved_seconds if batch else 0.0)
+            check_lock()
+            checkpoints.check()
             if previous is not None:
-                reports.finish(previous, last_checkpoint=checkpoints.committed)
+                reports.finish(previous, last_checkpoint=checkpoints.last_saved)
 
             due = [one for one in evaluations if _is_due(one, step, total_steps)]
             is_stop = is_stop_requested(step)
@@ -140,17 +144,18 @@ def train(
                 with reports.throughput.paused(metrics):
                     scores = _score(config, due, state.model, mesh)
                 # Write the log line before the checkpoint, so that after a resume each step appears exactly once.
-                reports.finish(pending, last_checkpoint=checkpoints.committed, extra=scores)
+                reports.finish(pending, last_checkpoint=checkpoints.last_saved, extra=scores)
                 pending = None
                 if is_saved:
                     with reports.throughput.paused(metrics):
-                        checkpoints.save(state, step=step, about={**record, "bad_records": reports.bad_records})
+                        checkpoints.save(state, step=step, about={**record, **reports.about()})
             if is_stop and step < total_steps:
                 checkpoints.wait()
                 raise Interrupted(
                     f"stopped after step {step} of {total_steps} and saved; run the same command again to resume"
                 )
         checkpoints.wait()
+        check_lock()
         folder = _save_final_model(config, workdir, state.model, tokenizer, record=record, steps=total_steps)
         return TrainResult(total_steps, reports.last, folder)
 
@@ -194,8 +199,10 @@ def _save_final_model(
     whole: Any = multihost_utils.process_allgather(model, tiled=True) if jax.process_count() > 1 else model
     if jax.process_index() == 0:
         provenance = Provenance(source=Source(name=TRAINED_HERE), steps=steps, run=record)
-        save_model(
-            folder, whole, tokenizer=tokenizer, preprocess=config.eval_image, provenance=provenance, overwrite=True
-        )
+        what, kept = f"the model at the end, {folder}, cannot be written", f"Checkpoint {steps} holds the last step."
+        with explained(what, workdir, needed=tree_bytes(whole), then=kept):
+            save_model(
+                folder, whole, tokenizer=tokenizer, preprocess=config.eval_image, provenance=provenance, overwrite=True
+            )
         _log.info("model written to %s", folder)
     return folder

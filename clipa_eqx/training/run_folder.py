@@ -2,7 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+import shlex
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,11 @@ from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.json_config import to_json, with_current_names
 from clipa_eqx.replacing import is_temporary, write_text
 from clipa_eqx.saved.kinds import CHECKPOINTS_NAME, CONFIG_FILE, METRICS_NAME, MODEL_NAME, kind_of, what_is
+from clipa_eqx.training.checkpoint_record import newest_record
+from clipa_eqx.training.run_lock import RunLock, is_lock_file, run_lock
+from clipa_eqx.training.space import write_error
+
+_log = logging.getLogger(__name__)
 
 # Fields that may change when a run is resumed: paths, mesh, logging and checkpoints. None of them changes a number.
 _FREE = (
@@ -31,6 +39,9 @@ _FREE = (
     "zero_shot",
     "eval_image",
 )
+
+
+_RECORD_KEYS = {"version", "config", "data_sha256", "vocab_sha256"}
 
 
 def run_record(config: ExperimentConfig, manifests: Sequence[Manifest], *, vocab_sha256: str) -> dict[str, Any]:
@@ -56,36 +67,76 @@ def claim(workdir: Path, record: Mapping[str, Any]) -> None:
         CheckpointError: the folder holds another run (with every difference), a model, records, or something that is no
             run.
     """
-    path = workdir / CONFIG_FILE
+    check_claim(workdir, record)
+    write_text(workdir / CONFIG_FILE, json.dumps(record, indent=1) + "\n")
+
+
+def check_claim(workdir: Path, record: Mapping[str, Any]) -> None:
+    """Check that ``claim`` would succeed, without writing anything; errors as there."""
+    check_kind(workdir)
+    if _has_record(workdir):
+        found = read_record(workdir)
+        if _has_results(workdir):
+            check_same_run(found, record, where=f"run folder {workdir}", workdir=workdir)
+
+
+def check_kind(workdir: Path) -> None:
+    """Check that the folder is new, empty or a run folder, without writing anything.
+
+    Raises:
+        CheckpointError: it is a file, or a folder of something else.
+    """
     if workdir.is_file():
         raise CheckpointError(f"run folder {workdir} is a file; give a new folder with --workdir")
     if kind_of(workdir) in ("model folder", "record folder"):
         raise CheckpointError(f"{what_is(workdir)}; give a new folder with --workdir")
-    if not path.exists():
-        # A start that was killed while it wrote the record leaves an unfinished one, which the next removes.
-        if workdir.is_dir() and not all(is_temporary(entry.name, CONFIG_FILE) for entry in workdir.iterdir()):
-            raise CheckpointError(
-                f"run folder {workdir} is not empty and has no {CONFIG_FILE}; give a new folder with --workdir"
-            )
-        workdir.mkdir(parents=True, exist_ok=True)
-    else:
-        found = read_record(workdir)
-        if _has_results(workdir):
-            check_same_run(found, record, where=f"run folder {workdir}")
-    write_text(path, json.dumps(record, indent=1) + "\n")
+    if _has_record(workdir) or not workdir.is_dir():
+        return
+    # A start that was killed while it wrote the record leaves an unfinished one, which the next removes.
+    names = [entry.name for entry in workdir.iterdir()]
+    if not all(is_temporary(name, CONFIG_FILE) or is_lock_file(name) for name in names):
+        raise CheckpointError(
+            f"run folder {workdir} is not empty and has no {CONFIG_FILE}; give a new folder with --workdir"
+        )
 
 
-def claim_on_all(workdir: Path, record: Mapping[str, Any]) -> None:
-    """``claim`` by process 0. If it fails, every process raises an error instead of waiting forever."""
+@contextmanager
+def claimed_on_all(
+    workdir: Path, record: Mapping[str, Any], *, check: Callable[[], None]
+) -> Generator[Callable[[], None]]:
+    """Lock and ``claim`` the folder by process 0, until the block ends.
+
+    Args:
+        check: called by process 0 before anything but the lock is written; may raise CheckpointError.
+
+    Yields:
+        A function for every process to call after each step. It raises CheckpointError if another process has taken the
+        folder since.
+
+    Raises:
+        CheckpointError: process 0 could not; on every process, so that none waits forever.
+    """
+    _check_same_everywhere(record)
     problem: CheckpointError | None = None
-    if jax.process_index() == 0:
-        try:
-            claim(workdir, record)
-        except CheckpointError as error:
-            problem = error
-        except OSError as error:
-            problem = CheckpointError(f"run folder {workdir} cannot be written: {error}")
-    is_refused = problem is not None
+    lock: RunLock | None = None
+    with ExitStack() as stack:
+        if jax.process_index() == 0:
+            try:
+                check_kind(workdir)
+                lock = stack.enter_context(run_lock(workdir))
+                check_claim(workdir, record)
+                check()
+                claim(workdir, record)
+            except CheckpointError as error:
+                problem = error
+            except OSError as error:
+                problem = write_error(f"run folder {workdir} cannot be written", error, folder=workdir)
+        _raise_on_all(workdir, problem)
+        yield lock.check if lock is not None else _nothing
+
+
+def _check_same_everywhere(record: Mapping[str, Any]) -> None:
+    """Raise CheckpointError on every process if the processes were given different runs."""
     if jax.process_count() > 1:
         digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).digest()[:4]
         digests = multihost_utils.process_allgather(np.frombuffer(digest, np.uint32))
@@ -94,6 +145,12 @@ def claim_on_all(workdir: Path, record: Mapping[str, Any]) -> None:
                 "the processes were given different configs, data or vocabularies; start all of them with the same "
                 f"command on the same files (this is process {jax.process_index()})"
             )
+
+
+def _raise_on_all(workdir: Path, problem: CheckpointError | None) -> None:
+    """Raise CheckpointError on every process if process 0 has a problem."""
+    is_refused = problem is not None
+    if jax.process_count() > 1:
         is_refused = bool(np.any(multihost_utils.process_allgather(np.asarray(is_refused))))
     if problem is not None:
         raise problem
@@ -101,8 +158,12 @@ def claim_on_all(workdir: Path, record: Mapping[str, Any]) -> None:
         raise CheckpointError(f"process 0 refused run folder {workdir}; see its message for the reason")
 
 
+def _nothing() -> None:
+    """Do nothing: process 0 holds the lock."""
+
+
 def read_record(workdir: Path) -> dict[str, Any]:
-    """The record of a run folder.
+    """The record of a run folder; if its file is lost or damaged, that in its newest checkpoint, with a warning.
 
     Raises:
         CheckpointError: the folder has no record, or not that of a run.
@@ -110,16 +171,21 @@ def read_record(workdir: Path) -> dict[str, Any]:
     path = workdir / CONFIG_FILE
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        missing = {"version", "config", "data_sha256", "vocab_sha256"} - set(record)
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path} is not the record of a run ({error!r})") from error
-    if missing:
-        raise CheckpointError(f"{path} is not the record of a run: it has no {', '.join(sorted(missing))}")
-    return record
+        missing = _RECORD_KEYS - set(record)
+        problem = f"it has no {', '.join(sorted(missing))}" if missing else ""
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        record, problem = {}, repr(error)
+    if not problem:
+        return record
+    found = newest_record(workdir / CHECKPOINTS_NAME)
+    if found is None or not set(found.about) >= _RECORD_KEYS:
+        raise CheckpointError(f"{path} is not the record of a run: {problem}")
+    _log.warning("%s is lost or damaged (%s); the record in %s is used", path, problem, found.folder)
+    return {name: value for name, value in found.about.items() if name in _RECORD_KEYS}
 
 
-def check_same_run(ours: Mapping[str, Any], theirs: Mapping[str, Any], *, where: str) -> None:
-    """Compare two records, of which ``ours`` was found at ``where``.
+def check_same_run(ours: Mapping[str, Any], theirs: Mapping[str, Any], *, where: str, workdir: Path) -> None:
+    """Compare two records, of which ``ours`` was found at ``where`` in the run folder ``workdir``.
 
     Raises:
         CheckpointError: they differ in fields that change what the run computes; the message lists all of them.
@@ -135,9 +201,13 @@ def check_same_run(ours: Mapping[str, Any], theirs: Mapping[str, Any], *, where:
     ]
     if differing:
         raise CheckpointError(
-            f"{where} is of another run; use its settings to resume it, or give a new --workdir (and --init-from "
-            f"{where} to start from its weights), {listed(differing)}"
+            f"{where} is of another run; use its settings to resume it, or give a new --workdir (and "
+            f"--init-from {shlex.quote(str(workdir))} to start from its weights), {listed(differing)}"
         )
+
+
+def _has_record(workdir: Path) -> bool:
+    return (workdir / CONFIG_FILE).exists() or newest_record(workdir / CHECKPOINTS_NAME) is not None
 
 
 def _has_results(workdir: Path) -> bool:

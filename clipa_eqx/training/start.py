@@ -15,12 +15,12 @@ from clipa_eqx.errors import CheckpointError
 from clipa_eqx.experiment import ExperimentConfig, InitConfig
 from clipa_eqx.json_config import from_json
 from clipa_eqx.models.clip import CLIP, CLIPConfig
-from clipa_eqx.saved.kinds import CHECKPOINTS_NAME, expect_kind
+from clipa_eqx.saved.kinds import expect_kind
 from clipa_eqx.saved.model import load_model
 from clipa_eqx.sharding import sampling_shardings_for, shardings_for
 from clipa_eqx.surgery import adopt
-from clipa_eqx.training.checkpoint import Checkpoints
 from clipa_eqx.training.imported_optimizer import continued_state
+from clipa_eqx.training.restoring import read_newest
 from clipa_eqx.training.run_folder import read_record
 from clipa_eqx.training.state import TrainState, start_state
 
@@ -93,15 +93,12 @@ class Source(NamedTuple):
 
 
 def load_source(init: InitConfig, mesh: Mesh) -> Source:
-    """The model of a run folder's last committed checkpoint, or of a model folder."""
+    """The model of a run folder's newest valid checkpoint, or of a model folder."""
     source = Path(init.source)
     if expect_kind(source, "run folder", "model folder", where="init.source") == "model folder":
         loaded = load_model(source)
         return Source(loaded.model, loaded.tokenizer.tokenizer.vocab_sha256)
     record = read_record(source)
     config = from_json(CLIPConfig, record["config"]["model"])
-    with Checkpoints(source / CHECKPOINTS_NAME, keep=None) as checkpoints:
-        step = checkpoints.latest()
-        if step is None:
-            raise CheckpointError(f"init.source {source} has no committed checkpoint yet")
-        return Source(checkpoints.restore_model(config, mesh, step=step), record["vocab_sha256"])
+    _, model = read_newest(source, lambda found, step: found.restore_model(config, mesh, step=step), what="init.source")
+    return Source(model, record["vocab_sha256"])

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from clipa_eqx.errors import ConfigError
+from clipa_eqx.errors import ConfigError, pip_install
 from clipa_eqx.experiment import WandbConfig
 
 
@@ -19,7 +19,7 @@ def open_wandb(config: WandbConfig, workdir: Path) -> Callable[[int, Mapping[str
     try:
         wandb: Any = importlib.import_module("wandb")
     except ImportError as error:
-        raise ConfigError('wandb is asked for but not installed: pip install "clipa_eqx[wandb]"') from error
+        raise ConfigError(f"wandb is asked for but not installed: {pip_install('wandb')}") from error
     run = wandb.init(
         project=config.project,
         entity=config.entity,

@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 from tqdm import tqdm
 
-from clipa_eqx.errors import ConversionError, listed
+from clipa_eqx.errors import ConversionError, listed, pip_install
 from clipa_eqx.saved.leaf_file import Leaf
 from conversion.weights.tensors import BFLOAT16
 
@@ -101,7 +101,7 @@ def _load_torch(path: Path) -> dict[str, np.ndarray]:
         torch: Any = importlib.import_module("torch")  # neither torch nor its types are in the default environment
     except ImportError as error:
         raise ConversionError(
-            f'{path} cannot be read without torch: pip install "clipa_eqx[open-clip]"; or give the .safetensors file'
+            f"{path} cannot be read without torch: {pip_install('torch')}; or give the .safetensors file"
         ) from error
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

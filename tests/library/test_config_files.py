@@ -1,10 +1,18 @@
 """Config files are loaded and overridden by flags; a mistake in either is reported with its place."""
 
+import dataclasses
+
 import pytest
-from support.tiny_models import tiny_run
+from support.tiny_models import SIZE, tiny_run
 
 from clipa_eqx.config_files import apply_overrides, load_config
+from clipa_eqx.config_flags import flag_names, unknown_flags
+from clipa_eqx.data.images.augment import ImageConfig
+from clipa_eqx.data.images.color import ColorConfig
+from clipa_eqx.durations import Duration
 from clipa_eqx.errors import ConfigError
+from clipa_eqx.evals.zero_shot import ZeroShotConfig
+from clipa_eqx.experiment import InitConfig
 
 GOOD = "from support.tiny_models import tiny_run\n\n\ndef config():\n    return tiny_run(seed=7)\n"
 
@@ -70,19 +78,73 @@ def test_flags_change_scalars_at_any_depth():
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--optim.peak-lrr", "3"], "--optim.peak-lrr.*[Pp]erhaps you meant: --optim.peak-lr"),
+        (["--optim.peak-lrr", "3"], r"there is no flag --optim.peak-lrr; did you mean --optim.peak-lr\?$"),
+        (["--optim.peak-learning-rate", "3"], r"did you mean --optim.peak-lr\?$"),
+        (["--lr", "3"], r"did you mean --optim.peak-lr or --optim.lr-factors\?$"),
+        (["--data.folder", "x"], r"did you mean --data.sources.0.folder\?$"),
+        (["--work-dir", "x"], r"did you mean --workdir\?$"),
+        (["--init_from", "x"], r"did you mean --init-from\?$"),
+        (["--resume"], r"--resume; the same command as before resumes a run$"),
+        (["--xyzzy", "--lr", "2"], r"no flag --xyzzy; --help-config lists all of them; there is no flag --lr; did you"),
+        (["--optim", "none"], "--optim is a part with flags of its own, such as --optim.peak-lr$"),
+        (["--data.sources", "none"], "data.sources is empty"),
+        (["--duration.steps", "3", "--duration.samples", "4"], "exactly one of .*'steps': 3, 'samples': 4"),
+        (["--wandb.project", "x"], r"the config file sets no wandb; write wandb=WandbConfig\(...\) there first$"),
+        (["--zero-shot.0.data", "x"], r"sets no zero_shot; write zero_shot=ZeroShotConfig\(...\) there first$"),
+        (["--data.image.color.strength", "1"], r"sets no data.image.color; write color=ColorConfig\(...\) there"),
         (["--batch-size", "x"], "Error parsing --batch-size: invalid literal"),
         (["--batch-size", "12", "--mesh.fsdp", "8"], "multiple of 8"),
-        (["--init.source", "x"], "the config file sets no init"),
+        (["--init.source", "x"], "the config file sets no init; name the weights to start from with --init-from$"),
         (["--precision.compute", "float16"], "float32"),
         (["--data.stream.workers"], "Missing value"),
     ],
 )
 def test_a_bad_flag_is_one_message(flags, words, capsys):
     with pytest.raises(ConfigError, match=f"command line: .*{words}") as caught:
-        apply_overrides(tiny_run(), flags)
+        apply_overrides(tiny_run(), flags, program_flags=("--workdir", "--init-from", "--help-config"))
     assert "│" not in str(caught.value)
     assert capsys.readouterr().err == ""
+
+
+def test_none_leaves_out_parts():
+    full = dataclasses.replace(
+        tiny_run(),
+        init=InitConfig(source="x"),
+        zero_shot=(ZeroShotConfig(data="a"), ZeroShotConfig(data="b")),
+        data=dataclasses.replace(tiny_run().data, image=ImageConfig(size=SIZE, color=ColorConfig())),
+    )
+    flags = "--zero-shot none --init=None --data.image.color none --mesh.data none --batch-size 64"
+    bare = apply_overrides(full, flags.split())
+    assert (bare.zero_shot, bare.init, bare.data.image.color, bare.mesh.data) == ((), None, None, None)
+    assert bare.batch_size == 64
+    assert apply_overrides(bare, flags.split()) == bare
+    # A text may be "none".
+    assert apply_overrides(full, ["--data.vocab", "none"]).data.vocab == "none"
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--duration.samples 3", Duration(samples=3)),
+        ("--duration.epochs=3", Duration(epochs=3.0)),
+        ("--duration.steps 3", Duration(steps=3)),
+        ("--duration.samples 3 --duration.steps None", Duration(samples=3)),
+    ],
+)
+def test_a_duration_in_another_unit_replaces_that_of_the_file(flags, expected):
+    assert apply_overrides(tiny_run(), flags.split()).duration == expected
+
+
+def test_a_warm_up_is_given_in_any_unit():
+    flags = ["--optim.schedules.0.1.warmup.fraction", "0.2"]
+    assert apply_overrides(tiny_run(), flags).optim.schedules[0][1].warmup == Duration(fraction=0.2)
+
+
+def test_every_flag_of_a_config_is_known():
+    config = tiny_run()
+    for flag in flag_names(config):
+        assert unknown_flags(config, [flag, "x"]) == []
+    assert unknown_flags(config, ["--batch_size=3", "--Batch-size", "-1"]) == ["--Batch-size"]
 
 
 def test_help_lists_the_flags_and_is_no_error(capsys):

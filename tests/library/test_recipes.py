@@ -5,11 +5,11 @@ import dataclasses
 import pytest
 
 from clipa_eqx.data.images.color import ColorConfig
-from clipa_eqx.durations import Duration
+from clipa_eqx.durations import NO_TIME, Duration, RunLength
 from clipa_eqx.errors import ConfigError
 from clipa_eqx.experiment import InitConfig
 from clipa_eqx.models.presets import preset
-from clipa_eqx.recipes import finetune_stage, pretrain_stage
+from clipa_eqx.recipes import finetune_stage, pretrain_stage, small_stage
 from clipa_eqx.sharding import MeshConfig
 
 MODEL = preset("S/16", image_size=64, length=8)
@@ -34,7 +34,17 @@ def test_the_peak_learning_rate_grows_with_the_batch(batch_size):
 def test_pairs_of_a_second_stage_become_whole_steps(batch_size, steps, warmup):
     made = finetune(batch_size=batch_size, warmup_pairs=1024)
     [(pattern, schedule)] = made.optim.schedules
-    assert (pattern, made.duration, schedule.warmup) == (".*", Duration(steps=steps), Duration(steps=warmup))
+    run = RunLength.of(made.duration)
+    assert (pattern, made.duration, schedule.warmup.to_steps(run)) == (".*", Duration(steps=steps), warmup)
+
+
+def test_the_warm_up_of_a_second_stage_scales_with_its_length():
+    made = finetune(batch_size=512, pairs=51_200, warmup_pairs=10_240)
+    [(_, schedule)] = made.optim.schedules
+    assert schedule.warmup.to_steps(RunLength(total_steps=100)) == 20
+    assert schedule.warmup.to_steps(RunLength(total_steps=10)) == 2
+    [(_, without)] = finetune().optim.schedules
+    assert without.warmup == NO_TIME
 
 
 def test_fewer_pairs_than_a_batch_are_no_stage():
@@ -80,3 +90,11 @@ def test_a_second_stage_differs_from_the_first_only_by_its_start_and_its_evaluat
     assert second.init == InitConfig(source="before")
     assert second.eval_image.resize == "resize_small_crop"
     assert dataclasses.replace(second, init=None, eval_image=first.eval_image) == first
+
+
+def test_a_small_stage_has_no_scoring_and_no_processes_and_takes_its_rate_as_given():
+    fields = {"records": "r", "batch_size": 32, "duration": Duration(samples=64), "peak_lr": 3e-4}
+    made = small_stage(MODEL, **fields, init=InitConfig(source="before"))
+    assert (made.zero_shot, made.data.stream.workers, made.optim.peak_lr) == ((), 0, 3e-4)
+    assert made.data.image.size == made.eval_image.size == (64, 64)
+    assert dataclasses.replace(made, init=None) == small_stage(MODEL, **fields)

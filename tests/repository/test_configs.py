@@ -11,18 +11,21 @@ from pathlib import Path
 import pytest
 from support.paths import ROOT
 
-from clipa_eqx.config_files import load_config
+from clipa_eqx.config_files import apply_overrides, load_config
 from clipa_eqx.durations import RunLength
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.json_config import from_json, to_json
 from clipa_eqx.models.clip import abstract_clip
 from clipa_eqx.optim import learning_rates, make_optimizer
+from clipa_eqx.sharding import MeshConfig
 from clipa_eqx.trees import count_params
 
 GOLDEN = Path(__file__).parent / "golden_configs"
 FILES = {path.stem: path for path in sorted((ROOT / "configs").glob("*.py"))}
 # Files that follow the published recipes. Those of the quickstart are tuned on its own data.
-RECIPES = sorted(name for name in FILES if not name.startswith("quickstart"))
+RECIPES = sorted(name for name in FILES if not name.startswith(("quickstart", "minimal")))
+# Files for data of the user's own, in the order in which they are run.
+STARTERS = ("minimal", "minimal_tune")
 
 # Parameters of both towers and the temperature with 32 text tokens, and the width of the text tower.
 PUBLISHED = {
@@ -69,24 +72,24 @@ def test_every_file_says_how_to_run_it_and_what_to_expect(name):
     assert "Hours:" in docstring or "Time:" in docstring
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [*RECIPES, *STARTERS])
 def test_a_recipe_needs_few_imports(name):
     imports = [node for node in ast.walk(ast.parse(FILES[name].read_text(encoding="utf-8"))) if is_import(node)]
-    assert 1 <= len(imports) <= 3
+    assert 1 <= len(imports) <= (1 if name in STARTERS else 3)
 
 
 def is_import(node):
     return isinstance(node, ast.Import | ast.ImportFrom)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [*RECIPES, *STARTERS])
 def test_a_recipe_resolves_to_its_recorded_text(name):
     now = json.dumps(to_json(load_config(FILES[name])), indent=1) + "\n"
     assert now == (GOLDEN / f"{name}.json").read_text(encoding="utf-8")
 
 
 def test_each_recorded_text_has_its_recipe():
-    assert sorted(path.stem for path in GOLDEN.glob("*.json")) == RECIPES
+    assert sorted(path.stem for path in GOLDEN.glob("*.json")) == sorted([*RECIPES, *STARTERS])
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -104,10 +107,49 @@ def test_derived_numbers_are_those_of_the_reference(name):
     assert config.batch_size == batch_size
     run = RunLength.of(config.duration, batch_size=batch_size, data_size=LAION_400M)
     assert run.total_steps == steps
-    assert [schedule.warmup.steps for _, schedule in config.optim.schedules] == [warmup]
+    assert [schedule.warmup.to_steps(run) for _, schedule in config.optim.schedules] == [warmup]
     assert config.model.image.visible == tokens
     last = learning_rates(config.optim, steps, run)
     assert float(last[".*"]) == pytest.approx(0.0, abs=1e-10)
+
+
+def test_the_starters_run_on_one_device_and_score_nothing():
+    for name in STARTERS:
+        config = load_config(FILES[name])
+        assert (config.zero_shot, config.mesh, config.data.vocab) == ((), MeshConfig(), None)
+        assert config.data.stream.workers == 0
+        assert config.model.text.vocab >= 30_522  # the vocabulary of the package
+
+
+def test_the_second_starter_enlarges_the_first():
+    first, second = (load_config(FILES[name]) for name in STARTERS)
+    assert first.init is None
+    assert second.init.resize_text
+    for tower in ("image", "text"):
+        assert getattr(first.model, tower).blocks == getattr(second.model, tower).blocks
+    assert second.model.image.image_size > first.model.image.image_size
+    assert second.model.text.length > first.model.text.length
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("samples", [1, 1000, 10_000_000])
+def test_a_shorter_run_has_a_shorter_warm_up(name, samples):
+    config = load_config(FILES[name])
+    short = apply_overrides(config, ["--duration.samples", str(samples)])
+    full, run = (RunLength.of(one.duration, batch_size=one.batch_size, data_size=LAION_400M) for one in (config, short))
+    assert run.total_steps < full.total_steps or samples == 10_000_000
+    for _, schedule in short.optim.schedules:
+        warmup = schedule.warmup.to_steps(run)
+        assert warmup <= max(1, round(schedule.warmup.to_steps(full) * run.total_steps / full.total_steps) + 1)
+        assert warmup < run.total_steps or run.total_steps == 1
+    make_optimizer(short.optim, abstract_clip(short.model), run)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_runs_without_scoring_and_from_random_weights(name):
+    bare = apply_overrides(load_config(FILES[name]), ["--zero-shot", "none", "--init", "none"])
+    assert (bare.zero_shot, bare.init) == ((), None)
+    assert bare.model == load_config(FILES[name]).model
 
 
 @pytest.mark.parametrize("name", RECIPES)

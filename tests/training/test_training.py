@@ -75,6 +75,7 @@ def test_a_line_holds_what_the_reference_logs_and_norms_per_tower_and_block(fini
     }
     rates = {"images_per_second", "images_per_second_per_device", "seconds_per_step", "input_bound_percent", "time"}
     state = {"step", "loss", "accuracy", "temperature", "image_norm", "text_norm", "lr", "truncated_fraction"}
+    state.add("unknown_fraction")
     for line in lines:
         assert set(line) == norms | rates | state | {"examples_seen", "epoch"}
         assert line["examples_seen"] == 16 * line["step"]
@@ -97,7 +98,7 @@ def test_the_first_line_equals_a_recomputation(finished):
         rows = {
             name: jnp.asarray(value)
             for name, value in next(batches).items()
-            if name in ("image", "tokens", "truncated")
+            if name in ("image", "tokens", "truncated", "pieces", "unknown")
         }
     model = start_of(config).model
 
@@ -117,6 +118,7 @@ def test_the_first_line_equals_a_recomputation(finished):
         "image_norm": out.image_norm,
         "text_norm": out.text_norm,
         "truncated_fraction": rows["truncated"].mean(),
+        "unknown_fraction": rows["unknown"].sum() / rows["pieces"].sum(),
         "grad_norm": optax.tree.norm(grads),
         "grad_norm/image": optax.tree.norm(grads.image),
         "grad_norm/text/blocks": [

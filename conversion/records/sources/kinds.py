@@ -4,7 +4,7 @@ import importlib.util
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from clipa_eqx.errors import DataError
+from clipa_eqx.errors import DataError, pip_install
 from conversion.records.listing import find_files
 from conversion.records.options import IngestOptions
 from conversion.records.places import Place, open_place
@@ -85,10 +85,10 @@ def counts_rows(kind: str, options: IngestOptions) -> bool:
 def _check_package(kind: str, source: Source) -> None:
     if source.package is None:
         return
-    package, extra = source.package
     # Without importing it: that takes seconds, and only processes that read need it.
-    if importlib.util.find_spec(package) is None:
-        raise DataError(f"source {kind} is read by {package}, which is not installed: pip install 'clipa_eqx[{extra}]'")
+    if importlib.util.find_spec(source.package) is None:
+        package = source.package
+        raise DataError(f"source {kind} is read by {package}, which is not installed: {pip_install(package)}")
 
 
 def _wrong_kind(files: SourceFiles, kind: str, source: Source) -> DataError:

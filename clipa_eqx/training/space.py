@@ -1,0 +1,147 @@
+"""Disk space: what a run will need before it starts, and the one message when a file cannot be written."""
+
+import errno
+import logging
+import math
+import os
+import re
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from clipa_eqx.errors import CheckpointError, ClipaError
+from clipa_eqx.saved.kinds import CHECKPOINTS_NAME
+from clipa_eqx.training.state import TrainState
+
+_log = logging.getLogger(__name__)
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+# The libraries that write arrays report the system's error as text.
+_FULL_TEXTS = "|".join(re.escape(os.strerror(number)) for number in sorted(_FULL)) + "|quota exceeded"
+# Metadata of a checkpoint, tokenizer and settings of a model folder, metrics.
+_SMALL_FILES = 4 * 2**20
+
+
+def tree_bytes(tree: Any) -> int:
+    """Bytes of all leaves of a tree, which may be abstract."""
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def check_space(workdir: Path, abstract: TrainState, *, keep: int, total_steps: int) -> None:
+    """Compare the space that a run will need with what is free, before the first step. A run folder must exist.
+
+    A warning says that the disk will fill before ``keep`` checkpoints are there, unless it is freed.
+
+    Raises:
+        CheckpointError: the next checkpoint and the model at the end do not fit.
+    """
+    checkpoint, model = tree_bytes(abstract) + _SMALL_FILES, _model_bytes(abstract)
+    free = shutil.disk_usage(workdir).free  # for this user
+    saved = [one.name for one in _entries(workdir / CHECKPOINTS_NAME)]
+    free += sum(_folder_bytes(workdir / CHECKPOINTS_NAME / name) for name in saved if not name.isdigit())
+    saved = [name for name in saved if name.isdigit()]
+    if str(total_steps) in saved:  # only the model is left to write
+        checkpoint = 0
+    if checkpoint + model > free:
+        raise CheckpointError(
+            f"the file system of run folder {workdir} has {shown(free)} free, but the next checkpoint takes "
+            f"{shown(checkpoint)} and the model at the end {shown(model)}; free {shown(checkpoint + model - free)} "
+            "more, or give a --workdir on another file system. No step was done"
+        )
+    # While a checkpoint is written, all that are kept are still there.
+    missing = max(keep + 1 - len(saved), 1)
+    needed = missing * checkpoint + model
+    if needed > free:
+        _log.warning(
+            "the file system of %s has %s free, but this run takes up to %s more: %d checkpoints of %s (while one is "
+            "written, there is one more than checkpoint.keep), and a model of %s; free space, or set a smaller "
+            "checkpoint.keep",
+            *(workdir, shown(free), shown(needed), missing, shown(checkpoint), shown(model)),
+        )
+
+
+@contextmanager
+def explained(what: str, folder: Path, *, needed: int | None = None, then: str = "") -> Generator[None]:
+    """Turn any error of the block, except those that are explained already, into one of a few lines.
+
+    Args:
+        what: what cannot be done, as the beginning of the message.
+        folder: where it is written.
+        needed: bytes that it takes, if known.
+        then: what is lost and what is not.
+
+    Raises:
+        CheckpointError: the block failed.
+    """
+    try:
+        yield
+    except ClipaError:
+        raise
+    except Exception as error:
+        raise write_error(what, error, folder=folder, needed=needed, then=then) from error
+
+
+def write_error(
+    what: str, error: Exception, *, folder: Path, needed: int | None = None, then: str = ""
+) -> CheckpointError:
+    """The error for something that could not be written; arguments as ``explained``."""
+    parts = [f"{what}: {_reason(error)}"]
+    if _is_full(error):
+        size = f"{shown(needed)} are needed, and " if needed is not None else ""
+        parts.append(f"{size}{_free(folder)}")
+        advice = "Free space there (or raise the quota) and run the same command again"
+    else:
+        advice = f"Check {folder} and its disk, and run the same command again"
+    return CheckpointError(f"{'; '.join(parts)}. {f'{then} ' if then else ''}{advice}")
+
+
+def shown(size: int) -> str:
+    """A number of bytes for people.
+
+    >>> shown(512), shown(5 * 2**20), shown(3 * 2**31)
+    ('512 bytes', '5.0 MiB', '6.00 GiB')
+    """
+    if size < 2**10:
+        return f"{size} bytes"
+    if size < 2**20:
+        return f"{size / 2**10:.1f} KiB"
+    return f"{size / 2**20:.1f} MiB" if size < 2**30 else f"{size / 2**30:.2f} GiB"
+
+
+def _model_bytes(abstract: TrainState) -> int:
+    return sum(4 * math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract.model)) + _SMALL_FILES
+
+
+def _entries(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []
+
+
+def _folder_bytes(folder: Path) -> int:
+    """Bytes of an unfinished checkpoint, which Orbax removes before the first save."""
+    return sum(one.stat().st_size for one in folder.rglob("*") if one.is_file()) if folder.is_dir() else 0
+
+
+def _is_full(error: Exception) -> bool:
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return True
+    return re.search(_FULL_TEXTS, str(error), re.IGNORECASE) is not None
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if _is_full(error):
+        found = re.search(_FULL_TEXTS, str(error), re.IGNORECASE)
+        assert found is not None
+        return found[0]
+    first = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {first[0][:200] if first else 'no message'}"
+
+
+def _free(folder: Path) -> str:
+    existing = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+    return f"the file system of {folder} has {shown(shutil.disk_usage(existing).free)} free for this user"
