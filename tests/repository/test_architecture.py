@@ -17,7 +17,7 @@ LONGEST_FILE = 350
 FLOORS = (
     "errors precision similar_flags",
     "cli data.images durations json_config json_files losses replacing tokenizer trees",
-    "config_flags data layerwise models schedules sharding",
+    "checksums config_flags data layerwise models schedules sharding",
     "evals flops optim saved surgery",
     "experiment reference_chain",
     "config_files recipes training",
