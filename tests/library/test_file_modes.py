@@ -56,7 +56,9 @@ def test_files_and_folders_have_the_mode_of_the_umask(mask, tmp_path, dump):
         )
         export_open_clip(made / "model", made / "open_clip")
         export_flax(made / "model", made / "flax.npz")
-        write_records([Record(key="0", image=dumps.jpeg(0, width=32, height=32), captions=("a cat",))], made / "records")
+        write_records(
+            [Record(key="0", image=dumps.jpeg(0, width=32, height=32), captions=("a cat",))], made / "records"
+        )
         convert(["webdataset", str(dump), str(made / "converted"), "--workers", "1"])
         show.main([str(made / "records"), "--sheet", str(made / "sheet.png")])
         write_vocab(PIECES, made / "vocab.txt")
