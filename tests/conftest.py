@@ -7,6 +7,7 @@ import sys
 
 import jax
 import jax.random as jr
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -32,6 +33,14 @@ def getkey():
         return out
 
     return next_key
+
+
+@pytest.fixture
+def no_type_checks():
+    """Turn off the checks of types and shapes that only tests have, to see the errors that users get."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture
