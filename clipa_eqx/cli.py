@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 
 from clipa_eqx.errors import ClipaError, is_out_of_memory
 from clipa_eqx.foreign_output import is_shown, quiet_libraries
@@ -33,7 +33,7 @@ def run(main: Callable[[], object]) -> int:
     and 1. Otherwise the code is what ``main`` returns, or 0 if that is not an int.
     """
     set_up_logging()
-    sys.excepthook = _report_uncaught
+    sys.unraisablehook = _report_unraisable
     try:
         code = main()
     except ClipaError as error:
@@ -58,14 +58,14 @@ def run(main: Callable[[], object]) -> int:
     return code if isinstance(code, int) else OK
 
 
-def _report_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print an exception that no Python code catches, except for one that only repeats another.
+def _report_unraisable(problem: "sys.UnraisableHookArgs") -> None:
+    """Print an exception that no caller can catch, except for one that only repeats another.
 
-    When writing an array fails, the library that writes it reports that to each waiting event loop. Orbax has closed
-    them by then, because it raises the first report.
+    When writing an array fails, the library that writes it reports that once per array to an event loop. Orbax has
+    closed the loop by then, because it raises the first report.
     """
-    if str(error) != "Event loop is closed":
-        sys.__excepthook__(kind, error, trace)
+    if str(problem.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(problem)
 
 
 def exit_on_sigterm(message: str) -> None:

@@ -11,8 +11,8 @@ import warnings
 OURS = ("clipa_eqx", "conversion", "scripts", "quickstart", "configs", "benchmarks", "__main__")
 """First parts of the names of our loggers."""
 
-_NEVER = ("absl",)
-"""Loggers that repeat, with tracebacks, errors which are raised too (Orbax logs to absl)."""
+_NEVER = ("absl", "asyncio")
+"""Loggers that repeat, with tracebacks, errors which are raised too (Orbax logs to absl, and to asyncio)."""
 
 
 def quiet_libraries() -> None:

@@ -77,6 +77,6 @@ def _next_lines(config: ExperimentConfig, workdir: Path, model: Path) -> list[st
     result = workdir / "zero-shot.json"
     score = command_line("evaluate", model, "--suite", "zero-shot", "--data", data, "--out", result)
     return next_lines(
-        (command_line("show", workdir), "steps, metrics and parameters of the run"),
+        (command_line("show", workdir), "progress, curves and parameters of the run"),
         (score, "score the model on records with class labels"),
     )

@@ -82,10 +82,10 @@ def train(
         stack.enter_context(memory_errors("training", advice=less_memory(config, devices=mesh.size)))
         check_lock = stack.enter_context(locked_on_all(workdir, record, check=space))
         stack.enter_context(jax.set_mesh(mesh))
+        is_stop_requested = stack.enter_context(stop_requests())
         with refused_together():
             step_fn = compiler(config, optimizer, abstract, mesh)
         claim_on_all(workdir, record)
-        is_stop_requested = stack.enter_context(stop_requests())
         checkpoints = stack.enter_context(
             Checkpoints(workdir / CHECKPOINTS_NAME, keep=config.checkpoint.keep, checksums=config.checkpoint.checksums)
         )

@@ -26,6 +26,7 @@ from clipa_eqx.training.inputs import Evaluation, log_inputs, open_sources, prep
 from clipa_eqx.training.run_folder import check_claim, run_record
 from clipa_eqx.training.start import check_init
 from clipa_eqx.training.state import TrainState, abstract_state
+from clipa_eqx.training.tensorboard import check_tensorboard
 from clipa_eqx.training.trackers import check_wandb
 from clipa_eqx.trees import count_params
 
@@ -63,6 +64,8 @@ def prepare(config: ExperimentConfig, workdir: Path, *, devices: Sequence[Any] |
         check_batch(config.batch_size, mesh)
         if config.wandb is not None and jax.process_index() == 0:
             check_wandb(config.wandb)
+        if config.tensorboard and jax.process_index() == 0:
+            check_tensorboard()
         mixture = open_sources(config)
         with waiting("reading the vocabulary"):
             tokenizer = load_tokenizer(config.data.vocab, model_vocab=config.model.text.vocab)

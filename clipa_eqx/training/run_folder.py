@@ -36,6 +36,7 @@ _FREE = (
     "log_every_steps",
     "checkpoint",
     "wandb",
+    "tensorboard",
     "zero_shot",
     "eval_image",
 )

@@ -65,7 +65,7 @@ def first_state(
     if config.init is None:
         return jax.jit(lambda key: start_state(sample(key), optimizer), out_shardings=shardings)(key)
     model = jax.jit(sample, out_shardings=shardings.model)(key)
-    source = load_source(config.init, mesh)
+    source = load_source(config.init, mesh, verify=config.checkpoint.checksums)
     _check_vocabulary(config.init, source.vocab_sha256, vocab_sha256)
     model, report = adopt(
         source.model,
@@ -149,13 +149,15 @@ def describe_source(init: InitConfig) -> Source:
     return Source(abstract_clip(from_json(CLIPConfig, record["config"]["model"])), record["vocab_sha256"])
 
 
-def load_source(init: InitConfig, mesh: Mesh) -> Source:
+def load_source(init: InitConfig, mesh: Mesh, *, verify: bool = True) -> Source:
     """The model of a run folder's newest valid checkpoint, or of a model folder."""
     source = Path(init.source)
     if expect_kind(source, "run folder", "model folder", where="init.source") == "model folder":
-        loaded = load_model(source)
+        loaded = load_model(source, verify=verify)
         return Source(loaded.model, loaded.tokenizer.tokenizer.vocab_sha256)
     record = read_record(source)
     config = from_json(CLIPConfig, record["config"]["model"])
-    _, model = read_newest(source, lambda found, step: found.restore_model(config, mesh, step=step), what="init.source")
+    _, model = read_newest(
+        source, lambda found, step: found.restore_model(config, mesh, step=step), what="init.source", verify=verify
+    )
     return Source(model, record["vocab_sha256"])

@@ -17,6 +17,7 @@ from clipa_eqx.replacing import check_apart, scratch_folder
 from clipa_eqx.saved.description import optimizer_file
 from clipa_eqx.saved.kinds import PROVENANCE_FILE, WEIGHTS_FILE, expect_kind
 from clipa_eqx.saved.leaf_file import LeafReader
+from clipa_eqx.saved.leaf_hashes import check_file
 from clipa_eqx.saved.leaf_shapes import check_leaves
 from clipa_eqx.saved.model_folder import ModelFolder, open_model_folder
 from clipa_eqx.saved.optimizer_file import Counts, open_optimizer_state
@@ -101,6 +102,7 @@ def _export_leaves(folder: Path, config: CLIPConfig, target: Path, spelling: _Sp
     with ExitStack() as stack:
         leaves = stack.enter_context(LeafReader(folder / WEIGHTS_FILE))
         check_leaves(leaves.leaves, config, where=str(leaves.path))
+        check_file(leaves, folder)
         state = stack.enter_context(open_optimizer_state(folder)) if optimizer_file(folder).exists() else None
         entries = dict(_params(table.placed, leaves, spelling))
         if state is not None:

@@ -2,7 +2,9 @@
 
 import io
 import json
+import shlex
 from functools import partial
+from pathlib import Path
 
 import jax.random as jr
 import numpy as np
@@ -12,6 +14,7 @@ from support.paths import ROOT
 from support.tiny_models import PIECES, tiny_clip, tiny_run, tiny_tokenizer
 
 from clipa_eqx.cli import FAILED, OK, USAGE, run
+from clipa_eqx.commands import command_line
 from clipa_eqx.data.array_record_reader import open_records
 from clipa_eqx.data.array_record_writer import write_records
 from clipa_eqx.data.images.evaluation import EvalImageConfig
@@ -76,8 +79,15 @@ def test_a_model_folder_is_scored_and_the_result_names_it(model_folder, data, tm
     assert result["preprocess"] == {"size": [16, 16], "resize": "squash", "mode": "fast"}
     assert result["versions"]["jax"].startswith("0.10.")
     assert "predictions" not in result
-    assert f"top-1 {100 * result['top1']:.2f} %" in capsys.readouterr().out
-    assert [entry.name for entry in out.parent.iterdir()] == [out.name]
+    shown = capsys.readouterr().out
+    assert f"top-1 {100 * result['top1']:.2f} %" in shown
+    classes, tune = (shlex.split(line, comments=True) for line in shown.split("next:\n")[1].splitlines())
+    assert tune == shlex.split(command_line("train", "CONFIG.py", "--workdir", "NEW_RUN", "--init-from", model_folder))
+    # The next command runs when it is pasted.
+    assert call(*classes[classes.index(str(model_folder)) :]) == OK
+    assert len(json.loads(Path(classes[-1]).read_text())["predictions"]) == IMAGES
+    assert "--predictions" not in capsys.readouterr().out
+    assert sorted(entry.name for entry in out.parent.iterdir()) == ["result-predictions.json", out.name]
 
 
 def test_batch_size_changes_no_count_and_predictions_cover_each_image_once(model_folder, data, tmp_path):
