@@ -62,7 +62,7 @@ def read_class_names(path: str) -> tuple[str, ...]:
         DataError: the file cannot be read, is empty, or has an empty line.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"class names {path} cannot be read: {error}; give a UTF-8 file, one name per line") from error
     empty = [number for number, line in enumerate(lines, start=1) if not line.strip()]

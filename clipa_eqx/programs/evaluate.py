@@ -1,6 +1,7 @@
 """Score a model on labeled records and write the result as JSON."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +21,8 @@ CLASS_NAME_SETS = ("manifest", "imagenet", "imagenet_a", "imagenet_r")
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Score, print top-1 and top-5, and write the result file. Raises ClipaError for a mistake of the user."""
-    arguments = _parser().parse_args(argv)
+    given = sys.argv[1:] if argv is None else argv
+    arguments = _parser().parse_args(given)
     if arguments.out.is_dir():
         raise ConfigError(f"--out {arguments.out} is a folder; give the name of a JSON file")
     if arguments.out.exists() and not arguments.overwrite:
@@ -50,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_result(arguments.out, content)
     print(f"top-1 {100 * content['top1']:.2f} %, top-5 {100 * content['top5']:.2f} % of {content['count']:,} images")
     print(f"written to {arguments.out}")
-    print("\n".join(_next_lines(arguments)))
+    print("\n".join(_next_lines(arguments, given)))
 
 
 def program() -> int:
@@ -58,12 +60,11 @@ def program() -> int:
     return run(main)
 
 
-def _next_lines(arguments: argparse.Namespace) -> list[str]:
-    flags = ("--suite", arguments.suite, "--data", arguments.data)
+def _next_lines(arguments: argparse.Namespace, given: Sequence[str]) -> list[str]:
     path: Path = arguments.out
-    with_classes = command_line(
-        "evaluate", arguments.model, *flags, "--predictions", "--out", path.with_stem(f"{path.stem}-predictions")
-    )
+    out = path.with_stem(f"{path.stem}-predictions")
+    # The same flags again; of a flag that is given twice the last one counts.
+    with_classes = command_line("evaluate", *given, "--predictions", "--out", out)
     tune = command_line("train", "CONFIG.py", "--workdir", "NEW_RUN", "--init-from", arguments.model)
     return next_lines(
         *([] if arguments.predictions else [(with_classes, "the five likeliest classes of each image")]),
@@ -110,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _templates(path: Path) -> tuple[str, ...]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"--templates-file {path} cannot be read ({error}); give a UTF-8 file, one template per line"

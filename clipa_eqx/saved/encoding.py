@@ -1,7 +1,6 @@
 """Embeddings of lists of any length: in chunks of one shape, prepared while the devices work on the chunk before."""
 
 import os
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,11 +11,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Float32, Int32, UInt8
 from PIL import Image
-from tqdm import tqdm
 
 from clipa_eqx.errors import ConfigError, DataError
 from clipa_eqx.evals.encode import encode_images, encode_texts, local_rows
 from clipa_eqx.models.clip import CLIP
+from clipa_eqx.progress import progress_bar
 
 ImageLike = Path | str | bytes | Image.Image | np.ndarray
 """An image: a path, the content of a file, a Pillow image, or an RGB array uint8[height width 3]."""
@@ -109,10 +108,8 @@ def _encode(
         raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
     # A power of two, so that few shapes are compiled and a single image is not padded to a large batch.
     size = min(batch_size, 1 << max(count - 1, 0).bit_length())
-    # Shown after 2 s. A terminal is redrawn often; a log file gets one line per 30 s.
-    interval = 0.5 if sys.stderr.isatty() else 30.0
     found = np.zeros((count, embed), np.float32)
-    with tqdm(total=count, unit=unit, mininterval=interval, delay=2, dynamic_ncols=True) as bar:
+    with progress_bar(what=f"encoding {unit}s", total=count, unit=unit) as bar:
         former: tuple[range, jax.Array] | None = None
         for start in range(0, count + size, size):
             # The devices start on this chunk, and meanwhile the embeddings of the former one are read.

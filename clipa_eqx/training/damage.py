@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 # Causes of a failed read that are not in the files; the words are those of TensorStore and XLA.
 _OTHER_CAUSES = ("PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED")
-_SHOWN, _LONGEST = 5, 300
+_SHOWN, _LONGEST = 5, 200
 
 
 def read_intact(read: Callable[[], T], *, folder: Path) -> T:

@@ -1,7 +1,6 @@
-"""Reports of a run: the metric log, the progress bar, a tracker, and the error for non-finite numbers."""
+"""Reports of a run: the metric log, the progress bar, trackers, and the error for non-finite numbers."""
 
 import shlex
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,17 +9,18 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from clipa_eqx.data.stream import check_substituted
 from clipa_eqx.durations import RunLength, is_time
 from clipa_eqx.errors import NonFiniteError
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.optim import learning_rates
+from clipa_eqx.progress import progress_bar
 from clipa_eqx.saved.kinds import METRICS_NAME
 from clipa_eqx.tokenizer.unknown import warn_of_unknown
 from clipa_eqx.training.device_batches import COUNTED
-from clipa_eqx.training.metrics import MetricLog, Throughput, is_finite, to_host
+from clipa_eqx.training.metrics import MetricLog, Throughput, is_finite, read_metrics, to_host
+from clipa_eqx.training.tensorboard import FOLDER_NAME, EventLog
 from clipa_eqx.training.trackers import open_wandb
 
 
@@ -66,14 +66,11 @@ class Reports:
         self._track: Callable[[int, Mapping[str, Any]], None] | None = None
         if self._is_writer and config.wandb is not None:
             self._track = open_wandb(config.wandb, workdir)
-        # A terminal is redrawn every 0.5 s; a log file gets a line every 30 s.
-        self._bar: Any = tqdm(
-            total=run.total_steps,
-            initial=start,
-            unit="step",
-            disable=not self._is_writer,
-            mininterval=0.5 if sys.stderr.isatty() else 30.0,
-            dynamic_ncols=True,
+        self._events: EventLog | None = None
+        if self._is_writer and config.tensorboard:
+            self._events = EventLog(workdir / FOLDER_NAME, read_metrics(workdir / METRICS_NAME))
+        self._bar: Any = progress_bar(
+            total=run.total_steps, unit="step", initial=start, delay=0.0, disable=not self._is_writer
         )
 
     def is_logged(self, step: int) -> bool:
@@ -134,6 +131,8 @@ class Reports:
             self._log.write(step, line)
         if self._track is not None:
             self._track(step, line)
+        if self._events is not None:
+            self._events.write(step, line)
         shown = {"loss": values["loss"], "acc": values["accuracy"], "img/s": line["images_per_second"]}
         self._bar.set_postfix({name: f"{value:.4g}" for name, value in shown.items()}, refresh=False)
 
@@ -168,3 +167,5 @@ class Reports:
         self._bar.close()
         if self._log is not None:
             self._log.close()
+        if self._events is not None:
+            self._events.close()

@@ -54,14 +54,16 @@ def resume(checkpoints: Checkpoints, abstract: TrainState, mesh: Mesh, record: d
     return found
 
 
-def read_newest(run: Path, read: Callable[[Checkpoints, int], T], *, what: str = "run folder") -> tuple[int, T]:
+def read_newest(
+    run: Path, read: Callable[[Checkpoints, int], T], *, what: str = "run folder", verify: bool = True
+) -> tuple[int, T]:
     """The newest step of a run folder that is not damaged, and what ``read`` gives for it. No file is changed.
 
     Raises:
         CheckpointError: there is no committed checkpoint yet, or all of them are damaged.
     """
     if (run / CHECKPOINTS_NAME).is_dir():
-        with Checkpoints(run / CHECKPOINTS_NAME, keep=None) as checkpoints:
+        with Checkpoints(run / CHECKPOINTS_NAME, keep=None, checksums=verify) as checkpoints:
             found, damaged = _newest(checkpoints, lambda step: (step, read(checkpoints, step)))
             for error in damaged.values():
                 _log.warning("%s; step %d is taken instead", error, found[0] if found else -1)

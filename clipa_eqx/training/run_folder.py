@@ -36,6 +36,7 @@ _FREE = (
     "log_every_steps",
     "checkpoint",
     "wandb",
+    "tensorboard",
     "zero_shot",
     "eval_image",
 )
@@ -101,13 +102,15 @@ def check_kind(workdir: Path) -> None:
 
 
 @contextmanager
-def claimed_on_all(
+def locked_on_all(
     workdir: Path, record: Mapping[str, Any], *, check: Callable[[], None]
 ) -> Generator[Callable[[], None]]:
-    """Lock and ``claim`` the folder by process 0, until the block ends.
+    """Lock the folder by process 0 until the block ends, and check that ``claim`` would succeed.
+
+    Nothing but the lock is written. If nothing is written in the block either, a folder that was new is removed.
 
     Args:
-        check: called by process 0 before anything but the lock is written; may raise CheckpointError.
+        check: called by process 0; may raise CheckpointError.
 
     Yields:
         A function for every process to call after each step. It raises CheckpointError if another process has taken the
@@ -126,13 +129,25 @@ def claimed_on_all(
                 lock = stack.enter_context(run_lock(workdir))
                 check_claim(workdir, record)
                 check()
-                claim(workdir, record)
             except CheckpointError as error:
                 problem = error
             except OSError as error:
                 problem = write_error(f"run folder {workdir} cannot be written", error, folder=workdir)
         _raise_on_all(workdir, problem)
         yield lock.check if lock is not None else _nothing
+
+
+def claim_on_all(workdir: Path, record: Mapping[str, Any]) -> None:
+    """``claim`` by process 0. If it fails, every process raises an error instead of waiting forever."""
+    problem: CheckpointError | None = None
+    if jax.process_index() == 0:
+        try:
+            claim(workdir, record)
+        except CheckpointError as error:
+            problem = error
+        except OSError as error:
+            problem = write_error(f"run folder {workdir} cannot be written", error, folder=workdir)
+    _raise_on_all(workdir, problem)
 
 
 def _check_same_everywhere(record: Mapping[str, Any]) -> None:

@@ -61,7 +61,10 @@ def find_source(source: str) -> OpenClipSource:
     if not path.is_file():
         raise ConversionError(f"there is no file or folder {path}; give one, or {HUB}OWNER/NAME")
     if path.suffix not in (".safetensors", *torch_file.SUFFIXES):
-        raise ConversionError(f"{path} is not a weight file; expected .safetensors, {', '.join(torch_file.SUFFIXES)}")
+        other = "; for .npz use `python -m conversion.flax_clipa import`" if path.suffix == ".npz" else ""
+        raise ConversionError(
+            f"{path} is not a weight file; expected .safetensors, {', '.join(torch_file.SUFFIXES)}{other}"
+        )
     return OpenClipSource(path, _config_in(path.parent), path.parent)
 
 

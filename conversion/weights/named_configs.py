@@ -94,7 +94,7 @@ def _read_config(path: Path) -> CLIPConfig:
     The output of ``clipa-show`` has more text after that object.
     """
     try:
-        found: Any = json.JSONDecoder().raw_decode(path.read_text(encoding="utf-8").lstrip())[0]
+        found: Any = json.JSONDecoder().raw_decode(path.read_text(encoding="utf-8-sig").lstrip())[0]
     except (OSError, ValueError, RecursionError) as error:
         raise ConversionError(f"--config {path} cannot be read ({error})") from error
     while isinstance(found, dict) and "image" not in found and ("model" in found or "config" in found):

@@ -67,6 +67,7 @@ def random_run(seed):
         init=rng.choice([None, InitConfig(source="x", keep_initial=("a", "b")[: rng.randrange(3)])]),
         zero_shot=(LABELED, ZeroShotConfig(data="z", templates=("a {}", "b {}")))[: rng.randrange(3)],
         wandb=rng.choice([None, WandbConfig(project="p", offline=rng.random() < 0.5)]),
+        tensorboard=rng.random() < 0.5,
     )
 
 

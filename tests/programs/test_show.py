@@ -1,5 +1,6 @@
 """Output of `show`: what it prints and draws of a config, a model folder, a run folder and a record folder."""
 
+import errno
 import io
 import json
 import logging
@@ -139,6 +140,25 @@ def test_no_sheet_is_put_among_the_records_unless_it_is_named(tmp_path, monkeypa
     assert "2 read, 2 written" in out
     assert "no sheet is drawn: it would be written into the record folder; name a file with --sheet" in out
     assert sorted(Path().iterdir()) == before
+
+
+def test_a_folder_that_cannot_be_written_has_no_sheet_and_is_no_mistake(tmp_path, monkeypatch, capsys):
+    image = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(image, "PNG")
+    write_records((Record(key=str(i), image=image.getvalue(), captions=("red",)) for i in range(40)), tmp_path / "set")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("clipa_eqx.programs.contact_sheet.new_file", refuse)
+    out = shown(capsys, "../set")
+    assert "40 read, 40 written" in out
+    reason = "the sheet set-sheet.png cannot be written (Permission denied); name another file with --sheet"
+    assert f"no sheet is drawn: {reason}\n" in out
+    with pytest.raises(ConfigError, match=r"the sheet x.png cannot be written \(Permission denied\)"):
+        main(["../set", "--sheet", "x.png"])
 
 
 def test_a_sheet_of_a_model_or_run_is_refused(tmp_path):

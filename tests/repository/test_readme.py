@@ -53,7 +53,9 @@ def folder(tmp_path, monkeypatch):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)).save(file, "JPEG")
     (tmp_path / "cat.jpg").write_bytes(file.getvalue())
     size = EvalImageConfig(size=(16, 16))
-    for model in ("runs/mine/model", "models/l14"):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "beach.jpg").write_bytes(file.getvalue())
+    for model in ("runs/mine/model", "runs/tuned/model", "models/l14"):
         save_model(tmp_path / model, tiny_clip(), tokenizer=tiny_tokenizer(), preprocess=size, provenance={})
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -35,7 +35,7 @@ def leaves(value, path=""):
 
 
 FREE = {
-    "mesh", "log_every_steps", "checkpoint", "wandb", "zero_shot", "eval_image",
+    "mesh", "log_every_steps", "checkpoint", "wandb", "tensorboard", "zero_shot", "eval_image",
     "data/vocab", "data/on_bad_record", "data/stream", "data/sources/0/folder",
 }  # fmt: skip
 FIELDS = leaves(json.loads(json.dumps(to_json(tiny_run()))))
