@@ -1,6 +1,7 @@
 """Errors that a user can cause and fix; scripts turn them into one message and exit code 2."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 _MOST_LINES, _LONGEST_LINE = 100, 500
 
@@ -25,12 +26,44 @@ class CheckpointError(ClipaError, RuntimeError):
     """A checkpoint, run folder or model folder is absent, damaged, unfinished or of another run."""
 
 
+class DamageError(CheckpointError):
+    """The files of a checkpoint are incomplete or were changed after they were written; another one may be valid.
+
+    Attributes:
+        reason: the damage, without the name of the folder.
+        folder: the checkpoint.
+    """
+
+    def __init__(self, reason: str, *, folder: Path) -> None:
+        super().__init__(f"checkpoint {folder} is damaged: {reason}")
+        self.reason: str = reason
+        self.folder: Path = folder
+
+
 class ConversionError(ClipaError, ValueError):
     """A foreign weight file does not have the expected layout; the message lists every problem."""
 
 
 class NonFiniteError(ClipaError, RuntimeError):
     """The loss or a parameter became NaN or infinite; the message names step, samples and last good checkpoint."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of the machine or of a device, as JAX and Python report it."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    # Not by isinstance: programs that do not use JAX need not import it.
+    return isinstance(error, MemoryError) or (
+        bool(kinds & {"XlaRuntimeError", "JaxRuntimeError"}) and "RESOURCE_EXHAUSTED" in str(error)
+    )
+
+
+def pip_install(*packages: str) -> str:
+    """The command that installs optional packages, for messages. It is right in a clone and for an installed wheel.
+
+    >>> pip_install("wandb")
+    'pip install wandb'
+    """
+    return " ".join(("pip install", *packages))
 
 
 def counted(number: int, noun: str) -> str:

@@ -119,6 +119,8 @@ class CheckpointConfig:
     Attributes:
         every_steps: period of the checkpoints, in steps.
         keep: number of checkpoints that are kept.
+        checksums: record a checksum of each leaf, and compare it when the run resumes; False saves reading the state
+            once more at each, and bit errors on the disk are then not noticed.
 
     Raises:
         ConfigError: a number below 1.
@@ -126,6 +128,7 @@ class CheckpointConfig:
 
     every_steps: int = 1000
     keep: int = 3
+    checksums: bool = True
 
     def __post_init__(self) -> None:
         for name in ("every_steps", "keep"):
@@ -177,6 +180,8 @@ class ExperimentConfig:
         log_every_steps: period of the lines in ``metrics.jsonl``, in steps.
         loss: "global" computes all logits in one program, "sharded" on each device its rows; the value is the same.
         wandb: metrics for Weights & Biases; ``None`` sends none.
+        tensorboard: also write the metrics as event files for TensorBoard, into the folder ``tensorboard`` of the run
+            folder; needs the package tensorboardX.
 
     Raises:
         ConfigError: parts that contradict each other. The message lists all of them.
@@ -197,6 +202,7 @@ class ExperimentConfig:
     log_every_steps: int = 50
     loss: Literal["global", "sharded"] = "global"
     wandb: WandbConfig | None = None
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         problems = [*_size_problems(self), *_batch_problems(self)]

@@ -48,8 +48,12 @@ class RecordSource:
         for index in range(len(self)):
             yield self[index]
 
-    def read(self, indices: Sequence[int]) -> list[Record]:
+    def read(self, indices: Sequence[int], *, on_shard: Callable[[int], None] | None = None) -> list[Record]:
         """Read the records at ``indices``, in that order, with one read per shard.
+
+        Args:
+            indices: the records to read.
+            on_shard: called before each read from a shard, with the index of the first record of that read.
 
         Raises:
             IndexError: an index outside the source.
@@ -57,20 +61,32 @@ class RecordSource:
                 key.
         """
         records: list[Record] = []
-        for record in self.read_each(indices):
+        for record in self.read_each(indices, on_shard=on_shard):
             if isinstance(record, DataError):
                 raise record
             records.append(record)
         return records
 
-    def read_each(self, indices: Sequence[int]) -> list[Record | DataError]:
+    def read_each(
+        self, indices: Sequence[int], *, on_shard: Callable[[int], None] | None = None
+    ) -> list[Record | DataError]:
         """Read records like ``read``, but return the error of a damaged record in its place.
+
+        Args:
+            indices: the records to read.
+            on_shard: called before each read from a shard, with the index of the first record of that read.
 
         Raises:
             IndexError: an index outside the source.
             DataError: a shard is missing or damaged as a whole.
         """
-        return read_grouped(map(self.locate, indices), self._read_shard)
+
+        def read(shard: int, positions: list[int]) -> list[Record | DataError]:
+            if on_shard is not None:
+                on_shard(self._ends[shard] - self.manifest.shards[shard].count + positions[0])
+            return self._read_shard(shard, positions)
+
+        return read_grouped(map(self.locate, indices), read)
 
     def locate(self, index: int) -> tuple[int, int]:
         """Return (number of the shard, position in the shard) of a record. Raises IndexError."""

@@ -11,6 +11,7 @@ import numpy as np
 from clipa_eqx.data.array_record_reader import RecordSource
 from clipa_eqx.data.mixture import Mixture
 from clipa_eqx.data.prefetch import Batch
+from clipa_eqx.data.progress import COMPLETE, PREPARING, READING, BatchProgress
 from clipa_eqx.data.records import Record
 from clipa_eqx.errors import DataError
 
@@ -50,6 +51,7 @@ class LoadTrainBatch:
         first_row: first row of this process in the global batch.
         local_size: number of rows of this process.
         on_bad_record: stop at a bad record, or replace it.
+        progress: gets the record that each batch has reached.
     """
 
     mixture: Mixture
@@ -60,6 +62,7 @@ class LoadTrainBatch:
     first_row: int
     local_size: int
     on_bad_record: OnBadRecord
+    progress: BatchProgress
 
     def __call__(self, step: int) -> Batch:
         """Make the batch of a step.
@@ -74,7 +77,11 @@ class LoadTrainBatch:
         substituted = np.zeros(self.local_size, np.bool_)
         batch: Batch = {}
         for chunk in range(0, self.local_size, _READ_RECORDS):
-            for at, found in enumerate(self.mixture.read(ids[chunk : chunk + _READ_RECORDS]), start=chunk):
+            on_shard = functools.partial(self._reads, step, chunk)
+            for at, found in enumerate(
+                self.mixture.read(ids[chunk : chunk + _READ_RECORDS], on_shard=on_shard), start=chunk
+            ):
+                self.progress.set_position(step, stage=PREPARING, row=at, record=ids[at])
                 row, used = self._row(first + at, ids[at], found)
                 substituted[at] = used != ids[at]
                 ids[at] = used
@@ -82,7 +89,11 @@ class LoadTrainBatch:
         batch["sample_id"] = np.array(ids, np.int64)
         batch["source"] = np.array([source for source, _ in origins], np.int32)
         batch["substituted"] = substituted
+        self.progress.set_position(step, stage=COMPLETE)
         return batch
+
+    def _reads(self, step: int, row: int, record_id: int) -> None:
+        self.progress.set_position(step, stage=READING, row=row, record=record_id)
 
     def _row(self, sample: int, record_id: int, found: Record | DataError) -> tuple[Row, int]:
         """Make the row of a sample; return it with the id of the record that it was made from."""
@@ -102,7 +113,8 @@ class LoadTrainBatch:
             rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence((self.seed, sample, 1 + attempt))))
             record_id = self.mixture.record_id(source, int(rng.integers(len(self.mixture.sources[source]))))
             _log.warning("sample %d: %s; %s replaces it", sample, problem, self.mixture.describe(record_id))
-            (found,) = self.mixture.read([record_id])
+            on_shard = functools.partial(self._reads, *divmod(sample, self.batch_size))
+            (found,) = self.mixture.read([record_id], on_shard=on_shard)
         raise DataError(
             f"sample {sample}: {_MOST_ATTEMPTS} sampled records of one source are all bad; restore the data"
         )
@@ -118,6 +130,7 @@ class LoadEvalBatch:
         batch_size: rows of the global batch.
         first_row: first row of this process in the global batch.
         local_size: number of rows of this process, padding included.
+        progress: gets the record that each batch has reached.
     """
 
     source: RecordSource
@@ -125,6 +138,7 @@ class LoadEvalBatch:
     batch_size: int
     first_row: int
     local_size: int
+    progress: BatchProgress
 
     def __call__(self, step: int) -> Batch:
         """Make the batch of a step; it has no arrays if the step is beyond the last one.
@@ -142,7 +156,11 @@ class LoadEvalBatch:
         read = ids or [step * self.batch_size]
         batch: Batch = {}
         for chunk in range(0, len(read), _READ_RECORDS):
-            for at, record in enumerate(self.source.read(read[chunk : chunk + _READ_RECORDS]), start=chunk):
+            on_shard = functools.partial(self._reads, step, chunk)
+            for at, record in enumerate(
+                self.source.read(read[chunk : chunk + _READ_RECORDS], on_shard=on_shard), start=chunk
+            ):
+                self.progress.set_position(step, stage=PREPARING, row=at, record=read[at])
                 place = functools.partial(_place, self.source, read[at], record)
                 try:
                     row = self.transform(record)
@@ -153,7 +171,11 @@ class LoadEvalBatch:
             values[len(ids) :] = 0
         batch["sample_id"] = np.where(mask, index, -1)
         batch["mask"] = mask
+        self.progress.set_position(step, stage=COMPLETE)
         return batch
+
+    def _reads(self, step: int, row: int, index: int) -> None:
+        self.progress.set_position(step, stage=READING, row=row, record=index)
 
 
 def _place(source: RecordSource, index: int, record: Record) -> str:

@@ -3,7 +3,7 @@
 import bisect
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -14,7 +14,7 @@ import numpy as np
 
 from clipa_eqx.data.array_record_reader import RecordSource, read_grouped
 from clipa_eqx.data.records import Record
-from clipa_eqx.errors import DataError
+from clipa_eqx.errors import DataError, counted
 
 
 class SourcePosition(NamedTuple):
@@ -68,6 +68,26 @@ class Mixture:
         """Determine the source of a sample. Source k has its share of the first n samples up to a few samples."""
         return pick(sample, self._parts)
 
+    @property
+    def largest_batch(self) -> int:
+        """Largest batch in which no source has fewer records than rows."""
+        return min(
+            len(source) * sum(self._parts) // part for source, part in zip(self.sources, self._parts, strict=True)
+        )
+
+    def repeats(self, batch_size: int) -> list[str]:
+        """Sources that have fewer records than their share of a batch, so that a batch has records twice.
+
+        Returns:
+            One line per such source, for messages: its folder, its records and its rows per batch.
+        """
+        rows = [batch_size * part / sum(self._parts) for part in self._parts]
+        return [
+            f"{source.folder} has {counted(len(source), 'record')} for {share:,.0f} rows of each batch"
+            for source, share in zip(self.sources, rows, strict=True)
+            if share > len(source)
+        ]
+
     def record_id(self, source: int, index: int) -> int:
         """Id of record ``index`` of a source; the inverse of ``locate``."""
         return self._ends[source] - len(self.sources[source]) + index
@@ -84,16 +104,28 @@ class Mixture:
         source, index = self.locate(record_id)
         return self.sources[source].describe(index)
 
-    def read(self, record_ids: Sequence[int]) -> list[Record | DataError]:
+    def read(
+        self, record_ids: Sequence[int], *, on_shard: Callable[[int], None] | None = None
+    ) -> list[Record | DataError]:
         """Read records in the given order, with one read per shard; a damaged record is returned as its error.
+
+        Args:
+            record_ids: the records to read.
+            on_shard: called before each read from a shard, with the id of the first record of that read.
 
         Raises:
             IndexError: an id outside the mixture.
             DataError: a shard is missing or damaged as a whole.
         """
-        return read_grouped(
-            map(self.locate, record_ids), lambda source, indices: self.sources[source].read_each(indices)
-        )
+
+        def read(source: int, indices: list[int]) -> list[Record | DataError]:
+            def on_source_shard(index: int) -> None:
+                if on_shard is not None:
+                    on_shard(self.record_id(source, index))
+
+            return self.sources[source].read_each(indices, on_shard=on_source_shard)
+
+        return read_grouped(map(self.locate, record_ids), read)
 
     @cached_property
     def _ends(self) -> list[int]:

@@ -5,7 +5,9 @@ import re
 import signal
 import weakref
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -13,6 +15,8 @@ import grain
 import numpy as np
 from absl import flags
 
+from clipa_eqx.data.progress import BatchProgress
+from clipa_eqx.data.stalls import StallWatch
 from clipa_eqx.data.worker_processes import follow_parent, signals_blocked
 from clipa_eqx.errors import DataError
 
@@ -62,9 +66,11 @@ class BatchIterator(Iterator[Batch]):
     An iterator that is not closed is closed when it is collected, or at the end of the program.
     """
 
-    def __init__(self, batches: Any) -> None:
+    def __init__(self, batches: Any, *, watch: StallWatch | None = None) -> None:
+        """Iterate over ``batches``, which have a method ``close``; ``watch`` warns while a batch does not come."""
         self._batches: Any = batches
-        self._end = weakref.finalize(self, batches.close)
+        self._watch = watch
+        self._end = weakref.finalize(self, _end, batches, watch)
 
     def __next__(self) -> Batch:
         """Return the next batch; after the last one, or after an error, the iterator is closed.
@@ -76,14 +82,16 @@ class BatchIterator(Iterator[Batch]):
         if not self._end.alive:
             raise StopIteration
         try:
-            batch = {name: _own(value) for name, value in next(self._batches).items()}
+            with nullcontext() if self._watch is None else self._watch.waiting():
+                found = next(self._batches)
+            batch = {name: _own(value) for name, value in found.items()}
             if not batch:
                 raise StopIteration
             return batch
         except BaseException as error:  # the end, a damaged record, a dead worker or Ctrl-C: nothing can follow
             self.close()
-            if isinstance(error, RuntimeError) and (found := re.search(r"exit code (-\d+)", str(error))):
-                raise DataError(_death(-int(found[1]))) from error
+            if isinstance(error, RuntimeError) and (code := re.search(r"exit code (-?\d+)", str(error))):
+                raise DataError(_death(int(code[1]))) from error
             raise
 
     def close(self) -> None:
@@ -100,8 +108,11 @@ class BatchIterator(Iterator[Batch]):
         self.close()
 
 
-def prefetch(steps: Any, *, config: StreamConfig) -> BatchIterator:
+def prefetch(steps: Any, *, config: StreamConfig, progress: BatchProgress, watch: StallWatch) -> BatchIterator:
     """Iterate over a Grain ``MapDataset`` of complete batches; threads and processes start at once.
+
+    Worker processes write their ids into ``progress``. ``watch`` warns while a batch does not come; it ends with the
+    iterator.
 
     The data set must be endless; a batch without arrays marks its end. If Grain itself ended the stream, its exception
     would keep the last batch of each worker in shared memory.
@@ -119,7 +130,7 @@ def prefetch(steps: Any, *, config: StreamConfig) -> BatchIterator:
             flags.FLAGS.mark_as_parsed()
         # Grain keeps this many at each end of the transfer in addition to the worker's own buffer: one is enough.
         options = grain.MultiprocessingOptions(num_workers=config.workers, per_worker_buffer_size=1)
-        batches = batches.mp_prefetch(options, worker_init_fn=_start_worker)
+        batches = batches.mp_prefetch(options, worker_init_fn=partial(_start_worker, progress))
         _log.info(
             "reading with %d worker processes of %d threads, at most %d batches ahead",
             config.workers,
@@ -129,7 +140,8 @@ def prefetch(steps: Any, *, config: StreamConfig) -> BatchIterator:
     iterator = iter(batches)
     with signals_blocked():  # also while workers are still starting
         iterator.start_prefetch()
-    return BatchIterator(iterator)
+        watch.start()
+    return BatchIterator(iterator, watch=watch)
 
 
 def _own(value: Any) -> np.ndarray:
@@ -146,7 +158,20 @@ def _own(value: Any) -> np.ndarray:
     return own
 
 
-def _death(number: int) -> str:
+def _end(batches: Any, watch: StallWatch | None) -> None:
+    if watch is not None:
+        watch.end()
+    batches.close()
+
+
+def _death(exit_code: int) -> str:
+    advice = "or set fewer data.stream.workers, threads or prefetch_batches"
+    if exit_code > 0:
+        return (
+            f"a worker process of the input ended with exit code {exit_code}: the log above says why. If it says "
+            f"nothing, run with data.stream.workers 0 to see the error, {advice}"
+        )
+    number = -exit_code
     reasons = {
         signal.SIGBUS: "shared memory is full, as in containers that have 64 MB of it. Give it more (docker run "
         "--shm-size=16g, or a larger /dev/shm)",
@@ -155,12 +180,10 @@ def _death(number: int) -> str:
     what = reasons.get(
         signal.Signals(number), "the log above may say why. If it happens again, change the input settings"
     )
-    return (
-        f"a worker process of the input died by {signal.Signals(number).name}: {what}, or set fewer "
-        "data.stream.workers, threads or prefetch_batches"
-    )
+    return f"a worker process of the input died by {signal.Signals(number).name}: {what}, {advice}"
 
 
-def _start_worker(worker: int, workers: int) -> None:
-    del worker, workers
+def _start_worker(progress: BatchProgress, worker: int, workers: int) -> None:
+    del workers
     follow_parent()
+    progress.set_process(worker)

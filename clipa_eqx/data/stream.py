@@ -1,6 +1,8 @@
 """Batches as a function of (seed, step): the shuffled training stream and the exactly-once evaluation stream."""
 
 import sys
+from collections.abc import Callable
+from functools import partial
 
 import grain
 
@@ -8,6 +10,8 @@ from clipa_eqx.data.array_record_reader import RecordSource
 from clipa_eqx.data.load_batch import EvalTransformFn, LoadEvalBatch, LoadTrainBatch, OnBadRecord, TrainTransformFn
 from clipa_eqx.data.mixture import Mixture
 from clipa_eqx.data.prefetch import BatchIterator, StreamConfig, prefetch
+from clipa_eqx.data.progress import BatchProgress
+from clipa_eqx.data.stalls import WARN_SECONDS, StallWatch, explain_stall
 from clipa_eqx.errors import DataError
 
 # A larger share has another cause than bit rot, and substitution would change the distribution of the data.
@@ -25,6 +29,7 @@ def train_stream(
     process_count: int = 1,
     on_bad_record: OnBadRecord = "error",
     config: StreamConfig | None = None,
+    warn_seconds: float = WARN_SECONDS,
 ) -> BatchIterator:
     """Endless training batches from ``start_step`` on; batch ``step`` depends on (source, transform, seed, step) only.
 
@@ -49,6 +54,7 @@ def train_stream(
             another record of its source, sampled from (seed, n), logs it and marks the row in ``substituted``;
             ``check_substituted`` decides how many are too many.
         config: preparation of batches ahead of their use; it does not change them.
+        warn_seconds: time without a batch before each warning that names worker, record and shard.
 
     Raises:
         DataError: no records, an invalid size, step, seed or process, or a ``process_count`` that does not divide
@@ -61,6 +67,8 @@ def train_stream(
     if start_step < 0 or seed < 0:
         raise DataError(f"start_step and seed must not be negative, got {start_step} and {seed}")
     local = batch_size // process_count
+    config = config or StreamConfig()
+    progress = _progress(config)
     load = LoadTrainBatch(
         mixture=mixture,
         transform=transform,
@@ -70,9 +78,12 @@ def train_stream(
         first_row=process_index * local,
         local_size=local,
         on_bad_record=on_bad_record,
+        progress=progress,
     )
-    last_step = sys.maxsize // batch_size
-    return prefetch(grain.MapDataset.range(start_step, last_step).map(load), config=config or StreamConfig())
+    steps = grain.MapDataset.range(start_step, sys.maxsize // batch_size).map(load)
+    explain = _explanation(config, progress, mixture.describe, first=start_step, rows=local)
+    watch = StallWatch(explain, first=start_step, seconds=warn_seconds)
+    return prefetch(steps, config=config, progress=progress, watch=watch)
 
 
 def eval_stream(
@@ -83,6 +94,7 @@ def eval_stream(
     process_index: int = 0,
     process_count: int = 1,
     config: StreamConfig | None = None,
+    warn_seconds: float = WARN_SECONDS,
 ) -> BatchIterator:
     """Batches that contain each record exactly once, in order, for any batch size and number of processes.
 
@@ -97,17 +109,27 @@ def eval_stream(
         process_index: number of this process.
         process_count: number of processes.
         config: preparation of batches ahead of their use; it does not change them.
+        warn_seconds: time without a batch before each warning that names worker, record and shard.
 
     Raises:
         DataError: an invalid batch size or process. The iterator raises it for a bad record.
     """
     _check_processes(batch_size=batch_size, process_index=process_index, process_count=process_count)
     local = -(-batch_size // process_count)
+    config = config or StreamConfig()
+    progress = _progress(config)
     load = LoadEvalBatch(
-        source=source, transform=transform, batch_size=batch_size, first_row=process_index * local, local_size=local
+        source=source,
+        transform=transform,
+        batch_size=batch_size,
+        first_row=process_index * local,
+        local_size=local,
+        progress=progress,
     )
-    last_step = sys.maxsize // batch_size
-    return prefetch(grain.MapDataset.range(last_step).map(load), config=config or StreamConfig())
+    steps = grain.MapDataset.range(sys.maxsize // batch_size).map(load)
+    explain = _explanation(config, progress, source.describe, first=0, rows=local)
+    watch = StallWatch(explain, first=0, seconds=warn_seconds)
+    return prefetch(steps, config=config, progress=progress, watch=watch)
 
 
 def check_substituted(count: int, *, step: int, batch_size: int) -> None:
@@ -123,6 +145,25 @@ def check_substituted(count: int, *, step: int, batch_size: int) -> None:
             f"step {step}: {count} of {batch_size} records are bad, more than {_MOST_SUBSTITUTED:.0%}; the log of "
             "each process names its own. Restore the data, or convert them again without these records"
         )
+
+
+def _progress(config: StreamConfig) -> BatchProgress:
+    # One batch more than exist ahead of their use: the one that is asked for.
+    return BatchProgress(workers=config.workers, batches=config.batches_ahead + max(1, config.workers))
+
+
+def _explanation(
+    config: StreamConfig, progress: BatchProgress, describe: Callable[[int], str], *, first: int, rows: int
+) -> Callable[[int], str]:
+    """Make the function that explains why a batch is not there, from its number."""
+    return partial(
+        explain_stall,
+        first=first,
+        workers=config.workers,
+        progress=progress,
+        describe=describe,
+        rows=rows,
+    )
 
 
 def _check_processes(*, batch_size: int, process_index: int, process_count: int) -> None:

@@ -15,8 +15,9 @@ from clipa_eqx.tokenizer.wordpiece import Tokenizer
 class TrainTransform:
     """Transform to an augmented image and one of the captions, each with the same probability.
 
-    The row has ``image`` uint8[height width 3], ``tokens`` int32[length] and ``truncated`` (bool: some word pieces did
-    not fit). Image and text use separate random generators, so that the settings of one never change the other.
+    The row has ``image`` uint8[height width 3], ``tokens`` int32[length], ``truncated`` (bool: some word pieces did not
+    fit), ``pieces`` (int32: tokens except [CLS] and padding) and ``unknown`` (int32: number of those that are [UNK]).
+    Image and text use separate random generators, so that the settings of one never change the other.
 
     Attributes:
         image: size and augmentation of the image.
@@ -60,6 +61,8 @@ class TrainTransform:
             "image": train_image(record.image, self.image, rng),
             "tokens": encoded.ids,
             "truncated": np.asarray(encoded.is_truncated),
+            "pieces": np.asarray(np.count_nonzero(encoded.ids[1:] != self.tokenizer.pad_id), np.int32),
+            "unknown": np.asarray(np.count_nonzero(encoded.ids == self.tokenizer.unk_id), np.int32),
         }
 
 

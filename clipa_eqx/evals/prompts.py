@@ -12,6 +12,8 @@ from clipa_eqx.errors import ConfigError, DataError
 
 PromptSet = Literal["clip_paper", "clip_best", "class_name_only", "open_clip"]
 ClassNameSet = Literal["imagenet", "imagenet_a", "imagenet_r"]
+PromptReduction = Literal["truncate", "syntax"]
+"""How prompts longer than the text tower are cut."""
 
 _DELETE_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -46,6 +48,11 @@ def named_class_names(name: ClassNameSet) -> tuple[str, ...]:
     if name not in subsets:
         raise ConfigError(f"class_names={name!r} is no list of class names; use one of {sorted(subsets)}")
     return tuple(imagenet[index] for index in subsets[name])
+
+
+def prompt_reduction(of_training: str | None) -> PromptReduction:
+    """Cut prompts as captions were cut in training, unless that was random or is not recorded: then truncate."""
+    return "syntax" if of_training == "syntax" else "truncate"
 
 
 @functools.cache

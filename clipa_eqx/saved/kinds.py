@@ -12,6 +12,9 @@ CONFIG_FILE = "config.json"
 
 WEIGHTS_FILE, TOKENIZER_FOLDER = "model.safetensors", "tokenizer"
 PREPROCESS_FILE, PROVENANCE_FILE = "preprocess.json", "provenance.json"
+RECORD_FILE = "record/metadata"
+"""In a checkpoint the record of its run; ``metadata`` is the name that Orbax gives to a JSON file."""
+
 METRICS_NAME, CHECKPOINTS_NAME, MODEL_NAME = "metrics.jsonl", "checkpoints", "model"
 
 Kind = Literal["run folder", "model folder", "record folder", "other folder", "file", "missing"]
@@ -31,7 +34,7 @@ def kind_of(path: Path | str) -> Kind:
         return "run folder"
     if config is not None and {"schema", "model"} <= config:
         return "model folder"
-    if _has_files_of_run(path, is_config_unreadable=config == _UNREADABLE):
+    if _has_record_of_run(path) or _has_files_of_run(path, is_config_unreadable=config == _UNREADABLE):
         return "run folder"
     if _has_files_of_model(path):
         return "model folder"
@@ -87,6 +90,11 @@ def _keys(path: Path) -> frozenset[str] | None:
     except (OSError, ValueError, RecursionError):
         return _UNREADABLE
     return frozenset(cast("dict[str, Any]", found)) if isinstance(found, dict) else _UNREADABLE
+
+
+def _has_record_of_run(path: Path) -> bool:
+    """Whether a checkpoint has the record of a run; other programs use Orbax too, but have no such file."""
+    return any((path / CHECKPOINTS_NAME).glob(f"*/{RECORD_FILE}"))
 
 
 def _has_files_of_run(path: Path, *, is_config_unreadable: bool) -> bool:

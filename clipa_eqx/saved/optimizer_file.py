@@ -11,6 +11,7 @@ import numpy as np
 from clipa_eqx.errors import CheckpointError
 from clipa_eqx.saved.description import optimizer_file
 from clipa_eqx.saved.leaf_file import Leaf, LeafReader, LeafSlice, LeafWriter
+from clipa_eqx.saved.leaf_hashes import check_file
 
 Kind = Literal["mu", "nu"]
 
@@ -63,7 +64,7 @@ def open_optimizer_state(folder: Path) -> Generator[OptimizerState]:
     """Open the optimizer state of a model folder.
 
     Raises:
-        CheckpointError: the model folder has none, or it is damaged.
+        CheckpointError: the model folder has none, or it is damaged; names changed leaves.
     """
     path = optimizer_file(folder)
     if not path.exists():
@@ -91,6 +92,7 @@ def open_optimizer_state(folder: Path) -> Generator[OptimizerState]:
                 f"{path} is not an optimizer state: {sorted(wanted ^ set(file.leaves))} have no counterpart; "
                 "import the checkpoint again"
             )
+        check_file(file, folder)
         yield state
 
 

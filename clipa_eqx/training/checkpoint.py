@@ -1,29 +1,38 @@
-"""Training checkpoints: saved by Orbax, read only once committed, restored onto any mesh."""
+"""Training checkpoints: saved by Orbax, read only once committed, restored onto any mesh, verified by checksums."""
 
 import logging
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
+from orbax.checkpoint.checkpoint_manager import StepAlreadyExistsError
 
-from clipa_eqx.errors import CheckpointError, listed
+from clipa_eqx.checksums import leaf_checksums
+from clipa_eqx.errors import CheckpointError
 from clipa_eqx.models.clip import CLIP, CLIPConfig, abstract_clip
 from clipa_eqx.saved.leaf_file import Leaf
 from clipa_eqx.sharding import shardings_for
+from clipa_eqx.training.checkpoint_record import (
+    CheckpointRecord,
+    committed_steps,
+    read_checkpoint_record,
+    record_json,
+)
+from clipa_eqx.training.damage import check_checksums, read_intact
 from clipa_eqx.training.space import tree_bytes, write_error
 from clipa_eqx.training.state import TrainState
-from clipa_eqx.trees import from_leaves, leaves_by_path
+from clipa_eqx.training.stored_tree import check_same_leaves, leaf_types, nested, unnested, with_shardings
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = 1
 _OPTIMIZER, _FORMER_OPTIMIZER = "optimizer", "optimiser"
 """Name of the optimizer state inside a checkpoint, and its name before fields and files took US spelling."""
 
@@ -32,11 +41,16 @@ class Checkpoints:
     """The checkpoints of one run: ``<folder>/<step>/``, the last ``keep`` of them. Use it in a ``with`` block.
 
     A step exists only once it is committed: a folder that a killed process left unfinished is never read. Leaves are
-    stored and restored by path, so that reordering fields cannot swap values.
+    stored and restored by path, so that reordering fields cannot swap values. A checksum of each leaf is recorded, and
+    compared after a leaf was read.
     """
 
-    def __init__(self, folder: Path, *, keep: int | None) -> None:
-        """Open for writing and keep the last ``keep``; with ``None`` open for reading only, which changes no file."""
+    def __init__(self, folder: Path, *, keep: int | None, checksums: bool = True) -> None:
+        """Open for writing and keep the last ``keep``; with ``None`` open for reading only, which changes no file.
+
+        Args:
+            checksums: record them, and compare those that are recorded; False saves reading each leaf once more.
+        """
         if keep is None:
             options = ocp.CheckpointManagerOptions(read_only=True, create=False)
         else:
@@ -45,13 +59,19 @@ class Checkpoints:
             )
         self._manager: Any = ocp.CheckpointManager(folder.absolute(), options=options)
         self.folder = folder
+        self._has_checksums = checksums
+        self._known: dict[int, str] = {}
         self._saving: tuple[int, int] | None = None
         """Step and bytes of the save that may be running in the background."""
         self._failure: CheckpointError | None = None
 
+    def steps(self) -> list[int]:
+        """The committed steps, in order."""
+        return committed_steps(self.folder)
+
     def latest(self) -> int | None:
-        """The last step that is saved or being saved, or ``None``; right after opening, the last committed one."""
-        return self._manager.latest_step()
+        """The last committed step, or ``None``."""
+        return max(self.steps(), default=None)
 
     def committed(self) -> int | None:
         """Wait for a step that is being written, then give the last committed one."""
@@ -69,72 +89,90 @@ class Checkpoints:
         if self._saving is not None and not self._manager.is_saving_in_progress():
             self.wait()
 
+    def last_saved(self) -> str | None:
+        """Wait, then name the last committed step with what this process knows of it; ``None`` if there is none."""
+        step = self.committed()
+        return None if step is None else f"checkpoint {step} {self.known(step)}"
+
+    def known(self, step: int) -> str:
+        """The knowledge of this process about a step, as the end of a sentence that starts with its name."""
+        return self._known.get(step, "was not read by this run")
+
     def save(self, state: TrainState, *, step: int, about: Mapping[str, Any]) -> None:
         """Start writing a state; return once it may be donated. ``about`` is JSON (the resolved run).
 
         Raises:
-            CheckpointError: this save or the one before it failed.
+            CheckpointError: this save or the one before it failed; or this step, or a later one, exists.
         """
         self.wait()
         # On a CPU the host's view of an array is the array itself, and the next step overwrites it: copy first.
         if jax.default_backend() == "cpu":
             state = jax.tree.map(lambda leaf: leaf.copy(), state)
-        leaves = {path: [list(leaf.shape), str(leaf.dtype)] for path, leaf in leaves_by_path(state).items()}
-        record = {"format": _FORMAT, "leaves": leaves, "about": dict(about)}
-        self._saving = (step, tree_bytes(state))
-        with self._explained():
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    model=ocp.args.StandardSave(_nested(state.model)),
-                    optimizer=ocp.args.StandardSave(_nested(state.opt_state)),
-                    record=ocp.args.JsonSave(record),
-                ),
+        sums = leaf_checksums({"model": state.model, "opt_state": state.opt_state}) if self._has_checksums else None
+        record = CheckpointRecord(leaf_types(state), sums, dict(about), self.folder / str(step))
+        args = ocp.args.Composite(
+            model=ocp.args.StandardSave(nested(state.model)),
+            optimizer=ocp.args.StandardSave(nested(state.opt_state)),
+            record=ocp.args.JsonSave(record_json(record)),
+        )
+        is_started = False
+        if (self.latest() or -1) < step:
+            self._saving = (step, tree_bytes(state))
+            with self._explained(), suppress(StepAlreadyExistsError):
+                is_started = self._manager.save(step, args=args)
+        if not is_started:
+            raise CheckpointError(
+                f"checkpoint {self.folder / str(step)} cannot be saved: this step or a later one is there or being "
+                "written; use another run folder, or end the other process that writes to this one"
             )
+        self._known[step] = "was written by this run, after a step with finite loss, gradient and update"
 
     def restore(self, abstract: TrainState, mesh: Mesh, *, step: int) -> TrainState:
         """The state of a step, placed on ``mesh`` by the rule table; another mesh may have saved it.
 
         Raises:
             CheckpointError: the checkpoint has other leaves, shapes or dtypes than ``abstract``, or cannot be read.
+            DamageError: its files are incomplete or were changed.
         """
-        _check_same(self.leaves(step), abstract, where=f"checkpoint {self.folder / str(step)}")
+        record = self.record(step)
+        check_same_leaves(record.leaves, abstract, where=f"checkpoint {self.folder / str(step)}")
         shardings = shardings_for(abstract, mesh)
         optimizer = self._optimizer(step)
-        trees = {
-            "model": _nested(_with_shardings(abstract.model, shardings.model)),
-            optimizer: _nested(_with_shardings(abstract.opt_state, shardings.opt_state)),
-        }
-        restored = self._read(step, **trees)
-        model = _unnested(abstract.model, restored["model"])
-        opt_state = _unnested(abstract.opt_state, restored[optimizer])
+        model = with_shardings(abstract.model, shardings.model)
+        opt_state = with_shardings(abstract.opt_state, shardings.opt_state)
+
+        def read() -> dict[str, Any]:
+            stored = self._read(step, {"model": nested(model), optimizer: nested(opt_state)})
+            return {"model": unnested(model, stored["model"]), "opt_state": unnested(opt_state, stored[optimizer])}
+
+        parts = self._verified(step, record, read)
         counter = jax.device_put(np.asarray(step, np.int32), shardings.step)
-        return TrainState(model=model, opt_state=opt_state, step=counter)
+        return TrainState(model=parts["model"], opt_state=parts["opt_state"], step=counter)
 
     def restore_model(self, config: CLIPConfig, mesh: Mesh, *, step: int) -> CLIP:
         """The model of a step without its optimizer.
 
         Raises:
             CheckpointError: the checkpoint holds another architecture than ``config``, or cannot be read.
+            DamageError: its files are incomplete or were changed.
         """
         abstract = abstract_clip(config)
-        leaves = self.leaves(step).items()
-        stored = {path.removeprefix("model/"): leaf for path, leaf in leaves if path.startswith("model/")}
-        _check_same(stored, abstract, where=f"checkpoint {self.folder / str(step)}")
-        restored = self._read(step, model=_nested(_with_shardings(abstract, shardings_for(abstract, mesh))))
-        return _unnested(abstract, restored["model"])
+        record = self.record(step)
+        stored = {path.removeprefix("model/"): leaf for path, leaf in record.leaves.items() if path[:6] == "model/"}
+        check_same_leaves(stored, abstract, where=f"checkpoint {self.folder / str(step)}")
+        wanted = with_shardings(abstract, shardings_for(abstract, mesh))
 
-    def leaves(self, step: int) -> dict[str, Leaf]:
-        """Shape and dtype of each stored leaf, by its path in a ``TrainState``."""
-        return {
-            path: Leaf(tuple(shape), jnp.dtype(dtype)) for path, (shape, dtype) in self._record(step)["leaves"].items()
-        }
+        def read() -> dict[str, Any]:
+            return {"model": unnested(wanted, self._read(step, {"model": nested(wanted)})["model"])}
+
+        return self._verified(step, record, read)["model"]
 
     def read_leaf(self, step: int, path: str) -> np.ndarray:
         """One leaf of a step, by its path in a ``TrainState``, without the others.
 
         Raises:
             CheckpointError: it cannot be read.
+            DamageError: its files are incomplete or were changed.
         """
         part, _, rest = path.partition("/")
         item: Any = 0
@@ -143,18 +181,32 @@ class Checkpoints:
             item, how = {name: item}, {name: how}
         args = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
         folder = (self.folder / str(step) / {"model": "model", "opt_state": self._optimizer(step)}[part]).absolute()
-        try:
-            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-                node = reader.restore(folder, args=args)
-        except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(f"{path} of checkpoint {self.folder / str(step)} is damaged ({error})") from error
-        for name in rest.split("/"):
-            node = node[name]
-        return np.asarray(node)
+        record = self.record(step)
 
-    def about(self, step: int) -> dict[str, Any]:
-        """The ``about`` that ``save`` was given."""
-        return self._record(step)["about"]
+        def read() -> dict[str, np.ndarray]:
+            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+                node: Any = reader.restore(folder, args=args)
+            for name in rest.split("/"):
+                node = node[name]
+            values = np.asarray(node)
+            if Leaf(values.shape, values.dtype) != record.leaves[path]:
+                raise ValueError(f"{path} is {values.dtype}{list(values.shape)}")
+            return {path: values}
+
+        return self._verified(step, record, read)[path]
+
+    def record(self, step: int) -> CheckpointRecord:
+        """The record of a step.
+
+        Raises:
+            CheckpointError: a later version wrote it.
+            DamageError: it is missing or damaged.
+        """
+        return read_checkpoint_record(self.folder / str(step))
+
+    def reload(self) -> None:
+        """Look at the folder again, after another hand than ``save`` changed which steps it has."""
+        self._manager.reload()
 
     def wait(self) -> None:
         """Block until every save is committed.
@@ -203,7 +255,7 @@ class Checkpoints:
             step, size = self._saving
             what, good = f"checkpoint {step} could not be written to {self.folder}", ""
             with suppress(OSError):  # the disk may be gone
-                steps = self._manager.all_steps(read=True)
+                steps = self.steps()
                 good = f"The last saved step is {max(steps)}." if steps else "No step of this run is saved."
             self._failure = write_error(what, error, folder=self.folder, needed=size, then=good)
             raise self._failure from error
@@ -212,68 +264,15 @@ class Checkpoints:
         """The name of the optimizer state in the checkpoint of a step."""
         return _FORMER_OPTIMIZER if (self.folder / str(step) / _FORMER_OPTIMIZER).is_dir() else _OPTIMIZER
 
-    def _record(self, step: int) -> dict[str, Any]:
-        try:
-            record = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
-        except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(
-                f"checkpoint {self.folder / str(step)} cannot be read ({error}); delete that folder to resume from "
-                "the one before it"
-            ) from error
-        if record.get("format") != _FORMAT:
-            raise CheckpointError(
-                f"checkpoint {self.folder / str(step)} has format {record.get('format')!r}, this clipa_eqx reads "
-                f"{_FORMAT}; use the version that wrote it"
-            )
-        return record
-
-    def _read(self, step: int, **trees: Any) -> Any:
+    def _read(self, step: int, trees: Mapping[str, Any]) -> Any:
         args = {name: ocp.args.StandardRestore(tree) for name, tree in trees.items()}
-        try:
-            return self._manager.restore(step, args=ocp.args.Composite(**args))
-        except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(
-                f"checkpoint {self.folder / str(step)} is damaged ({error}); delete that folder to resume from the "
-                "one before it"
-            ) from error
+        return self._manager.restore(step, args=ocp.args.Composite(**args))
 
-
-def _nested(tree: Any) -> dict[str, Any]:
-    """Nested dictionaries of the leaves, one level per part of a path."""
-    out: dict[str, Any] = {}
-    for path, leaf in leaves_by_path(tree).items():
-        *parents, name = path.split("/")
-        node = out
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = leaf
-    return out
-
-
-def _unnested(like: Any, nested: Mapping[str, Any]) -> Any:
-    """A tree shaped like ``like`` with the leaves of nested dictionaries."""
-    return from_leaves(like, leaves_by_path(nested))
-
-
-def _with_shardings(tree: Any, shardings: Any) -> Any:
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
-
-
-def _check_same(stored: Mapping[str, Leaf], abstract: Any, *, where: str) -> None:
-    expected = {path: Leaf(tuple(leaf.shape), leaf.dtype) for path, leaf in leaves_by_path(abstract).items()}
-    problems = [f"missing in the checkpoint: {path}" for path in expected if path not in stored]
-    problems += [f"not in this model: {path}" for path in stored if path not in expected]
-    problems += [
-        f"{path}: {_show(stored[path])} in the checkpoint, {_show(expected[path])} expected"
-        for path in expected
-        if path in stored and stored[path] != expected[path]
-    ]
-    if problems:
-        raise CheckpointError(
-            f"{where} is of another architecture or optimizer; use the config it was trained with, or start a new run "
-            f"from it with --init-from, {listed(problems)}"
-        )
-
-
-def _show(leaf: Leaf) -> str:
-    return f"{leaf.dtype}{list(leaf.shape)}"
+    def _verified(self, step: int, record: CheckpointRecord, read: Callable[[], T]) -> T:
+        """The result of ``read``, compared with the recorded checksums."""
+        folder = self.folder / str(step)
+        leaves = read_intact(read, folder=folder)
+        sums = record.checksums if self._has_checksums else None
+        check_checksums(leaves, sums, folder=folder)
+        self._known[step] = "was read without checksums" if sums is None else "was verified by its checksums"
+        return leaves

@@ -12,6 +12,9 @@ from jax.sharding import Mesh
 from clipa_eqx.data.prefetch import BatchIterator
 from clipa_eqx.sharding import put_global_batch, replicated
 
+COUNTED = ("truncated", "substituted", "pieces", "unknown")
+"""Columns of a batch that are only summed: rows of each kind, word pieces, and pieces that are [UNK]."""
+
 
 class DeviceBatch(NamedTuple):
     """A batch on the devices.
@@ -19,7 +22,7 @@ class DeviceBatch(NamedTuple):
     Attributes:
         arrays: ``image`` uint8[batch h w 3] and ``tokens`` int32[batch length], split over the batch axes.
         sample_id: the records of this process's rows.
-        counts: numbers of rows ``truncated`` and ``substituted`` over all processes, on the devices.
+        counts: sums of the columns ``COUNTED`` over all processes, on the devices.
         starved_seconds: how long the devices were idle while the batch was fetched, at most.
     """
 
@@ -49,8 +52,7 @@ class DeviceBatches:
             raise RuntimeError("the train stream ended; it never should")
         # If the step finished before the next batch arrived, the devices were idle for at most this wait.
         is_starved = running is not None and running.is_ready()
-        names = ("image", "tokens", "truncated", "substituted")
-        arrays = put_global_batch({name: rows[name] for name in names}, self._mesh)
+        arrays = put_global_batch({name: rows[name] for name in ("image", "tokens", *COUNTED)}, self._mesh)
         # Counted on the devices, over the rows of all processes: the host waits for nothing.
-        counts = self._count({name: arrays.pop(name) for name in ("truncated", "substituted")})
+        counts = self._count({name: arrays.pop(name) for name in COUNTED})
         return DeviceBatch(arrays, rows["sample_id"], counts, waited if is_starved else 0.0)

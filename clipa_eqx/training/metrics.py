@@ -1,6 +1,7 @@
 """The metrics of a run: one JSON line per logged step, each step exactly once, also after interruptions."""
 
 import json
+import logging
 import math
 import os
 import time
@@ -16,13 +17,23 @@ from clipa_eqx.errors import CheckpointError
 from clipa_eqx.replacing import write_text
 from clipa_eqx.training.space import explained
 
+_log = logging.getLogger(__name__)
+
 
 class MetricLog:
     """``metrics.jsonl``. Opening it at a step drops the lines that an interrupted run wrote after that step."""
 
-    def __init__(self, path: Path, *, step: int) -> None:
+    def __init__(self, path: Path, *, step: int, last: int | None = None) -> None:
+        """Open the file to append lines after ``step``; warn if it ends before step ``last``, the last one logged."""
         self.path = path
         kept = [line for line in _lines(path) if json.loads(line)["step"] <= step]
+        end = json.loads(kept[-1])["step"] if kept else 0
+        if last is not None and end < last:
+            _log.warning(
+                "%s ends at step %d, but lines up to step %d were written before checkpoint %d: the lines between are "
+                "lost; the run itself is not affected",
+                *(path, end, last, step),
+            )
         with explained(f"{path} cannot be written", path.parent):
             write_text(path, "".join(kept))
             self._file = path.open("ab", buffering=0)
@@ -105,7 +116,8 @@ class Throughput:
 def _lines(path: Path) -> list[str]:
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    # Damaged bytes make a line that is no JSON, which is reported below.
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     # A killed process may leave half a line at the end; anywhere else that is damage.
     if lines and not lines[-1].endswith("\n"):
         lines.pop()

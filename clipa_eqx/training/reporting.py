@@ -1,6 +1,6 @@
-"""Reports of a run: the metric log, the progress bar, a tracker, and the error for non-finite numbers."""
+"""Reports of a run: the metric log, the progress bar, trackers, and the error for non-finite numbers."""
 
-import sys
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,15 +9,18 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from clipa_eqx.data.stream import check_substituted
 from clipa_eqx.durations import RunLength, is_time
 from clipa_eqx.errors import NonFiniteError
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.optim import learning_rates
+from clipa_eqx.progress import progress_bar
 from clipa_eqx.saved.kinds import METRICS_NAME
-from clipa_eqx.training.metrics import MetricLog, Throughput, is_finite, to_host
+from clipa_eqx.tokenizer.unknown import warn_of_unknown
+from clipa_eqx.training.device_batches import COUNTED
+from clipa_eqx.training.metrics import MetricLog, Throughput, is_finite, read_metrics, to_host
+from clipa_eqx.training.tensorboard import FOLDER_NAME, EventLog
 from clipa_eqx.training.trackers import open_wandb
 
 
@@ -25,7 +28,7 @@ class StepNumbers(NamedTuple):
     """The numbers of one step.
 
     Attributes:
-        metrics: on the devices; they include the counts of ``truncated`` and ``substituted`` rows.
+        metrics: on the devices; they include the sums of the columns ``COUNTED`` of the batch.
         sample_id: the records of this process's rows.
     """
 
@@ -45,45 +48,52 @@ class Reports:
         *,
         start: int,
         devices: int,
-        bad_records: int = 0,
+        before: Mapping[str, Any] | None = None,
     ) -> None:
-        """Open the log of a run that starts after step ``start``, on so many devices over all processes."""
-        self._config, self._run = config, run
+        """Open the log of a run that starts after step ``start``, on so many devices over all processes.
+
+        Args:
+            before: ``about`` of the checkpoint that the run resumes from.
+        """
+        before = before or {}
+        self._config, self._run, self._workdir = config, run, workdir
         self._is_writer = jax.process_index() == 0
         self.throughput: Throughput = Throughput(batch_size=config.batch_size, devices=devices)
-        self.bad_records: int = bad_records
+        self.bad_records: int = int(before.get("bad_records", 0))
+        self._last_logged = before.get("last_logged")
         self.last: dict[str, Any] = {}
-        self._log = MetricLog(workdir / METRICS_NAME, step=start) if self._is_writer else None
+        self._log = MetricLog(workdir / METRICS_NAME, step=start, last=self._last_logged) if self._is_writer else None
         self._track: Callable[[int, Mapping[str, Any]], None] | None = None
         if self._is_writer and config.wandb is not None:
             self._track = open_wandb(config.wandb, workdir)
-        # A terminal is redrawn every 0.5 s; a log file gets a line every 30 s.
-        self._bar: Any = tqdm(
-            total=run.total_steps,
-            initial=start,
-            unit="step",
-            disable=not self._is_writer,
-            mininterval=0.5 if sys.stderr.isatty() else 30.0,
-            dynamic_ncols=True,
+        self._events: EventLog | None = None
+        if self._is_writer and config.tensorboard:
+            self._events = EventLog(workdir / FOLDER_NAME, read_metrics(workdir / METRICS_NAME))
+        self._bar: Any = progress_bar(
+            total=run.total_steps, unit="step", initial=start, delay=0.0, disable=not self._is_writer
         )
 
     def is_logged(self, step: int) -> bool:
         """Steps 1 and 2, every ``log_every_steps``, and the last, as the reference (docs/reference.md F10)."""
         return step == 2 or is_time(step, every_steps=self._config.log_every_steps, total_steps=self._run.total_steps)
 
+    def about(self) -> dict[str, Any]:
+        """The entries of a checkpoint's ``about`` that continue the reports of a resumed run."""
+        return {"bad_records": self.bad_records, "last_logged": self._last_logged}
+
     def finish(
-        self, numbers: StepNumbers, *, last_checkpoint: Callable[[], int | None], extra: Mapping[str, Any] | None = None
+        self, numbers: StepNumbers, *, last_checkpoint: Callable[[], str | None], extra: Mapping[str, Any] | None = None
     ) -> None:
         """Wait for a step's numbers, check them, and write them if the step is logged or has ``extra``.
 
         Raises:
-            NonFiniteError: loss, gradient or update is NaN or infinite; names step, samples and last good checkpoint.
+            NonFiniteError: loss, gradient or update is NaN or infinite; names step, samples and last checkpoint.
             DataError: too many records of the step were bad; on all processes at the same step.
         """
         step, values = numbers.step, to_host(numbers.metrics)
         if not is_finite(values):
             raise NonFiniteError(self._alarm(numbers, values, last_checkpoint()))
-        truncated, substituted = (int(values.pop(name)) for name in ("truncated", "substituted"))
+        truncated, substituted, pieces, unknown = (int(values.pop(name)) for name in COUNTED)
         check_substituted(substituted, step=step, batch_size=self._config.batch_size)
         self.bad_records += substituted
         self._bar.update(step - self._bar.n)
@@ -99,29 +109,54 @@ class Reports:
             "examples_seen": samples,
             "epoch": self._run.epochs(step),
             "truncated_fraction": truncated / config.batch_size,
+            "unknown_fraction": unknown / max(1, pieces),
             **({"bad_records": self.bad_records} if config.data.on_bad_record == "substitute" else {}),
             **(extra or {}),
             **self.throughput.rates(),
             "time": time.time(),
         }
+        if self._is_writer and not self.last:
+            vocab = config.data.vocab
+            warn_of_unknown(
+                f"captions of step {step}",
+                unknown=unknown,
+                pieces=pieces,
+                vocabulary="BERT's English vocabulary, the default," if vocab is None else f"the vocabulary {vocab}",
+                advice="Make a vocabulary from these captions with train_wordpiece (docs/tokenizer.md), and start "
+                "a new run with its file as data.vocab and its size as model.text.vocab",
+            )
         self.last = {"step": step, **line}
+        self._last_logged = step
         if self._log is not None:
             self._log.write(step, line)
         if self._track is not None:
             self._track(step, line)
+        if self._events is not None:
+            self._events.write(step, line)
         shown = {"loss": values["loss"], "acc": values["accuracy"], "img/s": line["images_per_second"]}
         self._bar.set_postfix({name: f"{value:.4g}" for name, value in shown.items()}, refresh=False)
 
-    def _alarm(self, numbers: StepNumbers, values: Mapping[str, Any], last_checkpoint: int | None) -> str:
+    def _alarm(self, numbers: StepNumbers, values: Mapping[str, Any], last_checkpoint: str | None) -> str:
         first = (numbers.step - 1) * self._config.batch_size
         bad = ", ".join(f"{name}={values[name]}" for name in ("loss", "grad_norm", "update_norm"))
-        back = "there is no checkpoint yet" if last_checkpoint is None else f"checkpoint {last_checkpoint} is good"
+        back = last_checkpoint or "there is no checkpoint yet"
         return (
             f"step {numbers.step} gave {bad} on samples {first} to {first + self._config.batch_size - 1} "
             f"(records {', '.join(map(str, numbers.sample_id[:8]))}, ...); {back}. Look at those records, or "
-            "start a new --workdir with --init-from this one and a lower optim.peak_lr, optim.clip_norm or "
-            "optim.max_temperature (the optimizer then starts at step 0)"
+            f"{self._way_out(has_checkpoint=last_checkpoint is not None)}"
         )
+
+    def _way_out(self, *, has_checkpoint: bool) -> str:
+        """Advice after non-finite numbers: flags of a new run that is calmer than this one."""
+        optim = self._config.optim
+        clip = "--optim.clip-norm 1" if optim.clip_norm is None else f"--optim.clip-norm below {optim.clip_norm:g}"
+        limit = optim.max_temperature
+        cap = "--optim.max-temperature 100" if limit is None else f"--optim.max-temperature below {limit:g}"
+        if has_checkpoint:
+            start = f"--init-from {shlex.quote(str(self._workdir))} (the optimizer then starts at step 0) and "
+        else:
+            start = ""
+        return f"start a new --workdir with {start}--optim.peak-lr below {optim.peak_lr:g}, {clip} or {cap}"
 
     def __enter__(self) -> "Reports":
         return self
@@ -132,3 +167,5 @@ class Reports:
         self._bar.close()
         if self._log is not None:
             self._log.close()
+        if self._events is not None:
+            self._events.close()

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import logging
+import shlex
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
@@ -18,8 +20,11 @@ from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.json_config import to_json, with_current_names
 from clipa_eqx.replacing import is_temporary, write_text
 from clipa_eqx.saved.kinds import CHECKPOINTS_NAME, CONFIG_FILE, METRICS_NAME, MODEL_NAME, kind_of, what_is
+from clipa_eqx.training.checkpoint_record import newest_record
 from clipa_eqx.training.run_lock import RunLock, is_lock_file, run_lock
 from clipa_eqx.training.space import write_error
+
+_log = logging.getLogger(__name__)
 
 # Fields that may change when a run is resumed: paths, mesh, logging and checkpoints. None of them changes a number.
 _FREE = (
@@ -31,9 +36,13 @@ _FREE = (
     "log_every_steps",
     "checkpoint",
     "wandb",
+    "tensorboard",
     "zero_shot",
     "eval_image",
 )
+
+
+_RECORD_KEYS = {"version", "config", "data_sha256", "vocab_sha256"}
 
 
 def run_record(config: ExperimentConfig, manifests: Sequence[Manifest], *, vocab_sha256: str) -> dict[str, Any]:
@@ -66,10 +75,10 @@ def claim(workdir: Path, record: Mapping[str, Any]) -> None:
 def check_claim(workdir: Path, record: Mapping[str, Any]) -> None:
     """Check that ``claim`` would succeed, without writing anything; errors as there."""
     check_kind(workdir)
-    if (workdir / CONFIG_FILE).exists():
+    if _has_record(workdir):
         found = read_record(workdir)
         if _has_results(workdir):
-            check_same_run(found, record, where=f"run folder {workdir}")
+            check_same_run(found, record, where=f"run folder {workdir}", workdir=workdir)
 
 
 def check_kind(workdir: Path) -> None:
@@ -82,7 +91,7 @@ def check_kind(workdir: Path) -> None:
         raise CheckpointError(f"run folder {workdir} is a file; give a new folder with --workdir")
     if kind_of(workdir) in ("model folder", "record folder"):
         raise CheckpointError(f"{what_is(workdir)}; give a new folder with --workdir")
-    if (workdir / CONFIG_FILE).exists() or not workdir.is_dir():
+    if _has_record(workdir) or not workdir.is_dir():
         return
     # A start that was killed while it wrote the record leaves an unfinished one, which the next removes.
     names = [entry.name for entry in workdir.iterdir()]
@@ -93,13 +102,15 @@ def check_kind(workdir: Path) -> None:
 
 
 @contextmanager
-def claimed_on_all(
+def locked_on_all(
     workdir: Path, record: Mapping[str, Any], *, check: Callable[[], None]
 ) -> Generator[Callable[[], None]]:
-    """Lock and ``claim`` the folder by process 0, until the block ends.
+    """Lock the folder by process 0 until the block ends, and check that ``claim`` would succeed.
+
+    Nothing but the lock is written. If nothing is written in the block either, a folder that was new is removed.
 
     Args:
-        check: called by process 0 before anything but the lock is written; may raise CheckpointError.
+        check: called by process 0; may raise CheckpointError.
 
     Yields:
         A function for every process to call after each step. It raises CheckpointError if another process has taken the
@@ -118,13 +129,25 @@ def claimed_on_all(
                 lock = stack.enter_context(run_lock(workdir))
                 check_claim(workdir, record)
                 check()
-                claim(workdir, record)
             except CheckpointError as error:
                 problem = error
             except OSError as error:
                 problem = write_error(f"run folder {workdir} cannot be written", error, folder=workdir)
         _raise_on_all(workdir, problem)
         yield lock.check if lock is not None else _nothing
+
+
+def claim_on_all(workdir: Path, record: Mapping[str, Any]) -> None:
+    """``claim`` by process 0. If it fails, every process raises an error instead of waiting forever."""
+    problem: CheckpointError | None = None
+    if jax.process_index() == 0:
+        try:
+            claim(workdir, record)
+        except CheckpointError as error:
+            problem = error
+        except OSError as error:
+            problem = write_error(f"run folder {workdir} cannot be written", error, folder=workdir)
+    _raise_on_all(workdir, problem)
 
 
 def _check_same_everywhere(record: Mapping[str, Any]) -> None:
@@ -155,7 +178,7 @@ def _nothing() -> None:
 
 
 def read_record(workdir: Path) -> dict[str, Any]:
-    """The record of a run folder.
+    """The record of a run folder; if its file is lost or damaged, that in its newest checkpoint, with a warning.
 
     Raises:
         CheckpointError: the folder has no record, or not that of a run.
@@ -163,16 +186,21 @@ def read_record(workdir: Path) -> dict[str, Any]:
     path = workdir / CONFIG_FILE
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        missing = {"version", "config", "data_sha256", "vocab_sha256"} - set(record)
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path} is not the record of a run ({error!r})") from error
-    if missing:
-        raise CheckpointError(f"{path} is not the record of a run: it has no {', '.join(sorted(missing))}")
-    return record
+        missing = _RECORD_KEYS - set(record)
+        problem = f"it has no {', '.join(sorted(missing))}" if missing else ""
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        record, problem = {}, repr(error)
+    if not problem:
+        return record
+    found = newest_record(workdir / CHECKPOINTS_NAME)
+    if found is None or not set(found.about) >= _RECORD_KEYS:
+        raise CheckpointError(f"{path} is not the record of a run: {problem}")
+    _log.warning("%s is lost or damaged (%s); the record in %s is used", path, problem, found.folder)
+    return {name: value for name, value in found.about.items() if name in _RECORD_KEYS}
 
 
-def check_same_run(ours: Mapping[str, Any], theirs: Mapping[str, Any], *, where: str) -> None:
-    """Compare two records, of which ``ours`` was found at ``where``.
+def check_same_run(ours: Mapping[str, Any], theirs: Mapping[str, Any], *, where: str, workdir: Path) -> None:
+    """Compare two records, of which ``ours`` was found at ``where`` in the run folder ``workdir``.
 
     Raises:
         CheckpointError: they differ in fields that change what the run computes; the message lists all of them.
@@ -188,9 +216,13 @@ def check_same_run(ours: Mapping[str, Any], theirs: Mapping[str, Any], *, where:
     ]
     if differing:
         raise CheckpointError(
-            f"{where} is of another run; use its settings to resume it, or give a new --workdir (and --init-from "
-            f"{where} to start from its weights), {listed(differing)}"
+            f"{where} is of another run; use its settings to resume it, or give a new --workdir (and "
+            f"--init-from {shlex.quote(str(workdir))} to start from its weights), {listed(differing)}"
         )
+
+
+def _has_record(workdir: Path) -> bool:
+    return (workdir / CONFIG_FILE).exists() or newest_record(workdir / CHECKPOINTS_NAME) is not None
 
 
 def _has_results(workdir: Path) -> bool:

@@ -11,6 +11,7 @@ from clipa_eqx.data.images.host_pixels import IMAGENET_MEAN, IMAGENET_STD
 from clipa_eqx.models.clip import CLIPConfig
 from clipa_eqx.saved.kinds import expect_kind, kind_of
 from clipa_eqx.saved.leaf_file import LeafReader
+from clipa_eqx.saved.leaf_hashes import check_file
 from clipa_eqx.saved.leaf_shapes import check_leaves
 from clipa_eqx.saved.model_folder import open_model_folder
 from clipa_eqx.tokenizer.vocabulary import bert_pieces
@@ -88,6 +89,7 @@ def _model_folder(folder: str, stack: ExitStack) -> Side:
     config, tokenizer, preprocess = opened.config, opened.tokenizer, opened.preprocess
     leaves = stack.enter_context(LeafReader(opened.weights))
     check_leaves(leaves.leaves, config, where=str(leaves.path))
+    check_file(leaves, Path(folder))
     return Side(
         name=folder,
         kind="model folder",

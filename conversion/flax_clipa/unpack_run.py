@@ -7,26 +7,26 @@ from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
-from tqdm import tqdm
 
-from clipa_eqx.errors import CheckpointError
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.json_config import from_json
 from clipa_eqx.models.clip import CLIPConfig, abstract_clip
+from clipa_eqx.progress import progress_bar
 from clipa_eqx.reference_chain import ChainShape, chain_shape
 from clipa_eqx.saved.description import OPTIMIZER_FILE
-from clipa_eqx.saved.kinds import CHECKPOINTS_NAME, CONFIG_FILE, WEIGHTS_FILE
+from clipa_eqx.saved.kinds import CONFIG_FILE, WEIGHTS_FILE
 from clipa_eqx.saved.leaf_file import Leaf, LeafSlice, LeafWriter
 from clipa_eqx.saved.leaf_shapes import leaf_shapes
 from clipa_eqx.saved.optimizer_file import FIRST_SCHEDULE, Counts, Kind, write_optimizer_state
 from clipa_eqx.training.checkpoint import Checkpoints
+from clipa_eqx.training.restoring import read_newest
 from clipa_eqx.training.run_folder import read_record
 
 FLOAT32 = np.dtype(np.float32)
 
 
 def unpack_run(workdir: Path, scratch: Path) -> CLIPConfig:
-    """Write leaves and optimizer state of the last committed checkpoint as files of a model folder to ``scratch``.
+    """Write leaves and optimizer state of the newest valid checkpoint as files of a model folder to ``scratch``.
 
     Leaves are read one at a time, so memory must hold only the largest stacked leaf.
 
@@ -35,34 +35,36 @@ def unpack_run(workdir: Path, scratch: Path) -> CLIPConfig:
     """
     record = read_record(workdir)
     run = from_json(ExperimentConfig, record["config"], where=str(workdir / CONFIG_FILE))
-    with Checkpoints(workdir / CHECKPOINTS_NAME, keep=None) as checkpoints:
-        step = checkpoints.latest()
-        if step is None:
-            raise CheckpointError(f"run folder {workdir} has no committed checkpoint yet")
-        paths = _optimizer_paths(checkpoints.leaves(step))
-        shapes = leaf_shapes(run.model)
-        with tqdm(total=len(shapes) + len(paths.moments), desc="read", unit="leaf", delay=2) as bar:
-
-            def read(path: str) -> np.ndarray:
-                bar.update()
-                return checkpoints.read_leaf(step, path)
-
-            with LeafWriter(
-                scratch / WEIGHTS_FILE, {name: Leaf(shape, FLOAT32) for name, shape in shapes.items()}
-            ) as writer:
-                for name in shapes:
-                    writer.write(name, read(f"model/{name}"))
-            chain = chain_shape(run.optim, abstract_clip(run.model))
-            updates, done = (int(checkpoints.read_leaf(step, path)) for path in (paths.updates, paths.updates_done))
-            write_optimizer_state(
-                scratch / OPTIMIZER_FILE,
-                shapes,
-                ((kind, LeafSlice(name, None, read(path))) for kind, name, path in paths.moments),
-                counts=Counts(updates, done, _about(chain, examples=step * run.batch_size)),
-                mu_dtype=np.dtype(ml_dtypes.bfloat16) if run.optim.mu_dtype == "bfloat16" else FLOAT32,
-                frozen=chain.frozen,
-            )
+    read_newest(workdir, lambda checkpoints, step: _unpack(checkpoints, step, run, scratch))
     return run.model
+
+
+def _unpack(checkpoints: Checkpoints, step: int, run: ExperimentConfig, scratch: Path) -> None:
+    for name in (WEIGHTS_FILE, OPTIMIZER_FILE):
+        (scratch / name).unlink(missing_ok=True)  # the beginning of a newer checkpoint that is damaged
+    paths = _optimizer_paths(checkpoints.record(step).leaves)
+    shapes = leaf_shapes(run.model)
+    with progress_bar(what="read", total=len(shapes) + len(paths.moments), unit="array") as bar:
+
+        def read(path: str) -> np.ndarray:
+            bar.update()
+            return checkpoints.read_leaf(step, path)
+
+        with LeafWriter(
+            scratch / WEIGHTS_FILE, {name: Leaf(shape, FLOAT32) for name, shape in shapes.items()}
+        ) as writer:
+            for name in shapes:
+                writer.write(name, read(f"model/{name}"))
+        chain = chain_shape(run.optim, abstract_clip(run.model))
+        updates, done = (int(checkpoints.read_leaf(step, path)) for path in (paths.updates, paths.updates_done))
+        write_optimizer_state(
+            scratch / OPTIMIZER_FILE,
+            shapes,
+            ((kind, LeafSlice(name, None, read(path))) for kind, name, path in paths.moments),
+            counts=Counts(updates, done, _about(chain, examples=step * run.batch_size)),
+            mu_dtype=np.dtype(ml_dtypes.bfloat16) if run.optim.mu_dtype == "bfloat16" else FLOAT32,
+            frozen=chain.frozen,
+        )
 
 
 class _OptimizerPaths(NamedTuple):

@@ -5,12 +5,13 @@ import logging
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from clipa_eqx.errors import CheckpointError, ConversionError
+from clipa_eqx.progress import progress_bar
 from clipa_eqx.replacing import FolderKind, new_folder
 from clipa_eqx.saved.description import check_parts
 from clipa_eqx.saved.leaf_file import Leaf, LeafReader, LeafWriter
+from clipa_eqx.saved.leaf_hashes import check_file
 from clipa_eqx.saved.leaf_shapes import check_leaves
 from clipa_eqx.saved.model_folder import open_model_folder
 from conversion.open_clip.config import CONFIG_FILE, parse_open_clip_config
@@ -59,12 +60,13 @@ def export_open_clip(folder: Path, target: Path, *, overwrite: bool = False) -> 
             new_folder(target, _EXPORTED, overwrite=overwrite, sources=[folder]) as new,
         ):
             check_leaves(leaves.leaves, config, where=str(leaves.path))
+            check_file(leaves, Path(folder))
             shapes = {name: Leaf(one.shape, np.dtype(np.float32)) for name, one in placed.items()}
             size = sum(4 * int(np.prod(leaf.shape)) for leaf in shapes.values())
             metadata = {"format": "pt", "writer": WRITER, **rules_metadata(rules), **numerics_metadata(config)}
             with (
                 LeafWriter(new / OPEN_CLIP_WEIGHTS, shapes, metadata=metadata) as writer,
-                tqdm(total=size, desc="export", unit="B", unit_scale=True, delay=2) as bar,
+                progress_bar(what="export", total=size, unit="B") as bar,
             ):
                 problems: list[str] = []
                 for name, one in placed.items():

@@ -10,6 +10,8 @@ from conversion.records.diff import Difference
 from conversion.records.rows import DUPLICATE_OTHER, shortened
 from conversion.records.sources.kinds import SOURCES
 
+_TEXT_SUFFIXES = {".csv", ".json", ".jsonl", ".ndjson", ".tsv", ".txt"}
+
 
 def account_lines(target: str, manifest: Manifest) -> Iterator[str]:
     """The account of a finished conversion, with advice."""
@@ -35,9 +37,10 @@ def account_lines(target: str, manifest: Manifest) -> Iterator[str]:
         none = "; none is 0: if the source counts from 1, repeat with --first-label 1 --overwrite"
         yield f"labels: {labels['lowest']:,} to {labels['highest']:,}{none if labels['lowest'] == 1 else ''}"
     if ignored := cast("dict[str, int]", manifest.info.get("ignored_files", {})):
-        shown = ", ".join(f"{count:,} {suffix or 'without a suffix'}" for suffix, count in ignored.items())
-        is_captioned = _kind(manifest) == "folder" and ignored.keys() & {".txt", ".json"}
-        yield f"ignored: {shown}" + ("; if they hold captions, use the source `pairs`" if is_captioned else "")
+        shown = [counted(count, f"{suffix} file" if suffix else "file") for suffix, count in ignored.items()]
+        hint = "; if they hold captions, use the source `captions` for a list, `pairs` for texts next to images"
+        is_captioned = manifest.class_names is not None and ignored.keys() & _TEXT_SUFFIXES
+        yield f"not read: {', '.join(shown)}{hint if is_captioned else ''}"
     if hidden := cast(int, manifest.info.get("hidden_files", 0)):
         yield f"ignored: {counted(hidden, 'hidden file')} (names that start with a dot, and __MACOSX)"
     if scattered := cast(int, manifest.info.get("scattered_tars", 0)):

@@ -5,15 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from clipa_eqx.errors import CheckpointError, ConfigError, listed
 from clipa_eqx.models.clip import CLIPConfig
-from clipa_eqx.saved.description import FORMER_OPTIMIZER_FILE, OPTIMIZER_FILE, check_parts
+from clipa_eqx.progress import progress_bar
+from clipa_eqx.saved.description import OPTIMIZER_FILE, check_parts
 from clipa_eqx.saved.leaf_file import Leaf, LeafReader
+from clipa_eqx.saved.leaf_hashes import recorded_hashes
 from clipa_eqx.saved.leaf_shapes import leaf_problems
 from clipa_eqx.saved.model_folder import ModelFolder, open_model_folder
-from clipa_eqx.saved.provenance import TRAINED_HERE
 from conversion.verify.identity import identity
 from conversion.weights.numerics import numerics_of
 from conversion.weights.self_check import embed_fixed_inputs
@@ -44,9 +44,10 @@ def verify(folder: Path) -> list[str]:
     if provenance.source is not None and provenance.source.sha256 is not None:
         lines.append(f"source: {provenance.source.name}, sha256 {provenance.source.sha256}")
     # An import records checksums of all leaves, and embeddings. A field that is there but damaged is in ``extra``.
-    is_needed = bool({"converter", "leaves_sha256"} & {*provenance.to_json(), *provenance.extra})
-    is_imported = is_needed and (provenance.source is None or provenance.source.name != TRAINED_HERE)
-    of_weights, of_optimizer = _checksums(opened)
+    fields = {*provenance.to_json(), *provenance.extra}
+    is_needed = bool({"converter", "leaves_sha256"} & fields)
+    is_imported = bool({"converter", "format", "self_check"} & fields)
+    of_weights, of_optimizer = _checksums(opened, problems)
     lines += _check_weights(opened.weights, opened.config, of_weights, problems, is_needed=is_needed)
     if opened.optimizer is not None:
         lines += _check_optimizer(opened.optimizer, of_optimizer, problems, is_needed=is_needed)
@@ -79,19 +80,17 @@ def _provenance_problems(opened: ModelFolder) -> list[str]:
     vocabulary = provenance.vocabulary
     if vocabulary is not None and vocabulary.sha256 != opened.tokenizer.vocab_sha256:
         problems.append(f"the vocabulary differs from that of the import, sha256 {vocabulary.sha256}")
-    if "leaves_sha256" in provenance.extra:
-        value = provenance.extra["leaves_sha256"]
-        problems.append(f"the recorded checksums are {type(value).__name__}, expected an object of texts")
     return problems
 
 
-def _checksums(opened: ModelFolder) -> tuple[dict[str, str], dict[str, str]]:
+def _checksums(opened: ModelFolder, problems: list[str]) -> tuple[dict[str, str], dict[str, str]]:
     """The recorded checksums of the weights and of the optimizer state, by leaf path."""
-    recorded = opened.provenance.leaves_sha256 or {}
-    prefixes = (f"{OPTIMIZER_FILE}/", f"{FORMER_OPTIMIZER_FILE}/")
-    of_weights = {name: one for name, one in recorded.items() if not name.startswith(prefixes)}
-    of_optimizer = {name.split("/", 1)[1]: one for name, one in recorded.items() if name.startswith(prefixes)}
-    return of_weights, of_optimizer
+    try:
+        of_weights, of_optimizer = (recorded_hashes(opened.provenance, of_optimizer=one) for one in (False, True))
+    except CheckpointError as error:
+        problems.append(str(error))
+        return {}, {}
+    return of_weights or {}, of_optimizer or {}
 
 
 def _check_weights(
@@ -120,7 +119,7 @@ def _check_values(leaves: LeafReader, checksums: Mapping[str, str], problems: li
     """
     file = leaves.path.name
     size = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves.leaves.values())
-    with tqdm(total=size, desc=file, unit="B", unit_scale=True, delay=2) as bar:
+    with progress_bar(what=file, total=size, unit="B") as bar:
         for name, leaf in leaves.leaves.items():
             if leaf.dtype.kind != "i" and not all(np.isfinite(part).all() for part in _parts(leaves, name, leaf)):
                 problems.append(f"not finite: {name}")

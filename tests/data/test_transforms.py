@@ -55,6 +55,8 @@ def test_a_training_row_has_the_documented_arrays():
         "image": ((16, 16, 3), "uint8"),
         "tokens": ((6,), "int32"),
         "truncated": ((), "bool"),
+        "pieces": ((), "int32"),
+        "unknown": ((), "int32"),
     }
 
 
@@ -81,6 +83,15 @@ def test_truncation_is_reported_per_row():
     short = dataclasses.replace(RECORD, captions=("the dog",))
     assert not TRAIN(short, np.random.default_rng(0))["truncated"]
     assert TRAIN(dataclasses.replace(RECORD, captions=_CAPTIONS[:1]), np.random.default_rng(0))["truncated"]
+
+
+def test_pieces_and_unknown_words_are_counted_per_row():
+    record = dataclasses.replace(RECORD, captions=("the \u72d7 dog \u8dd1 \u5feb",))
+    row = dataclasses.replace(TRAIN, length=5)(record, np.random.default_rng(0))
+    assert row["tokens"].tolist().count(TRAIN.tokenizer.unk_id) == row["unknown"] == 2
+    assert row["pieces"] == 4  # as many as fit behind [CLS]
+    short = TRAIN(dataclasses.replace(RECORD, captions=("the dog",)), np.random.default_rng(0))
+    assert (short["pieces"], short["unknown"]) == (2, 0)
 
 
 def test_transforms_can_be_sent_to_worker_processes():

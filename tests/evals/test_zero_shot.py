@@ -230,19 +230,23 @@ def test_class_names_come_from_a_file(tmp_path, tokenizer):
     file = tmp_path / "names.txt"
     file.write_text("Æsir\nred  cup\n", encoding="utf-8")
     config = ZeroShotConfig(data="a", class_names="file", class_names_file=str(file), templates=("{}",))
-    task = prepare_zero_shot(config, manifest_class_names=NAMES, tokenizer=tokenizer, length=LENGTH)
+    task = prepare_zero_shot(config, manifest_class_names=NAMES[:2], tokenizer=tokenizer, length=LENGTH)
     assert task.class_names == ("Æsir", "red  cup")
     file.write_text("a\n\nb\n")
     with pytest.raises(DataError, match="line 2 is empty"):
-        prepare_zero_shot(config, manifest_class_names=NAMES, tokenizer=tokenizer, length=LENGTH)
+        prepare_zero_shot(config, manifest_class_names=NAMES[:2], tokenizer=tokenizer, length=LENGTH)
     with pytest.raises(DataError, match="cannot be read"):
         prompts.read_class_names(str(tmp_path / "absent.txt"))
 
 
-def test_published_class_names_ignore_the_manifest(tokenizer):
+def test_published_class_names_replace_as_many_of_the_manifest(tokenizer):
     config = ZeroShotConfig(data="a", class_names="imagenet_a", templates="class_name_only")
-    task = prepare_zero_shot(config, manifest_class_names=NAMES, tokenizer=tokenizer, length=LENGTH)
-    assert task.class_names == prompts.named_class_names("imagenet_a")
+    own = tuple(f"class {i}" for i in range(200))
+    for names in (own, None):
+        task = prepare_zero_shot(config, manifest_class_names=names, tokenizer=tokenizer, length=LENGTH)
+        assert task.class_names == prompts.named_class_names("imagenet_a")
+    with pytest.raises(DataError, match=r"a has 10 classes .* class_names='imagenet_a' has 200 names"):
+        prepare_zero_shot(config, manifest_class_names=NAMES, tokenizer=tokenizer, length=LENGTH)
 
 
 def test_open_clip_templates_are_the_paper_ones_without_the_bare_name():

@@ -6,7 +6,7 @@ from support.dumps import jpeg, samples, write_table
 
 
 def lines(capsys):
-    return capsys.readouterr().out.splitlines()
+    return capsys.readouterr().out.partition("next:\n")[0].splitlines()
 
 
 def test_a_captioned_source_ends_with_its_account_captions_per_image_and_examples(tmp_path, capsys):

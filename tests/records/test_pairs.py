@@ -106,7 +106,10 @@ def test_other_sources_name_this_one_for_such_a_folder(kind, tmp_path, capsys):
 def test_texts_in_class_folders_are_counted_with_a_hint(tmp_path, capsys):
     write(tmp_path / "source", {"cat/1.jpg": jpeg(1), "cat/1.txt": b"a", "dog/2.jpg": jpeg(2), "dog/x.md": b""})
     assert call("folder", tmp_path / "source", tmp_path / "out") == 0
-    assert "ignored: 1 .md, 1 .txt; if they hold captions, use the source `pairs`" in capsys.readouterr().out
+    assert (
+        "not read: 1 .md file, 1 .txt file; if they hold captions, use the source `captions` for a list, `pairs` for"
+        in capsys.readouterr().out
+    )
 
 
 def test_a_folder_without_files_gives_an_empty_record_folder_or_one_message(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Model folders: what comes back equal, what is refused, what is replaced, and what damage is reported."""
 
 import dataclasses
+import hashlib
 import io
 import json
 
@@ -35,6 +36,20 @@ def saved(tmp_path):
     return save(tmp_path / "model")
 
 
+def span(file, path):
+    """The bytes of a leaf in a safetensors file."""
+    with file.open("rb") as raw:
+        length = int.from_bytes(raw.read(8), "little")
+        first, last = json.loads(raw.read(length))[path]["data_offsets"]
+    return range(8 + length + first, 8 + length + last)
+
+
+def hashes(folder):
+    """SHA-256 of the bytes of each leaf, read by the safetensors library."""
+    leaves = load_file(folder / "model.safetensors")
+    return {path: hashlib.sha256(values.tobytes()).hexdigest() for path, values in leaves.items()}
+
+
 def png() -> bytes:
     file = io.BytesIO()
     Image.fromarray(IMAGE).save(file, "PNG")
@@ -50,7 +65,7 @@ def test_everything_comes_back_equal(saved):
     assert eqx.tree_equal(clip.model, model)
     assert clip.tokenizer.tokenizer.pieces == tiny_tokenizer().pieces
     assert clip.preprocess.config == PREPROCESS
-    assert clip.provenance == Provenance(source=Source(name="test"))
+    assert clip.provenance == Provenance(source=Source(name="test"), leaves_sha256=hashes(saved))
 
 
 def test_an_opened_folder_has_all_parts_and_the_paths_of_its_files(saved):
@@ -58,7 +73,7 @@ def test_an_opened_folder_has_all_parts_and_the_paths_of_its_files(saved):
     assert (opened.path, opened.weights, opened.optimizer) == (saved, saved / "model.safetensors", None)
     assert (opened.config, opened.preprocess) == (tiny_clip().config, PREPROCESS)
     assert opened.tokenizer.pieces == tiny_tokenizer().pieces
-    assert opened.provenance == Provenance(source=Source(name="test"))
+    assert opened.provenance == Provenance(source=Source(name="test"), leaves_sha256=hashes(saved))
     for name in ("optimiser.safetensors", "optimizer.safetensors"):  # the former name, then the current one
         (saved / name).touch()
         assert opened.optimizer == saved / name
@@ -66,7 +81,11 @@ def test_an_opened_folder_has_all_parts_and_the_paths_of_its_files(saved):
 
 def test_provenance_can_be_given_as_it_is_typed(tmp_path):
     provenance = Provenance(source=Source(name="x"), steps=3, extra={"by": "me"})
-    assert load_model(save(tmp_path / "model", provenance=provenance)).provenance == provenance
+    loaded = load_model(save(tmp_path / "model", provenance=provenance)).provenance
+    assert loaded == dataclasses.replace(provenance, leaves_sha256=hashes(tmp_path / "model"))
+    # Hashes that came with a model are of its former leaves.
+    again = dataclasses.replace(loaded, leaves_sha256={"optimizer.safetensors/updates": "0", "log_temperature": "0"})
+    assert load_model(save(tmp_path / "again", provenance=again)).provenance == loaded
 
 
 def test_the_folder_holds_the_named_files_and_float32_leaves_by_path(saved):
@@ -198,6 +217,33 @@ def test_a_missing_folder_or_tokenizer_is_named(saved):
     (saved / "tokenizer" / "vocab.txt").unlink()
     with pytest.raises(CheckpointError, match=r"vocab.txt"):
         load_model(saved)
+
+
+@pytest.mark.parametrize("bit", [0, 7])
+def test_a_flipped_bit_is_an_error_that_names_leaf_and_folder(saved, bit):
+    file, path = saved / "model.safetensors", "text/blocks/mlp/fc_in/weight"
+    at = span(file, path)
+    data = bytearray(file.read_bytes())
+    data[at.start + 4 * 77 + 1] ^= 1 << bit
+    file.write_bytes(data)
+    words = rf"model folder {saved}: model.safetensors: .*1 problem:\n  sha256 of {path} is not the recorded one"
+    with pytest.raises(CheckpointError, match=words):
+        load_model(saved)
+    assert not eqx.tree_equal(load_model(saved, verify=False).model, tiny_clip())
+
+
+def test_a_folder_without_hashes_is_loaded_and_a_damaged_record_of_them_is_not(saved):
+    provenance = saved / "provenance.json"
+    edit_json(provenance, leaves_sha256=[1])
+    with pytest.raises(CheckpointError, match=rf"{saved}: the recorded checksums are list"):
+        load_model(saved)
+    edit_json(provenance, leaves_sha256={"log_temperature": hashes(saved)["log_temperature"]})
+    with pytest.raises(CheckpointError, match=r"no checksum is recorded for image/patch/weight; every leaf needs one"):
+        load_model(saved)
+    found = json.loads(provenance.read_text())
+    del found["leaves_sha256"]
+    provenance.write_text(json.dumps(found))  # as version 0.1.0 wrote it
+    assert eqx.tree_equal(load_model(saved).model, tiny_clip())
 
 
 def test_truncated_weights_are_an_error(saved):

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 
 import numpy as np
 
@@ -34,6 +35,17 @@ def counted(record, rng, path):
     with open(path, "ab") as file:
         file.write(b".")
     return random_row(record, rng)
+
+
+def evaluate_at(record, *, key, path):
+    """Row of an evaluation, but at the record of that key only once the file ``path`` exists."""
+    while record.key == key and not path.exists():
+        time.sleep(0.02)
+    return evaluate(record)
+
+
+def leave(record, rng, *, code):
+    os._exit(code)
 
 
 def die(record, rng, number):

@@ -64,6 +64,7 @@ def test_a_step_may_run_until_the_next_batch_is_fetched(tmp_path):
 def test_all_numbers_of_a_step_come_to_the_host_at_once(tmp_path):
     """Each number that is fetched separately would wait for the devices once more."""
     numbers = {"loss": 2.5, "accuracy": 0.5, "grad_norm": 1.0, "update_norm": 1.0, "truncated": 4, "substituted": 1}
+    numbers |= {"pieces": 40, "unknown": 10}
     on_devices = {name: jax.device_put(np.asarray(value)) for name, value in numbers.items()}
     config = tiny_runs.run_config()
     with (
@@ -74,7 +75,8 @@ def test_all_numbers_of_a_step_come_to_the_host_at_once(tmp_path):
     assert [sorted(call.args[0]) for call in fetch.call_args_list] == [sorted(numbers)]
     (line,) = read_metrics(tmp_path / "metrics.jsonl")
     assert (line["loss"], line["truncated_fraction"], reports.bad_records) == (2.5, 4 / config.batch_size, 1)
-    assert not {"truncated", "substituted"} & line.keys()
+    assert line["unknown_fraction"] == 0.25
+    assert not {"truncated", "substituted", "pieces", "unknown"} & line.keys()
 
 
 def test_waiting_counts_as_input_bound_only_while_the_devices_are_idle():
@@ -87,6 +89,8 @@ def test_waiting_counts_as_input_bound_only_while_the_devices_are_idle():
         "tokens": np.zeros((8, 3), np.int32),
         "truncated": np.zeros(8, bool),
         "substituted": np.zeros(8, bool),
+        "pieces": np.ones(8, np.int32),
+        "unknown": np.zeros(8, np.int32),
         "sample_id": np.arange(8),
     }
 

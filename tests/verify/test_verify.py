@@ -13,10 +13,12 @@ from support.tiny_models import tiny_clip_config
 from support.tiny_runs import folder as tiny_folder
 
 from clipa_eqx.cli import run
+from clipa_eqx.commands import command_line
 from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.models.presets import preset
 from clipa_eqx.saved.model import save_model
 from clipa_eqx.saved.optimizer_file import Counts, write_optimizer_state
+from clipa_eqx.saved.provenance import TRAINED_HERE
 from clipa_eqx.tokenizer.wordpiece import Tokenizer
 from clipa_eqx.trees import count_params
 from conversion.compare.__main__ import main as compare
@@ -54,22 +56,31 @@ def test_an_imported_model_passes_and_the_command_that_scores_it_is_printed(impo
     assert "source: model.npz, sha256 " in out
     assert "numerics profile: flax" in out
     command = out.splitlines()[-1]
-    assert command.startswith(f"clipa-evaluate {imported} --suite zero-shot ")
+    assert command.startswith(f"{command_line('evaluate', imported)} --suite zero-shot ")
     assert "--templates clip_paper" in command
 
 
-def test_a_model_that_was_trained_here_has_no_checksums(tmp_path, capsys):
-    save_model(
+@pytest.mark.parametrize("provenance", [{}, {"source": {"name": TRAINED_HERE}}, {"by": "me"}])
+def test_a_model_that_was_saved_here_has_checksums_but_no_recorded_embeddings(provenance, tmp_path, capsys):
+    folder = save_model(
         tmp_path / "model",
         random_model(tiny_clip_config()),
         tokenizer=Tokenizer.from_file(tiny_folder() / "vocab.txt"),
         preprocess=EvalImageConfig(size=(16, 16)),
-        provenance={},
+        provenance=provenance,
     )
-    main([str(tmp_path / "model")])
+    main([str(folder)])
     out = capsys.readouterr().out
-    assert "no checksums are recorded" in out
+    leaves = len(jax.tree.leaves(random_model(tiny_clip_config())))
+    assert f"{leaves} of {leaves} leaves have the recorded sha256" in out
     assert "none are recorded to compare with" in out
+    data = bytearray((folder / "model.safetensors").read_bytes())
+    data[-1000] ^= 1
+    (folder / "model.safetensors").write_bytes(data)
+    assert re.search(r"sha256 of \S+ is not the recorded one", refused(folder, capsys))
+    edit(folder / "provenance.json", lambda found: found.pop("leaves_sha256"))
+    main([str(folder)])  # as version 0.1.0 wrote it
+    assert "no checksums are recorded" in capsys.readouterr().out
 
 
 def refused(folder, capsys):

@@ -11,6 +11,7 @@ from conversion.records.sources.columns import is_image_name
 from conversion.records.sources.listed import list_parts, read_listed
 from conversion.records.sources.planning import digest_of, ignored_files
 from conversion.records.sources.source import Source, SourceFiles, WrongKind
+from conversion.records.sources.text_tables import TABLE_SUFFIXES
 
 _SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval", "evaluation")
 
@@ -23,14 +24,14 @@ def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
     images keeps its number.
 
     Raises:
-        WrongKind: there is no class folder.
+        WrongKind: there is no class folder, or only one with a list of captions next to it.
         DataError: the class folders are splits, or a single folder that holds others; a class name is not UTF-8.
     """
     place = files.place
     named = {file.name.partition("/")[0] for file in files.found if "/" in file.name} | list_folders(place)
     classes = _in_order({name for name in named if not is_hidden(name)})
-    if not classes:
-        raise WrongKind
+    if not classes or (len(classes) == 1 and any(_is_list(file) for file in files.found)):
+        raise WrongKind  # one folder of images with a list next to it is for `captions`
     _check_level(place, files.own)
     if bad := [name for name in classes if printable(name) != name]:
         raise DataError(f"{place.url}: the class folder {printable(bad[0])} has a name that is not UTF-8; rename it")
@@ -67,6 +68,10 @@ def _check_level(place: Place, images: Sequence[FoundFile]) -> None:
             f"{', '.join(map(printable, below[:3]))}{', ...' if len(below) > 3 else ''}; give the folder in which each "
             "class has its folder"
         )
+
+
+def _is_list(file: FoundFile) -> bool:
+    return "/" not in file.name and file.name.lower().endswith(TABLE_SUFFIXES)
 
 
 def _row(file: FoundFile, numbers: dict[str, int]) -> ListedRow:

@@ -9,9 +9,9 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
-from tqdm import tqdm
 
 from clipa_eqx.errors import DataError
+from clipa_eqx.progress import progress_bar
 from conversion.records.listing import FoundFile
 from conversion.records.options import IngestOptions
 from conversion.records.places import Place
@@ -41,7 +41,7 @@ def plan_table(place: Place, file: FoundFile, options: IngestOptions, *, key_fol
     content = hashlib.sha256()
     with (
         open_file(place, file.path) as opened,
-        tqdm(total=file.size, desc=f"scan {file.name}", unit="B", unit_scale=True, delay=2) as bar,
+        progress_bar(what=f"scan {file.name}", total=file.size, unit="B") as bar,
     ):
         table = read_format(opened, file.path)
         entries = read_entries(opened, table, table.body)

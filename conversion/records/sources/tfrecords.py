@@ -18,7 +18,7 @@ from conversion.records.sources.damage import Damaged
 from conversion.records.sources.value_types import check_types
 from conversion.records.sources.values import as_captions, as_key, as_labels, kept_values
 
-PACKAGE = ("tensorflow", "tfrecord")
+PACKAGE = "tensorflow"
 
 Features = Mapping[str, list[object]]
 

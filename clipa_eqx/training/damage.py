@@ -1,0 +1,72 @@
+"""The decision whether a checkpoint is damaged: unreadable files, or leaves that differ from their checksums."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from clipa_eqx.checksums import leaf_checksums
+from clipa_eqx.errors import CheckpointError, DamageError
+
+T = TypeVar("T")
+
+# Causes of a failed read that are not in the files; the words are those of TensorStore and XLA.
+_OTHER_CAUSES = ("PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED")
+_SHOWN, _LONGEST = 5, 200
+
+
+def read_intact(read: Callable[[], T], *, folder: Path) -> T:
+    """The result of ``read``, which reads files of a checkpoint; with several processes, all fail if one does.
+
+    Orbax and TensorStore raise errors of many kinds for damaged files, the bare ``Exception`` among them.
+
+    Raises:
+        CheckpointError: they may not be read, or not now.
+        DamageError: they are damaged.
+    """
+    try:
+        result = read()
+    except MemoryError:
+        raise
+    except Exception as error:
+        _agree(is_read=False)
+        raise _as_ours(error, folder) from error
+    if not _agree(is_read=True):
+        raise DamageError("another process cannot read its files; see its message", folder=folder)
+    return result
+
+
+def check_checksums(leaves: Any, recorded: Mapping[str, str] | None, *, folder: Path) -> None:
+    """Compare a tree with recorded checksums, by its leaf paths; without a record nothing is compared.
+
+    Raises:
+        DamageError: leaves differ from what was written; names them.
+    """
+    if recorded is None:
+        return
+    found = leaf_checksums(leaves)
+    wrong = [path for path, one in found.items() if recorded.get(path) != one]
+    if wrong:
+        more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+        raise DamageError(
+            f"{', '.join(wrong[:_SHOWN])}{more} differ from the checksums that were recorded when it was saved",
+            folder=folder,
+        )
+
+
+def _agree(*, is_read: bool) -> bool:
+    """Whether every process could read."""
+    if jax.process_count() == 1:
+        return is_read
+    return bool(np.all(multihost_utils.process_allgather(np.asarray(is_read))))
+
+
+def _as_ours(problem: Exception, folder: Path) -> CheckpointError:
+    reason = " ".join(f"{type(problem).__name__}: {problem}".split())
+    reason = reason if len(reason) <= _LONGEST else f"{reason[:_LONGEST]} ..."
+    if isinstance(problem, PermissionError) or any(word in str(problem) for word in _OTHER_CAUSES):
+        return CheckpointError(f"checkpoint {folder} cannot be read: {reason}")
+    return DamageError(f"its files cannot be read ({reason})", folder=folder)

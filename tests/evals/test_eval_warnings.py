@@ -1,0 +1,19 @@
+"""Warnings about evaluations that score badly or cost too much without any error."""
+
+import pytest
+
+from clipa_eqx.evals.zero_shot import ZeroShotConfig, prepare_zero_shot, warn_of_padding
+from clipa_eqx.tokenizer.wordpiece import Tokenizer
+
+
+@pytest.mark.parametrize(("name", "is_warned"), [("\u72d7", True), ("dog", False)])
+def test_prompts_that_the_vocabulary_cannot_spell_are_a_warning(caplog, name, is_warned):
+    config = ZeroShotConfig(data="x", templates="class_name_only", canonicalize=False)
+    prepare_zero_shot(config, manifest_class_names=(name, "cat"), tokenizer=Tokenizer.bert(), length=8)
+    assert ("50 % of the word pieces of the prompts of x are [UNK]" in caplog.text) == is_warned
+
+
+@pytest.mark.parametrize(("batch", "is_warned"), [(11, True), (10, False)])
+def test_a_batch_larger_than_the_evaluation_is_a_warning(caplog, batch, is_warned):
+    warn_of_padding(ZeroShotConfig(data="x", batch_size=batch), records=10)
+    assert ("batch_size 11 is larger than the data of 10 records" in caplog.text) == is_warned
