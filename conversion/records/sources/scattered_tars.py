@@ -19,7 +19,7 @@ _CHUNK = 2**16
 
 
 class _Place(NamedTuple):
-    """Where the content of a member is: (start, size) in the archive without compression; size 0 without content."""
+    """Place of the content of a member: start and size in the archive without compression; size 0 without content."""
 
     start: int
     size: int
