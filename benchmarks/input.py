@@ -187,7 +187,7 @@ def start_reference(folder: Path, images: list[bytes], *, size: int, options: ar
         cwd=_ROOT,
     )
     if process.stdin is None or process.stdout is None or process.stdout.readline().strip() != "ready":
-        raise SystemExit("benchmarks.reference_input did not start; it needs: pip install 'clipa_eqx[tfrecord]'")
+        raise SystemExit("benchmarks.reference_input did not start; it needs: pip install tensorflow")
     return Reference(process, process.stdin, process.stdout)
 
 

@@ -7,9 +7,11 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 
-from clipa_eqx.errors import ClipaError
+from clipa_eqx.errors import ClipaError, is_out_of_memory
+from clipa_eqx.foreign_output import is_shown, quiet_libraries
+from clipa_eqx.progress import LogHandler
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, os.EX_TEMPFAIL
 """Exit codes: done; any other failure; a mistake of the user or no space on the disk, reported in one message; training
@@ -31,34 +33,39 @@ def run(main: Callable[[], object]) -> int:
     and 1. Otherwise the code is what ``main`` returns, or 0 if that is not an int.
     """
     set_up_logging()
-    sys.excepthook = _report_uncaught
+    sys.unraisablehook = _report_unraisable
     try:
         code = main()
     except ClipaError as error:
         _log.debug("traceback of the user's error", exc_info=True)
-        _print_error(f"error: {error}")
+        print_error(f"error: {error}")
         return USAGE
     except KeyboardInterrupt:
-        _print_error("interrupted")
+        print_error("interrupted")
         return 130
     except BrokenPipeError:
         # The reader of standard output is gone, as in `show.py ... | head`.
         sys.stderr.close()
         return FAILED
-    except Exception:
+    except Exception as error:
+        if is_out_of_memory(error):
+            _log.debug("traceback of the exhausted memory", exc_info=True)
+            first = (str(error).strip().splitlines() or ["no number is known"])[0]
+            print_error(f"error: memory ran out ({first}); use smaller batches, or a machine with more memory")
+            return USAGE
         _log.exception("unexpected error; please report it")
         return FAILED
     return code if isinstance(code, int) else OK
 
 
-def _report_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print an exception that no Python code catches, except for one that only repeats another.
+def _report_unraisable(problem: "sys.UnraisableHookArgs") -> None:
+    """Print an exception that no caller can catch, except for one that only repeats another.
 
-    When writing an array fails, the library that writes it reports that to each waiting event loop. Orbax has closed
-    them by then, because it raises the first report.
+    When writing an array fails, the library that writes it reports that once per array to an event loop. Orbax has
+    closed the loop by then, because it raises the first report.
     """
-    if str(error) != "Event loop is closed":
-        sys.__excepthook__(kind, error, trace)
+    if str(problem.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(problem)
 
 
 def exit_on_sigterm(message: str) -> None:
@@ -80,7 +87,7 @@ def exit_on_sigterm(message: str) -> None:
         signal.signal(signal.SIGHUP, stop)
 
 
-def _print_error(text: str) -> None:
+def print_error(text: str) -> None:
     """Print on standard error, or nowhere if its reader is gone: the exit code reports the error too."""
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr)
@@ -92,14 +99,13 @@ def set_up_logging(*, process_index: int = 0) -> None:
     Call it again once the number of the process is known.
     """
     prefix = "" if process_index == 0 else f"[process {process_index}] "
+    handler = LogHandler(sys.stderr)
+    handler.addFilter(is_shown)
     logging.basicConfig(
         level=logging.INFO if process_index == 0 else logging.WARNING,
         format=f"%(asctime)s {prefix}%(levelname).1s %(name)s: %(message)s",
         datefmt="%H:%M:%S",
-        stream=sys.stderr,
+        handlers=[handler],
         force=True,
     )
-    for verbose in ("jax", "orbax"):
-        logging.getLogger(verbose).setLevel(logging.WARNING)
-    # Orbax logs there, at several places and with tracebacks, each error that it also raises.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    quiet_libraries()

@@ -26,7 +26,7 @@ def load_config(path: Path | str) -> ExperimentConfig:
     """
     path = Path(path)
     try:
-        source = path.read_text(encoding="utf-8")
+        source = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise ConfigError(f"config file {path} does not exist; give the path of a Python file") from error
     except (OSError, UnicodeDecodeError) as error:

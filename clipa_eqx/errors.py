@@ -48,6 +48,24 @@ class NonFiniteError(ClipaError, RuntimeError):
     """The loss or a parameter became NaN or infinite; the message names step, samples and last good checkpoint."""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of the machine or of a device, as JAX and Python report it."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    # Not by isinstance: programs that do not use JAX need not import it.
+    return isinstance(error, MemoryError) or (
+        bool(kinds & {"XlaRuntimeError", "JaxRuntimeError"}) and "RESOURCE_EXHAUSTED" in str(error)
+    )
+
+
+def pip_install(*packages: str) -> str:
+    """The command that installs optional packages, for messages. It is right in a clone and for an installed wheel.
+
+    >>> pip_install("wandb")
+    'pip install wandb'
+    """
+    return " ".join(("pip install", *packages))
+
+
 def counted(number: int, noun: str) -> str:
     """A number with its noun, in the plural unless it is 1.
 

@@ -180,6 +180,8 @@ class ExperimentConfig:
         log_every_steps: period of the lines in ``metrics.jsonl``, in steps.
         loss: "global" computes all logits in one program, "sharded" on each device its rows; the value is the same.
         wandb: metrics for Weights & Biases; ``None`` sends none.
+        tensorboard: also write the metrics as event files for TensorBoard, into the folder ``tensorboard`` of the run
+            folder; needs the package tensorboardX.
 
     Raises:
         ConfigError: parts that contradict each other. The message lists all of them.
@@ -200,6 +202,7 @@ class ExperimentConfig:
     log_every_steps: int = 50
     loss: Literal["global", "sharded"] = "global"
     wandb: WandbConfig | None = None
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         problems = [*_size_problems(self), *_batch_problems(self)]

@@ -19,7 +19,7 @@ def read_json_object(path: Path, *, error: type[ClipaError], hint: str) -> dict[
         error: the file cannot be read, is not JSON, or holds another value than an object.
     """
     try:
-        found: object = json.loads(path.read_text(encoding="utf-8"))
+        found: object = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as cause:
         raise error(f"{path} cannot be read ({cause}); {hint}") from cause
     if not isinstance(found, dict):

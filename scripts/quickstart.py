@@ -1,12 +1,12 @@
 """From icon fonts to a trained and scored CLIPA model with a report (`make quickstart`)."""
 
-import argparse
 import itertools
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from clipa_eqx.argument_parser import ArgumentParser
 from clipa_eqx.cli import run
 
 _log = logging.getLogger("quickstart")
@@ -14,7 +14,7 @@ _log = logging.getLogger("quickstart")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the quickstart, or resume it; returns the exit code. Raises ClipaError for a mistake of the user."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("runs/quickstart"), help="where all files go")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(

@@ -27,7 +27,8 @@ from clipa_eqx.training.metrics import read_metrics
 from clipa_eqx.training.stopping import Interrupted
 from configs.quickstart_pretrain import VOCAB_SIZE
 from conversion.icons.build import build_icon_records
-from scripts.quickstart_report import Result, Stage, read_baseline, training_seconds, write_report
+from scripts.quickstart_report import write_report
+from scripts.quickstart_result import Result, Stage, read_baseline, training_seconds
 
 ROOT = Path(__file__).resolve().parent.parent
 BASELINE = ROOT / "docs" / "quickstart_baseline.json"
@@ -156,6 +157,6 @@ def _baseline(result: Result) -> dict[str, object]:
     return {
         **result.to_json(),
         "machine": f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}",
-        "seconds_per_example": training_seconds(stage.curve)[-1] / curve[-1][0],
+        "seconds_per_example": training_seconds(stage.curve) / curve[-1][0],
         "curve": curve,
     }

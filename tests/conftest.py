@@ -2,9 +2,12 @@
 
 import logging
 import signal
+import subprocess
+import sys
 
 import jax
 import jax.random as jr
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -30,6 +33,14 @@ def getkey():
         return out
 
     return next_key
+
+
+@pytest.fixture
+def no_type_checks():
+    """Turn off the checks of types and shapes that only tests have, to see the errors that users get."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture
@@ -59,3 +70,10 @@ def no_self_check(monkeypatch):
 
     ones = Embeddings(np.ones((1, 16), np.float32), np.ones((2, 16), np.float32))
     monkeypatch.setattr(write_model_module, "embed_fixed_inputs", lambda folder, *, advance: ones)
+
+
+@pytest.fixture
+def dead():
+    """The id of a process that has ended."""
+    done = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    return int(done.stdout)

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from clipa_eqx.data.manifest import MANIFEST_NAME, Manifest, manifest_from_json
-from clipa_eqx.errors import DataError
+from clipa_eqx.errors import DataError, pip_install
 
 
 def is_url(folder: str | Path) -> bool:
@@ -36,7 +36,7 @@ def read_bucket_manifest(folder: str) -> Manifest:
         with fsspec.open(where, "rb") as file:
             content: bytes = file.read()
     except ImportError as error:
-        raise DataError(f"{where} cannot be read: {error}; pip install 'clipa_eqx[gcs]'") from error
+        raise DataError(f"{where} cannot be read: {error}; {pip_install('gcsfs')}") from error
     # Drivers raise errors of their own for missing files, credentials and connections.
     except Exception as error:
         raise DataError(

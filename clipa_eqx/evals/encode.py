@@ -2,14 +2,19 @@
 
 import functools
 import math
+from collections.abc import Hashable
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, UInt8
 
+from clipa_eqx.device_memory import check_fits, device_limit, memory_of
+from clipa_eqx.errors import counted
 from clipa_eqx.models.clip import CLIP
 from clipa_eqx.models.device_pixels import normalize_on_device
+from clipa_eqx.progress import LINE_EVERY, waiting
 
 
 def encode_images(
@@ -19,9 +24,13 @@ def encode_images(
 
     With a mesh, the batch is padded with zeros to the next multiple of the devices that split it, and all processes
     must pass the same number of rows. The call returns before the work is done. One compilation per batch shape.
+
+    Raises:
+        ConfigError: the batch needs more memory than a device has.
     """
     batch, axes = _place(images, mesh)
     with jax.set_mesh(mesh):
+        _compile(_encode_images, model, batch, axes=axes, what="images")
         return _encode_images(model, batch, axes=axes)
 
 
@@ -31,6 +40,7 @@ def encode_texts(
     """Unit float32 embeddings of this process's tokenized texts; otherwise like ``encode_images``."""
     batch, axes = _place(tokens, mesh)
     with jax.set_mesh(mesh):
+        _compile(_encode_texts, model, batch, axes=axes, what="texts")
         return _encode_texts(model, batch, axes=axes)
 
 
@@ -74,6 +84,27 @@ def _encode_texts(
     model: CLIP, tokens: Int[Array, "batch length"], *, axes: tuple[str, ...]
 ) -> Float[Array, "batch embed"]:
     return _keep_split(jax.vmap(model.encode_text, spmd_axis_name=axes or None)(tokens), axes)
+
+
+_compiled: set[tuple[Hashable, ...]] = set()
+"""Batches whose memory was checked."""
+
+
+def _compile(function: Any, model: CLIP, batch: np.ndarray | Array, *, axes: tuple[str, ...], what: str) -> None:
+    """Compile for a new kind of batch with progress, and check that it fits; the call that follows reuses the work."""
+    leaves: list[Any] = jax.tree.leaves((model, batch))
+    described = ((leaf.shape, str(leaf.dtype), getattr(leaf, "sharding", None)) for leaf in leaves)
+    signature: tuple[Hashable, ...] = (what, jax.tree.structure(model), axes, *described)
+    if signature in _compiled:
+        return
+    rows = batch.shape[0]
+    with waiting(f"compiling for {counted(rows, what[:-1])} at once", first=LINE_EVERY):
+        needed = memory_of(function.lower(model, batch, axes=axes).compile())
+    device: Any = jax.devices()[0] if isinstance(batch, np.ndarray) else next(iter(batch.sharding.addressable_devices))
+    if needed is not None:
+        advice = [f"a smaller batch: half of it is {max(rows // 2, 1)}"]
+        check_fits(needed, device_limit(device), what=f"encoding {counted(rows, what[:-1])} at once", advice=advice)
+    _compiled.add(signature)
 
 
 def _keep_split(rows: Float[Array, "batch embed"], axes: tuple[str, ...]) -> Float[Array, "batch embed"]:

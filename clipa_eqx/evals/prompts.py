@@ -12,6 +12,8 @@ from clipa_eqx.errors import ConfigError, DataError
 
 PromptSet = Literal["clip_paper", "clip_best", "class_name_only", "open_clip"]
 ClassNameSet = Literal["imagenet", "imagenet_a", "imagenet_r"]
+PromptReduction = Literal["truncate", "syntax"]
+"""How prompts longer than the text tower are cut."""
 
 _DELETE_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -48,6 +50,11 @@ def named_class_names(name: ClassNameSet) -> tuple[str, ...]:
     return tuple(imagenet[index] for index in subsets[name])
 
 
+def prompt_reduction(of_training: str | None) -> PromptReduction:
+    """Cut prompts as captions were cut in training, unless that was random or is not recorded: then truncate."""
+    return "syntax" if of_training == "syntax" else "truncate"
+
+
 def read_class_names(path: str) -> tuple[str, ...]:
     """Class names from a UTF-8 text file, one per line in label order.
 
@@ -55,7 +62,7 @@ def read_class_names(path: str) -> tuple[str, ...]:
         DataError: the file cannot be read, is empty, or has an empty line.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"class names {path} cannot be read: {error}; give a UTF-8 file, one name per line") from error
     empty = [number for number, line in enumerate(lines, start=1) if not line.strip()]

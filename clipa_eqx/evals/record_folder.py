@@ -1,12 +1,10 @@
 """Zero-shot scoring of a record folder in one call: prompts, batches, embeddings and counts."""
 
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 
 import numpy as np
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from clipa_eqx.data.array_record_reader import RecordSource
 from clipa_eqx.data.images.evaluation import EvalImageConfig, eval_image
@@ -21,6 +19,7 @@ from clipa_eqx.evals.zero_shot import (
     warn_of_padding,
 )
 from clipa_eqx.models.clip import CLIP
+from clipa_eqx.progress import progress_bar
 from clipa_eqx.tokenizer.wordpiece import Tokenizer
 
 
@@ -65,9 +64,7 @@ def score_records(
 
 
 def _with_progress(batches: Iterable[Mapping[str, np.ndarray]], *, total: int) -> Iterator[Mapping[str, np.ndarray]]:
-    # A terminal is redrawn often; a log file gets one line per 30 s.
-    interval = 0.5 if sys.stderr.isatty() else 30.0
-    with tqdm(total=total, unit="image", mininterval=interval, dynamic_ncols=True) as bar:
+    with progress_bar(what="scoring", total=total, unit="image", delay=0.0) as bar:
         for batch in batches:
             yield batch
             bar.update(int(batch["mask"].sum()))

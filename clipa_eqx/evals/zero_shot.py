@@ -14,10 +14,12 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int32, UInt8
 
+from clipa_eqx.data.array_record_reader import RecordSource
 from clipa_eqx.data.records import Record
 from clipa_eqx.errors import ConfigError, DataError, counted
 from clipa_eqx.evals.counting import ZeroShotResult, score, sum_processes
 from clipa_eqx.evals.encode import encode_images, encode_texts, local_rows
+from clipa_eqx.evals.labels import check_labels, check_number, labels_of
 from clipa_eqx.evals.prompts import (
     ClassNameSet,
     PromptSet,
@@ -27,6 +29,7 @@ from clipa_eqx.evals.prompts import (
     read_class_names,
 )
 from clipa_eqx.models.clip import CLIP
+from clipa_eqx.progress import progress_bar
 from clipa_eqx.tokenizer.unknown import warn_of_unknown
 from clipa_eqx.tokenizer.wordpiece import Tokenizer
 
@@ -105,7 +108,7 @@ class ZeroShotTask:
 def prepare_zero_shot(
     config: ZeroShotConfig, *, manifest_class_names: Sequence[str] | None, tokenizer: Tokenizer, length: int
 ) -> ZeroShotTask:
-    """Make the prompts of all classes and tokenize them.
+    """Make the prompts of all classes, tokenize them, and log how many are cut.
 
     Args:
         manifest_class_names: ``source.manifest.class_names`` of the record folder, in label order.
@@ -118,27 +121,20 @@ def prepare_zero_shot(
         ConfigError: a template has no ``{}``, or there is none.
         DataError: there are no class names, one of them is empty, or their file cannot be read.
     """
+    task = make_task(config, manifest_class_names=manifest_class_names, tokenizer=tokenizer, length=length)
+    log_prompts(task, tokenizer)
+    return task
+
+
+def make_task(
+    config: ZeroShotConfig, *, manifest_class_names: Sequence[str] | None, tokenizer: Tokenizer, length: int
+) -> ZeroShotTask:
+    """What ``prepare_zero_shot`` returns, without a line in the log."""
     names = _class_names(config, manifest_class_names)
     templates = named_templates(config.templates) if isinstance(config.templates, str) else config.templates
     prompts = class_prompts(names, templates, canonical=config.canonicalize, first_name_only=config.first_name_only)
     encoded = [tokenizer(texts, length=length, reduction=config.text_reduction) for texts in prompts]
     truncated, total = sum(tokens.truncated for tokens in encoded), sum(map(len, prompts))
-    _log.info("zero-shot on %s: %d classes, %d prompts, %d of them cut", config.data, len(names), total, truncated)
-    if truncated > total / 10:
-        _log.warning(
-            "%.0f %% of the prompts are longer than the text tower's %d tokens and lose words; compare with shorter "
-            "templates, such as class_name_only",
-            100 * truncated / total,
-            length,
-        )
-    ids = np.concatenate([tokens.ids for tokens in encoded])
-    warn_of_unknown(
-        f"prompts of {config.data}",
-        unknown=int(np.count_nonzero(ids == tokenizer.unk_id)),
-        pieces=int(np.count_nonzero(ids[:, 1:] != tokenizer.pad_id)),
-        vocabulary=f"the model's vocabulary of {tokenizer.vocab_size:,} pieces",
-        advice="Class names and templates must be in a language that the vocabulary was made for",
-    )
     about = {
         "data": config.data,
         "template_count": len(templates),
@@ -161,6 +157,46 @@ def warn_of_padding(config: ZeroShotConfig, *, records: int) -> None:
             counted(records, "record"),
             max(1, records),
         )
+
+
+def log_prompts(task: ZeroShotTask, tokenizer: Tokenizer) -> None:
+    """Log the number of classes and prompts, and how many prompts lose words or have words that are not known."""
+    truncated, total = task.about["truncated_prompts"], task.about["prompt_count"]
+    _log.info(
+        "zero-shot on %s: %d classes, %d prompts, %d of them cut",
+        task.config.data,
+        len(task.class_names),
+        total,
+        truncated,
+    )
+    if truncated > total / 10:
+        _log.warning(
+            "%.0f %% of the prompts are longer than the text tower's %d tokens and lose words; compare with shorter "
+            "templates, such as class_name_only",
+            100 * truncated / total,
+            task.tokens[0].shape[1],
+        )
+    ids = np.concatenate(task.tokens)
+    warn_of_unknown(
+        f"prompts of {task.config.data}",
+        unknown=int(np.count_nonzero(ids == tokenizer.unk_id)),
+        pieces=int(np.count_nonzero(ids[:, 1:] != tokenizer.pad_id)),
+        vocabulary=f"the model's vocabulary of {tokenizer.vocab_size:,} pieces",
+        advice="Class names and templates must be in a language that the vocabulary was made for",
+    )
+
+
+def check_set(config: ZeroShotConfig, source: RecordSource) -> None:
+    """Check what can be checked of an evaluation without a model: class names, templates, and a few labels.
+
+    Raises:
+        ConfigError: a template has no ``{}``, or there is none.
+        DataError: there are no class names or no records, or a record that was read has no valid label.
+    """
+    names = _class_names(config, source.manifest.class_names)
+    templates = named_templates(config.templates) if isinstance(config.templates, str) else config.templates
+    class_prompts(names[:1], templates)
+    check_labels(source, classes=len(names), max_labels=config.max_labels)
 
 
 def evaluate_zero_shot(
@@ -206,12 +242,8 @@ class ZeroShotTransform:
         Raises:
             DataError: the record has no label or more than ``max_labels``, or its image is damaged.
         """
-        labels = _labels(record)
-        if len(labels) > self.max_labels:
-            raise DataError(
-                f"record {record.key!r} has {len(labels)} labels, zero-shot scoring expects at most {self.max_labels}; "
-                "set max_labels"
-            )
+        labels = labels_of(record)
+        check_number(record, labels, max_labels=self.max_labels)
         row = np.full((self.max_labels,), -1, np.int32)
         row[: len(labels)] = labels
         return {"image": self.prepare_image(record.image), "label": row}
@@ -241,7 +273,8 @@ def class_embeddings(
     owner = np.repeat(np.arange(len(kept)), [len(prompts) for prompts in kept])
     local = -(-batch_size // jax.process_count())
     sums: np.ndarray | None = None
-    for start in range(0, len(texts), local * jax.process_count()):
+    starts = range(0, len(texts), local * jax.process_count())
+    for start in progress_bar(starts, what="encoding prompts", total=len(starts), unit="batch"):
         mine = slice(start + local * jax.process_index(), start + local * (jax.process_index() + 1))
         batch = np.zeros((local, texts.shape[1]), np.int32)
         batch[: len(texts[mine])] = texts[mine]
@@ -253,18 +286,6 @@ def class_embeddings(
     means = sum_processes(sums) / np.bincount(owner)[:, None]
     unit = means / (1e-8 + np.linalg.norm(means, axis=1, keepdims=True))
     return unit.astype(np.float32)[row_of_class]
-
-
-def _labels(record: Record) -> tuple[int, ...]:
-    text = record.extra.get("labels")
-    if text is not None:
-        try:
-            return tuple(int(part) for part in str(text).split(","))
-        except ValueError as error:
-            raise DataError(f"record {record.key!r}: extra['labels'] must be like '3,17', got {text!r}") from error
-    if record.label is None:
-        raise DataError(f"record {record.key!r} has no label; zero-shot scoring needs labeled records")
-    return (record.label,)
 
 
 def _class_names(config: ZeroShotConfig, manifest_class_names: Sequence[str] | None) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from clipa_eqx.saved.kinds import (
     PREPROCESS_FILE,
     PROVENANCE_FILE,
 )
-from clipa_eqx.sharding import AXES, MeshConfig, describe_shardings
+from clipa_eqx.sharding import AXES, MeshConfig, check_batch, describe_shardings
 from clipa_eqx.training.checkpoint_record import committed_steps
 from clipa_eqx.training.metrics import read_metrics
 from clipa_eqx.training.run_folder import read_record
@@ -32,7 +32,14 @@ MeshSizes = tuple[int, int, int]
 
 
 def describe_config(config: ExperimentConfig, mesh: MeshSizes | None) -> Iterator[str]:
-    """A run's config as JSON, and the parameters of its model."""
+    """A run's config as JSON, and the parameters of its model.
+
+    Raises:
+        ShardingError: the mesh does not divide the batch.
+        ConfigError: the mesh cannot split the model.
+    """
+    if mesh is not None:
+        check_batch(config.batch_size, _abstract_mesh(mesh))
     yield _json(to_json(config))
     yield from describe_parameters(config.model, mesh)
 
@@ -112,9 +119,13 @@ def describe_parameters(config: CLIPConfig, mesh: MeshSizes | None) -> Iterator[
 
 
 def _splits(model: CLIP, sizes: MeshSizes) -> dict[str, str]:
-    MeshConfig(**dict(zip(AXES, sizes, strict=True)))  # raises on sizes that do not work
-    found = describe_shardings(model, AbstractMesh(sizes, AXES))
+    found = describe_shardings(model, _abstract_mesh(sizes))
     return {path: ", ".join(str(axis or "-") for axis in spec) or "whole" for path, spec in found.items()}
+
+
+def _abstract_mesh(sizes: MeshSizes) -> AbstractMesh:
+    MeshConfig(**dict(zip(AXES, sizes, strict=True)))  # raises on sizes that do not work
+    return AbstractMesh(sizes, AXES)
 
 
 def _json(value: Any) -> str:

@@ -1,10 +1,13 @@
 """Score a model on labeled records and write the result as JSON."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from clipa_eqx.argument_parser import ArgumentParser
 from clipa_eqx.cli import run
+from clipa_eqx.commands import command_line, next_lines
 from clipa_eqx.errors import ConfigError
 
 EPILOG = """A model folder is scored with the tokenizer and the image preprocessing saved in it. A run folder is scored
@@ -18,7 +21,8 @@ CLASS_NAME_SETS = ("manifest", "imagenet", "imagenet_a", "imagenet_r")
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Score, print top-1 and top-5, and write the result file. Raises ClipaError for a mistake of the user."""
-    arguments = _parser().parse_args(argv)
+    given = sys.argv[1:] if argv is None else argv
+    arguments = _parser().parse_args(given)
     if arguments.out.is_dir():
         raise ConfigError(f"--out {arguments.out} is a folder; give the name of a JSON file")
     if arguments.out.exists() and not arguments.overwrite:
@@ -48,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_result(arguments.out, content)
     print(f"top-1 {100 * content['top1']:.2f} %, top-5 {100 * content['top5']:.2f} % of {content['count']:,} images")
     print(f"written to {arguments.out}")
+    print("\n".join(_next_lines(arguments, given)))
 
 
 def program() -> int:
@@ -55,10 +60,20 @@ def program() -> int:
     return run(main)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+def _next_lines(arguments: argparse.Namespace, given: Sequence[str]) -> list[str]:
+    path: Path = arguments.out
+    out = path.with_stem(f"{path.stem}-predictions")
+    # The same flags again; of a flag that is given twice the last one counts.
+    with_classes = command_line("evaluate", *given, "--predictions", "--out", out)
+    tune = command_line("train", "CONFIG.py", "--workdir", "NEW_RUN", "--init-from", arguments.model)
+    return next_lines(
+        *([] if arguments.predictions else [(with_classes, "the five likeliest classes of each image")]),
+        (tune, "train on from these weights"),
     )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = ArgumentParser(description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, metavar="MODEL_OR_RUN", help="a model folder or a run folder")
     parser.add_argument("--suite", choices=("zero-shot",), required=True)
     parser.add_argument("--data", required=True, metavar="DIR", help="folder of labeled records with its manifest")
@@ -96,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _templates(path: Path) -> tuple[str, ...]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"--templates-file {path} cannot be read ({error}); give a UTF-8 file, one template per line"

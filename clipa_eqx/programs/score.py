@@ -13,12 +13,12 @@ from typing import Any, Literal
 
 from clipa_eqx.data.array_record_reader import open_records
 from clipa_eqx.data.images.evaluation import EvalImageConfig
-from clipa_eqx.errors import counted
-from clipa_eqx.evals.prompts import ClassNameSet, PromptSet
+from clipa_eqx.devices import in_words, open_devices
+from clipa_eqx.evals.prompts import ClassNameSet, PromptReduction, PromptSet
 from clipa_eqx.evals.record_folder import score_records
-from clipa_eqx.evals.zero_shot import ZeroShotConfig
+from clipa_eqx.evals.zero_shot import ZeroShotConfig, check_set
 from clipa_eqx.json_config import to_json
-from clipa_eqx.programs.scored import PromptReduction, load_scored
+from clipa_eqx.programs.scored import load_scored
 from clipa_eqx.replacing import write_text
 from clipa_eqx.sharding import MeshConfig, make_mesh
 
@@ -78,13 +78,16 @@ def score(request: Request) -> dict[str, Any]:
         max_labels=request.max_labels,
     )
     source = open_records(request.data)
-    mesh = make_mesh(MeshConfig())
+    check_set(config, source)
+    devices = open_devices()
+    _log.info("scoring on %s", in_words(devices))
+    mesh = make_mesh(MeshConfig(), devices=devices)
     scored = load_scored(request.model, mesh)
     config = dataclasses.replace(config, text_reduction=request.text_reduction or scored.text_reduction)
     preprocess = _with_mode(scored.preprocess, request.image_mode)
     length = scored.model.config.text.length
     _log.info("prompts longer than %d tokens: %s", length, config.text_reduction)
-    _log.info("%s on %s, %s", request.model, counted(mesh.size, "device"), _in_words(preprocess))
+    _log.info("%s, %s", request.model, _preparation(preprocess))
     since = time.perf_counter()
     result = score_records(
         scored.model,
@@ -108,7 +111,7 @@ def score(request: Request) -> dict[str, Any]:
     }
 
 
-def _in_words(preprocess: EvalImageConfig) -> str:
+def _preparation(preprocess: EvalImageConfig) -> str:
     """Image preparation for the log: height x width, resizing and mode."""
     height, width = preprocess.size
     return f"images of {height} x {width} pixels, {preprocess.resize}, {preprocess.mode}"

@@ -5,13 +5,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import jax
 from jax.sharding import Mesh
 
 from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.data.verification import hash_file
+from clipa_eqx.evals.prompts import PromptReduction, prompt_reduction
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.json_config import from_json
 from clipa_eqx.models.clip import CLIP
@@ -22,9 +22,6 @@ from clipa_eqx.tokenizer.loading import load_tokenizer
 from clipa_eqx.tokenizer.wordpiece import Tokenizer
 from clipa_eqx.training.restoring import read_newest
 from clipa_eqx.training.run_folder import read_record
-
-PromptReduction = Literal["truncate", "syntax"]
-"""How prompts longer than the text tower are cut."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +60,7 @@ def _load_model_folder(folder: Path, mesh: Mesh) -> Scored:
         model=jax.device_put(loaded.model, shardings_for(loaded.model, mesh)),
         tokenizer=loaded.tokenizer.tokenizer,
         preprocess=loaded.preprocess.config,
-        text_reduction=_prompt_reduction(loaded.provenance.text_reduction),
+        text_reduction=prompt_reduction(loaded.provenance.text_reduction),
         identity={"kind": "model folder", "path": str(folder), "sha256": hash_file(folder / WEIGHTS_FILE)},
     )
 
@@ -78,11 +75,6 @@ def _load_checkpoint(folder: Path, mesh: Mesh) -> Scored:
         model=model,
         tokenizer=load_tokenizer(config.data.vocab, model_vocab=config.model.text.vocab),
         preprocess=config.eval_image,
-        text_reduction=_prompt_reduction(config.data.text_reduction),
+        text_reduction=prompt_reduction(config.data.text_reduction),
         identity={"kind": "checkpoint", "path": str(folder), "step": step, "run_sha256": digest},
     )
-
-
-def _prompt_reduction(of_training: str | None) -> PromptReduction:
-    """Cut prompts as captions were cut in training, unless that was random or is not recorded: then truncate."""
-    return "syntax" if of_training == "syntax" else "truncate"

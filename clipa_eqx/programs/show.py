@@ -5,11 +5,14 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from clipa_eqx.argument_parser import ArgumentParser
 from clipa_eqx.cli import run
 from clipa_eqx.errors import ConfigError
 
 EPILOG = """Prints the resolved config as JSON and a table of all parameters: shape, number of values and, with --mesh,
-how each is split over the devices. A run folder also gets its saved steps and its last metrics. A record folder gets
+how each is split over the devices. A run folder also gets its saved steps, its last metrics, its progress, and the
+curves of loss, accuracy, scores, learning rate and speed: in the terminal, and as NAME-curves.png in the current folder
+or the file that --out names. This works while the run trains, and changes nothing in its folder. A record folder gets
 its manifest, and a sheet of its first samples as a model sees them: here random crops of 112 px with color jitter,
 captions and 32 tokens. The sheet is NAME-sheet.png in the current folder, NAME being that of the record folder, or the
 file that --sheet names. An existing file of that name is replaced. Damaged records are named and replaced by others.
@@ -20,9 +23,7 @@ Exit codes: 0 done, 2 a mistake in what is shown, 1 anything else."""
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print what the target is. Raises ClipaError for a mistake of the user."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = ArgumentParser(description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("target", metavar="CONFIG.py|MODEL|RUN|RECORDS")
     parser.add_argument(
         "--sheet",
@@ -31,11 +32,26 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="write the sheet here, replacing the file; default for records: NAME-sheet.png in the current folder",
     )
     parser.add_argument("--samples", type=int, default=24, help="number of samples on the sheet (default: 24)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE.png",
+        help="draw the curves of a run here (.png, .svg or .pdf), replacing the file; "
+        "default: NAME-curves.png in the current folder",
+    )
+    parser.add_argument(
+        "--every",
+        type=float,
+        metavar="SECONDS",
+        help="show progress and curves of a run again and again, until it is finished or you press Ctrl-C",
+    )
     parser.add_argument("--mesh", metavar="64x8x1", help="sizes of the axes data, fsdp and tensor; needs no devices")
     arguments, overrides = parser.parse_known_args(argv)
     target = Path(arguments.target)
     if overrides and target.suffix != ".py":
         raise ConfigError(f"unknown arguments {' '.join(overrides)}; only a config file takes overrides")
+    if arguments.every is not None and not 1 <= arguments.every <= 86400:
+        raise ConfigError(f"--every is {arguments.every:g}; give seconds, at least 1 and at most a day (86400)")
     mesh = None if arguments.mesh is None else _mesh_sizes(arguments.mesh)
 
     # Nothing here computes on a device, and on a TPU host a training run may hold them.
@@ -47,9 +63,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         target,
         overrides,
         program=f"{parser.prog} {target}",
+        program_flags=parser.flags,
         sheet=arguments.sheet,
         samples=arguments.samples,
         mesh=mesh,
+        out=arguments.out,
+        every_seconds=arguments.every,
     )
 
 

@@ -1,4 +1,4 @@
-"""Show a target: determine what it is, print its description, and draw the sheet of its samples."""
+"""Show a target: determine what it is, print its description, and draw the sheet of its samples or its curves."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -7,7 +7,8 @@ from clipa_eqx.config_files import apply_overrides, load_config
 from clipa_eqx.errors import ConfigError, DataError
 from clipa_eqx.programs.describe import describe_config, describe_model, describe_records, describe_run
 from clipa_eqx.programs.sheets import draw_config, draw_records
-from clipa_eqx.saved.kinds import expect_kind
+from clipa_eqx.programs.watch import show_curves
+from clipa_eqx.saved.kinds import expect_kind, kind_of
 
 
 def show(
@@ -15,26 +16,35 @@ def show(
     overrides: Sequence[str],
     *,
     program: str,
+    program_flags: Sequence[str] = (),
     sheet: Path | None,
     samples: int,
     mesh: tuple[int, int, int] | None,
+    out: Path | None,
+    every_seconds: float | None,
 ) -> None:
     """Print a config file, a model folder, a run folder or a record folder.
 
     Args:
         overrides: flags that change a config file.
         program: what their help calls the program.
+        program_flags: flags of the program itself, which a wrong flag may have meant.
         sheet: where to draw samples of a config or of records.
         samples: how many.
         mesh: sizes of the axes data, fsdp and tensor that parameters are split over.
+        out: the image file for the curves of a run; None is ``NAME-curves.png`` in the current folder.
+        every_seconds: show only progress and curves of a run, again and again until it is finished.
 
     Raises:
         CheckpointError: the target is none of these.
         ConfigError: a flag does not fit it.
         ClipaError: the target is damaged.
     """
+    is_run = target.suffix != ".py" and kind_of(target) == "run folder"
+    if not is_run and (out is not None or every_seconds is not None):
+        raise ConfigError(f"--out and --every show the curves of a run folder; {target} is none")
     if target.suffix == ".py":
-        config = apply_overrides(load_config(target), overrides, program=program)
+        config = apply_overrides(load_config(target), overrides, program=program, program_flags=program_flags)
         if sheet is None:
             _print(describe_config(config, mesh))
         else:
@@ -47,7 +57,13 @@ def show(
         _draw_records(target, sheet, samples=samples)
         return
     _refuse(sheet)
-    _print(describe_model(target, mesh) if kind == "model folder" else describe_run(target, mesh))
+    if kind == "model folder":
+        _print(describe_model(target, mesh))
+        return
+    if every_seconds is None:
+        _print(describe_run(target, mesh))
+        print()
+    show_curves(target, out, every_seconds=every_seconds)
 
 
 def _draw_records(folder: Path, sheet: Path | None, *, samples: int) -> None:
@@ -57,7 +73,7 @@ def _draw_records(folder: Path, sheet: Path | None, *, samples: int) -> None:
         if sheet is None and Path.cwd() == folder.resolve():
             raise DataError("it would be written into the record folder; name a file with --sheet")
         draw_records(folder, path, samples=samples)
-    except DataError as error:
+    except (ConfigError, DataError) as error:
         if sheet is not None:
             raise
         print(f"no sheet is drawn: {error}")

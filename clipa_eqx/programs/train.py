@@ -5,28 +5,26 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from clipa_eqx.argument_parser import ArgumentParser
 from clipa_eqx.cli import OK, run
 from clipa_eqx.errors import ConfigError
+from clipa_eqx.programs.distributed import add_distributed_flags, processes_of
 
 EPILOG = """Any field of the config is a flag: --batch-size 64 --optim.peak-lr 4e-4 --data.sources.0.folder DIR.
 `%(prog)s CONFIG.py --help-config` lists all of them. Run the same command again to resume an interrupted run.
 Exit codes: 0 done, 75 interrupted by SIGINT or SIGTERM and saved (run the command again), 2 a mistake in config, data
-or run folder, or no space on the disk, 1 anything else."""
+or run folder, a device that is not there, too little memory or disk space, 1 anything else."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, or print a config; returns the exit code. Raises ClipaError for a mistake of the user."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = ArgumentParser(description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", metavar="CONFIG.py", help="a Python file with `def config() -> ExperimentConfig`")
     parser.add_argument("--workdir", type=Path, help="run folder: checkpoints, metrics.jsonl and model go there")
     parser.add_argument("--init-from", metavar="RUN_OR_MODEL", help="start from these weights (sets init.source)")
     parser.add_argument("--print-config", action="store_true", help="print the resolved config as JSON and exit")
     parser.add_argument("--help-config", action="store_true", help="list the flags of every config field and exit")
-    parser.add_argument(
-        "--distributed", action="store_true", help="call jax.distributed.initialize() first (pods find their hosts)"
-    )
+    add_distributed_flags(parser)
     arguments, overrides = parser.parse_known_args(argv)
 
     # The work needs jax; --help does not.
@@ -37,13 +35,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         ["--help"] if arguments.help_config else overrides,
         init_from=arguments.init_from,
         program=f"{parser.prog} {arguments.config}",
+        program_flags=parser.flags,
     )
     if arguments.print_config:
         print(json.dumps(training_run.to_json(config), indent=1))
         return OK
     if arguments.workdir is None:
         raise ConfigError("--workdir is missing; give the folder for this run's checkpoints, metrics and model")
-    return training_run.start(config, arguments.workdir, distributed=arguments.distributed)
+    return training_run.start(config, arguments.workdir, processes=processes_of(arguments))
 
 
 def program() -> int:

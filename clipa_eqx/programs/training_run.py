@@ -7,11 +7,14 @@ from pathlib import Path
 
 import jax
 
-from clipa_eqx.cli import INTERRUPTED, OK, set_up_logging
+from clipa_eqx.cli import INTERRUPTED, OK
+from clipa_eqx.commands import command_line, next_lines
 from clipa_eqx.config_files import apply_overrides, load_config
 from clipa_eqx.errors import counted
 from clipa_eqx.experiment import ExperimentConfig, InitConfig
 from clipa_eqx.json_config import to_json
+from clipa_eqx.programs.connection import connect_processes
+from clipa_eqx.programs.distributed import Processes
 from clipa_eqx.training.loop import train
 from clipa_eqx.training.stopping import Interrupted
 
@@ -47,22 +50,33 @@ def resolve_config(
     return apply_overrides(config, overrides, program=program, program_flags=program_flags)
 
 
-def start(config: ExperimentConfig, workdir: Path, *, distributed: bool = False) -> int:
+def start(config: ExperimentConfig, workdir: Path, *, processes: Processes | None = None) -> int:
     """Train in a run folder, from its last checkpoint if it has one, and return the exit code.
 
     Args:
-        distributed: initialize ``jax.distributed`` first, before any device is touched.
+        processes: connect to the other processes of the run first, before any device is touched.
 
     Raises:
         ClipaError: a mistake in config, data or run folder.
     """
-    if distributed:
-        jax.distributed.initialize()
-        set_up_logging(process_index=jax.process_index())
+    if processes is not None:
+        connect_processes(processes)
     try:
         result = train(config, workdir)
     except Interrupted as stop:
         _log.warning("%s", stop)
         return INTERRUPTED
     _log.info("done: %s, model in %s", counted(result.steps, "step"), result.model_folder)
+    if jax.process_index() == 0:
+        print("\n".join(_next_lines(config, workdir, result.model_folder)))
     return OK
+
+
+def _next_lines(config: ExperimentConfig, workdir: Path, model: Path) -> list[str]:
+    data = config.zero_shot[0].data if config.zero_shot else "LABELED_RECORDS"
+    result = workdir / "zero-shot.json"
+    score = command_line("evaluate", model, "--suite", "zero-shot", "--data", data, "--out", result)
+    return next_lines(
+        (command_line("show", workdir), "progress, curves and parameters of the run"),
+        (score, "score the model on records with class labels"),
+    )

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from threading import BoundedSemaphore
 from types import TracebackType
@@ -71,9 +72,14 @@ class LeafWriter:
         self._hashes = {name: hashlib.sha256() for name in leaves}
         self._free = BoundedSemaphore(_HASHED_AT_ONCE)
         self._file = path.open("xb")
-        self._file.write(len(text).to_bytes(8, "little") + text)
-        self._file.flush()
-        os.ftruncate(self._file.fileno(), self._start + end)
+        try:
+            self._file.write(len(text).to_bytes(8, "little") + text)
+            self._file.flush()
+            os.ftruncate(self._file.fileno(), self._start + end)
+        except OSError:
+            with suppress(OSError):  # closing writes again
+                self._file.close()
+            raise
         self._hasher = ThreadPoolExecutor(1)
 
     def write(self, name: str, values: np.ndarray, *, layer: int | None = None) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Float32, UInt8
 from PIL import Image
 from safetensors import SafetensorError, safe_open
@@ -15,15 +16,18 @@ from safetensors import SafetensorError, safe_open
 from clipa_eqx.data.images.evaluation import EvalImageConfig, eval_image, resize_for_eval
 from clipa_eqx.data.images.host_pixels import normalize_on_host
 from clipa_eqx.errors import CheckpointError, ClipaError, DataError, listed
+from clipa_eqx.evals.prompts import PromptReduction, prompt_reduction
 from clipa_eqx.models.clip import CLIP, CLIPConfig, abstract_clip
 from clipa_eqx.replacing import check_replaceable, new_folder
 from clipa_eqx.saved.description import MODEL_FOLDER, check_parts, write_description
+from clipa_eqx.saved.encoding import ImageLike, encode_image_list, encode_text_list
 from clipa_eqx.saved.kinds import WEIGHTS_FILE
 from clipa_eqx.saved.leaf_file import Leaf, LeafWriter
 from clipa_eqx.saved.leaf_hashes import array_hashes, check_hashes, recorded_hashes
 from clipa_eqx.saved.leaf_shapes import leaf_problems
 from clipa_eqx.saved.model_folder import open_model_folder
 from clipa_eqx.saved.provenance import Provenance
+from clipa_eqx.sharding import shardings_for
 from clipa_eqx.tokenizer.reduce import Reduction
 from clipa_eqx.tokenizer.wordpiece import Tokenizer, Tokens
 from clipa_eqx.trees import from_leaves, leaves_by_path
@@ -89,27 +93,33 @@ class Preprocess:
         batch = np.zeros((len(images), *self.config.size, 3), np.float32)
         for i, image in enumerate(images):
             try:
-                batch[i] = normalize_on_host(self._pixels(image))
+                batch[i] = normalize_on_host(self.pixels(image))
             except DataError as error:
                 raise DataError(f"image {i} of {len(images)}: {error}") from error
         return batch
 
-    def _pixels(self, image: Any) -> UInt8[np.ndarray, "height width 3"]:
-        if isinstance(image, bytes):
-            return eval_image(image, self.config)
-        if isinstance(image, Image.Image):
-            if image.mode.startswith("I"):
-                raise DataError(f"a Pillow image of mode {image.mode} has no 8-bit levels; pass the file's bytes")
-            return resize_for_eval(np.array(image.convert("RGB")), self.config)
-        if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
-            return resize_for_eval(image, self.config)
-        what = f"{image.dtype}{image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+    def pixels(self, image: bytes | Image.Image | np.ndarray) -> UInt8[np.ndarray, "height width 3"]:
+        """Pixels of one image at the size of the model, before normalization.
+
+        Raises:
+            DataError: not a complete image, or not of a type that a call takes.
+        """
+        given: Any = image
+        if isinstance(given, bytes):
+            return eval_image(given, self.config)
+        if isinstance(given, Image.Image):
+            if given.mode.startswith("I"):
+                raise DataError(f"a Pillow image of mode {given.mode} has no 8-bit levels; pass the file's bytes")
+            return resize_for_eval(np.array(given.convert("RGB")), self.config)
+        if isinstance(given, np.ndarray) and given.dtype == np.uint8 and given.ndim == 3 and given.shape[2] == 3:
+            return resize_for_eval(given, self.config)
+        what = f"{given.dtype}{given.shape}" if isinstance(given, np.ndarray) else type(given).__name__
         raise DataError(f"got {what}, expected bytes, a Pillow image or uint8[height width 3]")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
-    """The content of a model folder.
+    """The content of a model folder, and embeddings of images and texts.
 
     Attributes:
         model: both towers and the temperature, in float32.
@@ -122,6 +132,60 @@ class LoadedModel:
     tokenizer: ModelTokenizer
     preprocess: Preprocess
     provenance: Provenance
+
+    def encode_images(
+        self,
+        images: Sequence[ImageLike] | UInt8[np.ndarray, "images height width 3"],
+        *,
+        batch_size: int = 64,
+    ) -> Float32[np.ndarray, "images embed"]:
+        """Unit embeddings of images, prepared as for scoring; one row per image, in order. Shows progress after 2 s.
+
+        Args:
+            images: paths, contents of files, Pillow images or RGB arrays uint8[height width 3], mixed and of any size;
+                or one array uint8[images height width 3].
+            batch_size: most images at once over all devices. Each power of two up to it is compiled once.
+
+        Examples:
+            >>> clip = load_model("runs/first/model")  # doctest: +SKIP
+            >>> similarity = clip.encode_images(["cat.jpg"]) @ clip.encode_texts(["a cat", "a dog"]).T  # doctest: +SKIP
+
+        Raises:
+            ConfigError: ``batch_size`` below 1.
+            DataError: the argument is no list of images, or an image cannot be read; the message names it.
+        """
+        return encode_image_list(self.model, images, prepare=self.preprocess.pixels, batch_size=batch_size)
+
+    def encode_texts(
+        self,
+        texts: Sequence[str | bytes],
+        *,
+        reduction: PromptReduction | None = None,
+        batch_size: int = 256,
+    ) -> Float32[np.ndarray, "texts embed"]:
+        """Unit embeddings of texts, tokenized as for scoring; one row per text, in order. Shows progress after 2 s.
+
+        Args:
+            texts: captions or prompts; bytes are decoded as UTF-8.
+            reduction: how texts longer than the text tower are cut, "truncate" or "syntax"; None is as in training.
+            batch_size: most texts at once over all devices. Each power of two up to it is compiled once.
+
+        Raises:
+            ConfigError: ``batch_size`` below 1.
+            DataError: the argument is no list of texts; the message names the first entry that is no text.
+        """
+        cut = reduction or prompt_reduction(self.provenance.text_reduction)
+        return encode_text_list(
+            self.model, texts, tokenize=lambda rows: self.tokenizer(rows, reduction=cut).ids, batch_size=batch_size
+        )
+
+    def on_mesh(self, mesh: Mesh) -> "LoadedModel":
+        """The same model with its arrays placed on the devices of a mesh, which then share the work of encoding.
+
+        Raises:
+            ShardingError: a leaf that no rule places.
+        """
+        return replace(self, model=jax.device_put(self.model, shardings_for(self.model, mesh)))
 
 
 def save_model(
@@ -178,8 +242,8 @@ def load_model(folder: Path | str, *, verify: bool = True) -> LoadedModel:
 
     Examples:
         >>> clip = load_model("runs/h14/model")  # doctest: +SKIP
-        >>> images = jax.vmap(clip.model.encode_image)(clip.preprocess([Image.open("cat.jpg")]))  # doctest: +SKIP
-        >>> texts = jax.vmap(clip.model.encode_text)(clip.tokenizer(["a cat", "a dog"]).ids)  # doctest: +SKIP
+        >>> images = clip.encode_images(["cat.jpg", "dog.jpg"])  # doctest: +SKIP
+        >>> texts = clip.encode_texts(["a cat", "a dog"])  # doctest: +SKIP
 
     Raises:
         CheckpointError: ``folder`` is not a model folder; files are missing, damaged, of a later version, or do not fit

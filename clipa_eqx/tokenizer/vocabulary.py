@@ -1,25 +1,31 @@
 """Vocabulary files, with one word piece per line and the line number as its id; part-of-speech classes of pieces."""
 
 import functools
+import logging
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
-from clipa_eqx.errors import DataError
+from clipa_eqx.errors import DataError, counted
+from clipa_eqx.tokenizer.normalize import split_words
 
 PAD, UNKNOWN, CLASS = "[PAD]", "[UNK]", "[CLS]"
 SPECIAL = (PAD, UNKNOWN, CLASS, "[SEP]", "[MASK]")
 OTHER_CLASS = 4  # 1 noun, 2 adjective, 3 verb, 4 other
 
+_MOST_CAPITALS = 0.01
+
+_log = logging.getLogger(__name__)
+
 
 def read_vocab(path: Path) -> tuple[str, ...]:
-    """Read the pieces of a vocabulary file (UTF-8, Unix or Windows line ends).
+    """Read the pieces of a vocabulary file (UTF-8 with or without a byte order mark, Unix or Windows line ends).
 
     Raises:
         DataError: the file cannot be read or is not UTF-8.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise DataError(
             f"vocabulary {path}: {error.strerror}; give a text file with one word piece per line"
@@ -53,18 +59,40 @@ def check_vocab(pieces: Sequence[str], *, where: str) -> None:
     Raises:
         DataError: pieces are equal, empty or contain white space, or a special piece is missing or misplaced.
     """
+    for i, piece in enumerate(pieces):
+        if not piece or any(char.isspace() for char in piece):
+            raise DataError(
+                f"{where}: piece {i} (line {i + 1}) is {piece!r}; pieces must not be empty or contain white space"
+            )
     ids = {piece: i for i, piece in enumerate(pieces)}
     if len(ids) != len(pieces):
         twice = next(piece for i, piece in enumerate(pieces) if ids[piece] != i)
         raise DataError(f"{where}: the piece {twice!r} appears twice; each piece must have one id, so remove one line")
-    for i, piece in enumerate(pieces):
-        if not piece or any(char.isspace() for char in piece):
-            raise DataError(f"{where}: piece {i} is {piece!r}; pieces must not be empty or contain white space")
     missing = [piece for piece in (PAD, UNKNOWN, CLASS) if piece not in ids]
     if missing:
         raise DataError(f"{where}: the vocabulary of {len(pieces)} pieces lacks {', '.join(missing)}; add these lines")
     if ids[PAD]:
         raise DataError(f"{where}: {PAD} has id {ids[PAD]}, expected 0; move it to the first line")
+
+
+def warn_of_case(pieces: Sequence[str], *, where: str) -> None:
+    """Log a warning if a vocabulary is cased: the tokenizer never makes its pieces with capitals or accents.
+
+    A vocabulary counts as cased if more than 1 % of its pieces have capital letters.
+    """
+    capitals = sum(piece != piece.lower() for piece in pieces if piece not in SPECIAL)
+    if capitals <= _MOST_CAPITALS * len(pieces):
+        return
+    bodies = [piece.removeprefix("##") for piece in pieces if piece not in SPECIAL]
+    folded = sum("".join(split_words(body)) != body for body in bodies)
+    _log.warning(
+        "%s is a cased vocabulary: %s of its %s can never occur, because texts are lower-cased and lose their accents. "
+        "Their rows of the token table stay untrained, and some words become [UNK]. Use the uncased vocabulary of the "
+        "same model, or make one with train_wordpiece",
+        where,
+        f"{folded:,}",
+        counted(len(pieces), "piece"),
+    )
 
 
 @functools.cache

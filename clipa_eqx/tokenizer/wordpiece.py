@@ -16,6 +16,7 @@ from clipa_eqx.errors import ConfigError, DataError
 from clipa_eqx.tokenizer import vocabulary
 from clipa_eqx.tokenizer.normalize import split_words
 from clipa_eqx.tokenizer.reduce import Reduction, reduce_words
+from clipa_eqx.tokenizer.texts import check_text, check_texts
 
 TOKENIZER_FILES = ("vocab.txt", "about.json")
 """Files that ``Tokenizer.save`` writes."""
@@ -82,10 +83,18 @@ class Tokenizer:
     def from_file(cls, vocab: Path | str) -> "Tokenizer":
         """Read another vocabulary file. Pieces that BERT's vocabulary has get their class from it, the others class 4.
 
+        A warning counts the pieces of a cased vocabulary that can never occur.
+
         Raises:
             DataError: the file is missing, damaged, or lacks a special piece; the message names the file.
         """
-        pieces = vocabulary.read_vocab(Path(vocab))
+        tokenizer = cls._read(Path(vocab))
+        vocabulary.warn_of_case(tokenizer.pieces, where=str(vocab))
+        return tokenizer
+
+    @classmethod
+    def _read(cls, vocab: Path) -> "Tokenizer":
+        pieces = vocabulary.read_vocab(vocab)
         vocabulary.check_vocab(pieces, where=str(vocab))
         classes, unclassified = vocabulary.look_up_classes(pieces)
         return cls(pieces=pieces, classes=classes, unclassified=unclassified)
@@ -106,7 +115,7 @@ class Tokenizer:
             raise DataError(
                 f"tokenizer: {about} says {found}, expected {_FORMAT}; load it with the version that wrote it"
             )
-        tokenizer = cls.from_file(folder / TOKENIZER_FILES[0])
+        tokenizer = cls._read(folder / TOKENIZER_FILES[0])
         if tokenizer.vocab_sha256 != found.get("vocab_sha256"):
             raise DataError(f"tokenizer: {folder / 'vocab.txt'} was altered since it was saved; restore the file")
         return tokenizer
@@ -141,10 +150,9 @@ class Tokenizer:
 
         Raises:
             ConfigError: ``length`` below 1, or "random" or "block" without ``rng``.
-            DataError: one string instead of a sequence of captions.
+            DataError: one string instead of a sequence of captions, or a caption that is no text (None, NaN).
         """
-        if isinstance(texts, str | bytes):
-            raise DataError(f"tokenizer: got the single caption {texts[:40]!r}; pass a list, or call encode")
+        check_texts(texts, where="tokenizer")
         _check_length(length)
         ids = np.zeros((len(texts), length), np.int32)
         truncated = 0
@@ -164,22 +172,33 @@ class Tokenizer:
 
         Raises:
             ConfigError: ``length`` below 1, or "random" or "block" without ``rng``.
+            DataError: the caption is no text.
         """
+        check_text(text, where="tokenizer.encode")
         _check_length(length)
         ids = np.zeros((length,), np.int32)
         is_truncated = self._fill(ids, text, reduction=reduction, rng=rng)
         return Encoded(ids, is_truncated)
 
     def words(self, text: str | bytes) -> list[list[int]]:
-        """Return the piece ids of each word; a word that the vocabulary cannot spell is one ``[UNK]``."""
+        """Return the piece ids of each word; a word that the vocabulary cannot spell is one ``[UNK]``.
+
+        Raises:
+            DataError: the caption is no text.
+        """
+        check_text(text, where="tokenizer.words")
         return [list(self._word_ids(word)) for word in split_words(text)]
 
     def decode(self, ids: Iterable[int] | Int32[np.ndarray, " length"]) -> str:
         """Join the words of a row with spaces, without ``[PAD]`` and ``[CLS]``.
 
         Raises:
-            DataError: an id outside the vocabulary.
+            DataError: an id outside the vocabulary, or several rows.
         """
+        if isinstance(ids, np.ndarray) and ids.ndim != 1:
+            raise DataError(
+                f"tokenizer: decode takes one row of ids, got an array of shape {ids.shape}; decode each row"
+            )
         text = ""
         for i in map(int, ids):
             if not 0 <= i < self.vocab_size:

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from clipa_eqx.errors import CheckpointError, listed
-from clipa_eqx.models.clip import CLIP, abstract_clip
+from clipa_eqx.models.clip import CLIP, CLIPConfig, abstract_clip
 from clipa_eqx.optim import OptimConfig
 from clipa_eqx.reference_chain import ChainShape, chain_shape
 from clipa_eqx.saved.optimizer_file import FIRST_SCHEDULE, OptimizerState, open_optimizer_state
@@ -28,13 +28,7 @@ def continued_state(model: CLIP, folder: Path, optim: OptimConfig, *, abstract: 
             message lists every difference.
     """
     with open_optimizer_state(folder) as stored:
-        problems = _contradictions(stored, optim, chain_shape(optim, abstract_clip(model.config)))
-        problems += _misfits(stored, abstract)
-        if problems:
-            raise CheckpointError(
-                f"{folder}: its optimizer state is not of this config's optimizer; use the settings of the run that "
-                f"wrote it, or start at step 0 without init.optimizer, {listed(problems)}"
-            )
+        _refuse(folder, [*_problems(stored, model.config, optim, abstract), *_bad_values(stored, abstract)])
         # Copied out of the memory map: the file is closed before training starts.
         opt_state = map_with_path(lambda path, _: np.array(_stored_leaf(stored, path)), abstract.opt_state)
         step = stored.counts.schedule_steps
@@ -42,9 +36,32 @@ def continued_state(model: CLIP, folder: Path, optim: OptimConfig, *, abstract: 
     return jax.device_put(state, shardings_for(abstract, mesh))
 
 
+def check_optimizer(folder: Path, config: CLIPConfig, optim: OptimConfig, *, abstract: TrainState) -> int:
+    """The step at which the stored optimizer state is. Its description is checked, its values are not read.
+
+    Raises:
+        CheckpointError: as for ``continued_state``, except for values.
+    """
+    with open_optimizer_state(folder) as stored:
+        _refuse(folder, _problems(stored, config, optim, abstract))
+        return stored.counts.schedule_steps
+
+
+def _refuse(folder: Path, problems: list[str]) -> None:
+    if problems:
+        raise CheckpointError(
+            f"{folder}: its optimizer state is not of this config's optimizer; use the settings of the run that "
+            f"wrote it, or start at step 0 without init.optimizer, {listed(problems)}"
+        )
+
+
+def _problems(stored: OptimizerState, config: CLIPConfig, optim: OptimConfig, abstract: TrainState) -> list[str]:
+    chain = chain_shape(optim, abstract_clip(config))
+    return [*_contradictions(stored, optim, chain), *_misfits(stored, abstract)]
+
+
 def _misfits(stored: OptimizerState, abstract: TrainState) -> list[str]:
-    wanted = leaves_by_path(abstract.opt_state)
-    moments = {f"{kind}/{path}": leaf for name, leaf in wanted.items() for kind, path in [_moment(name)] if kind}
+    moments = _moments(abstract)
     problems: list[str] = []
     for name in sorted(set(moments) - set(stored.file.leaves)):
         problems.append(f"missing: {name}; it was frozen, or not trained by Adam")
@@ -59,11 +76,26 @@ def _misfits(stored: OptimizerState, abstract: TrainState) -> list[str]:
         if found.dtype != leaf.dtype:
             setting = f"; set optim.mu_dtype to {found.dtype}" if name.startswith("mu/") else ""
             problems.append(f"dtype: {name} is {found.dtype}, expected {leaf.dtype}{setting}")
-        elif not np.isfinite(values := stored.file.read(name)).all():
+    return problems
+
+
+def _bad_values(stored: OptimizerState, abstract: TrainState) -> list[str]:
+    problems: list[str] = []
+    for name in _moments(abstract):
+        if name not in stored.file.leaves:
+            continue
+        values = stored.file.read(name)
+        if not np.isfinite(values).all():
             problems.append(f"not finite: {name}")
         elif name.startswith("nu/") and (values < 0).any():
             problems.append(f"negative: {name}, a second moment, of which Adam takes the root")
     return problems
+
+
+def _moments(abstract: TrainState) -> dict[str, Any]:
+    """The moments that a state has, by their names in the file."""
+    wanted = leaves_by_path(abstract.opt_state)
+    return {f"{kind}/{path}": leaf for name, leaf in wanted.items() for kind, path in [_moment(name)] if kind}
 
 
 def _contradictions(stored: OptimizerState, optim: OptimConfig, chain: ChainShape) -> list[str]:

@@ -1,6 +1,7 @@
 """The inputs of a run: training batches and prepared evaluations."""
 
 import logging
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -8,6 +9,7 @@ from typing import NamedTuple
 import jax
 
 from clipa_eqx.data.array_record_reader import RecordSource, open_records
+from clipa_eqx.data.first_records import check_captions
 from clipa_eqx.data.images.evaluation import eval_image
 from clipa_eqx.data.mixture import Mixture
 from clipa_eqx.data.prefetch import BatchIterator
@@ -17,18 +19,26 @@ from clipa_eqx.evals.zero_shot import (
     ZeroShotConfig,
     ZeroShotTask,
     ZeroShotTransform,
-    prepare_zero_shot,
+    check_set,
+    log_prompts,
+    make_task,
     warn_of_padding,
 )
 from clipa_eqx.experiment import ExperimentConfig
+from clipa_eqx.progress import waiting
 from clipa_eqx.tokenizer.wordpiece import Tokenizer
 
 _log = logging.getLogger(__name__)
 
 
 class Evaluation(NamedTuple):
-    """A zero-shot evaluation that is ready to run."""
+    """A zero-shot evaluation that is ready to run.
 
+    Attributes:
+        number: its position in ``config.zero_shot``.
+    """
+
+    number: int
     name: str
     config: ZeroShotConfig
     source: RecordSource
@@ -36,15 +46,25 @@ class Evaluation(NamedTuple):
 
 
 def open_sources(config: ExperimentConfig) -> Mixture:
-    """The record folders of a run. A warning names those that are smaller than their share of a batch.
+    """The record folders of a run.
 
     Raises:
-        DataError: a folder is missing, damaged or empty; the message names it.
+        DataError: a folder is missing, damaged, empty or without captions; the message names it.
     """
-    mixture = Mixture(
-        sources=tuple(open_records(source.folder) for source in config.data.sources),
-        weights=tuple(source.weight for source in config.data.sources),
-    )
+    with waiting("opening the data"):
+        mixture = Mixture(
+            sources=tuple(open_records(source.folder) for source in config.data.sources),
+            weights=tuple(source.weight for source in config.data.sources),
+        )
+        for source in mixture.sources:
+            check_captions(source)
+    return mixture
+
+
+def log_inputs(
+    config: ExperimentConfig, mixture: Mixture, evaluations: Sequence[Evaluation], tokenizer: Tokenizer
+) -> None:
+    """Log what a run trains and scores on, and warn of what wastes samples or loses words."""
     if repeats := mixture.repeats(config.batch_size):
         _log.warning(
             "batch_size %d is larger than the data: %s. A batch then has the same pair several times, and the loss "
@@ -53,7 +73,9 @@ def open_sources(config: ExperimentConfig) -> Mixture:
             "; ".join(repeats),
             mixture.largest_batch,
         )
-    return mixture
+    for evaluation in evaluations:
+        warn_of_padding(evaluation.config, records=len(evaluation.source))
+        log_prompts(evaluation.task, tokenizer)
 
 
 def train_transform(config: ExperimentConfig, tokenizer: Tokenizer) -> TrainTransform:
@@ -84,12 +106,17 @@ def train_batches(
 
 
 def prepare_evaluations(config: ExperimentConfig, tokenizer: Tokenizer) -> tuple[Evaluation, ...]:
-    """Open and check every evaluation set before training starts; names are the folders' last parts, made unique."""
+    """Open and check every evaluation set before training starts; names are the folders' last parts, made unique.
+
+    Raises:
+        ConfigError: a template or a setting is wrong.
+        DataError: a folder is missing, damaged or empty, or has no class names or no labels.
+    """
     evaluations: list[Evaluation] = []
-    for one in config.zero_shot:
+    for number, one in enumerate(config.zero_shot):
         source = open_records(one.data)
-        warn_of_padding(one, records=len(source))
-        task = prepare_zero_shot(
+        check_set(one, source)
+        task = make_task(
             one,
             manifest_class_names=source.manifest.class_names,
             tokenizer=tokenizer,
@@ -98,7 +125,7 @@ def prepare_evaluations(config: ExperimentConfig, tokenizer: Tokenizer) -> tuple
         stem = Path(one.data).name
         taken = {evaluation.name for evaluation in evaluations}
         name = stem if stem not in taken else f"{stem}{len(evaluations)}"
-        evaluations.append(Evaluation(name, one, source, task))
+        evaluations.append(Evaluation(number, name, one, source, task))
     return tuple(evaluations)
 
 

@@ -12,36 +12,29 @@ import jax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from clipa_eqx.durations import RunLength, is_time
-from clipa_eqx.errors import ConfigError, counted
+from clipa_eqx.device_memory import memory_errors
+from clipa_eqx.durations import is_time
+from clipa_eqx.errors import ConfigError
 from clipa_eqx.evals.zero_shot import evaluate_zero_shot
 from clipa_eqx.experiment import ExperimentConfig
-from clipa_eqx.models.clip import CLIP, abstract_clip
-from clipa_eqx.optim import make_optimizer
+from clipa_eqx.models.clip import CLIP
 from clipa_eqx.saved.kinds import CHECKPOINTS_NAME, MODEL_NAME
 from clipa_eqx.saved.model import save_model
 from clipa_eqx.saved.provenance import TRAINED_HERE, Provenance, Source
-from clipa_eqx.sharding import check_batch, make_mesh
-from clipa_eqx.tokenizer.loading import load_tokenizer
 from clipa_eqx.tokenizer.wordpiece import Tokenizer
+from clipa_eqx.training.agreement import refused_together
 from clipa_eqx.training.checkpoint import Checkpoints
 from clipa_eqx.training.device_batches import DeviceBatches
-from clipa_eqx.training.inputs import (
-    Evaluation,
-    eval_batches,
-    open_sources,
-    prepare_evaluations,
-    train_batches,
-)
+from clipa_eqx.training.inputs import Evaluation, eval_batches, train_batches
+from clipa_eqx.training.memory import less_memory
+from clipa_eqx.training.preparation import prepare
 from clipa_eqx.training.reporting import Reports, StepNumbers
 from clipa_eqx.training.restoring import resume
-from clipa_eqx.training.run_folder import claimed_on_all, run_record
+from clipa_eqx.training.run_folder import claim_on_all, locked_on_all
 from clipa_eqx.training.space import check_space, explained, tree_bytes
 from clipa_eqx.training.start import first_state
-from clipa_eqx.training.state import abstract_state
 from clipa_eqx.training.step import Compiler, compile_step
 from clipa_eqx.training.stopping import Interrupted, stop_requests
-from clipa_eqx.trees import count_params
 
 _log = logging.getLogger(__name__)
 
@@ -80,26 +73,19 @@ def train(
         Interrupted: a signal asked for the end; the state is saved.
     """
     _check_local(workdir)
-    mixture = open_sources(config)
-    tokenizer = load_tokenizer(config.data.vocab, model_vocab=config.model.text.vocab)
-    evaluations = prepare_evaluations(config, tokenizer)
-    mesh = make_mesh(config.mesh, devices=devices)
-    check_batch(config.batch_size, mesh)
-    run = RunLength.of(config.duration, batch_size=config.batch_size, data_size=len(mixture))
+    # Refusals come first: until claim_on_all nothing is written.
+    mixture, tokenizer, evaluations, mesh, run, optimizer, abstract, record = prepare(config, workdir, devices=devices)
     total_steps = run.total_steps
-    model = abstract_clip(config.model)
-    optimizer = make_optimizer(config.optim, model, run)
-    abstract = abstract_state(config.model, optimizer)
-    record = run_record(config, [s.manifest for s in mixture.sources], vocab_sha256=tokenizer.vocab_sha256)
     space = partial(check_space, workdir, abstract, keep=config.checkpoint.keep, total_steps=total_steps)
 
     with ExitStack() as stack:
-        check_lock = stack.enter_context(claimed_on_all(workdir, record, check=space))
-        _log.info("%s: %s parameters, mesh %s", workdir, f"{count_params(model):,}", dict(mesh.shape))
-        steps, records = counted(total_steps, "step"), counted(len(mixture), "record")
-        _log.info("%s of %s from %s", steps, counted(config.batch_size, "pair"), records)
+        stack.enter_context(memory_errors("training", advice=less_memory(config, devices=mesh.size)))
+        check_lock = stack.enter_context(locked_on_all(workdir, record, check=space))
         stack.enter_context(jax.set_mesh(mesh))
         is_stop_requested = stack.enter_context(stop_requests())
+        with refused_together():
+            step_fn = compiler(config, optimizer, abstract, mesh)
+        claim_on_all(workdir, record)
         checkpoints = stack.enter_context(
             Checkpoints(workdir / CHECKPOINTS_NAME, keep=config.checkpoint.keep, checksums=config.checkpoint.checksums)
         )
@@ -109,12 +95,6 @@ def train(
         else:
             state = first_state(config, optimizer, abstract=abstract, mesh=mesh, vocab_sha256=tokenizer.vocab_sha256)
             start = int(state.step)
-            if start >= total_steps:
-                raise ConfigError(
-                    f"init.source {config.init and config.init.source} is at step {start}, the run is over after "
-                    f"{total_steps}; give a longer duration"
-                )
-        step_fn = compiler(config, optimizer, abstract, mesh)
         rows = stack.enter_context(train_batches(config, mixture, tokenizer, start_step=start))
         batches = DeviceBatches(rows, mesh)
         reports = stack.enter_context(
@@ -147,6 +127,7 @@ def train(
                 reports.finish(pending, last_checkpoint=checkpoints.last_saved, extra=scores)
                 pending = None
                 if is_saved:
+                    check_lock()  # scoring may have taken long
                     with reports.throughput.paused(metrics):
                         checkpoints.save(state, step=step, about={**record, **reports.about()})
             if is_stop and step < total_steps:
@@ -178,7 +159,9 @@ def _is_due(evaluation: Evaluation, step: int, total_steps: int) -> bool:
 def _score(config: ExperimentConfig, due: list[Evaluation], model: CLIP, mesh: Mesh) -> dict[str, float]:
     scores: dict[str, float] = {}
     for one in due:
-        with eval_batches(config, one) as batches:
+        smaller = f"a smaller batch_size of the evaluation, such as --zero-shot.{one.number}.batch-size "
+        advice = (f"{smaller}{max(one.config.batch_size // 2, 1)}",)
+        with memory_errors(f"scoring {one.name}", advice=advice), eval_batches(config, one) as batches:
             result = evaluate_zero_shot(model, one.task, batches, mesh=mesh)
         scores[f"zero_shot/{one.name}/top1"] = result.top1
         scores[f"zero_shot/{one.name}/top5"] = result.top5

@@ -1,6 +1,6 @@
-"""Reports of a run: the metric log, the progress bar, a tracker, and the error for non-finite numbers."""
+"""Reports of a run: the metric log, the progress bar, trackers, and the error for non-finite numbers."""
 
-import sys
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,17 +9,18 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from clipa_eqx.data.stream import check_substituted
 from clipa_eqx.durations import RunLength, is_time
 from clipa_eqx.errors import NonFiniteError
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.optim import learning_rates
+from clipa_eqx.progress import progress_bar
 from clipa_eqx.saved.kinds import METRICS_NAME
 from clipa_eqx.tokenizer.unknown import warn_of_unknown
 from clipa_eqx.training.device_batches import COUNTED
-from clipa_eqx.training.metrics import MetricLog, Throughput, is_finite, to_host
+from clipa_eqx.training.metrics import MetricLog, Throughput, is_finite, read_metrics, to_host
+from clipa_eqx.training.tensorboard import FOLDER_NAME, EventLog
 from clipa_eqx.training.trackers import open_wandb
 
 
@@ -55,7 +56,7 @@ class Reports:
             before: ``about`` of the checkpoint that the run resumes from.
         """
         before = before or {}
-        self._config, self._run = config, run
+        self._config, self._run, self._workdir = config, run, workdir
         self._is_writer = jax.process_index() == 0
         self.throughput: Throughput = Throughput(batch_size=config.batch_size, devices=devices)
         self.bad_records: int = int(before.get("bad_records", 0))
@@ -65,14 +66,11 @@ class Reports:
         self._track: Callable[[int, Mapping[str, Any]], None] | None = None
         if self._is_writer and config.wandb is not None:
             self._track = open_wandb(config.wandb, workdir)
-        # A terminal is redrawn every 0.5 s; a log file gets a line every 30 s.
-        self._bar: Any = tqdm(
-            total=run.total_steps,
-            initial=start,
-            unit="step",
-            disable=not self._is_writer,
-            mininterval=0.5 if sys.stderr.isatty() else 30.0,
-            dynamic_ncols=True,
+        self._events: EventLog | None = None
+        if self._is_writer and config.tensorboard:
+            self._events = EventLog(workdir / FOLDER_NAME, read_metrics(workdir / METRICS_NAME))
+        self._bar: Any = progress_bar(
+            total=run.total_steps, unit="step", initial=start, delay=0.0, disable=not self._is_writer
         )
 
     def is_logged(self, step: int) -> bool:
@@ -133,6 +131,8 @@ class Reports:
             self._log.write(step, line)
         if self._track is not None:
             self._track(step, line)
+        if self._events is not None:
+            self._events.write(step, line)
         shown = {"loss": values["loss"], "acc": values["accuracy"], "img/s": line["images_per_second"]}
         self._bar.set_postfix({name: f"{value:.4g}" for name, value in shown.items()}, refresh=False)
 
@@ -143,9 +143,20 @@ class Reports:
         return (
             f"step {numbers.step} gave {bad} on samples {first} to {first + self._config.batch_size - 1} "
             f"(records {', '.join(map(str, numbers.sample_id[:8]))}, ...); {back}. Look at those records, or "
-            "start a new --workdir with --init-from this one and a lower optim.peak_lr, optim.clip_norm or "
-            "optim.max_temperature (the optimizer then starts at step 0)"
+            f"{self._way_out(has_checkpoint=last_checkpoint is not None)}"
         )
+
+    def _way_out(self, *, has_checkpoint: bool) -> str:
+        """Advice after non-finite numbers: flags of a new run that is calmer than this one."""
+        optim = self._config.optim
+        clip = "--optim.clip-norm 1" if optim.clip_norm is None else f"--optim.clip-norm below {optim.clip_norm:g}"
+        limit = optim.max_temperature
+        cap = "--optim.max-temperature 100" if limit is None else f"--optim.max-temperature below {limit:g}"
+        if has_checkpoint:
+            start = f"--init-from {shlex.quote(str(self._workdir))} (the optimizer then starts at step 0) and "
+        else:
+            start = ""
+        return f"start a new --workdir with {start}--optim.peak-lr below {optim.peak_lr:g}, {clip} or {cap}"
 
     def __enter__(self) -> "Reports":
         return self
@@ -156,3 +167,5 @@ class Reports:
         self._bar.close()
         if self._log is not None:
             self._log.close()
+        if self._events is not None:
+            self._events.close()

@@ -41,7 +41,8 @@ def resume(checkpoints: Checkpoints, abstract: TrainState, mesh: Mesh, record: d
 
     def read(step: int) -> Resumed:
         about = checkpoints.record(step).about
-        check_same_run(about, record, where=f"checkpoint {step} of {checkpoints.folder.parent}")
+        run_folder = checkpoints.folder.parent
+        check_same_run(about, record, where=f"checkpoint {step} of {run_folder}", workdir=run_folder)
         return Resumed(checkpoints.restore(abstract, mesh, step=step), step, about)
 
     found, damaged = _newest(checkpoints, read)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import shlex
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
@@ -35,6 +36,7 @@ _FREE = (
     "log_every_steps",
     "checkpoint",
     "wandb",
+    "tensorboard",
     "zero_shot",
     "eval_image",
 )
@@ -76,7 +78,7 @@ def check_claim(workdir: Path, record: Mapping[str, Any]) -> None:
     if _has_record(workdir):
         found = read_record(workdir)
         if _has_results(workdir):
-            check_same_run(found, record, where=f"run folder {workdir}")
+            check_same_run(found, record, where=f"run folder {workdir}", workdir=workdir)
 
 
 def check_kind(workdir: Path) -> None:
@@ -100,13 +102,15 @@ def check_kind(workdir: Path) -> None:
 
 
 @contextmanager
-def claimed_on_all(
+def locked_on_all(
     workdir: Path, record: Mapping[str, Any], *, check: Callable[[], None]
 ) -> Generator[Callable[[], None]]:
-    """Lock and ``claim`` the folder by process 0, until the block ends.
+    """Lock the folder by process 0 until the block ends, and check that ``claim`` would succeed.
+
+    Nothing but the lock is written. If nothing is written in the block either, a folder that was new is removed.
 
     Args:
-        check: called by process 0 before anything but the lock is written; may raise CheckpointError.
+        check: called by process 0; may raise CheckpointError.
 
     Yields:
         A function for every process to call after each step. It raises CheckpointError if another process has taken the
@@ -125,13 +129,25 @@ def claimed_on_all(
                 lock = stack.enter_context(run_lock(workdir))
                 check_claim(workdir, record)
                 check()
-                claim(workdir, record)
             except CheckpointError as error:
                 problem = error
             except OSError as error:
                 problem = write_error(f"run folder {workdir} cannot be written", error, folder=workdir)
         _raise_on_all(workdir, problem)
         yield lock.check if lock is not None else _nothing
+
+
+def claim_on_all(workdir: Path, record: Mapping[str, Any]) -> None:
+    """``claim`` by process 0. If it fails, every process raises an error instead of waiting forever."""
+    problem: CheckpointError | None = None
+    if jax.process_index() == 0:
+        try:
+            claim(workdir, record)
+        except CheckpointError as error:
+            problem = error
+        except OSError as error:
+            problem = write_error(f"run folder {workdir} cannot be written", error, folder=workdir)
+    _raise_on_all(workdir, problem)
 
 
 def _check_same_everywhere(record: Mapping[str, Any]) -> None:
@@ -183,8 +199,8 @@ def read_record(workdir: Path) -> dict[str, Any]:
     return {name: value for name, value in found.about.items() if name in _RECORD_KEYS}
 
 
-def check_same_run(ours: Mapping[str, Any], theirs: Mapping[str, Any], *, where: str) -> None:
-    """Compare two records, of which ``ours`` was found at ``where``.
+def check_same_run(ours: Mapping[str, Any], theirs: Mapping[str, Any], *, where: str, workdir: Path) -> None:
+    """Compare two records, of which ``ours`` was found at ``where`` in the run folder ``workdir``.
 
     Raises:
         CheckpointError: they differ in fields that change what the run computes; the message lists all of them.
@@ -200,8 +216,8 @@ def check_same_run(ours: Mapping[str, Any], theirs: Mapping[str, Any], *, where:
     ]
     if differing:
         raise CheckpointError(
-            f"{where} is of another run; use its settings to resume it, or give a new --workdir (and --init-from "
-            f"{where} to start from its weights), {listed(differing)}"
+            f"{where} is of another run; use its settings to resume it, or give a new --workdir (and "
+            f"--init-from {shlex.quote(str(workdir))} to start from its weights), {listed(differing)}"
         )
 
 

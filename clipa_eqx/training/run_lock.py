@@ -23,6 +23,8 @@ LEASE_SECONDS = 60.0
 """Time without a sign of life after which the lock of another machine is taken over."""
 
 _RENEW_SECONDS = 10.0
+# A process may be restarted while the killed one still ends.
+_ENDING_SECONDS = 2.0
 # Errors of file systems without hard links, such as mounted buckets.
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL})
 
@@ -97,11 +99,12 @@ class RunLock:
                 return
             elif is_here(found.owner):
                 if not is_gone(found.owner):
-                    raise CheckpointError(self._refusal(found))
-                if self._take_over(found):
+                    if self._clock() - since >= _ENDING_SECONDS:
+                        raise CheckpointError(self._refusal(found))
+                elif self._take_over(found):
                     _log.info("%s: %s was killed; its lock is taken over", self._folder, described(found.owner))
                     return
-                time.sleep(0.01)
+                time.sleep(0.02)
             elif judged is None or found.key != judged.key:
                 judged, since = found, self._clock()
                 waiting = f"waiting up to {lease:g} s for a sign of life"
@@ -256,6 +259,17 @@ def run_lock(
         for one in created:
             with suppress(OSError):  # it is in use
                 one.rmdir()
+
+
+def is_training(folder: Path) -> bool | None:
+    """Whether a process trains in a run folder; None if that cannot be looked up, as for a lock of another machine."""
+    try:
+        found = _read(folder / LOCK_NAME)
+    except OSError:
+        return None
+    if found is None:
+        return False
+    return not is_gone(found.owner) if is_here(found.owner) else None
 
 
 def is_lock_file(name: str) -> bool:

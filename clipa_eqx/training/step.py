@@ -13,6 +13,7 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int32, PRNGKeyArray, UInt8
 
+from clipa_eqx.device_memory import GIB, memory_of
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.losses import sharded_softmax_contrastive, softmax_contrastive
 from clipa_eqx.models.clip import CLIP
@@ -20,7 +21,9 @@ from clipa_eqx.models.device_pixels import normalize_on_device
 from clipa_eqx.models.layers import l2_normalize
 from clipa_eqx.optim import cap_temperature
 from clipa_eqx.precision import Precision
+from clipa_eqx.progress import LINE_EVERY, waiting
 from clipa_eqx.sharding import BATCH_AXES, batch_sharding, replicated, shardings_for
+from clipa_eqx.training.memory import check_step_fits
 from clipa_eqx.training.norms import norms
 from clipa_eqx.training.state import TrainState
 
@@ -147,11 +150,22 @@ def make_train_step(
 
 
 def compile_step(
-    config: ExperimentConfig, optimizer: optax.GradientTransformation, abstract: TrainState, mesh: Mesh
+    config: ExperimentConfig,
+    optimizer: optax.GradientTransformation,
+    abstract: TrainState,
+    mesh: Mesh,
+    *,
+    memory_limit: int | None = None,
 ) -> TrainStep:
     """The step of a run, compiled before any data is read, so that its memory is known first.
 
     Call this function and the step under ``jax.set_mesh(mesh)``.
+
+    Args:
+        memory_limit: bytes of a device; None asks the devices of the mesh.
+
+    Raises:
+        ConfigError: the step needs more memory than a device has.
     """
     step = make_train_step(
         optimizer,
@@ -167,13 +181,19 @@ def compile_step(
         "image": jax.ShapeDtypeStruct((rows, *size, 3), np.uint8),
         "tokens": jax.ShapeDtypeStruct((rows, length), np.int32),
     }
+    _log.info("compiling the step; that takes from seconds to a few minutes")
     since = time.perf_counter()
-    compiled = step.lower(abstract, batch).compile()
-    memory = compiled.memory_analysis()
-    used = getattr(memory, "argument_size_in_bytes", 0), getattr(memory, "temp_size_in_bytes", 0)
+    with waiting("compiling the step", first=LINE_EVERY):
+        compiled = step.lower(abstract, batch).compile()
+    seconds, needed = time.perf_counter() - since, memory_of(compiled)
+    if needed is None:
+        _log.info("compiled in %.1f s", seconds)
+        return compiled
     _log.info(
         "compiled in %.1f s; per device %.2f GiB of state and batch, %.2f GiB temporary",
-        time.perf_counter() - since,
-        *(size / 2**30 for size in used),
+        seconds,
+        needed.arguments / GIB,
+        needed.temporary / GIB,
     )
+    check_step_fits(needed, config, mesh, limit=memory_limit)
     return compiled

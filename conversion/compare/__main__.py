@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from clipa_eqx.argument_parser import ArgumentParser
 from clipa_eqx.cli import FAILED, OK, program_name, run
 from conversion.compare.report import check_destination, report_lines, write_report
 from conversion.weights.arguments import add_config_arguments, choices_of
@@ -43,12 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog=program_name("conversion.compare"),
         description=__doc__,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     for side in ("a", "b"):
         parser.add_argument(

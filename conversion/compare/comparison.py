@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
+from clipa_eqx.progress import progress_bar
 from conversion.compare.causes import HALVES, ROUNDED, round_to
 from conversion.compare.images import compare_images
 from conversion.compare.inputs import recorded, tower_inputs, write_inputs
@@ -153,7 +153,7 @@ def _size_differences(a: Side, b: Side, tower: Tower) -> list[str]:
 def _compare_towers(a: Side, b: Side, tower: Tower, inputs: Float64Array) -> tuple[Findings, float]:
     """Findings, and the largest difference of the embeddings."""
     steps = steps_of_both(a, b, tower)
-    with tqdm(total=len(steps), desc=f"{tower} tower", unit="step", delay=2) as bar:
+    with progress_bar(what=f"{tower} tower", total=len(steps), unit="step") as bar:
         walk = walk_tower(a, b, tower, inputs, advance=lambda _: bar.update())
     note = (
         f"{tower} tower: {walk.steps - len(walk.divergences)} of {walk.steps} operations are equal; embeddings differ "

@@ -15,9 +15,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         purpose="a checkpoint of the reference's JAX code to a model folder",
         source="SRC.npz[:subtree]",
     )
-    exporter = command.add_command(
-        "export", help="a model folder or run folder to such a checkpoint", allow_abbrev=False
-    )
+    exporter = command.add_command("export", help="a model folder or run folder to such a checkpoint")
     exporter.add_argument("folder", metavar="DIR", type=Path, help="a model folder, or the folder of a run")
     exporter.add_argument("target", metavar="DST.npz", type=Path)
     exporter.add_argument("--overwrite", action="store_true", help="replace DST.npz once the new file is complete")

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
-from tqdm import tqdm
 
 from clipa_eqx.errors import CheckpointError, ConversionError
 from clipa_eqx.models.clip import CLIPConfig
+from clipa_eqx.progress import progress_bar
 from clipa_eqx.replacing import check_apart, scratch_folder
 from clipa_eqx.saved.description import optimizer_file
 from clipa_eqx.saved.kinds import PROVENANCE_FILE, WEIGHTS_FILE, expect_kind
@@ -111,7 +111,7 @@ def _export_leaves(folder: Path, config: CLIPConfig, target: Path, spelling: _Sp
         size = sum(4 * int(np.prod(one.shape)) for one in table.placed.values())
         total = (2 if state is None else 4) * size
         with (
-            tqdm(total=total, desc="export", unit="B", unit_scale=True, delay=2) as bar,
+            progress_bar(what="export", total=total, unit="B") as bar,
             new_npz(target, overwrite=overwrite) as archive,
         ):
             _write(archive, entries, bar.update, where=str(folder))

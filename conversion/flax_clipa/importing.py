@@ -2,6 +2,7 @@
 
 import logging
 
+from clipa_eqx.commands import command_line
 from clipa_eqx.models.clip import CLIPConfig
 from clipa_eqx.tokenizer.loading import load_tokenizer
 from conversion.flax_clipa.checkpoint import Checkpoint
@@ -60,8 +61,9 @@ def import_checkpoint(found: Checkpoint, options: ImportOptions) -> None:
     _log.info("%s: %s parameters", converted.folder, f"{converted.provenance.parameters:,}")
     if found.moments is not None:
         _log.info(
-            "optimizer state of step %d: resume from it with "
-            "`clipa-train CONFIG.py --workdir RUN --init-from %s --init.optimizer True`",
+            "optimizer state of step %d: resume from it with `%s`",
             found.moments.schedule_steps,
-            converted.folder,
+            command_line(
+                "train", "CONFIG.py", "--workdir", "RUN", "--init-from", converted.folder, "--init.optimizer", "True"
+            ),
         )

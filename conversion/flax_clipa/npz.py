@@ -14,7 +14,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from clipa_eqx.errors import ConversionError, counted
+from clipa_eqx.errors import ConversionError, listed
 from clipa_eqx.saved.leaf_file import Leaf
 from conversion.weights.tensors import BFLOAT16
 
@@ -65,6 +65,10 @@ class NpzFile:
                 self._archive = zipfile.ZipFile(self._raw)
                 entries = self._archive.infolist()
             except Exception as error:
+                if path.suffix == ".safetensors":
+                    raise ConversionError(
+                        f"{path} is a safetensors file; use `python -m conversion.open_clip import` for it"
+                    ) from error
                 raise ConversionError(
                     f"{path} is not a readable npz archive ({error!r}): it is truncated, damaged or of another format; "
                     "get the file again and compare its checksum"
@@ -124,6 +128,10 @@ class NpzFile:
             for name, count in Counter(entry.filename for entry in entries).items()
             if count > 1
         ]
+        if any(entry.filename.endswith("/data.pkl") for entry in entries):
+            raise ConversionError(
+                f"{self.path} is a PyTorch file and not an npz archive; use `python -m conversion.open_clip import`"
+            )
         members: dict[str, _Member] = {}
         for entry in entries:
             try:
@@ -143,9 +151,7 @@ class NpzFile:
         if not entries:
             problems.append("empty: the archive has no members")
         if problems:
-            raise ConversionError(
-                f"{self.path} cannot be converted, {counted(len(problems), 'problem')}:\n  " + "\n  ".join(problems)
-            )
+            raise ConversionError(f"{self.path} cannot be converted, {listed(problems)}")
         return members
 
     def _read_header(self, entry: zipfile.ZipInfo) -> _Member:

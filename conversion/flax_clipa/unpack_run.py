@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
-from tqdm import tqdm
 
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.json_config import from_json
 from clipa_eqx.models.clip import CLIPConfig, abstract_clip
+from clipa_eqx.progress import progress_bar
 from clipa_eqx.reference_chain import ChainShape, chain_shape
 from clipa_eqx.saved.description import OPTIMIZER_FILE
 from clipa_eqx.saved.kinds import CONFIG_FILE, WEIGHTS_FILE
@@ -44,7 +44,7 @@ def _unpack(checkpoints: Checkpoints, step: int, run: ExperimentConfig, scratch:
         (scratch / name).unlink(missing_ok=True)  # the beginning of a newer checkpoint that is damaged
     paths = _optimizer_paths(checkpoints.record(step).leaves)
     shapes = leaf_shapes(run.model)
-    with tqdm(total=len(shapes) + len(paths.moments), desc="read", unit="leaf", delay=2) as bar:
+    with progress_bar(what="read", total=len(shapes) + len(paths.moments), unit="array") as bar:
 
         def read(path: str) -> np.ndarray:
             bar.update()

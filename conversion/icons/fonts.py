@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from clipa_eqx.errors import DataError
+from clipa_eqx.errors import DataError, pip_install
 
 Split = Literal["train", "validation", "held-out"]
 
@@ -110,7 +110,7 @@ def fonts_folder() -> Path:
     """
     spec = importlib.util.find_spec("qtawesome")
     if spec is None or not spec.submodule_search_locations:
-        raise DataError('the icon fonts of the package qtawesome are missing: pip install "clipa_eqx[quickstart]"')
+        raise DataError(f"the icon fonts of the package qtawesome are missing: {pip_install('qtawesome')}")
     return Path(spec.submodule_search_locations[0]) / "fonts"
 
 

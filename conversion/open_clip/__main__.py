@@ -16,9 +16,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         source="FILE|FOLDER|hf-hub:REPO",
         source_help=".safetensors, .bin (needs torch), a folder with open_clip_config.json, or a hub repository",
     )
-    exporter = command.add_command(
-        "export", help="a model folder to a folder that open_clip loads as local-dir:", allow_abbrev=False
-    )
+    exporter = command.add_command("export", help="a model folder to a folder that open_clip loads as local-dir:")
     exporter.add_argument("folder", metavar="DIR", type=Path, help="a model folder")
     exporter.add_argument("target", metavar="DST_FOLDER", type=Path, help="the folder to write")
     exporter.add_argument("--overwrite", action="store_true", help="replace a folder that was exported here")

@@ -5,9 +5,9 @@ import logging
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from clipa_eqx.errors import CheckpointError, ConversionError
+from clipa_eqx.progress import progress_bar
 from clipa_eqx.replacing import FolderKind, new_folder
 from clipa_eqx.saved.description import check_parts
 from clipa_eqx.saved.leaf_file import Leaf, LeafReader, LeafWriter
@@ -66,7 +66,7 @@ def export_open_clip(folder: Path, target: Path, *, overwrite: bool = False) -> 
             metadata = {"format": "pt", "writer": WRITER, **rules_metadata(rules), **numerics_metadata(config)}
             with (
                 LeafWriter(new / OPEN_CLIP_WEIGHTS, shapes, metadata=metadata) as writer,
-                tqdm(total=size, desc="export", unit="B", unit_scale=True, delay=2) as bar,
+                progress_bar(what="export", total=size, unit="B") as bar,
             ):
                 problems: list[str] = []
                 for name, one in placed.items():

@@ -12,6 +12,7 @@ from clipa_eqx.errors import ConversionError
 from clipa_eqx.saved.leaf_file import Leaf, LeafReader
 from conversion.open_clip import torch_file
 from conversion.open_clip.config import OpenClipConfig, load_open_clip_config
+from conversion.open_clip.layouts import check_layout, short_name
 from conversion.open_clip.mapping import numerics_in
 from conversion.open_clip.sources import OpenClipSource, find_source
 from conversion.weights.numerics import TowerNumerics
@@ -69,19 +70,20 @@ def open_model(source: str) -> Generator[OpenedModel]:
     config = None if found.config is None else load_open_clip_config(found.config)
     make = torch_file.TorchFile if found.weights.suffix in torch_file.SUFFIXES else SafetensorsFile
     with make(found.weights) as file:
+        check_layout(file.tensors, where=found.weights)
         numerics = numerics_in(file.metadata, where=str(found.weights))
         yield OpenedModel(found, TensorView(file, file_names(file.tensors)), config, numerics, file.metadata)
 
 
 def file_names(names: Mapping[str, Leaf]) -> dict[str, str]:
-    """The name in the file for each name of the rule table, which lacks the prefixes ``module.`` and ``text.``.
+    """The name in the file for each name of the rule table, which lacks what wrappers add and the prefix ``text.``.
 
     Raises:
         ConversionError: two names of the file mean the same tensor.
     """
     found: dict[str, str] = {}
     for name in names:
-        short = name.removeprefix("module.").removeprefix("text.")
+        short = short_name(name)
         if short in found:
             raise ConversionError(f"the file holds {short} twice, as {found[short]} and as {name}")
         found[short] = name

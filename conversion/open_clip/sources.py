@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 from typing import NamedTuple
 
-from clipa_eqx.errors import CheckpointError, ConversionError
+from clipa_eqx.errors import CheckpointError, ConversionError, pip_install
 from clipa_eqx.saved.kinds import WEIGHTS_FILE as MODEL_WEIGHTS
 from clipa_eqx.saved.kinds import kind_of, what_is
 from conversion.open_clip import torch_file
@@ -61,7 +61,10 @@ def find_source(source: str) -> OpenClipSource:
     if not path.is_file():
         raise ConversionError(f"there is no file or folder {path}; give one, or {HUB}OWNER/NAME")
     if path.suffix not in (".safetensors", *torch_file.SUFFIXES):
-        raise ConversionError(f"{path} is not a weight file; expected .safetensors, {', '.join(torch_file.SUFFIXES)}")
+        other = "; for .npz use `python -m conversion.flax_clipa import`" if path.suffix == ".npz" else ""
+        raise ConversionError(
+            f"{path} is not a weight file; expected .safetensors, {', '.join(torch_file.SUFFIXES)}{other}"
+        )
     return OpenClipSource(path, _config_in(path.parent), path.parent)
 
 
@@ -82,7 +85,7 @@ def _download(repo: str) -> OpenClipSource:
     except ImportError as error:
         raise ConversionError(
             f"{HUB}{repo} cannot be downloaded without the package huggingface_hub: "
-            'pip install "clipa_eqx[hub]"; or download the repository by other means and give its folder'
+            f"{pip_install('huggingface_hub')}; or download the repository by other means and give its folder"
         ) from error
     _log.info("downloading %s%s (without a network this fails after half a minute)", HUB, repo)
     download = huggingface_hub.hf_hub_download  # importing it sets the level of the library's log

@@ -8,10 +8,11 @@ from types import TracebackType
 from typing import Any, cast
 
 import numpy as np
-from tqdm import tqdm
 
-from clipa_eqx.errors import ConversionError, listed
+from clipa_eqx.errors import ConversionError, listed, pip_install
+from clipa_eqx.progress import progress_bar
 from clipa_eqx.saved.leaf_file import Leaf
+from conversion.open_clip.layouts import check_layout
 from conversion.weights.tensors import BFLOAT16
 
 SUFFIXES = (".bin", ".pt", ".pth")
@@ -65,6 +66,11 @@ def _check_archive(path: Path) -> None:
             f"{path} is not a zip file as torch.save writes it ({error}); save it again with torch 1.6 or later"
         ) from error
     names = [entry.filename for entry in entries]
+    if any(Path(name).parts[1:2] == ("code",) for name in names) and any(n.endswith("constants.pkl") for n in names):
+        raise ConversionError(
+            f"{path} is a TorchScript archive, as OpenAI published its CLIP models, and not a state dict. CLIPA's own "
+            "models are not of this kind; export another model with torch.jit.load(FILE).state_dict() and torch.save"
+        )
     problems = [f"{name} occurs twice" for name in {n for n in names if names.count(n) > 1}]
     for entry in entries:
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
@@ -85,7 +91,7 @@ def _check_stored(path: Path) -> None:
     try:
         with (
             zipfile.ZipFile(path) as archive,
-            tqdm(total=path.stat().st_size, desc="check", unit="B", unit_scale=True, delay=2) as bar,
+            progress_bar(what="check", total=path.stat().st_size, unit="B") as bar,
         ):
             for entry in archive.infolist():
                 name = entry.filename
@@ -101,7 +107,7 @@ def _load_torch(path: Path) -> dict[str, np.ndarray]:
         torch: Any = importlib.import_module("torch")  # neither torch nor its types are in the default environment
     except ImportError as error:
         raise ConversionError(
-            f'{path} cannot be read without torch: pip install "clipa_eqx[open-clip]"; or give the .safetensors file'
+            f"{path} cannot be read without torch: {pip_install('torch')}; or give the .safetensors file"
         ) from error
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -113,6 +119,7 @@ def _load_torch(path: Path) -> dict[str, np.ndarray]:
         state = state["state_dict"]
     if not isinstance(state, dict):
         raise ConversionError(f"{path} holds {type(state).__name__}, expected a dictionary of tensors")
+    check_layout([name for name in cast("dict[Any, Any]", state) if isinstance(name, str)], where=path)
     kinds = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: BFLOAT16}
     problems: list[str] = []
     arrays: dict[str, np.ndarray] = {}

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, cast
 from clipa_eqx.errors import ConversionError
 from clipa_eqx.json_files import read_json_object
 from clipa_eqx.tokenizer.loading import load_tokenizer
-from clipa_eqx.tokenizer.vocabulary import CLASS, SPECIAL, check_vocab, look_up_classes, read_vocab
+from clipa_eqx.tokenizer.vocabulary import CLASS, SPECIAL, check_vocab, look_up_classes, read_vocab, warn_of_case
 from clipa_eqx.tokenizer.wordpiece import Tokenizer
 from conversion.open_clip.config import CONFIG_FILE, OpenClipConfig
 from conversion.open_clip.mapping import BERT_NAME
@@ -82,6 +82,7 @@ def own_vocabulary(folder: Path, config: OpenClipConfig | None, *, rows: int) ->
         raise ConversionError(
             f"the token table has {rows} rows, the vocabulary of {folder / origin} {len(pieces)} pieces; {GIVE_VOCAB}"
         )
+    warn_of_case(pieces, where=str(folder / origin))
     classes, unclassified = look_up_classes(pieces)
     return Vocabulary(Tokenizer(pieces=pieces, classes=classes, unclassified=unclassified), origin)
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterable, Sequence
 
 from clipa_eqx.cli import FAILED, OK, exit_on_sigterm, run
+from clipa_eqx.commands import command_line, minimal_config, next_lines
 from clipa_eqx.errors import DataError
 from conversion.records.arguments import make_parser, options_of
 from conversion.records.convert import convert
@@ -50,7 +51,19 @@ def _convert(arguments: argparse.Namespace) -> int:
         overwrite=arguments.overwrite,
     )
     _print(account_lines(arguments.target, manifest))
-    return FAILED if manifest.rows_read and not manifest.rows_written else OK
+    if not manifest.rows_written:
+        return FAILED if manifest.rows_read else OK
+    _print(_next_lines(arguments.target, is_labeled=bool(manifest.class_names)))
+    return OK
+
+
+def _next_lines(folder: str, *, is_labeled: bool) -> list[str]:
+    look = (command_line("show", folder), "the account, and a sheet of samples")
+    if is_labeled:
+        score = command_line("evaluate", "MODEL", "--suite", "zero-shot", "--data", folder, "--out", "result.json")
+        return next_lines(look, (score, "score a model on these records"))
+    run = command_line("train", minimal_config(), "--workdir", "RUN", "--data.sources.0.folder", folder)
+    return next_lines(look, (run, "train on these records"))
 
 
 def _verify(arguments: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from clipa_eqx.argument_parser import ArgumentParser
 from clipa_eqx.cli import program_name
 from conversion.records.class_names import read_class_names
 from conversion.records.options import IngestOptions
@@ -25,19 +26,18 @@ SIGHUP."""
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser: a subcommand for each kind of source, ``verify`` and ``diff``."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog=program_name("conversion.records"),
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     tasks = parser.add_subparsers(dest="task", required=True, metavar="SOURCE|verify|diff")
     for kind, source in SOURCES.items():
-        _add_options(tasks.add_parser(kind, help=source.help, description=source.help, allow_abbrev=False), source)
-    check = tasks.add_parser("verify", help="hash every shard again", allow_abbrev=False)
+        _add_options(tasks.add_parser(kind, help=source.help, description=source.help), source)
+    check = tasks.add_parser("verify", help="hash every shard again")
     check.add_argument("folder", metavar="DIR")
-    compare = tasks.add_parser("diff", help="keys that two record folders do not share", allow_abbrev=False)
+    compare = tasks.add_parser("diff", help="keys that two record folders do not share")
     compare.add_argument("a", metavar="A")
     compare.add_argument("b", metavar="B")
     compare.add_argument("--examples", type=int, default=10, help="keys to show of each kind (10)")

@@ -14,7 +14,7 @@ def read_class_names(path: Path) -> tuple[str, ...]:
         DataError: the file cannot be read, or is no list of names.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         names: object = json.loads(text) if path.suffix == ".json" else text.splitlines()
     except (OSError, ValueError) as error:
         raise DataError(f"--class-names: {path} cannot be read: {error}") from error

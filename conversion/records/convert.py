@@ -9,10 +9,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from clipa_eqx.data.manifest import Manifest
 from clipa_eqx.errors import DataError
+from clipa_eqx.progress import progress_bar
 from conversion.records.account import PartReports, close_account, describe_rows
 from conversion.records.command import command_of, describe_columns
 from conversion.records.destination import begin, finish, finished_parts, forget_part, locked
@@ -142,9 +141,10 @@ class _Run:
             affected: set[int] = set()
             with contextlib.closing(keys), contextlib.closing(drops):
                 numbers = [report.number for report in ordered]
-                for entries in tqdm(_all_entries(self.place, numbers), "read keys", len(numbers), unit="part", delay=2):
+                parts = _all_entries(self.place, numbers)
+                for entries in progress_bar(parts, what="read keys", total=len(numbers), unit="part"):
                     keys.add(entries, by="high")
-                for bucket in tqdm(keys, "compare keys", keys.count, unit="bucket", delay=2):
+                for bucket in progress_bar(keys, what="compare keys", total=keys.count, unit="bucket"):
                     repeats = repeated(bucket)
                     drops.add(repeats, by="part")
                     affected |= set(repeats["part"].tolist())

@@ -5,9 +5,8 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
 from clipa_eqx.errors import DataError
+from clipa_eqx.progress import progress_bar
 from conversion.records.places import Place, is_pattern, root_of
 from conversion.records.reading import unreadable
 
@@ -60,7 +59,7 @@ def find_files(place: Place, *, may_be_empty: bool = False) -> list[FoundFile]:
 
 def _walk(place: Place) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    with tqdm(desc=f"list {place.url}", unit=" files", delay=2) as bar:
+    with progress_bar(what=f"list {place.url}", total=None, unit="file") as bar:
         if not place.is_local:
             for parent, _, files in place.fs.walk(place.path, detail=True, on_error="raise"):
                 found.update({f"{parent.rstrip('/')}/{name}": info for name, info in files.items()})

@@ -8,6 +8,8 @@ from clipa_eqx.errors import counted
 from conversion.records.diff import Difference
 from conversion.records.rows import DUPLICATE_OTHER
 
+_TEXT_SUFFIXES = (".csv", ".json", ".jsonl", ".ndjson", ".tsv", ".txt")
+
 
 def account_lines(target: str, manifest: Manifest) -> Iterator[str]:
     """The account of a finished conversion, with advice."""
@@ -26,6 +28,10 @@ def account_lines(target: str, manifest: Manifest) -> Iterator[str]:
         yield f"damaged: {len(damaged) - 5} more, see manifest.json"
     if DUPLICATE_OTHER in manifest.rows_dropped:
         yield "different samples share keys: if several dumps were given, --prefix-keys keeps them apart"
+    ignored = cast(dict[str, int], manifest.info.get("ignored_files", {})) if manifest.class_names else {}
+    texts = [counted(count, f"{suffix} file") for suffix, count in ignored.items() if suffix in _TEXT_SUFFIXES]
+    if texts:
+        yield f"not read: {', '.join(texts)}; if they hold captions, list them for the source `captions`"
     if manifest.rows_read and not manifest.rows_written:
         yield f"no row was kept: were images, captions or labels looked for in the wrong place? {_example(manifest)}"
 

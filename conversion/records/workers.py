@@ -3,16 +3,14 @@
 import concurrent.futures
 import itertools
 import multiprocessing
-import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
-from tqdm import tqdm
-
 from clipa_eqx.data.worker_processes import follow_parent, signals_blocked
 from clipa_eqx.errors import DataError
+from clipa_eqx.progress import progress_bar
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -32,16 +30,7 @@ class Progress:
     """
 
     def __init__(self, *, total: int, unit: str, what: str, done: int = 0) -> None:
-        self._bar: Any = tqdm(
-            total=total,
-            initial=done,
-            desc=what,
-            unit=unit,
-            unit_scale=unit == "B",
-            unit_divisor=1000,
-            dynamic_ncols=True,
-            mininterval=0.5 if sys.stderr.isatty() else 20,
-        )
+        self._bar: Any = progress_bar(what=what, total=total, unit=unit, initial=done, delay=0.0)
         self._done = done
 
     def finish(self, units: int, note: str = "") -> None:

@@ -1,17 +1,16 @@
 """Print the table of the released models: `python -m conversion.released`."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 
+from clipa_eqx.argument_parser import ArgumentParser
 from clipa_eqx.cli import program_name, run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog=program_name("conversion.released"),
         description="Print the table of released models; a name is what `import --released NAME` takes.",
-        allow_abbrev=False,
     )
     parser.parse_args(argv)
     from conversion.weights.released import plain_table

@@ -1,20 +1,19 @@
 """Check a model folder: `python -m conversion.verify DIR` checks hashes, parameter counts and norms."""
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from clipa_eqx.argument_parser import ArgumentParser
 from clipa_eqx.cli import program_name, run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog=program_name("conversion.verify"),
         description=__doc__,
         epilog="Exit codes: 0 the folder is valid, 2 it is not (every problem is listed), 1 any other failure.",
-        allow_abbrev=False,
     )
     parser.add_argument("folder", metavar="DIR", type=Path, help="a model folder")
     arguments = parser.parse_args(argv)

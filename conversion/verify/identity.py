@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from clipa_eqx.commands import command_line
 from clipa_eqx.models.clip import CLIPConfig
 from clipa_eqx.models.presets import PRESETS, preset
 from clipa_eqx.saved.leaf_shapes import leaf_shapes
@@ -16,13 +17,13 @@ def identity(folder: Path, config: CLIPConfig) -> list[str]:
     lines = [f"numerics profile: {profile}"]
     lines += [f"preset: {', '.join(_presets(config)) or 'none'}"]
     templates = "open_clip" if profile == "open_clip" else "clip_paper"
-    reduction = next((f" --text-reduction {row.text_reduction}" for row in rows if row.length < 32), "")
+    reduction = next((("--text-reduction", row.text_reduction) for row in rows if row.length < 32), ())
+    data, out = ("--data", "IMAGENET_RECORDS", "--class-names", "imagenet"), ("--out", "result.json")
     lines += [f"has the sizes of {row.name}, published at {row.score} % ({row.url})" for row in rows]
     return [
         *lines,
         "score it with:",
-        f"clipa-evaluate {folder} --suite zero-shot --data IMAGENET_RECORDS --class-names imagenet "
-        f"--templates {templates}{reduction} --out result.json",
+        command_line("evaluate", folder, "--suite", "zero-shot", *data, "--templates", templates, *reduction, *out),
     ]
 
 

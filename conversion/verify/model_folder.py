@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from clipa_eqx.errors import CheckpointError, ConfigError, listed
 from clipa_eqx.models.clip import CLIPConfig
+from clipa_eqx.progress import progress_bar
 from clipa_eqx.saved.description import OPTIMIZER_FILE, check_parts
 from clipa_eqx.saved.leaf_file import Leaf, LeafReader
 from clipa_eqx.saved.leaf_hashes import recorded_hashes
@@ -119,7 +119,7 @@ def _check_values(leaves: LeafReader, checksums: Mapping[str, str], problems: li
     """
     file = leaves.path.name
     size = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves.leaves.values())
-    with tqdm(total=size, desc=file, unit="B", unit_scale=True, delay=2) as bar:
+    with progress_bar(what=file, total=size, unit="B") as bar:
         for name, leaf in leaves.leaves.items():
             if leaf.dtype.kind != "i" and not all(np.isfinite(part).all() for part in _parts(leaves, name, leaf)):
                 problems.append(f"not finite: {name}")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from clipa_eqx.argument_parser import ArgumentParser
 from clipa_eqx.cli import exit_on_sigterm, program_name
 from conversion.weights.choices import Choices, ImportOptions
 
@@ -35,16 +36,13 @@ def import_parser(
         purpose: help text of ``import``.
         source: name of the positional argument SOURCE in the usage line; its value is a string.
     """
-    parser = argparse.ArgumentParser(
-        prog=program_name(f"conversion.{command}"), description=description, allow_abbrev=False
-    )
+    parser = ArgumentParser(prog=program_name(f"conversion.{command}"), description=description)
     commands = parser.add_subparsers(dest="command", required=True)
     importer = commands.add_parser(
         "import",
         help=purpose,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     importer.add_argument("source", metavar=source, help=source_help)
     importer.add_argument("folder", metavar="DIR", type=Path, help="the model folder to write")

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from clipa_eqx.commands import command_line
 from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.errors import ConversionError
 from clipa_eqx.json_config import from_json
@@ -82,7 +83,7 @@ def _preset(name: str) -> NamedConfig:
 
 def _released(name: str) -> NamedConfig:
     if name not in RELEASED:
-        raise ConversionError(f"no released model is called {name!r}; `python -m conversion.released` lists them")
+        raise ConversionError(f"no released model is called {name!r}; `{command_line('released')}` lists them")
     row = RELEASED[name]
     return NamedConfig(f"{_RELEASED}{name}", row.config(), profile=row.profile, preprocess=row.preprocess())
 
@@ -93,11 +94,13 @@ def _read_config(path: Path) -> CLIPConfig:
     The output of ``clipa-show`` has more text after that object.
     """
     try:
-        found: Any = json.JSONDecoder().raw_decode(path.read_text(encoding="utf-8").lstrip())[0]
+        found: Any = json.JSONDecoder().raw_decode(path.read_text(encoding="utf-8-sig").lstrip())[0]
     except (OSError, ValueError, RecursionError) as error:
         raise ConversionError(f"--config {path} cannot be read ({error})") from error
     while isinstance(found, dict) and "image" not in found and ("model" in found or "config" in found):
         found = found.get("model", found.get("config"))
     if not isinstance(found, dict):
-        raise ConversionError(f"--config {path} does not hold a model config; `clipa-show MODEL > F.json` writes one")
+        raise ConversionError(
+            f"--config {path} does not hold a model config; `{command_line('show', 'MODEL')} > F.json` writes one"
+        )
     return from_json(CLIPConfig, found, where=f"--config {path}")

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.errors import ConversionError
+from clipa_eqx.progress import progress_bar
 from clipa_eqx.replacing import check_replaceable, new_folder
 from clipa_eqx.saved.description import (
     MODEL_FOLDER,
@@ -200,5 +200,5 @@ def _check_space(folder: Path, needed: int) -> None:
         )
 
 
-def _bar(what: str, total: int) -> "tqdm[Any]":
-    return tqdm(total=total, desc=what, unit="B", unit_scale=True, delay=2)
+def _bar(what: str, total: int) -> Any:
+    return progress_bar(what=what, total=total, unit="B")

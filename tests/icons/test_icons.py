@@ -162,7 +162,7 @@ def test_bad_requests_say_what_to_do(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="expected exactly one file codicon-charmap"):
         icons.list_icons(BY_NAME["codicon"], folder=tmp_path)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(DataError, match=r"clipa_eqx\[quickstart\]"):
+    with pytest.raises(DataError, match=r"pip install qtawesome$"):
         icons.fonts_folder()
 
 

@@ -192,27 +192,71 @@ def test_variants_have_the_reference_shapes_and_counts(name):
     assert first_block == recorded["shapes"]
 
 
-def test_initializers_have_the_reference_statistics():
-    recorded = goldens.load_json("models/init_stats.json")
-    image_size, length = recorded["res"], recorded["text_len"]
-    letter, patch = recorded.get("variant", "B/16").split("/")
-    config = from_variant(
-        VARIANTS[letter], patch_size=int(patch), image_size=image_size, length=length, embed=recorded["out_dim"]
+QUANTILES = (1, 25, 50, 75, 99)  # percent, of ``q`` in the recording
+
+
+def initial_arrays(recorded):
+    """Our initial parameters by official names, of a model as ``models/init_stats.json`` describes it."""
+    letter, patch = recorded["variant"].split("/")
+    image, text = (
+        {**size._asdict(), "num_heads": size.heads} for size in (VARIANTS[letter].image, VARIANTS[letter].text)
     )
-    ours = to_flax(CLIP.init(config, key=jr.key(0)))
-    checked = 0
-    for name, stats in recorded["leaves"].items():
-        if name not in ours:
-            continue
-        checked += 1
+    model = {
+        "image": image
+        | {"patch_size": (int(patch),) * 2, "pool_type": recorded["pool_type"], "posemb": recorded["posemb"]},
+        "text": text | {"pool_type": "last"},
+        "out_dim": recorded["out_dim"],
+        "temperature_init": recorded["temperature_init"],
+    }
+    config = clip_config(model, image_size=(recorded["res"],) * 2, length=recorded["text_len"])
+    return to_flax(jax.jit(lambda key: CLIP.init(config, key=key))(jr.key(0)))
+
+
+def check_statistics(ours, leaves):
+    """Each leaf is on both sides, and initialized from the same distribution."""
+    assert sorted(ours.keys() ^ leaves.keys()) == [], "leaves of only one side"
+    for name, stats in leaves.items():
         values, n = ours[name].astype(np.float64), stats["n"]
-        assert values.size == n
+        assert values.size == n, name
         if stats["std"] == 0.0:
             np.testing.assert_allclose(values, stats["mean"], rtol=0, atol=1e-6, err_msg=name)
             continue
         assert abs(values.std() / stats["std"] - 1) < 10 / math.sqrt(2 * n), name
         assert abs(values.mean() - stats["mean"]) < 10 * stats["std"] / math.sqrt(n), name
-        for q, theirs in zip((1, 25, 50, 75, 99), stats["q"], strict=True):
+        for q, found, theirs in zip(QUANTILES, np.percentile(values, QUANTILES), stats["q"], strict=True):
             spread = stats["std"] * (0.15 if q in (1, 99) else 0.05) * math.sqrt(max(1.0, 2e4 / n))
-            assert abs(np.percentile(values, q) - theirs) < spread, (name, q)
-    assert checked == len(ours)
+            assert abs(found - theirs) < spread, (name, q)
+
+
+def test_initializers_have_the_reference_statistics():
+    recorded = goldens.load_json("models/init_stats.json")
+    check_statistics(initial_arrays(recorded), recorded["leaves"])
+
+
+def test_another_recording_decides_pool_and_positions():
+    """Its leaves are compared, not passed over; one that only one side has is named."""
+    recorded = {"variant": "Ti/16", "res": 32, "text_len": 8, "out_dim": 16, "temperature_init": 10.0}
+    ours = initial_arrays(recorded | {"pool_type": "map", "posemb": "learn"})
+    of_this_kind = {"img/pos_embedding", "img/MAPHead_0/probe", "img/MAPHead_0/MlpBlock_0/Dense_1/bias"}
+    assert of_this_kind <= ours.keys()
+    assert "img/encoder_norm/scale" not in ours
+    np.testing.assert_allclose(ours["t"], math.log(10.0), rtol=1e-6)
+    statistics = {
+        name: {
+            "n": value.size,
+            "mean": float(value.mean()),
+            "std": float(value.std()),
+            "q": np.percentile(value, QUANTILES).tolist(),
+        }
+        for name, value in ours.items()
+    }
+    check_statistics(ours, statistics)
+    for name in ("t", *of_this_kind):
+        lost = {key: value for key, value in ours.items() if key != name}
+        with pytest.raises(AssertionError, match=name):
+            check_statistics(lost, statistics)
+        with pytest.raises(AssertionError, match=name):
+            check_statistics(ours, {key: value for key, value in statistics.items() if key != name})
+        moved = {**ours, name: ours[name] + 1.0}
+        with pytest.raises(AssertionError, match=name):
+            check_statistics(moved, statistics)

@@ -24,7 +24,7 @@ def test_without_torch_the_message_for_a_bin_says_what_to_install(tmp_path, monk
     monkeypatch.setitem(sys.modules, "torch", None)
     argv = ["import", str(tmp_path / "open_clip_pytorch_model.bin"), str(tmp_path / "back")]
     assert run(lambda: main(argv)) == 2
-    assert 'pip install "clipa_eqx[open-clip]"' in capsys.readouterr().err
+    assert "pip install torch" in capsys.readouterr().err
 
 
 def test_an_archive_with_compressed_or_outside_entries_is_refused_before_torch_reads_it(tmp_path, monkeypatch, capsys):
@@ -135,7 +135,7 @@ def test_an_invalid_repository_name_is_reported(tmp_path, capsys):
 def test_without_the_hub_library_the_message_says_what_to_install(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert run(lambda: main(["import", "hf-hub:a/b", str(tmp_path / "back")])) == 2
-    assert 'pip install "clipa_eqx[hub]"' in capsys.readouterr().err
+    assert "pip install huggingface_hub" in capsys.readouterr().err
 
 
 def test_two_names_of_one_tensor_are_refused():

@@ -32,7 +32,7 @@ from conversion.open_clip.pixels import fixed_images, pillow_pixels
 from conversion.open_clip.tokenizer import clean, write_tokenizer
 from conversion.weights.released import RELEASED
 
-EXTRA = 'not installed: pip install "clipa_eqx[open-clip]"'
+EXTRA = "not installed: pip install -e '.[open-clip]'"
 torch = pytest.importorskip("torch", reason=EXTRA)
 pytestmark = [
     pytest.mark.slow,

@@ -149,11 +149,11 @@ def test_a_foreign_config_json_is_left_alone(train, tmp_path):
     assert contents(foreign) == {foreign / "config.json": b'{"config": 1}'}
 
 
-def test_a_run_that_never_did_a_step_does_not_keep_its_folder(train, tmp_path, one_device):
+def test_a_refused_start_leaves_no_folder_behind(train, tmp_path, one_device):
     work = tmp_path / "work"
     code, error = train("--workdir", work, "--init-from", tmp_path / "nowhere")
     assert (code, "nowhere does not exist; expected a run folder or a model folder" in error) == (2, True)
-    assert (work / "config.json").exists()
+    assert not work.exists()
     assert train("--workdir", work)[0] == 0
 
 

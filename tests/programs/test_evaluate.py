@@ -2,8 +2,11 @@
 
 import io
 import json
+import shlex
 from functools import partial
+from pathlib import Path
 
+import jax
 import jax.random as jr
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from support.paths import ROOT
 from support.tiny_models import PIECES, tiny_clip, tiny_run, tiny_tokenizer
 
 from clipa_eqx.cli import FAILED, OK, USAGE, run
+from clipa_eqx.commands import command_line
 from clipa_eqx.data.array_record_reader import open_records
 from clipa_eqx.data.array_record_writer import write_records
 from clipa_eqx.data.images.evaluation import EvalImageConfig
@@ -74,10 +78,17 @@ def test_a_model_folder_is_scored_and_the_result_names_it(model_folder, data, tm
     assert result["model"]["kind"] == "model folder"
     assert len(result["model"]["sha256"]) == 64
     assert result["preprocess"] == {"size": [16, 16], "resize": "squash", "mode": "fast"}
-    assert result["versions"]["jax"].startswith("0.10.")
+    assert result["versions"]["jax"] == jax.__version__
     assert "predictions" not in result
-    assert f"top-1 {100 * result['top1']:.2f} %" in capsys.readouterr().out
-    assert [entry.name for entry in out.parent.iterdir()] == [out.name]
+    shown = capsys.readouterr().out
+    assert f"top-1 {100 * result['top1']:.2f} %" in shown
+    classes, tune = (shlex.split(line, comments=True) for line in shown.split("next:\n")[1].splitlines())
+    assert tune == shlex.split(command_line("train", "CONFIG.py", "--workdir", "NEW_RUN", "--init-from", model_folder))
+    # The next command runs when it is pasted.
+    assert call(*classes[classes.index(str(model_folder)) :]) == OK
+    assert len(json.loads(Path(classes[-1]).read_text())["predictions"]) == IMAGES
+    assert "--predictions" not in capsys.readouterr().out
+    assert sorted(entry.name for entry in out.parent.iterdir()) == ["result-predictions.json", out.name]
 
 
 def test_batch_size_changes_no_count_and_predictions_cover_each_image_once(model_folder, data, tmp_path):
@@ -125,7 +136,8 @@ def workdir(data, tmp_path):
 def test_a_run_folder_without_a_model_is_scored_at_its_last_checkpoint(workdir, model_folder, data, tmp_path, capsys):
     flags = ["--predictions", "--image-mode", "fast"]
     assert score(workdir, data / "labeled", tmp_path / "run.json", *flags) == OK
-    assert "on 8 devices, images of 16 x 16 pixels, resize_small_crop, fast" in capsys.readouterr().err
+    assert "scoring on 8 x cpu" in (printed := capsys.readouterr().err)
+    assert "images of 16 x 16 pixels, resize_small_crop, fast" in printed
     result = json.loads((tmp_path / "run.json").read_text())
     assert (result["model"]["kind"], result["model"]["step"]) == ("checkpoint", 3)
     assert result["preprocess"]["resize"] == "resize_small_crop"
@@ -178,7 +190,7 @@ def test_a_missing_templates_file_and_an_unfinished_run_are_the_users_mistakes(d
     assert "none.txt cannot be read" in capsys.readouterr().err
     claim(tmp_path / "run", run_record(tiny_run(), [open_records(data / "labeled").manifest], vocab_sha256=VOCAB))
     assert call(tmp_path / "run", *flags) == USAGE
-    assert "no checkpoint yet" in capsys.readouterr().err
+    assert "no committed checkpoint yet" in capsys.readouterr().err
 
 
 def test_a_bug_is_reported_as_a_failure_and_leaves_no_result(model_folder, data, tmp_path, monkeypatch):

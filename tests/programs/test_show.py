@@ -1,5 +1,6 @@
 """Output of `show`: what it prints and draws of a config, a model folder, a run folder and a record folder."""
 
+import errno
 import io
 import json
 import logging
@@ -70,7 +71,9 @@ def test_a_model_folder_is_shown_with_its_provenance(tmp_path, capsys):
     assert f"{ALL}{count(tiny_clip()):,}" in out
 
 
-def test_a_run_folder_is_shown_with_its_steps_and_last_metrics(tmp_path, capsys):
+def test_a_run_folder_is_shown_with_its_steps_and_last_metrics(tmp_path, monkeypatch, capsys):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     record = {"version": 1, "config": to_json(tiny_run()), "data_sha256": "0", "vocab_sha256": "0"}
     (tmp_path / "config.json").write_text(json.dumps(record))
     assert "latest checkpoint: none yet" in shown(capsys, tmp_path)
@@ -84,7 +87,7 @@ def test_a_run_folder_is_shown_with_its_steps_and_last_metrics(tmp_path, capsys)
     assert "latest checkpoint: 10\n" in out
     assert "loss: 2.5\n" in out
     assert "7.25" not in out
-    assert "3.5" not in out
+    assert "loss: 3.5" not in out
 
 
 def test_a_record_folder_is_shown_by_its_manifest(tmp_path, capsys):
@@ -139,6 +142,25 @@ def test_no_sheet_is_put_among_the_records_unless_it_is_named(tmp_path, monkeypa
     assert sorted(Path().iterdir()) == before
 
 
+def test_a_folder_that_cannot_be_written_has_no_sheet_and_is_no_mistake(tmp_path, monkeypatch, capsys):
+    image = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(image, "PNG")
+    write_records((Record(key=str(i), image=image.getvalue(), captions=("red",)) for i in range(40)), tmp_path / "set")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("clipa_eqx.programs.contact_sheet.new_file", refuse)
+    out = shown(capsys, "../set")
+    assert "40 read, 40 written" in out
+    reason = "the sheet set-sheet.png cannot be written (Permission denied); name another file with --sheet"
+    assert f"no sheet is drawn: {reason}\n" in out
+    with pytest.raises(ConfigError, match=r"the sheet x.png cannot be written \(Permission denied\)"):
+        main(["../set", "--sheet", "x.png"])
+
+
 def test_a_sheet_of_a_model_or_run_is_refused(tmp_path):
     for name, text in (("model", '{"schema": 1, "model": {}}'), ("run", '{"data_sha256": "0"}')):
         (tmp_path / name).mkdir()
@@ -164,7 +186,7 @@ def test_mistakes_are_one_message_and_exit_code_2(argv, words, tmp_path, monkeyp
 
 def test_the_script_shows_shardings_without_devices(config_file):
     env = os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT / "tests"), str(ROOT)))}
-    command = [sys.executable, str(SCRIPT), str(config_file), "--mesh", "64x8x1"]
+    command = [sys.executable, str(SCRIPT), str(config_file), "--mesh", "64x8x1", "--batch-size", "512"]
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120, check=True)
     rows = {line.split()[0]: line.split()[3:] for line in done.stdout.splitlines() if line.startswith("image/")}
     assert rows["image/blocks/mlp/fc_in/weight"] == ["-,", "fsdp,", "-"]

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import shlex
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from support.conversions import call
 from support.dumps import samples
 from support.paths import ROOT
 
+from clipa_eqx.commands import command_line
 from clipa_eqx.data.array_record_reader import open_records
 
 
@@ -72,6 +74,39 @@ def tfrecords_as_tars(folder):
 def tars_as_class_folders(folder):
     dumps.write_tars(folder / "source/train", [samples(1)])
     return ["folder", folder / "source", folder / "out"], "no class folders with images"
+
+
+def images_with_a_list(folder):
+    dumps.write_csv(folder / "source", [samples(2)])
+    return [
+        "folder",
+        folder / "source",
+        folder / "out",
+    ], r"holds 2 \.\w+, 1 \.csv files; is it for the source `captions`"
+
+
+def images_with_a_list_as_tars(folder):
+    dumps.write_csv(folder / "source", [samples(2)])
+    return ["webdataset", folder / "source", folder / "out"], "is it for the source `captions`"
+
+
+def images_with_texts(folder):
+    rows = dumps.write_images(folder / "source", [samples(2)])
+    for row in rows:
+        (folder / "source/images" / f"{row.key}.txt").write_text("a cat")
+    said = (
+        r"captions in \.txt files next to images are not read: list them .* CSV file with the columns file and caption"
+    )
+    return ["captions", folder / "source/images", folder / "out"], said
+
+
+def images_alone(folder):
+    dumps.write_images(folder / "source", [samples(2)])
+    return [
+        "folder",
+        folder / "source/images",
+        folder / "out",
+    ], "captions need a list .* a folder per class, for `folder`"
 
 
 def empty_folder(folder):
@@ -175,8 +210,35 @@ def verify_of_nothing(folder):
     return ["verify", folder / "nowhere"], r"nowhere/manifest\.json does not exist"
 
 
+def test_lists_and_texts_next_to_class_folders_are_named(tmp_path, capsys):
+    dumps.write_class_folders(tmp_path / "source", [samples(2)])
+    assert call("folder", tmp_path / "source", tmp_path / "plain") == 0
+    assert "not read" not in capsys.readouterr().out
+    (tmp_path / "source/list.csv").write_text("file,caption\n")
+    (tmp_path / "source/n01/a.txt").write_text("a cat")
+    assert call("folder", tmp_path / "source", tmp_path / "out") == 0
+    said = "not read: 1 .csv file, 1 .txt file; if they hold captions, list them for the source `captions`"
+    assert said in capsys.readouterr().out
+
+
+def test_a_conversion_ends_with_the_next_commands(tmp_path, capsys):
+    dumps.write_class_folders(tmp_path / "classes", [samples(2)])
+    dumps.write_csv(tmp_path / "pairs", [samples(2)])
+    assert call("folder", tmp_path / "classes", tmp_path / "of classes") == 0
+    show, score = (
+        shlex.split(line, comments=True) for line in capsys.readouterr().out.split("next:\n")[1].splitlines()
+    )
+    assert show == shlex.split(command_line("show", tmp_path / "of classes"))
+    assert score[-6:] == ["--suite", "zero-shot", "--data", str(tmp_path / "of classes"), "--out", "result.json"]
+    assert call("captions", tmp_path / "pairs", tmp_path / "of pairs") == 0
+    _, train = (shlex.split(line, comments=True) for line in capsys.readouterr().out.split("next:\n")[1].splitlines())
+    assert train[-2:] == ["--data.sources.0.folder", str(tmp_path / "of pairs")]
+    assert train[-5].endswith("configs/minimal.py")
+
+
 MISTAKES = [
-    wrong_kind, tfrecords_as_tars, tars_as_class_folders, empty_folder, no_folder, existing_destination,
+    wrong_kind, tfrecords_as_tars, tars_as_class_folders, images_with_a_list, images_with_a_list_as_tars,
+    images_with_texts, images_alone, empty_folder, no_folder, existing_destination,
     unreadable_file, unknown_column, unknown_column_of_tars,
     unknown_column_of_tfrecords, no_caption_column, cut_json, several_splits, missing_shard_of_tfds, no_driver,
     contradiction, no_limit, no_workers, no_class_names, verify_of_nothing,
@@ -207,8 +269,7 @@ def test_a_missing_extra_is_named(kind, package, write, tmp_path, capsys, monkey
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
     assert call(kind, tmp_path / "source", tmp_path / "out") == 2
-    extra = {"tensorflow": "tfrecord", "pyarrow": "parquet"}[package]
-    assert f"pip install 'clipa_eqx[{extra}]'" in capsys.readouterr().err
+    assert f"is read by {package}, which is not installed: pip install {package}\n" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -15,10 +15,12 @@ LONGEST_FILE = 350
 # Rooms of the library, lowest floor first. A room imports rooms of lower floors only, so no two import each other.
 # A room is a folder, or a file that is in no folder of its own.
 FLOORS = (
-    "errors precision similar_flags",
-    "cli data.images durations json_config json_files losses replacing tokenizer trees",
+    "commands errors foreign_output precision progress similar_flags",
+    "argument_parser cli data.images device_memory devices durations json_config json_files losses replacing tokenizer "
+    "trees",
     "checksums config_flags data layerwise models schedules sharding",
-    "evals flops optim saved surgery",
+    "evals flops optim surgery",
+    "saved",
     "experiment reference_chain",
     "config_files recipes training",
     "programs",

@@ -53,7 +53,9 @@ def folder(tmp_path, monkeypatch):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)).save(file, "JPEG")
     (tmp_path / "cat.jpg").write_bytes(file.getvalue())
     size = EvalImageConfig(size=(16, 16))
-    for model in ("runs/mine/model", "models/l14"):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "beach.jpg").write_bytes(file.getvalue())
+    for model in ("runs/mine/model", "runs/tuned/model", "models/l14"):
         save_model(tmp_path / model, tiny_clip(), tokenizer=tiny_tokenizer(), preprocess=size, provenance={})
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -68,12 +70,13 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(page, folder, capsys):
             assert shown in capsys.readouterr().out
 
 
-def test_the_readme_computes_similarities(folder):
+def test_the_readme_computes_similarities_in_five_lines(folder):
     names = {}
     exec(blocks("README.md", "python")[0], names)
+    assert len([line for line in blocks("README.md", "python")[0].splitlines() if line.strip()]) == 5
     assert names["similarity"].shape == (1, 2)
-    assert float(np.linalg.norm(names["image"])) == pytest.approx(1.0, abs=1e-5)
-    assert float(names["probability"].sum()) == pytest.approx(1.0, abs=1e-5)
+    for rows in (names["images"], names["texts"]):
+        np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1.0, atol=1e-5)
 
 
 def test_there_are_commands_to_check():

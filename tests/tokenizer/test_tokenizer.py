@@ -252,7 +252,7 @@ def test_windows_line_ends_and_a_missing_last_one_are_read(tmp_path):
         (b"[PAD]\n[UNK]\na\n", r"\[CLS\]"),
         (b"[PAD]\n[UNK]\n[CLS]\na\nb\na\n", "'a' appears twice"),
         (b"[UNK]\n[PAD]\n[CLS]\n", r"\[PAD\] has id 1, expected 0"),
-        (b"[PAD]\n[UNK]\n[CLS]\n\na\n", "piece 3 is ''"),
+        (b"[PAD]\n[UNK]\n[CLS]\n\na\n", r"piece 3 \(line 4\) is ''"),
         (b"[PAD]\n[UNK]\n[CLS]\ntwo words\n", "two words"),
         (b"\xff\xfe", "UTF-8"),
         (b"", "piece 0"),

@@ -1,6 +1,7 @@
 """Ownership of run folders: every field that changes a number is compared, damage is named, nothing is lost."""
 
 import json
+from pathlib import Path
 
 import pytest
 from support.tiny_models import tiny_run
@@ -34,7 +35,7 @@ def leaves(value, path=""):
 
 
 FREE = {
-    "mesh", "log_every_steps", "checkpoint", "wandb", "zero_shot", "eval_image",
+    "mesh", "log_every_steps", "checkpoint", "wandb", "tensorboard", "zero_shot", "eval_image",
     "data/vocab", "data/on_bad_record", "data/stream", "data/sources/0/folder",
 }  # fmt: skip
 FIELDS = leaves(json.loads(json.dumps(to_json(tiny_run()))))
@@ -51,13 +52,13 @@ def test_the_fields_of_a_config_are_of_both_kinds():
 
 @pytest.mark.parametrize("path", [path for path in FIELDS if is_free(path)])
 def test_a_field_that_changes_no_number_may_differ(path):
-    check_same_run(record(), edited(path, "other"), where="here")
+    check_same_run(record(), edited(path, "other"), where="here", workdir=Path("a run"))
 
 
 @pytest.mark.parametrize("path", [path for path in FIELDS if not is_free(path)])
 def test_a_field_that_may_change_a_number_may_not_differ(path):
     with pytest.raises(CheckpointError, match=r"here is of another run.*1 problem:") as caught:
-        check_same_run(record(), edited(path, "other"), where="here")
+        check_same_run(record(), edited(path, "other"), where="here", workdir=Path("a run"))
     assert f"\n  {path}: " in str(caught.value)
     assert str(caught.value).endswith(" there, other now")
 
@@ -65,7 +66,7 @@ def test_a_field_that_may_change_a_number_may_not_differ(path):
 def test_all_differences_and_both_hashes_are_in_one_message():
     theirs = record(seed=5, batch_size=16) | {"data_sha256": "d", "vocab_sha256": "w"}
     with pytest.raises(CheckpointError) as caught:
-        check_same_run(record(), theirs, where="here")
+        check_same_run(record(), theirs, where="here", workdir=Path("a run"))
     lines = str(caught.value).split("4 problems:\n  ")[1].split("\n  ")
     assert [line.split(":")[0] for line in lines] == ["batch_size", "seed", "the data's hash", "the vocabulary's hash"]
     assert lines[0] == "batch_size: 8 there, 16 now"
@@ -75,14 +76,14 @@ def test_a_field_that_only_one_of_them_has_is_absent_in_the_other():
     theirs = json.loads(json.dumps(record()))
     theirs["config"]["optim"]["lookahead"] = 3
     with pytest.raises(CheckpointError, match="optim/lookahead: absent there, 3 now"):
-        check_same_run(record(), theirs, where="here")
+        check_same_run(record(), theirs, where="here", workdir=Path("a run"))
 
 
 def test_a_record_survives_its_file(tmp_path):
     claim(tmp_path / "a" / "b", record())
     found = read_record(tmp_path / "a" / "b")
     assert found == json.loads(json.dumps(record()))
-    check_same_run(found, record(), where="here")
+    check_same_run(found, record(), where="here", workdir=Path("a run"))
 
 
 @pytest.mark.parametrize(

@@ -161,15 +161,20 @@ def poisoned(at):
 )
 def test_a_non_finite_step_ends_the_run_with_step_samples_and_last_good_checkpoint(finished, tmp_path, at, good):
     with pytest.raises(NonFiniteError) as caught:
-        tiny_runs.train_on_one_device(config_of_run(), tmp_path / "run", compiler=poisoned(at))
+        tiny_runs.train_on_one_device(config_of_run(), tmp_path / "a run", compiler=poisoned(at))
     message = str(caught.value)
     assert message.startswith(f"step {at} gave loss=nan")
     assert f"samples {16 * (at - 1)} to {16 * at - 1} (records " in message
     assert good in message
-    saved = sorted(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir())
+    # Advice that works: flags to paste, and weights to start from only if there are any.
+    flags = ["--optim.peak-lr below 0.001", "--optim.clip-norm 1", "--optim.max-temperature 100"]
+    assert [flag for flag in flags if flag not in message] == []
+    start = f"start a new --workdir with --init-from '{tmp_path / 'a run'}' (the optimizer"
+    assert (start in message) == ("--init-from" in message) == (at > 4)
+    saved = sorted(int(path.name) for path in (tmp_path / "a run" / "checkpoints").iterdir())
     assert saved == [step for step in (4,) if step < at]
-    assert max((line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")), default=0) < at
-    assert not (tmp_path / "run" / "model").exists()
+    assert max((line["step"] for line in read_metrics(tmp_path / "a run" / "metrics.jsonl")), default=0) < at
+    assert not (tmp_path / "a run" / "model").exists()
 
 
 @pytest.mark.parametrize("kind", ["run", "model folder"])

@@ -13,6 +13,7 @@ from support.tiny_models import tiny_clip_config
 from support.tiny_runs import folder as tiny_folder
 
 from clipa_eqx.cli import run
+from clipa_eqx.commands import command_line
 from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.models.presets import preset
 from clipa_eqx.saved.model import save_model
@@ -55,7 +56,7 @@ def test_an_imported_model_passes_and_the_command_that_scores_it_is_printed(impo
     assert "source: model.npz, sha256 " in out
     assert "numerics profile: flax" in out
     command = out.splitlines()[-1]
-    assert command.startswith(f"clipa-evaluate {imported} --suite zero-shot ")
+    assert command.startswith(f"{command_line('evaluate', imported)} --suite zero-shot ")
     assert "--templates clip_paper" in command
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from support.tiny_models import tiny_clip, tiny_clip_config, tiny_tokenizer
 
+from clipa_eqx.commands import command_line
 from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.errors import ConversionError
 from clipa_eqx.json_config import to_json
@@ -266,7 +267,7 @@ def test_a_released_name_gives_everything(name):
 
 
 def test_an_unknown_released_name_is_refused():
-    assert "no released model is called 'h15'; `python -m conversion.released` lists them" in problems(
+    assert f"no released model is called 'h15'; `{command_line('released')}` lists them" in problems(
         shapes_of(tiny_clip_config()), released="h15"
     )
 

@@ -11,6 +11,7 @@ from conversion.records.sources.columns import is_image_name
 from conversion.records.sources.listed import list_parts, read_listed
 from conversion.records.sources.planning import digest_of, ignored_files
 from conversion.records.sources.source import Source, SourceFiles, WrongKind
+from conversion.records.sources.text_tables import TABLE_SUFFIXES
 
 
 def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
@@ -20,13 +21,13 @@ def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
     without images keeps its number.
 
     Raises:
-        WrongKind: there is no class folder.
+        WrongKind: there is no class folder, or only one with a list of captions next to it.
         DataError: a class name is not UTF-8.
     """
     place = files.place
     classes = sorted({file.name.partition("/")[0] for file in files.found if "/" in file.name} | list_folders(place))
-    if not classes:
-        raise WrongKind
+    if not classes or (len(classes) == 1 and any(_is_list(file) for file in files.found)):
+        raise WrongKind  # one folder of images with a list next to it is for `captions`
     if bad := [name for name in classes if printable(name) != name]:
         raise DataError(f"{place.url}: the class folder {printable(bad[0])} has a name that is not UTF-8; rename it")
     numbers = {name: number for number, name in enumerate(classes)}
@@ -38,6 +39,10 @@ def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
         info=ignored_files(file for file in files.found if file.path not in read),
         digest=digest_of(files.own),
     )
+
+
+def _is_list(file: FoundFile) -> bool:
+    return "/" not in file.name and file.name.lower().endswith(TABLE_SUFFIXES)
 
 
 def _row(file: FoundFile, numbers: dict[str, int]) -> ListedRow:

@@ -2,14 +2,15 @@
 
 import importlib.util
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
-from clipa_eqx.errors import DataError
+from clipa_eqx.errors import DataError, pip_install
 from conversion.records.listing import find_files
 from conversion.records.options import IngestOptions
 from conversion.records.places import Place, open_place
 from conversion.records.rows import Lost, Part, Plan, Row, Tally
 from conversion.records.sources.captions import CAPTIONS
+from conversion.records.sources.columns import is_image_name
 from conversion.records.sources.folder import FOLDER
 from conversion.records.sources.img2dataset import IMG2DATASET
 from conversion.records.sources.parquet import PARQUET
@@ -85,23 +86,42 @@ def counts_rows(kind: str, options: IngestOptions) -> bool:
 def _check_package(kind: str, source: Source) -> None:
     if source.package is None:
         return
-    package, extra = source.package
     # Without importing it: that takes seconds, and only processes that read need it.
-    if importlib.util.find_spec(package) is None:
-        raise DataError(f"source {kind} is read by {package}, which is not installed: pip install 'clipa_eqx[{extra}]'")
+    if importlib.util.find_spec(source.package) is None:
+        package = source.package
+        raise DataError(f"source {kind} is read by {package}, which is not installed: {pip_install(package)}")
 
 
 def _wrong_kind(files: SourceFiles, kind: str, source: Source) -> DataError:
     counts = Counter(suffix_of(file.name) for file in files.found)
     held = ", ".join(f"{count:,} {suffix or 'without a suffix'}" for suffix, count in counts.most_common(5)) or "no"
-    better = _suggested(files, kind)
-    advice = f"is it for the source `{better}`?" if better else "is it the right folder?"
+    advice = _advice([file.name.lower() for file in files.found], kind)
     return DataError(f"source {kind}: no {source.files} in {files.place.url}; it holds {held} files; {advice}")
 
 
-def _suggested(files: SourceFiles, kind: str) -> str:
+def _advice(names: Sequence[str], kind: str) -> str:
+    """The next thing to try for files of these names in lower case, after ``kind`` was the wrong one."""
+    images = [name for name in names if is_image_name(name)]
+    if images and kind != "captions" and any(CAPTIONS.owns(name) for name in names):
+        return "is it for the source `captions`?"
+    if images and not any("/" in name for name in images):
+        where = "in .txt files next to images are not read: list them" if _has_texts(names) else "need a list"
+        return (
+            f"captions {where} in one file for the source `captions`, such as a CSV file with the columns file and "
+            "caption; for labels instead of captions put the images into a folder per class, for `folder`"
+        )
+    better = _suggested(names, kind)
+    return f"is it for the source `{better}`?" if better else "is it the right folder?"
+
+
+def _has_texts(names: Sequence[str]) -> bool:
+    """Check whether text files are next to images under the same names."""
+    stems = {name.rpartition(".")[0] for name in names if is_image_name(name)}
+    return any(name.endswith(".txt") and name.removesuffix(".txt") in stems for name in names)
+
+
+def _suggested(names: Sequence[str], kind: str) -> str:
     """The other kinds whose marks are in most file names; empty if there are none."""
-    names = [file.name.lower() for file in files.found]
     votes = {
         marks: sum(any(mark in name for mark in marks) for name in names)
         for marks in dict.fromkeys(other.marks for name, other in SOURCES.items() if name != kind)

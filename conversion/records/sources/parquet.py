@@ -200,7 +200,7 @@ PARQUET = Source(
     plan=_plan,
     read=_read,
     marks=(".parquet",),
-    package=("pyarrow", "parquet"),
+    package="pyarrow",
     has_prefix=True,
     has_images=True,
 )

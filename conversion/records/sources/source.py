@@ -43,7 +43,7 @@ class Source:
         plan: plan the parts. May raise ``WrongKind``, and ``DataError`` for files that cannot be understood.
         read: read the rows of a part in order, with rows that cannot be read as lost rows.
         marks: parts of file names that suggest this kind, for the advice after a mistake.
-        package: optional package that reads it, with the extra of clipa_eqx that installs it.
+        package: optional package that reads it, by the name that pip and Python know.
         is_labeled: whether rows need a label and may have no caption.
         may_be_empty: whether a source without files is valid.
         sizes_are_rows: whether the sizes of parts are rows instead of bytes.
@@ -59,7 +59,7 @@ class Source:
     plan: Callable[[SourceFiles, IngestOptions], Plan]
     read: Callable[[Place, Part, IngestOptions, Tally], Iterator[Row | Lost]]
     marks: tuple[str, ...] = ()
-    package: tuple[str, str] | None = None
+    package: str | None = None
     is_labeled: Callable[[IngestOptions], bool] = needs_label
     may_be_empty: bool = False
     sizes_are_rows: bool = False

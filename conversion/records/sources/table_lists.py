@@ -4,8 +4,7 @@ import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 
-from tqdm import tqdm
-
+from clipa_eqx.progress import progress_bar
 from conversion.records.listing import FoundFile
 from conversion.records.options import IngestOptions
 from conversion.records.places import Place
@@ -31,7 +30,7 @@ def plan_table(place: Place, file: FoundFile, options: IngestOptions) -> Planned
     content = hashlib.sha256()
     with (
         open_file(place, file.path) as opened,
-        tqdm(total=file.size, desc=f"scan {file.name}", unit="B", unit_scale=True, delay=2) as bar,
+        progress_bar(what=f"scan {file.name}", total=file.size, unit="B") as bar,
     ):
         table = read_format(opened, file.path)
         entries = read_entries(opened, table, table.body)

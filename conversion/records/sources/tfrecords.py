@@ -16,7 +16,7 @@ from conversion.records.sources.columns import CAPTION_COLUMNS, IMAGE_COLUMNS, c
 from conversion.records.sources.damage import Damaged
 from conversion.records.sources.values import as_captions, as_label, kept_values
 
-PACKAGE = ("tensorflow", "tfrecord")
+PACKAGE = "tensorflow"
 
 Features = Mapping[str, list[object]]
 

@@ -1,0 +1,124 @@
+"""Progress of long work on standard error: a bar on a terminal, and whole lines at intervals in a log."""
+
+import contextlib
+import logging
+import sys
+import threading
+import time
+from collections.abc import Generator, Iterable
+from typing import Any
+
+from tqdm import tqdm
+
+FIRST_LINE = 10.0
+"""Seconds after which a log that is no terminal gets the first line of a bar; shorter work gets none."""
+
+LINE_EVERY = 30.0
+"""Seconds between two lines."""
+
+FIRST_NOTICE = 2.0
+"""Seconds after which work of unknown length is reported."""
+
+_log = logging.getLogger(__name__)
+
+
+def is_terminal() -> bool:
+    """Whether standard error is a terminal or a notebook, which can redraw a line."""
+    if "ipykernel" in sys.modules:
+        return True
+    # Standard error is None in programs that have no console.
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+def progress_bar(
+    items: Iterable[Any] | None = None,
+    *,
+    what: str = "",
+    total: int | None,
+    unit: str,
+    initial: int = 0,
+    delay: float = 2.0,
+    disable: bool = False,
+) -> Any:
+    """A ``tqdm`` bar with count, rate and time left; where standard error is no terminal, lines in the log instead.
+
+    Use it in ``with`` and call ``update``, or iterate over it.
+
+    Args:
+        items: what to iterate over.
+        what: label.
+        total: number of units; None if it is not known.
+        unit: name of the unit; "B" counts bytes with their prefixes.
+        initial: units that an earlier run has done.
+        delay: seconds until a terminal shows the bar.
+        disable: show nothing.
+    """
+    shared: dict[str, Any] = {
+        "desc": what or None,
+        "total": total,
+        "unit": unit,
+        "unit_scale": unit == "B",
+        "initial": initial,
+        "disable": disable,
+    }
+    if is_terminal():
+        return tqdm(items, **shared, delay=delay, mininterval=0.5, dynamic_ncols=True)
+    label, plural = f"{what}: " if what else "", "" if unit == "B" else " {unit}s"
+    counts = f"{{n_fmt}}/{{total_fmt}}{plural} ({{percentage:.0f}} %)" if total else f"{{n_fmt}}{plural}"
+    left = ", {remaining} left" if total else ""
+    return tqdm(
+        items,
+        **shared,
+        file=_LogFile(),
+        delay=FIRST_LINE,
+        mininterval=LINE_EVERY,
+        miniters=1,  # look at the clock at each update: rates of long work vary
+        bar_format=f"{label}{counts}, {{rate_fmt}}{left}{{postfix}}",
+    )
+
+
+@contextlib.contextmanager
+def waiting(what: str, *, first: float = FIRST_NOTICE, every: float = LINE_EVERY) -> Generator[None]:
+    """Log at intervals that work of unknown length goes on; short work is not logged.
+
+    Args:
+        what: the work, such as "compiling the step".
+        first: seconds until the first line.
+        every: seconds between the lines that follow.
+    """
+    over = threading.Event()
+    since = time.perf_counter()
+
+    def report() -> None:
+        pause = first
+        while not over.wait(pause):
+            _log.info("%s: %.0f s so far", what, time.perf_counter() - since)
+            pause = every
+
+    thread = threading.Thread(target=report, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+class LogHandler(logging.StreamHandler[Any]):
+    """Writes log lines to standard error; bars on a terminal move below them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with tqdm.external_write_mode(file=self.stream):
+            super().emit(record)
+
+
+class _LogFile:
+    """A file for ``tqdm`` that logs what would be drawn, without carriage returns and empty lines."""
+
+    def write(self, text: str) -> None:
+        line = " ".join(text.split())
+        if line:
+            _log.info("%s", line)
+
+    def flush(self) -> None:
+        """Do nothing: every line is complete."""

@@ -1,0 +1,71 @@
+"""A mistake in the arguments of a program is one line, in which the likely flag and the help are named."""
+
+import pytest
+
+from clipa_eqx.argument_parser import ArgumentParser
+from clipa_eqx.cli import USAGE, run
+from clipa_eqx.errors import ConfigError
+from clipa_eqx.similar_flags import similar
+
+
+@pytest.fixture
+def parser():
+    made = ArgumentParser(prog="clipa-test")
+    made.add_argument("--verbose", "-v", action="store_true")
+    tasks = made.add_subparsers(dest="task", required=True)
+    one = tasks.add_parser("one", help="x")
+    one.add_argument("source")
+    one.add_argument("--caption-column")
+    one.add_argument("--workers", type=int, choices=(1, 2))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: task"),
+        (["one"], "the following arguments are required: source"),
+        (["two"], "argument task: invalid choice: 'two' (choose from"),
+        (["one", "s", "--workers", "x"], "argument --workers: invalid int value: 'x'"),
+        (["one", "s", "--workers", "3"], "argument --workers: invalid choice: 3"),
+        (["one", "s", "--caption_colum", "x"], "for --caption_colum, did you mean --caption-column?"),
+        (["one", "s", "--captions-column=x"], "for --captions-column, did you mean --caption-column?"),
+        (["one", "s", "--work", "2"], "for --work, did you mean --workers?"),
+        (["one", "s", "t"], "unrecognized arguments: t;"),
+        (["one", "s", "--xyzzy"], "unrecognized arguments: --xyzzy;"),
+    ],
+)
+def test_a_mistake_is_one_line(parser, arguments, message, capsys, logging_as_before):
+    with pytest.raises(ConfigError) as caught:
+        parser.parse_args(arguments)
+    assert message in str(caught.value)
+    assert str(caught.value).endswith(" --help lists the arguments")
+    assert run(lambda: parser.parse_args(arguments)) == USAGE
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("", f"error: {caught.value}\n")
+
+
+def test_the_flags_of_subcommands_are_known(parser):
+    assert parser.flags == ("--help", "--verbose", "--caption-column", "--workers")
+
+
+def test_help_is_printed_and_no_mistake(parser, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parser.parse_args(["one", "--help"])
+    assert stop.value.code == 0
+    assert "--caption-column" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("wrong", "known", "expected"),
+    [
+        ("--optim.peak-learning-rate", ["--optim.lr-factors", "--optim.peak-lr"], ["--optim.peak-lr"]),
+        ("--learning-rate", ["--optim.peak-lr", "--seed"], ["--optim.peak-lr"]),
+        ("--work_dir", ["--workdir", "--data.stream.workers"], ["--workdir"]),
+        ("--steps", ["--optim.warmup.steps", "--duration.steps"], ["--duration.steps", "--optim.warmup.steps"]),
+        ("--xyzzy", ["--workdir"], []),
+        ("--x", [], []),
+    ],
+)
+def test_a_flag_is_like_another_by_spelling_words_or_initials(wrong, known, expected):
+    assert similar(wrong, known) == expected
