@@ -1,11 +1,14 @@
 # Everything a clone needs: Python 3.11+ and make. Each target builds what it needs in .venv first.
 # The first interpreter on the path that runs and is new enough; override with make PYTHON=...
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c "import sys; sys.exit(sys.version_info < (3, 11))" 2>/dev/null && echo $$p && break; done)
+# The newest JAX needs Python 3.12 or later; TensorFlow, which the tests import, has no release for 3.14.
+NEWEST_PYTHON ?= $(shell for p in python3.13 python3.12 python3; do $$p -c "import sys; sys.exit(not (3, 12) <= sys.version_info < (3, 14))" 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
+NEWEST_BIN := .venv-newest/bin
 # Processes that share the default tests.
 JOBS ?= 2
 
-.PHONY: setup quickstart quickstart-baseline test test-slow lint docs clean
+.PHONY: setup quickstart quickstart-baseline test test-slow test-newest lint docs clean
 
 setup: .venv/.quickstart
 
@@ -48,10 +51,22 @@ test: lint
 test-slow: .venv/.slow
 	$(BIN)/python -m pytest -m slow
 
+# The default tests on the newest release of every package that pyproject.toml admits; asks the registry each time.
+test-newest: .venv-newest/.created
+	$(NEWEST_BIN)/python -m pip install --quiet --upgrade --upgrade-strategy eager -e '.[dev]'
+	@$(NEWEST_BIN)/python -m pip list --format freeze | grep -iE '^(jax|jaxlib|equinox|optax|orbax-checkpoint|grain|numpy|pillow)=='
+	$(NEWEST_BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile
+
+.venv-newest/.created:
+	@test -n "$(NEWEST_PYTHON)" || { printf '%s\n' "error: no Python 3.12 or 3.13 on the path, which the newest JAX needs" "install one ('apt install python3-venv' on Debian 13, or 'uv python install 3.13' on any system), or give its path: make test-newest NEWEST_PYTHON=/its/path" >&2; exit 2; }
+	$(NEWEST_PYTHON) -m venv .venv-newest
+	$(NEWEST_BIN)/python -m pip install --quiet --upgrade pip
+	touch $@
+
 # The manual as pages in build/docs; needs no network, and a warning is an error.
 docs: .venv/.dev
 	$(BIN)/mkdocs build --quiet
 	@echo "open build/docs/index.html"
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-newest

@@ -2,6 +2,7 @@
 
 import dataclasses
 import html
+import inspect
 import re
 import subprocess
 import sys
@@ -93,7 +94,7 @@ def fields(one: type) -> list[str]:
 
 @pytest.mark.parametrize("one", public_classes(), ids=lambda one: one.__name__)
 def test_each_field_of_a_public_class_is_described(one):
-    missing = [name for name in fields(one) if not re.search(rf"^ {{8}}{name}: ", one.__doc__, flags=re.M)]
+    missing = [name for name in fields(one) if not re.search(rf"^ {{4}}{name}: ", inspect.getdoc(one), flags=re.M)]
     assert missing == []
 
 
