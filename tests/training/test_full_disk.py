@@ -190,7 +190,7 @@ def test_a_disk_that_fills_while_metrics_are_written_leaves_complete_lines(whole
 
 @pytest.mark.parametrize("room", [10, 1000], ids=["no lock", "a lock and no record"])
 def test_a_disk_that_is_full_at_the_start_leaves_no_folder(room, tmp_path):
-    with mock.patch.object(loop, "claimed_on_all", wraps=loop.claimed_on_all) as claimed:
+    with mock.patch.object(loop, "locked_on_all", wraps=loop.locked_on_all) as claimed:
         claimed.side_effect = lambda *args, **rest: (fill_disk(room=room), mock.DEFAULT)[1]
         message = failure(tmp_path / "new" / "run")
     assert message.startswith(f"run folder {tmp_path}/new/run cannot be written: File too large; ")
@@ -284,7 +284,7 @@ def test_the_claim_is_checked_before_the_space(tmp_path):
     (tmp_path / "mine").touch()
     with (
         pytest.raises(CheckpointError, match="is not empty"),
-        run_folder.claimed_on_all(tmp_path, {}, check=lambda: pytest.fail("checked")),
+        run_folder.locked_on_all(tmp_path, {}, check=lambda: pytest.fail("checked")),
     ):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
