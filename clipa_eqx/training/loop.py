@@ -127,6 +127,7 @@ def train(
                 reports.finish(pending, last_checkpoint=checkpoints.last_saved, extra=scores)
                 pending = None
                 if is_saved:
+                    check_lock()  # scoring may have taken long
                     with reports.throughput.paused(metrics):
                         checkpoints.save(state, step=step, about={**record, **reports.about()})
             if is_stop and step < total_steps:

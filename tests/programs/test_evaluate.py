@@ -190,7 +190,7 @@ def test_a_missing_templates_file_and_an_unfinished_run_are_the_users_mistakes(d
     assert "none.txt cannot be read" in capsys.readouterr().err
     claim(tmp_path / "run", run_record(tiny_run(), [open_records(data / "labeled").manifest], vocab_sha256=VOCAB))
     assert call(tmp_path / "run", *flags) == USAGE
-    assert "no checkpoint yet" in capsys.readouterr().err
+    assert "no committed checkpoint yet" in capsys.readouterr().err
 
 
 def test_a_bug_is_reported_as_a_failure_and_leaves_no_result(model_folder, data, tmp_path, monkeypatch):

@@ -109,7 +109,7 @@ def processes(tmp_path_factory):
 
 
 def ended(process, *, code, log):
-    """What a process printed, which ends with an exit code."""
+    """The output of a process that ends with an exit code."""
     try:
         assert process.wait(timeout=300) == code, log.read_text()
     finally:
