@@ -63,7 +63,7 @@ def progress_bar(
     }
     if is_terminal():
         return tqdm(items, **shared, delay=delay, mininterval=0.5, dynamic_ncols=True)
-    label, plural = f"{what}: " if what else "", "" if unit == "B" else " {unit}s"
+    label, plural = f"{what}: " if what else "", "" if unit == "B" else f" {_plural(unit)}"
     counts = f"{{n_fmt}}/{{total_fmt}}{plural} ({{percentage:.0f}} %)" if total else f"{{n_fmt}}{plural}"
     left = ", {remaining} left" if total else ""
     return tqdm(
@@ -102,6 +102,10 @@ def waiting(what: str, *, first: float = FIRST_NOTICE, every: float = LINE_EVERY
     finally:
         over.set()
         thread.join()
+
+
+def _plural(unit: str) -> str:
+    return f"{unit}es" if unit.endswith("ch") else f"{unit}s"
 
 
 class LogHandler(logging.StreamHandler[Any]):

@@ -37,6 +37,7 @@ def lines_at_once(monkeypatch):
     ("arguments", "expected"),
     [
         ({"what": "scoring", "total": 3, "unit": "image"}, r"scoring: 1/3 images \(33 %\), .*image(/s)?, .* left"),
+        ({"what": "encoding", "total": 3, "unit": "batch"}, r"encoding: 1/3 batches \(33 %\), .*batch(/s)?, .* left"),
         ({"what": "", "total": 3, "unit": "step"}, r"1/3 steps \(33 %\), .*step(/s)?, .* left"),
         ({"what": "list", "total": None, "unit": "file"}, r"list: 1 files, .*file(/s)?"),
         ({"what": "list", "total": 0, "unit": "file"}, r"list: 1 files, .*file(/s)?"),
