@@ -11,13 +11,15 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from clipa_eqx.checksums import leaf_checksums
-from clipa_eqx.errors import CheckpointError, DamageError
+from clipa_eqx.errors import CheckpointError, DamageError, is_out_of_memory
 
 T = TypeVar("T")
 
 # Causes of a failed read that are not in the files; the words are those of TensorStore and XLA.
 _OTHER_CAUSES = ("PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED")
 _SHOWN, _LONGEST = 5, 200
+# Results of a read, from the best to the worst.
+_READ, _DAMAGED, _UNREADABLE = range(3)
 
 
 def read_intact(read: Callable[[], T], *, folder: Path) -> T:
@@ -26,23 +28,28 @@ def read_intact(read: Callable[[], T], *, folder: Path) -> T:
     Orbax and TensorStore raise errors of many kinds for damaged files, the bare ``Exception`` among them.
 
     Raises:
-        CheckpointError: they may not be read, or not now.
+        CheckpointError: they may not be read, or not now; on every process, if that is so on one of them.
         DamageError: they are damaged.
+        MemoryError: memory ran out.
     """
     show = sys.unraisablehook
     sys.unraisablehook = _WithoutLateReads(show)
     try:
         result = read()
         sys.unraisablehook = show
-    except MemoryError:
-        raise
     except Exception as error:
-        _agree(is_read=False)
-        if isinstance(error, CheckpointError):
+        ours = _as_ours(error, folder)
+        kind = _DAMAGED if isinstance(ours, DamageError) else _UNREADABLE
+        if _worst(kind) > kind:
+            raise _unreadable_elsewhere(folder) from error
+        if ours is error:
             raise
-        raise _as_ours(error, folder) from error
-    if not _agree(is_read=True):
+        raise ours from error
+    worst = _worst(_READ)
+    if worst == _DAMAGED:
         raise DamageError("another process cannot read its files; see its message", folder=folder)
+    if worst == _UNREADABLE:
+        raise _unreadable_elsewhere(folder)
     return result
 
 
@@ -80,16 +87,28 @@ class _WithoutLateReads:
             self.show(unraisable)
 
 
-def _agree(*, is_read: bool) -> bool:
-    """Whether every process could read."""
+def _worst(kind: int) -> int:
+    """The worst result of a read over all processes."""
     if jax.process_count() == 1:
-        return is_read
-    return bool(np.all(multihost_utils.process_allgather(np.asarray(is_read))))
+        return kind
+    return int(np.max(multihost_utils.process_allgather(np.asarray(kind))))
 
 
-def _as_ours(problem: Exception, folder: Path) -> CheckpointError:
-    reason = " ".join(f"{type(problem).__name__}: {problem}".split())
+def _unreadable_elsewhere(folder: Path) -> CheckpointError:
+    return CheckpointError(f"checkpoint {folder} cannot be read by another process; see its message")
+
+
+def _as_ours(problem: Exception, folder: Path) -> Exception:
+    if isinstance(problem, CheckpointError):
+        return problem
+    # Orbax wraps what TensorStore says into an exception without it.
+    cause: BaseException = problem
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    if is_out_of_memory(cause):
+        return problem if cause is problem else MemoryError(str(cause))
+    reason = " ".join(f"{type(cause).__name__}: {cause}".split())
     reason = reason if len(reason) <= _LONGEST else f"{reason[:_LONGEST]} ..."
-    if isinstance(problem, PermissionError) or any(word in str(problem) for word in _OTHER_CAUSES):
+    if isinstance(cause, PermissionError) or any(word in str(cause) for word in _OTHER_CAUSES):
         return CheckpointError(f"checkpoint {folder} cannot be read: {reason}")
     return DamageError(f"its files cannot be read ({reason})", folder=folder)
