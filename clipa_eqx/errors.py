@@ -45,7 +45,7 @@ class ConversionError(ClipaError, ValueError):
 
 
 class NonFiniteError(ClipaError, RuntimeError):
-    """The loss or a parameter became NaN or infinite; the message names step, samples and last good checkpoint."""
+    """The loss or a parameter became NaN or infinite; the message names step, samples and last checkpoint."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
