@@ -190,7 +190,7 @@ def unused_accelerator(visible: Accelerators, plugins: Sequence[str], *, asked: 
     Args:
         visible: what the machine has.
         plugins: what is installed.
-        asked: value of ``JAX_PLATFORMS``; whoever asks for the CPU gets no warning.
+        asked: value of ``JAX_PLATFORMS``; if it has the CPU, there is no warning.
     """
     if asked and "cpu" in asked.split(","):
         return None

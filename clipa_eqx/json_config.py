@@ -15,6 +15,12 @@ TAG = "type"
 FORMER_NAMES = {"optimiser": "optimizer", "colour": "color", "canonicalise": "canonicalize"}
 """Names of fields and values in records and command lines of version 0.1.0, and their current names."""
 
+LATER_FIELDS: Mapping[tuple[str, str], Any] = {
+    ("CheckpointConfig", "checksums"): True,
+    ("ExperimentConfig", "tensorboard"): False,
+}
+"""Fields that records of version 0.1.0 lack, by class and name, with the value that runs of that version have now."""
+
 _FAILED: Any = object()
 
 
@@ -29,7 +35,8 @@ def to_json(config: Any) -> dict[str, Any]:
 def from_json(cls: type[T], data: Mapping[str, Any], *, where: str = "config") -> T:
     """The config that ``to_json`` was given.
 
-    Every field must be present, also those with a default: a record describes a run even after defaults change.
+    Every field must be present, also those with a default: a record describes a run even after defaults change. Only
+    ``LATER_FIELDS`` may be missing.
 
     Args:
         where: the source of the data for messages, for example a file name.
@@ -105,6 +112,7 @@ def _decode_class(data: Mapping[str, Any], classes: list[Any], path: str, proble
             return _FAILED
     hints = get_type_hints(cls)
     names = [f.name for f in dataclasses.fields(cls)]
+    rest = {name: value for (owner, name), value in LATER_FIELDS.items() if owner == cls.__name__} | rest
     problems += [f"{_join(path, name)}: unknown" for name in rest if name not in names]
     problems += [f"{_join(path, name)}: missing" for name in names if name not in rest]
     values = {name: _decode(rest[name], hints[name], _join(path, name), problems) for name in names if name in rest}

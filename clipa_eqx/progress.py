@@ -79,7 +79,7 @@ def progress_bar(
 
 @contextlib.contextmanager
 def waiting(what: str, *, first: float = FIRST_NOTICE, every: float = LINE_EVERY) -> Generator[None]:
-    """Log at intervals that work of unknown length goes on; short work is not logged.
+    """Log at intervals how long work of unknown length has taken; short work is not logged.
 
     Args:
         what: the work, such as "compiling the step".

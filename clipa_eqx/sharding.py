@@ -98,9 +98,8 @@ def shardings_for(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
 def sampling_shardings_for(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
     """The shardings under which random initial values do not depend on the mesh, for each leaf of a model.
 
-    They are those of ``shardings_for``, except that a last axis is never split: split rows keep the innermost loop of
-    a compiled sampler, and with it the rounding. Since JAX 0.12, samplers on a CPU round shards narrower than 8
-    columns otherwise than wide ones.
+    They are those of ``shardings_for``, except that a last axis is never split. With JAX 0.12 on a CPU, normal samples
+    in shards of fewer than 8 columns have other last bits (``findings/jax_random_normal_depends_on_sharding.sh``).
 
     Raises:
         ConfigError: a leaf that no rule of ``RULES`` matches.

@@ -129,7 +129,7 @@ def prepare_zero_shot(
 def make_task(
     config: ZeroShotConfig, *, manifest_class_names: Sequence[str] | None, tokenizer: Tokenizer, length: int
 ) -> ZeroShotTask:
-    """What ``prepare_zero_shot`` returns, without a line in the log."""
+    """Make the task of ``prepare_zero_shot`` without a line in the log."""
     names = _class_names(config, manifest_class_names)
     templates = named_templates(config.templates) if isinstance(config.templates, str) else config.templates
     prompts = class_prompts(names, templates, canonical=config.canonicalize, first_name_only=config.first_name_only)

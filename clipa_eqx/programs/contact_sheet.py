@@ -19,10 +19,16 @@ from clipa_eqx.data.transforms import TrainTransform
 from clipa_eqx.errors import ConfigError, DataError
 from clipa_eqx.replacing import new_file
 
-CELL, GAP = 192, 8
-"""Pixels of the square that holds an image, and between two of them."""
+GAP = 10
+"""Pixels between two cells, and around all of them."""
 
-_LINE, _FONT = 13, 11
+BACKGROUND = (242, 243, 245)
+
+_USUAL_SIDE, _LARGEST_SIDE, _NARROWEST = 192, 256, 128
+"""Pixels: images are enlarged to about the first, shrunk to the second, and a cell is at least as wide as the third."""
+
+_MOST_COLUMNS = 6
+_LINE, _FONT = 14, 11
 _CAPTION_LINES, _TOKEN_LINES = 4, 3
 
 
@@ -47,7 +53,8 @@ def write_sheet(
 ) -> None:
     """Draw the first samples that training with this seed sees.
 
-    Images are enlarged by repeating pixels. A labeled record without captions is shown with its class name.
+    Images are enlarged by repeating pixels, or shrunk. A row of cells is as high as its texts need. A labeled record
+    without captions is shown with its class name.
 
     Args:
         path: file to write; the format follows its ending: ``.png``, ``.jpg``, ``.jpeg`` or ``.webp``.
@@ -63,7 +70,7 @@ def write_sheet(
     if samples < 1:
         raise ConfigError(f"--samples is {samples}; it must be at least 1")
     shown = read_samples(mixture, transform, samples=samples, seed=seed, on_bad_record=on_bad_record)
-    _save(_tile([_cell(sample) for sample in shown]), path)
+    _save(draw_sheet(shown), path)
 
 
 def read_samples(
@@ -111,42 +118,69 @@ class _Named(RecordSource):
         return replace(record, captions=(names[label] if 0 <= label < len(names) else f"class {label}",))
 
 
-def _cell(sample: Sample) -> Image.Image:
-    height, width = sample.image.shape[:2]
-    factor = max(1, CELL // max(height, width))
-    shown = Image.fromarray(np.ascontiguousarray(sample.image)).resize(
+def columns(samples: int) -> int:
+    """The number of columns, at most 6, that leaves the fewest places of the last row empty.
+
+    >>> [columns(n) for n in (1, 2, 7, 8, 24, 25)]
+    [1, 2, 4, 4, 6, 5]
+    """
+    if samples <= _MOST_COLUMNS:
+        return samples
+    return min(range(_MOST_COLUMNS, _MOST_COLUMNS // 2, -1), key=lambda across: -samples % across)
+
+
+def draw_sheet(samples: Sequence[Sample]) -> Image.Image:
+    """The sheet of at least one sample."""
+    images = [_resized(sample.image) for sample in samples]
+    across, font = columns(len(samples)), ImageFont.load_default(_FONT)
+    width = max(_NARROWEST, *(image.width for image in images))
+    texts = [_lines(sample, font, width) for sample in samples]
+    starts = range(0, len(samples), across)
+    heights = [
+        max(image.height for image in images[start : start + across])
+        + _LINE * max(len(lines) for lines in texts[start : start + across])
+        for start in starts
+    ]
+    sheet = Image.new("RGB", (GAP + across * (width + GAP), GAP + sum(heights) + GAP * len(heights)), BACKGROUND)
+    draw, y = ImageDraw.Draw(sheet), GAP
+    for start, height in zip(starts, heights, strict=True):
+        for column, (image, lines) in enumerate(zip(images[start:][:across], texts[start:], strict=False)):
+            x = GAP + column * (width + GAP)
+            sheet.paste(image, (x, y))
+            for number, (line, color) in enumerate(lines):
+                draw.text((x, y + image.height + 2 + number * _LINE), line, fill=color, font=font)
+        y += height + GAP
+    return sheet
+
+
+def _resized(image: UInt8[np.ndarray, "height width 3"]) -> Image.Image:
+    height, width = image.shape[:2]
+    factor = max(1, round(_USUAL_SIDE / max(height, width)))
+    shown = Image.fromarray(np.ascontiguousarray(image)).resize(
         (width * factor, height * factor), Image.Resampling.NEAREST
     )
-    if max(shown.size) > CELL:
-        shown.thumbnail((CELL, CELL))
-    lines = 1 + _CAPTION_LINES + _TOKEN_LINES
-    cell = Image.new("RGB", (CELL, CELL + lines * _LINE + 2), "white")
-    cell.paste(shown, ((CELL - shown.width) // 2, (CELL - shown.height) // 2))
-    draw, font = ImageDraw.Draw(cell), ImageFont.load_default(_FONT)
-    y = CELL + 2
-    for text, count, color in (
-        (sample.title, 1, "#777777"),
-        (sample.caption, _CAPTION_LINES, "black"),
+    shown.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE))
+    return shown
+
+
+def _lines(sample: Sample, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[tuple[str, str]]:
+    """The lines of text below an image, each with its color."""
+    parts = (
+        (sample.title, 1, "#6e7781"),
+        (sample.caption, _CAPTION_LINES, "#000000"),
         (sample.tokens, _TOKEN_LINES, "#0050a0"),
-    ):
-        for line in _wrap(text, count):
-            draw.text((0, y), line, fill=color, font=font)
-            y += _LINE
-    return cell
+    )
+    return [(line, color) for text, count, color in parts for line in _wrapped(text, font, width, lines=count)]
 
 
-def _wrap(text: str, lines: int) -> Sequence[str]:
-    return textwrap.wrap(text, width=CELL // 6, max_lines=lines, placeholder=" ...") or [""]
-
-
-def _tile(cells: Sequence[Image.Image]) -> Image.Image:
-    across = min(len(cells), 6)
-    down = -(-len(cells) // across)
-    width, height = cells[0].width + GAP, cells[0].height + GAP
-    sheet = Image.new("RGB", (across * width + GAP, down * height + GAP), "white")
-    for number, cell in enumerate(cells):
-        sheet.paste(cell, (GAP + number % across * width, GAP + number // across * height))
-    return sheet
+def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, *, lines: int) -> list[str]:
+    """A text in lines of at most ``width`` pixels; what does not fit into so many lines is left out."""
+    characters = min(len(text), width // 2)  # no letter is narrower than 2 pixels
+    while True:
+        wrapped = textwrap.wrap(text, width=max(characters, 5), max_lines=lines, placeholder=" ...")
+        if characters <= 5 or all(font.getlength(line) <= width for line in wrapped):
+            return wrapped
+        characters = min(characters - 1, max(map(len, wrapped)) - 1)
 
 
 def _save(sheet: Image.Image, path: Path) -> None:

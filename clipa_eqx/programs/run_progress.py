@@ -13,7 +13,7 @@ _RECENT = 20
 """Number of lines that the speed is estimated from."""
 
 _QUIET_SECONDS, _QUIET_PERIODS = 60.0, 5.0
-"""A run that wrote no line for longer than both may have stopped. A period is the usual time between two lines."""
+"""No line for longer than both is worth a word: the run may have stopped. A period is the usual time between lines."""
 
 
 def total_steps(config: ExperimentConfig, lines: Sequence[Line]) -> int | None:
@@ -31,25 +31,29 @@ def is_finished(config: ExperimentConfig, lines: Sequence[Line]) -> bool:
     return bool(lines) and lines[-1]["step"] == total_steps(config, lines)
 
 
-def progress(config: ExperimentConfig, lines: Sequence[Line], *, now: float) -> str:
+def progress(config: ExperimentConfig, lines: Sequence[Line], *, now: float, is_training: bool | None) -> str:
     """One line such as ``step 120 of 500 (24 %), about 3 min left, last line 4 s ago``.
 
     Args:
         now: seconds since 1970.
+        is_training: whether a process trains in the run folder; None if that is not known.
     """
     total = total_steps(config, lines)
+    stopped = "no process trains in this folder: the same train command resumes it"
     if not lines:
-        return "no step is logged yet" if total is None else f"no step of {total:,} is logged yet"
+        start = "no step is logged yet" if total is None else f"no step of {total:,} is logged yet"
+        return f"{start}; {stopped}" if is_training is False else start
     step, age = int(lines[-1]["step"]), max(now - float(lines[-1].get("time", now)), 0.0)
-    if total is None:
-        return f"step {step:,}, last line {short_time(age)} ago"
     if step == total:
         return f"step {step:,} of {total:,}, finished {short_time(age)} ago"
-    done = f"step {step:,} of {total:,} ({100 * step / total:.0f} %)"
+    done = f"step {step:,}" if total is None else f"step {step:,} of {total:,} ({100 * step / total:.0f} %)"
+    if is_training is False:
+        return f"{done}, last line {short_time(age)} ago; {stopped}"
     per_step = _seconds_per_step(lines)
     if per_step and age > max(_QUIET_SECONDS, _QUIET_PERIODS * per_step * config.log_every_steps):
-        return f"{done}, no line for {short_time(age)}: if training has stopped, the same command resumes it"
-    left = f"about {short_time(per_step * (total - step))} left, " if per_step else ""
+        known = "the process still runs" if is_training else "if training has stopped, the same command resumes it"
+        return f"{done}, no line for {short_time(age)}: {known}"
+    left = f"about {short_time(per_step * (total - step))} left, " if per_step and total is not None else ""
     return f"{done}, {left}last line {short_time(age)} ago"
 
 

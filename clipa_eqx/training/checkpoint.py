@@ -95,7 +95,7 @@ class Checkpoints:
         return None if step is None else f"checkpoint {step} {self.known(step)}"
 
     def known(self, step: int) -> str:
-        """What this process knows of a step, as the end of a sentence that starts with its name."""
+        """The knowledge of this process about a step, as the end of a sentence that starts with its name."""
         return self._known.get(step, "was not read by this run")
 
     def save(self, state: TrainState, *, step: int, about: Mapping[str, Any]) -> None:

@@ -261,6 +261,17 @@ def run_lock(
                 one.rmdir()
 
 
+def is_training(folder: Path) -> bool | None:
+    """Whether a process trains in a run folder; None if that cannot be looked up, as for a lock of another machine."""
+    try:
+        found = _read(folder / LOCK_NAME)
+    except OSError:
+        return None
+    if found is None:
+        return False
+    return not is_gone(found.owner) if is_here(found.owner) else None
+
+
 def is_lock_file(name: str) -> bool:
     """Whether an entry of a run folder is the lock, or was made while a process took it.
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+from pathlib import Path
 
 import pytest
 from support.tiny_models import tiny_clip_config, tiny_run
@@ -13,8 +14,8 @@ from clipa_eqx.data.images.color import ColorConfig
 from clipa_eqx.durations import Duration
 from clipa_eqx.errors import ConfigError
 from clipa_eqx.evals.zero_shot import ZeroShotConfig
-from clipa_eqx.experiment import DataConfig, DataSource, ExperimentConfig, InitConfig, WandbConfig
-from clipa_eqx.json_config import from_json, to_json
+from clipa_eqx.experiment import CheckpointConfig, DataConfig, DataSource, ExperimentConfig, InitConfig, WandbConfig
+from clipa_eqx.json_config import LATER_FIELDS, from_json, to_json
 from clipa_eqx.optim import OptimConfig
 from clipa_eqx.schedules import Cosine, Polynomial, Rsqrt, Stair
 
@@ -155,3 +156,20 @@ def test_records_of_version_0_1_0_are_read_under_current_names():
     former = to_json(config)
     former["colour"] = former.pop("color")
     assert from_json(ImageConfig, former) == config
+
+
+def test_a_recorded_run_of_version_0_1_0_is_read_with_the_fields_that_came_later():
+    """A new field of a config needs its row in ``LATER_FIELDS``, or nobody's run folder can be read."""
+    record = json.loads(Path(__file__).with_name("run_of_0_1_0.json").read_text(encoding="utf-8"))
+    config = from_json(ExperimentConfig, record)
+    assert (config.tensorboard, config.checkpoint.checksums) == (False, True)
+    assert (config.batch_size, config.optim.schedules[0][1].warmup) == (32768, Duration(steps=800))
+
+
+def test_fields_that_came_later_exist_and_are_recorded_from_now_on():
+    assert {cls.__name__: cls for cls in (CheckpointConfig, ExperimentConfig)}.keys() >= {
+        name for name, _ in LATER_FIELDS
+    }
+    recorded = to_json(tiny_run(checkpoint=CheckpointConfig(checksums=False), tensorboard=True))
+    assert from_json(ExperimentConfig, recorded).tensorboard
+    assert not from_json(ExperimentConfig, recorded).checkpoint.checksums

@@ -38,18 +38,45 @@ def test_a_sheet_holds_the_first_images_of_the_run_pixel_by_pixel(run, tmp_path)
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
     with train_batches(config, mixture, transform.tokenizer, start_step=0) as batches:
         images = next(batches)["image"]
-    cell, gap, side = contact_sheet.CELL, contact_sheet.GAP, config.data.image.size[0]
-    factor = cell // side
+    gap, factor, across = contact_sheet.GAP, 192 // config.data.image.size[0], contact_sheet.columns(8)
+    assert (factor, across) == (12, 4)
     for number in range(8):
-        left, shown = gap + number % 6 * (cell + gap), images[number].repeat(factor, 0).repeat(factor, 1)
+        left, shown = gap + number % across * (192 + gap), images[number].repeat(factor, 0).repeat(factor, 1)
         tops = [
             top
-            for top in range(gap, sheet.shape[0] - cell)
-            if (number < 6 or top > cell) and (sheet[top : top + cell, left : left + cell] == shown).all()
+            for top in range(gap, sheet.shape[0] - 192)
+            if (number < across or top > 192) and (sheet[top : top + 192, left : left + 192] == shown).all()
         ]
         assert tops
-        below = sheet[tops[0] + cell : tops[0] + 2 * cell, left : left + cell]
+        below = sheet[tops[0] + 192 : tops[0] + 384, left : left + 192]
         assert (below < 64).all(axis=-1).any()  # the caption is black
+
+
+@pytest.mark.parametrize(
+    ("size", "caption", "width", "lines"),
+    [
+        ((112, 112), "a cat", 224, 3),
+        ((84, 84), "a cat", 168, 3),
+        ((336, 336), "a cat", 256, 3),
+        ((16, 8), "a cat", 128, 3),
+        ((64, 64), "word " * 12, 192, 4),
+        ((64, 64), "word " * 500, 192, 6),
+        ((64, 64), "w" * 500, 192, 6),
+    ],
+)
+def test_a_sheet_has_no_more_background_than_its_texts_need(size, caption, width, lines):
+    """No side has a margin wider than a gap, no text goes over the side of its cell, and rows follow each other."""
+    image = np.zeros((*size, 3), np.uint8)
+    sample = contact_sheet.Sample(image=image, title="key", caption=caption, tokens="a cat")
+    sheet = np.asarray(contact_sheet.draw_sheet([sample] * 8)).astype(int)
+    gap, side = contact_sheet.GAP, min(round(192 / max(size)) or 1, 192) * size[0]
+    assert sheet.shape[1] == gap + 4 * (width + gap)
+    assert sheet.shape[0] == gap + 2 * (min(side, 256) + 14 * lines + gap)
+    is_used = (sheet != contact_sheet.BACKGROUND).any(axis=-1)
+    for column in range(5):
+        assert not is_used[:, column * (width + gap) :][:, :gap].any()
+    empty = "".join("x" if row.any() else " " for row in is_used)
+    assert max(map(len, empty.split("x"))) <= gap + 14
 
 
 def test_captions_and_reduced_tokens_belong_to_the_images_of_the_run(run):
@@ -91,7 +118,7 @@ def test_the_script_draws_configs_and_data_folders(run, tmp_path, capsys):
         main([str(target), "--sheet", str(sheet), "--samples", "7"])
         assert f"7 samples drawn to {sheet}" in capsys.readouterr().out
         with Image.open(sheet) as drawn:
-            assert drawn.width > 6 * contact_sheet.CELL
+            assert drawn.width > 4 * 192
     assert [file.suffix for file in (tmp_path / "sheets").iterdir()] == [".jpg", ".jpg"]
 
 
@@ -104,7 +131,7 @@ def test_a_data_folder_alone_gives_manifest_and_sheet(run, tmp_path, monkeypatch
         assert "rows: " in out
         assert f"3 samples drawn to {name}" in out
         with Image.open(tmp_path / name) as drawn:
-            assert drawn.width > 3 * contact_sheet.CELL
+            assert drawn.width == 4 * contact_sheet.GAP + 3 * 224
 
 
 def test_the_script_runs_as_a_program(run, tmp_path):

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import re
+import subprocess
 import sys
 import time
 
@@ -21,6 +22,7 @@ from clipa_eqx.programs.figure import COLORS, chart_svg, css_colors
 from clipa_eqx.programs.run_progress import progress
 from clipa_eqx.programs.show import main
 from clipa_eqx.programs.terminal_plot import Paper, plot_chart, plot_charts
+from clipa_eqx.training.run_lock import LOCK_NAME, is_training, run_lock
 
 NOW = 1_000_000.0
 EPOCHS = config_of(duration=Duration(epochs=20.0))
@@ -92,37 +94,65 @@ def test_constant_single_and_absent_values_are_drawn():
         assert {len(line) for line in lines} == {30}
 
 
+STOPPED = "no process trains in this folder: the same train command resumes it"
+
+
 @pytest.mark.parametrize(
-    ("config", "lines", "now", "expected"),
+    ("config", "lines", "seconds", "is_training", "expected"),
     [
-        (config_of(steps=500), [], NOW, "no step of 500 is logged yet"),
-        (config_of(steps=500), LINES, NOW + 4, "step 50 of 500 (10 %), about 15 min left, last line 4 s ago"),
-        (config_of(steps=50), LINES, NOW + 7200, "step 50 of 50, finished 2 h 0 min ago"),
+        (config_of(steps=500), [], 0, True, "no step of 500 is logged yet"),
+        (config_of(steps=500), [], 0, False, f"no step of 500 is logged yet; {STOPPED}"),
+        (config_of(steps=500), LINES, 4, True, "step 50 of 500 (10 %), about 15 min left, last line 4 s ago"),
+        (config_of(steps=500), LINES, 4, None, "step 50 of 500 (10 %), about 15 min left, last line 4 s ago"),
+        (config_of(steps=500), LINES, 4, False, f"step 50 of 500 (10 %), last line 4 s ago; {STOPPED}"),
+        (config_of(steps=50), LINES, 7200, False, "step 50 of 50, finished 2 h 0 min ago"),
         (
             config_of(steps=500),
             LINES,
-            NOW + 3 * 3600,
+            3 * 3600,
+            None,
             "step 50 of 500 (10 %), no line for 3 h 0 min: if training has stopped, the same command resumes it",
         ),
+        (
+            config_of(steps=500),
+            LINES,
+            3 * 3600,
+            True,
+            "step 50 of 500 (10 %), no line for 3 h 0 min: the process still runs",
+        ),
         # An epoch is 10 steps of 8 pairs. With a single line, the speed is what that line says.
-        (EPOCHS, LINES[:1], NOW, "step 10 of 200 (5 %), last line 80 s ago"),
+        (EPOCHS, LINES[:1], 0, True, "step 10 of 200 (5 %), last line 80 s ago"),
         (
             EPOCHS,
             [{**LINES[0], "seconds_per_step": 3.0}],
-            NOW,
+            0,
+            True,
             "step 10 of 200 (5 %), about 10 min left, last line 80 s ago",
         ),
-        (EPOCHS, [], NOW, "no step is logged yet"),
+        (EPOCHS, [], 0, True, "no step is logged yet"),
     ],
 )
-def test_progress_says_what_is_done_and_left(config, lines, now, expected):
-    assert progress(config, lines, now=now) == expected
+def test_progress_says_what_is_done_and_left(config, lines, seconds, is_training, expected):
+    assert progress(config, lines, now=NOW + seconds, is_training=is_training) == expected
 
 
 def test_a_pause_does_not_change_the_time_left():
     """Each step takes 2 s, except for one night."""
     lines = [metric_line(step, time=2 * step + (40_000 if step > 15 else 0)) for step in range(1, 31)]
-    assert "about 2 min left" in progress(config_of(steps=90), lines, now=60.0 + 40_000)
+    assert "about 2 min left" in progress(config_of(steps=90), lines, now=60.0 + 40_000, is_training=True)
+
+
+def test_a_folder_is_trained_in_while_a_process_holds_its_lock(tmp_path):
+    """The lock of a killed process is none, and that of another machine cannot be judged."""
+    assert is_training(tmp_path) is False
+    with run_lock(tmp_path / "run"):
+        assert is_training(tmp_path / "run") is True
+        owner = json.loads((tmp_path / "run" / LOCK_NAME).read_text())
+    assert is_training(tmp_path / "run") is False
+    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    for changed, expected in (({"pid": int(ended.stdout)}, False), ({"host": "elsewhere"}, None)):
+        (tmp_path / LOCK_NAME).write_text(json.dumps({**owner, **changed}))
+        assert is_training(tmp_path) is expected
 
 
 @pytest.fixture
@@ -134,18 +164,24 @@ def run_folder(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setattr(time, "time", lambda: NOW + 4)
-    return folder
+    with run_lock(folder):
+        yield folder
+
+
+def contents(folder):
+    """The files of a run; the process that trains renews its lock."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != LOCK_NAME}
 
 
 def test_a_run_is_shown_with_progress_and_curves_while_it_writes(run_folder, capsys):
-    before = {path.name: path.read_bytes() for path in run_folder.iterdir()}
+    before = contents(run_folder)
     main([str(run_folder)])
     out = capsys.readouterr().out
     assert f"{run_folder}: step 50 of 500 (10 %), about 15 min left, last line 4 s ago\n" in out
     assert re.search(r"^loss, nats +0\.08  accuracy in the batch, % +50$", out, flags=re.M)
     assert out.endswith("curves drawn to mine-curves.png\n")
     assert "\x1b" not in out
-    assert {path.name: path.read_bytes() for path in run_folder.iterdir()} == before
+    assert contents(run_folder) == before
     with Image.open("mine-curves.png") as image:
         assert image.format == "PNG"
         colors = {color for _, color in image.convert("RGB").getcolors(maxcolors=1 << 20)}
@@ -156,10 +192,10 @@ def test_a_run_without_a_line_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_run(tmp_path / "new", config_of(steps=500), [])
     main(["new"])
-    assert "new: no step of 500 is logged yet\n" in capsys.readouterr().out
+    assert f"new: no step of 500 is logged yet; {STOPPED}\n" in capsys.readouterr().out
     (tmp_path / "new" / "metrics.jsonl").unlink()
     main(["new"])
-    assert "new: no step of 500 is logged yet\n" in capsys.readouterr().out
+    assert "new: no step of 500 is logged yet; " in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
 
 

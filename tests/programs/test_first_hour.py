@@ -48,7 +48,7 @@ def test_the_commands_of_the_page_run_in_order(tmp_path):
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         assert "Traceback" not in done.stderr
         if "train.py" in command or "evaluate.py" in command or "conversion" in command:
-            assert "\nnext:\n" in done.stdout
+            assert "next:\n" in done.stdout
     assert (tmp_path / "mine-sheet.png").is_file()
     for run in ("try", "first", "tuned"):
         assert [line["step"] for line in read_metrics(tmp_path / "runs" / run / "metrics.jsonl")][-1] == 4

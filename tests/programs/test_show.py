@@ -186,7 +186,7 @@ def test_mistakes_are_one_message_and_exit_code_2(argv, words, tmp_path, monkeyp
 
 def test_the_script_shows_shardings_without_devices(config_file):
     env = os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT / "tests"), str(ROOT)))}
-    command = [sys.executable, str(SCRIPT), str(config_file), "--mesh", "64x8x1"]
+    command = [sys.executable, str(SCRIPT), str(config_file), "--mesh", "64x8x1", "--batch-size", "512"]
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120, check=True)
     rows = {line.split()[0]: line.split()[3:] for line in done.stdout.splitlines() if line.startswith("image/")}
     assert rows["image/blocks/mlp/fc_in/weight"] == ["-,", "fsdp,", "-"]

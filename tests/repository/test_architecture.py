@@ -18,7 +18,7 @@ FLOORS = (
     "commands errors foreign_output precision progress similar_flags",
     "argument_parser cli data.images device_memory devices durations json_config json_files losses replacing tokenizer "
     "trees",
-    "config_flags data layerwise models schedules sharding",
+    "checksums config_flags data layerwise models schedules sharding",
     "evals flops optim surgery",
     "saved",
     "experiment reference_chain",

@@ -117,7 +117,7 @@ def test_the_leaf_and_the_folder_are_named(run):
     folder = run / "checkpoints" / "12"
     record = json.loads((folder / "record/metadata").read_text())
     assert record["checksums"].keys() == record["leaves"].keys() - {"step"}
-    # Values that no file format can tell: those of another step.
+    # Values in which no file format finds damage: those of another step.
     for part in ("model", "optimizer"):
         shutil.rmtree(folder / part)
         shutil.copytree(run / "checkpoints" / "8" / part, folder / part)
