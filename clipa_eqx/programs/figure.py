@@ -45,6 +45,8 @@ _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "clipa_eqx",
     "figure.facecolor": _PAGE,
+    "figure.constrained_layout.w_pad": 0.1,
+    "figure.constrained_layout.h_pad": 0.08,
     "axes.facecolor": "none",
     "axes.edgecolor": _RULE,
     "axes.labelcolor": _FAINT,

@@ -49,13 +49,12 @@ def show_curves(folder: Path, out: Path | None, *, every_seconds: float | None =
 
 
 def _text(folder: Path, config: ExperimentConfig, lines: Sequence[Line], out: Path | None) -> Iterator[str]:
-    state = f"{folder}: {progress(config, lines, now=time.time(), is_training=is_training(folder))}"
     charts = run_charts(lines)
-    yield state
+    yield f"{folder}: {progress(config, lines, now=time.time(), is_training=is_training(folder))}"
     yield ""
     yield from plot_charts(charts, _paper())
     if charts:
-        yield _draw(folder, charts, out, title=state)
+        yield _draw(folder, charts, out, title=f"{folder}, step {lines[-1]['step']:,}")
 
 
 def _draw(folder: Path, charts: Sequence[Chart], out: Path | None, *, title: str) -> str:

@@ -1,6 +1,8 @@
 """The decision whether a checkpoint is damaged: unreadable files, or leaves that differ from their checksums."""
 
+import sys
 from collections.abc import Callable, Mapping
+from inspect import iscoroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,8 +29,11 @@ def read_intact(read: Callable[[], T], *, folder: Path) -> T:
         CheckpointError: they may not be read, or not now.
         DamageError: they are damaged.
     """
+    show = sys.unraisablehook
+    sys.unraisablehook = _WithoutLateReads(show)
     try:
         result = read()
+        sys.unraisablehook = show
     except MemoryError:
         raise
     except Exception as error:
@@ -55,6 +60,22 @@ def check_checksums(leaves: Any, recorded: Mapping[str, str] | None, *, folder: 
             f"{', '.join(wrong[:_SHOWN])}{more} differ from the checksums that were recorded when it was saved",
             folder=folder,
         )
+
+
+class _WithoutLateReads:
+    """A hook that shows what ``show`` does, except for the other reads of a call of Orbax that gave up at one of them.
+
+    They end at any time after the error, in a closed event loop or as discarded coroutines, and would print a traceback
+    each.
+    """
+
+    def __init__(self, show: Callable[[Any], object]) -> None:
+        self.show: Callable[[Any], object] = show.show if isinstance(show, _WithoutLateReads) else show
+
+    def __call__(self, unraisable: Any) -> None:
+        is_discarded = iscoroutine(unraisable.object) and "orbax" in unraisable.object.cr_code.co_filename
+        if not is_discarded and str(unraisable.exc_value) != "Event loop is closed":
+            self.show(unraisable)
 
 
 def _agree(*, is_read: bool) -> bool:
