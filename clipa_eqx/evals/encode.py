@@ -27,7 +27,8 @@ def encode_images(
     must pass the same number of rows. The call returns before the work is done. One compilation per batch shape.
 
     Raises:
-        ConfigError: not uint8[batch height width 3] of the model's size, or the batch needs more memory than a device has.
+        ConfigError: not uint8[batch height width 3] of the model's size, or the batch needs more memory than a device
+            has.
     """
     check_image_batch(images, size=model.config.image.image_size)
     batch, axes = _place(images, mesh)
