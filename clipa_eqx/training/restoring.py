@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from clipa_eqx.errors import CheckpointError, DamageError, listed
 from clipa_eqx.saved.kinds import CHECKPOINTS_NAME
+from clipa_eqx.training.agreement import refused_together
 from clipa_eqx.training.checkpoint import Checkpoints
 from clipa_eqx.training.run_folder import check_same_run
 from clipa_eqx.training.state import TrainState
@@ -95,15 +96,14 @@ def _set_aside(checkpoints: Checkpoints, step: int) -> Path:
     place = next(folder / name for name in names if not (folder / name).exists())
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"name of damaged checkpoint {step}")
-    if jax.process_index() == 0:
-        try:
-            folder.mkdir(exist_ok=True)
-            here.rename(place)
-        except OSError as error:
-            raise CheckpointError(
-                f"{here} is damaged and cannot be moved to {place} ({error}); move it away"
-            ) from error
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"damaged checkpoint {step} is moved")
+    with refused_together():
+        if jax.process_index() == 0:
+            try:
+                folder.mkdir(exist_ok=True)
+                here.rename(place)
+            except OSError as error:
+                raise CheckpointError(
+                    f"{here} is damaged and cannot be moved to {place} ({error}); move it away"
+                ) from error
     checkpoints.reload()
     return place
