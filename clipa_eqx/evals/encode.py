@@ -108,7 +108,9 @@ def _compile(function: Any, model: CLIP, batch: np.ndarray | Array, *, axes: tup
     rows = batch.shape[0]
     with waiting(f"compiling for {counted(rows, what[:-1])} at once", first=LINE_EVERY):
         needed = memory_of(function.lower(model, batch, axes=axes).compile())
-    device: Any = jax.devices()[0] if isinstance(batch, np.ndarray) else next(iter(batch.sharding.addressable_devices))
+    device: Any = (
+        jax.local_devices()[0] if isinstance(batch, np.ndarray) else next(iter(batch.sharding.addressable_devices))
+    )
     if needed is not None:
         advice = [f"a smaller batch: half of it is {max(rows // 2, 1)}"]
         check_fits(needed, device_limit(device), what=f"encoding {counted(rows, what[:-1])} at once", advice=advice)

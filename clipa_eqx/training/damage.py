@@ -38,6 +38,8 @@ def read_intact(read: Callable[[], T], *, folder: Path) -> T:
         raise
     except Exception as error:
         _agree(is_read=False)
+        if isinstance(error, CheckpointError):
+            raise
         raise _as_ours(error, folder) from error
     if not _agree(is_read=True):
         raise DamageError("another process cannot read its files; see its message", folder=folder)

@@ -13,6 +13,7 @@ from clipa_eqx.errors import CheckpointError, DamageError, listed
 from clipa_eqx.saved.kinds import CHECKPOINTS_NAME
 from clipa_eqx.training.agreement import refused_together
 from clipa_eqx.training.checkpoint import Checkpoints
+from clipa_eqx.training.damage import read_intact
 from clipa_eqx.training.run_folder import check_same_run
 from clipa_eqx.training.state import TrainState
 
@@ -41,7 +42,8 @@ def resume(checkpoints: Checkpoints, abstract: TrainState, mesh: Mesh, record: d
     """
 
     def read(step: int) -> Resumed:
-        about = checkpoints.record(step).about
+        folder = checkpoints.folder / str(step)
+        about = read_intact(lambda: checkpoints.record(step), folder=folder).about
         run_folder = checkpoints.folder.parent
         check_same_run(about, record, where=f"checkpoint {step} of {run_folder}", workdir=run_folder)
         return Resumed(checkpoints.restore(abstract, mesh, step=step), step, about)
@@ -75,11 +77,14 @@ def read_newest(
 
 def _newest(checkpoints: Checkpoints, read: Callable[[int], T]) -> tuple[T | None, dict[int, DamageError]]:
     damaged: dict[int, DamageError] = {}
-    for step in reversed(checkpoints.steps()):
+    while left := [step for step in checkpoints.steps() if step not in damaged]:
+        step = left[-1]
         try:
             return read(step), damaged
         except DamageError as error:
-            damaged[step] = error
+            # A run that trains meanwhile deletes old checkpoints, and then has newer ones.
+            if step in checkpoints.steps():
+                damaged[step] = error
     if damaged:
         reasons = [f"{step}: {error.reason}" for step, error in damaged.items()]
         raise CheckpointError(

@@ -22,6 +22,7 @@ from clipa_eqx.reference_chain import chain_shape
 from clipa_eqx.saved.description import OPTIMIZER_FILE
 from clipa_eqx.saved.optimizer_file import open_optimizer_state
 from clipa_eqx.schedules import Cosine, Polynomial
+from clipa_eqx.training.imported_optimizer import check_optimizer, continued_state
 from clipa_eqx.training.metrics import read_metrics
 from conversion.flax_clipa.__main__ import main
 
@@ -127,6 +128,21 @@ def test_damaged_optimizer_state_is_refused(half, tmp_path):
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(CheckpointError, match="cannot be read"):
         tiny_runs.train_on_one_device(from_source(half[1], model), tmp_path / "on")
+
+
+def test_a_flipped_bit_in_the_optimizer_state_is_found_unless_checksums_are_off(half, tmp_path):
+    model, config = import_half(half, tmp_path), half[1]
+    file = model / OPTIMIZER_FILE
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    made = tiny_runs.placed_state(config, devices=1)
+    given = {"abstract": made.abstract, "mesh": made.mesh}
+    with pytest.raises(CheckpointError, match=r"sha256 of (mu|nu)/\S+ is not the recorded one"):
+        continued_state(made.state.model, model, config.optim, **given)
+    assert continued_state(made.state.model, model, config.optim, **given, verify=False).step == 6
+    # Before a run starts, only the description is read.
+    assert check_optimizer(model, config.model, config.optim, abstract=made.abstract) == 6
 
 
 def test_surgery_and_optimizer_state_exclude_each_other():
