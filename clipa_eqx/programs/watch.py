@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from clipa_eqx.errors import ClipaError, ConfigError
+from clipa_eqx.errors import ClipaError, ConfigError, pip_install
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.json_config import from_json
 from clipa_eqx.programs.curves import Chart, Line, run_charts
@@ -76,9 +76,7 @@ def _write(path: Path, charts: Sequence[Chart], *, title: str) -> None:
         # matplotlib is optional: curves in the terminal do not need it.
         from clipa_eqx.programs.figure import write_charts
     except ImportError as error:
-        raise ConfigError(
-            "an image file needs matplotlib; install it with: python -m pip install matplotlib"
-        ) from error
+        raise ConfigError(f"an image file needs matplotlib; install it with `{pip_install('matplotlib')}`") from error
     try:
         write_charts(path, charts, title=title)
     except OSError as error:

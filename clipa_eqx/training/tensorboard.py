@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from clipa_eqx.errors import ConfigError
+from clipa_eqx.errors import ConfigError, pip_install
 from clipa_eqx.training.space import explained
 
 FOLDER_NAME = "tensorboard"
@@ -93,6 +93,6 @@ def _module(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise ConfigError(
-            "tensorboard is set but tensorboardX is not installed; install it with `pip install tensorboardX`, or "
-            "set --tensorboard False"
+            "tensorboard is set but tensorboardX is not installed; install it with "
+            f"`{pip_install('tensorboardX')}`, or set --tensorboard False"
         ) from error

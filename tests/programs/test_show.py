@@ -184,6 +184,13 @@ def test_mistakes_are_one_message_and_exit_code_2(argv, words, tmp_path, monkeyp
     assert words in capsys.readouterr().err
 
 
+def test_a_mesh_that_does_not_divide_the_batch_is_refused(config_file, capsys):
+    assert run(lambda: main([str(config_file), "--mesh", "3x1x1", "--batch-size", "16"])) == 2
+    printed = capsys.readouterr()
+    assert "batch_size 16 cannot be split evenly over 3 devices (mesh data=3 x fsdp=1)" in printed.err
+    assert printed.out == ""
+
+
 def test_the_script_shows_shardings_without_devices(config_file):
     env = os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT / "tests"), str(ROOT)))}
     command = [sys.executable, str(SCRIPT), str(config_file), "--mesh", "64x8x1", "--batch-size", "512"]
