@@ -20,7 +20,6 @@ from clipa_eqx.saved.kinds import kind_of
 from clipa_eqx.saved.model import load_model
 from clipa_eqx.sharding import MeshConfig, make_mesh
 from clipa_eqx.training.checkpoint import Checkpoints
-from clipa_eqx.training.damage import read_intact
 from clipa_eqx.training.metrics import read_metrics
 from clipa_eqx.training.restoring import read_newest
 from clipa_eqx.training.run_folder import read_record
@@ -221,30 +220,6 @@ def test_readers_take_the_newest_valid_checkpoint_and_change_no_file(run, tmp_pa
     assert sum("step 8 is taken instead" in one for one in warnings_of(caplog)) == 3
     assert "saved steps: 4, 8, 12" in list(describe_run(run, None))
     assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
-
-
-@pytest.mark.parametrize(
-    ("cause", "expected"),
-    [
-        (ValueError("PERMISSION_DENIED: Error reading local file"), CheckpointError),
-        (ValueError("RESOURCE_EXHAUSTED: Too many open files"), CheckpointError),
-        (ValueError("DATA_LOSS: CRC-32C checksum verification failed"), DamageError),
-        (MemoryError("no room"), MemoryError),
-    ],
-    ids=str,
-)
-def test_only_damage_is_called_damage_whatever_wraps_it(cause, expected, tmp_path):
-    """Orbax wraps the error of a read into a bare Exception that does not repeat it."""
-
-    def read():
-        try:
-            raise cause
-        except (ValueError, MemoryError) as error:
-            raise Exception("Encountered error while reading") from error
-
-    with pytest.raises(expected, match=str(cause)) as found:
-        read_intact(read, folder=tmp_path)
-    assert type(found.value) is expected
 
 
 def test_a_checkpoint_that_the_run_deletes_while_it_is_read_is_no_damage(run, caplog):
