@@ -63,7 +63,7 @@ class RunLock:
             raise CheckpointError(
                 f"run folder {self._folder} was taken over by {described(self._taken_by.owner)}, because this process "
                 "gave no sign of life for too long (it was suspended, or its disk did not answer). This run ends "
-                "without writing anything more; let the other one finish, or stop it and run this command again"
+                "now; let the other one finish, or stop it and run this command again"
             )
 
     def acquire(self, *, lease: float, poll_seconds: float) -> None:
