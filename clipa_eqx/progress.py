@@ -5,8 +5,8 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Generator, Iterable
-from typing import Any
+from collections.abc import Generator, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -20,6 +20,12 @@ FIRST_NOTICE = 2.0
 """Seconds after which work of unknown length is reported."""
 
 _log = logging.getLogger(__name__)
+
+
+if TYPE_CHECKING:
+    _Bar = tqdm[Any]  # a type with an argument for type checkers only
+else:
+    _Bar = tqdm
 
 
 def is_terminal() -> bool:
@@ -66,12 +72,12 @@ def progress_bar(
     label, plural = f"{what}: " if what else "", "" if unit == "B" else f" {_plural(unit)}"
     counts = f"{{n_fmt}}/{{total_fmt}}{plural} ({{percentage:.0f}} %)" if total else f"{{n_fmt}}{plural}"
     left = ", {remaining} left" if total else ""
-    return tqdm(
+    return _Lines(
         items,
         **shared,
         file=_LogFile(),
         delay=FIRST_LINE,
-        mininterval=LINE_EVERY,
+        mininterval=FIRST_LINE,
         miniters=1,  # look at the clock at each update: rates of long work vary
         bar_format=f"{label}{counts}, {{rate_fmt}}{left}{{postfix}}",
     )
@@ -114,6 +120,21 @@ class LogHandler(logging.StreamHandler[Any]):
     def emit(self, record: logging.LogRecord) -> None:
         with tqdm.external_write_mode(file=self.stream):
             super().emit(record)
+
+
+class _Lines(_Bar):
+    """A bar whose first line comes after ``FIRST_LINE`` seconds, and the next ones every ``LINE_EVERY``."""
+
+    def __iter__(self) -> Iterator[Any]:
+        with self:
+            for item in self.iterable:
+                yield item
+                self.update()
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> Any:
+        shown = super().display(msg, pos)
+        self.mininterval = LINE_EVERY
+        return shown
 
 
 class _LogFile:

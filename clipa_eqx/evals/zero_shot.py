@@ -148,7 +148,7 @@ def make_task(
 
 def warn_of_padding(config: ZeroShotConfig, *, records: int) -> None:
     """Log a warning if the batch is larger than the data: its other rows are computed for nothing."""
-    if config.batch_size > records:
+    if config.batch_size > max(records, ZeroShotConfig.batch_size):  # the default costs little on small data
         _log.warning(
             "zero-shot on %s: batch_size %d is larger than the data of %s; the other rows are padding, which costs "
             "time and changes no score. Set batch_size to %d",

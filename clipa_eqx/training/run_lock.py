@@ -272,6 +272,15 @@ def is_training(folder: Path) -> bool | None:
     return not is_gone(found.owner) if is_here(found.owner) else None
 
 
+def is_starting(folder: Path) -> bool:
+    """Whether a run holds the lock of a folder that has nothing else yet: it checks and compiles first."""
+    return (
+        folder.is_dir()
+        and is_training(folder) is not False
+        and all(is_lock_file(entry.name) for entry in folder.iterdir())
+    )
+
+
 def is_lock_file(name: str) -> bool:
     """Whether an entry of a run folder is the lock, or was made while a process took it.
 
