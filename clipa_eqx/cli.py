@@ -48,14 +48,36 @@ def run(main: Callable[[], object]) -> int:
         sys.stderr.close()
         return FAILED
     except Exception as error:
-        if is_out_of_memory(error):
-            _log.debug("traceback of the exhausted memory", exc_info=True)
-            first = (str(error).strip().splitlines() or ["no number is known"])[0]
-            print_error(f"error: memory ran out ({first}); use smaller batches, or a machine with more memory")
+        if (message := _machine_problem(error)) is not None:
+            _log.debug("traceback of the machine's problem", exc_info=True)
+            print_error(f"error: {message}")
             return USAGE
         _log.exception("unexpected error; please report it")
         return FAILED
     return code if isinstance(code, int) else OK
+
+
+def _machine_problem(error: Exception) -> str | None:
+    """The message for an error of JAX that the machine causes: too little memory, or a device that is not there."""
+    reason = (str(error).strip().splitlines() or ["no reason is known"])[0]
+    if is_out_of_memory(error):
+        return f"memory ran out ({reason}); use smaller batches, or a machine with more memory"
+    asked = os.environ.get("JAX_PLATFORMS")
+    # Depending on the platform, JAX raises a RuntimeError, or an AssertionError without a text or a frame of its own.
+    if asked and isinstance(error, RuntimeError | AssertionError) and not _has_devices():
+        return (
+            f"JAX cannot use the devices that JAX_PLATFORMS={asked} asks for ({reason}); unset it to use what there "
+            "is, or set it to cpu"
+        )
+    return None
+
+
+def _has_devices() -> bool:
+    """Whether JAX can open devices; also if the program does not use JAX."""
+    try:
+        return "jax" not in sys.modules or bool(sys.modules["jax"].devices())
+    except (RuntimeError, AssertionError):
+        return False
 
 
 def _report_unraisable(problem: "sys.UnraisableHookArgs") -> None:

@@ -17,10 +17,13 @@ from typing import Any
 
 import jax
 
-from clipa_eqx.errors import ConfigError
+from clipa_eqx.errors import ConfigError, pip_install
 
 CONNECT_SECONDS = 300
 """How long the processes of a run wait for each other by default."""
+
+_CUDA, _TPU = "jax[cuda12]", "jax[tpu]"
+"""Requirements that bring JAX for an accelerator."""
 
 _PLUGINS = ("jax-cuda12-plugin", "jax-cuda13-plugin", "libtpu")
 """Packages through which JAX uses accelerators."""
@@ -190,20 +193,20 @@ def unused_accelerator(visible: Accelerators, plugins: Sequence[str], *, asked: 
     Args:
         visible: what the machine has.
         plugins: what is installed.
-        asked: value of ``JAX_PLATFORMS``; whoever asks for the CPU gets no warning.
+        asked: value of ``JAX_PLATFORMS``; if it has the CPU, there is no warning.
     """
     if asked and "cpu" in asked.split(","):
         return None
-    for extra, kind, files in (("cuda", "NVIDIA GPU", visible.nvidia), ("tpu", "TPU", visible.tpu)):
+    for package, kind, files in ((_CUDA, "NVIDIA GPU", visible.nvidia), (_TPU, "TPU", visible.tpu)):
         if not files:
             continue
-        sign = "cuda" if extra == "cuda" else "libtpu"
+        sign = "cuda" if package == _CUDA else "libtpu"
         installed = [plugin for plugin in plugins if sign in plugin]
         advice = (
             f"{installed[0]} is installed, but JAX cannot use it: check the driver, and that no other process holds "
             "the device"
             if installed
-            else f"install JAX for it, in a clone with `pip install -e '.[{extra}]'`"
+            else f"install JAX for it with `{pip_install(package)}`"
         )
         return (
             f"this machine has {len(files)} x {kind} ({files[0]}), but the program runs on the CPU; {advice}. "
@@ -221,7 +224,7 @@ def _refusal(error: Exception) -> str:
         f"{what} ({_first_line(error)}). This machine shows "
         f"{', '.join(files) if files else 'no device file of an NVIDIA GPU or a TPU'}; installed for accelerators: "
         f"{', '.join(plugins) if plugins else 'nothing'}. Unset JAX_PLATFORMS to use what there is, set it to cpu, or "
-        "install JAX for the accelerator, in a clone with `pip install -e '.[cuda]'` or `pip install -e '.[tpu]'`"
+        f"install JAX for the accelerator with `{pip_install(_CUDA)}` or `{pip_install(_TPU)}`"
     )
 
 

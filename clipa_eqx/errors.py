@@ -1,5 +1,6 @@
 """Errors that a user can cause and fix; scripts turn them into one message and exit code 2."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,7 +46,7 @@ class ConversionError(ClipaError, ValueError):
 
 
 class NonFiniteError(ClipaError, RuntimeError):
-    """The loss or a parameter became NaN or infinite; the message names step, samples and last good checkpoint."""
+    """The loss or a parameter became NaN or infinite; the message names step, samples and last checkpoint."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -60,10 +61,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 def pip_install(*packages: str) -> str:
     """The command that installs optional packages, for messages. It is right in a clone and for an installed wheel.
 
-    >>> pip_install("wandb")
-    'pip install wandb'
+    >>> print(pip_install("wandb"))
+    pip install wandb
+    >>> print(pip_install("jax[tpu]"))
+    pip install 'jax[tpu]'
     """
-    return " ".join(("pip install", *packages))
+    return shlex.join(("pip", "install", *packages))
 
 
 def counted(number: int, noun: str) -> str:

@@ -1,4 +1,4 @@
-"""What libraries print in our programs: their errors only. Our own lines say what the user needs to know.
+"""Lines that libraries print in our programs: their errors only. Our own lines say what the user needs to know.
 
 Importing the library changes nothing; ``cli.set_up_logging`` calls this for programs.
 """

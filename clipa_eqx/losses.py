@@ -59,7 +59,11 @@ def softmax_contrastive(
         >>> rows = jnp.eye(4)
         >>> softmax_contrastive(rows, rows, log_temperature=jnp.log(1 / 0.07)).accuracy
         Array(1., dtype=float32)
+
+    Raises:
+        ConfigError: image, text and mask are not of shapes (batch, embed), (batch, embed) and (batch,).
     """
+    _check_pairs(image, text, mask)
     first = jnp.zeros((), jnp.int32)
     losses, correct = _own_rows(image, text, image, text, mask, mask, first=first, log_temperature=log_temperature)
     return _reduce(losses, correct, mask)
@@ -78,7 +82,11 @@ def local_softmax_contrastive(
     The arguments are those of ``softmax_contrastive`` for the device's own pairs. They are gathered over the mesh axes
     ``axis_names``; the means are over the device's own pairs. Without a mask, the mean of ``loss`` over the devices is
     the loss of the complete batch.
+
+    Raises:
+        ConfigError: image, text and mask are not of shapes (batch, embed), (batch, embed) and (batch,).
     """
+    _check_pairs(image, text, mask)
     names = tuple(axis_names)
     all_image = lax.all_gather(image, names, tiled=True)
     all_text = lax.all_gather(text, names, tiled=True)
@@ -110,9 +118,10 @@ def sharded_softmax_contrastive(
         mask: false for pairs that are neither rows nor columns; None includes all pairs.
 
     Raises:
-        ConfigError: the mesh has no such axis.
+        ConfigError: the mesh has no such axis, or the shapes are not those of ``softmax_contrastive``.
         ShardingError: the axes do not divide the batch.
     """
+    _check_pairs(image, text, mask)
     names = tuple(axis_names)
     if unknown := [name for name in names if name not in mesh.shape]:
         raise ConfigError(f"axis_names {unknown} are not axes of the mesh, which has {list(mesh.shape)}")
@@ -136,6 +145,16 @@ def sharded_softmax_contrastive(
         rows, mesh=mesh, in_specs=(split, split, PartitionSpec(), split), out_specs=(split, split)
     )(image, text, log_temperature, mask)
     return _reduce(losses, correct, mask)
+
+
+def _check_pairs(image: Array, text: Array, mask: Array | None) -> None:
+    if image.ndim != 2 or image.shape != text.shape:
+        raise ConfigError(
+            f"the loss takes embeddings (batch, embed) of pairs, got image {image.shape} and text {text.shape}; row i "
+            "of both must belong together"
+        )
+    if mask is not None and (mask.shape != image.shape[:1] or mask.dtype != jnp.bool_):
+        raise ConfigError(f"the mask is {mask.dtype}{list(mask.shape)}, expected bool{[image.shape[0]]}, one per pair")
 
 
 def _own_rows(

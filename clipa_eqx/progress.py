@@ -5,8 +5,8 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Generator, Iterable
-from typing import Any
+from collections.abc import Generator, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -20,6 +20,12 @@ FIRST_NOTICE = 2.0
 """Seconds after which work of unknown length is reported."""
 
 _log = logging.getLogger(__name__)
+
+
+if TYPE_CHECKING:
+    _Bar = tqdm[Any]  # a type with an argument for type checkers only
+else:
+    _Bar = tqdm
 
 
 def is_terminal() -> bool:
@@ -63,15 +69,15 @@ def progress_bar(
     }
     if is_terminal():
         return tqdm(items, **shared, delay=delay, mininterval=0.5, dynamic_ncols=True)
-    label, plural = f"{what}: " if what else "", "" if unit == "B" else " {unit}s"
+    label, plural = f"{what}: " if what else "", "" if unit == "B" else f" {_plural(unit)}"
     counts = f"{{n_fmt}}/{{total_fmt}}{plural} ({{percentage:.0f}} %)" if total else f"{{n_fmt}}{plural}"
     left = ", {remaining} left" if total else ""
-    return tqdm(
+    return _Lines(
         items,
         **shared,
         file=_LogFile(),
         delay=FIRST_LINE,
-        mininterval=LINE_EVERY,
+        mininterval=FIRST_LINE,
         miniters=1,  # look at the clock at each update: rates of long work vary
         bar_format=f"{label}{counts}, {{rate_fmt}}{left}{{postfix}}",
     )
@@ -79,7 +85,7 @@ def progress_bar(
 
 @contextlib.contextmanager
 def waiting(what: str, *, first: float = FIRST_NOTICE, every: float = LINE_EVERY) -> Generator[None]:
-    """Log at intervals that work of unknown length goes on; short work is not logged.
+    """Log at intervals how long work of unknown length has taken; short work is not logged.
 
     Args:
         what: the work, such as "compiling the step".
@@ -104,12 +110,31 @@ def waiting(what: str, *, first: float = FIRST_NOTICE, every: float = LINE_EVERY
         thread.join()
 
 
+def _plural(unit: str) -> str:
+    return f"{unit}es" if unit.endswith("ch") else f"{unit}s"
+
+
 class LogHandler(logging.StreamHandler[Any]):
     """Writes log lines to standard error; bars on a terminal move below them."""
 
     def emit(self, record: logging.LogRecord) -> None:
         with tqdm.external_write_mode(file=self.stream):
             super().emit(record)
+
+
+class _Lines(_Bar):
+    """A bar whose first line comes after ``FIRST_LINE`` seconds, and the next ones every ``LINE_EVERY``."""
+
+    def __iter__(self) -> Iterator[Any]:
+        with self:
+            for item in self.iterable:
+                yield item
+                self.update()
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> Any:
+        shown = super().display(msg, pos)
+        self.mininterval = LINE_EVERY
+        return shown
 
 
 class _LogFile:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import cast
 
+from clipa_eqx.commands import command_line
 from clipa_eqx.errors import DataError
 from clipa_eqx.replacing import new_file
 
@@ -77,7 +78,8 @@ def read_manifest(folder: str | Path) -> Manifest:
         raise DataError(f"data folder {folder} does not exist; give a folder that contains {MANIFEST_NAME}")
     if not path.is_file():
         raise DataError(
-            f"data folder {folder} has no {MANIFEST_NAME}: it is not a record folder or its conversion did not finish"
+            f"data folder {folder} has no {MANIFEST_NAME}: it is not a record folder or its conversion did not finish; "
+            f"`{command_line('records', 'SOURCE', folder, 'DST')}` converts images, `--help` lists the sources"
         )
     return manifest_from_json(path.read_bytes(), where=str(path))
 

@@ -14,6 +14,7 @@ from clipa_eqx.device_memory import check_fits, device_limit, memory_of
 from clipa_eqx.errors import counted
 from clipa_eqx.models.clip import CLIP
 from clipa_eqx.models.device_pixels import normalize_on_device
+from clipa_eqx.models.inputs import check_image_batch, check_token_batch
 from clipa_eqx.progress import LINE_EVERY, waiting
 
 
@@ -26,8 +27,10 @@ def encode_images(
     must pass the same number of rows. The call returns before the work is done. One compilation per batch shape.
 
     Raises:
-        ConfigError: the batch needs more memory than a device has.
+        ConfigError: not uint8[batch height width 3] of the model's size, or the batch needs more memory than a device
+            has.
     """
+    check_image_batch(images, size=model.config.image.image_size)
     batch, axes = _place(images, mesh)
     with jax.set_mesh(mesh):
         _compile(_encode_images, model, batch, axes=axes, what="images")
@@ -37,7 +40,12 @@ def encode_images(
 def encode_texts(
     model: CLIP, tokens: Int[np.ndarray, "batch length"], *, mesh: Mesh | None = None
 ) -> Float[Array, "padded embed"]:
-    """Unit float32 embeddings of this process's tokenized texts; otherwise like ``encode_images``."""
+    """Unit float32 embeddings of this process's tokenized texts; otherwise like ``encode_images``.
+
+    Raises:
+        ConfigError: not integer[batch length] of the model's length, or an id that is not a row of the token table.
+    """
+    check_token_batch(tokens, length=model.config.text.length, vocab=model.config.text.vocab)
     batch, axes = _place(tokens, mesh)
     with jax.set_mesh(mesh):
         _compile(_encode_texts, model, batch, axes=axes, what="texts")
@@ -100,7 +108,9 @@ def _compile(function: Any, model: CLIP, batch: np.ndarray | Array, *, axes: tup
     rows = batch.shape[0]
     with waiting(f"compiling for {counted(rows, what[:-1])} at once", first=LINE_EVERY):
         needed = memory_of(function.lower(model, batch, axes=axes).compile())
-    device: Any = jax.devices()[0] if isinstance(batch, np.ndarray) else next(iter(batch.sharding.addressable_devices))
+    device: Any = (
+        jax.local_devices()[0] if isinstance(batch, np.ndarray) else next(iter(batch.sharding.addressable_devices))
+    )
     if needed is not None:
         advice = [f"a smaller batch: half of it is {max(rows // 2, 1)}"]
         check_fits(needed, device_limit(device), what=f"encoding {counted(rows, what[:-1])} at once", advice=advice)

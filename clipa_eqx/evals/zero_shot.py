@@ -134,7 +134,7 @@ def prepare_zero_shot(
 def make_task(
     config: ZeroShotConfig, *, manifest_class_names: Sequence[str] | None, tokenizer: Tokenizer, length: int
 ) -> ZeroShotTask:
-    """What ``prepare_zero_shot`` returns, without a line in the log."""
+    """Make the task of ``prepare_zero_shot`` without a line in the log."""
     names = class_names_of(config, manifest_class_names)
     templates = named_templates(config.templates) if isinstance(config.templates, str) else config.templates
     prompts = class_prompts(names, templates, canonical=config.canonicalize, first_name_only=config.first_name_only)
@@ -153,7 +153,7 @@ def make_task(
 
 def warn_of_padding(config: ZeroShotConfig, *, records: int) -> None:
     """Log a warning if the batch is larger than the data: its other rows are computed for nothing."""
-    if config.batch_size > records:
+    if config.batch_size > max(records, ZeroShotConfig.batch_size):  # the default costs little on small data
         _log.warning(
             "zero-shot on %s: batch_size %d is larger than the data of %s; the other rows are padding, which costs "
             "time and changes no score. Set batch_size to %d",

@@ -74,7 +74,7 @@ class CLIP(eqx.Module):
         """Embed one normalized image as a float32 vector of unit length; use ``jax.vmap`` for a batch.
 
         Raises:
-            ConfigError: the image is not of ``config.image.image_size``.
+            ConfigError: the image is not float[height width 3] of ``config.image.image_size``, such as a batch.
         """
         return l2_normalize(self.image(image, key=key))
 
@@ -82,7 +82,8 @@ class CLIP(eqx.Module):
         """Embed one tokenized text as a float32 vector of unit length; use ``jax.vmap`` for a batch.
 
         Raises:
-            ConfigError: the text is not ``config.text.length`` tokens long.
+            ConfigError: the text is not ``config.text.length`` integers, such as a batch; or, outside of ``jit`` and
+                ``vmap``, an id is not a row of the token table.
         """
         return l2_normalize(self.text(tokens, key=key))
 

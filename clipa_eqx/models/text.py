@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from clipa_eqx.errors import ConfigError
 from clipa_eqx.models.blocks import Block, BlockConfig, BlockTrace, init_blocks, run_blocks
 from clipa_eqx.models.embed import TokenEmbedding, sincos_1d
+from clipa_eqx.models.inputs import check_tokens
 from clipa_eqx.models.layers import LayerNorm, Linear, dropout
 from clipa_eqx.models.pool import TextPool, pool_text
 
@@ -122,7 +123,8 @@ class TextTower(eqx.Module):
             key: randomness of dropout and stochastic depth; None turns both off.
 
         Raises:
-            ConfigError: the text is not ``config.length`` tokens long.
+            ConfigError: the text is not ``config.length`` integers (a batch needs ``jax.vmap``); or, outside of ``jit``
+                and ``vmap``, an id is not a row of the token table.
         """
         return self._run(tokens, key=key, keep_traces=False).embedding
 
@@ -130,7 +132,8 @@ class TextTower(eqx.Module):
         """Embed one text like a call, and return all intermediate values.
 
         Raises:
-            ConfigError: the text is not ``config.length`` tokens long.
+            ConfigError: the text is not ``config.length`` integers (a batch needs ``jax.vmap``); or, outside of ``jit``
+                and ``vmap``, an id is not a row of the token table.
         """
         return self._run(tokens, key=key, keep_traces=True)
 
@@ -147,13 +150,10 @@ class TextTower(eqx.Module):
         """Compute the input of the first block, without dropout.
 
         Raises:
-            ConfigError: the text is not ``config.length`` tokens long.
+            ConfigError: the text is not ``config.length`` integers (a batch needs ``jax.vmap``); or, outside of ``jit``
+                and ``vmap``, an id is not a row of the token table.
         """
-        if tokens.shape != (self.config.length,):
-            raise ConfigError(
-                f"the text tower takes {self.config.length} tokens, got {tokens.shape[0]}; tokenize to that length, or "
-                "resize the model with clipa_eqx.surgery.resize_text"
-            )
+        check_tokens(tokens, length=self.config.length, vocab=self.config.vocab)
         vectors = self.token(tokens)
         return TextInput(vectors, vectors + self._positions().astype(vectors.dtype))
 

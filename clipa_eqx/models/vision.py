@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from clipa_eqx.errors import ConfigError
 from clipa_eqx.models.blocks import Block, BlockConfig, BlockTrace, init_blocks, run_blocks
 from clipa_eqx.models.embed import keep_random_tokens, kept_tokens, sincos_2d, to_patches
+from clipa_eqx.models.inputs import check_image
 from clipa_eqx.models.layers import LayerNorm, Linear, dropout, lecun_normal
 from clipa_eqx.models.pool import ImagePool, MapHead, pool_image
 
@@ -160,7 +161,7 @@ class VisionTower(eqx.Module):
             key: randomness of masking, dropout and stochastic depth; None turns all of them off.
 
         Raises:
-            ConfigError: the image is not of ``config.image_size``.
+            ConfigError: the image is not float[height width 3] of ``config.image_size``; a batch needs ``jax.vmap``.
         """
         return self._run(image, key=key, mask_noise=None, keep_traces=False).embedding
 
@@ -179,7 +180,7 @@ class VisionTower(eqx.Module):
             mask_noise: noise that decides which patches are masked, instead of noise sampled from ``key``.
 
         Raises:
-            ConfigError: the image is not of ``config.image_size``.
+            ConfigError: the image is not float[height width 3] of ``config.image_size``; a batch needs ``jax.vmap``.
         """
         return self._run(image, key=key, mask_noise=mask_noise, keep_traces=True)
 
@@ -208,14 +209,10 @@ class VisionTower(eqx.Module):
         """Compute the input of the first block, without dropout and masking.
 
         Raises:
-            ConfigError: the image is not of ``config.image_size``.
+            ConfigError: the image is not float[height width 3] of ``config.image_size``; a batch needs ``jax.vmap``.
         """
         config = self.config
-        if image.shape[:2] != config.image_size:
-            raise ConfigError(
-                f"the image tower takes images of {config.image_size}, got {image.shape[:2]}; resize the images, or "
-                "the model with clipa_eqx.surgery.resize_image"
-            )
+        check_image(image, size=config.image_size)
         stem = self.patch(to_patches(image, config.patch_size))
         positions = self._positions().astype(stem.dtype)
         return VisionInput(stem, jnp.concatenate([self.class_token[None].astype(stem.dtype), stem]) + positions)

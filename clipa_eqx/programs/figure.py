@@ -45,6 +45,8 @@ _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "clipa_eqx",
     "figure.facecolor": _PAGE,
+    "figure.constrained_layout.w_pad": 0.1,
+    "figure.constrained_layout.h_pad": 0.08,
     "axes.facecolor": "none",
     "axes.edgecolor": _RULE,
     "axes.labelcolor": _FAINT,
@@ -130,7 +132,7 @@ def draw_chart(figure: Figure | SubFigure, chart: Chart) -> None:
 def _tick(value: float) -> str:
     """A position on the horizontal axis.
 
-    >>> [_tick(v) for v in (0, 250, 1500, 2_000_000, 12.8e9)]
+    >>> [_tick(v) for v in (0.0, 250.0, 1500.0, 2e6, 12.8e9)]
     ['0', '250', '1,500', '2 M', '12,800 M']
     """
     return f"{value / 1e6:,.10g} M" if abs(value) >= 1e6 else f"{value:,.6g}"

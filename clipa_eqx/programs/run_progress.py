@@ -60,8 +60,8 @@ def progress(config: ExperimentConfig, lines: Sequence[Line], *, now: float, is_
 def short_time(seconds: float) -> str:
     """A length of time in its one or two largest units.
 
-    >>> [short_time(s) for s in (4.2, 185, 7500, 100_000)]
-    ['4 s', '3 min', '2 h 5 min', '1 d 3 h']
+    >>> [short_time(s) for s in (4.2, 185.0, 7500.0, 1e5)]
+    ['4 s', '3 min', '2 h 5 min', '1 d 4 h']
     """
     if seconds < 90:
         return f"{seconds:.0f} s"

@@ -19,6 +19,7 @@ from clipa_eqx.evals.record_folder import score_records
 from clipa_eqx.evals.zero_shot import ZeroShotConfig, check_set
 from clipa_eqx.json_config import to_json
 from clipa_eqx.programs.scored import load_scored
+from clipa_eqx.progress import waiting
 from clipa_eqx.replacing import write_text
 from clipa_eqx.sharding import MeshConfig, make_mesh
 
@@ -82,7 +83,8 @@ def score(request: Request) -> dict[str, Any]:
     devices = open_devices()
     _log.info("scoring on %s", in_words(devices))
     mesh = make_mesh(MeshConfig(), devices=devices)
-    scored = load_scored(request.model, mesh)
+    with waiting("reading the model"):
+        scored = load_scored(request.model, mesh)
     config = dataclasses.replace(config, text_reduction=request.text_reduction or scored.text_reduction)
     preprocess = _with_mode(scored.preprocess, request.image_mode)
     length = scored.model.config.text.length

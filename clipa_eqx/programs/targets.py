@@ -4,11 +4,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from clipa_eqx.config_files import apply_overrides, load_config
-from clipa_eqx.errors import ConfigError, DataError
+from clipa_eqx.errors import CheckpointError, ConfigError, DataError
 from clipa_eqx.programs.describe import describe_config, describe_model, describe_records, describe_run
 from clipa_eqx.programs.sheets import draw_config, draw_records
 from clipa_eqx.programs.watch import show_curves
 from clipa_eqx.saved.kinds import expect_kind, kind_of
+from clipa_eqx.training.run_lock import is_starting
 
 
 def show(
@@ -20,8 +21,8 @@ def show(
     sheet: Path | None,
     samples: int,
     mesh: tuple[int, int, int] | None,
-    out: Path | None,
-    every_seconds: float | None,
+    out: Path | None = None,
+    every_seconds: float | None = None,
 ) -> None:
     """Print a config file, a model folder, a run folder or a record folder.
 
@@ -40,6 +41,8 @@ def show(
         ConfigError: a flag does not fit it.
         ClipaError: the target is damaged.
     """
+    if is_starting(target):
+        raise CheckpointError(f"{target}: a run starts there and has written nothing yet; try again when it trains")
     is_run = target.suffix != ".py" and kind_of(target) == "run folder"
     if not is_run and (out is not None or every_seconds is not None):
         raise ConfigError(f"--out and --every show the curves of a run folder; {target} is none")

@@ -75,7 +75,7 @@ def short_number(value: float) -> str:
     """A number in at most about seven characters.
 
     >>> [short_number(v) for v in (0.0, 12345.6, 3.14159, 0.0125, 0.0004, 1.0)]
-    ['0', '12,346', '3.142', '0.0125', '4e-04', '1']
+    ['0', '12,346', '3.142', '0.0125', '0.0004', '1']
     """
     size = abs(value)
     if size >= 1e7 or 0 < size < 1e-3:

@@ -12,8 +12,8 @@ from clipa_eqx.programs.distributed import add_distributed_flags, processes_of
 
 EPILOG = """Any field of the config is a flag: --batch-size 64 --optim.peak-lr 4e-4 --data.sources.0.folder DIR.
 `%(prog)s CONFIG.py --help-config` lists all of them. Run the same command again to resume an interrupted run.
-Exit codes: 0 done, 75 interrupted by SIGINT or SIGTERM and saved (run the command again), 2 a mistake in config, data
-or run folder, a device that is not there, too little memory or disk space, 1 anything else."""
+Exit codes: 0 done, 2 a mistake in config, data or run folder, a device that is not there, too little memory or disk
+space, 75 interrupted by SIGINT or SIGTERM and saved (run the command again), 1 anything else."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -79,4 +79,8 @@ def _next_lines(config: ExperimentConfig, workdir: Path, model: Path) -> list[st
     return next_lines(
         (command_line("show", workdir), "progress, curves and parameters of the run"),
         (score, "score the model on records with class labels"),
+        (
+            command_line("train", "CONFIG.py", "--workdir", "NEW_RUN", "--init-from", workdir),
+            "train on from these weights, such as at full size",
+        ),
     )

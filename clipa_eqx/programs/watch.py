@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from clipa_eqx.errors import ClipaError, ConfigError
+from clipa_eqx.errors import ClipaError, ConfigError, pip_install
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.json_config import from_json
 from clipa_eqx.programs.curves import Chart, Line, run_charts
@@ -49,13 +49,12 @@ def show_curves(folder: Path, out: Path | None, *, every_seconds: float | None =
 
 
 def _text(folder: Path, config: ExperimentConfig, lines: Sequence[Line], out: Path | None) -> Iterator[str]:
-    state = f"{folder}: {progress(config, lines, now=time.time(), is_training=is_training(folder))}"
     charts = run_charts(lines)
-    yield state
+    yield f"{folder}: {progress(config, lines, now=time.time(), is_training=is_training(folder))}"
     yield ""
     yield from plot_charts(charts, _paper())
     if charts:
-        yield _draw(folder, charts, out, title=state)
+        yield _draw(folder, charts, out, title=f"{folder}, step {lines[-1]['step']:,}")
 
 
 def _draw(folder: Path, charts: Sequence[Chart], out: Path | None, *, title: str) -> str:
@@ -77,9 +76,7 @@ def _write(path: Path, charts: Sequence[Chart], *, title: str) -> None:
         # matplotlib is optional: curves in the terminal do not need it.
         from clipa_eqx.programs.figure import write_charts
     except ImportError as error:
-        raise ConfigError(
-            "an image file needs matplotlib; install it with: python -m pip install matplotlib"
-        ) from error
+        raise ConfigError(f"an image file needs matplotlib; install it with `{pip_install('matplotlib')}`") from error
     try:
         write_charts(path, charts, title=title)
     except OSError as error:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -134,7 +134,7 @@ class Checkpoints:
             CheckpointError: the checkpoint has other leaves, shapes or dtypes than ``abstract``, or cannot be read.
             DamageError: its files are incomplete or were changed.
         """
-        record = self.record(step)
+        record = self._agreed_record(step)
         check_same_leaves(record.leaves, abstract, where=f"checkpoint {self.folder / str(step)}")
         shardings = shardings_for(abstract, mesh)
         optimizer = self._optimizer(step)
@@ -157,7 +157,7 @@ class Checkpoints:
             DamageError: its files are incomplete or were changed.
         """
         abstract = abstract_clip(config)
-        record = self.record(step)
+        record = self._agreed_record(step)
         stored = {path.removeprefix("model/"): leaf for path, leaf in record.leaves.items() if path[:6] == "model/"}
         check_same_leaves(stored, abstract, where=f"checkpoint {self.folder / str(step)}")
         wanted = with_shardings(abstract, shardings_for(abstract, mesh))
@@ -181,7 +181,7 @@ class Checkpoints:
             item, how = {name: item}, {name: how}
         args = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
         folder = (self.folder / str(step) / {"model": "model", "opt_state": self._optimizer(step)}[part]).absolute()
-        record = self.record(step)
+        record = self._agreed_record(step)
 
         def read() -> dict[str, np.ndarray]:
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
@@ -260,13 +260,21 @@ class Checkpoints:
             self._failure = write_error(what, error, folder=self.folder, needed=size, then=good)
             raise self._failure from error
 
+    def _agreed_record(self, step: int) -> CheckpointRecord:
+        """The record of a step; with several processes, all fail if one cannot read it."""
+        return read_intact(lambda: self.record(step), folder=self.folder / str(step))
+
     def _optimizer(self, step: int) -> str:
         """The name of the optimizer state in the checkpoint of a step."""
         return _FORMER_OPTIMIZER if (self.folder / str(step) / _FORMER_OPTIMIZER).is_dir() else _OPTIMIZER
 
-    def _read(self, step: int, trees: Mapping[str, Any]) -> Any:
-        args = {name: ocp.args.StandardRestore(tree) for name, tree in trees.items()}
-        return self._manager.restore(step, args=ocp.args.Composite(**args))
+    def _read(self, step: int, trees: Mapping[str, Any]) -> dict[str, Any]:
+        # Not by the manager: it ends a read with a barrier, which a process that cannot read its part never reaches.
+        folder: Any = (self.folder / str(step)).absolute()
+        with closing(ocp.StandardCheckpointHandler()) as reader:
+            return {
+                name: reader.restore(folder / name, args=ocp.args.StandardRestore(tree)) for name, tree in trees.items()
+            }
 
     def _verified(self, step: int, record: CheckpointRecord, read: Callable[[], T]) -> T:
         """The result of ``read``, compared with the recorded checksums."""

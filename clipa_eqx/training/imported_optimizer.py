@@ -19,15 +19,25 @@ from clipa_eqx.training.state import TrainState
 from clipa_eqx.trees import leaves_by_path, map_with_path
 
 
-def continued_state(model: CLIP, folder: Path, optim: OptimConfig, *, abstract: TrainState, mesh: Mesh) -> TrainState:
+def continued_state(
+    model: CLIP, folder: Path, optim: OptimConfig, *, abstract: TrainState, mesh: Mesh, verify: bool = True
+) -> TrainState:
     """The training state of an imported checkpoint: ``model`` with its optimizer, at the stored step.
+
+    Args:
+        model: the imported weights.
+        folder: the model folder with the optimizer state.
+        optim: the optimizer of this run.
+        abstract: shapes and dtypes of the state.
+        mesh: the devices to place it on.
+        verify: compare the leaves of the optimizer state with their recorded SHA-256.
 
     Raises:
         CheckpointError: there is no optimizer state, or it is not of the optimizer that ``optim`` describes: other
             frozen leaves, dtype of the first moments, number of schedules, decay or factors where there were none. The
             message lists every difference.
     """
-    with open_optimizer_state(folder) as stored:
+    with open_optimizer_state(folder, verify=verify) as stored:
         _refuse(folder, [*_problems(stored, model.config, optim, abstract), *_bad_values(stored, abstract)])
         # Copied out of the memory map: the file is closed before training starts.
         opt_state = map_with_path(lambda path, _: np.array(_stored_leaf(stored, path)), abstract.opt_state)
@@ -42,7 +52,7 @@ def check_optimizer(folder: Path, config: CLIPConfig, optim: OptimConfig, *, abs
     Raises:
         CheckpointError: as for ``continued_state``, except for values.
     """
-    with open_optimizer_state(folder) as stored:
+    with open_optimizer_state(folder, verify=False) as stored:
         _refuse(folder, _problems(stored, config, optim, abstract))
         return stored.counts.schedule_steps
 

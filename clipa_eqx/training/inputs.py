@@ -1,6 +1,7 @@
 """The inputs of a run: training batches and prepared evaluations."""
 
 import logging
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from clipa_eqx.data.mixture import Mixture
 from clipa_eqx.data.prefetch import BatchIterator
 from clipa_eqx.data.stream import eval_stream, train_stream
 from clipa_eqx.data.transforms import TrainTransform
+from clipa_eqx.errors import DataError, counted
 from clipa_eqx.evals.zero_shot import (
     ZeroShotConfig,
     ZeroShotTask,
@@ -73,6 +75,15 @@ def log_inputs(
             "; ".join(repeats),
             mixture.largest_batch,
         )
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if (workers := config.data.stream.workers) > available:
+        _log.warning(
+            "data.stream.workers is %d, and this machine has %s for them: they wait for each other, and each takes "
+            "memory. Set --data.stream.workers %d",
+            workers,
+            counted(available, "processor"),
+            available,
+        )
     for evaluation in evaluations:
         warn_of_padding(evaluation.config, records=len(evaluation.source))
         log_prompts(evaluation.task, tokenizer)
@@ -114,8 +125,13 @@ def prepare_evaluations(config: ExperimentConfig, tokenizer: Tokenizer) -> tuple
     """
     evaluations: list[Evaluation] = []
     for number, one in enumerate(config.zero_shot):
-        source = open_records(one.data)
-        check_set(one, source)
+        try:
+            source = open_records(one.data)
+            check_set(one, source)
+        except DataError as error:
+            raise DataError(
+                f"evaluation {number}: {error}. Set --zero-shot.{number}.data, or --zero-shot none for no scores"
+            ) from error
         task = make_task(
             one,
             manifest_class_names=source.manifest.class_names,

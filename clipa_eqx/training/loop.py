@@ -109,7 +109,7 @@ def train(
             previous, pending = pending, StepNumbers(step, {**metrics, **batch.counts}, batch.sample_id)
             # While the devices work on this step, fetch the next batch and read the numbers of the previous step.
             batch = batches.take(running=metrics["loss"]) if step < total_steps else None
-            reports.throughput.step(starved_seconds=batch.starved_seconds if batch else 0.0)
+            reports.throughput.starved(batch.starved_seconds if batch else 0.0)
             check_lock()
             checkpoints.check()
             if previous is not None:

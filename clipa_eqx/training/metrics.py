@@ -79,17 +79,14 @@ def is_finite(values: Mapping[str, Any]) -> bool:
 class Throughput:
     """Rates between two logged steps, by the clock of this process: they differ from run to run."""
 
-    def __init__(self, *, batch_size: int, devices: int) -> None:
+    def __init__(self, *, batch_size: int, devices: int, step: int = 0) -> None:
+        """Start the clock after step ``step``, on so many devices over all processes."""
         self._batch_size, self._devices = batch_size, devices
-        self.restart()
+        self._since, self._step, self._starved = time.perf_counter(), step, 0.0
 
-    def restart(self) -> None:
-        self._since, self._steps, self._starved = time.perf_counter(), 0, 0.0
-
-    def step(self, *, starved_seconds: float) -> None:
-        """Count a step; ``starved_seconds`` is the longest time that the devices may have waited for its batch."""
-        self._steps += 1
-        self._starved += starved_seconds
+    def starved(self, seconds: float) -> None:
+        """Add the longest time that the devices may have waited for a batch."""
+        self._starved += seconds
 
     @contextmanager
     def paused(self, running: Any) -> Generator[None]:
@@ -99,17 +96,22 @@ class Throughput:
         yield
         self._since += time.perf_counter() - since
 
-    def rates(self) -> dict[str, float]:
-        """Rates since the last call: images/s, images/s/device, seconds per step, percent of time waiting for input."""
-        elapsed = max(time.perf_counter() - self._since, 1e-9)
-        images = self._steps * self._batch_size / elapsed
+    def rates(self, step: int) -> dict[str, float]:
+        """Rates since the last call: images/s, images/s/device, seconds per step, percent of time waiting for input.
+
+        Args:
+            step: the last step that the devices have finished. Those that were only started do not count.
+        """
+        now = time.perf_counter()
+        elapsed, steps = max(now - self._since, 1e-9), step - self._step
+        images = steps * self._batch_size / elapsed
         rates = {
             "images_per_second": images,
             "images_per_second_per_device": images / self._devices,
-            "seconds_per_step": elapsed / max(self._steps, 1),
+            "seconds_per_step": elapsed / max(steps, 1),
             "input_bound_percent": 100.0 * min(self._starved / elapsed, 1.0),
         }
-        self.restart()
+        self._since, self._step, self._starved = now, step, 0.0
         return rates
 
 

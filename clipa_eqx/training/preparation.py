@@ -22,6 +22,7 @@ from clipa_eqx.sharding import check_batch, make_mesh
 from clipa_eqx.tokenizer.loading import load_tokenizer
 from clipa_eqx.tokenizer.wordpiece import Tokenizer
 from clipa_eqx.training.agreement import refused_together
+from clipa_eqx.training.checkpoint_record import committed_steps
 from clipa_eqx.training.inputs import Evaluation, log_inputs, open_sources, prepare_evaluations
 from clipa_eqx.training.run_folder import check_claim, run_record
 from clipa_eqx.training.start import check_init
@@ -78,16 +79,10 @@ def prepare(config: ExperimentConfig, workdir: Path, *, devices: Sequence[Any] |
         record = run_record(config, [s.manifest for s in mixture.sources], vocab_sha256=tokenizer.vocab_sha256)
         if jax.process_index() == 0:
             check_claim(workdir, record)
-        if not _has_checkpoint(workdir):  # a resumed run no longer needs what it started from
+        if not committed_steps(workdir / CHECKPOINTS_NAME):  # a resumed run no longer needs what it started from
             check_init(config, abstract, vocab_sha256=tokenizer.vocab_sha256, total_steps=run.total_steps)
     log_inputs(config, mixture, evaluations, tokenizer)
     _log.info("%s: %s parameters, mesh %s", workdir, f"{count_params(model):,}", dict(mesh.shape))
     steps, records = counted(run.total_steps, "step"), counted(len(mixture), "record")
     _log.info("%s of %s from %s", steps, counted(config.batch_size, "pair"), records)
     return Prepared(mixture, tokenizer, evaluations, mesh, run, optimizer, abstract, record)
-
-
-def _has_checkpoint(workdir: Path) -> bool:
-    """Whether the run folder has a committed checkpoint: Orbax renames the folder of a step to its number then."""
-    folder = workdir / CHECKPOINTS_NAME
-    return folder.is_dir() and any(entry.name.isdigit() for entry in folder.iterdir())

@@ -58,7 +58,7 @@ class Reports:
         before = before or {}
         self._config, self._run, self._workdir = config, run, workdir
         self._is_writer = jax.process_index() == 0
-        self.throughput: Throughput = Throughput(batch_size=config.batch_size, devices=devices)
+        self.throughput: Throughput = Throughput(batch_size=config.batch_size, devices=devices, step=start)
         self.bad_records: int = int(before.get("bad_records", 0))
         self._last_logged = before.get("last_logged")
         self.last: dict[str, Any] = {}
@@ -112,7 +112,7 @@ class Reports:
             "unknown_fraction": unknown / max(1, pieces),
             **({"bad_records": self.bad_records} if config.data.on_bad_record == "substitute" else {}),
             **(extra or {}),
-            **self.throughput.rates(),
+            **self.throughput.rates(step),
             "time": time.time(),
         }
         if self._is_writer and not self.last:

@@ -11,7 +11,9 @@ from jax.sharding import Mesh
 
 from clipa_eqx.errors import CheckpointError, DamageError, listed
 from clipa_eqx.saved.kinds import CHECKPOINTS_NAME
+from clipa_eqx.training.agreement import refused_together
 from clipa_eqx.training.checkpoint import Checkpoints
+from clipa_eqx.training.damage import read_intact
 from clipa_eqx.training.run_folder import check_same_run
 from clipa_eqx.training.state import TrainState
 
@@ -40,7 +42,8 @@ def resume(checkpoints: Checkpoints, abstract: TrainState, mesh: Mesh, record: d
     """
 
     def read(step: int) -> Resumed:
-        about = checkpoints.record(step).about
+        folder = checkpoints.folder / str(step)
+        about = read_intact(lambda: checkpoints.record(step), folder=folder).about
         run_folder = checkpoints.folder.parent
         check_same_run(about, record, where=f"checkpoint {step} of {run_folder}", workdir=run_folder)
         return Resumed(checkpoints.restore(abstract, mesh, step=step), step, about)
@@ -74,11 +77,14 @@ def read_newest(
 
 def _newest(checkpoints: Checkpoints, read: Callable[[int], T]) -> tuple[T | None, dict[int, DamageError]]:
     damaged: dict[int, DamageError] = {}
-    for step in reversed(checkpoints.steps()):
+    while left := [step for step in checkpoints.steps() if step not in damaged]:
+        step = left[-1]
         try:
             return read(step), damaged
         except DamageError as error:
-            damaged[step] = error
+            # A run that trains meanwhile deletes old checkpoints, and then has newer ones.
+            if step in checkpoints.steps():
+                damaged[step] = error
     if damaged:
         reasons = [f"{step}: {error.reason}" for step, error in damaged.items()]
         raise CheckpointError(
@@ -95,15 +101,14 @@ def _set_aside(checkpoints: Checkpoints, step: int) -> Path:
     place = next(folder / name for name in names if not (folder / name).exists())
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"name of damaged checkpoint {step}")
-    if jax.process_index() == 0:
-        try:
-            folder.mkdir(exist_ok=True)
-            here.rename(place)
-        except OSError as error:
-            raise CheckpointError(
-                f"{here} is damaged and cannot be moved to {place} ({error}); move it away"
-            ) from error
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"damaged checkpoint {step} is moved")
+    with refused_together():
+        if jax.process_index() == 0:
+            try:
+                folder.mkdir(exist_ok=True)
+                here.rename(place)
+            except OSError as error:
+                raise CheckpointError(
+                    f"{here} is damaged and cannot be moved to {place} ({error}); move it away"
+                ) from error
     checkpoints.reload()
     return place

@@ -1,5 +1,6 @@
 """The run folder: which run it belongs to, and whether a config may resume it."""
 
+import functools
 import hashlib
 import json
 import logging
@@ -188,15 +189,23 @@ def read_record(workdir: Path) -> dict[str, Any]:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         missing = _RECORD_KEYS - set(record)
         problem = f"it has no {', '.join(sorted(missing))}" if missing else ""
+    except FileNotFoundError:
+        record, problem = {}, "no such file"
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        record, problem = {}, repr(error)
+        record, problem = {}, str(error) or type(error).__name__
     if not problem:
         return record
     found = newest_record(workdir / CHECKPOINTS_NAME)
     if found is None or not set(found.about) >= _RECORD_KEYS:
         raise CheckpointError(f"{path} is not the record of a run: {problem}")
-    _log.warning("%s is lost or damaged (%s); the record in %s is used", path, problem, found.folder)
+    _warn_once("%s is lost or damaged (%s); the record in %s is used", path, problem, found.folder)
     return {name: value for name, value in found.about.items() if name in _RECORD_KEYS}
+
+
+@functools.cache
+def _warn_once(*message: object) -> None:
+    """Log a warning; one that a program has logged already is not repeated."""
+    _log.warning(*message)
 
 
 def check_same_run(ours: Mapping[str, Any], theirs: Mapping[str, Any], *, where: str, workdir: Path) -> None:

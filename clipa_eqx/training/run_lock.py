@@ -63,7 +63,7 @@ class RunLock:
             raise CheckpointError(
                 f"run folder {self._folder} was taken over by {described(self._taken_by.owner)}, because this process "
                 "gave no sign of life for too long (it was suspended, or its disk did not answer). This run ends "
-                "without writing anything more; let the other one finish, or stop it and run this command again"
+                "now; let the other one finish, or stop it and run this command again"
             )
 
     def acquire(self, *, lease: float, poll_seconds: float) -> None:
@@ -270,6 +270,15 @@ def is_training(folder: Path) -> bool | None:
     if found is None:
         return False
     return not is_gone(found.owner) if is_here(found.owner) else None
+
+
+def is_starting(folder: Path) -> bool:
+    """Whether a run holds the lock of a folder that has nothing else yet: it checks and compiles first."""
+    return (
+        folder.is_dir()
+        and is_training(folder) is not False
+        and all(is_lock_file(entry.name) for entry in folder.iterdir())
+    )
 
 
 def is_lock_file(name: str) -> bool:

@@ -77,7 +77,9 @@ def first_state(
     )
     _log.info("initialized from %s: %s", config.init.source, report)
     if config.init.optimizer:
-        return continued_state(model, Path(config.init.source), config.optim, abstract=abstract, mesh=mesh)
+        verify = config.checkpoint.checksums
+        folder = Path(config.init.source)
+        return continued_state(model, folder, config.optim, abstract=abstract, mesh=mesh, verify=verify)
     model = jax.device_put(model, shardings.model)
     return jax.jit(lambda model: start_state(model, optimizer), out_shardings=shardings)(model)
 

@@ -8,13 +8,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from clipa_eqx.errors import ConfigError
+from clipa_eqx.errors import ConfigError, pip_install
 from clipa_eqx.training.space import explained
 
 FOLDER_NAME = "tensorboard"
 """Folder of the event files in a run folder."""
 
-_NAME = re.compile(r"events\.out\.tfevents\.(\d{10})\.")
+_NAME = re.compile(r"events\.out\.tfevents\.(\d{10})\..*\.clipa_eqx")
 
 
 def check_tensorboard() -> None:
@@ -48,10 +48,10 @@ class EventLog:
         self._folder = folder
         with explained(f"event files cannot be written to {folder}", folder.parent):
             folder.mkdir(parents=True, exist_ok=True)
-            former = {path: int(match[1]) for path in folder.iterdir() if (match := _NAME.match(path.name))}
+            former = {path: int(match[1]) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))}
             # TensorBoard reads files in the order of their names.
             seconds = max(int(time.time()), 1 + max(former.values(), default=0))
-            name = f"events.out.tfevents.{seconds:010d}.{socket.gethostname()}"
+            name = f"events.out.tfevents.{seconds:010d}.{socket.gethostname()}.clipa_eqx"
             self._file: Any = _module("tensorboardX").RecordWriter(str(folder / name))
             self._add(0, time.time(), file_version="brain.Event:2")
             # The start of a session at a step makes TensorBoard drop what it has from that step on.
@@ -93,6 +93,6 @@ def _module(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise ConfigError(
-            "tensorboard is set but tensorboardX is not installed; install it with `pip install tensorboardX`, or "
-            "set --tensorboard False"
+            "tensorboard is set but tensorboardX is not installed; install it with "
+            f"`{pip_install('tensorboardX')}`, or set --tensorboard False"
         ) from error

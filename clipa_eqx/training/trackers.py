@@ -40,10 +40,20 @@ def open_wandb(config: WandbConfig, workdir: Path) -> Callable[[int, Mapping[str
     """A function that sends the metrics of one step. A resumed run folder resumes the same wandb run.
 
     Raises:
-        ConfigError: the package is not installed.
+        ConfigError: the package is not installed, or the run cannot be opened.
     """
     wandb = _package()
-    run = wandb.init(
+    try:
+        run = _init(wandb, config, workdir)
+    except Exception as error:  # wandb has errors of its own, which differ between versions
+        raise ConfigError(
+            f"the run cannot be opened in wandb: {error}; fix that, or set --wandb.offline True"
+        ) from error
+    return lambda step, values: run.log(dict(values), step=step)
+
+
+def _init(wandb: Any, config: WandbConfig, workdir: Path) -> Any:
+    return wandb.init(
         project=config.project,
         entity=config.entity,
         name=config.name or workdir.name,
@@ -52,7 +62,6 @@ def open_wandb(config: WandbConfig, workdir: Path) -> Callable[[int, Mapping[str
         mode="offline" if config.offline else None,  # None leaves the choice to WANDB_MODE
         dir=str(workdir),
     )
-    return lambda step, values: run.log(dict(values), step=step)
 
 
 def _package() -> Any:

@@ -26,6 +26,8 @@ from conversion.weights.rules import RuleTable, raise_problems
 
 _log = logging.getLogger(__name__)
 
+_MANY_DIFFER = 16
+
 WRITER = "clipa_eqx"
 """Value of ``writer`` in the metadata of weight files that were written here."""
 
@@ -85,8 +87,25 @@ def export_open_clip(folder: Path, target: Path, *, overwrite: bool = False) -> 
     if (preprocess.resize, preprocess.mode) != ("squash", "exact") and settings is not None:
         ours = preprocess.resize + (" in mode fast" if preprocess.mode == "fast" else "")
         _log.warning("open_clip has no %s; its pixels differ: %s", ours, pixels_note(preprocess, settings))
+    _log.log(*text_note(target, rules=rules, length=config.text.length))
     _log.info("%s: open_clip.create_model_and_transforms('local-dir:%s')", target, target)
     return target
+
+
+def text_note(target: Path, *, rules: TextRules, length: int) -> tuple[int, str]:
+    """Level and text of the log line about texts whose ids differ between this package and open_clip's tokenizer."""
+    # Most captions are as long as that at 8 tokens, and a third of them at 16 (docs/open_clip.md).
+    level = logging.WARNING if length <= _MANY_DIFFER else logging.INFO
+    differ = (
+        f"which keeps one of the {length} places for [SEP]: a text of {length - 1} word pieces or more loses its last "
+        "piece and gets other ids than from this package"
+    )
+    if rules == "bert":
+        return level, f"{target}: its tokenizer is open_clip's, {differ} (table in docs/open_clip.md)"
+    return level, (
+        f"{target}: its tokenizer gives the ids of this package: open_clip.get_tokenizer('local-dir:{target}'). Do not "
+        f"use open_clip's own bert-base-uncased, {differ} (table in docs/open_clip.md)"
+    )
 
 
 def _is_ours(folder: Path) -> bool:

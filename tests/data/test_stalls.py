@@ -108,18 +108,24 @@ def test_a_stopped_worker_is_reported_with_the_command_that_continues_it(source,
     assert re.search(pattern, "\n".join(messages(caplog, logging.WARNING)))
 
 
+def wait_for_warnings(caplog, number):
+    deadline = time.monotonic() + 20
+    while len(messages(caplog, logging.WARNING)) < number and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
 def test_a_stall_gives_one_warning_per_interval_and_no_more_when_batches_come(caplog):
     caplog.set_level(logging.INFO)
     watch = StallWatch(lambda batch: f"reason of {batch}", first=3, seconds=0.5)
     watch.start()
     with watch.waiting():
-        time.sleep(1.3)
+        wait_for_warnings(caplog, 2)
     for _ in range(3):
         with watch.waiting():
             pass
         time.sleep(0.3)
     with watch.waiting():
-        time.sleep(0.7)
+        wait_for_warnings(caplog, 3)
     watch.end()
     warnings = messages(caplog, logging.WARNING)
     assert [text.split(": ")[1] for text in warnings] == ["reason of 3", "reason of 3", "reason of 7"]

@@ -13,7 +13,7 @@ def test_prompts_that_the_vocabulary_cannot_spell_are_a_warning(caplog, name, is
     assert ("50 % of the word pieces of the prompts of x are [UNK]" in caplog.text) == is_warned
 
 
-@pytest.mark.parametrize(("batch", "is_warned"), [(11, True), (10, False)])
+@pytest.mark.parametrize(("batch", "is_warned"), [(300, True), (256, False), (10, False)])
 def test_a_batch_larger_than_the_evaluation_is_a_warning(caplog, batch, is_warned):
     warn_of_padding(ZeroShotConfig(data="x", batch_size=batch), records=10)
-    assert ("batch_size 11 is larger than the data of 10 records" in caplog.text) == is_warned
+    assert ("batch_size 300 is larger than the data of 10 records" in caplog.text) == is_warned

@@ -89,3 +89,30 @@ def test_only_a_bug_shows_a_traceback(end, code, has_traceback):
 def test_the_code_is_what_main_returns_if_it_is_an_int(monkeypatch, returned, code):
     monkeypatch.setattr("clipa_eqx.cli.set_up_logging", lambda: None)  # it would change the logging of all tests
     assert run(lambda: returned) == code
+
+
+@pytest.mark.parametrize("platform", ["cuda", "bogus"])
+def test_a_device_that_is_not_there_is_one_message_in_any_program(platform):
+    code = (
+        "import sys; from clipa_eqx.cli import run\n"
+        "def main():\n    import jax.numpy as jnp\n    jnp.zeros(3)\n"
+        "sys.exit(run(main))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": platform},
+        timeout=60,
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith(f"error: JAX cannot use the devices that JAX_PLATFORMS={platform} asks for (")
+    assert done.stderr.count("\n") == 1
+
+
+def test_an_assertion_of_ours_is_a_bug(capsys, logging_as_before):
+    def main():
+        raise AssertionError
+
+    assert run(main) == 1
+    assert "please report it" in capsys.readouterr().err

@@ -72,10 +72,10 @@ GPU, TPU = Accelerators(nvidia=("/dev/nvidia0", "/dev/nvidia1")), Accelerators(t
 @pytest.mark.parametrize(
     ("visible", "plugins", "words"),
     [
-        (GPU, (), ["2 x NVIDIA GPU (/dev/nvidia0)", "runs on the CPU", "pip install -e '.[cuda]'"]),
-        (GPU, ("libtpu 0.0.42",), ["pip install -e '.[cuda]'"]),
+        (GPU, (), ["2 x NVIDIA GPU (/dev/nvidia0)", "runs on the CPU", "pip install 'jax[cuda12]'"]),
+        (GPU, ("libtpu 0.0.42",), ["pip install 'jax[cuda12]'"]),
         (GPU, ("jax-cuda12-plugin 0.10.2",), ["jax-cuda12-plugin 0.10.2 is installed", "check the driver"]),
-        (TPU, (), ["1 x TPU (/dev/accel0)", "pip install -e '.[tpu]'"]),
+        (TPU, (), ["1 x TPU (/dev/accel0)", "pip install 'jax[tpu]'"]),
         (TPU, ("libtpu 0.0.42",), ["libtpu 0.0.42 is installed"]),
     ],
 )
@@ -159,7 +159,7 @@ def run_file(folder):
 def test_training_on_a_platform_that_is_not_there_ends_with_one_message(tmp_path):
     error = start("train", run_file(tmp_path), "--workdir", tmp_path / "run", JAX_PLATFORMS="cuda")
     assert error.startswith("error: JAX_PLATFORMS is 'cuda', which JAX cannot use here (")
-    assert "pip install -e '.[cuda]'" in error
+    assert "pip install 'jax[cuda12]'" in error
     assert not (tmp_path / "run").exists()
 
 

@@ -1,4 +1,4 @@
-"""What libraries print in programs: errors only, and nothing of it where the library alone is imported."""
+"""Lines of libraries in programs: errors only. Importing our library alone changes nothing of them."""
 
 import os
 import subprocess

@@ -37,6 +37,7 @@ def lines_at_once(monkeypatch):
     ("arguments", "expected"),
     [
         ({"what": "scoring", "total": 3, "unit": "image"}, r"scoring: 1/3 images \(33 %\), .*image(/s)?, .* left"),
+        ({"what": "encoding", "total": 3, "unit": "batch"}, r"encoding: 1/3 batches \(33 %\), .*batch(/s)?, .* left"),
         ({"what": "", "total": 3, "unit": "step"}, r"1/3 steps \(33 %\), .*step(/s)?, .* left"),
         ({"what": "list", "total": None, "unit": "file"}, r"list: 1 files, .*file(/s)?"),
         ({"what": "list", "total": 0, "unit": "file"}, r"list: 1 files, .*file(/s)?"),
@@ -49,6 +50,24 @@ def test_a_line_has_count_rate_and_time_left(arguments, expected, lines_at_once,
         bar.update()
         line = caplog.records[-1].getMessage()
     assert re.fullmatch(expected, line), line
+
+
+@pytest.mark.parametrize("is_iterated", [False, True], ids=["update", "iterate"])
+def test_the_first_line_comes_early_and_the_next_ones_at_long_intervals(is_iterated, monkeypatch, caplog):
+    monkeypatch.setattr(progress, "FIRST_LINE", 0.05)
+    monkeypatch.setattr(progress, "LINE_EVERY", 1000.0)
+    with caplog.at_level(logging.INFO):
+        if is_iterated:
+            for _ in progress_bar(range(12), total=12, unit="step"):
+                time.sleep(0.02)
+        else:
+            with progress_bar(total=12, unit="step") as bar:
+                for _ in range(12):
+                    time.sleep(0.02)
+                    bar.update()
+    first, last = (record.getMessage().split()[0] for record in caplog.records)
+    assert 1 < int(first.split("/")[0]) < 12
+    assert last == "12/12"
 
 
 def test_short_work_leaves_no_line_in_a_log(caplog):

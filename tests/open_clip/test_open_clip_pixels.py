@@ -27,7 +27,8 @@ def test_the_difference_of_a_crop_is_reported_as_more_than_a_level(model, tmp_pa
     caplog.clear()
     save(tmp_path / "square", model)
     main(["export", str(tmp_path / "square"), str(tmp_path / "squash")])
-    assert not [one for one in caplog.records if one.levelname == "WARNING"]
+    warnings = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    assert all(one.endswith("(table in docs/open_clip.md)") for one in warnings)  # of the 8 tokens, not of pixels
     note = convert(tmp_path / "squash", tmp_path / "again").provenance.config_notes[-1]
     assert "preprocess: squash by open_clip_config.json; up to 1 of 255 levels" in note
 

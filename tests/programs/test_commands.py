@@ -10,7 +10,10 @@ from support.paths import ROOT
 
 COMMANDS = ("train", "evaluate", "show")
 FLAGS = {
-    "train": ("--workdir", "--init-from", "--print-config", "--help-config", "--distributed"),
+    "train": (
+        *("--workdir", "--init-from", "--print-config", "--help-config"),
+        *("--distributed", "--coordinator-address", "--num-processes", "--process-index", "--coordinator-timeout"),
+    ),
     "evaluate": ("--suite", "--data", "--out", "--templates-file", "--class-names", "--image-mode", "--predictions"),
     "show": ("--sheet", "--samples", "--mesh"),
 }

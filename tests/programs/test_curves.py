@@ -220,7 +220,7 @@ def test_without_matplotlib_the_curves_are_in_the_terminal(run_folder, monkeypat
     main([str(run_folder)])
     out = capsys.readouterr().out
     assert "loss, nats" in out
-    assert "needs matplotlib; install it with: python -m pip install matplotlib" in out.splitlines()[-1]
+    assert "needs matplotlib; install it with `pip install matplotlib`" in out.splitlines()[-1]
     with pytest.raises(ConfigError, match="needs matplotlib"):
         main([str(run_folder), "--out", "a.png"])
 

@@ -24,6 +24,7 @@ from clipa_eqx.errors import ConfigError, DataError
 from clipa_eqx.json_config import to_json
 from clipa_eqx.programs.show import main
 from clipa_eqx.saved.model import save_model
+from clipa_eqx.training.run_lock import run_lock
 
 SCRIPT = ROOT / "scripts" / "show.py"
 ALL = "parameters, all: "
@@ -182,6 +183,23 @@ def test_mistakes_are_one_message_and_exit_code_2(argv, words, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     assert run(lambda: main(argv)) == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_run_that_has_only_its_lock_yet_is_said_to_start(tmp_path, capsys):
+    with run_lock(tmp_path / "run"):
+        for more in ([], ["--every", "5"]):
+            assert run(lambda more=more: main([str(tmp_path / "run"), *more])) == 2
+            assert f"{tmp_path / 'run'}: a run starts there and has written nothing yet" in capsys.readouterr().err
+    (tmp_path / "run").mkdir()
+    assert run(lambda: main([str(tmp_path / "run")])) == 2
+    assert "is a folder that clipa_eqx did not write" in capsys.readouterr().err
+
+
+def test_a_mesh_that_does_not_divide_the_batch_is_refused(config_file, capsys):
+    assert run(lambda: main([str(config_file), "--mesh", "3x1x1", "--batch-size", "16"])) == 2
+    printed = capsys.readouterr()
+    assert "batch_size 16 cannot be split evenly over 3 devices (mesh data=3 x fsdp=1)" in printed.err
+    assert printed.out == ""
 
 
 def test_the_script_shows_shardings_without_devices(config_file):

@@ -31,7 +31,7 @@ def on_this_platform(lines, extras=frozenset()):
 
 
 def needs(requirement):
-    """What a requirement needs in turn: known where its package is installed in the version of ``constraints.txt``."""
+    """Requirements of a requirement: known where its package is installed in the version of ``constraints.txt``."""
     name = canonicalize_name(requirement.name)
     if name == OURS:
         return on_this_platform(line for extra in requirement.extras for line in EXTRAS[extra])
@@ -44,7 +44,7 @@ def needs(requirement):
 
 @pytest.mark.parametrize("extra", EXTRAS)
 def test_the_versions_satisfy_what_packages_need_of_each_other(extra):
-    """Once libtpu was newer than ``jax[tpu]`` allows. The slow test asks pip; this one needs no network."""
+    """Such as libtpu, which was newer than ``jax[tpu]`` allows. The slow test asks pip; this one needs no network."""
     versions, seen = pins(), set()
     waiting = on_this_platform(PROJECT["dependencies"] + EXTRAS[extra])
     while waiting:
@@ -62,7 +62,7 @@ def test_the_versions_satisfy_what_packages_need_of_each_other(extra):
 @pytest.mark.slow
 @pytest.mark.parametrize("extra", EXTRAS)
 def test_pip_resolves_each_extra_with_the_constraints(extra, tmp_path):
-    """Without a package left whose version is open. Needs the registry, and downloads descriptions only."""
+    """Each package has its exact version there. Needs the registry, and downloads descriptions only."""
     report = tmp_path / "report.json"
     pip = [
         sys.executable,

@@ -98,8 +98,9 @@ def test_a_dump_is_converted_and_shown_from_another_folder(call, installed, tmp_
 
 
 @pytest.mark.slow
-def test_the_wheel_works_in_an_empty_environment(wheel, tmp_path):
+def test_the_wheel_works_in_an_empty_environment(wheel, tmp_path, monkeypatch):
     """With dependencies from the registry: what ``pip install`` gives a user who has no clone."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)  # with it, the clone would be imported
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True, timeout=120)
     python = tmp_path / "venv" / "bin" / "python"
     subprocess.run(

@@ -1,5 +1,7 @@
 """Random damage to bytes, for tests of hostile files."""
 
+import json
+
 
 def mutate(data, rng):
     """Copy the bytes with one to eight of them changed, cut or inserted."""
@@ -17,3 +19,11 @@ def mutate(data, rng):
             for _ in range(rng.integers(1, 9)):
                 data[rng.integers(len(data))] = rng.integers(256)
     return bytes(data)
+
+
+def forget_hashes(model):
+    """Make a model folder one without recorded SHA-256, so that its weights may be changed unnoticed."""
+    path = model / "provenance.json"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    del found["leaves_sha256"]
+    path.write_text(json.dumps(found), encoding="utf-8")

@@ -66,9 +66,10 @@ def finish_and_record(self, numbers, *, _finish=Reports.finish, **rest):
 
 
 Reports.finish = with_marks(finish_and_record, "reporting", "step")
-Checkpoints.restore = with_marks(Checkpoints.restore, "restore", "compile")
+Checkpoints.restore = with_marks(Checkpoints.restore, "restore", "state")
 Checkpoints.save = with_marks(Checkpoints.save, "saving", "save")
-loop.first_state = with_marks(loop.first_state, "first state", "compile")
+loop.first_state = with_marks(loop.first_state, "first state", "state")
+loop.claim_on_all = with_marks(loop.claim_on_all, "claim", "claimed")
 loop.evaluate_zero_shot = with_marks(loop.evaluate_zero_shot, "evaluation", "evaluated")
 loop.save_model = with_marks(loop.save_model, "final model", "end")
 {before}

@@ -30,7 +30,8 @@ def test_log_and_provenance_say_what_a_resume_needs(arrays, vocab, tmp_path, cap
         assert any(message.startswith(words) for message in caplog.messages)
         assert any(note.startswith(words) for note in notes)
     assert any(
-        message.startswith("optimizer state of step 3: resume from it with `clipa-train") for message in caplog.messages
+        message.startswith("optimizer state of step 3: resume from it with `") and "--init-from" in message
+        for message in caplog.messages
     )
     caplog.clear()
     with caplog.at_level("INFO"):

@@ -21,6 +21,7 @@ from clipa_eqx.saved.model import load_model
 from clipa_eqx.sharding import MeshConfig, make_mesh
 from clipa_eqx.training.checkpoint import Checkpoints
 from clipa_eqx.training.metrics import read_metrics
+from clipa_eqx.training.restoring import read_newest
 from clipa_eqx.training.run_folder import read_record
 from clipa_eqx.training.start import load_source
 from conversion.flax_clipa.unpack_run import unpack_run
@@ -219,6 +220,22 @@ def test_readers_take_the_newest_valid_checkpoint_and_change_no_file(run, tmp_pa
     assert sum("step 8 is taken instead" in one for one in warnings_of(caplog)) == 3
     assert "saved steps: 4, 8, 12" in list(describe_run(run, None))
     assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+
+
+def test_a_checkpoint_that_the_run_deletes_while_it_is_read_is_no_damage(run, caplog):
+    """A run that trains and keeps one checkpoint commits the next one, and then deletes the one before."""
+    folder = run / "checkpoints"
+    (folder / "12").rename(run / "next")
+    shutil.rmtree(folder / "4")
+
+    def read(checkpoints, step):
+        if step == 8:
+            (run / "next").rename(folder / "12")
+            shutil.rmtree(folder / "8")
+        return checkpoints.record(step).folder.name
+
+    assert read_newest(run, read) == (12, "12")
+    assert not warnings_of(caplog)
 
 
 @pytest.mark.parametrize(("how", "others"), [("cut in half", True), ("deleted", False)])

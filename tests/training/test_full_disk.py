@@ -134,6 +134,7 @@ def fail_and_complete(config, whole, folder, *, step, good):
     assert_same_files(run, whole)
 
 
+@pytest.mark.slow
 def test_a_save_that_fails_in_the_background_ends_the_run_at_once_and_keeps_the_one_before(processes, tmp_path):
     fail_and_complete(*processes, tmp_path, step=8, good="The last saved step is 4.")
 
@@ -143,7 +144,24 @@ def test_a_first_save_that_fails_in_the_background_ends_the_run_at_once(processe
     fail_and_complete(*processes, tmp_path, step=4, good="No step of this run is saved.")
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_failed_save_is_reported_by_the_check_after_a_step_and_not_before_it_is_over(tmp_path):
+    made = tiny_runs.placed_state(tiny_runs.run_config(), devices=1)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
+    checkpoints.check()  # nothing was saved
+    checkpoints.save(made.state, step=3, about={})
+    full = OSError(28, "No space left on device")
+    with mock.patch.object(ocp.CheckpointManager, "wait_until_finished", side_effect=full):
+        with mock.patch.object(ocp.CheckpointManager, "is_saving_in_progress", return_value=True):
+            checkpoints.check()
+        with (
+            mock.patch.object(ocp.CheckpointManager, "is_saving_in_progress", return_value=False),
+            pytest.raises(CheckpointError, match=r"checkpoint 3 could not be written .* No space left on device"),
+        ):
+            checkpoints.check()
+    with pytest.raises(CheckpointError, match="checkpoint 3 could not be written"):
+        checkpoints.close()
+
+
 def test_a_failed_save_does_not_hide_the_error_that_ended_the_run(tmp_path, caplog):
     made = tiny_runs.placed_state(tiny_runs.run_config(), devices=1)
     full = OSError(28, "No space left on device")
@@ -190,7 +208,7 @@ def test_a_disk_that_fills_while_metrics_are_written_leaves_complete_lines(whole
 
 @pytest.mark.parametrize("room", [10, 1000], ids=["no lock", "a lock and no record"])
 def test_a_disk_that_is_full_at_the_start_leaves_no_folder(room, tmp_path):
-    with mock.patch.object(loop, "claimed_on_all", wraps=loop.claimed_on_all) as claimed:
+    with mock.patch.object(loop, "locked_on_all", wraps=loop.locked_on_all) as claimed:
         claimed.side_effect = lambda *args, **rest: (fill_disk(room=room), mock.DEFAULT)[1]
         message = failure(tmp_path / "new" / "run")
     assert message.startswith(f"run folder {tmp_path}/new/run cannot be written: File too large; ")
@@ -284,7 +302,7 @@ def test_the_claim_is_checked_before_the_space(tmp_path):
     (tmp_path / "mine").touch()
     with (
         pytest.raises(CheckpointError, match="is not empty"),
-        run_folder.claimed_on_all(tmp_path, {}, check=lambda: pytest.fail("checked")),
+        run_folder.locked_on_all(tmp_path, {}, check=lambda: pytest.fail("checked")),
     ):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]

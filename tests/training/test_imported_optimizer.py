@@ -10,6 +10,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from support import tiny_runs
+from support.damage import forget_hashes
 from support.tiny_models import tiny_clip_config
 
 from clipa_eqx.durations import Duration
@@ -22,6 +23,7 @@ from clipa_eqx.reference_chain import chain_shape
 from clipa_eqx.saved.description import OPTIMIZER_FILE
 from clipa_eqx.saved.optimizer_file import open_optimizer_state
 from clipa_eqx.schedules import Cosine, Polynomial
+from clipa_eqx.training.imported_optimizer import check_optimizer, continued_state
 from clipa_eqx.training.metrics import read_metrics
 from conversion.flax_clipa.__main__ import main
 
@@ -129,6 +131,21 @@ def test_damaged_optimizer_state_is_refused(half, tmp_path):
         tiny_runs.train_on_one_device(from_source(half[1], model), tmp_path / "on")
 
 
+def test_a_flipped_bit_in_the_optimizer_state_is_found_unless_checksums_are_off(half, tmp_path):
+    model, config = import_half(half, tmp_path), half[1]
+    file = model / OPTIMIZER_FILE
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    made = tiny_runs.placed_state(config, devices=1)
+    given = {"abstract": made.abstract, "mesh": made.mesh}
+    with pytest.raises(CheckpointError, match=r"sha256 of (mu|nu)/\S+ is not the recorded one"):
+        continued_state(made.state.model, model, config.optim, **given)
+    assert continued_state(made.state.model, model, config.optim, **given, verify=False).step == 6
+    # Before a run starts, only the description is read.
+    assert check_optimizer(model, config.model, config.optim, abstract=made.abstract) == 6
+
+
 def test_surgery_and_optimizer_state_exclude_each_other():
     with pytest.raises(ConfigError, match=r"init\.optimizer resumes another run"):
         InitConfig(source="x", optimizer=True, resize_text=True)
@@ -169,6 +186,7 @@ def test_a_negative_second_moment_in_a_model_folder_is_refused(half, tmp_path):
         metadata, leaves = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     leaves["nu/image/class_token"][3] = -1e-9
     save_file(leaves, path, metadata=metadata)
+    forget_hashes(model)
     with pytest.raises(CheckpointError, match="negative: nu/image/class_token, a second moment"):
         tiny_runs.train_on_one_device(from_source(half[1], model), tmp_path / "on")
 

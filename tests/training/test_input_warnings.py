@@ -1,15 +1,19 @@
 """Warnings about inputs that train badly without any error: words without a piece, batches larger than the data."""
 
+import dataclasses
+import os
+
 import jax
 import numpy as np
 import pytest
 from support import tiny_runs
 
 from clipa_eqx.data.array_record_writer import write_records
+from clipa_eqx.data.prefetch import StreamConfig
 from clipa_eqx.durations import RunLength
 from clipa_eqx.experiment import DataConfig, DataSource
 from clipa_eqx.tokenizer.wordpiece import Tokenizer
-from clipa_eqx.training.inputs import open_sources
+from clipa_eqx.training.inputs import log_inputs, open_sources
 from clipa_eqx.training.metrics import read_metrics
 from clipa_eqx.training.reporting import Reports, StepNumbers
 
@@ -58,11 +62,21 @@ def test_chinese_captions_are_mostly_unknown_to_the_default_vocabulary():
     ("batch", "is_warned"), [(tiny_runs.RECORDS, False), (tiny_runs.RECORDS + 1, True)], ids=["equal", "larger"]
 )
 def test_a_batch_larger_than_the_data_is_a_warning(caplog, batch, is_warned):
-    open_sources(tiny_runs.run_config(batch_size=batch))
+    config = tiny_runs.run_config(batch_size=batch)
+    log_inputs(config, open_sources(config), (), Tokenizer.bert())
     assert ("larger than the data" in caplog.text) == is_warned
     if is_warned:
         assert f"records has 200 records for {batch} rows of each batch" in caplog.text
         assert "a batch_size of at most 200" in caplog.text
+
+
+def test_more_workers_than_processors_are_a_warning(caplog):
+    data = tiny_runs.run_config().data
+    workers = (os.cpu_count() or 1) + 1
+    for number, is_warned in ((1, False), (workers, True)):
+        config = tiny_runs.run_config(data=dataclasses.replace(data, stream=StreamConfig(workers=number)))
+        log_inputs(config, open_sources(config), (), Tokenizer.bert())
+        assert (f"data.stream.workers is {number}, and this machine has" in caplog.text) == is_warned
 
 
 def test_a_small_source_with_a_large_weight_is_named_alone(tmp_path, caplog):

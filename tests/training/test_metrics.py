@@ -85,24 +85,32 @@ def clock(monkeypatch):
 def test_rates_are_those_of_the_steps_since_the_last_call(clock):
     throughput = Throughput(batch_size=32, devices=4)
     for _ in range(5):
-        throughput.step(starved_seconds=0.1)
+        throughput.starved(0.1)
     clock.now += 2.0
-    rates = throughput.rates()
+    rates = throughput.rates(5)
     assert rates["images_per_second"] == pytest.approx(80)
     assert rates["images_per_second_per_device"] == pytest.approx(20)
     assert rates["seconds_per_step"] == pytest.approx(0.4)
     assert rates["input_bound_percent"] == pytest.approx(25)
     clock.now += 1.0
-    throughput.step(starved_seconds=0.0)
-    assert throughput.rates()["images_per_second"] == pytest.approx(32)
+    assert throughput.rates(6)["images_per_second"] == pytest.approx(32)
+
+
+def test_rates_of_a_resumed_run_and_of_consecutive_steps_count_finished_steps(clock):
+    throughput = Throughput(batch_size=4, devices=1, step=10)
+    for step in (11, 12):
+        clock.now += 2.0
+        rates = throughput.rates(step)
+        assert rates["seconds_per_step"] == pytest.approx(2.0)
+        assert rates["images_per_second"] == pytest.approx(2.0)
 
 
 def test_pauses_do_not_count_and_waiting_is_at_most_all_of_the_time(clock):
     throughput = Throughput(batch_size=8, devices=1)
-    throughput.step(starved_seconds=30.0)
+    throughput.starved(30.0)
     clock.now += 1.0
     with throughput.paused(None):
         clock.now += 600.0
-    rates = throughput.rates()
+    rates = throughput.rates(1)
     assert rates["seconds_per_step"] == pytest.approx(1.0)
     assert rates["input_bound_percent"] == 100.0

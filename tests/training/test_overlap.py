@@ -107,7 +107,7 @@ def test_waiting_counts_as_input_bound_only_while_the_devices_are_idle():
     assert idle.starved_seconds >= 0.02
 
     throughput = Throughput(batch_size=8, devices=1)
-    throughput.step(starved_seconds=1e9)
-    assert throughput.rates()["input_bound_percent"] == 100.0
-    throughput.step(starved_seconds=0.0)
-    assert throughput.rates()["input_bound_percent"] == 0.0
+    throughput.starved(1e9)
+    assert throughput.rates(1)["input_bound_percent"] == 100.0
+    throughput.starved(0.0)
+    assert throughput.rates(2)["input_bound_percent"] == 0.0

@@ -19,7 +19,7 @@ from clipa_eqx.sharding import MeshConfig
 from clipa_eqx.tokenizer.loading import load_tokenizer
 from clipa_eqx.tokenizer.vocabulary import write_vocab
 from clipa_eqx.training.preparation import prepare
-from clipa_eqx.training.trackers import check_wandb
+from clipa_eqx.training.trackers import check_wandb, open_wandb
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -92,7 +92,10 @@ def test_an_evaluation_set_that_cannot_be_scored_is_refused(case, tmp_path, capl
 def test_an_empty_evaluation_set_is_refused(tmp_path):
     write_records([], tmp_path / "none", class_names=("cat",))
     message = refused(tiny_runs.run_config(zero_shot=(ZeroShotConfig(data=str(tmp_path / "none")),)), tmp_path)
-    assert message == f"data folder {tmp_path / 'none'} has no records; there is nothing to score"
+    assert message == (
+        f"evaluation 0: data folder {tmp_path / 'none'} has no records; there is nothing to score. "
+        "Set --zero-shot.0.data, or --zero-shot none for no scores"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -207,3 +210,16 @@ def test_no_key_is_needed_where_nothing_is_sent(mode, fake_wandb, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", mode)
     check_wandb(WandbConfig(project="p"))
     assert fake_wandb[1] == []
+
+
+def test_a_run_that_wandb_cannot_open_is_one_message(fake_wandb, tmp_path):
+    asked = {}
+
+    def init(**settings):
+        asked.update(settings)
+        raise TimeoutError("no answer")
+
+    fake_wandb[0].init = init
+    with pytest.raises(ConfigError, match="cannot be opened in wandb: no answer; fix that"):
+        open_wandb(WandbConfig(project="p"), tmp_path)
+    assert asked["mode"] is None  # WANDB_MODE decides

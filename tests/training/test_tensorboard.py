@@ -103,14 +103,20 @@ def test_a_resumed_run_may_start_to_write_events(tmp_path):
 
 def test_a_later_file_follows_in_the_order_of_names_and_other_files_stay(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    old = tmp_path / "events.out.tfevents.3000000000.elsewhere"
+    (tmp_path / "events.out.tfevents.1000000000.elsewhere").write_text("mine")
+    old = tmp_path / "events.out.tfevents.3000000000.elsewhere.clipa_eqx"
     old.write_bytes(b"")
     log = EventLog(tmp_path, [{"step": 3, "loss": 1.5, "time": 2.0}])
     log.write(4, {"loss": float("nan"), "norm/blocks": [1.0], "time": 3.0})
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert [name[:31] for name in names] == ["events.out.tfevents.3000000001.", "notes.txt"]
+    assert [name[:31] for name in names] == [
+        "events.out.tfevents.1000000000.",
+        "events.out.tfevents.3000000001.",
+        "notes.txt",
+    ]
     # What is written is there at once, before the file is closed.
     (tmp_path / "notes.txt").unlink()
+    (tmp_path / "events.out.tfevents.1000000000.elsewhere").unlink()
     *_, third, fourth = read_events(tmp_path)
     log.close()
     assert (third.step, third.wall_time, third.summary.value[0].simple_value) == (3, 2.0, 1.5)

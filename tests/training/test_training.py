@@ -157,7 +157,12 @@ def poisoned(at):
 
 
 @pytest.mark.parametrize(
-    ("at", "good"), [(1, "there is no checkpoint yet"), (6, "checkpoint 4 is good"), (8, "checkpoint 4 is good")]
+    ("at", "good"),
+    [
+        (1, "there is no checkpoint yet"),
+        (6, "checkpoint 4 was written by this run, after a step with finite loss"),
+        (8, "checkpoint 4 was written by this run, after a step with finite loss"),
+    ],
 )
 def test_a_non_finite_step_ends_the_run_with_step_samples_and_last_good_checkpoint(finished, tmp_path, at, good):
     with pytest.raises(NonFiniteError) as caught:
