@@ -99,6 +99,7 @@ def close_account(reports: PartReports, plan: Plan, command: Mapping[str, object
             "versions": _versions(ordered),
             **({"ignored_members": ignored} if ignored else {}),
             **({"scattered_tars": scattered} if scattered else {}),
+            **_downloads(ordered),
             **_names_of_source(plan, options),
             **_label_range(reports),
             **plan.info,
@@ -116,6 +117,12 @@ def _shown(reports: Sequence[PartReport]) -> dict[str, object]:
     fewest = min(report.fewest_captions or 0 for report in full)
     most = max(report.most_captions for report in full)
     return {"captions_per_record": {"fewest": fewest, "most": most}, "records": shown}
+
+
+def _downloads(reports: Sequence[PartReport]) -> dict[str, object]:
+    """The downloads that img2dataset reports next to its shards, which hold only those that succeeded."""
+    total = sum(report.downloads for report in reports)
+    return {"downloads": {"total": total, "failed": sum(one.failed_downloads for one in reports)}} if total else {}
 
 
 def _label_range(reports: PartReports) -> dict[str, object]:
