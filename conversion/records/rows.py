@@ -160,10 +160,19 @@ class Lost:
 
 @dataclass(kw_only=True)
 class Tally:
-    """Counts that a reader makes in addition to rows: members of a tar that belong to no row, tars that it joined."""
+    """Counts that a reader makes in addition to rows.
+
+    Attributes:
+        ignored_members: members of a tar that belong to no row.
+        scattered_tars: tars that were joined.
+        downloads: downloads that img2dataset reports for a file that holds only those that succeeded.
+        failed_downloads: those that failed.
+    """
 
     ignored_members: int = 0
     scattered_tars: int = 0
+    downloads: int = 0
+    failed_downloads: int = 0
 
 
 def one_label(labels: tuple[int | str, ...]) -> int | str | tuple[int | str, ...] | None:

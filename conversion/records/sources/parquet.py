@@ -44,7 +44,7 @@ def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
     place = files.place
 
     def first(part: Part) -> Iterator[_Table]:
-        schema = _read_schema(place, part)
+        schema = read_schema(place, part)
         if schema is not None:
             yield _Table(part, schema)
 
@@ -63,7 +63,7 @@ def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
     )
 
 
-def _read_schema(place: Place, part: Part) -> Any:
+def read_schema(place: Place, part: Part) -> Any:
     """The schema of a table; None if it has no rows or is damaged, which shows again when it is read."""
     try:
         with place.fs.open(part.path, "rb") as opened:

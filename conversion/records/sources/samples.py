@@ -103,11 +103,16 @@ def row_of(
     wanted = as_key(value(columns.key))
     return Row(
         key=key if wanted is None else wanted,
-        image=next((sample[name] for name in suffixes if name in sample), None),
+        image=next((sample[name] for name in suffixes if name in sample), _why_no_image(sample, columns.image)),
         captions=() if text is None else as_captions(text),
         labels=_labels(value(columns.label), columns.label),
         extra=kept_values({**sample, **fields}, options.keep),
     )
+
+
+def _why_no_image(sample: Sample, column: str | None) -> str:
+    dots = "; the name of a sample ends at its first dot" if any("." in suffix for suffix in sample) else ""
+    return f"no {column or 'image'} among: {', '.join(sorted(sample))}{dots}"
 
 
 def _labels(value: object, column: str | None) -> tuple[int | str, ...]:

@@ -1,8 +1,10 @@
 """Description of a kind of source, and the files of one source of that kind."""
 
+import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from clipa_eqx.errors import DataError, pip_install
 from conversion.records.listing import FoundFile
 from conversion.records.options import IngestOptions
 from conversion.records.places import Place
@@ -25,6 +27,21 @@ class SourceFiles:
 
 class WrongKind(Exception):
     """The source does not hold the files of this kind. The message for the user is made in ``kinds``."""
+
+
+def is_installed(package: str | None) -> bool:
+    """Check whether an optional package can be imported, without the seconds that this would take."""
+    return package is None or importlib.util.find_spec(package) is not None
+
+
+def check_package(kind: str, package: str | None) -> None:
+    """Check that the optional package of a kind of source is installed; only processes that read import it.
+
+    Raises:
+        DataError: it is not.
+    """
+    if package is not None and not is_installed(package):
+        raise DataError(f"source {kind} is read by {package}, which is not installed: {pip_install(package)}")
 
 
 def needs_label(options: IngestOptions) -> bool:

@@ -66,7 +66,7 @@ def _read(place: Place, part: Part, options: IngestOptions, tally: Tally) -> Ite
         else read_samples(place, part.path, tally, is_complete=_is_complete)
     )
     rows = (row_of(name, sample, part.columns, options) for name, sample in samples)
-    return with_lost_rest(rows, part, expected=img2dataset_count(place, part))
+    return with_lost_rest(rows, part, expected=img2dataset_count(place, part, tally))
 
 
 def _is_complete(sample: Sample) -> bool:
