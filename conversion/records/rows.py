@@ -87,6 +87,7 @@ class Part:
         lines: for a piece of a table of text, its number of rows.
         labels_only: only labels are wanted: no image file is read.
         is_joined: join what belongs to one row wherever it is in the file (see ``Scattered``).
+        has_caption_lines: each line of a text file is a caption.
         key_folder: put before paths that are keys, see ``listed.path_key``.
         columns: columns of the file, unless ``rows`` have been read already.
     """
@@ -101,6 +102,7 @@ class Part:
     columns: Columns = Columns()
     labels_only: bool = False
     is_joined: bool = False
+    has_caption_lines: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
