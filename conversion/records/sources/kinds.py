@@ -1,16 +1,15 @@
 """The table of all kinds of sources, and how a source is planned and its parts are read."""
 
-import importlib.util
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from clipa_eqx.errors import DataError, pip_install
+from clipa_eqx.errors import DataError
 from conversion.records.class_names import check_class_names
 from conversion.records.listing import find_files, is_hidden
 from conversion.records.options import IngestOptions
 from conversion.records.places import Place, open_place
-from conversion.records.rows import Lost, Part, Plan, Row, Tally
+from conversion.records.rows import Columns, Lost, Part, Plan, Row, Tally
 from conversion.records.sources.captions import CAPTIONS
 from conversion.records.sources.columns import is_image_name
 from conversion.records.sources.folder import FOLDER
@@ -18,7 +17,7 @@ from conversion.records.sources.img2dataset import IMG2DATASET
 from conversion.records.sources.pairs import PAIRS
 from conversion.records.sources.parquet import PARQUET
 from conversion.records.sources.planning import suffix_of
-from conversion.records.sources.source import Source, SourceFiles, WrongKind
+from conversion.records.sources.source import Source, SourceFiles, WrongKind, check_package
 from conversion.records.sources.tfds import TFDS
 from conversion.records.sources.webdataset import WEBDATASET
 
@@ -65,7 +64,7 @@ def plan_source(place: Place, *, kind: str, options: IngestOptions) -> Plan:
     try:
         if listed and not files.own:
             raise WrongKind
-        _check_package(kind, source)
+        check_package(kind, source.package)
         plan = source.plan(files, options)
     except WrongKind:
         raise _wrong_kind(files, kind, source) from None
@@ -83,23 +82,14 @@ def read_part(place: Place, part: Part, *, kind: str, options: IngestOptions, ta
     return source_of(kind).read(place, part, options, tally)
 
 
-def is_labeled(kind: str, options: IngestOptions) -> bool:
+def is_labeled(kind: str, options: IngestOptions, columns: Columns) -> bool:
     """Check whether rows of the source need a label and may have no caption."""
-    return source_of(kind).is_labeled(options)
+    return source_of(kind).is_labeled(options, columns)
 
 
 def counts_rows(kind: str, options: IngestOptions) -> bool:
     """Check whether progress is in rows; otherwise it is in bytes of the source."""
     return source_of(kind).sizes_are_rows or options.limit is not None
-
-
-def _check_package(kind: str, source: Source) -> None:
-    if source.package is None:
-        return
-    # Without importing it: that takes seconds, and only processes that read need it.
-    if importlib.util.find_spec(source.package) is None:
-        package = source.package
-        raise DataError(f"source {kind} is read by {package}, which is not installed: {pip_install(package)}")
 
 
 def _wrong_kind(files: SourceFiles, kind: str, source: Source) -> DataError:
@@ -111,6 +101,8 @@ def _wrong_kind(files: SourceFiles, kind: str, source: Source) -> DataError:
 
 def _advice(names: Sequence[str], kind: str) -> str:
     """The next thing to try for files of these names in lower case, after ``kind`` was the wrong one."""
+    if kind != "tfds" and any(map(TFDS.owns, names)):
+        return "is it for the source `tfds`?"
     if kind != "pairs" and _has_texts(names):
         return "is it for the source `pairs`?"
     images = [name for name in names if is_image_name(name)]
