@@ -6,10 +6,10 @@ from dataclasses import replace
 from conversion.records.options import IngestOptions
 from conversion.records.places import Place
 from conversion.records.rows import BAD_ROW, Columns, Lost, Part, Row
-from conversion.records.sources.columns import CAPTION_COLUMNS, IMAGE_COLUMNS, check_kept, choose_column
+from conversion.records.sources.columns import CAPTION_COLUMNS, IMAGE_COLUMNS, check_kept, choose_captions, choose_column
 from conversion.records.sources.example_proto import Features, parse_example
 from conversion.records.sources.value_types import check_types
-from conversion.records.sources.values import as_captions, as_key, as_labels, kept_values
+from conversion.records.sources.values import as_key, as_labels, captions_of, kept_values
 
 # A reader of a file: each serialized example in order, and lost rows for those that cannot be read. It raises
 # ``Damaged`` if the rest cannot be read, and ``DataError`` if the file cannot be opened.
@@ -47,9 +47,7 @@ def choose_features(
     needed = options.label_column is None and not label
     columns = Columns(
         image=choose_column(options.image_column, names, IMAGE_COLUMNS, what="image", where=where, needed=True),
-        caption=choose_column(
-            options.caption_column, names, CAPTION_COLUMNS, what="caption", where=where, needed=needed
-        ),
+        caption=choose_captions(options.caption_column, names, CAPTION_COLUMNS, where=where, needed=needed),
         label=choose_column(options.label_column, names, label, what="label", where=where),
         key=choose_column(options.key_column, names, key, what="key", where=where),
     )
@@ -82,7 +80,7 @@ def _row(features: Features, columns: Columns, *, place_key: str, options: Inges
     return Row(
         key=place_key if key is None else key,
         image=_image(features, columns.image),
-        captions=as_captions(features.get(columns.caption or "", ())),
+        captions=captions_of(features, columns.captions),
         labels=as_labels(features.get(columns.label or "")),
         extra=kept_values(kept, options.keep),
     )
