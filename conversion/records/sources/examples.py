@@ -6,7 +6,13 @@ from dataclasses import replace
 from conversion.records.options import IngestOptions
 from conversion.records.places import Place
 from conversion.records.rows import BAD_ROW, Columns, Lost, Part, Row
-from conversion.records.sources.columns import CAPTION_COLUMNS, IMAGE_COLUMNS, check_kept, choose_captions, choose_column
+from conversion.records.sources.columns import (
+    CAPTION_COLUMNS,
+    IMAGE_COLUMNS,
+    check_kept,
+    choose_captions,
+    choose_column,
+)
 from conversion.records.sources.example_proto import Features, parse_example
 from conversion.records.sources.value_types import check_types
 from conversion.records.sources.values import as_key, as_labels, captions_of, kept_values
