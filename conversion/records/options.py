@@ -19,6 +19,8 @@ class IngestOptions:
         label_column: column with the class number or name; captions are then optional.
         keep: columns whose values go to ``extra``.
         split: the split to read, of a source that holds several.
+        labels: JSON list with the labels of ImageNet's validation images, which replace those of the source.
+        own_classes: label with the classes of the source instead of those of ImageNet, if it has both.
         images: folder that listed paths are relative to (None: the folder of the list).
         class_names: name of each label.
         first_label: number of the first class in the source; records count from 0.
@@ -38,6 +40,8 @@ class IngestOptions:
     label_column: str | None = None
     keep: tuple[str, ...] = ()
     split: str | None = None
+    labels: str | None = None
+    own_classes: bool = False
     images: str | None = None
     class_names: tuple[str, ...] | None = None
     first_label: int = 0

@@ -29,6 +29,8 @@ def account_lines(target: str, manifest: Manifest) -> Iterator[str]:
     if len(damaged) > 5:
         yield f"damaged: {len(damaged) - 5} more, see manifest.json"
     yield from _captions(manifest)
+    if layout := cast(str, manifest.info.get("layout", "")):
+        yield f"found: {layout}"
     if manifest.class_names:
         own = cast("list[str] | None", manifest.info.get("source_class_names"))
         yield describe_classes(manifest.class_names, own)

@@ -14,6 +14,7 @@ from conversion.records.rows import Lost, Part, Plan, Row, Tally
 from conversion.records.sources.captions import CAPTIONS
 from conversion.records.sources.columns import is_image_name
 from conversion.records.sources.folder import FOLDER
+from conversion.records.sources.imagenet import IMAGENET
 from conversion.records.sources.img2dataset import IMG2DATASET
 from conversion.records.sources.pairs import PAIRS
 from conversion.records.sources.parquet import PARQUET
@@ -28,6 +29,7 @@ SOURCES: Mapping[str, Source] = {
     "webdataset": WEBDATASET,
     "parquet": PARQUET,
     "folder": FOLDER,
+    "imagenet": IMAGENET,
     "pairs": PAIRS,
     "tfds": TFDS,
     "captions": CAPTIONS,
@@ -111,6 +113,8 @@ def _wrong_kind(files: SourceFiles, kind: str, source: Source) -> DataError:
 
 def _advice(names: Sequence[str], kind: str) -> str:
     """The next thing to try for files of these names in lower case, after ``kind`` was the wrong one."""
+    if kind != "imagenet" and any(mark in name for name in names for mark in IMAGENET.marks):
+        return "is it for the source `imagenet`?"
     if kind != "pairs" and _has_texts(names):
         return "is it for the source `pairs`?"
     images = [name for name in names if is_image_name(name)]

@@ -50,6 +50,7 @@ class Source:
         has_columns: whether the flags for columns apply.
         has_prefix: whether ``--prefix-keys`` applies.
         has_images: whether ``--images`` applies.
+        has_label_flags: whether ``--labels`` and ``--own-classes`` apply.
         split_help: help of ``--split``; empty if it does not apply.
     """
 
@@ -66,4 +67,5 @@ class Source:
     has_columns: bool = True
     has_prefix: bool = False
     has_images: bool = False
+    has_label_flags: bool = False
     split_help: str = ""
