@@ -109,7 +109,10 @@ def devkit():
 def solution():
     """Kaggle's LOC_val_solution.csv, which is in no order."""
     boxes = " 156 48 272 332"
-    lines = [f"{name.partition('.')[0]},{one}{boxes} {one}{boxes} " for name, (*_, one, _) in zip(NAMES, VALIDATION)]
+    lines = [
+        f"{name.partition('.')[0]},{one}{boxes} {one}{boxes} "
+        for name, (*_, one, _) in zip(NAMES, VALIDATION, strict=True)
+    ]
     return "\n".join(["ImageId,PredictionString", *reversed(lines)]) + "\n"
 
 
