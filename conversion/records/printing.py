@@ -5,9 +5,9 @@ from typing import cast
 
 from clipa_eqx.data.manifest import Manifest
 from clipa_eqx.errors import counted
-from conversion.records.class_names import describe_classes
+from conversion.records.class_names import describe_class, describe_classes
 from conversion.records.diff import Difference
-from conversion.records.rows import DUPLICATE_OTHER, shortened
+from conversion.records.rows import DUPLICATE_OTHER
 from conversion.records.sources.kinds import SOURCES
 
 _TEXT_SUFFIXES = {".csv", ".json", ".jsonl", ".ndjson", ".tsv", ".txt"}
@@ -78,7 +78,7 @@ def _shown(record: Mapping[str, object], names: Sequence[str] | None) -> str:
     parts = [str(record["key"])]
     if "label" in record:
         label = record["label"]
-        name = f" ({shortened(names[label], 40)})" if isinstance(label, int) and names else ""
+        name = f" ({describe_class(names[label])})" if isinstance(label, int) and names else ""
         parts.append(f"label {label}{name}")
     if "caption" in record:
         parts.append(repr(record["caption"]))

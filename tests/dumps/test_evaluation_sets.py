@@ -169,7 +169,8 @@ def test_imagenet_v2_counts_its_folders_in_the_order_of_numbers(command, tmp_pat
 )
 def test_folders_of_wordnet_ids_are_scored_with_the_published_names(command, listed, tmp_path, monkeypatch):
     ids = list(wordnet_ids(listed))
-    images = {f"{one}/{one[-3:]}_art_0.jpg": jpeg(1) for one in ids}
+    image = jpeg(1)
+    images = {f"{one}/art_0.jpg": image for one in ids}
     write(tmp_path / command.split()[4], {**images, "README.txt": "about it"})
     labels, _, names = converted(command, tmp_path, monkeypatch)
     assert labels == {key: (ids.index(key.partition("/")[0]),) for key in images}

@@ -90,7 +90,7 @@ def read_label_list(url: str) -> NumberedLabels:
     for number, entry in enumerate(entries, start=1):
         labels = tuple(cast(list[object], entry)) if isinstance(entry, list) else (entry,)
         if not all(type(label) is int and 0 <= label < len(wordnet_ids()) for label in labels):
-            raise DataError(f"{where}: entry {number:,} is {shortened(repr(entry), 100)}, not class numbers 0 to 999")
+            raise DataError(f"{where}: list {number:,} is {shortened(repr(entry), 100)}, not class numbers 0 to 999")
         by_number[number] = cast(tuple[int, ...], labels)
     return NumberedLabels(url, by_number)
 
