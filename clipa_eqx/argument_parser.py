@@ -8,6 +8,8 @@ from typing import Any, NoReturn
 from clipa_eqx.errors import ConfigError
 from clipa_eqx.similar_flags import similar
 
+_LONGEST = 300  # characters of a mistake that are shown
+
 
 class ArgumentParser(argparse.ArgumentParser):
     """A parser whose mistakes are a ``ConfigError``, which ``cli.run`` prints, instead of the lines of its usage.
@@ -30,11 +32,16 @@ class ArgumentParser(argparse.ArgumentParser):
         Raises:
             ConfigError: always.
         """
-        unknown = re.findall(r"(?<!\S)--[^\s=]+", message) if message.startswith("unrecognized arguments") else []
+        is_unknown = message.startswith("unrecognized arguments: ")
+        names = is_unknown and not message.startswith("unrecognized arguments: -")
+        unknown = re.findall(r"(?<!\S)--[^\s=]+", message) if is_unknown else []
         likely = [
             f"; for {flag}, did you mean {' or '.join(found)}?" for flag in unknown if (found := self._near(flag))
         ]
-        raise ConfigError(f"{message}{''.join(likely)}; --help lists the arguments")
+        if len(message) > _LONGEST:  # a pattern without quotes may give thousands of names
+            message = f"{message[:_LONGEST]}..."
+        quotes = "; a pattern needs quotes, such as 'folder/*.tar'" if names else ""
+        raise ConfigError(f"{message}{''.join(likely)}{quotes}; --help lists the arguments")
 
     def _near(self, flag: str) -> list[str]:
         return similar(flag, self.flags)
