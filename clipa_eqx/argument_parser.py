@@ -32,16 +32,13 @@ class ArgumentParser(argparse.ArgumentParser):
         Raises:
             ConfigError: always.
         """
-        is_unknown = message.startswith("unrecognized arguments: ")
-        names = is_unknown and not message.startswith("unrecognized arguments: -")
-        unknown = re.findall(r"(?<!\S)--[^\s=]+", message) if is_unknown else []
+        unknown = re.findall(r"(?<!\S)--[^\s=]+", message) if message.startswith("unrecognized arguments") else []
         likely = [
             f"; for {flag}, did you mean {' or '.join(found)}?" for flag in unknown if (found := self._near(flag))
         ]
-        if len(message) > _LONGEST:  # a pattern without quotes may give thousands of names
-            message = f"{message[:_LONGEST]}..."
-        quotes = "; a pattern needs quotes, such as 'folder/*.tar'" if names else ""
-        raise ConfigError(f"{message}{''.join(likely)}{quotes}; --help lists the arguments")
+        if len(message) > _LONGEST:
+            message = f"{message[:_LONGEST]}...; a pattern of many names needs quotes, such as 'folder/*.tar'"
+        raise ConfigError(f"{message}{''.join(likely)}; --help lists the arguments")
 
     def _near(self, flag: str) -> list[str]:
         return similar(flag, self.flags)

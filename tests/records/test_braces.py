@@ -76,5 +76,5 @@ def test_a_pattern_without_quotes_gets_a_short_message(tmp_path, capsys):
     assert call("webdataset", *names, tmp_path / "out") == 2
     message = error_of(capsys)
     assert "unrecognized arguments: 00002.tar 00003.tar" in message
-    assert "a pattern needs quotes, such as 'folder/*.tar'" in message
+    assert "a pattern of many names needs quotes, such as 'folder/*.tar'" in message
     assert len(message) < 500
