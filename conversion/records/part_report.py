@@ -29,6 +29,9 @@ class PartReport:
         fewest_captions: fewest captions of a record; None without records.
         most_captions: most captions of a record.
         shown: up to three records, spread over the part, as the manifest shows them.
+        sampled_captions: captions whose word pieces were counted.
+        pieces: their pieces.
+        unknown_pieces: those of the pieces that the packaged vocabulary does not have.
         damaged: damaged files, as in the manifest.
         shards: entries of the shards for the manifest.
         keys: fingerprint of the keys.
@@ -55,6 +58,9 @@ class PartReport:
     fewest_captions: int | None
     most_captions: int
     shown: list[dict[str, object]]
+    sampled_captions: int
+    pieces: int
+    unknown_pieces: int
     damaged: list[dict[str, object]]
     shards: list[dict[str, Any]]
     keys: str
