@@ -76,6 +76,7 @@ def close_account(reports: PartReports, plan: Plan, command: Mapping[str, object
     ordered = reports.in_order()
     ignored = sum(report.ignored_members for report in ordered)
     scattered = sum(report.scattered_tars for report in ordered)
+    of_lines = sum(report.captions_of_lines for report in ordered)
     for report in ordered:
         dropped.update(report.dropped)
         captions_dropped.update(report.captions_dropped)
@@ -92,6 +93,7 @@ def close_account(reports: PartReports, plan: Plan, command: Mapping[str, object
             "examples": reports.examples(),
             "captions_written": sum(report.captions_written for report in ordered),
             "captions_dropped": dict(sorted(captions_dropped.items())),
+            **({"captions_of_lines": of_lines} if of_lines else {}),
             **_shown(ordered),
             "damaged_sources": [damage for report in ordered for damage in report.damaged],
             "key_fingerprint": keys.hex(),

@@ -150,6 +150,7 @@ class _Account:
         self.fewest: int | None = None
         self.most = 0
         self.shown: list[dict[str, object]] = []
+        self.captions_of_lines = 0
         self.lowest: int | None = None
         self.highest: int | None = None
         self.dropped: Counter[str] = Counter()
@@ -175,6 +176,7 @@ class _Account:
         count = len(record.captions)
         self.captions += count
         self.captions_dropped.update(captions_lost)
+        self.captions_of_lines += sum("\n" in caption.strip() for caption in record.captions)
         self.fewest = count if self.fewest is None else min(count, self.fewest)
         self.most = max(count, self.most)
         # The first, one after at least half of the records, and the last: neighbors are too alike to show a shift.
@@ -216,6 +218,7 @@ class _Account:
             captions_dropped=dict(sorted(self.captions_dropped.items())),
             fewest_captions=self.fewest,
             most_captions=self.most,
+            captions_of_lines=self.captions_of_lines,
             shown=self.shown,
             damaged=self.damaged,
             shards=[dataclasses.asdict(shard) for shard in shards],

@@ -28,6 +28,7 @@ class PartReport:
         captions_dropped: captions left out of records, by reason.
         fewest_captions: fewest captions of a record; None without records.
         most_captions: most captions of a record.
+        captions_of_lines: captions of the records that have several lines.
         shown: up to three records, spread over the part, as the manifest shows them.
         damaged: damaged files, as in the manifest.
         shards: entries of the shards for the manifest.
@@ -52,6 +53,7 @@ class PartReport:
     captions_dropped: dict[str, int]
     fewest_captions: int | None
     most_captions: int
+    captions_of_lines: int
     shown: list[dict[str, object]]
     damaged: list[dict[str, object]]
     shards: list[dict[str, Any]]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import cast
 
 from conversion.records.options import IngestOptions
-from conversion.records.rows import BAD_ROW, Columns, Lost, Row
+from conversion.records.rows import BAD_ROW, Columns, Lost, Row, shortened
 from conversion.records.sources.columns import CAPTION_COLUMNS, IMAGE_SUFFIXES, check_kept, choose_column
 from conversion.records.sources.value_types import check_types
 from conversion.records.sources.values import as_captions, as_key, as_labels, from_json, kept_values, npy_labels
@@ -93,7 +93,7 @@ def choose_members(samples: Iterator[Sample], *, options: IngestOptions, where: 
         caption=choose_column(
             asked(options.caption_column),
             names,
-            (".txt", *CAPTION_COLUMNS),
+            (".txt", *CAPTION_COLUMNS, ".text", ".caption"),
             what="caption",
             where=where,
             needed=options.label_column is None,
@@ -132,11 +132,15 @@ def row_of(
     wanted = as_key(value(columns.key))
     return Row(
         key=key if wanted is None else wanted,
-        image=next((sample[name] for name in suffixes if name in sample), None),
+        image=next((sample[name] for name in suffixes if name in sample), f"it has: {_suffixes(sample)}"),
         captions=() if text is None else as_captions(text),
         labels=_labels(value(columns.label), columns.label),
         extra=kept_values({**sample, **fields}, options.keep),
     )
+
+
+def _suffixes(sample: Sample) -> str:
+    return shortened(", ".join(f".{suffix}" for suffix in sample), 100)
 
 
 def _labels(value: object, column: str | None) -> tuple[int | str, ...]:
