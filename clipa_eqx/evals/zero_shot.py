@@ -24,7 +24,7 @@ from clipa_eqx.evals.labels import check_labels, check_number, labels_of
 from clipa_eqx.evals.prompts import ClassNameSet, PromptSet, class_prompts, named_templates
 from clipa_eqx.models.clip import CLIP
 from clipa_eqx.progress import progress_bar
-from clipa_eqx.tokenizer.unknown import warn_of_unknown
+from clipa_eqx.tokenizer.unknown import NAME_ADVICE, warn_of_unknown
 from clipa_eqx.tokenizer.wordpiece import Tokenizer
 
 EncodeTexts = Callable[[Int32[np.ndarray, "batch length"]], Array | np.ndarray]
@@ -236,7 +236,7 @@ def log_prompts(task: ZeroShotTask, tokenizer: Tokenizer) -> None:
         unknown=int(np.count_nonzero(ids == tokenizer.unk_id)),
         pieces=int(np.count_nonzero(ids[:, 1:] != tokenizer.pad_id)),
         vocabulary=f"the model's vocabulary of {tokenizer.vocab_size:,} pieces",
-        advice="Class names and templates must be in a language that the vocabulary was made for",
+        advice=NAME_ADVICE,
     )
 
 

@@ -105,7 +105,7 @@ def _read(place: Place, part: Part, options: IngestOptions, tally: Tally) -> Ite
     )
     as_row = partial(row_of, is_by_line=part.has_caption_lines or options.caption_lines)
     rows = (as_row(name, decompressed(sample), part.columns, options) for name, sample in samples)
-    return with_lost_rest(rows, part, expected=img2dataset_count(place, part))
+    return with_lost_rest(rows, part, expected=img2dataset_count(place, part, tally))
 
 
 def _is_complete(sample: Sample) -> bool:
