@@ -104,8 +104,8 @@ def _class_names(
             )
     elif any(isinstance(value, int) for features in first for value in features.get(label, ())):
         _log.warning(
-            "no class names: there is no %s next to the shards; copy it from the folder that TFDS prepared (`tfds "
-            "convert_format` leaves it out), or give --class-names",
+            "no class names: there is no %s next to the shards; copy it, features.json and dataset_info.json from the "
+            "folder that TFDS prepared (`tfds convert_format --out_dir` leaves them out), or give --class-names",
             labels_files(label)[0],
         )
     return None

@@ -72,10 +72,9 @@ def _choose_form(files: SourceFiles, forms: set[str]) -> str:
     held = [form for form in _FORMS if form in forms]
     if held == [_RIEGELI]:
         raise DataError(
-            f"{url} is in TFDS's form riegeli, which cannot be read here; write it again as ArrayRecord, with "
-            f"`tfds convert_format --dataset_version_dir={url} --out_file_format=array_record --out_dir=FOLDER` "
-            "(packages tensorflow-datasets, apache-beam, mlcroissant and riegeli), and copy the .json and .labels.txt "
-            "files to FOLDER, which it may leave out"
+            f"{url} is in TFDS's form riegeli, which cannot be read here; write its examples as ArrayRecord too, with "
+            f"`tfds convert_format --dataset_version_dir={url} --out_file_format=array_record` (packages "
+            "tensorflow-datasets, apache-beam, mlcroissant and riegeli), and repeat this command"
         )
     readable = [form for form in held if form != _RIEGELI]
     info: Any = read_next_to(files, INFO)
