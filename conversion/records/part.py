@@ -230,6 +230,8 @@ class _Account:
             duplicates=len(self.job.duplicates),
             ignored_members=self.tally.ignored_members,
             scattered_tars=self.tally.scattered_tars,
+            downloads=self.tally.downloads,
+            failed_downloads=self.tally.failed_downloads,
             lowest_label=self.lowest,
             highest_label=self.highest,
             versions=library_versions(),

@@ -192,8 +192,14 @@ def test_several_versions_and_configs_are_not_mixed(tmp_path):
         convert(tmp_path, split="train")
 
 
-@pytest.mark.parametrize("kind", ["img2dataset", "webdataset", "parquet", "folder", "pairs"])
-def test_other_sources_name_this_one(kind, source, tmp_path, capsys):
+@pytest.mark.parametrize("kind", ["img2dataset", "webdataset", "parquet", "folder", "pairs", "captions"])
+@pytest.mark.parametrize("form", ["array_record", "parquet"])
+def test_other_sources_name_this_one(kind, form, tmp_path, capsys):
+    source = shutil.copytree(WRITTEN / form / IMAGENET, tmp_path / "source")
+    assert call(kind, source, tmp_path / "out") == 2
+    assert "is it for the source `tfds`?" in error_of(capsys)
+    for file in [*source.glob("*.json"), *source.glob("*.txt")]:
+        file.unlink()
     assert call(kind, source, tmp_path / "out") == 2
     assert "is it for the source `tfds`?" in error_of(capsys)
 

@@ -6,10 +6,17 @@ from dataclasses import replace
 from conversion.records.options import IngestOptions
 from conversion.records.places import Place
 from conversion.records.rows import BAD_ROW, Columns, Lost, Part, Row
-from conversion.records.sources.columns import CAPTION_COLUMNS, IMAGE_COLUMNS, KEY_COLUMNS, check_kept, choose_column
+from conversion.records.sources.columns import (
+    CAPTION_COLUMNS,
+    IMAGE_COLUMNS,
+    KEY_COLUMNS,
+    check_kept,
+    choose_captions,
+    choose_column,
+)
 from conversion.records.sources.example_proto import Features, parse_example
 from conversion.records.sources.value_types import check_types
-from conversion.records.sources.values import as_captions, as_key, as_labels, kept_values
+from conversion.records.sources.values import as_key, as_labels, captions_of, kept_values
 
 # A reader of a file: each serialized example in order, and lost rows for those that cannot be read. It raises
 # ``Damaged`` if the rest cannot be read, and ``DataError`` if the file cannot be opened.
@@ -49,7 +56,7 @@ def choose_features(
     needed = found is None
     columns = Columns(
         image=choose_column(options.image_column, names, image, what="image", where=where, needed=True),
-        caption=choose_column(options.caption_column, names, caption, what="caption", where=where, needed=needed),
+        caption=choose_captions(options.caption_column, names, caption, where=where, needed=needed),
         label=found,
         key=choose_column(options.key_column, names, key, what="key", where=where),
     )
@@ -87,7 +94,7 @@ def _row(features: Features, columns: Columns, *, place_key: str, options: Inges
     return Row(
         key=place_key if key is None else key,
         image=_image(features, columns.image),
-        captions=as_captions(features.get(columns.caption or "", ())),
+        captions=captions_of(features, columns.captions),
         labels=as_labels(features.get(columns.label or "")),
         extra=kept_values(kept, options.keep),
     )

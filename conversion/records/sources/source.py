@@ -45,8 +45,8 @@ def check_package(kind: str, package: str | None) -> None:
 
 
 def needs_label(options: IngestOptions, columns: Columns) -> bool:
-    """Check whether rows need a label: they do if its column is named."""
-    return options.label_column is not None
+    """Check whether rows need a label: they do if its column is named, or if there are labels and no captions."""
+    return options.label_column is not None or (columns.label is not None and columns.caption is None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +66,7 @@ class Source:
         sizes_are_rows: whether the sizes of parts are rows instead of bytes.
         has_columns: whether the flags for columns apply.
         has_prefix: whether ``--prefix-keys`` applies.
+        has_texts: whether captions may be text files, and ``--caption-lines`` applies.
         has_images: whether ``--images`` applies.
         split_help: help of ``--split``; empty if it does not apply.
     """
@@ -82,5 +83,6 @@ class Source:
     sizes_are_rows: bool = False
     has_columns: bool = True
     has_prefix: bool = False
+    has_texts: bool = False
     has_images: bool = False
     split_help: str = ""

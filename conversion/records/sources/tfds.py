@@ -1,7 +1,7 @@
 """Source ``tfds``: one data set of TensorFlow Datasets, a folder of shards named by split, form and number."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from clipa_eqx.errors import DataError, counted
 from clipa_eqx.evals.prompts import parse_class_names
@@ -31,6 +31,13 @@ _READERS: Mapping[str, ReadFile] = {
     "array_record": read_array_records,
     "parquet": read_example_table,
 }
+
+
+def notes_of_tfds(found: Sequence[FoundFile]) -> set[str]:
+    """Paths of the files that TFDS writes next to shards; empty without shards."""
+    if not any(match_shard(file.name) for file in found):
+        return set()
+    return {file.path for file in found if file.name.rpartition("/")[2].endswith(_NOTES)}
 
 
 def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
