@@ -14,8 +14,6 @@ from support.paths import ROOT
 
 from clipa_eqx.data.array_record_reader import open_records
 from clipa_eqx.errors import DataError
-from conversion.records.sources.example_proto import parse_example
-from conversion.records.sources.tfds_features import declared_features, labels_files
 
 WRITTEN = ROOT / "tests/dumps/written/tfds"
 IMAGENET, REAL, COCO = "imagenet2012/5.1.0", "imagenet2012_real/1.0.0", "coco_captions/2014/1.1.0"
@@ -179,10 +177,21 @@ def test_a_missing_shard_and_a_missing_split_are_named(source, tmp_path):
     (source / SHARD).rename(source / SHARD.replace("00001", "00003"))
     with pytest.raises(DataError, match=r"lacks 2 of its shards: .*train\.array_record-00001-of-00003"):
         convert(tmp_path, split="train")
-    with pytest.raises(DataError, match="several splits, choose one with --split: test, train, validation"):
+    with pytest.raises(DataError, match="several splits, choose with --split A or --split A,B: test, train, valid"):
         convert(tmp_path)
-    with pytest.raises(DataError, match="no split 'val'; it has: test, train, validation"):
+    with pytest.raises(DataError, match="no split val; it has: test, train, validation"):
         convert(tmp_path, split="val")
+
+
+def test_splits_can_be_joined(source, tmp_path):
+    manifest = convert(tmp_path, split="validation,train")
+    assert (manifest.rows_written, manifest.info["split"]) == (12, "train,validation")
+    assert sorted(keys(tmp_path / "out")) == sorted(
+        row["file"] for row in json.loads((ROOT / "tests/dumps/images/list.json").read_text())
+    )
+    (source / SHARD).rename(source / SHARD.replace("array_record", "tfrecord"))
+    with pytest.raises(DataError, match="the chosen splits are in different forms; convert each by itself"):
+        convert(tmp_path, split="validation,train", overwrite=True)
 
 
 def test_several_versions_and_configs_are_not_mixed(tmp_path):
@@ -220,6 +229,13 @@ def test_shards_alone_are_read_and_the_missing_class_names_reported(source, tmp_
     names = ("rock", "tree", "water")
     assert convert(tmp_path, split="train", class_names=names, overwrite=True).class_names == names
     assert "no class names" not in caplog.text
+
+
+def test_a_cut_description_is_reported_and_features_found_by_name(source, tmp_path, caplog):
+    (source / "features.json").write_text((source / "features.json").read_text()[:50])
+    manifest = convert(tmp_path, split="train")
+    assert (manifest.rows_written, manifest.class_names) == (7, ("rock", "tree", "water"))
+    assert "features.json is not used, because it is no valid JSON" in caplog.text
 
 
 def test_class_names_are_as_many_as_the_declared_classes(source, tmp_path):
@@ -280,67 +296,3 @@ def test_a_row_with_several_images_is_dropped_with_its_number(tmp_path):
     manifest = convert(tmp_path)
     assert (manifest.rows_dropped, keys(tmp_path / "out")) == ({"missing image": 1}, ["one"])
     assert manifest.info["examples"]["missing image"][0]["detail"] == "2 values in 'image', expected one image"
-
-
-def test_examples_are_parsed_as_tensorflow_parses_them():
-    import tensorflow as tf
-
-    features = {
-        "bytes": tf.train.Feature(bytes_list=tf.train.BytesList(value=[b"\xff", b""])),
-        "floats": tf.train.Feature(float_list=tf.train.FloatList(value=[1.5, -2.0])),
-        "ints": tf.train.Feature(int64_list=tf.train.Int64List(value=[-1, 2**62])),
-        "empty": tf.train.Feature(int64_list=tf.train.Int64List(value=[])),
-        "none": tf.train.Feature(),
-    }
-    blob = tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
-    assert parse_example(blob) == {
-        "bytes": [b"\xff", b""], "floats": [1.5, -2.0], "ints": [-1, 2**62], "empty": [], "none": [],
-    }  # fmt: skip
-    for cut in range(1, len(blob)):
-        assert isinstance(parse_example(blob[:cut]), str | dict)
-    assert str(parse_example(blob[:-1])).startswith("not a tf.Example: ")
-
-
-CLASS = {"classLabel": {"numClasses": "10"}}
-TEXT = {"text": {}}
-
-
-def listed(feature):
-    return {"sequence": {"feature": feature}}
-
-
-def fields(**features):
-    return {"featuresDict": {"features": features}}
-
-
-def test_declared_features_of_nested_sets():
-    features = fields(
-        photo={"image": {}},
-        about=fields(kind=CLASS, caption=TEXT),
-        objects=listed(fields(label=CLASS, name=TEXT, crop={"image": {}})),
-        tags=listed(CLASS),
-        words=listed(listed(TEXT)),
-        title={"tensor": {"dtype": "string"}},
-        size={"tensor": {"dtype": "int64"}},
-    )
-    info = {"supervisedKeys": {"tuple": {"items": [{"featureKey": "photo"}, {"featureKey": "tags"}]}}}
-    found = declared_features(features, info)
-    assert (found.images, found.texts) == (("photo",), ("about/caption", "objects/name", "title"))
-    assert (found.classes, found.supervised) == ({"about/kind": 10, "tags": 10}, "tags")
-    assert found.image_names() == ("photo",)
-    assert found.caption_names() == ("title",)
-    assert found.label_names(has_captions=True) == ("tags", "label")
-    assert labels_files("about/kind") == ("about.kind.labels.txt", "about-kind.labels.txt")
-
-
-def test_the_only_class_of_a_set_is_its_label_unless_it_has_captions():
-    found = declared_features(fields(image={"image": {}}, breed=CLASS), None)
-    assert found.label_names(has_captions=False) == ("label", "breed")
-    assert found.label_names(has_captions=True) == ("label",)
-
-
-@pytest.mark.parametrize("content", [None, [], "text", {"featuresDict": 3}, fields(label=3), {"type": "FeaturesDict"}])
-def test_other_content_declares_nothing(content):
-    found = declared_features(content, content)
-    assert (found.images, found.texts, found.classes, found.supervised) == ((), (), {}, None)
-    assert found.label_names(has_captions=False) == ("label",)

@@ -41,14 +41,14 @@ def notes_of_tfds(found: Sequence[FoundFile]) -> set[str]:
 
 
 def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
-    """Plan one part per shard of a split; captions, labels and class names are those that the features declare.
+    """Plan one part per shard of the chosen splits; captions, labels and class names are those of declared features.
 
     Raises:
         DataError: several data sets, several splits and none chosen, no such split, a shard is missing, the form is
             riegeli, its package is not installed, class names are not UTF-8 or not as many as classes, or the first
             examples lack a column.
     """
-    files, split, form = choose_shards(files, options)
+    files, splits, form = choose_shards(files, options)
     check_package("tfds", _PACKAGES.get(form))
     place = files.place
     declared = declared_features(read_next_to(files, _FEATURES), read_next_to(files, INFO))
@@ -67,7 +67,7 @@ def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
         first=lambda part: read_features(_READERS[form](place, part.path)),
         choose=choose,
         about=list({file.path: file for file in notes}.values()),
-        info={"split": split, "form": form},
+        info={"split": ",".join(splits), "form": form},
     )
 
 
@@ -152,5 +152,5 @@ TFDS = Source(
     read=_read,
     marks=(".tfrecord",),
     is_labeled=_is_labeled,
-    split_help="train, test, ...",
+    split_help="train, test, ... or several: train,restval",
 )
