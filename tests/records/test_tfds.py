@@ -201,7 +201,7 @@ def test_several_versions_and_configs_are_not_mixed(tmp_path):
         convert(tmp_path, split="train")
 
 
-@pytest.mark.parametrize("kind", ["img2dataset", "webdataset", "parquet", "folder", "pairs", "captions"])
+@pytest.mark.parametrize("kind", ["img2dataset", "webdataset", "parquet", "folder", "imagenet", "pairs", "captions"])
 @pytest.mark.parametrize("form", ["array_record", "parquet"])
 def test_other_sources_name_this_one(kind, form, tmp_path, capsys):
     source = shutil.copytree(WRITTEN / form / IMAGENET, tmp_path / "source")

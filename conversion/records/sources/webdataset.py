@@ -16,10 +16,8 @@ from conversion.records.sources.row_counts import img2dataset_count, statistics_
 from conversion.records.sources.samples import IMAGES, Sample, choose_members, decompressed, peek, row_of
 from conversion.records.sources.scattered_tars import read_joined
 from conversion.records.sources.source import Source, SourceFiles
-from conversion.records.sources.tars import read_samples
+from conversion.records.sources.tars import TAR_SUFFIXES, read_samples
 from conversion.records.sources.values import npy_length
-
-_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
 
 def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
@@ -116,7 +114,7 @@ def _is_complete(sample: Sample) -> bool:
 WEBDATASET = Source(
     help="tars of img2dataset, webdataset, CLIP_benchmark or others; .tar.gz too",
     files="tar files",
-    owns=lambda name: name.lower().endswith(_SUFFIXES),
+    owns=lambda name: name.lower().endswith(TAR_SUFFIXES),
     plan=_plan,
     read=_read,
     marks=(".tar", ".tgz"),
