@@ -62,7 +62,7 @@ def wrong_kind(folder):
         "parquet",
         folder / "source",
         folder / "out",
-    ], r"no .parquet or .arrow files in .*is it for the source `webdataset`"
+    ], r"no \.parquet or \.arrow files in .*is it for the source `webdataset`"
 
 
 def tfrecords_as_tars(folder):
@@ -170,7 +170,11 @@ def cut_json(folder):
 def several_splits(folder):
     dumps.write_tfds(folder / "source", [samples(1)], split="train")
     dumps.write_tfds(folder / "source", [samples(1)], split="test")
-    return ["tfds", folder / "source", folder / "out"], "several splits, choose one with --split: test, train"
+    return [
+        "tfds",
+        folder / "source",
+        folder / "out",
+    ], "several splits, choose with --split A or --split A,B: test, train"
 
 
 def missing_shard_of_tfds(folder):
