@@ -17,7 +17,7 @@ from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.optim import learning_rates
 from clipa_eqx.progress import progress_bar
 from clipa_eqx.saved.kinds import METRICS_NAME
-from clipa_eqx.tokenizer.unknown import warn_of_unknown
+from clipa_eqx.tokenizer.unknown import CAPTION_ADVICE, PACKAGED, warn_of_unknown
 from clipa_eqx.training.device_batches import COUNTED
 from clipa_eqx.training.metrics import MetricLog, Throughput, is_finite, read_metrics, to_host
 from clipa_eqx.training.tensorboard import FOLDER_NAME, EventLog
@@ -121,9 +121,8 @@ class Reports:
                 f"captions of step {step}",
                 unknown=unknown,
                 pieces=pieces,
-                vocabulary="BERT's English vocabulary, the default," if vocab is None else f"the vocabulary {vocab}",
-                advice="Make a vocabulary from these captions with train_wordpiece (docs/tokenizer.md), and start "
-                "a new run with its file as data.vocab and its size as model.text.vocab",
+                vocabulary=PACKAGED if vocab is None else f"the vocabulary {vocab}",
+                advice=CAPTION_ADVICE,
             )
         self.last = {"step": step, **line}
         self._last_logged = step

@@ -10,6 +10,7 @@ from conversion.records.keys import Fingerprint
 from conversion.records.options import IngestOptions
 from conversion.records.part_report import PartReport
 from conversion.records.rows import Plan
+from conversion.records.unknown_words import PieceCounts, unknown_entry
 
 
 class PartReports:
@@ -73,6 +74,7 @@ def close_account(reports: PartReports, plan: Plan, command: Mapping[str, object
     dropped: Counter[str] = Counter()
     captions_dropped: Counter[str] = Counter()
     keys, content = Fingerprint(), Fingerprint()
+    names = options.class_names or plan.class_names
     ordered = reports.in_order()
     ignored = sum(report.ignored_members for report in ordered)
     scattered = sum(report.scattered_tars for report in ordered)
@@ -86,19 +88,21 @@ def close_account(reports: PartReports, plan: Plan, command: Mapping[str, object
         rows_read=sum(report.rows_read for report in ordered),
         rows_written=sum(report.rows_written for report in ordered),
         rows_dropped=dict(sorted(dropped.items())),
-        class_names=options.class_names or plan.class_names,
+        class_names=names,
         info={
             "command": command,
             "examples": reports.examples(),
             "captions_written": sum(report.captions_written for report in ordered),
             "captions_dropped": dict(sorted(captions_dropped.items())),
             **_shown(ordered),
+            **unknown_entry(_pieces(ordered), names or ()),
             "damaged_sources": [damage for report in ordered for damage in report.damaged],
             "key_fingerprint": keys.hex(),
             "content_fingerprint": content.hex(),
             "versions": _versions(ordered),
             **({"ignored_members": ignored} if ignored else {}),
             **({"scattered_tars": scattered} if scattered else {}),
+            **_downloads(ordered),
             **_names_of_source(plan, options),
             **_label_range(reports),
             **plan.info,
@@ -116,6 +120,21 @@ def _shown(reports: Sequence[PartReport]) -> dict[str, object]:
     fewest = min(report.fewest_captions or 0 for report in full)
     most = max(report.most_captions for report in full)
     return {"captions_per_record": {"fewest": fewest, "most": most}, "records": shown}
+
+
+def _pieces(reports: Sequence[PartReport]) -> PieceCounts:
+    """The counts of the sampled captions of all parts."""
+    return PieceCounts(
+        texts=sum(report.sampled_captions for report in reports),
+        pieces=sum(report.pieces for report in reports),
+        unknown=sum(report.unknown_pieces for report in reports),
+    )
+
+
+def _downloads(reports: Sequence[PartReport]) -> dict[str, object]:
+    """The downloads that img2dataset reports next to its shards, which hold only those that succeeded."""
+    total = sum(report.downloads for report in reports)
+    return {"downloads": {"total": total, "failed": sum(one.failed_downloads for one in reports)}} if total else {}
 
 
 def _label_range(reports: PartReports) -> dict[str, object]:

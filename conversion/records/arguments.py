@@ -98,6 +98,10 @@ def _add_options(parser: argparse.ArgumentParser, source: Source) -> None:
             action="store_true",
             help="put the name of the file before every key, for dumps that share keys",
         )
+    if source.has_texts:
+        parser.add_argument(
+            "--caption-lines", action="store_true", help="each line of a .txt is a caption (the text is one caption)"
+        )
     if source.split_help:
         parser.add_argument("--split", help=source.split_help)
     if source.has_images:

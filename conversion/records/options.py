@@ -18,6 +18,7 @@ class IngestOptions:
         key_column: column with the unique name of each row.
         label_column: column with the class number or name; captions are then optional.
         keep: columns whose values go to ``extra``.
+        caption_lines: each line of a text member of a tar is a caption; otherwise the text is one caption.
         split: the split to read, of a source that holds several.
         images: folder that listed paths are relative to (None: the folder of the list).
         class_names: name of each label.
@@ -37,6 +38,7 @@ class IngestOptions:
     key_column: str | None = None
     label_column: str | None = None
     keep: tuple[str, ...] = ()
+    caption_lines: bool = False
     split: str | None = None
     images: str | None = None
     class_names: tuple[str, ...] | None = None

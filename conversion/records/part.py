@@ -24,6 +24,7 @@ from conversion.records.places import Place, open_place
 from conversion.records.rows import TRUNCATED, Lost, Part, Tally, printable, short_key, stable
 from conversion.records.sources.damage import Scattered
 from conversion.records.sources.kinds import counts_rows, is_labeled, read_part
+from conversion.records.unknown_words import PieceCounts, count_pieces, is_sampled
 from conversion.records.writing import move_in, write_file
 
 
@@ -106,7 +107,9 @@ def _blobs(job: Job, source: Place, account: "_Account", seen: Callable[[int], N
     """Yield the encoded records of a part, and enter every row into the account."""
     options = job.options
     prefix = f"{_stem(job.part.source)}/" if options.prefix_keys else ""
-    labeled, by_rows = is_labeled(job.kind, options), counts_rows(job.kind, options)
+    columns = job.part.columns
+    labeled = is_labeled(job.kind, options) or (columns.label is not None and columns.caption is None)
+    by_rows = counts_rows(job.kind, options)
     for item in read_part(source, job.part, kind=job.kind, options=options, tally=account.tally):
         left = None if job.limit is None else job.limit - account.rows_read
         if left == 0:
@@ -157,6 +160,7 @@ class _Account:
         self.keys, self.content = Fingerprint(), Fingerprint()
         self.entries = bytearray()
         self.tally = Tally()
+        self.counts = PieceCounts()
 
     def see(self, labels: tuple[int | str, ...]) -> None:
         """Note the numbers of labels, also of those without a class."""
@@ -172,6 +176,8 @@ class _Account:
         self.content.add(content)
         count = len(record.captions)
         self.captions += count
+        if is_sampled(self.rows_written):
+            self.counts += count_pieces(record.captions)
         self.captions_dropped.update(captions_lost)
         self.fewest = count if self.fewest is None else min(count, self.fewest)
         self.most = max(count, self.most)
@@ -215,6 +221,9 @@ class _Account:
             fewest_captions=self.fewest,
             most_captions=self.most,
             shown=self.shown,
+            sampled_captions=self.counts.texts,
+            pieces=self.counts.pieces,
+            unknown_pieces=self.counts.unknown,
             damaged=self.damaged,
             shards=[dataclasses.asdict(shard) for shard in shards],
             keys=self.keys.hex(),
@@ -223,6 +232,8 @@ class _Account:
             duplicates=len(self.job.duplicates),
             ignored_members=self.tally.ignored_members,
             scattered_tars=self.tally.scattered_tars,
+            downloads=self.tally.downloads,
+            failed_downloads=self.tally.failed_downloads,
             lowest_label=self.lowest,
             highest_label=self.highest,
             versions=library_versions(),

@@ -9,6 +9,7 @@ from conversion.records.class_names import describe_classes
 from conversion.records.diff import Difference
 from conversion.records.rows import DUPLICATE_OTHER, shortened
 from conversion.records.sources.kinds import SOURCES
+from conversion.records.unknown_words import unknown_lines
 
 _TEXT_SUFFIXES = {".csv", ".json", ".jsonl", ".ndjson", ".tsv", ".txt"}
 
@@ -19,6 +20,9 @@ def account_lines(target: str, manifest: Manifest) -> Iterator[str]:
     yield f"{target}: {_contents(manifest)}, {size / 1e6:,.1f} MB"
     dropped = "".join(f", {count:,} {reason}" for reason, count in manifest.rows_dropped.items())
     yield f"rows: {manifest.rows_read:,} read, {manifest.rows_written:,} written{dropped}"
+    if downloads := cast("dict[str, int]", manifest.info.get("downloads", {})):
+        failed = f"{counted(downloads['total'], 'download')}, {downloads['failed']:,} failed"
+        yield f"img2dataset reports {failed}; the source has no rows for these"
     lost = cast(dict[str, int], manifest.info["captions_dropped"])
     if lost:
         counts = ", ".join(f"{count:,} {reason}" for reason, count in lost.items())
@@ -36,6 +40,8 @@ def account_lines(target: str, manifest: Manifest) -> Iterator[str]:
     if labels and not manifest.class_names:
         none = "; none is 0: if the source counts from 1, repeat with --first-label 1 --overwrite"
         yield f"labels: {labels['lowest']:,} to {labels['highest']:,}{none if labels['lowest'] == 1 else ''}"
+    if unknown := cast("dict[str, object]", manifest.info.get("unknown_pieces", {})):
+        yield from unknown_lines(unknown)
     if ignored := cast("dict[str, int]", manifest.info.get("ignored_files", {})):
         shown = [counted(count, f"{suffix} file" if suffix else "file") for suffix, count in ignored.items()]
         hint = "; if they hold captions, use the source `captions` for a list, `pairs` for texts next to images"

@@ -87,6 +87,7 @@ class Part:
         lines: for a piece of a table of text, its number of rows.
         labels_only: only labels are wanted: no image file is read.
         is_joined: join what belongs to one row wherever it is in the file (see ``Scattered``).
+        has_caption_lines: each line of a text file is a caption.
         key_folder: put before paths that are keys, see ``listed.path_key``.
         columns: columns of the file, unless ``rows`` have been read already.
     """
@@ -101,6 +102,7 @@ class Part:
     columns: Columns = Columns()
     labels_only: bool = False
     is_joined: bool = False
+    has_caption_lines: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,10 +162,19 @@ class Lost:
 
 @dataclass(kw_only=True)
 class Tally:
-    """Counts that a reader makes in addition to rows: members of a tar that belong to no row, tars that it joined."""
+    """Counts that a reader makes in addition to rows.
+
+    Attributes:
+        ignored_members: members of a tar that belong to no row.
+        scattered_tars: tars that were joined.
+        downloads: downloads that img2dataset reports for a file that holds only those that succeeded.
+        failed_downloads: those that failed.
+    """
 
     ignored_members: int = 0
     scattered_tars: int = 0
+    downloads: int = 0
+    failed_downloads: int = 0
 
 
 def one_label(labels: tuple[int | str, ...]) -> int | str | tuple[int | str, ...] | None:

@@ -41,6 +41,9 @@ def part_reports(draw, number):
         fewest_captions=1 if written else None,
         most_captions=draw(st.integers(1, 5)) if written else 0,
         shown=[{"key": f"{number}-{i}"} for i in range(min(written, 3))],
+        sampled_captions=(sampled := draw(st.integers(0, 5))),
+        pieces=9 * sampled,
+        unknown_pieces=draw(st.integers(0, 9 * sampled)),
         damaged=[{"source": f"{number}.tar"}] if draw(st.booleans()) else [],
         shards=[shard] if written else [],
         keys=digest(f"keys {number}"),
@@ -87,6 +90,11 @@ def test_every_number_of_the_manifest_is_the_sum_over_the_parts(reports):
     assert [shard.name for shard in made.shards] == [f"shard-{one.number}" for one in reports if one.rows_written]
     for reason in {reason for report in reports for reason in report.dropped}:
         assert made.rows_dropped[reason] == sum(report.dropped.get(reason, 0) for report in reports)
+    sampled = sum(report.sampled_captions for report in reports)
+    unknown = {"of": "captions", "texts": sampled, "pieces": 9 * sampled}
+    unknown["unknown"] = sum(report.unknown_pieces for report in reports)
+    names = {"of": "class names", "texts": 2, "pieces": 2, "unknown": 0}
+    assert made.info["unknown_pieces"] == (unknown if sampled else names)
     ignored = sum(report.ignored_members for report in reports)
     assert made.info.get("ignored_members", 0) == ignored
     assert ("ignored_members" in made.info) == bool(ignored)

@@ -57,7 +57,6 @@ WRONG = {
         ),
         ("caption", "score", "fractions such as 0.5, expected texts"),
         ("caption", "base64", "it looks like base64"),
-        ("label", "tokens", "lists of whole numbers such as 1, expected class numbers"),
         ("key", "tokens", "expected texts or numbers"),
     ],
 }

@@ -91,6 +91,13 @@ def _first_rows(place: Place, part: Part, options: IngestOptions) -> Iterator[_F
         yield found
 
 
+def read_schema(place: Place, part: Part) -> Any:
+    """The schema of a table; None if it has no rows or is damaged, which shows again when it is read."""
+    with contextlib.suppress(Damaged), open_table(place, part.path, is_read=False) as table:
+        return table.schema if table.length != 0 else None
+    return None
+
+
 def _count(place: Place, file: FoundFile) -> int | None:
     """Number of rows of a table, if its file says it and is not remote."""
     with contextlib.suppress(Damaged):

@@ -1,8 +1,10 @@
 """Description of a kind of source, and the files of one source of that kind."""
 
+import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from clipa_eqx.errors import DataError, pip_install
 from conversion.records.listing import FoundFile
 from conversion.records.options import IngestOptions
 from conversion.records.places import Place
@@ -27,6 +29,21 @@ class WrongKind(Exception):
     """The source does not hold the files of this kind. The message for the user is made in ``kinds``."""
 
 
+def is_installed(package: str | None) -> bool:
+    """Check whether an optional package can be imported, without the seconds that this would take."""
+    return package is None or importlib.util.find_spec(package) is not None
+
+
+def check_package(kind: str, package: str | None) -> None:
+    """Check that the optional package of a kind of source is installed; only processes that read import it.
+
+    Raises:
+        DataError: it is not.
+    """
+    if package is not None and not is_installed(package):
+        raise DataError(f"source {kind} is read by {package}, which is not installed: {pip_install(package)}")
+
+
 def needs_label(options: IngestOptions) -> bool:
     """Check whether rows need a label: they do if its column is named."""
     return options.label_column is not None
@@ -49,6 +66,7 @@ class Source:
         sizes_are_rows: whether the sizes of parts are rows instead of bytes.
         has_columns: whether the flags for columns apply.
         has_prefix: whether ``--prefix-keys`` applies.
+        has_texts: whether captions may be text files, and ``--caption-lines`` applies.
         has_images: whether ``--images`` applies.
         split_help: help of ``--split``; empty if it does not apply.
     """
@@ -65,5 +83,6 @@ class Source:
     sizes_are_rows: bool = False
     has_columns: bool = True
     has_prefix: bool = False
+    has_texts: bool = False
     has_images: bool = False
     split_help: str = ""

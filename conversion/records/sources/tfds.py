@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from clipa_eqx.errors import DataError
@@ -15,10 +14,12 @@ from conversion.records.reading import unreadable
 from conversion.records.rows import Lost, Part, Plan, Row, Tally
 from conversion.records.sources.columns import KEY_COLUMNS
 from conversion.records.sources.damage import with_lost_rest
+from conversion.records.sources.example_proto import Features
+from conversion.records.sources.examples import choose_features, read_examples, read_features
 from conversion.records.sources.planning import Choice, files_next_to, plan_files
 from conversion.records.sources.row_counts import as_count
 from conversion.records.sources.source import Source, SourceFiles
-from conversion.records.sources.tfrecords import PACKAGE, Features, choose_features, read_examples, read_features
+from conversion.records.sources.tfrecords import PACKAGE, read_tfrecords
 from conversion.records.sources.values import from_json
 
 _NAME = re.compile(r"^(?P<data>.+)-(?P<split>[^-.]+)\.tfrecord-(?P<shard>\d+)-of-(?P<shards>\d+)$")
@@ -63,7 +64,7 @@ def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
     counts = files_next_to(files, lambda _: _INFO)
     return plan_files(
         files,
-        first=partial(read_features, place),
+        first=lambda part: read_features(read_tfrecords(place, part.path)),
         choose=choose,
         about=list({file.path: file for file in (*about, *counts)}.values()),
         info={"split": split},
@@ -118,7 +119,8 @@ def _read(place: Place, part: Part, options: IngestOptions, tally: Tally) -> Ite
 
     The label is ``label``; the key is ``file_name``, else ``id``, else split, shard and row.
     """
-    return with_lost_rest(read_examples(place, part, options), part, expected=_count(place, part))
+    rows = read_examples(read_tfrecords(place, part.path), part, options)
+    return with_lost_rest(rows, part, expected=_count(place, part))
 
 
 def _count(place: Place, part: Part) -> int | None:

@@ -1,0 +1,135 @@
+"""Splits by names of files and folders: those of ``datasets``, and no false alarms for other names."""
+
+import pytest
+from support.conversions import call, error_of, ingest, keys
+from support.dumps import jpeg, write_table
+
+from clipa_eqx.errors import DataError
+
+
+def write(folder, *names):
+    """Write tables of one row; the caption is the name of the file."""
+    for i, name in enumerate(names):
+        write_table(folder / name, {"image": [jpeg(i)], "caption": [name]})
+
+
+def names_of(folder):
+    return sorted(key.rpartition("/")[0] for key in keys(folder))
+
+
+SHARDS = [f"data/train-0000{i}-of-00002.parquet" for i in range(2)]
+# Layouts with splits: files, the split to choose, its files.
+LAYOUTS = {
+    "shards": ([*SHARDS, "data/test-00000-of-00001.parquet"], "train", SHARDS),
+    "with a hash": (
+        ["data/train-00000-of-00001-b42a775f407cee45.parquet", "data/val-00000-of-00001-0aa.parquet"],
+        "validation",
+        ["data/val-00000-of-00001-0aa.parquet"],
+    ),
+    "other words": (
+        ["data/train-00000-of-00001.parquet", "data/restval-00000-of-00001.parquet"],
+        "restval",
+        ["data/restval-00000-of-00001.parquet"],
+    ),
+    "a configuration": (
+        ["en/train-00000-of-00001.parquet", "en/extra-00000-of-00001.parquet"],
+        "extra",
+        ["en/extra-00000-of-00001.parquet"],
+    ),
+    "converted": (["default/train/0000.parquet", "default/test/0000.parquet"], "test", ["default/test/0000.parquet"]),
+    "partial": (
+        ["default/partial-train/0000.parquet", "default/test/0000.parquet"],
+        "train",
+        ["default/partial-train/0000.parquet"],
+    ),
+    "folders": (
+        ["train/a.parquet", "train/b/c.parquet", "dev/a.parquet"],
+        "train",
+        ["train/a.parquet", "train/b/c.parquet"],
+    ),
+    "files": (["train.parquet", "Test.parquet"], "test", ["Test.parquet"]),
+    "words in names": (["cc12m_train_0.parquet", "cc12m_eval_0.parquet"], "eval", ["cc12m_eval_0.parquet"]),
+    "years": (["train2017/0.parquet", "val2017/0.parquet"], "val", ["val2017/0.parquet"]),
+    "no split": (["train.parquet", "more.parquet"], "train", ["train.parquet"]),
+}
+
+# Layouts of one set.
+ONE_SET = {
+    "shards of one split": SHARDS,
+    "LAION": [f"part-0000{i}-of-00002.parquet" for i in range(2)],
+    "LAION in data": [f"data/part-0000{i}-of-00002.parquet" for i in range(2)],
+    "Spark": [f"part-0000{i}-5b54c5d5-bbcf-484d-a2ce-0d6f73df1a36-c000.snappy.parquet" for i in range(2)],
+    "DataComp": ["00a0ea3d18ce4a9a8b4b6d2a1b0e0f3e.parquet", "ffe1ea3d18ce4a9a8b4b6d2a1b0e0f3e.parquet"],
+    "img2dataset": ["00000.parquet", "00001.parquet"],
+    "words inside of words": ["trained.parquet", "contest.parquet", "valley/devices.parquet"],
+    "folders": ["a/0.parquet", "b/0.parquet"],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_several_splits_have_to_be_chosen(layout, tmp_path):
+    files, split, chosen = LAYOUTS[layout]
+    write(tmp_path / "source", *files)
+    with pytest.raises(DataError, match="holds several splits, choose with --split A or --split A,B"):
+        ingest(tmp_path / "source", tmp_path / "out", kind="parquet")
+    manifest = ingest(tmp_path / "source", tmp_path / "out", kind="parquet", split=split)
+    assert names_of(tmp_path / "out") == sorted(chosen)
+    assert manifest.rows_read == len(chosen)
+
+
+@pytest.mark.parametrize("layout", ONE_SET)
+def test_other_names_are_one_set(layout, tmp_path):
+    write(tmp_path / "source", *ONE_SET[layout])
+    manifest = ingest(tmp_path / "source", tmp_path / "out", kind="parquet")
+    assert names_of(tmp_path / "out") == sorted(ONE_SET[layout])
+    assert "split" not in manifest.info
+
+
+def test_a_message_counts_files_and_rows_and_names_what_has_no_split(tmp_path, capsys):
+    write(tmp_path / "source", "train/0.parquet", "train/1.parquet", "val/0.parquet", "more.parquet")
+    assert call("parquet", tmp_path / "source", tmp_path / "out") == 2
+    assert (
+        "train (2 files, 2 rows), val (1 file, 1 row), and 1 file, 1 row of no split, to be given as a pattern: "
+        "more.parquet" in error_of(capsys)
+    )
+    assert call("parquet", tmp_path / "source", tmp_path / "out", "--split", "test") == 2
+    assert "has no split 'test'; it has: train, val" in error_of(capsys)
+    assert call("parquet", tmp_path / "source/train", tmp_path / "out", "--split", "test") == 2
+    assert "has no split 'test'; names of its files and folders hold none" in error_of(capsys)
+
+
+def test_a_split_by_its_own_name_before_the_usual_one(tmp_path):
+    write(tmp_path / "source", "val.parquet", "validation.parquet", "dev.parquet", "train.parquet")
+    for split, files in {"validation": ["validation"], "valid": ["dev", "val", "validation"], "dev": ["dev"]}.items():
+        ingest(tmp_path / "source", tmp_path / split, kind="parquet", split=split)
+        assert names_of(tmp_path / split) == [f"{file}.parquet" for file in files]
+
+
+def test_files_of_no_split_are_counted(tmp_path):
+    write(tmp_path / "source", "train.parquet", "more.parquet", "test.parquet")
+    manifest = ingest(tmp_path / "source", tmp_path / "out", kind="parquet", split="train")
+    assert (manifest.info["split"], manifest.info["files_of_no_split"]) == ("train", 1)
+
+
+def test_missing_shards_are_an_error_unless_a_pattern_chooses_files(tmp_path):
+    source = tmp_path / "source"
+    write(source, "data/train-00001-of-00005.parquet", "data/train-00003-of-00005.parquet")
+    with pytest.raises(
+        DataError, match=r"lacks 3 of its shards: data/train-00000-of-00005, data/train-00002-of-00005, "
+    ):
+        ingest(source, tmp_path / "out", kind="parquet")
+    assert ingest(f"{source}/**/*.parquet", tmp_path / "out", kind="parquet").rows_read == 2
+
+
+def test_two_copies_of_one_split_are_an_error(tmp_path):
+    write(tmp_path / "source", *SHARDS, "data/train-00000-of-00001.parquet")
+    with pytest.raises(DataError, match=r"two copies of data/train: -of-00001 and -of-00002; remove one"):
+        ingest(tmp_path / "source", tmp_path / "out", kind="parquet")
+
+
+def test_several_data_sets_are_an_error_unless_a_pattern_joins_them(tmp_path):
+    source = tmp_path / "source"
+    write(source, "en/train-00000-of-00001.parquet", "fr/train/0000.parquet")
+    with pytest.raises(DataError, match=r"several data sets, give the folder of one: en/ \(1 file\), fr/ \(1 file\)"):
+        ingest(source, tmp_path / "out", kind="parquet")
+    assert ingest(f"{source}/*/**/*.parquet", tmp_path / "out", kind="parquet").rows_read == 2
