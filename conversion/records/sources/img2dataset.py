@@ -5,7 +5,6 @@ each is ``00012_stats.json``, and next to a tar or TFRecord file a ``00012.parqu
 those of the forms; the name of a file decides which one reads it.
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,6 +20,7 @@ from conversion.records.sources.parquet import PARQUET, read_schema
 from conversion.records.sources.plain_tfrecords import is_tfrecord_name, plan_tfrecords, read_plain_tfrecords
 from conversion.records.sources.planning import ignored_files
 from conversion.records.sources.source import Source, SourceFiles, WrongKind, check_package, is_installed
+from conversion.records.sources.splits import ChosenSplit, choose_split, has_splits
 from conversion.records.sources.tfds import TFDS
 from conversion.records.sources.tfrecords import PACKAGE
 from conversion.records.sources.webdataset import WEBDATASET
@@ -31,7 +31,6 @@ STATISTICS = "_stats.json"
 _TABLE = ".parquet"
 _COLUMNS = {"key", "status"}  # every table of img2dataset has them
 _NEXT_TO_IMAGES = (".txt", ".json")
-_SPLIT = re.compile(r"(?P<split>train|training|val|valid|validation|dev|test)(\.tfrecords?)?-\d+-of-\d+$")
 
 
 def companions(found: Sequence[FoundFile]) -> set[str]:
@@ -66,9 +65,10 @@ def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
     if tars:
         return WEBDATASET.plan(replace(files, own=tars), options)
     if examples:
-        _check_one_split(files.place, examples)
+        split = _choose_split(replace(files, own=examples), options)
         check_package("img2dataset", PACKAGE)
-        return plan_tfrecords(replace(files, own=examples), options)
+        plan = plan_tfrecords(split.files, options)
+        return replace(plan, info={**split.info, **plan.info})
     check_package("img2dataset", PARQUET.package)
     return _plan_tables(files, options)
 
@@ -114,15 +114,10 @@ def _check_one_form(place: Place, forms: Mapping[str, Sequence[FoundFile]]) -> N
         )
 
 
-def _check_one_split(place: Place, examples: Sequence[FoundFile]) -> None:
-    splits = sorted({match["split"] for file in examples if (match := _SPLIT.search(file.name))})
-    if len(splits) > 1:
-        if all(TFDS.owns(file.name) for file in examples):
-            raise WrongKind
-        raise DataError(
-            f"{place.url} holds several splits: {', '.join(splits)}; choose one with a pattern in quotes, such as "
-            f"'folder/{splits[0]}-*'"
-        )
+def _choose_split(files: SourceFiles, options: IngestOptions) -> ChosenSplit:
+    if has_splits(files) and all(TFDS.owns(file.name) for file in files.own):
+        raise WrongKind
+    return choose_split(files, options)
 
 
 def _is_own_table(place: Place, table: FoundFile) -> bool:
@@ -183,4 +178,5 @@ IMG2DATASET = Source(
     read=_read,
     marks=(".tfrecord",),
     has_prefix=True,
+    split_help="train, test, ...; A,B for several",
 )

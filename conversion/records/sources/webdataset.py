@@ -16,6 +16,7 @@ from conversion.records.sources.row_counts import img2dataset_count, statistics_
 from conversion.records.sources.samples import IMAGES, Sample, choose_members, decompressed, peek, row_of
 from conversion.records.sources.scattered_tars import read_joined
 from conversion.records.sources.source import Source, SourceFiles
+from conversion.records.sources.splits import choose_split
 from conversion.records.sources.tars import read_samples
 from conversion.records.sources.values import npy_length
 
@@ -34,7 +35,9 @@ def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
         plan = _plan_tars(export.files, export.options(options), export)
         is_retrieval = export.kind == "retrieval"
         return replace(plan, parts=tuple(replace(part, has_caption_lines=is_retrieval) for part in plan.parts))
-    return _plan_tars(files, options)
+    split = choose_split(files, options)
+    plan = _plan_tars(split.files, options)
+    return replace(plan, info={**split.info, **plan.info})
 
 
 def _plan_tars(files: SourceFiles, options: IngestOptions, export: Export | None = None) -> Plan:
@@ -122,5 +125,5 @@ WEBDATASET = Source(
     marks=(".tar", ".tgz"),
     has_prefix=True,
     has_texts=True,
-    split_help="test, train, ...: of CLIP_benchmark's sets",
+    split_help="train, test, ...; A,B for several, not of CLIP_benchmark's sets",
 )
