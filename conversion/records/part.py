@@ -107,9 +107,7 @@ def _blobs(job: Job, source: Place, account: "_Account", seen: Callable[[int], N
     """Yield the encoded records of a part, and enter every row into the account."""
     options = job.options
     prefix = f"{_stem(job.part.source)}/" if options.prefix_keys else ""
-    columns = job.part.columns
-    labeled = is_labeled(job.kind, options) or (columns.label is not None and columns.caption is None)
-    by_rows = counts_rows(job.kind, options)
+    labeled, by_rows = is_labeled(job.kind, options, job.part.columns), counts_rows(job.kind, options)
     for item in read_part(source, job.part, kind=job.kind, options=options, tally=account.tally):
         left = None if job.limit is None else job.limit - account.rows_read
         if left == 0:

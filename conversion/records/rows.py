@@ -62,16 +62,21 @@ class Columns:
     Attributes:
         image: column with the bytes of an image.
         path: column with the path of an image file.
-        caption: column with captions.
+        caption: column with captions; a tuple for several, whose captions follow one another.
         key: column with the unique name of a row.
         label: column with the class number, or with a text that names the class.
     """
 
     image: str | None = None
     path: str | None = None
-    caption: str | None = None
+    caption: str | tuple[str, ...] | None = None
     key: str | None = None
     label: str | None = None
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """The columns with captions; none if there are none."""
+        return () if self.caption is None else (self.caption,) if isinstance(self.caption, str) else self.caption
 
 
 @dataclass(frozen=True, kw_only=True)

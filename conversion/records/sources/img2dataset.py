@@ -136,7 +136,7 @@ def _holds_images(place: Place, table: FoundFile) -> bool:
 
 
 def _schema(place: Place, table: FoundFile) -> Any:
-    return read_schema(place, Part(source=table.name, path=table.path, size=table.size))
+    return read_schema(place, table.path)
 
 
 def _folders(files: SourceFiles) -> set[str]:

@@ -9,7 +9,7 @@ from conversion.records.class_names import check_class_names
 from conversion.records.listing import find_files, is_hidden
 from conversion.records.options import IngestOptions
 from conversion.records.places import Place, open_place
-from conversion.records.rows import Lost, Part, Plan, Row, Tally
+from conversion.records.rows import Columns, Lost, Part, Plan, Row, Tally
 from conversion.records.sources.captions import CAPTIONS
 from conversion.records.sources.columns import is_image_name
 from conversion.records.sources.folder import FOLDER
@@ -85,9 +85,9 @@ def read_part(place: Place, part: Part, *, kind: str, options: IngestOptions, ta
     return source_of(kind).read(place, part, options, tally)
 
 
-def is_labeled(kind: str, options: IngestOptions) -> bool:
+def is_labeled(kind: str, options: IngestOptions, columns: Columns) -> bool:
     """Check whether rows of the source need a label and may have no caption."""
-    return source_of(kind).is_labeled(options)
+    return source_of(kind).is_labeled(options, columns)
 
 
 def counts_rows(kind: str, options: IngestOptions) -> bool:

@@ -21,6 +21,7 @@ from conversion.records.sources.columns import (
     KEY_COLUMNS,
     PATH_COLUMNS,
     check_kept,
+    choose_captions,
     choose_column,
     first_of,
     is_image_name,
@@ -33,7 +34,7 @@ from conversion.records.sources.source import Source, SourceFiles
 from conversion.records.sources.splits import check_one_set, choose_split
 from conversion.records.sources.tables import SUFFIXES, open_table
 from conversion.records.sources.value_types import check_types
-from conversion.records.sources.values import as_captions, as_key, as_labels, kept_values
+from conversion.records.sources.values import as_key, as_labels, captions_of, kept_values
 
 _ROWS_TO_CHECK = 64
 _STATUS = "status"
@@ -91,9 +92,9 @@ def _first_rows(place: Place, part: Part, options: IngestOptions) -> Iterator[_F
         yield found
 
 
-def read_schema(place: Place, part: Part) -> Any:
+def read_schema(place: Place, path: str) -> Any:
     """The schema of a table; None if it has no rows or is damaged, which shows again when it is read."""
-    with contextlib.suppress(Damaged), open_table(place, part.path, is_read=False) as table:
+    with contextlib.suppress(Damaged), open_table(place, path, is_read=False) as table:
         return table.schema if table.length != 0 else None
     return None
 
@@ -122,9 +123,7 @@ def _choose(schema: Any, place: Place, part: Part, options: IngestOptions) -> Co
     columns = Columns(
         image=image,
         path=path,
-        caption=choose_column(
-            options.caption_column, names, CAPTION_COLUMNS, what="caption", where=where, needed=needed
-        ),
+        caption=choose_captions(options.caption_column, names, CAPTION_COLUMNS, where=where, needed=needed),
         key=key,
         label=choose_column(options.label_column, names, (), what="label", where=where),
     )
@@ -138,7 +137,7 @@ def _choose(schema: Any, place: Place, part: Part, options: IngestOptions) -> Co
 
 
 def _names(columns: Columns) -> set[str]:
-    return {name for name in (columns.image, columns.path, columns.caption, columns.key, columns.label) if name}
+    return {name for name in (columns.image, columns.path, *columns.captions, columns.key, columns.label) if name}
 
 
 def _repeated(schema: Any) -> set[str]:
@@ -176,7 +175,7 @@ def _row(place: Place, part: Part, fields: Mapping[str, object], *, index: int, 
     return Row(
         key=name,
         image=_image(place, part, fields, key=shown, options=options),
-        captions=as_captions(fields.get(columns.caption or "", ())),
+        captions=captions_of(fields, columns.captions),
         labels=as_labels(fields.get(columns.label or "")),
         extra=kept_values(fields, options.keep),
     )

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from conversion.records.options import IngestOptions
 from conversion.records.places import Place
 from conversion.records.rows import Lost, Part, Plan, Row, Tally
-from conversion.records.sources.columns import KEY_COLUMNS
 from conversion.records.sources.damage import with_lost_rest
 from conversion.records.sources.example_proto import Features
 from conversion.records.sources.examples import choose_features, read_examples, read_features
@@ -29,7 +28,7 @@ def plan_tfrecords(files: SourceFiles, options: IngestOptions) -> Plan:
     where = f"the first examples of {files.place.url}"
 
     def choose(examples: Iterator[Features]) -> Choice:
-        return Choice(choose_features(examples, options=options, label=(), key=KEY_COLUMNS, where=where))
+        return Choice(choose_features(examples, options=options, where=where))
 
     def first(part: Part) -> Iterator[Features]:
         return read_features(read_tfrecords(files.place, part.path))

@@ -7,9 +7,15 @@ from typing import cast
 
 from conversion.records.options import IngestOptions
 from conversion.records.rows import BAD_ROW, Columns, Lost, Row
-from conversion.records.sources.columns import CAPTION_COLUMNS, IMAGE_SUFFIXES, check_kept, choose_column
+from conversion.records.sources.columns import (
+    CAPTION_COLUMNS,
+    IMAGE_SUFFIXES,
+    check_kept,
+    choose_captions,
+    choose_column,
+)
 from conversion.records.sources.value_types import check_types
-from conversion.records.sources.values import as_captions, as_key, as_labels, from_json, kept_values, npy_labels
+from conversion.records.sources.values import as_key, as_labels, captions_of, from_json, kept_values, npy_labels
 
 IMAGES = tuple(suffix[1:] for suffix in IMAGE_SUFFIXES)
 """Suffixes of images, without their dot."""
@@ -83,18 +89,21 @@ def choose_members(samples: Iterator[Sample], *, options: IngestOptions, where: 
         return Columns()
 
     def asked(name: str | None) -> str | None:
-        return f".{name}" if name is not None and f".{name}" in members else name
+        return None if name is None else member_of(name)
 
+    def member_of(name: str) -> str:
+        return f".{name}" if f".{name}" in members else name
+
+    captions = options.caption_column
     check_kept({*(name[1:] for name in members), *fields}, options=options, where=where)
     image = choose_column(asked(options.image_column), members, IMAGE_SUFFIXES, what="image", where=where, needed=True)
     columns = Columns(
         # Suffixes of images are formats of one thing, unless a sample holds two, such as an image and its mask.
         image=image if several or options.image_column else None,
-        caption=choose_column(
-            asked(options.caption_column),
+        caption=choose_captions(
+            tuple(map(member_of, captions)) if isinstance(captions, tuple) else asked(captions),
             names,
             (".txt", *CAPTION_COLUMNS),
-            what="caption",
             where=where,
             needed=options.label_column is None,
         ),
@@ -119,21 +128,27 @@ def row_of(
         fields = _fields(sample)
     except ValueError as error:
         # The JSON member matters only if something is wanted from it.
-        if options.keep or not all(_is_member(name) for name in (columns.caption, columns.label, columns.key) if name):
+        if options.keep or not all(
+            _is_member(name) for name in (*columns.captions, columns.label, columns.key) if name
+        ):
             return Lost(reason=BAD_ROW, key=key, detail=f"its JSON: {error}")
 
     def value(name: str | None) -> object:
         return None if name is None else sample.get(name[1:]) if _is_member(name) else fields.get(name)
 
-    text = value(columns.caption)
-    if is_by_line and isinstance(text, bytes):
-        text = [line for line in text.splitlines() if line.strip()] or text
+    def text(name: str) -> object:
+        found = value(name)
+        if is_by_line and isinstance(found, bytes):
+            return [line for line in found.splitlines() if line.strip()] or found
+        return found
+
+    texts = {name: found for name in columns.captions if (found := text(name)) is not None}
     suffixes = IMAGES if columns.image is None else (columns.image[1:],)
     wanted = as_key(value(columns.key))
     return Row(
         key=key if wanted is None else wanted,
         image=next((sample[name] for name in suffixes if name in sample), _why_no_image(sample, columns.image)),
-        captions=() if text is None else as_captions(text),
+        captions=captions_of(texts, columns.captions),
         labels=_labels(value(columns.label), columns.label),
         extra=kept_values({**sample, **fields}, options.keep),
     )

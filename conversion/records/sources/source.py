@@ -8,7 +8,7 @@ from clipa_eqx.errors import DataError, pip_install
 from conversion.records.listing import FoundFile
 from conversion.records.options import IngestOptions
 from conversion.records.places import Place
-from conversion.records.rows import Lost, Part, Plan, Row, Tally
+from conversion.records.rows import Columns, Lost, Part, Plan, Row, Tally
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +44,9 @@ def check_package(kind: str, package: str | None) -> None:
         raise DataError(f"source {kind} is read by {package}, which is not installed: {pip_install(package)}")
 
 
-def needs_label(options: IngestOptions) -> bool:
-    """Check whether rows need a label: they do if its column is named."""
-    return options.label_column is not None
+def needs_label(options: IngestOptions, columns: Columns) -> bool:
+    """Check whether rows need a label: they do if its column is named, or if there are labels and no captions."""
+    return options.label_column is not None or (columns.label is not None and columns.caption is None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class Source:
         read: read the rows of a part in order, with rows that cannot be read as lost rows.
         marks: parts of file names that suggest this kind, for the advice after a mistake.
         package: optional package that reads it, by the name that pip and Python know.
-        is_labeled: whether rows need a label and may have no caption.
+        is_labeled: whether rows with these columns need a label and may have no caption.
         may_be_empty: whether a source without files is valid.
         sizes_are_rows: whether the sizes of parts are rows instead of bytes.
         has_columns: whether the flags for columns apply.
@@ -78,7 +78,7 @@ class Source:
     read: Callable[[Place, Part, IngestOptions, Tally], Iterator[Row | Lost]]
     marks: tuple[str, ...] = ()
     package: str | None = None
-    is_labeled: Callable[[IngestOptions], bool] = needs_label
+    is_labeled: Callable[[IngestOptions, Columns], bool] = needs_label
     may_be_empty: bool = False
     sizes_are_rows: bool = False
     has_columns: bool = True

@@ -18,6 +18,7 @@ _LONGEST_LABEL = 200  # characters
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?")
 _DEEPEST = 64  # levels of JSON
 _NESTING = (dict, list)
+TEXT_FIELDS = ("raw", "caption", "text")  # names under which maps hold a caption; the first counts
 
 
 def from_json(text: str | bytes) -> object:
@@ -68,10 +69,17 @@ def as_captions(value: object) -> tuple[str | bytes | None, ...]:
         return (value,)
     if isinstance(value, dict):
         fields = cast(dict[str, object], value)
-        return as_captions(fields.get("raw", fields.get("caption", fields.get("text"))))
+        return as_captions(next((fields[name] for name in TEXT_FIELDS if name in fields), None))
     if isinstance(value, Iterable):
         return tuple(caption for item in cast(Iterable[object], value) for caption in as_captions(item))
     return (str(value),)
+
+
+def captions_of(fields: Mapping[str, object], columns: Sequence[str]) -> tuple[str | bytes | None, ...]:
+    """The captions of all columns, in order. Of several columns, one that the row lacks is a missing caption."""
+    if len(columns) == 1:
+        return as_captions(fields.get(columns[0], ()))
+    return tuple(caption for name in columns for caption in as_captions(fields.get(name)))
 
 
 def as_labels(value: object) -> tuple[int | str, ...]:
