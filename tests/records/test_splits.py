@@ -1,7 +1,9 @@
 """Splits by names of files and folders: those of ``datasets``, and no false alarms for other names."""
 
+import json
+
 import pytest
-from support.conversions import call, error_of, ingest, keys
+from support.conversions import call, error_of, ingest, keys, write_tar
 from support.dumps import jpeg, write_table
 
 from clipa_eqx.errors import DataError
@@ -133,3 +135,59 @@ def test_several_data_sets_are_an_error_unless_a_pattern_joins_them(tmp_path):
     with pytest.raises(DataError, match=r"several data sets, give the folder of one: en/ \(1 file\), fr/ \(1 file\)"):
         ingest(source, tmp_path / "out", kind="parquet")
     assert ingest(f"{source}/*/**/*.parquet", tmp_path / "out", kind="parquet").rows_read == 2
+
+
+def write_other(kind, folder):
+    """Files of another kind of source in two splits; the names of the files of train, and of the keys in it."""
+    if kind == "webdataset":
+        for split in ("train", "validation"):
+            write_tar(folder / f"cc12m-{split}-0000.tar", [(f"{split}.jpg", jpeg(0)), (f"{split}.txt", b"a")])
+        return ["train"]
+    if kind == "pairs":
+        for split in ("train", "val"):
+            (folder / split).mkdir(parents=True)
+            (folder / split / "a.jpg").write_bytes(jpeg(0))
+            (folder / split / "a.txt").write_text("a")
+        return ["train/a"]
+    for split in ("train", "test"):
+        (folder / split).mkdir(parents=True)
+        (folder / split / f"{split}.jpg").write_bytes(jpeg(0))
+        if kind == "csv":
+            (folder / f"{split}.csv").write_text(f"file,caption\n{split}/{split}.jpg,a\n")
+        elif kind == "json":
+            listed = [{"file": f"../{split}/{split}.jpg", "caption": "a"}]
+            (folder / "annotations").mkdir(exist_ok=True)
+            (folder / f"annotations/captions_{split}2017.json").write_text(json.dumps(listed))
+        else:
+            (folder / split / "metadata.csv").write_text(f"file_name,text\n{split}.jpg,a\n")
+    return {"csv": ["train/train.jpg"], "json": ["../train/train.jpg"]}.get(kind, ["train.jpg"])
+
+
+@pytest.mark.parametrize("kind", ["webdataset", "pairs", "csv", "json", "metadata.csv"])
+def test_other_sources_ask_too(kind, tmp_path):
+    found = write_other(kind, tmp_path / "source")
+    source = kind if kind in ("webdataset", "pairs") else "captions"
+    with pytest.raises(DataError, match=r"holds several splits, choose with --split A or --split A,B: .*train \("):
+        ingest(tmp_path / "source", tmp_path / "out", kind=source)
+    manifest = ingest(tmp_path / "source", tmp_path / "out", kind=source, split="train")
+    assert keys(tmp_path / "out") == found
+    assert manifest.info["split"] == "train"
+    other = "val" if kind in ("webdataset", "pairs") else "test"
+    assert ingest(tmp_path / "source", tmp_path / "both", kind=source, split=f"train,{other}").rows_written == 2
+
+
+def test_tfrecords_of_several_splits_ask_too(tmp_path, capsys):
+    (tmp_path / "source").mkdir()
+    for name in ("train-00000-of-00002", "train-00001-of-00002", "validation-00000-of-00001"):
+        (tmp_path / "source" / name).touch()
+    assert call("img2dataset", tmp_path / "source", tmp_path / "out") == 2
+    assert "choose with --split A or --split A,B: train (2 files), validation (1 file)" in error_of(capsys)
+
+
+def test_names_of_photos_are_no_splits(tmp_path):
+    for name in ("train/eval_1", "dev board/test", "cars/train station"):
+        path = tmp_path / "source" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_suffix(".jpg").write_bytes(jpeg(0))
+        path.with_suffix(".txt").write_text(name)
+    assert ingest(tmp_path / "source", tmp_path / "out", kind="pairs").rows_written == 3
