@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -47,7 +47,7 @@ class _FirstRows(NamedTuple):
     source: str
     schema: Any
     columns: Columns
-    rows: Sequence[Mapping[str, object]]
+    rows: list[Mapping[str, object]]
 
 
 def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
@@ -84,10 +84,11 @@ def _first_rows(place: Place, part: Part, options: IngestOptions) -> Iterator[_F
         count = table.length
         if count != 0:
             columns = _choose(table.schema, place, part, options)
-            found = _FirstRows(part.source, table.schema, columns, ())
+            found = _FirstRows(part.source, table.schema, columns, [])
             # The type of images is known from the schema.
             rows = table.rows(sorted(_names(replace(columns, image=None))))
-            found = found._replace(rows=list(itertools.islice(rows, _ROWS_TO_CHECK)))
+            for row in itertools.islice(rows, _ROWS_TO_CHECK):
+                found.rows.append(row)  # those before damage count
     if found is not None and (count or found.rows):
         yield found
 
