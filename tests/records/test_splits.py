@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from support.conversions import call, error_of, ingest, keys, write_tar
+from support.conversions import call, captions, error_of, ingest, keys, write_tar
 from support.dumps import jpeg, write_table
 
 from clipa_eqx.errors import DataError
@@ -191,3 +191,51 @@ def test_names_of_photos_are_no_splits(tmp_path):
         path.with_suffix(".jpg").write_bytes(jpeg(0))
         path.with_suffix(".txt").write_text(name)
     assert ingest(tmp_path / "source", tmp_path / "out", kind="pairs").rows_written == 3
+
+
+def write_split_column(folder, *values, first=0, name="data/test-00000-of-00001.parquet"):
+    rows = range(first, first + len(values))
+    columns = {"image": [jpeg(i) for i in rows], "caption": [str(i) for i in rows], "split": list(values)}
+    write_table(folder / name, columns)
+
+
+def test_a_column_of_splits_decides_if_names_of_files_do_not(tmp_path, capsys):
+    source = tmp_path / "source"
+    write_split_column(source, "train", "val", "train", None, "test", name="data/test-00000-of-00002.parquet")
+    write_split_column(source, "val", "train", first=5, name="data/test-00001-of-00002.parquet")
+    assert call("parquet", source, tmp_path / "out") == 2
+    assert (
+        "several splits in its column 'split', choose with --split A or --split A,B: test (1 row), train (3 rows), "
+        "val (2 rows)" in error_of(capsys)
+    )
+    for split, expected in {"train": "026", "test": "4", "val,test": "145"}.items():
+        manifest = ingest(source, tmp_path / split, kind="parquet", split=split)
+        assert "".join(captions(tmp_path / split)) == expected
+        assert (manifest.rows_read, manifest.info["split"]) == (len(expected), split)
+    assert keys(tmp_path / "test") == ["data/test-00000-of-00002.parquet/00000004"]
+    assert call("parquet", source, tmp_path / "out", "--split", "dev") == 2
+    assert "has no split 'dev' in its column 'split'; it has: test (1 row), " in error_of(capsys)
+
+
+def test_a_column_of_splits_does_not_decide_if_names_of_files_do(tmp_path):
+    write_split_column(tmp_path / "source", "train", "restval", name="data/train-00000-of-00001.parquet")
+    write_split_column(tmp_path / "source", "val", first=2, name="data/validation-00000-of-00001.parquet")
+    ingest(tmp_path / "source", tmp_path / "out", kind="parquet", split="train")
+    assert captions(tmp_path / "out") == ["0", "1"]
+
+
+@pytest.mark.parametrize("values", [("train", "train"), ("a", "b"), (None, None)])
+def test_a_column_of_one_split_or_of_other_values_is_one_set(values, tmp_path):
+    write_split_column(tmp_path / "source", *values)
+    manifest = ingest(tmp_path / "source", tmp_path / "out", kind="parquet")
+    assert (manifest.rows_written, "split" in manifest.info) == (2, False)
+
+
+def test_damage_in_a_table_of_several_splits_loses_an_unknown_number(tmp_path):
+    path = tmp_path / "source/data/test-00000-of-00001.parquet"
+    write_split_column(tmp_path / "source", *["train", "val"] * 40)
+    data = bytearray(path.read_bytes())
+    data[200:4000] = bytes(3800)
+    path.write_bytes(data)
+    manifest = ingest(tmp_path / "source", tmp_path / "out", kind="parquet", split="val")
+    assert manifest.rows_dropped == {"truncated shard": 1}

@@ -104,6 +104,11 @@ def choose_split(
     return ChosenSplit(kept, info, is_chosen=True)
 
 
+def is_word(name: str) -> bool:
+    """Check whether a name is a usual one of a split."""
+    return name.lower() in _USUAL
+
+
 def has_splits(files: SourceFiles) -> bool:
     """Check whether names of files say that the source has several splits."""
     return len({named.split for named in _splits(files).values()}) > 1
