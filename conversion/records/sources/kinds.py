@@ -13,6 +13,7 @@ from conversion.records.rows import Columns, Lost, Part, Plan, Row, Tally
 from conversion.records.sources.captions import CAPTIONS
 from conversion.records.sources.columns import is_image_name
 from conversion.records.sources.folder import FOLDER
+from conversion.records.sources.imagenet import IMAGENET
 from conversion.records.sources.img2dataset import IMG2DATASET, STATISTICS, companions
 from conversion.records.sources.pairs import PAIRS
 from conversion.records.sources.parquet import PARQUET
@@ -28,6 +29,7 @@ SOURCES: Mapping[str, Source] = {
     "webdataset": WEBDATASET,
     "parquet": PARQUET,
     "folder": FOLDER,
+    "imagenet": IMAGENET,
     "pairs": PAIRS,
     "tfds": TFDS,
     "captions": CAPTIONS,
@@ -106,6 +108,7 @@ def _advice(names: Sequence[str], kind: str) -> str:
     """The next thing to try for files of these names in lower case, after ``kind`` was the wrong one."""
     images = [name for name in names if is_image_name(name)]
     likely = (
+        ("imagenet", any(mark in name for name in names for mark in IMAGENET.marks)),
         ("img2dataset", any(name.endswith(STATISTICS) for name in names)),
         ("tfds", any(TFDS.owns(name) for name in names) and (kind == "img2dataset" or _is_of_tfds(names))),
         ("pairs", _has_texts(names)),

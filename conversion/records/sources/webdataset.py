@@ -17,10 +17,8 @@ from conversion.records.sources.samples import IMAGES, Sample, choose_members, d
 from conversion.records.sources.scattered_tars import read_joined
 from conversion.records.sources.source import Source, SourceFiles
 from conversion.records.sources.splits import choose_split
-from conversion.records.sources.tars import read_samples
+from conversion.records.sources.tars import TAR_SUFFIXES, read_samples
 from conversion.records.sources.values import npy_length
-
-_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
 
 def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
@@ -119,7 +117,7 @@ def _is_complete(sample: Sample) -> bool:
 WEBDATASET = Source(
     help="tars of img2dataset, webdataset, CLIP_benchmark or others; .tar.gz too",
     files="tar files",
-    owns=lambda name: name.lower().endswith(_SUFFIXES),
+    owns=lambda name: name.lower().endswith(TAR_SUFFIXES),
     plan=_plan,
     read=_read,
     marks=(".tar", ".tgz"),
