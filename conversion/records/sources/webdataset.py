@@ -33,7 +33,8 @@ def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
     if others := [file for file in files.own if file.name.lower().endswith(_NOT_READ)]:
         raise DataError(
             f"{others[0].path}: tar files compressed by bzip2, xz or zstd are not read "
-            f"({counted(len(others), 'file')}); decompress them, for example with bunzip2, unxz or unzstd, or give a pattern of the others"
+            f"({counted(len(others), 'file')}); decompress them, for example with bunzip2, unxz or unzstd, or give a "
+            "pattern of the others"
         )
     export = find_export(files, options)
     if export is not None:
@@ -131,5 +132,5 @@ WEBDATASET = Source(
     marks=(".tar", ".tgz"),
     has_prefix=True,
     has_texts=True,
-    split_help="train, test, ...: words in the names of files and folders",
+    split_help="train, test, ...; A,B for several, not of CLIP_benchmark's sets",
 )
