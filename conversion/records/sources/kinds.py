@@ -11,7 +11,7 @@ from conversion.records.listing import find_files, is_hidden
 from conversion.records.options import IngestOptions
 from conversion.records.places import Place, open_place
 from conversion.records.rows import Lost, Part, Plan, Row, Tally
-from conversion.records.sources.captions import CAPTIONS
+from conversion.records.sources.captions import CAPTIONS, is_list_name
 from conversion.records.sources.columns import is_image_name
 from conversion.records.sources.folder import FOLDER
 from conversion.records.sources.img2dataset import IMG2DATASET
@@ -114,7 +114,7 @@ def _advice(names: Sequence[str], kind: str) -> str:
     if kind != "pairs" and _has_texts(names):
         return "is it for the source `pairs`?"
     images = [name for name in names if is_image_name(name)]
-    if images and kind != "captions" and any(CAPTIONS.owns(name) for name in names):
+    if images and kind != "captions" and any(map(is_list_name, names)):
         return "is it for the source `captions`?"
     if images and not any("/" in name for name in images):
         return (
