@@ -5,19 +5,19 @@ from dataclasses import dataclass, field
 
 from clipa_eqx.errors import DataError
 
-_FEWEST = 3  # lines that are not UTF-8: fewer may be damage of single rows
+_FEWEST = 3  # texts that are not UTF-8: fewer may be damage of single rows
 _UNUSED_IN_CP1252 = frozenset(b"\x81\x8d\x8f\x90\x9d")
 
 
 @dataclass(kw_only=True)
 class Encoding:
-    """Counts of the lines of a file that are not ASCII.
+    """Counts of the texts of a file, between line ends and quotes, that are not ASCII.
 
     Attributes:
         valid: those that are UTF-8.
         broken: those that are not.
-        first: number of the first broken line.
-        held: the bytes beyond ASCII of the first broken lines.
+        first: number of the line with the first broken text.
+        held: the bytes beyond ASCII of the first broken texts.
     """
 
     valid: int = 0
@@ -27,24 +27,27 @@ class Encoding:
     _runs: int = 0
 
     def note(self, line: bytes, number: int) -> None:
-        """Count a line."""
-        if line.isascii():
-            return
+        """Count the texts of a line."""
+        for text in () if line.isascii() else line.split(b'"'):
+            if not text.isascii():
+                self._note(text, number)
+
+    def _note(self, text: bytes, number: int) -> None:
         try:
-            line.decode()
+            text.decode()
             self.valid += 1
         except UnicodeDecodeError:
             self.broken += 1
             self.first = self.first or number
             if len(self.held) < 10_000:
-                self.held += bytes(byte for byte in line if byte >= 128)
-                self._runs += sum(a < 128 <= b for a, b in zip(b" " + line, line, strict=False))
+                self.held += bytes(byte for byte in text if byte >= 128)
+                self._runs += sum(a < 128 <= b for a, b in zip(b" " + text, text, strict=False))
 
     def check(self, path: str) -> None:
         """Refuse a file in another encoding than UTF-8.
 
         Raises:
-            DataError: at least three lines are not UTF-8, and no line with characters beyond ASCII is.
+            DataError: at least three texts are not UTF-8, and no text with characters beyond ASCII is.
         """
         if self.broken < _FEWEST or self.valid:
             return

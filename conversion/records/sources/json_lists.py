@@ -91,8 +91,7 @@ def _read(place: Place, file: FoundFile) -> _Content:
     if not data.isascii() and json.detect_encoding(data).startswith("utf-8"):
         encoding = Encoding()
         for number, line in enumerate(data.split(b"\n"), 1):
-            for text in line.split(b'"'):
-                encoding.note(text, number)
+            encoding.note(line, number)
         encoding.check(file.path)
     fields = cast(dict[str, object], content) if isinstance(content, dict) else {}
     if isinstance(fields.get("data"), list) and "images" not in fields:  # as TextCaps has its list
