@@ -92,8 +92,10 @@ class Part:
         start: for a piece of a table of text, the byte in the file at which it begins.
         lines: for a piece of a table of text, its number of rows.
         line: for a piece of a table of text, the number of its first line in the file, from 1.
+        border: pixels to remove from each side of every image.
         labels_only: only labels are wanted: no image file is read.
         is_joined: join what belongs to one row wherever it is in the file (see ``Scattered``).
+        has_caption_lines: each line of a text file is a caption.
         key_folder: put before paths that are keys, see ``listed.path_key``.
         columns: columns of the file, unless ``rows`` have been read already.
     """
@@ -107,8 +109,10 @@ class Part:
     line: int = 1
     key_folder: str = ""
     columns: Columns = Columns()
+    border: int = 0
     labels_only: bool = False
     is_joined: bool = False
+    has_caption_lines: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,10 +172,19 @@ class Lost:
 
 @dataclass(kw_only=True)
 class Tally:
-    """Counts that a reader makes in addition to rows: members of a tar that belong to no row, tars that it joined."""
+    """Counts that a reader makes in addition to rows.
+
+    Attributes:
+        ignored_members: members of a tar that belong to no row.
+        scattered_tars: tars that were joined.
+        downloads: downloads that img2dataset reports for a file that holds only those that succeeded.
+        failed_downloads: those that failed.
+    """
 
     ignored_members: int = 0
     scattered_tars: int = 0
+    downloads: int = 0
+    failed_downloads: int = 0
 
 
 def one_label(labels: tuple[int | str, ...]) -> int | str | tuple[int | str, ...] | None:

@@ -1,6 +1,7 @@
 """Samples of files that share a name: members of a tar, or images with texts next to them; their columns and rows."""
 
 import contextlib
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import cast
 
@@ -23,7 +24,35 @@ Sample = dict[str, bytes]  # content by suffix, without its first dot
 
 _LABEL = ".cls"
 _VECTOR = ".npy"  # the labels of an image, as CLIP_benchmark writes several
+_COMPRESSED = ".gz"
+_MOST_UNPACKED = 2**26  # bytes
 _PEEK = 4096  # bytes of a member that show its type
+
+
+def decompressed(sample: Sample) -> Sample:
+    """The sample with members such as ``.txt.gz`` decompressed, as webdataset reads them.
+
+    Members that are damaged, or larger than 64 MiB then, stay as they are.
+    """
+    if not any(suffix.endswith(_COMPRESSED) for suffix in sample):
+        return sample
+    found = dict(sample)
+    for suffix, content in sample.items():
+        plain = suffix.removesuffix(_COMPRESSED)
+        if plain not in sample and (unpacked := _decompress(content)) is not None:
+            del found[suffix]
+            found[plain] = unpacked
+    return found
+
+
+def _decompress(content: bytes) -> bytes | None:
+    """The content of a member in gzip's format; None if it is damaged or too large."""
+    unpacker = zlib.decompressobj(wbits=31)
+    try:
+        plain = unpacker.decompress(content, _MOST_UNPACKED)
+    except zlib.error:
+        return None
+    return plain if unpacker.eof and not unpacker.unused_data else None
 
 
 def peek(sample: Sample) -> Sample:
@@ -118,11 +147,16 @@ def row_of(
     wanted = as_key(value(columns.key))
     return Row(
         key=key if wanted is None else wanted,
-        image=next((sample[name] for name in suffixes if name in sample), None),
+        image=next((sample[name] for name in suffixes if name in sample), _why_no_image(sample, columns.image)),
         captions=captions_of(texts, columns.captions),
         labels=_labels(value(columns.label), columns.label),
         extra=kept_values({**sample, **fields}, options.keep),
     )
+
+
+def _why_no_image(sample: Sample, column: str | None) -> str:
+    dots = "; the name of a sample ends at its first dot" if any("." in suffix for suffix in sample) else ""
+    return f"no {column or 'image'} among: {', '.join(sorted(sample))}{dots}"
 
 
 def _labels(value: object, column: str | None) -> tuple[int | str, ...]:
