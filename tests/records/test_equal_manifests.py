@@ -1,6 +1,7 @@
-"""Two conversions of one source give equal bytes: no address, no temporary path, with every reason among the rows."""
+"""Conversions of one source give equal bytes: no address, no temporary path, with every reason among the rows."""
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -78,31 +79,40 @@ def write_tables(folder):
 
 
 CODE = """
+import json
 import sys
 import pytest
-from support.conversions import Stopped, ingest, interrupted
-out, workers, after, tars, labels, negative, tables, folders = sys.argv[1:]
+from support.conversions import ingest, interrupted
+folder, runs, tars, labels, negative, tables, folders = sys.argv[1:]
 
-def convert(source, name, most=1, **options):
-    if int(after):
-        interrupted(pytest.MonkeyPatch(), source, f"{out}/{name}", after=min(int(after), most), **options)
-    ingest(source, f"{out}/{name}", workers=int(workers), **options)
+def convert_all(out, workers, after):
+    def convert(source, name, most=1, workers=workers, **options):
+        if after:
+            interrupted(pytest.MonkeyPatch(), source, f"{out}/{name}", after=min(after, most), **options)
+        ingest(source, f"{out}/{name}", workers=workers, **options)
 
-if __name__ == "__main__":
     convert(tars, "tars", most=2, keep=("url",), min_side=30)
-    convert(labels, "labels", kind="tfds")
+    convert(labels, "labels", workers=1, kind="tfds")  # each worker imports TensorFlow, which takes seconds
     convert(negative, "negative", kind="captions", label_column="label", records_per_shard=1)
     convert(tables, "tables", kind="parquet")
     convert(folders, "folders", kind="folder", records_per_shard=2)
+
+if __name__ == "__main__":
+    for name, (workers, after) in json.loads(runs).items():
+        convert_all(f"{folder}/{name}", workers, after)
 """
 # Name -> workers, and parts after which the conversion is interrupted and then resumed; 0 is not interrupted. After two
 # parts, the tars are interrupted before duplicate keys are dropped.
-RUNS = {"one": (1, 0), "two": (2, 0), "resumed": (1, 1), "resumed by two": (2, 1), "resumed late": (1, 2)}
+PROCESSES = (
+    {"one": (1, 0)},
+    {"two": (2, 0), "resumed": (1, 1), "resumed late": (1, 2)},
+)
+NAMES = [name for runs in PROCESSES for name in runs]
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Convert sources that hold every reason in a process per run, each with its own folder of temporary files."""
+    """Convert sources that hold every reason in two processes, each with its own folder of temporary files."""
     tmp_path = tmp_path_factory.mktemp("equal")
     write_tars(tmp_path / "tars")
     write_labels(tmp_path / "labels")
@@ -119,12 +129,13 @@ def runs(tmp_path_factory):
         f"zip://*::{tmp_path}/tables.zip",
         tmp_path / "folders",
     ]
-    for name, numbers in RUNS.items():
-        (tmp_path / f"tmp {name}").mkdir()
+    for number, runs in enumerate(PROCESSES):
+        temporary = tmp_path / f"tmp {number}"
+        temporary.mkdir()
         paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
         done = subprocess.run(
-            [sys.executable, "-c", CODE, str(tmp_path / name), *map(str, (*numbers, *sources))],
-            env={**os.environ, "PYTHONPATH": paths, "TMPDIR": str(tmp_path / f"tmp {name}")},
+            [sys.executable, "-c", CODE, str(tmp_path), json.dumps(runs), *map(str, sources)],
+            env={**os.environ, "PYTHONPATH": paths, "TMPDIR": str(temporary)},
             capture_output=True,
             text=True,
         )
@@ -137,7 +148,7 @@ def test_every_reason_is_among_the_rows(runs):
     assert seen == REASONS
 
 
-@pytest.mark.parametrize("name", [name for name in RUNS if name != "one"])
+@pytest.mark.parametrize("name", NAMES[1:])
 def test_conversions_of_one_source_give_equal_bytes(name, runs):
     folders = sorted(path.name for path in (runs / "one").iterdir())
     assert folders == sorted(path.name for path in (runs / name).iterdir())
