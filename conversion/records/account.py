@@ -102,6 +102,7 @@ def close_account(reports: PartReports, plan: Plan, command: Mapping[str, object
             "versions": _versions(ordered),
             **({"ignored_members": ignored} if ignored else {}),
             **({"scattered_tars": scattered} if scattered else {}),
+            **_downloads(ordered),
             **_names_of_source(plan, options),
             **_label_range(reports),
             **plan.info,
@@ -128,6 +129,12 @@ def _pieces(reports: Sequence[PartReport]) -> PieceCounts:
         pieces=sum(report.pieces for report in reports),
         unknown=sum(report.unknown_pieces for report in reports),
     )
+
+
+def _downloads(reports: Sequence[PartReport]) -> dict[str, object]:
+    """The downloads that img2dataset reports next to its shards, which hold only those that succeeded."""
+    total = sum(report.downloads for report in reports)
+    return {"downloads": {"total": total, "failed": sum(one.failed_downloads for one in reports)}} if total else {}
 
 
 def _label_range(reports: PartReports) -> dict[str, object]:

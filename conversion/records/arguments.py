@@ -55,6 +55,8 @@ def options_of(arguments: argparse.Namespace) -> IngestOptions:
     given = vars(arguments)
     chosen: dict[str, Any] = {name: given[name] for name in IngestOptions.__dataclass_fields__ if name in given}
     chosen["keep"] = tuple(given.get("keep", ()))
+    captions = given.get("caption_column") or ()
+    chosen["caption_column"] = tuple(captions) if len(captions) > 1 else next(iter(captions), None)
     if arguments.class_names is not None:
         chosen["class_names"] = read_class_names(arguments.class_names)
     return IngestOptions(**chosen)
@@ -98,6 +100,10 @@ def _add_options(parser: argparse.ArgumentParser, source: Source) -> None:
             action="store_true",
             help="put the name of the file before every key, for dumps that share keys",
         )
+    if source.has_texts:
+        parser.add_argument(
+            "--caption-lines", action="store_true", help="each line of a .txt is a caption (the text is one caption)"
+        )
     if source.split_help:
         parser.add_argument("--split", help=source.split_help)
     if source.has_images:
@@ -106,14 +112,19 @@ def _add_options(parser: argparse.ArgumentParser, source: Source) -> None:
 
 def _add_columns(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image-column", help="or feature, or suffix in tars (the usual names)")
-    parser.add_argument("--caption-column", help="or feature, suffix or field of .json in tars (the usual names)")
+    parser.add_argument(
+        "--caption-column",
+        action="append",
+        help="or feature, suffix or field of .json in tars (the usual names); repeat it for several",
+    )
     parser.add_argument("--key-column", help="unique name of each row (the usual names)")
     parser.add_argument("--label-column", help="class numbers or names; captions are then optional (none)")
     parser.add_argument("--first-label", type=int, default=0, help="number of the first class in the source (0)")
     parser.add_argument(
         "--keep",
         nargs="+",
-        default=(),
+        action="extend",
+        default=[],
         metavar="COLUMN",
         help="columns, or suffixes and fields of .json in tars, for `extra`: url sha256 ... (none)",
     )

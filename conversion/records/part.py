@@ -107,7 +107,7 @@ def _blobs(job: Job, source: Place, account: "_Account", seen: Callable[[int], N
     """Yield the encoded records of a part, and enter every row into the account."""
     options = job.options
     prefix = f"{_stem(job.part.source)}/" if options.prefix_keys else ""
-    labeled, by_rows = is_labeled(job.kind, options), counts_rows(job.kind, options)
+    labeled, by_rows = is_labeled(job.kind, options, job.part.columns), counts_rows(job.kind, options)
     for item in read_part(source, job.part, kind=job.kind, options=options, tally=account.tally):
         left = None if job.limit is None else job.limit - account.rows_read
         if left == 0:
@@ -230,6 +230,8 @@ class _Account:
             duplicates=len(self.job.duplicates),
             ignored_members=self.tally.ignored_members,
             scattered_tars=self.tally.scattered_tars,
+            downloads=self.tally.downloads,
+            failed_downloads=self.tally.failed_downloads,
             lowest_label=self.lowest,
             highest_label=self.highest,
             versions=library_versions(),

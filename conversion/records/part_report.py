@@ -40,6 +40,8 @@ class PartReport:
         duplicates: rows dropped as duplicates.
         ignored_members: members of a tar that belong to no row.
         scattered_tars: tars whose samples had to be joined, 0 or 1.
+        downloads: downloads that img2dataset reports for the part, if its rows are those that succeeded.
+        failed_downloads: those that failed.
         lowest_label: lowest class number of any row, counted from 0, also of one without a class; None without labels.
         highest_label: the highest.
         versions: versions of the libraries that decide bytes.
@@ -70,6 +72,8 @@ class PartReport:
     lowest_label: int | None
     highest_label: int | None
     versions: dict[str, str]
+    downloads: int = 0
+    failed_downloads: int = 0
 
     def shard_infos(self) -> list[ShardInfo]:
         """The shards as the manifest describes them."""

@@ -20,6 +20,9 @@ def account_lines(target: str, manifest: Manifest) -> Iterator[str]:
     yield f"{target}: {_contents(manifest)}, {size / 1e6:,.1f} MB"
     dropped = "".join(f", {count:,} {reason}" for reason, count in manifest.rows_dropped.items())
     yield f"rows: {manifest.rows_read:,} read, {manifest.rows_written:,} written{dropped}"
+    if downloads := cast("dict[str, int]", manifest.info.get("downloads", {})):
+        failed = f"{counted(downloads['total'], 'download')}, {downloads['failed']:,} failed"
+        yield f"img2dataset reports {failed}; the source has no rows for these"
     lost = cast(dict[str, int], manifest.info["captions_dropped"])
     if lost:
         counts = ", ".join(f"{count:,} {reason}" for reason, count in lost.items())

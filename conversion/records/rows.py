@@ -62,16 +62,21 @@ class Columns:
     Attributes:
         image: column with the bytes of an image.
         path: column with the path of an image file.
-        caption: column with captions.
+        caption: column with captions; a tuple for several, whose captions follow one another.
         key: column with the unique name of a row.
         label: column with the class number, or with a text that names the class.
     """
 
     image: str | None = None
     path: str | None = None
-    caption: str | None = None
+    caption: str | tuple[str, ...] | None = None
     key: str | None = None
     label: str | None = None
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """The columns with captions; none if there are none."""
+        return () if self.caption is None else (self.caption,) if isinstance(self.caption, str) else self.caption
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +92,7 @@ class Part:
         lines: for a piece of a table of text, its number of rows.
         labels_only: only labels are wanted: no image file is read.
         is_joined: join what belongs to one row wherever it is in the file (see ``Scattered``).
+        has_caption_lines: each line of a text file is a caption.
         key_folder: put before paths that are keys, see ``listed.path_key``.
         columns: columns of the file, unless ``rows`` have been read already.
     """
@@ -101,6 +107,7 @@ class Part:
     columns: Columns = Columns()
     labels_only: bool = False
     is_joined: bool = False
+    has_caption_lines: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,10 +167,19 @@ class Lost:
 
 @dataclass(kw_only=True)
 class Tally:
-    """Counts that a reader makes in addition to rows: members of a tar that belong to no row, tars that it joined."""
+    """Counts that a reader makes in addition to rows.
+
+    Attributes:
+        ignored_members: members of a tar that belong to no row.
+        scattered_tars: tars that were joined.
+        downloads: downloads that img2dataset reports for a file that holds only those that succeeded.
+        failed_downloads: those that failed.
+    """
 
     ignored_members: int = 0
     scattered_tars: int = 0
+    downloads: int = 0
+    failed_downloads: int = 0
 
 
 def one_label(labels: tuple[int | str, ...]) -> int | str | tuple[int | str, ...] | None:

@@ -58,17 +58,13 @@ def test_damage_and_shared_keys_are_reported_with_advice(tmp_path, capsys):
 
 def wrong_kind(folder):
     dumps.write_tars(folder / "source", [samples(1)])
-    return [
-        "img2dataset",
-        folder / "source",
-        folder / "out",
-    ], "no TFRecord files in .*is it for the source `webdataset`"
+    return ["parquet", folder / "source", folder / "out"], r"no \.parquet files in .*is it for the source `webdataset`"
 
 
 def tfrecords_as_tars(folder):
     (folder / "source").mkdir()
     (folder / "source/00000.tfrecord").touch()
-    return ["webdataset", folder / "source", folder / "out"], "is it for the source `img2dataset or tfds`"
+    return ["webdataset", folder / "source", folder / "out"], "is it for the source `img2dataset`"
 
 
 def tars_as_class_folders(folder):

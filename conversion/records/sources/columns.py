@@ -64,6 +64,26 @@ def choose_column(
     return found
 
 
+def choose_captions(
+    asked: str | tuple[str, ...] | None,
+    names: Collection[str],
+    candidates: Iterable[str],
+    *,
+    where: str,
+    needed: bool = False,
+) -> str | tuple[str, ...] | None:
+    """The column with captions as ``choose_column`` finds it, or all that were asked for.
+
+    Raises:
+        DataError: a column asked for is missing, or no column fits and one is ``needed``.
+    """
+    if isinstance(asked, tuple):
+        for name in asked:
+            choose_column(name, names, (), what="caption", where=where)
+        return asked
+    return choose_column(asked, names, candidates, what="caption", where=where, needed=needed)
+
+
 def _listed(names: Collection[str]) -> str:
     shown = [shortened(str(name), _LONGEST_NAME) for name in itertools.islice(names, _MOST_NAMES)]
     more = [f"and {len(names) - len(shown):,} more"] if len(names) > len(shown) else []
@@ -91,7 +111,7 @@ def choose_listed(
     needed = options.label_column is None
     return Columns(
         path=choose_column(options.image_column, entries, paths, what="image", where=where, needed=True),
-        caption=choose_column(options.caption_column, captions, usual, what="caption", where=where, needed=needed),
+        caption=choose_captions(options.caption_column, captions, usual, where=where, needed=needed),
         label=choose_column(options.label_column, entries, (), what="label", where=where),
         key=choose_column(options.key_column, entries, (), what="key", where=where),
     )

@@ -29,7 +29,7 @@ def with_lost_rest(rows: Iterable[Row | Lost], part: Part, *, expected: int | No
     Rows are missing if ``rows`` raises ``Damaged``, or gives fewer than ``expected``.
 
     Args:
-        rows: rows, each one row of the file.
+        rows: rows of the file, also lost ones.
         expected: number of rows that statistics next to the file give, None if there are none. Without a number, one
             row is counted, and the number of lost rows is reported as unknown.
     """
@@ -38,7 +38,7 @@ def with_lost_rest(rows: Iterable[Row | Lost], part: Part, *, expected: int | No
     try:
         for row in rows:
             yield row
-            read += 1
+            read += row.count if isinstance(row, Lost) else 1
     except Damaged as error:
         damage = error
         expected = expected if error.expected is None else error.expected

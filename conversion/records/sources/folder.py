@@ -90,7 +90,7 @@ FOLDER = Source(
     plan=_plan,
     read=_read,
     marks=(".jpg", ".jpeg", ".png"),
-    is_labeled=lambda options: True,
+    is_labeled=lambda options, columns: True,
     may_be_empty=True,
     has_columns=False,
 )

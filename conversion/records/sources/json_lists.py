@@ -16,7 +16,7 @@ from conversion.records.sources.listed import ListFile, join_rows, list_parts, p
 from conversion.records.sources.planned_list import PlannedList
 from conversion.records.sources.planning import FIRST_ROWS
 from conversion.records.sources.value_types import check_types
-from conversion.records.sources.values import as_captions, as_key, as_labels, from_json, is_missing, kept_values
+from conversion.records.sources.values import as_key, as_labels, captions_of, from_json, is_missing, kept_values
 
 Fields = Mapping[str, object]
 Captions = Sequence[str | bytes | None]
@@ -54,13 +54,13 @@ def plan_json(place: Place, file: FoundFile, options: IngestOptions, *, key_fold
     check_types(itertools.islice(described, FIRST_ROWS), Columns(caption=columns.caption), where=file.path)
     by_image = _captions_by_image(annotations or (), columns)
 
-    def captions_of(entry: Fields) -> Captions:
+    def captions_for(entry: Fields) -> Captions:
         if annotations is None:
-            return as_captions(entry.get(columns.caption or "", ()))
+            return captions_of(entry, columns.captions)
         return by_image.pop(_identity(entry.get("id")), ())
 
     list_file = ListFile(place, file, options, key_folder)
-    rows = join_rows(_row(entry, captions_of(entry), columns, list_file) for entry in entries)
+    rows = join_rows(_row(entry, captions_for(entry), columns, list_file) for entry in entries)
     return PlannedList(
         parts=list_parts(rows, [1] * len(rows), source=file.name, options=options),
         content=(repr(row).encode() for row in rows),
@@ -111,7 +111,7 @@ def _of_split(entries: Sequence[Fields], file: FoundFile, options: IngestOptions
 def _captions_by_image(annotations: Sequence[Fields], columns: Columns) -> dict[object, list[str | bytes | None]]:
     captions: dict[object, list[str | bytes | None]] = {}
     for annotation in annotations:
-        found = as_captions(annotation.get(columns.caption or "", ()))
+        found = captions_of(annotation, columns.captions)
         captions.setdefault(_identity(annotation.get("image_id")), []).extend(found)
     return captions
 

@@ -24,7 +24,7 @@ from conversion.records.sources.planned_list import PlannedList
 from conversion.records.sources.planning import FIRST_ROWS
 from conversion.records.sources.text_tables import Entry, Fields, read_entries, read_format
 from conversion.records.sources.value_types import check_types
-from conversion.records.sources.values import as_captions, as_key, as_labels, kept_values
+from conversion.records.sources.values import as_key, as_labels, captions_of, kept_values
 
 _MOST_BYTES = 2**30  # of a table whose lines are joined in memory
 
@@ -135,7 +135,7 @@ def _row(
     if not path:
         return Lost(reason=BAD_ROW, key=where, detail="no image path")
     lines = [entry.fields for entry in group if not isinstance(entry.fields, str)]
-    captions = [text for line in lines for text in as_captions(line.get(columns.caption or "", ()))]
+    captions = [text for line in lines for text in captions_of(line, columns.captions)]
     key = as_key(first.get(columns.key)) if columns.key else None
     return ListedRow(
         key=path_key(path, key_folder) if key is None else str(key),

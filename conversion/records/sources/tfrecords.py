@@ -1,140 +1,39 @@
-"""TFRecord files of ``tf.Example``s, read by TensorFlow (extra ``tfrecord``)."""
+"""TFRecord files, read by TensorFlow (extra ``tfrecord``), which checks their checksums."""
 
 import contextlib
 import importlib
 import os
 import sys
 import zlib
-from collections.abc import Generator, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Generator, Iterator
 from typing import Any
 
-from conversion.records.options import IngestOptions
 from conversion.records.places import Place
 from conversion.records.reading import local_copy
-from conversion.records.rows import BAD_ROW, Columns, Lost, Part, Row
-from conversion.records.sources.columns import CAPTION_COLUMNS, IMAGE_COLUMNS, check_kept, choose_column
 from conversion.records.sources.damage import Damaged
-from conversion.records.sources.value_types import check_types
-from conversion.records.sources.values import as_captions, as_key, as_labels, kept_values
 
 PACKAGE = "tensorflow"
 
-Features = Mapping[str, list[object]]
 
-
-def read_features(place: Place, part: Part) -> Iterator[Features]:
-    """The features of each valid example of a file.
+def read_tfrecords(place: Place, path: str) -> Iterator[bytes]:
+    """The records of a file in order; gzip too.
 
     Raises:
         Damaged: the rest cannot be read.
         DataError: the file cannot be opened.
     """
-    return (features for features in _examples(place, part.path) if not isinstance(features, str))
-
-
-def choose_features(
-    examples: Iterator[Features],
-    *,
-    options: IngestOptions,
-    label: tuple[str, ...],
-    key: tuple[str, ...],
-    where: str,
-) -> Columns:
-    """Choose the features that rows are made of.
-
-    Args:
-        label: usual names of the label; if there are any, captions are optional.
-        key: usual names of the key.
-
-    Raises:
-        DataError: a feature is missing, or holds values of the wrong type.
-    """
-    first = list(examples)
-    names = dict.fromkeys(name for features in first for name in sorted(features))
-    if not names:
-        return Columns()
-    check_kept(names, options=options, where=where)
-    needed = options.label_column is None and not label
-    columns = Columns(
-        image=choose_column(options.image_column, names, IMAGE_COLUMNS, what="image", where=where, needed=True),
-        caption=choose_column(
-            options.caption_column, names, CAPTION_COLUMNS, what="caption", where=where, needed=needed
-        ),
-        label=choose_column(options.label_column, names, label, what="label", where=where),
-        key=choose_column(options.key_column, names, key, what="key", where=where),
-    )
-    singles = ({name: _value(features, name) for name in features} for features in first)
-    check_types(singles, replace(columns, caption=None), where=where)
-    check_types(first, Columns(caption=columns.caption), where=where)  # a row may have several captions
-    return columns
-
-
-def read_examples(place: Place, part: Part, options: IngestOptions) -> Iterator[Row | Lost]:
-    """The examples of a file in order. An example without a key is named by its place.
-
-    Raises:
-        Damaged: the rest cannot be read.
-        DataError: the file cannot be opened.
-    """
-    for i, features in enumerate(_examples(place, part.path)):
-        place_key = f"{part.source}/{i:08d}"
-        if isinstance(features, str):
-            yield Lost(reason=BAD_ROW, key=place_key, detail=features)
-        else:
-            yield _row(features, part.columns, place_key=place_key, options=options)
-
-
-def _row(features: Features, columns: Columns, *, place_key: str, options: IngestOptions) -> Row:
-    key, image = as_key(_value(features, columns.key)), _one(features, columns.image)
-    kept = {name: _value(features, name) for name in options.keep if name in features}
-    return Row(
-        key=place_key if key is None else key,
-        image=image if isinstance(image, bytes) else None,
-        captions=as_captions(features.get(columns.caption or "", ())),
-        labels=as_labels(features.get(columns.label or "")),
-        extra=kept_values(kept, options.keep),
-    )
-
-
-def _one(features: Features, name: str | None) -> object:
-    values = features.get(name) if name is not None else None
-    return values[0] if values else None
-
-
-def _value(features: Features, name: str | None) -> object:
-    """The value of a feature; a list if it has several."""
-    values = features.get(name) if name is not None else None
-    return values[0] if values and len(values) == 1 else values or None
-
-
-def _examples(place: Place, path: str) -> Iterator[Features | str]:
-    """The features of each example, or a text that says what is wrong with it."""
     tf = _tensorflow()
     with local_copy(place.fs, path) as copy:
         raw = tf.data.TFRecordDataset(copy, compression_type="GZIP" if _is_gzip(copy) else "", buffer_size=2**22)
-        items: Iterator[bytes] = raw.as_numpy_iterator()
+        records: Iterator[bytes] = raw.as_numpy_iterator()
         while True:
             try:
-                item = next(items)
+                record = next(records)
             except StopIteration:
                 return
             except tf.errors.DataLossError as error:
                 raise Damaged(str(error).partition(" [Op:")[0].partition("}} ")[2] or str(error)) from error
-            yield _features(tf, item)
-
-
-def _features(tf: Any, item: bytes) -> Features | str:
-    try:
-        example: Any = tf.train.Example.FromString(item)
-    except Exception as error:  # protobuf's DecodeError has moved between its versions
-        return f"not a tf.Example: {error}"
-    return {name: _values(feature) for name, feature in example.features.feature.items()}
-
-
-def _values(feature: Any) -> list[object]:
-    kind = feature.WhichOneof("kind")
-    return [] if kind is None else list(getattr(feature, kind).value)
+            yield record
 
 
 def _is_gzip(path: str) -> bool:
