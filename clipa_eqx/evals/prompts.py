@@ -128,13 +128,13 @@ def class_prompts(
     *,
     canonical: bool = True,
     first_name_only: bool = True,
-    whole_names: bool = False,
+    commas_in_names: bool = False,
 ) -> list[list[str]]:
     """The sentences of each class: every template with every name (or only the first of names separated by commas).
 
     Args:
         templates: sentences with ``{}``, or with CLIP_benchmark's ``{c}``, for the name.
-        whole_names: commas are part of a name and do not separate names.
+        commas_in_names: commas are part of a name and do not separate names.
 
     Raises:
         ConfigError: a template has no place for the name, or there are no templates.
@@ -157,7 +157,7 @@ def class_prompts(
     patterns = canonical_templates(plain) if canonical else tuple(plain)
     prompts: list[list[str]] = []
     for label, (given, name) in enumerate(zip(class_names, shown, strict=True)):
-        synonyms = [name] if whole_names else name.split(",")[:1] if first_name_only else name.split(",")
+        synonyms = [name] if commas_in_names else name.split(",")[:1] if first_name_only else name.split(",")
         if not all(synonym.strip() for synonym in synonyms):
             raise DataError(f"class {label} is named {given!r}, which leaves nothing to put into a prompt; rename it")
         prompts.append([pattern.replace("{}", synonym) for synonym in synonyms for pattern in patterns])

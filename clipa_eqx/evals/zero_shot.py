@@ -50,7 +50,7 @@ class ZeroShotConfig:
         canonicalize: lower case without punctuation, as the reference scores; False keeps names and templates as
             written.
         first_name_only: use only the first of names such as "tabby, tabby cat"; False averages over all of them.
-        whole_names: commas are part of a name and do not separate names.
+        commas_in_names: commas are part of a name and do not separate names.
         batch_size: images (and prompts) at once over all devices; it changes no count.
         text_reduction: how prompts longer than the text tower are cut: "truncate" keeps the first pieces, "syntax" the
             words of the most important classes.
@@ -59,7 +59,7 @@ class ZeroShotConfig:
 
     Raises:
         ConfigError: a field is out of range, a template has no ``{}``, ``class_names_file`` does not fit
-            ``class_names``, or ``whole_names`` does not fit ``first_name_only``.
+            ``class_names``, or ``commas_in_names`` does not fit ``first_name_only``.
     """
 
     data: str
@@ -68,7 +68,7 @@ class ZeroShotConfig:
     class_names_file: str | None = None
     canonicalize: bool = True
     first_name_only: bool = True
-    whole_names: bool = False
+    commas_in_names: bool = False
     batch_size: int = 256
     text_reduction: Literal["truncate", "syntax"] = "truncate"
     max_labels: int = 1
@@ -82,9 +82,9 @@ class ZeroShotConfig:
                 f"zero-shot: class_names={self.class_names!r} with class_names_file={self.class_names_file!r}; "
                 "give class_names_file together with class_names='file', and only then"
             )
-        if self.whole_names and not self.first_name_only:
+        if self.commas_in_names and not self.first_name_only:
             raise ConfigError(
-                "zero-shot: with whole_names a name has no synonyms to average over; leave first_name_only at True"
+                "zero-shot: with commas_in_names a name has no synonyms to average over; leave first_name_only at True"
             )
         if not isinstance(self.templates, str):
             class_prompts(["name"], self.templates)  # raises on a template without {}
@@ -185,7 +185,7 @@ def make_task(
         templates,
         canonical=config.canonicalize,
         first_name_only=config.first_name_only,
-        whole_names=config.whole_names,
+        commas_in_names=config.commas_in_names,
     )
     encoded = [tokenizer(texts, length=length, reduction=config.text_reduction) for texts in prompts]
     truncated, total = sum(tokens.truncated for tokens in encoded), sum(map(len, prompts))

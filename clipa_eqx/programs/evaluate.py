@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             class_names=names if names in CLASS_NAME_SETS else "file",
             class_names_file=None if names in CLASS_NAME_SETS else names,
             canonicalize=not arguments.no_canonicalize,
-            whole_names=arguments.whole_names,
+            commas_in_names=arguments.commas_in_names,
             text_reduction=arguments.text_reduction,
             max_labels=arguments.max_labels,
             batch_size=arguments.batch_size,
@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         help="keep case and punctuation of class names and templates",
     )
     parser.add_argument(
-        "--whole-names",
+        "--commas-in-names",
         action="store_true",
         help="commas are part of class names; else only the part before the first one is used",
     )

@@ -52,7 +52,7 @@ class Request:
     class_names: ClassNameSet | Literal["manifest", "file"] = "manifest"
     class_names_file: str | None = None
     canonicalize: bool = True
-    whole_names: bool = False
+    commas_in_names: bool = False
     text_reduction: PromptReduction | None = None
     max_labels: int = 1
     batch_size: int = 256
@@ -76,7 +76,7 @@ def score(request: Request) -> dict[str, Any]:
         class_names=request.class_names,
         class_names_file=request.class_names_file,
         canonicalize=request.canonicalize,
-        whole_names=request.whole_names,
+        commas_in_names=request.commas_in_names,
         batch_size=request.batch_size,
         max_labels=request.max_labels,
     )

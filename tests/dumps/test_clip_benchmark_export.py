@@ -17,7 +17,7 @@ from clipa_eqx.tokenizer.wordpiece import Tokenizer
 
 WRITTEN = Path(__file__).parent / "written/clip_benchmark_export"
 READ = json.loads((WRITTEN / "read.json").read_text(encoding="utf-8"))
-EXACT = {"templates": "manifest", "canonicalize": False, "whole_names": True}
+EXACT = {"templates": "manifest", "canonicalize": False, "commas_in_names": True}
 
 
 def check_samples(folder, expected):
@@ -35,7 +35,10 @@ def check_prompts(folder, read):
     source = open_records(folder)
     manifest = source.manifest
     assert (list(manifest.class_names), list(manifest.templates)) == (read["classes"], read["templates"])
-    assert class_prompts(manifest.class_names, manifest.templates, canonical=False, whole_names=True) == read["prompts"]
+    assert (
+        class_prompts(manifest.class_names, manifest.templates, canonical=False, commas_in_names=True)
+        == read["prompts"]
+    )
     config = ZeroShotConfig(data=str(folder), max_labels=3, **EXACT)
     check_set(config, source)
     task = prepare_zero_shot(
