@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from clipa_eqx.errors import DataError
 from conversion.records.class_names import check_class_names
-from conversion.records.listing import find_files, is_hidden
+from conversion.records.listing import FoundFile, find_files, is_hidden
 from conversion.records.options import IngestOptions
 from conversion.records.places import Place, open_place
 from conversion.records.rows import Columns, Lost, Part, Plan, Row, Tally
@@ -32,6 +32,8 @@ SOURCES: Mapping[str, Source] = {
     "tfds": TFDS,
     "captions": CAPTIONS,
 }
+
+_DESCRIPTIONS = ("dataset_info.json", "features.json", "dataset_dict.json", "state.json")
 
 
 def source_of(kind: str) -> Source:
@@ -61,7 +63,7 @@ def plan_source(place: Place, *, kind: str, options: IngestOptions) -> Plan:
     listed = find_files(place, may_be_empty=source.may_be_empty)
     # A hidden file that the user names is meant.
     found = listed if place.fs.isfile(place.path) else [file for file in listed if not is_hidden(file.name)]
-    aside = companions(found) if len(found) > 1 else set[str]()
+    aside = _described(found) | companions(found) if len(found) > 1 else set[str]()
     own = [file for file in found if source.owns(file.name) and file.path not in aside]
     files = SourceFiles(place=place, found=found, own=own)
     try:
@@ -95,6 +97,11 @@ def counts_rows(kind: str, options: IngestOptions) -> bool:
     return source_of(kind).sizes_are_rows or options.limit is not None
 
 
+def _described(found: Sequence[FoundFile]) -> set[str]:
+    """Paths of the files in which TFDS and ``datasets`` describe a set. They are JSON, and no list of images."""
+    return {file.path for file in found if file.name.rpartition("/")[2] in _DESCRIPTIONS}
+
+
 def _wrong_kind(files: SourceFiles, kind: str, source: Source) -> DataError:
     counts = Counter(suffix_of(file.name) for file in files.found)
     held = ", ".join(f"{count:,} {suffix or 'without a suffix'}" for suffix, count in counts.most_common(5)) or "no"
@@ -123,7 +130,7 @@ def _advice(names: Sequence[str], kind: str) -> str:
 
 
 def _is_of_tfds(names: Sequence[str]) -> bool:
-    return any(name.endswith(("dataset_info.json", "features.json")) for name in names)
+    return any(name.endswith(_DESCRIPTIONS[:2]) for name in names)
 
 
 def _has_texts(names: Sequence[str]) -> bool:
