@@ -137,8 +137,8 @@ def _choose_labels(images: Sequence[NamedImage], files: SourceFiles, options: In
         )
     if not folders and not loose:
         raise WrongKind(
-            "no image is in a folder or archive named by a WordNet id such as n01440764 or by a class number, or is named "
-            f"like ILSVRC2012_val_00000001.JPEG, in {url}"
+            "no image is in a folder or archive named by a WordNet id such as n01440764 or by a class number, or is "
+            f"named like ILSVRC2012_val_00000001.JPEG, in {url}"
         )
     has_all = bool(loose) or ids != folders
     return _Labels(_ranks(wordnet_ids() if has_all else sorted(ids)), numbered, only_numbered=False)
