@@ -17,8 +17,9 @@ Conversion of image-text dumps into record folders: `python -m conversion.record
 folders: `verify DIR`, `diff A B`."""
 _EPILOG = """\
 SRC and DST are local paths or fsspec URLs (gs://, s3://, ...; their driver must be installed).
-SRC is a folder, a file, or a pattern in quotes. Its columns are chosen once, by their usual names or --*-column, from
-its first rows; rows without them are dropped and counted. Repeat the same command to resume an interrupted conversion.
+SRC is a folder, a file, or a pattern in quotes such as 'dir/*.tar' or 'dir/{00000..00041}.tar'. Its columns are chosen
+once, by their usual names or --*-column, from its first rows; rows without them are dropped and counted. Repeat the
+same command to resume an interrupted conversion.
 Exit codes: 0 done, 2 a mistake in source, destination or options, 1 anything else, also if no row was kept; verify:
 1 a shard is damaged; diff: 0 the same samples under the same keys, 1 not; 130, 143 and 129 after Ctrl-C, SIGTERM and
 SIGHUP."""

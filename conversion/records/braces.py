@@ -14,19 +14,19 @@ _LETTERS = re.compile(r"([A-Za-z])\.\.([A-Za-z])(?:\.\.(-?\d{1,3}))?", re.ASCII)
 
 
 def has_braces(text: str) -> bool:
-    """Check whether a text holds braces that stand for several texts."""
+    """Check whether a text holds braces that mean several texts."""
     return _first_group(text) is not None
 
 
 def expand_braces(text: str) -> list[str]:
-    """The texts that a text with braces stands for, in order.
+    """The texts that a text with braces means, in order.
 
     ``{a,b}`` is a list, in which each entry may hold braces. ``{07..10}`` and ``{a..c}`` are ranges, and ``{0..8..2}``
     has every second number. If a bound begins with 0, all numbers have as many digits as the longer one. Braces around
     anything else are characters, as in shells.
 
     Raises:
-        DataError: there are more than 100 braces, or they stand for more than a million texts.
+        DataError: there are more than 100 braces, or they mean more than a million texts.
     """
     if text.count("{") > _MOST_BRACES:
         raise DataError(f"{text[:_SHOWN]}... has more than {_MOST_BRACES} braces")
@@ -42,11 +42,11 @@ def expand_braces(text: str) -> list[str]:
 
 def _check_number(number: int) -> None:
     if number > _MOST:
-        raise DataError(f"the braces of a source stand for more than {_MOST:,} names; is a number in them too large?")
+        raise DataError(f"the braces of a source mean more than {_MOST:,} names; is a number in them too large?")
 
 
 def _entries(inner: str) -> Sequence[str]:
-    """The texts that the content of a pair of braces stands for."""
+    """The texts that the content of a pair of braces means."""
     if (match := _RANGE.fullmatch(inner)) is not None:
         bounds = match[1], match[2]
         is_padded = any(re.match(r"-?0\d", bound) for bound in bounds)

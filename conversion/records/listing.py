@@ -39,7 +39,7 @@ def find_files(place: Place, *, may_be_empty: bool = False) -> list[FoundFile]:
     """All files below a folder, all files of a pattern such as ``data/*.tar``, or the one file; sorted by path.
 
     Raises:
-        DataError: there is no such file or folder, nothing has one of the names that braces stand for, or there is no
+        DataError: there is no such file or folder, nothing has one of the names that braces mean, or there is no
             file at all (unless it ``may_be_empty``).
     """
     fs = place.fs
@@ -80,7 +80,7 @@ def _of_pattern(place: Place) -> dict[str, Any]:
     if missing:
         shown = f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
         raise DataError(
-            f"of the names that {place.url} stands for, {len(missing):,} do not exist or hold no files: {shown}; "
+            f"of the names that {place.url} means, {len(missing):,} do not exist or hold no files: {shown}; "
             "complete the files, or give only those that exist, for example by a pattern with *"
         )
     return found

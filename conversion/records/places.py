@@ -68,7 +68,7 @@ def is_pattern(place: Place) -> bool:
 
 
 def has_wildcards(path: str) -> bool:
-    """Check whether a path holds characters that stand for others."""
+    """Check whether a path holds characters that mean others."""
     return re.search(r"[*?\[]", path) is not None
 
 

@@ -73,7 +73,7 @@ def test_a_pattern_gives_the_files_that_match_by_name_from_its_own_folder(patter
 def test_names_that_braces_stand_for_must_exist(pattern, missing, url):
     with pytest.raises(DataError) as caught:
         names(f"{url}/{pattern}")
-    assert f"of the names that {url}/{pattern} stands for, " in str(caught.value)
+    assert f"of the names that {url}/{pattern} means, " in str(caught.value)
     assert missing.format(open_place(url).path) in str(caught.value)
 
 

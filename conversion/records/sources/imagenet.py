@@ -136,9 +136,9 @@ def _choose_labels(images: Sequence[NamedImage], files: SourceFiles, options: In
             "Kaggle's LOC_val_solution.csv, or sort the images into a folder per WordNet id"
         )
     if not folders and not loose:
-        raise DataError(
-            f"{url}: no image is in a folder or archive named by a WordNet id such as n01440764 or by a class number, "
-            "or is named like ILSVRC2012_val_00000001.JPEG; is it for the source `folder`?"
+        raise WrongKind(
+            "no image is in a folder or archive named by a WordNet id such as n01440764 or by a class number, or is "
+            f"named like ILSVRC2012_val_00000001.JPEG, in {url}"
         )
     has_all = bool(loose) or ids != folders
     return _Labels(_ranks(wordnet_ids() if has_all else sorted(ids)), numbered, only_numbered=False)

@@ -71,8 +71,8 @@ def plan_source(place: Place, *, kind: str, options: IngestOptions) -> Plan:
             raise WrongKind
         check_package(kind, source.package)
         plan = source.plan(files, options)
-    except WrongKind:
-        raise _wrong_kind(files, kind, source) from None
+    except WrongKind as error:
+        raise _wrong_kind(files, kind, str(error) or f"no {source.files} in {place.url}") from None
     check_class_names(options.class_names, plan.class_names, where=place.url)
     hidden = len(listed) - len(found)
     return replace(plan, info={**plan.info, "hidden_files": hidden}) if hidden else plan
@@ -97,11 +97,11 @@ def counts_rows(kind: str, options: IngestOptions) -> bool:
     return source_of(kind).sizes_are_rows or options.limit is not None
 
 
-def _wrong_kind(files: SourceFiles, kind: str, source: Source) -> DataError:
+def _wrong_kind(files: SourceFiles, kind: str, reason: str) -> DataError:
     counts = Counter(suffix_of(file.name) for file in files.found)
     held = ", ".join(f"{count:,} {suffix or 'without a suffix'}" for suffix, count in counts.most_common(5)) or "no"
     advice = _advice([file.name.lower() for file in files.found], kind)
-    return DataError(f"source {kind}: no {source.files} in {files.place.url}; it holds {held} files; {advice}")
+    return DataError(f"source {kind}: {reason}; it holds {held} files; {advice}")
 
 
 def _advice(names: Sequence[str], kind: str) -> str:

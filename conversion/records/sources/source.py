@@ -26,7 +26,7 @@ class SourceFiles:
 
 
 class WrongKind(Exception):
-    """The source does not hold the files of this kind. The message for the user is made in ``kinds``."""
+    """The source does not hold the files of this kind. ``kinds`` makes the message, with the reason if one is given."""
 
 
 def is_installed(package: str | None) -> bool:
