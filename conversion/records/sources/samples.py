@@ -128,8 +128,8 @@ def _check_dots(members: Collection[str], *, where: str) -> None:
         shown = ", ".join(shortened(name, 80) for name in dotted[:5]) + (", ..." if len(dotted) > 5 else "")
         raise DataError(
             f"{where}: the name of a sample ends at its first dot, so the suffixes of images are {shown}; choose one "
-            f"with --image-column {shortened(dotted[0][1:], 80)} (and --caption-column), or rename the members if the dots "
-            "belong to the names"
+            f"with --image-column {shortened(dotted[0][1:], 80)} (and --caption-column), or rename the members if the "
+            "dots belong to the names"
         )
 
 

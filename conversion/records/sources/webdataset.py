@@ -34,7 +34,7 @@ def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
     if others := [file for file in files.own if file.name.lower().endswith(_NOT_READ)]:
         raise DataError(
             f"{others[0].path}: tar files compressed by bzip2, xz or zstd are not read "
-            f"({counted(len(others), 'file')}); decompress them, for example with bunzip2, unxz or unzstd, or give a pattern of the others"
+            f"({counted(len(others), 'file')}); decompress them, such as with bunzip2, or give a pattern of others"
         )
     export = find_export(files, options)
     if export is not None:
