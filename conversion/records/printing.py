@@ -5,9 +5,9 @@ from typing import cast
 
 from clipa_eqx.data.manifest import Manifest
 from clipa_eqx.errors import counted
-from conversion.records.class_names import describe_classes
+from conversion.records.class_names import describe_class, describe_classes
 from conversion.records.diff import Difference
-from conversion.records.rows import DUPLICATE_OTHER, shortened
+from conversion.records.rows import DUPLICATE_OTHER
 from conversion.records.sources.kinds import SOURCES
 from conversion.records.unknown_words import unknown_lines
 
@@ -22,7 +22,7 @@ def account_lines(target: str, manifest: Manifest) -> Iterator[str]:
     yield f"rows: {manifest.rows_read:,} read, {manifest.rows_written:,} written{dropped}"
     if downloads := cast("dict[str, int]", manifest.info.get("downloads", {})):
         failed = f"{counted(downloads['total'], 'download')}, {downloads['failed']:,} failed"
-        yield f"img2dataset reports {failed}; the source has no rows for these"
+        yield f"img2dataset reports {failed}, for which the source has no rows"
     lost = cast(dict[str, int], manifest.info["captions_dropped"])
     if lost:
         counts = ", ".join(f"{count:,} {reason}" for reason, count in lost.items())
@@ -35,6 +35,8 @@ def account_lines(target: str, manifest: Manifest) -> Iterator[str]:
     yield from _captions(manifest)
     if of_lines := cast(int, manifest.info.get("captions_of_lines", 0)):
         yield f"{counted(of_lines, 'caption')} of several lines{_advice_on_lines(manifest)}"
+    if layout := cast(str, manifest.info.get("layout", "")):
+        yield f"found: {layout}"
     if manifest.class_names:
         own = cast("list[str] | None", manifest.info.get("source_class_names"))
         yield describe_classes(manifest.class_names, own)
@@ -96,7 +98,7 @@ def _shown(record: Mapping[str, object], names: Sequence[str] | None) -> str:
     parts = [str(record["key"])]
     if "label" in record:
         label = record["label"]
-        name = f" ({shortened(names[label], 40)})" if isinstance(label, int) and names else ""
+        name = f" ({describe_class(names[label])})" if isinstance(label, int) and names else ""
         parts.append(f"label {label}{name}")
     if "caption" in record:
         parts.append(repr(record["caption"]))

@@ -65,6 +65,7 @@ class Columns:
         caption: column with captions; a tuple for several, whose captions follow one another.
         key: column with the unique name of a row.
         label: column with the class number, or with a text that names the class.
+        split: column with the split of a row, if rows of other splits are to be left out.
     """
 
     image: str | None = None
@@ -72,6 +73,7 @@ class Columns:
     caption: str | tuple[str, ...] | None = None
     key: str | None = None
     label: str | None = None
+    split: str | None = None
 
     @property
     def captions(self) -> tuple[str, ...]:
@@ -90,6 +92,7 @@ class Part:
         rows: the rows themselves, for a piece of a list held in memory.
         start: for a piece of a table of text, the byte in the file at which it begins.
         lines: for a piece of a table of text, its number of rows.
+        border: pixels to remove from each side of every image.
         labels_only: only labels are wanted: no image file is read.
         is_joined: join what belongs to one row wherever it is in the file (see ``Scattered``).
         has_caption_lines: each line of a text file is a caption.
@@ -105,6 +108,7 @@ class Part:
     lines: int | None = None
     key_folder: str = ""
     columns: Columns = Columns()
+    border: int = 0
     labels_only: bool = False
     is_joined: bool = False
     has_caption_lines: bool = False

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 
 from conversion.records.listing import FoundFile, check_readable
 from conversion.records.options import IngestOptions
@@ -12,12 +13,19 @@ from conversion.records.sources.json_lists import plan_json
 from conversion.records.sources.listed import read_listed
 from conversion.records.sources.planning import digest_of, ignored_files, named_columns
 from conversion.records.sources.source import Source, SourceFiles
+from conversion.records.sources.splits import choose_split, has_splits
 from conversion.records.sources.table_lists import plan_table, read_table
 from conversion.records.sources.text_tables import TABLE_SUFFIXES
 
 
 def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
     """Plan all lists of the source, in order. Images among its files count as part of it."""
+    if has_splits(files):  # of files, not of entries
+        split = choose_split(files, options)
+        files, options = split.files, replace(options, split=None)
+        split_info = split.info
+    else:
+        split_info = {}
     check_readable(files.place, files.own)
     images = [file for file in files.found if is_image_name(file.name)]
     digest = hashlib.sha256(digest_of(images).encode())
@@ -36,7 +44,7 @@ def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
             if not columns:
                 check_kept(listed.names, options=options, where=file.path)
             columns[printable(file.name)] = named_columns(listed.columns)
-    info = ignored_files(set(files.found) - set(files.own) - set(images))
+    info = {**split_info, **ignored_files(set(files.found) - set(files.own) - set(images))}
     if unlisted:
         info["captions_of_unlisted_pictures"] = unlisted  # the word of version 0.1.0, as every manifest has it
     alike = all(one == next(iter(columns.values())) for one in columns.values())

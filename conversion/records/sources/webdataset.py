@@ -17,10 +17,9 @@ from conversion.records.sources.samples import IMAGES, Sample, choose_members, d
 from conversion.records.sources.scattered_tars import read_joined
 from conversion.records.sources.source import Source, SourceFiles
 from conversion.records.sources.splits import choose_split
-from conversion.records.sources.tars import read_samples
+from conversion.records.sources.tars import TAR_SUFFIXES, read_samples
 from conversion.records.sources.values import npy_length
 
-_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _NOT_READ = (".tar.bz2", ".tar.xz", ".tar.zst")
 
 
@@ -34,7 +33,8 @@ def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
     if others := [file for file in files.own if file.name.lower().endswith(_NOT_READ)]:
         raise DataError(
             f"{others[0].path}: tar files compressed by bzip2, xz or zstd are not read "
-            f"({counted(len(others), 'file')}); decompress them, such as with bunzip2, or give a pattern of others"
+            f"({counted(len(others), 'file')}); decompress them, for example with bunzip2, unxz or unzstd, or give a "
+            "pattern of the others"
         )
     export = find_export(files, options)
     if export is not None:
@@ -126,11 +126,11 @@ def _is_complete(sample: Sample) -> bool:
 WEBDATASET = Source(
     help="tars of img2dataset, webdataset, CLIP_benchmark or others; .tar.gz too",
     files="tar files",
-    owns=lambda name: name.lower().endswith((*_SUFFIXES, *_NOT_READ)),
+    owns=lambda name: name.lower().endswith((*TAR_SUFFIXES, *_NOT_READ)),
     plan=_plan,
     read=_read,
     marks=(".tar", ".tgz"),
     has_prefix=True,
     has_texts=True,
-    split_help="train, test, ...: words in the names of files and folders",
+    split_help="train, test, ...; A,B for several, not of CLIP_benchmark's sets",
 )
