@@ -342,14 +342,3 @@ def test_prompts_that_do_not_fit_the_text_tower_are_a_warning(caplog, tokenizer,
     task = prepare_zero_shot(config, manifest_class_names=NAMES, tokenizer=tokenizer, length=LENGTH)
     assert (task.about["truncated_prompts"] > 0) == is_warned
     assert ("prompts are longer than the text tower's 6 tokens" in caplog.text) == is_warned
-
-
-def test_templates_of_the_manifest(tokenizer):
-    config = ZeroShotConfig(data="a", templates="manifest")
-    given = {"manifest_class_names": ("red, cup", "dog"), "tokenizer": tokenizer, "length": LENGTH}
-    task = prepare_zero_shot(config, manifest_templates=("a {c}", "{c}", "the {c}"), **given)
-    assert [len(tokens) for tokens in task.tokens] == [3, 3]
-    with pytest.raises(DataError, match="a has no templates in its manifest, which only sets of CLIP_benchmark have"):
-        prepare_zero_shot(config, **given)
-    with pytest.raises(ConfigError, match="with whole_names a name has no synonyms"):
-        ZeroShotConfig(data="a", whole_names=True, first_name_only=False)
