@@ -149,6 +149,7 @@ def test_vectors_of_clip_benchmark_are_the_positions_of_1(tmp_path):
         (npy(7), [7]),
         (npy([5, 2]), [5, 2]),
         (npy([3, -1]), [3]),
+        (npy([True, False, True], np.bool_), [0, 2]),
     ],
 )
 def test_labels_of_a_numpy_file(data, labels):

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
-from jaxtyping import Num
+from jaxtyping import Shaped
 
 from clipa_eqx.data.records import ExtraValue
 from conversion.records.rows import printable
@@ -133,14 +133,14 @@ def npy_length(data: bytes) -> int | None:
     return numbers.size if _is_vector(numbers) else None
 
 
-def _npy_numbers(data: bytes) -> Num[np.ndarray, " numbers"]:
+def _npy_numbers(data: bytes) -> Shaped[np.ndarray, " numbers"]:
     array = np.load(io.BytesIO(data), allow_pickle=False)
     if array.dtype.kind not in "biuf":
         raise ValueError(f"numbers of type {array.dtype}")
     return array.ravel()
 
 
-def _is_vector(numbers: Num[np.ndarray, " numbers"]) -> bool:
+def _is_vector(numbers: Shaped[np.ndarray, " numbers"]) -> bool:
     return numbers.size > 1 and bool(np.isin(numbers, (0, 1)).all())
 
 

@@ -32,7 +32,7 @@ ODD = ["two\nlines", "a separator\u2028inside", "  white space  ", "a form\x0cfe
 
 
 class Listed(list):
-    """Pairs of a path and a target, with what a data set of CLIP_benchmark knows besides."""
+    """Pairs of a path and a target, with the names and templates of a data set of CLIP_benchmark."""
 
     classes: tuple = ()
     templates: tuple = ()
@@ -107,7 +107,7 @@ def write_listed():
 
 
 def read(folder, split):
-    """What CLIP_benchmark reads, with the keys and the bytes of images by webdataset."""
+    """The samples as CLIP_benchmark reads them, with the keys and the bytes of images by webdataset."""
     kind = folder / "dataset_type.txt"
     task = "zeroshot_retrieval" if kind.exists() and "retrieval" in kind.read_text() else "zeroshot_classification"
     dataset = build_dataset("wds/set", root=str(folder), split=split, transform=lambda image: image, task=task)
