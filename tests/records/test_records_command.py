@@ -58,11 +58,8 @@ def test_damage_and_shared_keys_are_reported_with_advice(tmp_path, capsys):
 
 def wrong_kind(folder):
     dumps.write_tars(folder / "source", [samples(1)])
-    return [
-        "parquet",
-        folder / "source",
-        folder / "out",
-    ], r"no \.parquet or \.arrow files in .*is it for the source `webdataset`"
+    message = r"no \.parquet or \.arrow files in .*is it for the source `webdataset`"
+    return ["parquet", folder / "source", folder / "out"], message
 
 
 def tfrecords_as_tars(folder):
