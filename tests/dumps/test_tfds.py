@@ -62,7 +62,7 @@ def found(out):
 
 
 def expected(folder, split):
-    """What TFDS reads, without the rows of a labeled set that have no label: -1, and empty lists."""
+    """The rows that TFDS reads, without those of a labeled set that have no label: -1, and empty lists."""
     rows = READ[folder][split]
     if "coco" in folder or "laion" in folder:
         return rows

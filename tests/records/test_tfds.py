@@ -219,7 +219,7 @@ def test_a_pattern_has_the_class_names_too(source, tmp_path):
 
 
 def test_shards_alone_are_read_and_the_missing_class_names_reported(source, tmp_path, caplog):
-    """As ``tfds convert_format --out_dir`` of TFDS 4.9.10 leaves them."""
+    """The command ``tfds convert_format --out_dir`` of TFDS 4.9.10 leaves them so."""
     for file in [*source.glob("*.json"), *source.glob("*.txt")]:
         file.unlink()
     manifest = convert(tmp_path, split="train")

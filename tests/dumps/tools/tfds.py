@@ -127,7 +127,7 @@ def write(name, config, version, features, supervised, shards, splits, form):
 
 
 def read(folder):
-    """What TFDS reads from a folder: split -> file name -> captions, labels and SHA-256 of the image."""
+    """The rows that TFDS reads from a folder: split -> file name -> captions, labels and SHA-256 of the image."""
     builder = tfds.builder_from_directory(folder)
     decoders = {"image": tfds.decode.SkipDecoding()}
     found = {}
