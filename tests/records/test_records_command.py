@@ -167,7 +167,11 @@ def cut_json(folder):
 def several_splits(folder):
     dumps.write_tfds(folder / "source", [samples(1)], split="train")
     dumps.write_tfds(folder / "source", [samples(1)], split="test")
-    return ["tfds", folder / "source", folder / "out"], "several splits, choose one with --split: test, train"
+    return [
+        "tfds",
+        folder / "source",
+        folder / "out",
+    ], "several splits, choose with --split A or --split A,B: test, train"
 
 
 def missing_shard_of_tfds(folder):
