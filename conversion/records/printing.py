@@ -7,7 +7,7 @@ from clipa_eqx.data.manifest import Manifest
 from clipa_eqx.errors import counted
 from conversion.records.class_names import describe_class, describe_classes
 from conversion.records.diff import Difference
-from conversion.records.rows import DUPLICATE_OTHER, shortened
+from conversion.records.rows import DUPLICATE_OTHER, MISSING_IMAGE, shortened
 from conversion.records.sources.kinds import SOURCES
 from conversion.records.unknown_words import unknown_lines
 
@@ -63,6 +63,7 @@ def account_lines(target: str, manifest: Manifest) -> Iterator[str]:
             f"members of one sample are not next to each other in {counted(scattered, 'tar file')}: they were joined "
             "by name; `tar --sort=name` writes them next to each other, which reads faster"
         )
+    yield from _missing_images(manifest)
     if DUPLICATE_OTHER in manifest.rows_dropped:
         yield f"different samples share keys: {_advice_on_keys(manifest)}"
     for record in cast("list[dict[str, object]]", manifest.info.get("records", [])):
@@ -83,6 +84,19 @@ def _advice_on_lines(manifest: Manifest) -> str:
     if kind is None or not kind.has_texts:
         return ""
     return "; if each line is a caption, repeat with --caption-lines --overwrite"
+
+
+def _missing_images(manifest: Manifest) -> Iterator[str]:
+    """The first missing image, if more than a tenth of the rows lack theirs and others do not."""
+    missing = manifest.rows_dropped.get(MISSING_IMAGE, 0)
+    examples = cast(dict[str, list[dict[str, str]]], manifest.info["examples"]).get(MISSING_IMAGE)
+    if examples and manifest.rows_written and missing > manifest.rows_read / 10:
+        detail = f" ({examples[0]['detail']})" if examples[0]["detail"] else ""
+        kind = SOURCES.get(_kind(manifest))
+        hint = (
+            "; is --images the folder that all paths are relative to?" if kind is not None and kind.has_images else ""
+        )
+        yield f"{missing:,} images are missing, the first is {examples[0]['key']}{detail}{hint}"
 
 
 def _captions(manifest: Manifest) -> Iterator[str]:

@@ -10,7 +10,7 @@ from conversion.records.listing import find_files, is_hidden
 from conversion.records.options import IngestOptions
 from conversion.records.places import Place, open_place
 from conversion.records.rows import Columns, Lost, Part, Plan, Row, Tally
-from conversion.records.sources.captions import CAPTIONS
+from conversion.records.sources.captions import CAPTIONS, is_list_name
 from conversion.records.sources.columns import is_image_name
 from conversion.records.sources.folder import FOLDER
 from conversion.records.sources.imagenet import IMAGENET
@@ -112,7 +112,7 @@ def _advice(names: Sequence[str], kind: str) -> str:
         ("img2dataset", any(name.endswith(STATISTICS) for name in names)),
         ("tfds", any(TFDS.owns(name) for name in names) and (kind == "img2dataset" or _is_of_tfds(names))),
         ("pairs", _has_texts(names)),
-        ("captions", bool(images) and any(CAPTIONS.owns(name) for name in names)),
+        ("captions", bool(images) and any(map(is_list_name, names))),
     )
     better = next((other for other, fits in likely if fits and other != kind), None)
     if better is None and images and not any("/" in name for name in images):
