@@ -239,3 +239,39 @@ def test_damage_in_a_table_of_several_splits_loses_an_unknown_number(tmp_path):
     path.write_bytes(data)
     manifest = ingest(tmp_path / "source", tmp_path / "out", kind="parquet", split="val")
     assert manifest.rows_dropped == {"truncated shard": 1}
+
+
+@pytest.mark.parametrize("name", ["list.csv", "list.tsv", "list.jsonl"])
+@pytest.mark.parametrize("is_sorted", [True, False])
+def test_a_list_with_a_column_of_splits_asks_too(name, is_sorted, tmp_path, capsys):
+    lines = [("a", "train"), ("a", "train"), ("b", "val"), ("c", "train"), ("d", "test"), ("d", "test")]
+    if not is_sorted:
+        lines = lines[::2] + lines[1::2]
+    source = tmp_path / "source"
+    source.mkdir()
+    for i, image in enumerate("abcd"):
+        (source / f"{image}.jpg").write_bytes(jpeg(i))
+    rows = [
+        {"file": f"{image}.jpg", "caption": f"{image}{i}", "split": split} for i, (image, split) in enumerate(lines)
+    ]
+    if name.endswith("jsonl"):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+    else:
+        between = "," if name.endswith("csv") else "\t"
+        text = "\n".join(between.join(values) for values in [rows[0].keys(), *(row.values() for row in rows)])
+    (source / name).write_text(text)
+    assert call("captions", source, tmp_path / "out") == 2
+    assert "choose with --split A or --split A,B: test (2 rows), train (3 rows), val (1 row)" in error_of(capsys)
+    for split, found in {"train": ["a.jpg", "c.jpg"], "val,test": ["b.jpg", "d.jpg"]}.items():
+        manifest = ingest(source, tmp_path / split, kind="captions", split=split, records_per_shard=1)
+        assert sorted(keys(tmp_path / split)) == found
+        assert len(captions(tmp_path / split)) == 3
+        assert manifest.rows_dropped == {}
+    assert call("captions", source, tmp_path / "out", "--split", "dev") == 2
+    assert "has no split 'dev' in its column 'split'" in error_of(capsys)
+
+
+def test_a_list_without_splits_refuses_the_flag(tmp_path):
+    (tmp_path / "list.csv").write_text("file,caption\na.jpg,a\n")
+    with pytest.raises(DataError, match="has no split 'train': it has no column 'split'"):
+        ingest(tmp_path / "list.csv", tmp_path / "out", kind="captions", split="train")

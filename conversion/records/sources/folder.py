@@ -13,9 +13,8 @@ from conversion.records.sources.listed import list_parts, read_listed
 from conversion.records.sources.objectnet import is_mapping
 from conversion.records.sources.planning import digest_of, ignored_files
 from conversion.records.sources.source import Source, SourceFiles, WrongKind
+from conversion.records.sources.splits import is_word
 from conversion.records.sources.text_tables import TABLE_SUFFIXES
-
-_SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval", "evaluation")
 
 
 def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
@@ -56,7 +55,7 @@ def _is_for_imagenet(files: Sequence[FoundFile]) -> bool:
     that are named by number.
     """
     numbered = {file.name.partition("/")[0] for file in files if number_of(file.name) and class_of(file.name) is None}
-    is_flat = any(number_of(name) or name.lower() in _SPLITS for name in numbered) or len(numbered) == 1
+    is_flat = any(number_of(name) or is_word(name) for name in numbered) or len(numbered) == 1
     return is_flat or any(is_mapping(file.name) for file in files)
 
 
@@ -69,7 +68,7 @@ def _in_order(names: Collection[str]) -> list[str]:
 def _check_level(place: Place, images: Sequence[FoundFile]) -> None:
     """Refuse a folder above the class folders, whose folders would become the classes."""
     folders = sorted({file.name.partition("/")[0] for file in images if "/" in file.name})
-    if folders and all(name.lower() in _SPLITS for name in folders):
+    if folders and all(is_word(name) for name in folders):
         shown = ", ".join(folders)
         raise DataError(
             f"{place.url} holds the splits {shown}, which are no classes; give the folder of one split, such as "

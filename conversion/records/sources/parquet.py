@@ -43,7 +43,7 @@ _ENCODINGS = ("jpg", "png", "webp")  # the formats that img2dataset encodes to
 
 
 class _FirstRows(NamedTuple):
-    """What the start of a table shows: its schema, the chosen columns, and rows without their images."""
+    """The start of a table: its schema, the chosen columns, and rows without their images."""
 
     source: str
     schema: Any

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 
 from clipa_eqx.errors import DataError, counted
 from conversion.records.options import IngestOptions
@@ -33,10 +34,37 @@ def count_splits(files: SourceFiles) -> dict[str, int]:
                     counts[value.decode(errors="backslashreplace")] += 1
                 if len(counts) > _MOST_SPLITS:
                     return {}
-    return dict(counts) if any(map(is_word, counts)) else {}
+    return dict(counts) if _are_splits(counts) else {}
 
 
-def check_split(splits: dict[str, int], options: IngestOptions, *, url: str) -> None:
+def choose_column_of_splits(
+    values: Iterable[object], names: Collection[str], options: IngestOptions, *, where: str
+) -> str | None:
+    """The column of a list of lines that holds the split of each, if ``--split`` chooses among them; otherwise None.
+
+    Args:
+        values: those of the column, of all lines.
+        names: of all columns.
+
+    Raises:
+        DataError: there are several splits and none is chosen, or there is no such split.
+    """
+    if COLUMN not in names:
+        if options.split is not None:
+            raise DataError(f"{where} has no split {printable(options.split)!r}: it has no column {COLUMN!r}")
+        return None
+    counts = Counter(value for value in values if isinstance(value, str) and value)
+    if options.split is not None or _are_splits(counts):
+        check_split(counts, options, url=where)
+    return None if options.split is None else COLUMN
+
+
+def _are_splits(values: Collection[str]) -> bool:
+    """Check whether the values of a column are splits: few, with a usual word among them."""
+    return len(values) <= _MOST_SPLITS and any(map(is_word, values))
+
+
+def check_split(splits: Mapping[str, int], options: IngestOptions, *, url: str) -> None:
     """Check that a split is chosen if there are several, and that the chosen ones exist.
 
     Raises:

@@ -35,7 +35,7 @@ CountRows = Callable[[FoundFile], "int | None"]
 
 
 class _Named(NamedTuple):
-    """What the name of a file says.
+    """The content of the name of a file.
 
     Attributes:
         split: the word for its split as found, in lower case; empty if it has none.
@@ -165,7 +165,7 @@ def _check_complete(files: SourceFiles) -> None:
 
 
 def _splits(files: SourceFiles) -> dict[str, _Named]:
-    """What the name of each own file says, by path."""
+    """The content of the name of each own file, by path."""
     declared = _declared(files)
     numbered: dict[str, set[str]] = {}
     for file in files.own:

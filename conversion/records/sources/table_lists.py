@@ -25,6 +25,7 @@ from conversion.records.sources.images import read_image
 from conversion.records.sources.listed import ListFile, identity_of, join_rows, list_parts, path_key
 from conversion.records.sources.planned_list import PlannedList
 from conversion.records.sources.planning import FIRST_ROWS
+from conversion.records.sources.split_column import COLUMN, choose_column_of_splits
 from conversion.records.sources.text_tables import Entry, Fields, read_entries, read_format
 from conversion.records.sources.value_types import check_types
 from conversion.records.sources.values import as_key, as_labels, captions_of, kept_values
@@ -56,10 +57,13 @@ def plan_table(place: Place, file: FoundFile, options: IngestOptions, *, key_fol
         urls = (row.get(columns.path or "") for row in first)
         check_paths(urls, columns, place=place, options=options, where=file.path)
         check_types(first, columns, where=file.path)
+        lines = read_entries(opened, table, table.body, line=table.first_line)
+        values = (entry.fields.get(COLUMN) for entry in lines if not isinstance(entry.fields, str))
+        columns = replace(columns, split=choose_column_of_splits(values, names, options, where=file.path))
         content.update(table.hashed())
         encoding = Encoding()
         scanned = read_entries(opened, table, table.body, line=table.first_line, content=content, encoding=encoding)
-        groups = _groups(scanned, columns)
+        groups = _groups(scanned, columns, options)
         images = bytearray()  # hashes of the images of all groups
         ranges = (_range(group, columns, images) for group in groups)
         while chunk := list(itertools.islice(ranges, options.records_per_shard)):
@@ -132,7 +136,7 @@ def _joined(list_file: ListFile, columns: Columns) -> list[ListedRow | Lost]:
     def rows() -> Iterator[ListedRow | Lost]:
         with open_file(place, file.path) as opened:
             table = read_format(opened, file.path)
-            for group in _groups(read_entries(opened, table, table.body, line=table.first_line), columns):
+            for group in _groups(read_entries(opened, table, table.body, line=table.first_line), columns, options):
                 row = _row(group, columns, where=file.path, key_folder=key_folder, keep=options.keep)
                 yield replace(row, path=list_file.complete(row.path)) if isinstance(row, ListedRow) else row
 
@@ -143,7 +147,7 @@ def read_table(place: Place, part: Part, options: IngestOptions) -> Iterator[Row
     """The rows of a part of a table, with the images they name (see ``read_image``)."""
     with open_file(place, part.path) as opened:
         table = read_format(opened, part.path)
-        groups = _groups(read_entries(opened, table, part.start, line=part.line), part.columns)
+        groups = _groups(read_entries(opened, table, part.start, line=part.line), part.columns, options)
         for group in itertools.islice(groups, part.lines):
             row = _row(group, part.columns, where=part.path, key_folder=part.key_folder, keep=options.keep)
             if isinstance(row, Lost):
@@ -177,14 +181,17 @@ def _row(
     )
 
 
-def _groups(entries: Iterator[Entry], columns: Columns) -> Iterator[list[Entry]]:
+def _groups(entries: Iterator[Entry], columns: Columns, options: IngestOptions) -> Iterator[list[Entry]]:
     """Group consecutive entries with the same image and label, as ``join_rows`` does.
 
     An entry that names no image or is broken is a group of its own.
     """
     group: list[Entry] = []
     last: tuple[str, tuple[int | str, ...]] = ("", ())
+    wanted = (options.split or "").split(",")
     for entry in entries:
+        if columns.split and not isinstance(entry.fields, str) and entry.fields.get(columns.split) not in wanted:
+            continue
         path = "" if isinstance(entry.fields, str) else _path(entry.fields, columns)
         image = (path, () if isinstance(entry.fields, str) else _labels(entry.fields, columns))
         if group and (not path or image != last):

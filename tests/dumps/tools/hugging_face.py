@@ -121,7 +121,7 @@ def write_folders():
 
 
 def rows_of(data):
-    """What the library gives: captions, labels, names of classes, and the bytes of images."""
+    """Rows as the library gives them: captions, labels, names of classes, and the bytes of images."""
     images = [name for name, feature in data.features.items() if isinstance(feature, datasets.Image)]
     for name in images:
         data = data.cast_column(name, datasets.Image(decode=False))
