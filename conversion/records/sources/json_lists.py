@@ -61,9 +61,9 @@ def plan_json(
             "of captions, such as captions_val2017.json"
         )
     columns = choose_listed(names, texts, options=options, where=file.path)
-    urls = (entry.get(columns.path or "") for entry in itertools.islice(entries, FIRST_ROWS))
-    check_paths(urls, columns, place=place, options=options, where=file.path)
     check_types(itertools.islice(entries, FIRST_ROWS), replace(columns, caption=None), where=file.path)
+    paths = (entry.get(columns.path or "") for entry in itertools.islice(entries, FIRST_ROWS))
+    check_paths(paths, columns, place=place, options=options, where=file.path)
     described = entries if annotations is None else annotations
     check_types(itertools.islice(described, FIRST_ROWS), Columns(caption=columns.caption), where=file.path)
     by_image = _captions_by_image(annotations or (), columns)
