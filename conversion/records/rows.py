@@ -66,6 +66,7 @@ class Columns:
         caption: column with captions; a tuple for several, whose captions follow one another.
         key: column with the unique name of a row.
         label: column with the class number, or with a text that names the class.
+        split: column with the split of a row, if rows of other splits are to be left out.
     """
 
     image: str | None = None
@@ -73,6 +74,7 @@ class Columns:
     caption: str | tuple[str, ...] | None = None
     key: str | None = None
     label: str | None = None
+    split: str | None = None
 
     @property
     def captions(self) -> tuple[str, ...]:

@@ -2,7 +2,8 @@
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from clipa_eqx.errors import DataError
 from conversion.records.listing import FoundFile, check_readable
@@ -15,6 +16,7 @@ from conversion.records.sources.json_lists import plan_json
 from conversion.records.sources.listed import read_listed, spelled
 from conversion.records.sources.planning import digest_of, ignored_files, named_columns
 from conversion.records.sources.source import Source, SourceFiles, WrongKind
+from conversion.records.sources.splits import choose_split, has_splits
 from conversion.records.sources.table_lists import plan_table, read_table
 from conversion.records.sources.text_tables import TABLE_SUFFIXES, TEXT_SUFFIXES, read_format
 
@@ -24,9 +26,14 @@ def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
 
     Raises:
         WrongKind: no file is a list.
-        DataError: a list cannot be read or understood, or lacks a column.
+        DataError: a list cannot be read or understood, or lacks a column; there are several splits and none is chosen.
     """
-    lists = _lists(files)
+    files = replace(files, own=_lists(files))
+    split_info: Mapping[str, object] = {}
+    if has_splits(files):  # of files, not of entries
+        split = choose_split(files, options)
+        files, options, split_info = split.files, replace(options, split=None), split.info
+    lists = files.own
     check_readable(files.place, lists)
     images = [file for file in files.found if is_image_name(file.name)]
     digest = hashlib.sha256(digest_of(images).encode())
@@ -46,7 +53,7 @@ def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
             if not columns:
                 check_kept(listed.names, options=options, where=file.path)
             columns[printable(file.name)] = named_columns(listed.columns)
-    info = ignored_files(set(files.found) - set(lists) - set(images))
+    info = {**split_info, **ignored_files(set(files.found) - set(lists) - set(images))}
     if unlisted:
         info["captions_of_unlisted_pictures"] = unlisted  # the word of version 0.1.0, as every manifest has it
     if left and parts:

@@ -130,7 +130,7 @@ def plan_objectnet(files: SourceFiles, options: IngestOptions, objectnet: Object
 def without_border(data: bytes, border: int) -> bytes:
     """The image without ``border`` pixels on each side, as a PNG with the same pixels.
 
-    An image that cannot be decoded, or has no pixel inside the border, is returned as it is.
+    An image that cannot be decoded, or has no pixel inside the border, is returned unchanged.
     """
     try:
         pixels = decode_image(data)
