@@ -64,6 +64,8 @@ def account_lines(target: str, manifest: Manifest) -> Iterator[str]:
             "by name; `tar --sort=name` writes them next to each other, which reads faster"
         )
     yield from _missing_images(manifest)
+    if unlisted := cast(int, manifest.info.get("images_in_no_list", 0)):
+        yield f"images of the source that no list names: {unlisted:,}"
     if DUPLICATE_OTHER in manifest.rows_dropped:
         yield f"different samples share keys: {_advice_on_keys(manifest)}"
     for record in cast("list[dict[str, object]]", manifest.info.get("records", [])):

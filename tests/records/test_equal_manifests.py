@@ -119,7 +119,7 @@ def runs(tmp_path_factory):
     (tmp_path / "tables").mkdir()
     write_tables(tmp_path / "tables")
     dumps.write_images(tmp_path, [samples(2)])
-    (tmp_path / "labels.csv").write_text("path,label\nimages/000000000.jpg,\nimages/000000001.jpg,3\n")
+    (tmp_path / "labels.csv").write_text("path,label\nimages/000000000.jpg,\nimages/000000001.jpg,3\nimages/x.jpg\n")
     dumps.write_class_folders(tmp_path / "folders", [samples(4)])
     (tmp_path / "folders/stray.jpg").write_bytes(jpeg(5))
     sources = [

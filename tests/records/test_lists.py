@@ -234,6 +234,22 @@ def test_the_first_missing_image_is_named_if_they_are_many(folder, capsys):
     assert "images are missing" not in shown
 
 
+@pytest.mark.parametrize("form", ["csv", "jsonl", "json"])
+def test_images_that_no_list_names_are_counted(form, folder, capsys):
+    shutil.move(folder / "images" / NAMES[0], folder / "images/a b.JPG")
+    entries = [{"image": path, "caption": "a"} for path in ("images/a%20b.jpg", f".\\images\\{NAMES[1]}")]
+    if form == "csv":
+        (folder / "list.csv").write_text(texts(*(",".join(entry.values()) for entry in entries)))
+    else:
+        lines = json.dumps(entries) if form == "json" else "\n".join(map(json.dumps, entries))
+        (folder / f"list.{form}").write_text(lines)
+    assert call("captions", folder, folder.parent / "out") == 0
+    assert "images of the source that no list names: 1" in capsys.readouterr().out
+    (folder / "images" / NAMES[2]).unlink()
+    manifest = ingest(folder, folder.parent / "second", kind="captions")
+    assert (manifest.rows_written, "images_in_no_list" in manifest.info) == (2, False)
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [

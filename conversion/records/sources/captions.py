@@ -13,7 +13,7 @@ from conversion.records.reading import open_file
 from conversion.records.rows import Lost, Part, Plan, Row, Tally, printable
 from conversion.records.sources.columns import check_kept, is_image_name
 from conversion.records.sources.json_lists import plan_json
-from conversion.records.sources.listed import read_listed
+from conversion.records.sources.listed import read_listed, spelled
 from conversion.records.sources.planning import digest_of, ignored_files, named_columns
 from conversion.records.sources.source import Source, SourceFiles, WrongKind
 from conversion.records.sources.splits import choose_split, has_splits
@@ -40,10 +40,11 @@ def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
     parts: list[Part] = []
     unlisted = 0
     columns: dict[str, dict[str, object]] = {}
+    left = set() if options.images else {spelled(file.path) for file in images}
     has_folders = len({_folder(file) for file in files.own}) > 1 and not options.images and not options.key_column
     for file in lists:
         plan = plan_json if file.name.lower().endswith(".json") else plan_table
-        listed = plan(files.place, file, options, key_folder=_folder(file) if has_folders else "")
+        listed = plan(files.place, file, options, key_folder=_folder(file) if has_folders else "", left=left)
         parts += listed.parts
         unlisted += listed.unlisted
         for piece in listed.content:
@@ -55,6 +56,8 @@ def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
     info = {**split_info, **ignored_files(set(files.found) - set(lists) - set(images))}
     if unlisted:
         info["captions_of_unlisted_pictures"] = unlisted  # the word of version 0.1.0, as every manifest has it
+    if left and parts:
+        info["images_in_no_list"] = len(left)
     alike = all(one == next(iter(columns.values())) for one in columns.values())
     return Plan(
         parts=tuple(parts),

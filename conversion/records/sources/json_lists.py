@@ -15,7 +15,7 @@ from conversion.records.rows import Columns, ListedRow, one_label
 from conversion.records.sources.absent_images import check_paths
 from conversion.records.sources.columns import choose_listed, count_names
 from conversion.records.sources.encodings import Encoding
-from conversion.records.sources.listed import ListFile, join_rows, list_parts, path_key
+from conversion.records.sources.listed import ListFile, join_rows, list_parts, path_key, spelled
 from conversion.records.sources.planned_list import PlannedList
 from conversion.records.sources.planning import FIRST_ROWS
 from conversion.records.sources.value_types import check_types
@@ -37,8 +37,12 @@ class _Content(NamedTuple):
     annotations: Sequence[Fields] | None
 
 
-def plan_json(place: Place, file: FoundFile, options: IngestOptions, *, key_folder: str = "") -> PlannedList:
+def plan_json(
+    place: Place, file: FoundFile, options: IngestOptions, *, left: set[str], key_folder: str = ""
+) -> PlannedList:
     """Cut a list into parts of ``records_per_shard`` images. Entries of one image are joined, wherever they are.
+
+    The images that it names, in any split, are taken out of ``left``.
 
     Raises:
         DataError: the file cannot be read or understood, has no such split or several and none is chosen, or lacks a
@@ -57,9 +61,9 @@ def plan_json(place: Place, file: FoundFile, options: IngestOptions, *, key_fold
             "of captions, such as captions_val2017.json"
         )
     columns = choose_listed(names, texts, options=options, where=file.path)
-    urls = (entry.get(columns.path or "") for entry in itertools.islice(entries, FIRST_ROWS))
-    check_paths(urls, columns, place=place, options=options, where=file.path)
     check_types(itertools.islice(entries, FIRST_ROWS), replace(columns, caption=None), where=file.path)
+    paths = (entry.get(columns.path or "") for entry in itertools.islice(entries, FIRST_ROWS))
+    check_paths(paths, columns, place=place, options=options, where=file.path)
     described = entries if annotations is None else annotations
     check_types(itertools.islice(described, FIRST_ROWS), Columns(caption=columns.caption), where=file.path)
     by_image = _captions_by_image(annotations or (), columns)
@@ -70,6 +74,8 @@ def plan_json(place: Place, file: FoundFile, options: IngestOptions, *, key_fold
         return by_image.pop(_identity(entry.get("id")), ())
 
     list_file = ListFile(place, file, options, key_folder)
+    for entry in content.entries if left else ():
+        left.discard(spelled(list_file.complete(_listed_path(entry, columns))))
     rows = join_rows(_row(entry, captions_for(entry), columns, list_file) for entry in entries)
     return PlannedList(
         parts=list_parts(rows, [1] * len(rows), source=file.name, options=options),
@@ -140,9 +146,7 @@ def _identity(value: object) -> object:
 
 
 def _row(entry: Fields, captions: Captions, columns: Columns, list_file: ListFile) -> ListedRow:
-    path = _path(entry, columns.path or "")
-    if columns.path == "filename" and (folder := _path(entry, "filepath")):
-        path = f"{folder}/{path}"
+    path = _listed_path(entry, columns)
     key = as_key(entry.get(columns.key)) if columns.key else None
     return ListedRow(
         key=path_key(path, list_file.key_folder) if key is None else str(key),
@@ -151,6 +155,12 @@ def _row(entry: Fields, captions: Captions, columns: Columns, list_file: ListFil
         label=one_label(as_labels(entry.get(columns.label))) if columns.label else None,
         extra=kept_values(entry, list_file.options.keep),
     )
+
+
+def _listed_path(entry: Fields, columns: Columns) -> str:
+    path = _path(entry, columns.path or "")
+    folder = _path(entry, "filepath") if columns.path == "filename" else ""
+    return f"{folder}/{path}" if folder else path
 
 
 def _path(entry: Fields, name: str) -> str:

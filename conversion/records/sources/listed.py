@@ -4,6 +4,7 @@ import posixpath
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
+from urllib.parse import unquote
 
 from conversion.records.listing import FoundFile
 from conversion.records.options import IngestOptions
@@ -52,6 +53,11 @@ def identity_of(path: str) -> str:
         return path
     path = local.replace("\\", "/")
     return "/" * path.startswith("/") + "/".join(part for part in path.split("/") if part not in ("", "."))
+
+
+def spelled(path: str) -> str:
+    """The path in a form that is equal for all spellings under which ``read_image`` may find the file."""
+    return unquote(identity_of(path)).lower()
 
 
 def join_rows(rows: Iterable[ListedRow | Lost]) -> list[ListedRow | Lost]:

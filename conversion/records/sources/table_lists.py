@@ -22,7 +22,7 @@ from conversion.records.sources.absent_images import check_paths
 from conversion.records.sources.columns import choose_listed, count_names
 from conversion.records.sources.encodings import Encoding
 from conversion.records.sources.images import read_image
-from conversion.records.sources.listed import ListFile, identity_of, join_rows, list_parts, path_key
+from conversion.records.sources.listed import ListFile, identity_of, join_rows, list_parts, path_key, spelled
 from conversion.records.sources.planned_list import PlannedList
 from conversion.records.sources.planning import FIRST_ROWS
 from conversion.records.sources.split_column import COLUMN, choose_column_of_splits
@@ -33,8 +33,12 @@ from conversion.records.sources.values import as_key, as_labels, captions_of, ke
 _MOST_BYTES = 2**30  # of a table whose lines are joined in memory
 
 
-def plan_table(place: Place, file: FoundFile, options: IngestOptions, *, key_folder: str = "") -> PlannedList:
+def plan_table(
+    place: Place, file: FoundFile, options: IngestOptions, *, left: set[str], key_folder: str = ""
+) -> PlannedList:
     """Cut a table into parts of ``records_per_shard`` images. Its header names the columns, or its first JSON lines do.
+
+    The images that it names are taken out of ``left``.
 
     Raises:
         DataError: the file cannot be opened, or lacks a column for images, for captions or labels, or one that an
@@ -42,6 +46,7 @@ def plan_table(place: Place, file: FoundFile, options: IngestOptions, *, key_fol
             the file is too large to join them.
     """
     parts: list[Part] = []
+    list_file = ListFile(place, file, options, key_folder)
     content = hashlib.sha256()
     with (
         open_file(place, file.path) as opened,
@@ -54,9 +59,9 @@ def plan_table(place: Place, file: FoundFile, options: IngestOptions, *, key_fol
         names = dict.fromkeys(table.names, 1) or count_names(first)
         columns = choose_listed(names, options=options, where=file.path) if names else Columns()
         _check_unique(table.names, columns, options, where=file.path)
-        urls = (row.get(columns.path or "") for row in first)
-        check_paths(urls, columns, place=place, options=options, where=file.path)
         check_types(first, columns, where=file.path)
+        paths = (row.get(columns.path or "") for row in first)
+        check_paths(paths, columns, place=place, options=options, where=file.path)
         lines = read_entries(opened, table, table.body, line=table.first_line)
         values = (entry.fields.get(COLUMN) for entry in lines if not isinstance(entry.fields, str))
         columns = replace(columns, split=choose_column_of_splits(values, names, options, where=file.path))
@@ -65,7 +70,7 @@ def plan_table(place: Place, file: FoundFile, options: IngestOptions, *, key_fol
         scanned = read_entries(opened, table, table.body, line=table.first_line, content=content, encoding=encoding)
         groups = _groups(scanned, columns, options)
         images = bytearray()  # hashes of the images of all groups
-        ranges = (_range(group, columns, images) for group in groups)
+        ranges = (_range(group, columns, images) for group in _without_listed(groups, columns, list_file, left))
         while chunk := list(itertools.islice(ranges, options.records_per_shard)):
             start, end, line = chunk[0].start, chunk[-1].end, chunk[0].line
             bar.update(end - start)
@@ -85,7 +90,7 @@ def plan_table(place: Place, file: FoundFile, options: IngestOptions, *, key_fol
             )
     encoding.check(file.path)
     if _repeats(images):
-        rows = _joined(ListFile(place, file, options, key_folder), columns)
+        rows = _joined(list_file, columns)
         parts = list(list_parts(rows, [1] * len(rows), source=file.name, options=options))
         content.update(b"joined")
     return PlannedList(parts=parts, content=[content.hexdigest().encode()], columns=columns, names=names)
@@ -101,6 +106,17 @@ def _check_unique(names: Sequence[str], columns: Columns, options: IngestOptions
                 f"{where} has several columns named {name!r}: columns {' and '.join(places)}; rename one in its first "
                 "line, or choose others with --image-column, --caption-column, --key-column or --label-column"
             )
+
+
+def _without_listed(
+    groups: Iterator[list[Entry]], columns: Columns, list_file: ListFile, left: set[str]
+) -> Iterator[list[Entry]]:
+    """Yield the groups, and take their images out of ``left``."""
+    for group in groups:
+        fields = group[0].fields
+        if left and not isinstance(fields, str):
+            left.discard(spelled(list_file.complete(_path(fields, columns))))
+        yield group
 
 
 class _Range(NamedTuple):
