@@ -95,7 +95,7 @@ def test_two_conversions_in_two_processes_give_equal_bytes_with_every_reason(tmp
     (tmp_path / "tables").mkdir()
     write_tables(tmp_path / "tables")
     dumps.write_images(tmp_path, [samples(1)])
-    (tmp_path / "labels.csv").write_text("path,label\nimages/000000000.jpg,\n")
+    (tmp_path / "labels.csv").write_text("path,label\nimages/000000000.jpg,\nimages/x.jpg\n")
     dumps.write_class_folders(tmp_path / "folders", [samples(2)])
     (tmp_path / "folders/stray.jpg").write_bytes(jpeg(5))
     sources = [

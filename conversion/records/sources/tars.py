@@ -89,10 +89,10 @@ def read_headers(file: Any, tally: Tally) -> Iterator[Header]:
     with _open_tar(file) as tar:
         while (member := _next(tar)) is not None:
             folder, _, base = member.name.rpartition("/")
-            stem, _, suffix = base.partition(".")
+            stem, dot, suffix = base.partition(".")
             if member.isdir():
                 continue
-            if is_hidden(member.name) or not stem or (stem.startswith("__") and stem.endswith("__")):
+            if is_hidden(member.name) or not stem or not dot or (stem.startswith("__") and stem.endswith("__")):
                 tally.ignored_members += 1
                 continue
             yield Header(f"{folder}/{stem}" if folder else stem, suffix.lower(), member, tar)
