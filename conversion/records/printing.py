@@ -7,7 +7,7 @@ from clipa_eqx.data.manifest import Manifest
 from clipa_eqx.errors import counted
 from conversion.records.class_names import describe_class, describe_classes
 from conversion.records.diff import Difference
-from conversion.records.rows import DUPLICATE_OTHER, MISSING_IMAGE
+from conversion.records.rows import DUPLICATE_OTHER, MISSING_IMAGE, shortened
 from conversion.records.sources.kinds import SOURCES
 from conversion.records.unknown_words import unknown_lines
 
