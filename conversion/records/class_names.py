@@ -1,13 +1,13 @@
 """Class names: from a file, checked against those of the source, and described in one line."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
 from clipa_eqx.errors import DataError, counted
 from clipa_eqx.evals.prompts import parse_class_names, wordnet_ids
-from conversion.records.rows import shortened
+from conversion.records.rows import printable, shortened
+from conversion.records.sources.values import from_json
 
 _SHOWN = 3  # names at each end of a description
 _LONGEST = 40  # characters of a name
@@ -22,7 +22,7 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     where = f"--class-names: {path}"
     try:
         content = path.read_bytes()
-        names: object = json.loads(content) if path.suffix == ".json" else None
+        names: object = from_json(content) if path.suffix == ".json" else None
     except (OSError, ValueError) as error:
         raise DataError(f"{where} cannot be read: {error}") from error
     if names is None:
@@ -32,6 +32,8 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     found = tuple(cast(list[str], names))
     if not found or not all(name.strip() for name in found):
         raise DataError(f"{where} holds an empty name, or none; write one name for each label")
+    if bad := [name for name in found if printable(name) != name]:
+        raise DataError(f"{where} holds the name {printable(bad[0])!r}, which is not Unicode; write it as UTF-8")
     return found
 
 

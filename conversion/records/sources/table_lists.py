@@ -109,7 +109,8 @@ class _Range(NamedTuple):
 
 def _range(group: Sequence[Entry], columns: Columns, images: bytearray) -> _Range:
     if not isinstance(group[0].fields, str) and (path := _path(group[0].fields, columns)):
-        images += hash(identity_of(path)).to_bytes(8, "little", signed=True)
+        identity = (identity_of(path), _labels(group[0].fields, columns))
+        images += hash(identity).to_bytes(8, "little", signed=True)
     return _Range(group[0].start, group[-1].end, group[0].line)
 
 
@@ -171,23 +172,31 @@ def _row(
         key=path_key(path, key_folder) if key is None else str(key),
         path=path,
         captions=tuple(captions),
-        label=one_label(as_labels(first.get(columns.label))) if columns.label else None,
+        label=one_label(_labels(first, columns)),
         extra=kept_values(first, keep),
     )
 
 
 def _groups(entries: Iterator[Entry], columns: Columns) -> Iterator[list[Entry]]:
-    """Group consecutive entries with the same image; an entry that names none or is broken is a group of its own."""
+    """Group consecutive entries with the same image and label, as ``join_rows`` does.
+
+    An entry that names no image or is broken is a group of its own.
+    """
     group: list[Entry] = []
-    last = ""
+    last: tuple[str, tuple[int | str, ...]] = ("", ())
     for entry in entries:
         path = "" if isinstance(entry.fields, str) else _path(entry.fields, columns)
-        if group and (not path or path != last):
+        image = (path, () if isinstance(entry.fields, str) else _labels(entry.fields, columns))
+        if group and (not path or image != last):
             yield group
             group = []
-        group, last = [*group, entry], path
+        group, last = [*group, entry], image
     if group:
         yield group
+
+
+def _labels(fields: Fields, columns: Columns) -> tuple[int | str, ...]:
+    return as_labels(fields.get(columns.label)) if columns.label else ()
 
 
 def _path(fields: Fields, columns: Columns) -> str:

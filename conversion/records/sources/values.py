@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Num
 
 from clipa_eqx.data.records import ExtraValue
+from conversion.records.rows import printable
 
 _MOST_LABELS = 2**31
 _LONGEST_LABEL = 200  # characters
@@ -96,7 +97,7 @@ def as_label(value: object) -> int | str | None:
     None for anything else, such as TFDS's -1 for an unknown class, fractions, and texts of more than 200 characters.
     """
     if isinstance(value, bytes | str):
-        text = _as_text(value).strip()
+        text = printable(_as_text(value)).strip()  # it may become a class name, which is Unicode
         if _NUMBER.fullmatch(text) is None:
             return text if 0 < len(text) <= _LONGEST_LABEL else None
         value = float(text) if "." in text else int(text) if len(text) < 20 else None
