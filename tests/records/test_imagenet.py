@@ -122,6 +122,8 @@ REFUSED = {
     "a broken archive": ({"ILSVRC2012_devkit_t12.tar.gz": tar(devkit(), mode="w:gz")[:3000]}, "cannot be read"),
     "another table": ({"LOC_val_solution.csv": "file,label\na,b\n"}, "expected ImageId and PredictionString"),
     "a broken table": ({"LOC_val_solution.csv": "ImageId,PredictionString\nx,n01440764 1 2 3 4\n"}, "line 2 is 'x,n0"),
+    "a table of one endless field": ({"LOC_val_solution.csv": "a" * 200_000}, "cannot be read: field larger"),
+    "an empty table": ({"LOC_val_solution.csv": ""}, "expected ImageId and PredictionString"),
     "two classes": (
         {"LOC_val_solution.csv": solution().replace("272 332 n01751748", "272 332 n01440764")},
         "line 11 is 'ILSVRC2012_val_00000001,n01751748",

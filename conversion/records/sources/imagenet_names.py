@@ -17,7 +17,7 @@ _NUMBER = re.compile(r"\d{1,3}")
 _VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})\.\w+")
 _UNIQUE = re.compile(r"(ILSVRC2012_val_\d{8}|n\d{8}_\d+)\.\w+")  # names that are unique in ImageNet
 _SPLIT_NAMES = {"ILSVRC2012_val_": "val", "ILSVRC2012_test_": "test"}
-_ARCHIVE_NAMES = {f"ILSVRC2012_img_{split}": split for split in ("train", "val", "test")}
+_ARCHIVE = re.compile(r"ILSVRC2012_img_(train|val|test)(_.*)?")
 _FOLDERS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
@@ -134,7 +134,8 @@ def _split_of(name: str) -> str | None:
         if base.startswith(start):
             return split
     for folder in folders:
-        if (split := _ARCHIVE_NAMES.get(folder) or _FOLDERS.get(folder.lower())) is not None:
+        archive = _ARCHIVE.fullmatch(folder)
+        if (split := archive[1] if archive else _FOLDERS.get(folder.lower())) is not None:
             return split
     return None
 

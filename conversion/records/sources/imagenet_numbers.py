@@ -179,9 +179,13 @@ def _solution(content: bytes, where: str) -> dict[int, tuple[int, ...]]:
     """Labels of lines such as ``ILSVRC2012_val_00000001,n01751748 111 108 230 366``."""
     ranks = {one: rank for rank, one in enumerate(wordnet_ids())}
     by_number: dict[int, tuple[int, ...]] = {}
-    rows = csv.reader(_lines(content, where))
-    if (header := next(rows, [])) != ["ImageId", "PredictionString"]:
-        raise DataError(f"{where} has the columns {header}; expected ImageId and PredictionString")
+    try:
+        header, *rows = list(csv.reader(_lines(content, where))) or [[]]
+    except csv.Error as error:
+        raise DataError(f"{where} cannot be read: {error}") from error
+    if header != ["ImageId", "PredictionString"]:
+        shown = shortened(", ".join(header), 100)
+        raise DataError(f"{where} has the columns {shown!r}; expected ImageId and PredictionString")
     for number, row in enumerate(rows, start=2):
         image = re.fullmatch(r"ILSVRC2012_val_(\d{8})", row[0]) if len(row) == 2 else None
         ids = set(row[1].split()[::5]) if image else set[str]()  # an id and a box of four numbers, repeated
