@@ -8,6 +8,8 @@ from typing import Any, NoReturn
 from clipa_eqx.errors import ConfigError
 from clipa_eqx.similar_flags import similar
 
+_LONGEST = 300  # characters of a mistake that are shown
+
 
 class ArgumentParser(argparse.ArgumentParser):
     """A parser whose mistakes are a ``ConfigError``, which ``cli.run`` prints, instead of the lines of its usage.
@@ -52,7 +54,10 @@ class ArgumentParser(argparse.ArgumentParser):
         likely = [
             f"; for {flag}, did you mean {' or '.join(found)}?" for flag in unknown if (found := self._near(flag))
         ]
-        raise ConfigError(f"{message}{''.join(likely)}{self._repeatable(message)}; --help lists the arguments")
+        likely.append(self._repeatable(message))
+        if len(message) > _LONGEST:
+            message = f"{message[:_LONGEST]}...; a pattern of many names needs quotes, such as 'folder/*.tar'"
+        raise ConfigError(f"{message}{''.join(likely)}; --help lists the arguments")
 
     def _repeatable(self, message: str) -> str:
         """A hint for values that no flag takes, if a flag takes several values only by being repeated."""

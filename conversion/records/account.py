@@ -78,6 +78,7 @@ def close_account(reports: PartReports, plan: Plan, command: Mapping[str, object
     ordered = reports.in_order()
     ignored = sum(report.ignored_members for report in ordered)
     scattered = sum(report.scattered_tars for report in ordered)
+    of_lines = sum(report.captions_of_lines for report in ordered)
     for report in ordered:
         dropped.update(report.dropped)
         captions_dropped.update(report.captions_dropped)
@@ -94,6 +95,7 @@ def close_account(reports: PartReports, plan: Plan, command: Mapping[str, object
             "examples": reports.examples(),
             "captions_written": sum(report.captions_written for report in ordered),
             "captions_dropped": dict(sorted(captions_dropped.items())),
+            **({"captions_of_lines": of_lines} if of_lines else {}),
             **_shown(ordered),
             **unknown_entry(_pieces(ordered), names or ()),
             "damaged_sources": [damage for report in ordered for damage in report.damaged],

@@ -106,6 +106,17 @@ def _add_options(parser: argparse.ArgumentParser, source: Source) -> None:
         )
     if source.split_help:
         parser.add_argument("--split", help=source.split_help)
+    if source.has_label_flags:
+        parser.add_argument(
+            "--labels",
+            metavar="FILE",
+            help="labels of the validation images instead of the source's: ReaL's real.json (off)",
+        )
+        parser.add_argument(
+            "--own-classes",
+            action="store_true",
+            help="for ObjectNet: label with its 113 classes instead of ImageNet's (off)",
+        )
     if source.has_images:
         parser.add_argument("--images", help="folder that paths are relative to (that of the list)")
 

@@ -62,11 +62,19 @@ def describe_classes(names: Sequence[str], folders: Sequence[str] | None = None)
     >>> describe_classes(["cat", "dog"], ["0", "1"])
     '2 classes: 0 = cat (0 in the source), 1 = dog (1 in the source)'
     """
-    ids = wordnet_ids()
-    shown = [f"{name} ({ids[name]})" if name in ids else name for name in names]
+    shown = [f"{name} ({wordnet_ids()[name]})" if name in wordnet_ids() else name for name in names]
     if folders is not None:
         shown = [f"{name} ({folder} in the source)" for name, folder in zip(shown, folders, strict=True)]
     return f"{_classes(names)}: {numbered(shown)}"
+
+
+def describe_class(name: str) -> str:
+    """The name of a class, shortened; a WordNet id of ImageNet with the name that it is scored with.
+
+    >>> describe_class("n01440764")
+    'n01440764, tench'
+    """
+    return shortened(f"{name}, {wordnet_ids()[name]}" if name in wordnet_ids() else name, _LONGEST)
 
 
 def numbered(names: Sequence[str]) -> str:

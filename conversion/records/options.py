@@ -20,6 +20,8 @@ class IngestOptions:
         keep: columns whose values go to ``extra``.
         caption_lines: each line of a text member of a tar is a caption; otherwise the text is one caption.
         split: the split to read, of a source that holds several.
+        labels: JSON list with the labels of ImageNet's validation images, which replace those of the source.
+        own_classes: label with the classes of the source instead of those of ImageNet, if it has both.
         images: folder that listed paths are relative to (None: the folder of the list).
         class_names: name of each label.
         first_label: number of the first class in the source; records count from 0.
@@ -40,6 +42,8 @@ class IngestOptions:
     keep: tuple[str, ...] = ()
     caption_lines: bool = False
     split: str | None = None
+    labels: str | None = None
+    own_classes: bool = False
     images: str | None = None
     class_names: tuple[str, ...] | None = None
     first_label: int = 0

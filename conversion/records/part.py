@@ -149,6 +149,7 @@ class _Account:
         self.fewest: int | None = None
         self.most = 0
         self.shown: list[dict[str, object]] = []
+        self.captions_of_lines = 0
         self.lowest: int | None = None
         self.highest: int | None = None
         self.dropped: Counter[str] = Counter()
@@ -177,6 +178,7 @@ class _Account:
         if is_sampled(self.rows_written):
             self.counts += count_pieces(record.captions)
         self.captions_dropped.update(captions_lost)
+        self.captions_of_lines += sum("\n" in caption.strip() for caption in record.captions)
         self.fewest = count if self.fewest is None else min(count, self.fewest)
         self.most = max(count, self.most)
         # The first, one after at least half of the records, and the last: neighbors are too alike to show a shift.
@@ -218,6 +220,7 @@ class _Account:
             captions_dropped=dict(sorted(self.captions_dropped.items())),
             fewest_captions=self.fewest,
             most_captions=self.most,
+            captions_of_lines=self.captions_of_lines,
             shown=self.shown,
             sampled_captions=self.counts.texts,
             pieces=self.counts.pieces,

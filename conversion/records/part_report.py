@@ -28,6 +28,7 @@ class PartReport:
         captions_dropped: captions left out of records, by reason.
         fewest_captions: fewest captions of a record; None without records.
         most_captions: most captions of a record.
+        captions_of_lines: captions of the records that have several lines.
         shown: up to three records, spread over the part, as the manifest shows them.
         sampled_captions: captions whose word pieces were counted.
         pieces: their pieces.
@@ -57,6 +58,7 @@ class PartReport:
     captions_dropped: dict[str, int]
     fewest_captions: int | None
     most_captions: int
+    captions_of_lines: int
     shown: list[dict[str, object]]
     sampled_captions: int
     pieces: int

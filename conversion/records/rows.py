@@ -27,6 +27,7 @@ MISSING_LABEL = "missing label"
 NO_CLASS = "no class name"
 NO_CLASS_FOLDER = "outside of a class folder"
 BAD_ROW = "row cannot be parsed"
+WRONG_CELLS = "wrong number of cells"
 TRUNCATED = "truncated shard"
 DUPLICATE = "duplicate key"
 DUPLICATE_OTHER = "duplicate key of another sample"
@@ -65,6 +66,7 @@ class Columns:
         caption: column with captions; a tuple for several, whose captions follow one another.
         key: column with the unique name of a row.
         label: column with the class number, or with a text that names the class.
+        split: column with the split of a row, if rows of other splits are to be left out.
     """
 
     image: str | None = None
@@ -72,6 +74,7 @@ class Columns:
     caption: str | tuple[str, ...] | None = None
     key: str | None = None
     label: str | None = None
+    split: str | None = None
 
     @property
     def captions(self) -> tuple[str, ...]:
@@ -90,6 +93,8 @@ class Part:
         rows: the rows themselves, for a piece of a list held in memory.
         start: for a piece of a table of text, the byte in the file at which it begins.
         lines: for a piece of a table of text, its number of rows.
+        line: for a piece of a table of text, the number of its first line in the file, from 1.
+        border: pixels to remove from each side of every image.
         labels_only: only labels are wanted: no image file is read.
         is_joined: join what belongs to one row wherever it is in the file (see ``Scattered``).
         has_caption_lines: each line of a text file is a caption.
@@ -103,8 +108,10 @@ class Part:
     rows: "tuple[ListedRow | Lost, ...] | None" = None
     start: int = 0
     lines: int | None = None
+    line: int = 1
     key_folder: str = ""
     columns: Columns = Columns()
+    border: int = 0
     labels_only: bool = False
     is_joined: bool = False
     has_caption_lines: bool = False

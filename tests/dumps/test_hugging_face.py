@@ -136,3 +136,22 @@ def test_a_folder_of_images_with_class_folders(tmp_path, monkeypatch):
     command = "python -m conversion.records folder photos/train/ data/photos-train"
     assert run_row(command, tmp_path, monkeypatch) == 0
     assert_same(tmp_path / "data/photos-train", READ["classes"]["train"], captions=False, label="label")
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_a_folder_of_images_with_a_list(form, tmp_path, monkeypatch):
+    place(f"metadata_{form}", tmp_path, "photos")
+    command = "python -m conversion.records captions photos/ data/photos-train --split train"
+    assert run_row(command, tmp_path, monkeypatch) == 0
+    rows = READ[f"metadata_{form}"]["train"]
+    assert_same(tmp_path / "data/photos-train", rows)
+    assert [record.key for record in open_records(tmp_path / "data/photos-train")] == [row["name"] for row in rows]
+
+
+def test_tars_of_several_splits(tmp_path, monkeypatch):
+    place("tars", tmp_path, "tars")
+    command = "python -m conversion.records webdataset tars/ data/tars-train --split train"
+    assert run_row(command, tmp_path, monkeypatch) == 0
+    rows = READ["tars"]["train"]
+    assert_same(tmp_path / "data/tars-train", rows)
+    assert [record.key for record in open_records(tmp_path / "data/tars-train")] == [row["name"] for row in rows]

@@ -198,7 +198,7 @@ def test_line_ends_of_old_macs_are_reported(tmp_path):
 
 def test_a_list_without_a_header_is_reported(tmp_path):
     (tmp_path / "list.tsv").write_text("a cat\thttp://host/1.jpg\n")
-    with pytest.raises(DataError, match=r"no column looks like the image.*it has: a cat, http://host/1\.jpg"):
+    with pytest.raises(DataError, match=r"URLs of images .* such as http://host/1\.jpg, and has no header"):
         ingest(tmp_path / "list.tsv", tmp_path / "out", kind="captions")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from clipa_eqx.errors import DataError
 from conversion.records.options import IngestOptions
 from conversion.records.rows import Columns, shortened
+from conversion.records.sources.absent_images import download_advice
 from conversion.records.sources.values import is_missing
 
 _MOST_NAMES, _LONGEST_NAME = 50, 80  # names of columns in a message, and their characters
@@ -24,7 +25,9 @@ CAPTION_COLUMNS = (
     "sentences",
     "TEXT",
     "captions/text",
+    "caption_str",
 )
+URL_COLUMNS = ("url", "URL", "image_url", "img_url", "photo_image_url")
 KEY_COLUMNS = ("key", "__key__", "id", "uid", "image/filename")
 
 
@@ -60,6 +63,10 @@ def choose_column(
     found = first_of(names, candidates) if asked is None else asked
     if found is None and needed:
         hint = ", or give --label-column if the data have labels instead" if what == "caption" else ""
+        url = first_of(names, URL_COLUMNS) if what == "image" else None
+        if url is not None:
+            advice = download_advice(where, url, first_of(names, CAPTION_COLUMNS))
+            hint = f"; if the images of column {url!r} have not been downloaded, {advice}"
         raise DataError(f"{where}: no column looks like the {what}; name it with {flag}{hint}; {columns}")
     return found
 

@@ -5,7 +5,6 @@ each is ``00012_stats.json``, and next to a tar or TFRecord file a ``00012.parqu
 those of the forms; the name of a file decides which one reads it.
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,6 +20,7 @@ from conversion.records.sources.parquet import PARQUET, read_schema
 from conversion.records.sources.plain_tfrecords import is_tfrecord_name, plan_tfrecords, read_plain_tfrecords
 from conversion.records.sources.planning import ignored_files
 from conversion.records.sources.source import Source, SourceFiles, WrongKind, check_package, is_installed
+from conversion.records.sources.splits import choose_split, has_splits
 from conversion.records.sources.tfds import TFDS
 from conversion.records.sources.tfrecords import PACKAGE
 from conversion.records.sources.webdataset import WEBDATASET
@@ -31,7 +31,6 @@ STATISTICS = "_stats.json"
 _TABLE = ".parquet"
 _COLUMNS = {"key", "status"}  # every table of img2dataset has them
 _NEXT_TO_IMAGES = (".txt", ".json")
-_SPLIT = re.compile(r"(?P<split>train|training|val|valid|validation|dev|test)(\.tfrecords?)?-\d+-of-\d+$")
 
 
 def companions(found: Sequence[FoundFile]) -> set[str]:
@@ -40,12 +39,16 @@ def companions(found: Sequence[FoundFile]) -> set[str]:
     return {
         file.path
         for file in found
-        if file.name.endswith(STATISTICS) or (file.name.endswith(_TABLE) and _stem(file) in shards)
+        if file.name.endswith(STATISTICS) or (_is_table(file.name) and _stem(file) in shards)
     }
 
 
 def _is_shard(name: str) -> bool:
     return WEBDATASET.owns(name) or is_tfrecord_name(name)
+
+
+def _is_table(name: str) -> bool:
+    return name.lower().endswith(_TABLE)
 
 
 def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
@@ -56,9 +59,17 @@ def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
         DataError: there are several forms or splits, a package is not installed, or the planner of the form refuses the
             files.
     """
+    if has_splits(files) and options.split is None and all(TFDS.owns(file.name) for file in files.own):
+        raise WrongKind
+    split = choose_split(files, options)
+    plan = _plan_form(split.files, options)
+    return replace(plan, info={**plan.info, **split.info})
+
+
+def _plan_form(files: SourceFiles, options: IngestOptions) -> Plan:
     tars = [file for file in files.own if WEBDATASET.owns(file.name)]
     examples = [file for file in files.own if is_tfrecord_name(file.name)]
-    tables = [file for file in files.own if PARQUET.owns(file.name)]
+    tables = [file for file in files.own if _is_table(file.name)]
     strays = [file for file in tables if _is_own_table(files.place, file)] if tars or examples else []
     _check_one_form(
         files.place, {"tar file": tars, "TFRecord file": examples, ".parquet file of no such shard": strays}
@@ -66,7 +77,6 @@ def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
     if tars:
         return WEBDATASET.plan(replace(files, own=tars), options)
     if examples:
-        _check_one_split(files.place, examples)
         check_package("img2dataset", PACKAGE)
         return plan_tfrecords(replace(files, own=examples), options)
     check_package("img2dataset", PARQUET.package)
@@ -114,17 +124,6 @@ def _check_one_form(place: Place, forms: Mapping[str, Sequence[FoundFile]]) -> N
         )
 
 
-def _check_one_split(place: Place, examples: Sequence[FoundFile]) -> None:
-    splits = sorted({match["split"] for file in examples if (match := _SPLIT.search(file.name))})
-    if len(splits) > 1:
-        if all(TFDS.owns(file.name) for file in examples):
-            raise WrongKind
-        raise DataError(
-            f"{place.url} holds several splits: {', '.join(splits)}; choose one with a pattern in quotes, such as "
-            f"'folder/{splits[0]}-*'"
-        )
-
-
 def _is_own_table(place: Place, table: FoundFile) -> bool:
     """Check whether a table that is not next to a shard is of img2dataset, and not the list that was downloaded."""
     if not _stem(table).rpartition("/")[2].isdigit():
@@ -169,18 +168,20 @@ def _stem(file: FoundFile) -> str:
 
 def _read(place: Place, part: Part, options: IngestOptions, tally: Tally) -> Iterator[Row | Lost]:
     """The rows of a shard, as its form has them."""
-    for form in (WEBDATASET, PARQUET):
-        if form.owns(part.path):
-            return form.read(place, part, options, tally)
+    if WEBDATASET.owns(part.path):
+        return WEBDATASET.read(place, part, options, tally)
+    if _is_table(part.path):
+        return PARQUET.read(place, part, options, tally)
     return read_plain_tfrecords(place, part, options, tally)
 
 
 IMG2DATASET = Source(
     help="img2dataset's shards in any of its forms, and other TFRecords of tf.Examples, such as ImageNet's",
     files="shards of img2dataset (.tar, .tfrecord, .parquet)",
-    owns=lambda name: _is_shard(name) or PARQUET.owns(name),
+    owns=lambda name: _is_shard(name) or _is_table(name),
     plan=_plan,
     read=_read,
     marks=(".tfrecord",),
     has_prefix=True,
+    split_help="train, test, ...; A,B for several",
 )

@@ -1,6 +1,7 @@
 """Lists in JSON: COCO, Karpathy's splits, and plain lists of maps."""
 
 import itertools
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, cast
@@ -11,7 +12,9 @@ from conversion.records.options import IngestOptions
 from conversion.records.places import Place
 from conversion.records.reading import unreadable
 from conversion.records.rows import Columns, ListedRow, one_label
+from conversion.records.sources.absent_images import check_paths
 from conversion.records.sources.columns import choose_listed, count_names
+from conversion.records.sources.encodings import Encoding
 from conversion.records.sources.listed import ListFile, join_rows, list_parts, path_key
 from conversion.records.sources.planned_list import PlannedList
 from conversion.records.sources.planning import FIRST_ROWS
@@ -48,7 +51,14 @@ def plan_json(place: Place, file: FoundFile, options: IngestOptions, *, key_fold
         return PlannedList(unlisted=len(annotations or ()))
     names = count_names(entries)
     texts = None if annotations is None else count_names(annotations) or {"caption": 0}
+    if texts is not None and "category_id" in texts and options.caption_column is None:
+        raise DataError(
+            f"{file.path} holds COCO's objects, not captions (its annotations have: {', '.join(texts)}); give the list "
+            "of captions, such as captions_val2017.json"
+        )
     columns = choose_listed(names, texts, options=options, where=file.path)
+    urls = (entry.get(columns.path or "") for entry in itertools.islice(entries, FIRST_ROWS))
+    check_paths(urls, columns, place=place, options=options, where=file.path)
     check_types(itertools.islice(entries, FIRST_ROWS), replace(columns, caption=None), where=file.path)
     described = entries if annotations is None else annotations
     check_types(itertools.islice(described, FIRST_ROWS), Columns(caption=columns.caption), where=file.path)
@@ -72,12 +82,20 @@ def plan_json(place: Place, file: FoundFile, options: IngestOptions, *, key_fold
 
 def _read(place: Place, file: FoundFile) -> _Content:
     try:
-        content = from_json(place.fs.cat_file(file.path))
+        data: bytes = place.fs.cat_file(file.path)
+        content = from_json(data)
     except OSError as error:
         raise unreadable(file.path, error) from error
     except ValueError as error:
         raise DataError(f"{file.path} is not valid JSON: {error}; is it cut? fetch it again") from error
+    if not data.isascii() and json.detect_encoding(data).startswith("utf-8"):
+        encoding = Encoding()
+        for number, line in enumerate(data.split(b"\n"), 1):
+            encoding.note(line, number)
+        encoding.check(file.path)
     fields = cast(dict[str, object], content) if isinstance(content, dict) else {}
+    if isinstance(fields.get("data"), list) and "images" not in fields:  # as TextCaps has its list
+        content = fields["data"]
     return _Content(
         entries=_maps(content if isinstance(content, list) else fields.get("images"), file),
         annotations=_maps(fields["annotations"], file) if "annotations" in fields else None,

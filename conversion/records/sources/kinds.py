@@ -10,16 +10,17 @@ from conversion.records.listing import find_files, is_hidden
 from conversion.records.options import IngestOptions
 from conversion.records.places import Place, open_place
 from conversion.records.rows import Columns, Lost, Part, Plan, Row, Tally
-from conversion.records.sources.captions import CAPTIONS
+from conversion.records.sources.captions import CAPTIONS, is_list_name
 from conversion.records.sources.columns import is_image_name
 from conversion.records.sources.folder import FOLDER
+from conversion.records.sources.imagenet import IMAGENET
 from conversion.records.sources.img2dataset import IMG2DATASET, STATISTICS, companions
 from conversion.records.sources.pairs import PAIRS
 from conversion.records.sources.parquet import PARQUET
 from conversion.records.sources.plain_tfrecords import is_tfrecord_name
 from conversion.records.sources.planning import suffix_of
 from conversion.records.sources.source import Source, SourceFiles, WrongKind, check_package
-from conversion.records.sources.tfds import TFDS
+from conversion.records.sources.tfds import TFDS, notes_of_tfds
 from conversion.records.sources.webdataset import WEBDATASET
 
 # The order is that of ``--help``. It also decides between kinds that the files of a source suggest equally.
@@ -28,6 +29,7 @@ SOURCES: Mapping[str, Source] = {
     "webdataset": WEBDATASET,
     "parquet": PARQUET,
     "folder": FOLDER,
+    "imagenet": IMAGENET,
     "pairs": PAIRS,
     "tfds": TFDS,
     "captions": CAPTIONS,
@@ -61,7 +63,7 @@ def plan_source(place: Place, *, kind: str, options: IngestOptions) -> Plan:
     listed = find_files(place, may_be_empty=source.may_be_empty)
     # A hidden file that the user names is meant.
     found = listed if place.fs.isfile(place.path) else [file for file in listed if not is_hidden(file.name)]
-    aside = companions(found) if len(found) > 1 else set[str]()
+    aside = companions(found) | notes_of_tfds(found) if len(found) > 1 else set[str]()
     own = [file for file in found if source.owns(file.name) and file.path not in aside]
     files = SourceFiles(place=place, found=found, own=own)
     try:
@@ -106,10 +108,11 @@ def _advice(names: Sequence[str], kind: str) -> str:
     """The next thing to try for files of these names in lower case, after ``kind`` was the wrong one."""
     images = [name for name in names if is_image_name(name)]
     likely = (
+        ("imagenet", any(mark in name for name in names for mark in IMAGENET.marks)),
         ("img2dataset", any(name.endswith(STATISTICS) for name in names)),
         ("tfds", any(TFDS.owns(name) for name in names) and (kind == "img2dataset" or _is_of_tfds(names))),
         ("pairs", _has_texts(names)),
-        ("captions", bool(images) and any(CAPTIONS.owns(name) for name in names)),
+        ("captions", bool(images) and any(map(is_list_name, names))),
     )
     better = next((other for other, fits in likely if fits and other != kind), None)
     if better is None and images and not any("/" in name for name in images):
@@ -123,7 +126,8 @@ def _advice(names: Sequence[str], kind: str) -> str:
 
 
 def _is_of_tfds(names: Sequence[str]) -> bool:
-    return any(name.endswith(("dataset_info.json", "features.json")) for name in names)
+    files = ("dataset_info.json", "features.json")
+    return any(name.endswith(files) or (TFDS.owns(name) and not is_tfrecord_name(name)) for name in names)
 
 
 def _has_texts(names: Sequence[str]) -> bool:

@@ -39,6 +39,21 @@ def path_key(path: str, key_folder: str) -> str:
     return path if not key_folder or is_complete(path) else posixpath.normpath(f"{key_folder}{path}")
 
 
+def identity_of(path: str) -> str:
+    """The path in one spelling, without ``.`` and with single slashes, so that rows of one image are found.
+
+    >>> identity_of("./a//b.jpg"), identity_of("a\\\\b.jpg"), identity_of("/a/./b.jpg"), identity_of("gs://a/b.jpg")
+    ('a/b.jpg', 'a/b.jpg', '/a/b.jpg', 'gs://a/b.jpg')
+    """
+    if not any(mark in path for mark in ("./", "//", "\\")):
+        return path
+    scheme, _, local = path.rpartition("://")
+    if scheme not in ("", "file", "local"):
+        return path
+    path = local.replace("\\", "/")
+    return "/" * path.startswith("/") + "/".join(part for part in path.split("/") if part not in ("", "."))
+
+
 def join_rows(rows: Iterable[ListedRow | Lost]) -> list[ListedRow | Lost]:
     """Join rows with the same image and label, wherever they are, into one with the captions of all, in order.
 
@@ -49,7 +64,7 @@ def join_rows(rows: Iterable[ListedRow | Lost]) -> list[ListedRow | Lost]:
     captions: dict[int, list[str | bytes | None]] = {}  # of rows that others join
     for row in rows:
         if isinstance(row, ListedRow) and row.path and not row.path.endswith("/"):
-            at = first.setdefault((row.path, row.labels), len(joined))
+            at = first.setdefault((identity_of(row.path), row.labels), len(joined))
             if at < len(joined):
                 before = joined[at]
                 held = before.captions if isinstance(before, ListedRow) else ()

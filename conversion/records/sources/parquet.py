@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -31,7 +31,8 @@ from conversion.records.sources.images import read_image
 from conversion.records.sources.planning import Choice, plan_files
 from conversion.records.sources.saved_datasets import notes, without_caches
 from conversion.records.sources.source import Source, SourceFiles
-from conversion.records.sources.splits import check_one_set, choose_split
+from conversion.records.sources.split_column import COLUMN, check_split, count_splits
+from conversion.records.sources.splits import ChosenSplit, check_one_set, choose_split, has_splits
 from conversion.records.sources.tables import SUFFIXES, open_table
 from conversion.records.sources.value_types import check_types
 from conversion.records.sources.values import as_key, as_labels, captions_of, kept_values
@@ -47,7 +48,7 @@ class _FirstRows(NamedTuple):
     source: str
     schema: Any
     columns: Columns
-    rows: Sequence[Mapping[str, object]]
+    rows: list[Mapping[str, object]]
 
 
 def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
@@ -57,8 +58,14 @@ def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
         DataError: several splits and none chosen, several data sets, missing shards, or columns that do not fit.
     """
     place = files.place
-    split = choose_split(without_caches(files), options, rows=partial(_count, place))
-    files = split.files
+    files = without_caches(files)
+    in_column = {} if has_splits(files) else count_splits(files)
+    if in_column:
+        check_split(in_column, options, url=place.url)
+        split = ChosenSplit(files, {} if options.split is None else {"split": options.split})
+    else:
+        split = choose_split(files, options, rows=partial(_count, place))
+        files = split.files
     check_one_set(files)
 
     def choose(tables: Iterator[_FirstRows]) -> Choice:
@@ -71,9 +78,13 @@ def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
 
     # Images next to the tables are rows of the tables, not files left out.
     about = [*(file for file in files.found if is_image_name(file.name)), *notes(files)]
-    return plan_files(
+    plan = plan_files(
         files, first=lambda part: _first_rows(place, part, options), choose=choose, about=about, info=split.info
     )
+    if not in_column or options.split is None:
+        return plan
+    parts = tuple(replace(part, columns=replace(part.columns, split=COLUMN)) for part in plan.parts)
+    return replace(plan, parts=parts, columns={**plan.columns, "split": COLUMN})
 
 
 def _first_rows(place: Place, part: Part, options: IngestOptions) -> Iterator[_FirstRows]:
@@ -84,10 +95,11 @@ def _first_rows(place: Place, part: Part, options: IngestOptions) -> Iterator[_F
         count = table.length
         if count != 0:
             columns = _choose(table.schema, place, part, options)
-            found = _FirstRows(part.source, table.schema, columns, ())
+            found = _FirstRows(part.source, table.schema, columns, [])
             # The type of images is known from the schema.
             rows = table.rows(sorted(_names(replace(columns, image=None))))
-            found = found._replace(rows=list(itertools.islice(rows, _ROWS_TO_CHECK)))
+            for row in itertools.islice(rows, _ROWS_TO_CHECK):
+                found.rows.append(row)  # those before damage count
     if found is not None and (count or found.rows):
         yield found
 
@@ -137,7 +149,11 @@ def _choose(schema: Any, place: Place, part: Part, options: IngestOptions) -> Co
 
 
 def _names(columns: Columns) -> set[str]:
-    return {name for name in (columns.image, columns.path, *columns.captions, columns.key, columns.label) if name}
+    return {
+        name
+        for name in (columns.image, columns.path, *columns.captions, columns.key, columns.label, columns.split)
+        if name
+    }
 
 
 def _repeated(schema: Any) -> set[str]:
@@ -157,11 +173,19 @@ def _read(place: Place, part: Part, options: IngestOptions, tally: Tally) -> Ite
 
 
 def _rows(place: Place, part: Part, options: IngestOptions) -> Iterator[Row | Lost]:
-    with open_table(place, part.path) as table:
-        wanted = {*_names(part.columns), *options.keep, _STATUS} - _repeated(table.schema)
-        present = sorted(wanted & set(table.schema.names))
-        for index, fields in enumerate(table.rows(present)):
-            yield _row(place, part, fields, index=index, options=options)
+    split = part.columns.split
+    chosen = {name.encode() for name in (options.split or "").split(",")}
+    try:
+        with open_table(place, part.path) as table:
+            wanted = {*_names(part.columns), *options.keep, _STATUS} - _repeated(table.schema)
+            present = sorted(wanted & set(table.schema.names))
+            for index, fields in enumerate(table.rows(present)):
+                if split is None or fields.get(split) in chosen:
+                    yield _row(place, part, fields, index=index, options=options)
+    except Damaged as error:
+        # The file knows the number of its rows, not of those of a split.
+        error.expected = error.expected if split is None else None
+        raise
 
 
 def _row(place: Place, part: Part, fields: Mapping[str, object], *, index: int, options: IngestOptions) -> Row | Lost:

@@ -2,11 +2,12 @@
 
 import contextlib
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import cast
 
+from clipa_eqx.errors import DataError
 from conversion.records.options import IngestOptions
-from conversion.records.rows import BAD_ROW, Columns, Lost, Row
+from conversion.records.rows import BAD_ROW, Columns, Lost, Row, shortened
 from conversion.records.sources.columns import (
     CAPTION_COLUMNS,
     IMAGE_SUFFIXES,
@@ -96,6 +97,8 @@ def choose_members(samples: Iterator[Sample], *, options: IngestOptions, where: 
 
     captions = options.caption_column
     check_kept({*(name[1:] for name in members), *fields}, options=options, where=where)
+    if options.image_column is None:
+        _check_dots(members, where=where)
     image = choose_column(asked(options.image_column), members, IMAGE_SUFFIXES, what="image", where=where, needed=True)
     columns = Columns(
         # Suffixes of images are formats of one thing, unless a sample holds two, such as an image and its mask.
@@ -103,7 +106,7 @@ def choose_members(samples: Iterator[Sample], *, options: IngestOptions, where: 
         caption=choose_captions(
             tuple(map(member_of, captions)) if isinstance(captions, tuple) else asked(captions),
             names,
-            (".txt", *CAPTION_COLUMNS),
+            (".txt", *CAPTION_COLUMNS, ".text", ".caption"),
             where=where,
             needed=options.label_column is None,
         ),
@@ -112,6 +115,22 @@ def choose_members(samples: Iterator[Sample], *, options: IngestOptions, where: 
     )
     check_types(first, columns, where=where)
     return columns
+
+
+def _check_dots(members: Collection[str], *, where: str) -> None:
+    """Refuse samples of which images only have suffixes of several parts: these may be parts of names instead.
+
+    Raises:
+        DataError: there are such images, and none with the suffix of an image alone.
+    """
+    dotted = [name for name in members if name.count(".") > 1 and name.endswith(IMAGE_SUFFIXES)]
+    if dotted and not any(name in IMAGE_SUFFIXES for name in members):
+        shown = ", ".join(shortened(name, 80) for name in dotted[:5]) + (", ..." if len(dotted) > 5 else "")
+        raise DataError(
+            f"{where}: the name of a sample ends at its first dot, so the suffixes of images are {shown}; choose one "
+            f"with --image-column {shortened(dotted[0][1:], 80)} (and --caption-column), or rename the members if the "
+            "dots belong to the names"
+        )
 
 
 def row_of(

@@ -57,11 +57,13 @@ def _listed(content: bytes, *, where: str) -> list[str] | None:
     """The names of the Arrow files that a state lists; None if it is no such state."""
     try:
         state = cast("Mapping[str, Any]", from_json(content))
-        if any(state.get(name) for name in _INDICES):
-            raise DataError(
-                f"{where}: the set was saved with indices that choose its rows, which are not read; load it with "
-                "load_from_disk, and write it with flatten_indices().to_parquet(FILE)"
-            )
-        return [str(file["filename"]) for file in state["_data_files"]]
+        names = [str(file["filename"]) for file in state["_data_files"]]
+        has_indices = any(state.get(name) for name in _INDICES)
     except (ValueError, LookupError, TypeError, AttributeError):
         return None
+    if has_indices:
+        raise DataError(
+            f"{where}: the set was saved with indices that choose its rows, which are not read; load it with "
+            "load_from_disk, and write it with flatten_indices().to_parquet(FILE)"
+        )
+    return names

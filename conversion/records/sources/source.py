@@ -68,6 +68,7 @@ class Source:
         has_prefix: whether ``--prefix-keys`` applies.
         has_texts: whether captions may be text files, and ``--caption-lines`` applies.
         has_images: whether ``--images`` applies.
+        has_label_flags: whether ``--labels`` and ``--own-classes`` apply.
         split_help: help of ``--split``; empty if it does not apply.
     """
 
@@ -85,4 +86,5 @@ class Source:
     has_prefix: bool = False
     has_texts: bool = False
     has_images: bool = False
+    has_label_flags: bool = False
     split_help: str = ""

@@ -1,11 +1,12 @@
 """Splits of a source whose names of files and folders say to which split each file belongs."""
 
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, cast
 
-from clipa_eqx.errors import DataError
+from clipa_eqx.errors import DataError, counted
 from conversion.records.listing import FoundFile
 from conversion.records.options import IngestOptions
 from conversion.records.places import is_pattern
@@ -13,6 +14,8 @@ from conversion.records.reading import read_files
 from conversion.records.rows import printable
 from conversion.records.sources.source import SourceFiles
 from conversion.records.sources.values import from_json
+
+_log = logging.getLogger(__name__)
 
 # Words and separators are those of the library `datasets` (datasets/data_files.py of 5.2.0).
 WORDS = {
@@ -94,7 +97,16 @@ def choose_split(
         own=[file for name in groups if name in chosen for file in groups[name]],
     )
     kept = replace(kept, own=sorted(kept.own, key=lambda file: file.path))
-    return ChosenSplit(kept, {"split": ",".join(name for name in splits if name in chosen)}, is_chosen=True)
+    info: dict[str, object] = {"split": ",".join(name for name in splits if name in chosen)}
+    if left := groups.get(""):
+        info["files_of_no_split"] = len(left)
+        _log.warning("%s: %s of no split not read, such as %s", url, counted(len(left), "file"), left[0].name)
+    return ChosenSplit(kept, info, is_chosen=True)
+
+
+def is_word(name: str) -> bool:
+    """Check whether a name is a usual one of a split."""
+    return name.lower() in _USUAL
 
 
 def has_splits(files: SourceFiles) -> bool:
@@ -120,10 +132,10 @@ def check_one_set(files: SourceFiles) -> None:
             folder = named[file.path].folder
             folders[folder] = folders.get(folder, 0) + 1
     if len(folders) > 1:
+        shown = _shown([f"{printable(name) or '.'} ({counted(count, 'file')})" for name, count in folders.items()])
         raise DataError(
-            f"{place.url} holds several data sets, give the folder of one: "
-            f"{_shown([f'{name or chr(46)} ({_files(count)})' for name, count in folders.items()])}; to join them, "
-            "give a pattern of their files in quotes"
+            f"{place.url} holds several data sets, give the folder of one: {shown}; to join them, give a pattern of "
+            "their files in quotes"
         )
     _check_complete(files)
 
@@ -227,11 +239,8 @@ def _described(groups: Mapping[str, Sequence[FoundFile]], rows: CountRows | None
 def _size(group: Sequence[FoundFile], rows: CountRows | None) -> str:
     counts = [rows(file) for file in group] if rows is not None else [None]
     known = [count for count in counts if count is not None]
-    return f"{_files(len(group))}, {sum(known):,} rows" if len(known) == len(counts) else _files(len(group))
-
-
-def _files(count: int) -> str:
-    return f"{count:,} file{'' if count == 1 else 's'}"
+    files = counted(len(group), "file")
+    return f"{files}, {counted(sum(known), 'row')}" if len(known) == len(counts) else files
 
 
 def _shown(names: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ import hashlib
 import itertools
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,9 +18,11 @@ from conversion.records.options import IngestOptions
 from conversion.records.places import Place
 from conversion.records.reading import open_file
 from conversion.records.rows import BAD_ROW, Columns, ListedRow, Lost, Part, Row, one_label
+from conversion.records.sources.absent_images import check_paths
 from conversion.records.sources.columns import choose_listed, count_names
+from conversion.records.sources.encodings import Encoding
 from conversion.records.sources.images import read_image
-from conversion.records.sources.listed import ListFile, join_rows, list_parts, path_key
+from conversion.records.sources.listed import ListFile, identity_of, join_rows, list_parts, path_key
 from conversion.records.sources.planned_list import PlannedList
 from conversion.records.sources.planning import FIRST_ROWS
 from conversion.records.sources.text_tables import Entry, Fields, read_entries, read_format
@@ -44,18 +47,23 @@ def plan_table(place: Place, file: FoundFile, options: IngestOptions, *, key_fol
         progress_bar(what=f"scan {file.name}", total=file.size, unit="B") as bar,
     ):
         table = read_format(opened, file.path)
-        entries = read_entries(opened, table, table.body)
+        entries = read_entries(opened, table, table.body, line=table.first_line)
         fields = (entry.fields for entry in entries if not isinstance(entry.fields, str))
         first = list(itertools.islice(fields, FIRST_ROWS))
         names = dict.fromkeys(table.names, 1) or count_names(first)
         columns = choose_listed(names, options=options, where=file.path) if names else Columns()
+        _check_unique(table.names, columns, options, where=file.path)
+        urls = (row.get(columns.path or "") for row in first)
+        check_paths(urls, columns, place=place, options=options, where=file.path)
         check_types(first, columns, where=file.path)
         content.update(table.hashed())
-        groups = _groups(read_entries(opened, table, table.body, content), columns)
+        encoding = Encoding()
+        scanned = read_entries(opened, table, table.body, line=table.first_line, content=content, encoding=encoding)
+        groups = _groups(scanned, columns)
         images = bytearray()  # hashes of the images of all groups
         ranges = (_range(group, columns, images) for group in groups)
         while chunk := list(itertools.islice(ranges, options.records_per_shard)):
-            start, end = chunk[0][0], chunk[-1][1]
+            start, end, line = chunk[0].start, chunk[-1].end, chunk[0].line
             bar.update(end - start)
             source = f"{file.name}, byte {start} on"
             count = len(chunk)
@@ -66,10 +74,12 @@ def plan_table(place: Place, file: FoundFile, options: IngestOptions, *, key_fol
                     size=count,
                     start=start,
                     lines=count,
+                    line=line,
                     columns=columns,
                     key_folder=key_folder,
                 )
             )
+    encoding.check(file.path)
     if _repeats(images):
         rows = _joined(ListFile(place, file, options, key_folder), columns)
         parts = list(list_parts(rows, [1] * len(rows), source=file.name, options=options))
@@ -77,10 +87,31 @@ def plan_table(place: Place, file: FoundFile, options: IngestOptions, *, key_fol
     return PlannedList(parts=parts, content=[content.hexdigest().encode()], columns=columns, names=names)
 
 
-def _range(group: Sequence[Entry], columns: Columns, images: bytearray) -> tuple[int, int]:
+def _check_unique(names: Sequence[str], columns: Columns, options: IngestOptions, *, where: str) -> None:
+    """Refuse columns of one name, of which one or the other would be read, if that name is wanted."""
+    wanted = (columns.path, *columns.captions, columns.key, columns.label, *options.keep)
+    for name in wanted:
+        places = [str(i) for i, other in enumerate(names, 1) if other == name]
+        if len(places) > 1:
+            raise DataError(
+                f"{where} has several columns named {name!r}: columns {' and '.join(places)}; rename one in its first "
+                "line, or choose others with --image-column, --caption-column, --key-column or --label-column"
+            )
+
+
+class _Range(NamedTuple):
+    """Bytes from ``start`` to ``end`` of a table, whose first line has the number ``line``."""
+
+    start: int
+    end: int
+    line: int
+
+
+def _range(group: Sequence[Entry], columns: Columns, images: bytearray) -> _Range:
     if not isinstance(group[0].fields, str) and (path := _path(group[0].fields, columns)):
-        images += hash((path, _labels(group[0].fields, columns))).to_bytes(8, "little", signed=True)
-    return group[0].start, group[-1].end
+        identity = (identity_of(path), _labels(group[0].fields, columns))
+        images += hash(identity).to_bytes(8, "little", signed=True)
+    return _Range(group[0].start, group[-1].end, group[0].line)
 
 
 def _repeats(images: bytearray) -> bool:
@@ -101,7 +132,7 @@ def _joined(list_file: ListFile, columns: Columns) -> list[ListedRow | Lost]:
     def rows() -> Iterator[ListedRow | Lost]:
         with open_file(place, file.path) as opened:
             table = read_format(opened, file.path)
-            for group in _groups(read_entries(opened, table, table.body), columns):
+            for group in _groups(read_entries(opened, table, table.body, line=table.first_line), columns):
                 row = _row(group, columns, where=file.path, key_folder=key_folder, keep=options.keep)
                 yield replace(row, path=list_file.complete(row.path)) if isinstance(row, ListedRow) else row
 
@@ -112,7 +143,7 @@ def read_table(place: Place, part: Part, options: IngestOptions) -> Iterator[Row
     """The rows of a part of a table, with the images they name (see ``read_image``)."""
     with open_file(place, part.path) as opened:
         table = read_format(opened, part.path)
-        groups = _groups(read_entries(opened, table, part.start), part.columns)
+        groups = _groups(read_entries(opened, table, part.start, line=part.line), part.columns)
         for group in itertools.islice(groups, part.lines):
             row = _row(group, part.columns, where=part.path, key_folder=part.key_folder, keep=options.keep)
             if isinstance(row, Lost):
@@ -127,10 +158,10 @@ def _row(
 ) -> ListedRow | Lost:
     """The row of consecutive lines of one image, with the path as listed."""
     first = group[0].fields
-    where = f"{where}, byte {group[0].start}"
+    where = f"{where.rpartition('/')[2]}, line {group[0].line}"
     if isinstance(first, str):
         # A quote that is never closed takes lines with it; each was a row.
-        return Lost(reason=BAD_ROW, key=where, detail=first, count=group[0].lines)
+        return Lost(reason=group[0].reason, key=where, detail=first, count=group[0].lines)
     path = _path(first, columns)
     if not path:
         return Lost(reason=BAD_ROW, key=where, detail="no image path")

@@ -47,11 +47,15 @@ def open_table(place: Place, path: str, *, is_read: bool = True) -> Generator[Ta
             _parquet(opened) if is_parquet else _arrow(opened) as table,
         ):
             length = table.length
+            str(table.schema)  # decodes all names
             yield table
     # A broken page raises ArrowInvalid, or OSError without a number.
     except (pyarrow("").ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise unreadable(path, error) from error
+        raise Damaged(f"{type(error).__name__}: {error}", expected=length) from error
+    # Names that are not UTF-8, and lengths beyond all memory.
+    except (UnicodeDecodeError, MemoryError) as error:
         raise Damaged(f"{type(error).__name__}: {error}", expected=length) from error
 
 

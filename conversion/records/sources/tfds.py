@@ -1,7 +1,7 @@
 """Source ``tfds``: one data set of TensorFlow Datasets, a folder of shards named by split, form and number."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from clipa_eqx.errors import DataError, counted
 from clipa_eqx.evals.prompts import parse_class_names
@@ -33,15 +33,22 @@ _READERS: Mapping[str, ReadFile] = {
 }
 
 
+def notes_of_tfds(found: Sequence[FoundFile]) -> set[str]:
+    """Paths of the files that TFDS writes next to shards; empty without shards."""
+    if not any(match_shard(file.name) for file in found):
+        return set()
+    return {file.path for file in found if file.name.rpartition("/")[2].endswith(_NOTES)}
+
+
 def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
-    """Plan one part per shard of a split; captions, labels and class names are those that the features declare.
+    """Plan one part per shard of the chosen splits; captions, labels and class names are those of declared features.
 
     Raises:
         DataError: several data sets, several splits and none chosen, no such split, a shard is missing, the form is
             riegeli, its package is not installed, class names are not UTF-8 or not as many as classes, or the first
             examples lack a column.
     """
-    files, split, form = choose_shards(files, options)
+    files, splits, form = choose_shards(files, options)
     check_package("tfds", _PACKAGES.get(form))
     place = files.place
     declared = declared_features(read_next_to(files, _FEATURES), read_next_to(files, INFO))
@@ -60,7 +67,7 @@ def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
         first=lambda part: read_features(_READERS[form](place, part.path)),
         choose=choose,
         about=list({file.path: file for file in notes}.values()),
-        info={"split": split, "form": form},
+        info={"split": ",".join(splits), "form": form},
     )
 
 
@@ -104,8 +111,8 @@ def _class_names(
             )
     elif any(isinstance(value, int) for features in first for value in features.get(label, ())):
         _log.warning(
-            "no class names: there is no %s next to the shards; copy it from the folder that TFDS prepared (`tfds "
-            "convert_format` leaves it out), or give --class-names",
+            "no class names: there is no %s next to the shards; copy it, features.json and dataset_info.json from the "
+            "folder that TFDS prepared (`tfds convert_format --out_dir` leaves them out), or give --class-names",
             labels_files(label)[0],
         )
     return None
@@ -145,5 +152,5 @@ TFDS = Source(
     read=_read,
     marks=(".tfrecord",),
     is_labeled=_is_labeled,
-    split_help="train, test, ...",
+    split_help="train, test, ... or several: train,restval",
 )

@@ -25,10 +25,10 @@ _NAME = re.compile(rf"^(?P<data>.+)-(?P<split>[^-.]+)\.(?P<form>{'|'.join(_FORMS
 
 
 class Shards(NamedTuple):
-    """The shards of one split in one form; ``files`` has them as its own files, and no shards of others."""
+    """The shards of the chosen splits in one form; ``files`` has them as its own files, and no shards of others."""
 
     files: SourceFiles
-    split: str
+    splits: tuple[str, ...]
     form: str
 
 
@@ -38,44 +38,47 @@ def match_shard(path: str) -> re.Match[str] | None:
 
 
 def choose_shards(files: SourceFiles, options: IngestOptions) -> Shards:
-    """Choose the split, and one of the forms if the same examples are there in several.
+    """Choose the split or splits, and one of the forms if the same examples are there in several.
 
     Raises:
         DataError: several data sets, several splits and none chosen, no such split, a shard is missing, or the form is
-            riegeli.
+            riegeli or differs between splits.
     """
     place = files.place
     shards = {file: match for file in files.own if (match := match_shard(file.name))}
     sets = sorted({f"{file.name[: -len(match[0])]}{match['data']}" for file, match in shards.items()})
     if len(sets) > 1:
         raise DataError(f"{place.url} holds several data sets, give the folder of one: {', '.join(sets[:5])}")
-    split = _choose_split(place, sorted({match["split"] for match in shards.values()}), options)
-    form = _choose_form(files, {match["form"] for match in shards.values() if match["split"] == split})
-    chosen = {file: match for file, match in shards.items() if (match["split"], match["form"]) == (split, form)}
+    splits = _choose_splits(place, sorted({match["split"] for match in shards.values()}), options)
+    forms = [{match["form"] for match in shards.values() if match["split"] == split} for split in splits]
+    form = _choose_form(files, set.intersection(*forms))
+    chosen = {file: match for file, match in shards.items() if match["split"] in splits and match["form"] == form}
     _check_complete(place, chosen)
     others = shards.keys() - chosen.keys()
     found = [file for file in files.found if file not in others]
-    return Shards(SourceFiles(place=place, found=found, own=list(chosen)), split, form)
+    return Shards(SourceFiles(place=place, found=found, own=list(chosen)), splits, form)
 
 
-def _choose_split(place: Place, splits: Sequence[str], options: IngestOptions) -> str:
-    if options.split is not None and options.split not in splits:
-        raise DataError(f"{place.url} has no split {options.split!r}; it has: {', '.join(splits)}")
+def _choose_splits(place: Place, splits: Sequence[str], options: IngestOptions) -> tuple[str, ...]:
+    wanted = splits if options.split is None else options.split.split(",")
+    if missing := [split for split in wanted if split not in splits]:
+        raise DataError(f"{place.url} has no split {', '.join(missing)}; it has: {', '.join(splits)}")
     if options.split is None and len(splits) > 1:
-        raise DataError(f"{place.url} holds several splits, choose one with --split: {', '.join(splits)}")
-    return options.split or splits[0]
+        raise DataError(f"{place.url} holds several splits, choose with --split A or --split A,B: {', '.join(splits)}")
+    return tuple(split for split in splits if split in wanted)
 
 
 def _choose_form(files: SourceFiles, forms: set[str]) -> str:
     """The form that TFDS itself would read, or another one that can be read here."""
     url = files.place.url
     held = [form for form in _FORMS if form in forms]
+    if not held:
+        raise DataError(f"{url}: the chosen splits are in different forms; convert each by itself")
     if held == [_RIEGELI]:
         raise DataError(
-            f"{url} is in TFDS's form riegeli, which cannot be read here; write it again as ArrayRecord, with "
-            f"`tfds convert_format --dataset_version_dir={url} --out_file_format=array_record --out_dir=FOLDER` "
-            "(packages tensorflow-datasets, apache-beam, mlcroissant and riegeli), and copy the .json and .labels.txt "
-            "files to FOLDER, which it may leave out"
+            f"{url} is in TFDS's form riegeli, which cannot be read here; write its examples as ArrayRecord too, with "
+            f"`tfds convert_format --dataset_version_dir={url} --out_file_format=array_record` (packages "
+            "tensorflow-datasets, apache-beam, mlcroissant and riegeli), and repeat this command"
         )
     readable = [form for form in held if form != _RIEGELI]
     info: Any = read_next_to(files, INFO)
@@ -111,8 +114,9 @@ def read_next_to(files: SourceFiles, name: str) -> object:
         return from_json(files.place.fs.cat_file(found[0].path)) if found else None
     except OSError as error:
         raise unreadable(found[0].path, error) from error
-    except ValueError:
-        return None  # a file of another kind is no reason to refuse the data
+    except ValueError as error:  # no reason to refuse the data
+        _log.warning("%s is not used, because it is no valid JSON: %s", found[0].path, error)
+        return None
 
 
 def counted_rows(place: Place, part: Part) -> int | None:

@@ -1,7 +1,7 @@
 """Source ``webdataset``: tars, as img2dataset, webdataset and CLIP_benchmark write them."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -16,28 +16,38 @@ from conversion.records.sources.row_counts import img2dataset_count, statistics_
 from conversion.records.sources.samples import IMAGES, Sample, choose_members, decompressed, peek, row_of
 from conversion.records.sources.scattered_tars import read_joined
 from conversion.records.sources.source import Source, SourceFiles
-from conversion.records.sources.tars import read_samples
+from conversion.records.sources.splits import choose_split
+from conversion.records.sources.tars import TAR_SUFFIXES, read_samples
 from conversion.records.sources.values import npy_length
 
-_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+_NOT_READ = (".tar.bz2", ".tar.xz", ".tar.zst")
 
 
 def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
     """Plan one part per tar, those of one split.
 
     Raises:
-        DataError: several splits and none chosen, no such split, or the first samples lack a column; also whatever
-            ``find_export`` raises.
+        DataError: a compression that is not read, several splits and none chosen, no such split, or the first samples
+            lack a column; also whatever ``find_export`` and ``choose_split`` raise.
     """
+    if others := [file for file in files.own if file.name.lower().endswith(_NOT_READ)]:
+        raise DataError(
+            f"{others[0].path}: tar files compressed by bzip2, xz or zstd are not read "
+            f"({counted(len(others), 'file')}); decompress them, for example with bunzip2, unxz or unzstd, or give a "
+            "pattern of the others"
+        )
     export = find_export(files, options)
     if export is not None:
-        plan = _plan_tars(export.files, export.options(options), export)
+        plan = _plan_tars(export.files, export.options(options), export.info, export)
         is_retrieval = export.kind == "retrieval"
         return replace(plan, parts=tuple(replace(part, has_caption_lines=is_retrieval) for part in plan.parts))
-    return _plan_tars(files, options)
+    split = choose_split(files, options)
+    return _plan_tars(split.files, options, split.info)
 
 
-def _plan_tars(files: SourceFiles, options: IngestOptions, export: Export | None = None) -> Plan:
+def _plan_tars(
+    files: SourceFiles, options: IngestOptions, info: Mapping[str, object], export: Export | None = None
+) -> Plan:
     place = files.place
     where = f"the first samples of {place.url}"
     scattered: set[str] = set()
@@ -54,7 +64,7 @@ def _plan_tars(files: SourceFiles, options: IngestOptions, export: Export | None
         return Choice(columns, export.class_names)
 
     about = [*statistics_files(files), *(export.about if export else ())]
-    plan = plan_files(files, first=first, choose=choose, about=about, info=export.info if export else None)
+    plan = plan_files(files, first=first, choose=choose, about=about, info=info)
     return replace(plan, parts=tuple(replace(part, is_joined=part.path in scattered) for part in plan.parts))
 
 
@@ -116,11 +126,11 @@ def _is_complete(sample: Sample) -> bool:
 WEBDATASET = Source(
     help="tars of img2dataset, webdataset, CLIP_benchmark or others; .tar.gz too",
     files="tar files",
-    owns=lambda name: name.lower().endswith(_SUFFIXES),
+    owns=lambda name: name.lower().endswith((*TAR_SUFFIXES, *_NOT_READ)),
     plan=_plan,
     read=_read,
     marks=(".tar", ".tgz"),
     has_prefix=True,
     has_texts=True,
-    split_help="test, train, ...: of CLIP_benchmark's sets",
+    split_help="train, test, ...; A,B for several, not of CLIP_benchmark's sets",
 )
