@@ -121,7 +121,7 @@ def runs(tmp_path_factory):
     (tmp_path / "tables").mkdir()
     write_tables(tmp_path / "tables")
     dumps.write_images(tmp_path, [samples(2)])
-    (tmp_path / "labels.csv").write_text("path,label\nimages/000000000.jpg,\nimages/000000001.jpg,3\n")
+    (tmp_path / "labels.csv").write_text("path,label\nimages/000000000.jpg,\nimages/000000001.jpg,3\nx.jpg,3,4\n")
     dumps.write_class_folders(tmp_path / "folders", [samples(4)])
     (tmp_path / "folders/stray.jpg").write_bytes(jpeg(5))
     sources = [
@@ -204,5 +204,5 @@ def test_the_manual_describes_every_field_that_the_manifests_of_sources_and_tool
     manual = (ROOT / "docs/ingest.md").read_text().partition("## The manifest\n")[2].partition("\n## ")[0]
     described = {name for line in manual.splitlines() if line.startswith("| `") for name in NAME.findall(line)}
     held = {name for manifest in manifests for name in manifest.info}
-    assert {"captions_of_unlisted_pictures", "unknown_pieces", "labels", "form"} <= held
+    assert {"captions_of_unlisted_pictures", "unknown_pieces", "labels", "versions"} <= held
     assert held <= described
