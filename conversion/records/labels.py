@@ -60,15 +60,20 @@ def classes_of(plan: Plan, options: IngestOptions) -> Classes:
 
 
 def with_text_labels(place: Place, plan: Plan, *, kind: str, options: IngestOptions, workers: int) -> Plan:
-    """The plan, with class names if labels are texts, which the first rows show.
+    """The plan, with class names if labels are texts: if at least half of those in the first rows are, or if the
+    numbers among them are class names too. One text among numbers does not give all numbers another meaning.
 
     Without given names, all labels of the source are read, and the names are the different ones in sorted order.
 
     Raises:
         DataError: a part cannot be read, or there are more than 100,000 different labels.
     """
-    first = islice(_labels(place, plan.parts, kind, options), _FIRST_ROWS)
-    if not any(isinstance(label, str) for labels in first for label in labels):
+    rows = islice(_labels(place, plan.parts, kind, options), _FIRST_ROWS)
+    first = [label for labels in rows for label in labels]
+    texts = [label for label in first if isinstance(label, str)]
+    names = options.class_names or plan.class_names or ()
+    are_numbers = 2 * len(texts) < len(first) and not {str(label) for label in first} - set(texts) <= set(names)
+    if not texts or are_numbers:
         return plan
     if options.class_names is None and plan.class_names is None:
         plan = replace(plan, class_names=tuple(sorted(_collect(place, plan, kind, options, workers))))
@@ -140,4 +145,5 @@ def _read_labels(place: Place, part: Part, kind: str, options: IngestOptions) ->
 
 
 def _only_labels(columns: Columns) -> Columns:
-    return Columns(label=columns.label, path=columns.path)
+    # Rows of other splits are none, also for the number of rows of a piece of a list.
+    return Columns(label=columns.label, path=columns.path, split=columns.split)
