@@ -78,7 +78,7 @@ def _advice_on_keys(manifest: Manifest) -> str:
     kind = SOURCES.get(_kind(manifest))
     if kind is None or kind.has_prefix:
         return "if several dumps were given, --prefix-keys keeps them apart"
-    return "is an image in several lists, or with several labels? manifest.json has examples"
+    return "is an image in several lists or file formats, or with several labels? manifest.json has examples"
 
 
 def _advice_on_lines(manifest: Manifest) -> str:
