@@ -46,8 +46,10 @@ def classes_of(plan: Plan, options: IngestOptions) -> Classes:
     """The classes of a planned conversion.
 
     Raises:
-        DataError: labels are texts, and two classes have the same name.
+        DataError: labels are texts, and two classes have the same name; or ``--first-label`` or ``--class-names`` does
+            not apply to the source.
     """
+    _check_flags(plan, options)
     names = options.class_names or plan.class_names
     numbers = {name: number for number, name in enumerate(names or ())} if plan.has_text_labels else {}
     if names is not None and numbers and len(numbers) < len(names):
@@ -57,6 +59,15 @@ def classes_of(plan: Plan, options: IngestOptions) -> Classes:
             "own with --class-names"
         )
     return Classes(count=None if names is None else len(names), numbers=numbers, first=options.first_label)
+
+
+def _check_flags(plan: Plan, options: IngestOptions) -> None:
+    has_labels = options.label_column is not None or any(part.columns.label for part in plan.parts)
+    if options.first_label and (plan.class_names is not None or plan.has_text_labels):
+        why = "labels are texts" if plan.has_text_labels else "the source has the names of its classes, from 0 on"
+        raise DataError(f"--first-label does not apply: {why}; leave it out")
+    if options.first_label and not has_labels:
+        raise DataError("--first-label does not apply: the source has no labels; name them with --label-column")
 
 
 def with_text_labels(place: Place, plan: Plan, *, kind: str, options: IngestOptions, workers: int) -> Plan:

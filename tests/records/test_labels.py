@@ -242,6 +242,30 @@ def test_a_label_before_the_first_one_has_no_class(tmp_path):
     assert (labels_of(tmp_path / "out"), manifest.rows_dropped) == ([0, 1], {"no class name": 1})
 
 
+@pytest.mark.parametrize(
+    ("labels", "column", "words"),
+    [(["cat", "dog"], "label", "labels are texts"), (["1", "2"], None, "no labels; name them with --label-column")],
+)
+def test_a_first_label_that_changes_nothing_is_refused(labels, column, words, tmp_path):
+    write_labels("csv", tmp_path / "source", labels)
+    with pytest.raises(DataError, match=f"--first-label does not apply: .*{words}"):
+        ingest(
+            tmp_path / "source",
+            tmp_path / "out",
+            kind="captions",
+            label_column=column,
+            caption_column="image",
+            first_label=1,
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_first_label_is_refused_if_the_source_names_its_classes(tmp_path):
+    dumps.write_tfds(tmp_path / "source", [[]])
+    with pytest.raises(DataError, match="--first-label does not apply: the source has the names of its classes"):
+        ingest(tmp_path / "source", tmp_path / "out", kind="tfds", first_label=1)
+
+
 def test_labels_without_names_are_shown_with_a_hint(tmp_path, capsys):
     write_labels("csv", tmp_path / "source", ["1", "2"])
     assert call("captions", tmp_path / "source", tmp_path / "out", "--label-column", "label") == 0
