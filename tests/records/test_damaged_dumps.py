@@ -18,7 +18,7 @@ QUICK = [name for name in FORMS if not name.startswith("TF")]  # TensorFlow take
 
 
 def convert_damaged(name, seeds, folder):
-    """The outcome of each seed. A seed that ends the process has the outcome "crashed", and the next one goes on."""
+    """The outcome of each seed. A seed that ends the process has the outcome "crashed", and the next one continues."""
     outcomes = {}
     first = seeds.start
     while first < seeds.stop:
