@@ -33,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return _diff(arguments)
             case _:
                 return _convert(arguments)
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(f"interrupted{advice}") from error
     except BrokenPipeError:
         raise
     except OSError as error:  # a full disk, a folder without permission
@@ -53,14 +55,18 @@ def _convert(arguments: argparse.Namespace) -> int:
     _print(account_lines(arguments.target, manifest))
     if not manifest.rows_written:
         return FAILED if manifest.rows_read else OK
-    _print(_next_lines(arguments.target, is_labeled=bool(manifest.class_names)))
+    has_captions = bool(manifest.info["captions_written"])
+    _print(_next_lines(arguments.target, has_names=bool(manifest.class_names), has_captions=has_captions))
     return OK
 
 
-def _next_lines(folder: str, *, is_labeled: bool) -> list[str]:
+def _next_lines(folder: str, *, has_names: bool, has_captions: bool) -> list[str]:
     look = (command_line("show", folder), "the account, and a sheet of samples")
-    if is_labeled:
-        score = command_line("evaluate", "MODEL", "--suite", "zero-shot", "--data", folder, "--out", "result.json")
+    if has_names or not has_captions:
+        names = () if has_names else ("--class-names", "FILE")
+        score = command_line(
+            "evaluate", "MODEL", "--suite", "zero-shot", "--data", folder, *names, "--out", "result.json"
+        )
         return next_lines(look, (score, "score a model on these records"))
     run = command_line("train", minimal_config(), "--workdir", "RUN", "--data.sources.0.folder", folder)
     return next_lines(look, (run, "train on these records"))

@@ -1,7 +1,7 @@
 """Source ``pairs``: images with a text or JSON file of the same name next to each."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 
 from conversion.records.listing import check_readable
@@ -26,6 +26,12 @@ def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
         WrongKind: no image has a text.
         DataError: a file cannot be read, or the first samples lack a column or hold one of the wrong type.
     """
+    suffixes: dict[str, set[str]] = {}
+    for file in files.own:
+        suffix = suffix_of(file.name)
+        suffixes.setdefault(file.name[: -len(suffix)], set()).add(suffix[1:])
+    if suffixes and not any(map(_is_pair, suffixes.values())):
+        raise WrongKind
     split = choose_split(files, options, by_folder=True)
     files = split.files
     check_readable(files.place, files.own)
@@ -51,8 +57,8 @@ def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
     )
 
 
-def _is_pair(paths: dict[str, str]) -> bool:
-    return any(image in paths for image in IMAGES) and any(text[1:] in paths for text in _TEXTS)
+def _is_pair(suffixes: Collection[str]) -> bool:
+    return any(image in suffixes for image in IMAGES) and any(text[1:] in suffixes for text in _TEXTS)
 
 
 def _read_sample(place: Place, row: ListedRow, *, with_images: bool) -> Sample:
