@@ -7,14 +7,18 @@ import sys
 from collections import Counter
 
 import pytest
-from support.damaged_dumps import FORMS
+from support import dumps
+from support.damaged_dumps import FORMS, problems, wrong_values
 from support.paths import ROOT
+
+from clipa_eqx.data.records import Record
+from conversion.records import part
 
 QUICK = [name for name in FORMS if not name.startswith("TF")]  # TensorFlow takes seconds to import
 
 
 def convert_damaged(name, seeds, folder):
-    """The outcome of each seed. A seed that ends the process has the outcome "crashed", and the next one goes on."""
+    """The outcome of each seed. A seed that ends the process has the outcome "crashed", and the next one continues."""
     outcomes = {}
     first = seeds.start
     while first < seeds.stop:
@@ -59,6 +63,34 @@ def test_two_damaged_files_of_each_format_that_is_quick_to_read(tmp_path):
     lines = [line for line in map(json.loads, done.stdout.splitlines()) if "begun" not in line]
     assert len(lines) == 2 * len(QUICK)
     assert [line for line in lines if line["problems"]] == []
+
+
+def record(key, image=b"i", caption="c"):
+    return Record(key=key, image=image, captions=(caption,), label=None)
+
+
+def test_wrong_values_would_be_seen(tmp_path):
+    (tmp_path / "0.jpg").write_bytes(b"i")
+    before = dict.fromkeys("ab", (b"i", ("c",), None))
+    good, bad = [record("a"), record("b")], [record("a", caption="d"), record("b", caption="d")]
+    for name in ("TFRecord", "CSV"):
+        assert wrong_values(FORMS[name], tmp_path, good, before, bit=True) == []
+        assert len(wrong_values(FORMS[name], tmp_path, bad, before, bit=True)) == 2
+    assert wrong_values(FORMS["CSV"], tmp_path, [good[0], bad[1]], before, bit=True) == []
+    assert len(wrong_values(FORMS["CSV"], tmp_path, [record("c", image=b"j")], before, bit=False)) == 1
+
+
+def test_a_traceback_and_leftovers_would_be_seen(tmp_path, monkeypatch):
+    dumps.write_csv(tmp_path / "source", [dumps.samples(2)])
+
+    def fail(*_):
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(part, "check_row", fail)
+        code, found = problems(FORMS["CSV"], tmp_path, tmp_path, {}, bit=False)
+    assert (code, found[0]) == (1, "a traceback")
+    assert "left: _unfinished" in found
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,7 @@ from clipa_eqx.data.manifest import read_manifest
 from conversion.records import rows
 from conversion.records.rows import printable, stable
 
+NAME = re.compile(r"`([a-z_]+)`")
 REASONS = {
     value
     for name, value in vars(rows).items()
@@ -119,7 +121,7 @@ def runs(tmp_path_factory):
     (tmp_path / "tables").mkdir()
     write_tables(tmp_path / "tables")
     dumps.write_images(tmp_path, [samples(2)])
-    (tmp_path / "labels.csv").write_text("path,label\nimages/000000000.jpg,\nimages/000000001.jpg,3\nimages/x.jpg\n")
+    (tmp_path / "labels.csv").write_text("path,label\nimages/000000000.jpg,\nimages/000000001.jpg,3\nx.jpg,3,4\n")
     dumps.write_class_folders(tmp_path / "folders", [samples(4)])
     (tmp_path / "folders/stray.jpg").write_bytes(jpeg(5))
     sources = [
@@ -189,3 +191,18 @@ def test_a_detail_names_neither_an_object_nor_a_folder_of_copies(tmp_path):
     details = [one["detail"] for one in manifest.info["examples"]["undecodable image"]]
     assert len(details) == 3
     assert all("<_io" not in printable(detail) for detail in details)
+
+
+def test_the_manual_describes_every_field_that_the_manifests_of_sources_and_tools_hold(runs, tmp_path):
+    dumps.write_coco(tmp_path / "coco", [samples(2)])
+    path = tmp_path / "coco/captions.json"
+    listed = json.loads(path.read_text())
+    listed["annotations"].append({"image_id": 99, "caption": "x"})
+    path.write_text(json.dumps(listed))
+    manifests = [read_manifest(folder) for folder in sorted((runs / "one").iterdir())]
+    manifests.append(ingest(path, tmp_path / "out", kind="captions"))
+    manual = (ROOT / "docs/ingest.md").read_text().partition("## The manifest\n")[2].partition("\n## ")[0]
+    described = {name for line in manual.splitlines() if line.startswith("| `") for name in NAME.findall(line)}
+    held = {name for manifest in manifests for name in manifest.info}
+    assert {"captions_of_unlisted_pictures", "unknown_pieces", "labels", "versions"} <= held
+    assert held <= described
