@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from clipa_eqx.cli import FAILED, OK, exit_on_sigterm, run
 from clipa_eqx.commands import command_line, minimal_config, next_lines
+from clipa_eqx.data.manifest import Manifest
 from clipa_eqx.errors import DataError
 from conversion.records.arguments import make_parser, options_of
 from conversion.records.convert import convert
@@ -55,17 +56,17 @@ def _convert(arguments: argparse.Namespace) -> int:
     _print(account_lines(arguments.target, manifest))
     if not manifest.rows_written:
         return FAILED if manifest.rows_read else OK
-    has_captions = bool(manifest.info["captions_written"])
-    _print(_next_lines(arguments.target, has_names=bool(manifest.class_names), has_captions=has_captions))
+    _print(_next_lines(arguments.target, manifest))
     return OK
 
 
-def _next_lines(folder: str, *, has_names: bool, has_captions: bool) -> list[str]:
+def _next_lines(folder: str, manifest: Manifest) -> list[str]:
     look = (command_line("show", folder), "the account, and a sheet of samples")
-    if has_names or not has_captions:
-        names = () if has_names else ("--class-names", "FILE")
+    if manifest.class_names or not manifest.info["captions_written"]:
+        names = () if manifest.class_names else ("--class-names", "FILE")
+        labels = ("--max-labels", str(manifest.info["most_labels"])) if "most_labels" in manifest.info else ()
         score = command_line(
-            "evaluate", "MODEL", "--suite", "zero-shot", "--data", folder, *names, "--out", "result.json"
+            "evaluate", "MODEL", "--suite", "zero-shot", "--data", folder, *names, *labels, "--out", "result.json"
         )
         return next_lines(look, (score, "score a model on these records"))
     run = command_line("train", minimal_config(), "--workdir", "RUN", "--data.sources.0.folder", folder)

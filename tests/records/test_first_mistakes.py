@@ -143,3 +143,13 @@ def test_ctrl_c_ends_with_the_command_to_resume(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(program, "convert", interrupt)
     assert run(lambda: call("folder", tmp_path / "a", tmp_path / "out")) == 130
     assert "interrupted; repeat the same command to resume" in capsys.readouterr().err
+
+
+def test_several_labels_of_an_image_end_with_the_number_that_scoring_needs(tmp_path, capsys):
+    labels = [[0], [0, 2, 1], [1, 2]]
+    write_table(tmp_path / "0.parquet", {"image": [jpeg(i) for i in range(3)], "labels": labels})
+    (tmp_path / "names.txt").write_text("cat\ndog\ncow\n")
+    flags = ("--label-column", "labels", "--class-names", tmp_path / "names.txt")
+    assert call("parquet", tmp_path / "0.parquet", tmp_path / "out", *flags) == 0
+    assert "--max-labels 3 --out" in capsys.readouterr().out
+    assert open_records(tmp_path / "out").manifest.info["most_labels"] == 3
