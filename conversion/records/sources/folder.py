@@ -45,9 +45,16 @@ def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
     return Plan(
         parts=list_parts(rows, [file.size for file in files.own], source=place.url, options=options),
         class_names=tuple(classes),
-        info=ignored_files(file for file in files.found if file.path not in read),
+        info={**ignored_files(file for file in files.found if file.path not in read), **_empty(classes, files.own)},
         digest=digest_of(files.own),
     )
+
+
+def _empty(classes: Sequence[str], images: Sequence[FoundFile]) -> dict[str, object]:
+    """For the manifest: the class folders without images."""
+    filled = {file.name.partition("/")[0] for file in images}
+    empty = [name for name in classes if name not in filled]
+    return {"classes_without_images": empty} if empty else {}
 
 
 def _is_for_imagenet(files: Sequence[FoundFile]) -> bool:

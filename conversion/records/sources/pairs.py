@@ -26,6 +26,12 @@ def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
         WrongKind: no image has a text.
         DataError: a file cannot be read, or the first samples lack a column or hold one of the wrong type.
     """
+    suffixes: dict[str, set[str]] = {}
+    for file in files.own:
+        suffix = suffix_of(file.name)
+        suffixes.setdefault(file.name[: -len(suffix)], set()).add(suffix[1:])
+    if suffixes and not any(map(_is_pair, suffixes.values())):
+        raise WrongKind
     split = choose_split(files, options, by_folder=True)
     files = split.files
     check_readable(files.place, files.own)
