@@ -11,7 +11,7 @@ from pathlib import Path
 
 import tyro
 
-from clipa_eqx.config_flags import apply_none, clear_other_units, explain, unknown_flags
+from clipa_eqx.config_flags import apply_none, clear_other_units, explain, repeated_flags, unknown_flags
 from clipa_eqx.errors import ClipaError, ConfigError
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.json_config import FORMER_NAMES
@@ -67,8 +67,10 @@ def apply_overrides(
         program_flags: flags of the program itself, which a wrong flag may have meant.
 
     Raises:
-        ConfigError: unknown flags, values of the wrong type, or a result that contradicts itself.
+        ConfigError: unknown flags, a flag given twice, values of the wrong type, or a result that contradicts itself.
     """
+    if repeated := repeated_flags(argv):
+        raise ConfigError(f"command line: {repeated[0]} is given twice; give it once")
     try:
         config, rest = apply_none(config, [_current_flag(argument) for argument in argv])
     except ConfigError as error:

@@ -3,6 +3,7 @@
 import dataclasses
 import types
 import typing
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar, Union, cast, get_args, get_origin
 
@@ -62,6 +63,12 @@ def clear_other_units(config: Any, argv: Sequence[str]) -> list[str]:
             if unit not in units and getattr(found.value, unit) is not None and (*owner, unit) not in named:
                 added += [f"--{'.'.join(owner)}.{unit}", "None"]
     return [*argv, *added]
+
+
+def repeated_flags(argv: Sequence[str]) -> list[str]:
+    """The flags that are given more than once, under any of their spellings. Only the last would count."""
+    counts = Counter(_path_of(flag) for flag, *_ in _split(argv) if flag.startswith("--"))
+    return [f"--{'.'.join(path).replace('_', '-')}" for path, count in counts.items() if count > 1]
 
 
 def unknown_flags(config: Any, argv: Sequence[str]) -> list[str]:

@@ -18,6 +18,7 @@ FORMER_NAMES = {"optimiser": "optimizer", "colour": "color", "canonicalise": "ca
 LATER_FIELDS: Mapping[tuple[str, str], Any] = {
     ("CheckpointConfig", "checksums"): True,
     ("ExperimentConfig", "tensorboard"): False,
+    ("ZeroShotConfig", "commas_in_names"): False,
 }
 """Fields that records of version 0.1.0 lack, by class and name, with the value that runs of that version have now."""
 

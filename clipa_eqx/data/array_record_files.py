@@ -21,6 +21,10 @@ class ShardReader(Protocol):
         """Number of records; a truncated file may report 0 instead of an error."""
         ...
 
+    def ok(self) -> bool:
+        """Check whether the file has a valid index, which an empty file of records has too."""
+        ...
+
     def close(self) -> None:
         """Close the file."""
         ...

@@ -62,6 +62,19 @@ class Manifest:
         if len({shard.name for shard in self.shards}) != len(self.shards):
             raise DataError("manifest: two shards have the same name")
 
+    @property
+    def templates(self) -> tuple[str, ...] | None:
+        """Prompt templates of a labeled set (``info["templates"]``), with ``{c}`` for the class name; None without any.
+
+        Raises:
+            DataError: they are no list of texts.
+        """
+        found = self.info.get("templates")
+        if found is None:
+            return None
+        where = "manifest: info['templates']"
+        return tuple(_as_text(one, where) for one in _as_list(found, where))
+
     def _account(self) -> str:
         return f"read {self.rows_read}, written {self.rows_written}, dropped {dict(self.rows_dropped)}"
 

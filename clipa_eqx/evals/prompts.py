@@ -128,11 +128,16 @@ def class_prompts(
     *,
     canonical: bool = True,
     first_name_only: bool = True,
+    commas_in_names: bool = False,
 ) -> list[list[str]]:
     """The sentences of each class: every template with every name (or only the first of names separated by commas).
 
+    Args:
+        templates: sentences with ``{}``, or with CLIP_benchmark's ``{c}``, for the name.
+        commas_in_names: commas are part of a name and do not separate names.
+
     Raises:
-        ConfigError: a template has no ``{}``, or there are no templates.
+        ConfigError: a template has no place for the name, or there are no templates.
         DataError: there are no classes, or a name is empty (after canonicalization).
 
     >>> class_prompts(["Fire_Truck, fire engine"], ["a photo of a {}.", "{}"])
@@ -141,17 +146,18 @@ def class_prompts(
     if not templates:
         raise ConfigError("no prompt templates; name a prompt set or list at least one template such as '{}'")
     for template in templates:
-        if "{}" not in template:
+        if "{}" not in template and "{c}" not in template:
             raise ConfigError(
                 f"template {template!r} has no {{}} for the class name; write it as in 'a photo of a {{}}.'"
             )
     if not class_names:
         raise DataError("no class names; zero-shot scoring needs one name per label")
     shown = canonical_class_names(class_names) if canonical else tuple(class_names)
-    patterns = canonical_templates(templates) if canonical else tuple(templates)
+    plain = [template.replace("{c}", "{}") for template in templates]
+    patterns = canonical_templates(plain) if canonical else tuple(plain)
     prompts: list[list[str]] = []
     for label, (given, name) in enumerate(zip(class_names, shown, strict=True)):
-        synonyms = name.split(",")[:1] if first_name_only else name.split(",")
+        synonyms = [name] if commas_in_names else name.split(",")[:1] if first_name_only else name.split(",")
         if not all(synonym.strip() for synonym in synonyms):
             raise DataError(f"class {label} is named {given!r}, which leaves nothing to put into a prompt; rename it")
         prompts.append([pattern.replace("{}", synonym) for synonym in synonyms for pattern in patterns])

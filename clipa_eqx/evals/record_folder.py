@@ -51,6 +51,7 @@ def score_records(
     task = prepare_zero_shot(
         config,
         manifest_class_names=source.manifest.class_names,
+        manifest_templates=source.manifest.templates,
         tokenizer=tokenizer,
         length=model.config.text.length,
     )

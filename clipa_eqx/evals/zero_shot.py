@@ -39,9 +39,10 @@ class ZeroShotConfig:
     Attributes:
         data: record folder whose ``label`` indexes the class names. An image with several labels has them as text
             in ``extra["labels"]``, such as "3,17" or "[3, 17]"; each of them counts as right.
-        templates: name of a published prompt set, or the templates themselves, each with ``{}`` for the class name.
-            The sets are "clip_paper" (81 templates, as the reference scores), "open_clip" (80), "clip_best" (8) and
-            "class_name_only" (1).
+        templates: name of a published prompt set, or the templates themselves, each with ``{}`` (or ``{c}``) for the
+            class name. The sets are "clip_paper" (81 templates, as the reference scores), "open_clip" (80),
+            "clip_best" (8) and "class_name_only" (1). "manifest" takes those of the record folder, which sets of
+            CLIP_benchmark have.
         class_names: "manifest" takes those of the record folder, "file" those of ``class_names_file``; "imagenet"
             (1000), "imagenet_a" and "imagenet_r" (200 each) are published lists. If the classes of the folder are
             WordNet ids of ImageNet (such as "n01440764"), "manifest" and the lists give the names of these ids.
@@ -49,6 +50,7 @@ class ZeroShotConfig:
         canonicalize: lower case without punctuation, as the reference scores; False keeps names and templates as
             written.
         first_name_only: use only the first of names such as "tabby, tabby cat"; False averages over all of them.
+        commas_in_names: commas are part of a name and do not separate names.
         batch_size: images (and prompts) at once over all devices; it changes no count.
         text_reduction: how prompts longer than the text tower are cut: "truncate" keeps the first pieces, "syntax" the
             words of the most important classes.
@@ -56,16 +58,17 @@ class ZeroShotConfig:
         every_steps: period of scoring in the training loop, in steps; None scores at its end only.
 
     Raises:
-        ConfigError: a field is out of range, a template has no ``{}``, or ``class_names_file`` does not fit
-            ``class_names``.
+        ConfigError: a field is out of range, a template has no ``{}``, ``class_names_file`` does not fit
+            ``class_names``, or ``commas_in_names`` does not fit ``first_name_only``.
     """
 
     data: str
-    templates: PromptSet | tuple[str, ...] = "clip_paper"
+    templates: PromptSet | Literal["manifest"] | tuple[str, ...] = "clip_paper"
     class_names: ClassNameSet | Literal["manifest", "file"] = "manifest"
     class_names_file: str | None = None
     canonicalize: bool = True
     first_name_only: bool = True
+    commas_in_names: bool = False
     batch_size: int = 256
     text_reduction: Literal["truncate", "syntax"] = "truncate"
     max_labels: int = 1
@@ -78,6 +81,10 @@ class ZeroShotConfig:
             raise ConfigError(
                 f"zero-shot: class_names={self.class_names!r} with class_names_file={self.class_names_file!r}; "
                 "give class_names_file together with class_names='file', and only then"
+            )
+        if self.commas_in_names and not self.first_name_only:
+            raise ConfigError(
+                "zero-shot: with commas_in_names a name has no synonyms to average over; leave first_name_only at True"
             )
         if not isinstance(self.templates, str):
             class_prompts(["name"], self.templates)  # raises on a template without {}
@@ -109,13 +116,38 @@ def class_names_of(config: ZeroShotConfig, manifest_class_names: Sequence[str] |
     return choose_class_names(config.class_names, manifest_class_names, file=config.class_names_file, data=config.data)
 
 
+def templates_of(config: ZeroShotConfig, manifest_templates: Sequence[str] | None) -> tuple[str, ...]:
+    """The prompt templates: a published set, those of the record folder, or those of the config.
+
+    Raises:
+        ConfigError: there is no such set.
+        DataError: those of the record folder are wanted, and it has none.
+    """
+    if not isinstance(config.templates, str):
+        return config.templates
+    if config.templates != "manifest":
+        return named_templates(config.templates)
+    if not manifest_templates:
+        raise DataError(
+            f"data folder {config.data} has no templates in its manifest, which only sets of CLIP_benchmark have; name "
+            "a prompt set or list the templates"
+        )
+    return tuple(manifest_templates)
+
+
 def prepare_zero_shot(
-    config: ZeroShotConfig, *, manifest_class_names: Sequence[str] | None, tokenizer: Tokenizer, length: int
+    config: ZeroShotConfig,
+    *,
+    manifest_class_names: Sequence[str] | None,
+    manifest_templates: Sequence[str] | None = None,
+    tokenizer: Tokenizer,
+    length: int,
 ) -> ZeroShotTask:
     """Make the prompts of all classes, tokenize them, and log how many are cut.
 
     Args:
         manifest_class_names: ``source.manifest.class_names`` of the record folder, in label order.
+        manifest_templates: ``source.manifest.templates``, for ``templates="manifest"``.
         length: tokens per prompt, that of the text tower.
 
     Returns:
@@ -124,20 +156,37 @@ def prepare_zero_shot(
     Raises:
         ConfigError: a template has no ``{}``, or there is none.
         DataError: there are no class names, more or fewer than the record folder has classes, one of them is empty,
-            or their file cannot be read.
+            their file cannot be read, or the record folder has no templates.
     """
-    task = make_task(config, manifest_class_names=manifest_class_names, tokenizer=tokenizer, length=length)
+    task = make_task(
+        config,
+        manifest_class_names=manifest_class_names,
+        manifest_templates=manifest_templates,
+        tokenizer=tokenizer,
+        length=length,
+    )
     log_prompts(task, tokenizer)
     return task
 
 
 def make_task(
-    config: ZeroShotConfig, *, manifest_class_names: Sequence[str] | None, tokenizer: Tokenizer, length: int
+    config: ZeroShotConfig,
+    *,
+    manifest_class_names: Sequence[str] | None,
+    manifest_templates: Sequence[str] | None = None,
+    tokenizer: Tokenizer,
+    length: int,
 ) -> ZeroShotTask:
     """Make the task of ``prepare_zero_shot`` without a line in the log."""
     names = class_names_of(config, manifest_class_names)
-    templates = named_templates(config.templates) if isinstance(config.templates, str) else config.templates
-    prompts = class_prompts(names, templates, canonical=config.canonicalize, first_name_only=config.first_name_only)
+    templates = templates_of(config, manifest_templates)
+    prompts = class_prompts(
+        names,
+        templates,
+        canonical=config.canonicalize,
+        first_name_only=config.first_name_only,
+        commas_in_names=config.commas_in_names,
+    )
     encoded = [tokenizer(texts, length=length, reduction=config.text_reduction) for texts in prompts]
     truncated, total = sum(tokens.truncated for tokens in encoded), sum(map(len, prompts))
     about = {
@@ -200,8 +249,7 @@ def check_set(config: ZeroShotConfig, source: RecordSource) -> None:
             was read has no valid label.
     """
     names = class_names_of(config, source.manifest.class_names)
-    templates = named_templates(config.templates) if isinstance(config.templates, str) else config.templates
-    class_prompts(names[:1], templates)
+    class_prompts(names[:1], templates_of(config, source.manifest.templates))
     check_labels(source, classes=len(names), max_labels=config.max_labels)
 
 

@@ -15,7 +15,8 @@ by its model if training has ended, else by its last checkpoint, with eval_image
 The data folder holds labeled records; labels index the class names. All devices of this process take part.
 Exit codes: 0 done, 2 a mistake in model, data or arguments, 1 anything else."""
 
-PROMPT_SETS = ("clip_paper", "clip_best", "class_name_only", "open_clip")
+PROMPT_SETS = ("clip_paper", "clip_best", "class_name_only", "open_clip", "manifest")
+TEMPLATES_HELP = "default: clip_paper; manifest: those in the data folder's manifest, which CLIP_benchmark's sets have"
 CLASS_NAME_SETS = ("manifest", "imagenet", "imagenet_a", "imagenet_r")
 
 
@@ -41,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             class_names=names if names in CLASS_NAME_SETS else "file",
             class_names_file=None if names in CLASS_NAME_SETS else names,
             canonicalize=not arguments.no_canonicalize,
+            commas_in_names=arguments.commas_in_names,
             text_reduction=arguments.text_reduction,
             max_labels=arguments.max_labels,
             batch_size=arguments.batch_size,
@@ -80,8 +82,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, metavar="RESULT.json")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing --out")
     prompts = parser.add_mutually_exclusive_group()
-    prompts.add_argument("--templates", choices=PROMPT_SETS, default="clip_paper", help="default: clip_paper")
-    prompts.add_argument("--templates-file", type=Path, metavar="FILE", help="one template per line, {} for the name")
+    prompts.add_argument("--templates", choices=PROMPT_SETS, default="clip_paper", help=TEMPLATES_HELP)
+    prompts.add_argument(
+        "--templates-file", type=Path, metavar="FILE", help="one template per line, {} or {c} for the name"
+    )
     parser.add_argument(
         "--class-names",
         default="manifest",
@@ -93,6 +97,11 @@ def _parser() -> argparse.ArgumentParser:
         "--no-canonicalise",
         action="store_true",
         help="keep case and punctuation of class names and templates",
+    )
+    parser.add_argument(
+        "--commas-in-names",
+        action="store_true",
+        help="commas are part of class names; else only the part before the first one is used",
     )
     parser.add_argument(
         "--text-reduction",

@@ -48,10 +48,11 @@ class Request:
     model: Path
     suite: Literal["zero-shot"]
     data: str
-    templates: PromptSet | tuple[str, ...] = "clip_paper"
+    templates: PromptSet | Literal["manifest"] | tuple[str, ...] = "clip_paper"
     class_names: ClassNameSet | Literal["manifest", "file"] = "manifest"
     class_names_file: str | None = None
     canonicalize: bool = True
+    commas_in_names: bool = False
     text_reduction: PromptReduction | None = None
     max_labels: int = 1
     batch_size: int = 256
@@ -75,6 +76,7 @@ def score(request: Request) -> dict[str, Any]:
         class_names=request.class_names,
         class_names_file=request.class_names_file,
         canonicalize=request.canonicalize,
+        commas_in_names=request.commas_in_names,
         batch_size=request.batch_size,
         max_labels=request.max_labels,
     )

@@ -135,6 +135,7 @@ def prepare_evaluations(config: ExperimentConfig, tokenizer: Tokenizer) -> tuple
         task = make_task(
             one,
             manifest_class_names=source.manifest.class_names,
+            manifest_templates=source.manifest.templates,
             tokenizer=tokenizer,
             length=config.model.text.length,
         )

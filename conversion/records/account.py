@@ -78,6 +78,7 @@ def close_account(reports: PartReports, plan: Plan, command: Mapping[str, object
     ordered = reports.in_order()
     ignored = sum(report.ignored_members for report in ordered)
     scattered = sum(report.scattered_tars for report in ordered)
+    of_lines = sum(report.captions_of_lines for report in ordered)
     for report in ordered:
         dropped.update(report.dropped)
         captions_dropped.update(report.captions_dropped)
@@ -94,6 +95,7 @@ def close_account(reports: PartReports, plan: Plan, command: Mapping[str, object
             "examples": reports.examples(),
             "captions_written": sum(report.captions_written for report in ordered),
             "captions_dropped": dict(sorted(captions_dropped.items())),
+            **({"captions_of_lines": of_lines} if of_lines else {}),
             **_shown(ordered),
             **unknown_entry(_pieces(ordered), names or ()),
             "damaged_sources": [damage for report in ordered for damage in report.damaged],
@@ -102,6 +104,7 @@ def close_account(reports: PartReports, plan: Plan, command: Mapping[str, object
             "versions": _versions(ordered),
             **({"ignored_members": ignored} if ignored else {}),
             **({"scattered_tars": scattered} if scattered else {}),
+            **_downloads(ordered),
             **_names_of_source(plan, options),
             **_label_range(reports),
             **plan.info,
@@ -128,6 +131,12 @@ def _pieces(reports: Sequence[PartReport]) -> PieceCounts:
         pieces=sum(report.pieces for report in reports),
         unknown=sum(report.unknown_pieces for report in reports),
     )
+
+
+def _downloads(reports: Sequence[PartReport]) -> dict[str, object]:
+    """The downloads that img2dataset reports next to its shards, which hold only those that succeeded."""
+    total = sum(report.downloads for report in reports)
+    return {"downloads": {"total": total, "failed": sum(one.failed_downloads for one in reports)}} if total else {}
 
 
 def _label_range(reports: PartReports) -> dict[str, object]:

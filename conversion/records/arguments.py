@@ -17,8 +17,9 @@ Conversion of image-text dumps into record folders: `python -m conversion.record
 folders: `verify DIR`, `diff A B`."""
 _EPILOG = """\
 SRC and DST are local paths or fsspec URLs (gs://, s3://, ...; their driver must be installed).
-SRC is a folder, a file, or a pattern in quotes. Its columns are chosen once, by their usual names or --*-column, from
-its first rows; rows without them are dropped and counted. Repeat the same command to resume an interrupted conversion.
+SRC is a folder, a file, or a pattern in quotes such as 'dir/*.tar' or 'dir/{00000..00041}.tar'. Its columns are chosen
+once, by their usual names or --*-column, from its first rows; rows without them are dropped and counted. Repeat the
+same command to resume an interrupted conversion.
 Exit codes: 0 done, 2 a mistake in source, destination or options, 1 anything else, also if no row was kept; verify:
 1 a shard is damaged; diff: 0 the same samples under the same keys, 1 not; 130, 143 and 129 after Ctrl-C, SIGTERM and
 SIGHUP."""
@@ -55,6 +56,8 @@ def options_of(arguments: argparse.Namespace) -> IngestOptions:
     given = vars(arguments)
     chosen: dict[str, Any] = {name: given[name] for name in IngestOptions.__dataclass_fields__ if name in given}
     chosen["keep"] = tuple(given.get("keep", ()))
+    captions = given.get("caption_column") or ()
+    chosen["caption_column"] = tuple(captions) if len(captions) > 1 else next(iter(captions), None)
     if arguments.class_names is not None:
         chosen["class_names"] = read_class_names(arguments.class_names)
     return IngestOptions(**chosen)
@@ -98,22 +101,42 @@ def _add_options(parser: argparse.ArgumentParser, source: Source) -> None:
             action="store_true",
             help="put the name of the file before every key, for dumps that share keys",
         )
+    if source.has_texts:
+        parser.add_argument(
+            "--caption-lines", action="store_true", help="each line of a .txt is a caption (the text is one caption)"
+        )
     if source.split_help:
         parser.add_argument("--split", help=source.split_help)
+    if source.has_label_flags:
+        parser.add_argument(
+            "--labels",
+            metavar="FILE",
+            help="labels of the validation images instead of the source's: ReaL's real.json (off)",
+        )
+        parser.add_argument(
+            "--own-classes",
+            action="store_true",
+            help="for ObjectNet: label with its 113 classes instead of ImageNet's (off)",
+        )
     if source.has_images:
         parser.add_argument("--images", help="folder that paths are relative to (that of the list)")
 
 
 def _add_columns(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image-column", help="or feature, or suffix in tars (the usual names)")
-    parser.add_argument("--caption-column", help="or feature, suffix or field of .json in tars (the usual names)")
+    parser.add_argument(
+        "--caption-column",
+        action="append",
+        help="or feature, suffix or field of .json in tars (the usual names); repeat it for several",
+    )
     parser.add_argument("--key-column", help="unique name of each row (the usual names)")
     parser.add_argument("--label-column", help="class numbers or names; captions are then optional (none)")
     parser.add_argument("--first-label", type=int, default=0, help="number of the first class in the source (0)")
     parser.add_argument(
         "--keep",
         nargs="+",
-        default=(),
+        action="extend",
+        default=[],
         metavar="COLUMN",
         help="columns, or suffixes and fields of .json in tars, for `extra`: url sha256 ... (none)",
     )

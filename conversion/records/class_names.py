@@ -1,13 +1,13 @@
 """Class names: from a file, checked against those of the source, and described in one line."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
 from clipa_eqx.errors import DataError, counted
 from clipa_eqx.evals.prompts import parse_class_names, wordnet_ids
-from conversion.records.rows import shortened
+from conversion.records.rows import printable, shortened
+from conversion.records.sources.values import from_json
 
 _SHOWN = 3  # names at each end of a description
 _LONGEST = 40  # characters of a name
@@ -22,7 +22,7 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     where = f"--class-names: {path}"
     try:
         content = path.read_bytes()
-        names: object = json.loads(content) if path.suffix == ".json" else None
+        names: object = from_json(content) if path.suffix == ".json" else None
     except (OSError, ValueError) as error:
         raise DataError(f"{where} cannot be read: {error}") from error
     if names is None:
@@ -32,6 +32,8 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     found = tuple(cast(list[str], names))
     if not found or not all(name.strip() for name in found):
         raise DataError(f"{where} holds an empty name, or none; write one name for each label")
+    if bad := [name for name in found if printable(name) != name]:
+        raise DataError(f"{where} holds the name {printable(bad[0])!r}, which is not Unicode; write it as UTF-8")
     return found
 
 
@@ -60,11 +62,19 @@ def describe_classes(names: Sequence[str], folders: Sequence[str] | None = None)
     >>> describe_classes(["cat", "dog"], ["0", "1"])
     '2 classes: 0 = cat (0 in the source), 1 = dog (1 in the source)'
     """
-    ids = wordnet_ids()
-    shown = [f"{name} ({ids[name]})" if name in ids else name for name in names]
+    shown = [f"{name} ({wordnet_ids()[name]})" if name in wordnet_ids() else name for name in names]
     if folders is not None:
         shown = [f"{name} ({folder} in the source)" for name, folder in zip(shown, folders, strict=True)]
     return f"{_classes(names)}: {numbered(shown)}"
+
+
+def describe_class(name: str) -> str:
+    """The name of a class, shortened; a WordNet id of ImageNet with the name that it is scored with.
+
+    >>> describe_class("n01440764")
+    'n01440764, tench'
+    """
+    return shortened(f"{name}, {wordnet_ids()[name]}" if name in wordnet_ids() else name, _LONGEST)
 
 
 def numbered(names: Sequence[str]) -> str:

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from clipa_eqx.errors import DataError
 from clipa_eqx.progress import progress_bar
-from conversion.records.places import Place, is_pattern, root_of
+from conversion.records.braces import expand_braces, has_braces
+from conversion.records.places import Place, has_wildcards, is_pattern, protocols, root_of
 from conversion.records.reading import unreadable
 
 _log = logging.getLogger(__name__)
@@ -38,14 +39,14 @@ def find_files(place: Place, *, may_be_empty: bool = False) -> list[FoundFile]:
     """All files below a folder, all files of a pattern such as ``data/*.tar``, or the one file; sorted by path.
 
     Raises:
-        DataError: there is no such file or folder, or no file at all (unless it ``may_be_empty``).
+        DataError: there is no such file or folder, nothing has one of the names that braces mean, or there is no
+            file at all (unless it ``may_be_empty``).
     """
     fs = place.fs
     try:
         root = root_of(place)
         if is_pattern(place):
-            found: dict[str, Any] = fs.glob(place.path, detail=True)
-            found = {path: info for path, info in found.items() if info["type"] != "directory"}
+            found = _of_pattern(place)
         elif fs.isfile(place.path):
             found = {place.path: fs.info(place.path)}
         elif fs.isdir(place.path):
@@ -62,6 +63,58 @@ def find_files(place: Place, *, may_be_empty: bool = False) -> list[FoundFile]:
         FoundFile(path, path[len(root) :].lstrip("/"), int(info.get("size") or 0))
         for path, info in sorted(found.items())
     ]
+
+
+def _of_pattern(place: Place) -> dict[str, Any]:
+    """The files of a pattern. Braces may also name folders, whose files are then all meant."""
+    if not has_braces(place.path):
+        return _glob(place, place.path)
+    found: dict[str, Any] = {}
+    missing: list[str] = []
+    listed: dict[str, dict[str, Any]] = {}  # entries of folders, so that many names take one request
+    for path in expand_braces(place.path):
+        held = _glob(place, path) if has_wildcards(path) else _named(place, path, listed)
+        found.update(held)
+        if not held:
+            missing.append(path)
+    if missing:
+        shown = f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
+        raise DataError(
+            f"of the names that {place.url} means, {len(missing):,} do not exist or hold no files: {shown}; "
+            "complete the files, or give only those that exist, for example by a pattern with *"
+        )
+    return found
+
+
+def _glob(place: Place, pattern: str) -> dict[str, Any]:
+    found: dict[str, Any] = place.fs.glob(pattern, detail=True)
+    return {path: info for path, info in found.items() if info["type"] != "directory"}
+
+
+def _named(place: Place, path: str, listed: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The file of this path, or all files of the folder; nothing if there is none."""
+    if place.is_local:
+        if os.path.isdir(path):
+            return _walk(place._replace(path=path))
+        return {path: {"size": os.path.getsize(path) if os.path.exists(path) else 0}} if os.path.lexists(path) else {}
+    folder, name = path.rstrip("/").rpartition("/")[::2]
+    if folder not in listed:
+        listed[folder] = _entries(place, folder)
+    info = listed[folder].get(name)
+    if info is None and "http" in protocols(place.fs) and place.fs.isfile(path):  # a server may list nothing
+        info = place.fs.info(path)
+    if info is None:
+        return {}
+    return _walk(place._replace(path=path)) if info["type"] == "directory" else {path: info}
+
+
+def _entries(place: Place, folder: str) -> dict[str, Any]:
+    """Descriptions by name of the entries of a folder; empty if it cannot be listed."""
+    try:
+        found: list[dict[str, Any]] = place.fs.ls(folder, detail=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    return {str(info["name"]).rstrip("/").rpartition("/")[2]: info for info in found}
 
 
 def _walk(place: Place) -> dict[str, Any]:

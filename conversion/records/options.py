@@ -14,11 +14,14 @@ class IngestOptions:
         image_column: column with the image, or with its path. Columns are those of tables, the features of
             ``tf.Example``s, or suffixes of members and fields of the JSON member in tars; None looks for the usual
             names. The same holds for the next three.
-        caption_column: column with the caption or captions.
+        caption_column: column with the caption or captions; several columns give the captions of all, in their order.
         key_column: column with the unique name of each row.
         label_column: column with the class number or name; captions are then optional.
         keep: columns whose values go to ``extra``.
+        caption_lines: each line of a text member of a tar is a caption; otherwise the text is one caption.
         split: the split to read, of a source that holds several.
+        labels: JSON list with the labels of ImageNet's validation images, which replace those of the source.
+        own_classes: label with the classes of the source instead of those of ImageNet, if it has both.
         images: folder that listed paths are relative to (None: the folder of the list).
         class_names: name of each label.
         first_label: number of the first class in the source; records count from 0.
@@ -33,11 +36,14 @@ class IngestOptions:
     """
 
     image_column: str | None = None
-    caption_column: str | None = None
+    caption_column: str | tuple[str, ...] | None = None
     key_column: str | None = None
     label_column: str | None = None
     keep: tuple[str, ...] = ()
+    caption_lines: bool = False
     split: str | None = None
+    labels: str | None = None
+    own_classes: bool = False
     images: str | None = None
     class_names: tuple[str, ...] | None = None
     first_label: int = 0
@@ -57,6 +63,8 @@ def check_options(options: IngestOptions) -> None:
     Raises:
         DataError: one is not, or two contradict each other.
     """
+    if isinstance(options.caption_column, tuple) and len(set(options.caption_column)) < len(options.caption_column):
+        raise DataError(f"--caption-column names a column twice: {', '.join(options.caption_column)}")
     for name, least in (
         ("min_side", 0),
         ("first_label", 0),

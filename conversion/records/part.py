@@ -107,7 +107,7 @@ def _blobs(job: Job, source: Place, account: "_Account", seen: Callable[[int], N
     """Yield the encoded records of a part, and enter every row into the account."""
     options = job.options
     prefix = f"{_stem(job.part.source)}/" if options.prefix_keys else ""
-    labeled, by_rows = is_labeled(job.kind, options), counts_rows(job.kind, options)
+    labeled, by_rows = is_labeled(job.kind, options, job.part.columns), counts_rows(job.kind, options)
     for item in read_part(source, job.part, kind=job.kind, options=options, tally=account.tally):
         left = None if job.limit is None else job.limit - account.rows_read
         if left == 0:
@@ -149,6 +149,7 @@ class _Account:
         self.fewest: int | None = None
         self.most = 0
         self.shown: list[dict[str, object]] = []
+        self.captions_of_lines = 0
         self.lowest: int | None = None
         self.highest: int | None = None
         self.dropped: Counter[str] = Counter()
@@ -177,6 +178,7 @@ class _Account:
         if is_sampled(self.rows_written):
             self.counts += count_pieces(record.captions)
         self.captions_dropped.update(captions_lost)
+        self.captions_of_lines += sum("\n" in caption.strip() for caption in record.captions)
         self.fewest = count if self.fewest is None else min(count, self.fewest)
         self.most = max(count, self.most)
         # The first, one after at least half of the records, and the last: neighbors are too alike to show a shift.
@@ -218,6 +220,7 @@ class _Account:
             captions_dropped=dict(sorted(self.captions_dropped.items())),
             fewest_captions=self.fewest,
             most_captions=self.most,
+            captions_of_lines=self.captions_of_lines,
             shown=self.shown,
             sampled_captions=self.counts.texts,
             pieces=self.counts.pieces,
@@ -230,6 +233,8 @@ class _Account:
             duplicates=len(self.job.duplicates),
             ignored_members=self.tally.ignored_members,
             scattered_tars=self.tally.scattered_tars,
+            downloads=self.tally.downloads,
+            failed_downloads=self.tally.failed_downloads,
             lowest_label=self.lowest,
             highest_label=self.highest,
             versions=library_versions(),

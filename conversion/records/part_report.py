@@ -28,6 +28,7 @@ class PartReport:
         captions_dropped: captions left out of records, by reason.
         fewest_captions: fewest captions of a record; None without records.
         most_captions: most captions of a record.
+        captions_of_lines: captions of the records that have several lines.
         shown: up to three records, spread over the part, as the manifest shows them.
         sampled_captions: captions whose word pieces were counted.
         pieces: their pieces.
@@ -40,6 +41,8 @@ class PartReport:
         duplicates: rows dropped as duplicates.
         ignored_members: members of a tar that belong to no row.
         scattered_tars: tars whose samples had to be joined, 0 or 1.
+        downloads: downloads that img2dataset reports for the part, if its rows are those that succeeded.
+        failed_downloads: those that failed.
         lowest_label: lowest class number of any row, counted from 0, also of one without a class; None without labels.
         highest_label: the highest.
         versions: versions of the libraries that decide bytes.
@@ -55,6 +58,7 @@ class PartReport:
     captions_dropped: dict[str, int]
     fewest_captions: int | None
     most_captions: int
+    captions_of_lines: int
     shown: list[dict[str, object]]
     sampled_captions: int
     pieces: int
@@ -70,6 +74,8 @@ class PartReport:
     lowest_label: int | None
     highest_label: int | None
     versions: dict[str, str]
+    downloads: int = 0
+    failed_downloads: int = 0
 
     def shard_infos(self) -> list[ShardInfo]:
         """The shards as the manifest describes them."""

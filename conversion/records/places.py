@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from clipa_eqx.errors import DataError
+from conversion.records.braces import expand_braces, has_braces
 
 
 class Place(NamedTuple):
@@ -62,14 +63,20 @@ def protocols(fs: Any) -> tuple[str, ...]:
 
 
 def is_pattern(place: Place) -> bool:
-    """Check whether the path is a pattern like ``data/*.tar``, not a file whose name holds such characters."""
-    return re.search(r"[*?\[]", place.path) is not None and not place.fs.exists(place.path)
+    """Check whether the path is a pattern like ``data/*.tar`` or ``data/{0..9}.tar``, and no file has such a name."""
+    return (has_wildcards(place.path) or has_braces(place.path)) and not place.fs.exists(place.path)
+
+
+def has_wildcards(path: str) -> bool:
+    """Check whether a path holds characters that mean others."""
+    return re.search(r"[*?\[]", path) is not None
 
 
 def root_of(place: Place) -> str:
     """The path of the folder that is searched: the folder itself, that of the file, or that before a pattern."""
     if is_pattern(place):
-        return re.split(r"[*?\[]", place.path)[0].rpartition("/")[0]
+        special = r"[*?\[{]" if has_braces(place.path) else r"[*?\[]"
+        return re.split(special, place.path)[0].rpartition("/")[0]
     return place.path.rpartition("/")[0] if place.fs.isfile(place.path) else place.path.rstrip("/")
 
 
@@ -92,7 +99,10 @@ def check_apart(source: Place, target: Place) -> None:
     root = root_of(source)
     pattern = source.path[len(root) :].lstrip("/")
     if is_pattern(source) and "/" not in pattern and "**" not in pattern:
-        return  # `folder/*.tar` reads nothing from the folders inside
+        # `folder/*.tar` reads nothing from the folders inside, `folder/{a,b}` may name some.
+        top = target.path[len(root) :].lstrip("/").partition("/")[0]
+        if not has_braces(pattern) or top not in expand_braces(pattern):
+            return
     searched = source._replace(path=root or "/")
     for outer, inner, what in ((searched, target, "the destination"), (target, searched, "the source")):
         if holds(outer, inner):

@@ -5,9 +5,9 @@ from typing import cast
 
 from clipa_eqx.data.manifest import Manifest
 from clipa_eqx.errors import counted
-from conversion.records.class_names import describe_classes
+from conversion.records.class_names import describe_class, describe_classes
 from conversion.records.diff import Difference
-from conversion.records.rows import DUPLICATE_OTHER, shortened
+from conversion.records.rows import DUPLICATE_OTHER, MISSING_IMAGE, shortened
 from conversion.records.sources.kinds import SOURCES
 from conversion.records.unknown_words import unknown_lines
 
@@ -20,6 +20,9 @@ def account_lines(target: str, manifest: Manifest) -> Iterator[str]:
     yield f"{target}: {_contents(manifest)}, {size / 1e6:,.1f} MB"
     dropped = "".join(f", {count:,} {reason}" for reason, count in manifest.rows_dropped.items())
     yield f"rows: {manifest.rows_read:,} read, {manifest.rows_written:,} written{dropped}"
+    if downloads := cast("dict[str, int]", manifest.info.get("downloads", {})):
+        failed = f"{counted(downloads['total'], 'download')}, {downloads['failed']:,} failed"
+        yield f"img2dataset reports {failed}, for which the source has no rows"
     lost = cast(dict[str, int], manifest.info["captions_dropped"])
     if lost:
         counts = ", ".join(f"{count:,} {reason}" for reason, count in lost.items())
@@ -30,6 +33,10 @@ def account_lines(target: str, manifest: Manifest) -> Iterator[str]:
     if len(damaged) > 5:
         yield f"damaged: {len(damaged) - 5} more, see manifest.json"
     yield from _captions(manifest)
+    if of_lines := cast(int, manifest.info.get("captions_of_lines", 0)):
+        yield f"{counted(of_lines, 'caption')} of several lines{_advice_on_lines(manifest)}"
+    if layout := cast(str, manifest.info.get("layout", "")):
+        yield f"found: {layout}"
     if manifest.class_names:
         own = cast("list[str] | None", manifest.info.get("source_class_names"))
         yield describe_classes(manifest.class_names, own)
@@ -37,6 +44,11 @@ def account_lines(target: str, manifest: Manifest) -> Iterator[str]:
     if labels and not manifest.class_names:
         none = "; none is 0: if the source counts from 1, repeat with --first-label 1 --overwrite"
         yield f"labels: {labels['lowest']:,} to {labels['highest']:,}{none if labels['lowest'] == 1 else ''}"
+    if templates := cast("list[str]", manifest.info.get("templates", [])):
+        shown = f"{counted(len(templates), 'prompt template')} of the source, such as {shortened(templates[0], 60)!r}"
+        yield f"{shown}: scoring takes them with --templates manifest"
+    if members := cast(int, manifest.info.get("ignored_members", 0)):
+        yield f"ignored: {counted(members, 'member')} of tar files (hidden, without a suffix, or named like __about__)"
     if unknown := cast("dict[str, object]", manifest.info.get("unknown_pieces", {})):
         yield from unknown_lines(unknown)
     if ignored := cast("dict[str, int]", manifest.info.get("ignored_files", {})):
@@ -51,6 +63,9 @@ def account_lines(target: str, manifest: Manifest) -> Iterator[str]:
             f"members of one sample are not next to each other in {counted(scattered, 'tar file')}: they were joined "
             "by name; `tar --sort=name` writes them next to each other, which reads faster"
         )
+    yield from _missing_images(manifest)
+    if unlisted := cast(int, manifest.info.get("images_in_no_list", 0)):
+        yield f"images of the source that no list names: {unlisted:,}"
     if DUPLICATE_OTHER in manifest.rows_dropped:
         yield f"different samples share keys: {_advice_on_keys(manifest)}"
     for record in cast("list[dict[str, object]]", manifest.info.get("records", [])):
@@ -66,6 +81,26 @@ def _advice_on_keys(manifest: Manifest) -> str:
     return "is an image in several lists, or with several labels? manifest.json has examples"
 
 
+def _advice_on_lines(manifest: Manifest) -> str:
+    kind = SOURCES.get(_kind(manifest))
+    if kind is None or not kind.has_texts:
+        return ""
+    return "; if each line is a caption, repeat with --caption-lines --overwrite"
+
+
+def _missing_images(manifest: Manifest) -> Iterator[str]:
+    """The first missing image, if more than a tenth of the rows lack theirs and others do not."""
+    missing = manifest.rows_dropped.get(MISSING_IMAGE, 0)
+    examples = cast(dict[str, list[dict[str, str]]], manifest.info["examples"]).get(MISSING_IMAGE)
+    if examples and manifest.rows_written and missing > manifest.rows_read / 10:
+        detail = f" ({examples[0]['detail']})" if examples[0]["detail"] else ""
+        kind = SOURCES.get(_kind(manifest))
+        hint = (
+            "; is --images the folder that all paths are relative to?" if kind is not None and kind.has_images else ""
+        )
+        yield f"{missing:,} images are missing, the first is {examples[0]['key']}{detail}{hint}"
+
+
 def _captions(manifest: Manifest) -> Iterator[str]:
     """The number of captions per image, unless there are none, as in labeled sources."""
     ends = cast("dict[str, int]", manifest.info.get("captions_per_record", {}))
@@ -79,7 +114,7 @@ def _shown(record: Mapping[str, object], names: Sequence[str] | None) -> str:
     parts = [str(record["key"])]
     if "label" in record:
         label = record["label"]
-        name = f" ({shortened(names[label], 40)})" if isinstance(label, int) and names else ""
+        name = f" ({describe_class(names[label])})" if isinstance(label, int) and names else ""
         parts.append(f"label {label}{name}")
     if "caption" in record:
         parts.append(repr(record["caption"]))

@@ -27,6 +27,7 @@ MISSING_LABEL = "missing label"
 NO_CLASS = "no class name"
 NO_CLASS_FOLDER = "outside of a class folder"
 BAD_ROW = "row cannot be parsed"
+WRONG_CELLS = "wrong number of cells"
 TRUNCATED = "truncated shard"
 DUPLICATE = "duplicate key"
 DUPLICATE_OTHER = "duplicate key of another sample"
@@ -62,16 +63,23 @@ class Columns:
     Attributes:
         image: column with the bytes of an image.
         path: column with the path of an image file.
-        caption: column with captions.
+        caption: column with captions; a tuple for several, whose captions follow one another.
         key: column with the unique name of a row.
         label: column with the class number, or with a text that names the class.
+        split: column with the split of a row, if rows of other splits are to be left out.
     """
 
     image: str | None = None
     path: str | None = None
-    caption: str | None = None
+    caption: str | tuple[str, ...] | None = None
     key: str | None = None
     label: str | None = None
+    split: str | None = None
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """The columns with captions; none if there are none."""
+        return () if self.caption is None else (self.caption,) if isinstance(self.caption, str) else self.caption
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +93,11 @@ class Part:
         rows: the rows themselves, for a piece of a list held in memory.
         start: for a piece of a table of text, the byte in the file at which it begins.
         lines: for a piece of a table of text, its number of rows.
+        line: for a piece of a table of text, the number of its first line in the file, from 1.
+        border: pixels to remove from each side of every image.
         labels_only: only labels are wanted: no image file is read.
         is_joined: join what belongs to one row wherever it is in the file (see ``Scattered``).
+        has_caption_lines: each line of a text file is a caption.
         key_folder: put before paths that are keys, see ``listed.path_key``.
         columns: columns of the file, unless ``rows`` have been read already.
     """
@@ -97,10 +108,13 @@ class Part:
     rows: "tuple[ListedRow | Lost, ...] | None" = None
     start: int = 0
     lines: int | None = None
+    line: int = 1
     key_folder: str = ""
     columns: Columns = Columns()
+    border: int = 0
     labels_only: bool = False
     is_joined: bool = False
+    has_caption_lines: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,10 +174,19 @@ class Lost:
 
 @dataclass(kw_only=True)
 class Tally:
-    """Counts that a reader makes in addition to rows: members of a tar that belong to no row, tars that it joined."""
+    """Counts that a reader makes in addition to rows.
+
+    Attributes:
+        ignored_members: members of a tar that belong to no row.
+        scattered_tars: tars that were joined.
+        downloads: downloads that img2dataset reports for a file that holds only those that succeeded.
+        failed_downloads: those that failed.
+    """
 
     ignored_members: int = 0
     scattered_tars: int = 0
+    downloads: int = 0
+    failed_downloads: int = 0
 
 
 def one_label(labels: tuple[int | str, ...]) -> int | str | tuple[int | str, ...] | None:

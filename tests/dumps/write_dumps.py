@@ -61,7 +61,8 @@ def write_dumps(tool: str, out: Path) -> None:
         python = environment / "bin/python"
         subprocess.run([python, "-m", "pip", "install", "-q", *packages(script)], check=True)
         out.mkdir(parents=True)
-        subprocess.run([python, script, IMAGES, url, out], check=True, cwd=folder)
+        # -P: a script that is named like its package must not be imported as that package.
+        subprocess.run([python, "-P", script, IMAGES, url, out], check=True, cwd=folder)
 
 
 def main() -> None:

@@ -144,3 +144,20 @@ def test_class_names_of_a_file_are_its_lines_in_order_and_unchanged(tmp_path):
 def test_empty_lines_at_the_end_of_a_file_are_no_names(end, tmp_path):
     (tmp_path / "names.txt").write_bytes(f"\ufeffcat\ndog\n{end}".encode())
     assert read_class_names(str(tmp_path / "names.txt")) == ("cat", "dog")
+
+
+def test_the_place_for_the_name_may_be_that_of_clip_benchmark():
+    own, others = ["a photo of {}.", "{}, drawn", "{}"], ["a photo of {c}.", "{c}, drawn", "{c}"]
+    for canonical in (True, False):
+        expected = class_prompts(["Red Cup"], own, canonical=canonical)
+        assert class_prompts(["Red Cup"], others, canonical=canonical) == expected
+    assert expected == [["a photo of Red Cup.", "Red Cup, drawn", "Red Cup"]]
+    with pytest.raises(ConfigError, match=r"has no \{\} for the class name"):
+        class_prompts(["a"], ["{c}", "a {d}"])
+
+
+def test_whole_names_keep_their_commas():
+    names = ["Bonaire, Saint Eustatius and Saba"]
+    assert class_prompts(names, ["in {c}."], canonical=False, whole_names=True) == [[f"in {names[0]}."]]
+    assert class_prompts(names, ["in {c}."], whole_names=True) == [["in bonaire, saint eustatius and saba"]]
+    assert class_prompts(names, ["in {c}."]) == [["in bonaire"]]

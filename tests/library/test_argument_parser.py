@@ -17,6 +17,8 @@ def parser():
     one.add_argument("source")
     one.add_argument("--caption-column")
     one.add_argument("--workers", type=int, choices=(1, 2))
+    one.add_argument("--both", nargs=2)
+    one.add_argument("--column", action="append")
     return made
 
 
@@ -31,7 +33,11 @@ def parser():
         (["one", "s", "--caption_colum", "x"], "for --caption_colum, did you mean --caption-column?"),
         (["one", "s", "--captions-column=x"], "for --captions-column, did you mean --caption-column?"),
         (["one", "s", "--work", "2"], "for --work, did you mean --workers?"),
-        (["one", "s", "t"], "unrecognized arguments: t;"),
+        (["one", "s", "t"], "unrecognized arguments: t; --column may be repeated, with one value each time;"),
+        (["one", "s", "--workers", "1", "--workers", "2"], "--workers is given twice; give it once;"),
+        (["one", "--workers=1", "s", "--workers=1"], "--workers is given twice; give it once;"),
+        (["--verbose", "-v", "one", "s"], "-v is given twice; give it once;"),
+        (["one", "s", "--both", "1", "2", "--both", "3", "4"], "--both is given twice; give it once, with all its"),
         (["one", "s", "--xyzzy"], "unrecognized arguments: --xyzzy;"),
     ],
 )
@@ -46,7 +52,14 @@ def test_a_mistake_is_one_line(parser, arguments, message, capsys, logging_as_be
 
 
 def test_the_flags_of_subcommands_are_known(parser):
-    assert parser.flags == ("--help", "--verbose", "--caption-column", "--workers")
+    assert parser.flags == ("--help", "--verbose", "--caption-column", "--workers", "--both", "--column")
+
+
+def test_a_parser_that_is_used_again_knows_no_earlier_flags(parser):
+    for workers in (1, 2):
+        found = parser.parse_args(["-v", "one", "s", "--workers", str(workers), "--column", "a", "--column", "b"])
+        assert (found.verbose, found.workers, found.column) == (True, workers, ["a", "b"])
+    assert parser.parse_args(["one", "s"]).verbose is False
 
 
 def test_help_is_printed_and_no_mistake(parser, capsys):

@@ -163,3 +163,16 @@ def test_flags_of_version_0_1_0_set_the_fields_under_their_current_names(tmp_pat
     changed = apply_overrides(load_config(path), ["--init.optimiser", "True"])
     assert changed.init is not None
     assert changed.init.optimizer
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ("--seed 1 --seed 2", "--seed"),
+        ("--optim.peak-lr=1e-3 --batch-size 8 --optim.peak_lr 1e-4", "--optim.peak-lr"),
+        ("--zero-shot none --zero-shot none", "--zero-shot"),
+    ],
+)
+def test_a_flag_that_is_given_twice_is_a_mistake(flags, named):
+    with pytest.raises(ConfigError, match=rf"command line: {named} is given twice; give it once"):
+        apply_overrides(tiny_run(), flags.split())

@@ -52,6 +52,7 @@ def part_reports(draw, number):
         duplicates=0,
         ignored_members=draw(st.integers(0, 2)),
         scattered_tars=draw(st.integers(0, 1)),
+        captions_of_lines=draw(st.integers(0, 3)),
         lowest_label=(lowest := draw(st.none() | st.integers(0, 9))),
         highest_label=None if lowest is None else lowest + draw(st.integers(0, 9)),
         versions=draw(VERSIONS),
@@ -99,6 +100,7 @@ def test_every_number_of_the_manifest_is_the_sum_over_the_parts(reports):
     assert made.info.get("ignored_members", 0) == ignored
     assert ("ignored_members" in made.info) == bool(ignored)
     assert made.info.get("scattered_tars", 0) == sum(report.scattered_tars for report in reports)
+    assert made.info.get("captions_of_lines", 0) == sum(report.captions_of_lines for report in reports)
     full = [report for report in reports if report.rows_written]
     if full:
         most = max(report.most_captions for report in full)

@@ -96,13 +96,16 @@ def test_an_image_with_two_labels_is_two_samples_of_one_key(form, tmp_path, caps
     assert "--prefix-keys" not in shown
 
 
+REASONS = {"row cannot be parsed": 1, "wrong number of cells": 1}
+
+
 def test_broken_lines_among_joined_ones_are_counted_as_before(tmp_path):
     entries = entries_of(tmp_path, "by caption")
     path = write_list("csv", tmp_path / "list", entries)
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:3], "images/x.jpg", *lines[3:], ",no path,x"]))
     manifest = ingest(path, tmp_path / "out", kind="captions")
-    assert (manifest.rows_read, manifest.rows_dropped) == (IMAGES + 2, {"row cannot be parsed": 2})
+    assert (manifest.rows_read, manifest.rows_dropped) == (IMAGES + 2, REASONS)
     assert manifest.info["captions_written"] == IMAGES * EACH
 
 
@@ -147,3 +150,24 @@ def test_rows_without_an_image_are_not_joined():
     lost = Lost(reason="row cannot be parsed", key="x")
     rows = [ListedRow(key="", path="/a/"), lost, ListedRow(key="", path="/a/"), lost, ListedRow(key="", path="")]
     assert join_rows([*rows, rows[-1]]) == [*rows, rows[-1]]
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "json"])
+@pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1)], ids=["neighbors", "apart"])
+def test_one_image_with_two_labels_is_two_rows_of_one_key_in_every_list(form, order, tmp_path):
+    dumps.write_images(tmp_path, [samples(2)])
+    lines = [("images/000000000.jpg", 1), ("images/000000000.jpg", 0), ("images/000000001.jpg", 1)]
+    rows = [{"image": lines[i][0], "label": lines[i][1]} for i in order]
+    path = tmp_path / f"list.{form}"
+    if form == "json":
+        path.write_text(json.dumps(rows))
+    elif form == "jsonl":
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    else:
+        path.write_text("image,label\n" + "".join(f"{row['image']},{row['label']}\n" for row in rows))
+    manifest = ingest(path, tmp_path / "out", kind="captions", label_column="label")
+    assert (manifest.rows_read, manifest.rows_dropped) == (3, {"duplicate key of another sample": 1})
+    assert {record.key: record.label for record in open_records(tmp_path / "out")} == {
+        "images/000000000.jpg": 1,
+        "images/000000001.jpg": 1,
+    }

@@ -1,7 +1,9 @@
-"""Two conversions of one source give equal bytes: no address, no temporary path, with every reason among the rows."""
+"""Conversions of one source give equal bytes: no address, no temporary path, with every reason among the rows."""
 
 import io
+import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -10,7 +12,7 @@ import zipfile
 import pytest
 from PIL import Image
 from support import dumps
-from support.conversions import ingest, write_tar
+from support.conversions import content, ingest, write_tar
 from support.dumps import jpeg, samples, write_table
 from support.paths import ROOT
 
@@ -19,6 +21,7 @@ from clipa_eqx.data.manifest import read_manifest
 from conversion.records import rows
 from conversion.records.rows import printable, stable
 
+NAME = re.compile(r"`([a-z_]+)`")
 REASONS = {
     value
     for name, value in vars(rows).items()
@@ -78,25 +81,48 @@ def write_tables(folder):
 
 
 CODE = """
+import json
 import sys
-from support.conversions import ingest
-out, tars, labels, negative, tables, folders = sys.argv[1:]
-ingest(tars, f"{out}/tars", keep=("url",), min_side=30)
-ingest(labels, f"{out}/labels", kind="tfds")
-ingest(negative, f"{out}/negative", kind="captions", label_column="label")
-ingest(tables, f"{out}/tables", kind="parquet")
-ingest(folders, f"{out}/folders", kind="folder")
+import pytest
+from support.conversions import ingest, interrupted
+folder, runs, tars, labels, negative, tables, folders = sys.argv[1:]
+
+def convert_all(out, workers, after):
+    def convert(source, name, most=1, workers=workers, **options):
+        if after:
+            interrupted(pytest.MonkeyPatch(), source, f"{out}/{name}", after=min(after, most), **options)
+        ingest(source, f"{out}/{name}", workers=workers, **options)
+
+    convert(tars, "tars", most=2, keep=("url",), min_side=30)
+    convert(labels, "labels", workers=1, kind="tfds")  # each worker imports TensorFlow, which takes seconds
+    convert(negative, "negative", kind="captions", label_column="label", records_per_shard=1)
+    convert(tables, "tables", kind="parquet")
+    convert(folders, "folders", kind="folder", records_per_shard=2)
+
+if __name__ == "__main__":
+    for name, (workers, after) in json.loads(runs).items():
+        convert_all(f"{folder}/{name}", workers, after)
 """
+# Name -> workers, and parts after which the conversion is interrupted and then resumed; 0 is not interrupted. After two
+# parts, the tars are interrupted before duplicate keys are dropped.
+PROCESSES = (
+    {"one": (1, 0)},
+    {"two": (2, 0), "resumed": (1, 1), "resumed late": (1, 2)},
+)
+NAMES = [name for runs in PROCESSES for name in runs]
 
 
-def test_two_conversions_in_two_processes_give_equal_bytes_with_every_reason(tmp_path):
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Convert sources that hold every reason in two processes, each with its own folder of temporary files."""
+    tmp_path = tmp_path_factory.mktemp("equal")
     write_tars(tmp_path / "tars")
     write_labels(tmp_path / "labels")
     (tmp_path / "tables").mkdir()
     write_tables(tmp_path / "tables")
-    dumps.write_images(tmp_path, [samples(1)])
-    (tmp_path / "labels.csv").write_text("path,label\nimages/000000000.jpg,\n")
-    dumps.write_class_folders(tmp_path / "folders", [samples(2)])
+    dumps.write_images(tmp_path, [samples(2)])
+    (tmp_path / "labels.csv").write_text("path,label\nimages/000000000.jpg,\nimages/000000001.jpg,3\nx.jpg,3,4\n")
+    dumps.write_class_folders(tmp_path / "folders", [samples(4)])
     (tmp_path / "folders/stray.jpg").write_bytes(jpeg(5))
     sources = [
         tmp_path / "tars",
@@ -105,25 +131,39 @@ def test_two_conversions_in_two_processes_give_equal_bytes_with_every_reason(tmp
         f"zip://*::{tmp_path}/tables.zip",
         tmp_path / "folders",
     ]
-    for name in ("a", "b"):
-        (tmp_path / f"tmp-{name}").mkdir()
+    for number, runs in enumerate(PROCESSES):
+        temporary = tmp_path / f"tmp {number}"
+        temporary.mkdir()
         paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-        subprocess.run(
-            [sys.executable, "-c", CODE, str(tmp_path / name), *map(str, sources)],
-            env={**os.environ, "PYTHONPATH": paths, "TMPDIR": str(tmp_path / f"tmp-{name}")},
-            check=True,
+        done = subprocess.run(
+            [sys.executable, "-c", CODE, str(tmp_path), json.dumps(runs), *map(str, sources)],
+            env={**os.environ, "PYTHONPATH": paths, "TMPDIR": str(temporary)},
             capture_output=True,
+            text=True,
         )
-    seen: set[str] = set()
-    for folder in sorted((tmp_path / "a").iterdir()):
-        seen |= read_manifest(folder).rows_dropped.keys()
-        for path in folder.iterdir():
-            assert path.read_bytes() == (tmp_path / "b" / folder.name / path.name).read_bytes(), path
-        text = (folder / "manifest.json").read_text()
+        assert done.returncode == 0, done.stderr
+    return tmp_path
+
+
+def test_every_reason_is_among_the_rows(runs):
+    seen = {reason for folder in (runs / "one").iterdir() for reason in read_manifest(folder).rows_dropped}
+    assert seen == REASONS
+
+
+@pytest.mark.parametrize("name", NAMES[1:])
+def test_conversions_of_one_source_give_equal_bytes(name, runs):
+    folders = sorted(path.name for path in (runs / "one").iterdir())
+    assert folders == sorted(path.name for path in (runs / name).iterdir())
+    for folder in folders:
+        assert content(runs / name / folder) == content(runs / "one" / folder), folder
+
+
+def test_no_manifest_holds_an_address_or_a_temporary_folder(runs):
+    for path in (runs / "one").glob("*/manifest.json"):
+        text = path.read_text()
         assert "0x" not in text
         assert "clipa_eqx-" not in text
-        assert f"{tmp_path}/tmp-" not in text
-    assert seen == REASONS
+        assert f"{runs}/tmp " not in text
 
 
 @pytest.mark.parametrize(
@@ -151,3 +191,18 @@ def test_a_detail_names_neither_an_object_nor_a_folder_of_copies(tmp_path):
     details = [one["detail"] for one in manifest.info["examples"]["undecodable image"]]
     assert len(details) == 3
     assert all("<_io" not in printable(detail) for detail in details)
+
+
+def test_the_manual_describes_every_field_that_the_manifests_of_sources_and_tools_hold(runs, tmp_path):
+    dumps.write_coco(tmp_path / "coco", [samples(2)])
+    path = tmp_path / "coco/captions.json"
+    listed = json.loads(path.read_text())
+    listed["annotations"].append({"image_id": 99, "caption": "x"})
+    path.write_text(json.dumps(listed))
+    manifests = [read_manifest(folder) for folder in sorted((runs / "one").iterdir())]
+    manifests.append(ingest(path, tmp_path / "out", kind="captions"))
+    manual = (ROOT / "docs/ingest.md").read_text().partition("## The manifest\n")[2].partition("\n## ")[0]
+    described = {name for line in manual.splitlines() if line.startswith("| `") for name in NAME.findall(line)}
+    held = {name for manifest in manifests for name in manifest.info}
+    assert {"captions_of_unlisted_pictures", "unknown_pieces", "labels", "versions"} <= held
+    assert held <= described

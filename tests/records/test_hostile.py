@@ -12,6 +12,7 @@ from support.dumps import jpeg, samples, write_table
 
 from clipa_eqx.data.array_record_reader import open_records
 from clipa_eqx.errors import DataError
+from conversion.records.class_names import read_class_names
 
 DEEP = "[" * 100_000 + "]" * 100_000
 
@@ -197,7 +198,7 @@ def test_line_ends_of_old_macs_are_reported(tmp_path):
 
 def test_a_list_without_a_header_is_reported(tmp_path):
     (tmp_path / "list.tsv").write_text("a cat\thttp://host/1.jpg\n")
-    with pytest.raises(DataError, match=r"no column looks like the image.*it has: a cat, http://host/1\.jpg"):
+    with pytest.raises(DataError, match=r"URLs of images .* such as http://host/1\.jpg, and has no header"):
         ingest(tmp_path / "list.tsv", tmp_path / "out", kind="captions")
 
 
@@ -272,3 +273,18 @@ def test_a_date_that_python_cannot_hold_is_kept_as_its_number(tmp_path):
     write_table(tmp_path / "0.parquet", {"jpg": [jpeg(0), jpeg(1)], "caption": ["a", "b"], "when": when})
     ingest(tmp_path / "0.parquet", tmp_path / "out", kind="parquet", keep=("when",))
     assert [record.extra["when"] for record in open_records(tmp_path / "out")] == [2**62, '"1970-01-01 00:00:00"']
+
+
+def test_labels_that_are_no_unicode_become_class_names_with_escapes(tmp_path):
+    rows = [{"image": "images/000000000.jpg", "label": "\ud800"}, {"image": "none.jpg", "label": "b"}]
+    path = write_list(tmp_path, rows)
+    path.write_bytes(path.read_bytes().replace(b'"b"', b'"caf\xe9"'))
+    manifest = ingest(path, tmp_path / "out", kind="captions", label_column="label", key_column=None)
+    assert manifest.class_names == ("\\ud800", "caf\\udce9")
+
+
+@pytest.mark.parametrize("text", ['["a", "\\ud800"]', '["a", "caf\udce9"]', DEEP], ids=["surrogate", "bytes", "deep"])
+def test_class_names_in_json_that_are_no_unicode_or_no_list_are_refused(text, tmp_path):
+    (tmp_path / "names.json").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(DataError, match=r"names\.json (holds the name '.*', which is not Unicode|cannot be read)"):
+        read_class_names(tmp_path / "names.json")

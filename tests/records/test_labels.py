@@ -220,9 +220,9 @@ def test_labels_without_names_are_shown_with_a_hint(tmp_path, capsys):
      ("x.array_record-00000-of-00010", False), ("train-00000-of-00010.parquet", False), ("notes", False)],
 )  # fmt: skip
 def test_names_of_shards(name, owned):
-    from conversion.records.sources.img2dataset import IMG2DATASET
+    from conversion.records.sources.plain_tfrecords import is_tfrecord_name
 
-    assert IMG2DATASET.owns(name) is owned
+    assert is_tfrecord_name(name) is owned
 
 
 def test_classes_without_names_take_any_number():

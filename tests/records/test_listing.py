@@ -49,10 +49,51 @@ def test_a_folder_gives_all_files_below_it_with_their_sizes_in_order(url):
         ("sub/*", ["c.tar"]),
         ("**/*.tar", ["a.tar", "b.tar", "sub/c.tar", "sub/deep/d.tar"]),
         ("b.json", ["b.json"]),
+        ("{a,b}.tar", ["a.tar", "b.tar"]),
+        ("{b.json,sub/{c,deep/d}.tar}", ["b.json", "sub/c.tar", "sub/deep/d.tar"]),
+        ("{sub,a.tar}", ["a.tar", "sub/c.tar", "sub/deep/d.tar"]),
+        ("su{b,b}/*.tar", ["sub/c.tar"]),
+        ("{*.json,sub/**/*.tar}", ["b.json", "sub/c.tar", "sub/deep/d.tar"]),
     ],
 )
 def test_a_pattern_gives_the_files_that_match_by_name_from_its_own_folder(pattern, expected, url):
     assert names(f"{url}/{pattern}") == expected
+
+
+@pytest.mark.parametrize(
+    ("pattern", "missing"),
+    [
+        ("{a,b,c}.tar", "1 do not exist or hold no files: {}/c.tar; complete the files"),
+        ("{00..99}.tar", "100 do not exist or hold no files: {0}/00.tar, {0}/01.tar, {0}/02.tar, ...; complete"),
+        ("{a..b}.{tar,json}", "1 do not exist or hold no files: {}/a.json;"),
+        ("{,sub/}*.json", "1 do not exist or hold no files: {}/sub/*.json;"),
+        ("{none,sub}/c.tar", "1 do not exist or hold no files: {}/none/c.tar;"),
+    ],
+)
+def test_names_that_braces_stand_for_must_exist(pattern, missing, url):
+    with pytest.raises(DataError) as caught:
+        names(f"{url}/{pattern}")
+    assert f"of the names that {url}/{pattern} means, " in str(caught.value)
+    assert missing.format(open_place(url).path) in str(caught.value)
+
+
+def test_a_hundred_thousand_names_are_one_listing(tmp_path):
+    MemoryFileSystem.store.clear()
+    place = open_place("memory://many")
+    place.fs.pipe_file("/many/00000.tar", b"1")
+    with pytest.raises(DataError, match=r"99,999 do not exist or hold no files: /many/00001\.tar"):
+        names("memory://many/{00000..99999}.tar")
+    (tmp_path / "0.tar").touch()
+    with pytest.raises(DataError, match="99,999 do not exist"):
+        names(f"{tmp_path}/{{0..99999}}.tar")
+    MemoryFileSystem.store.clear()
+
+
+def test_a_file_whose_name_holds_braces_is_no_pattern(url):
+    place = open_place(f"{url}/{{a,b}}.tar")
+    place.fs.pipe_file(place.path, b"12345")
+    assert not is_pattern(place)
+    assert [(file.name, file.size) for file in find_files(place)] == [("{a,b}.tar", 5)]
 
 
 @pytest.mark.parametrize(("name", "words"), [("none", "does not exist"), ("*.zip", "holds no files")])
@@ -138,7 +179,20 @@ def test_a_file_whose_name_holds_a_star_is_no_pattern(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("source", "root"), [("", ""), ("/", ""), ("/a.tar", ""), ("/*.tar", ""), ("/sub/*/x", "/sub"), ("/su*/x", "")]
+    ("source", "root"),
+    [
+        ("", ""),
+        ("/", ""),
+        ("/a.tar", ""),
+        ("/*.tar", ""),
+        ("/sub/*/x", "/sub"),
+        ("/su*/x", ""),
+        ("/{0..1}.tar", ""),
+        ("/sub/{a,b}/*", "/sub"),
+        ("/s{u,v}b/x", ""),
+        ("/{sub}", "/{sub}"),
+        ("/{sub}/*", "/{sub}"),
+    ],
 )
 def test_the_folder_that_is_searched_ends_before_the_pattern(source, root, tmp_path):
     (tmp_path / "a.tar").touch()
@@ -164,6 +218,8 @@ def test_a_place_holds_itself_and_everything_inside_it(outer, inner, expected, t
         ("a/b", "a", "the source .*/a/b is inside"),
         ("a/**/*.tar", "a/out", "the destination"),
         ("a/*/x.tar", "a/out", "the destination"),
+        ("a/{b,c}", "a/b/out", "the destination"),
+        ("a/{b/x,c}.tar", "a/out", "the destination"),
     ],
 )
 def test_source_and_destination_may_not_hold_each_other(source, target, words, tmp_path):
@@ -172,7 +228,17 @@ def test_source_and_destination_may_not_hold_each_other(source, target, words, t
         check_apart(open_place(tmp_path / source), open_place(tmp_path / target))
 
 
-@pytest.mark.parametrize(("source", "target"), [("a", "out"), ("a", "a-out"), ("a/*.tar", "a/out"), ("a/x", "a/out")])
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ("a", "out"),
+        ("a", "a-out"),
+        ("a/*.tar", "a/out"),
+        ("a/x", "a/out"),
+        ("a/{b,c}", "a/out"),
+        ("a/{0..5}.tar", "a/out"),
+    ],
+)
 def test_a_destination_next_to_what_is_read_is_fine(source, target, tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x").touch()

@@ -58,17 +58,14 @@ def test_damage_and_shared_keys_are_reported_with_advice(tmp_path, capsys):
 
 def wrong_kind(folder):
     dumps.write_tars(folder / "source", [samples(1)])
-    return [
-        "img2dataset",
-        folder / "source",
-        folder / "out",
-    ], "no TFRecord files in .*is it for the source `webdataset`"
+    message = r"no \.parquet or \.arrow files in .*is it for the source `webdataset`"
+    return ["parquet", folder / "source", folder / "out"], message
 
 
 def tfrecords_as_tars(folder):
     (folder / "source").mkdir()
     (folder / "source/00000.tfrecord").touch()
-    return ["webdataset", folder / "source", folder / "out"], "is it for the source `img2dataset or tfds`"
+    return ["webdataset", folder / "source", folder / "out"], "is it for the source `img2dataset`"
 
 
 def tars_as_class_folders(folder):
@@ -170,7 +167,11 @@ def cut_json(folder):
 def several_splits(folder):
     dumps.write_tfds(folder / "source", [samples(1)], split="train")
     dumps.write_tfds(folder / "source", [samples(1)], split="test")
-    return ["tfds", folder / "source", folder / "out"], "several splits, choose one with --split: test, train"
+    return [
+        "tfds",
+        folder / "source",
+        folder / "out",
+    ], "several splits, choose with --split A or --split A,B: test, train"
 
 
 def missing_shard_of_tfds(folder):

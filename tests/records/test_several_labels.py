@@ -149,14 +149,27 @@ def test_vectors_of_clip_benchmark_are_the_positions_of_1(tmp_path):
         (npy(7), [7]),
         (npy([5, 2]), [5, 2]),
         (npy([3, -1]), [3]),
+        (npy([True, False, True], np.bool_), [0, 2]),
     ],
 )
 def test_labels_of_a_numpy_file(data, labels):
     assert npy_labels(data) == labels
 
 
-@pytest.mark.parametrize("data", [b"", b"x" * 100, npy(["cat"], "U3"), npy([0, 1])[:-4]])
-def test_a_file_without_numbers_has_no_labels(data):
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"x" * 100,
+        npy(["cat"], "U3"),
+        npy([0, 1])[:-4],
+        npy([1, -1, 0]),
+        npy([0.5, 1.0, 0.0], np.float32),
+        npy([2.5, 3.0], np.float32),
+        npy([np.nan, 1.0], np.float32),
+    ],
+)
+def test_a_file_without_labels_has_none(data):
     with pytest.raises((ValueError, EOFError)):
         npy_labels(data)
 

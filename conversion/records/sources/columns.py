@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from clipa_eqx.errors import DataError
 from conversion.records.options import IngestOptions
 from conversion.records.rows import Columns, shortened
+from conversion.records.sources.absent_images import download_advice
 from conversion.records.sources.values import is_missing
 
 _MOST_NAMES, _LONGEST_NAME = 50, 80  # names of columns in a message, and their characters
@@ -24,7 +25,9 @@ CAPTION_COLUMNS = (
     "sentences",
     "TEXT",
     "captions/text",
+    "caption_str",
 )
+URL_COLUMNS = ("url", "URL", "image_url", "img_url", "photo_image_url")
 KEY_COLUMNS = ("key", "__key__", "id", "uid", "image/filename")
 
 
@@ -60,8 +63,32 @@ def choose_column(
     found = first_of(names, candidates) if asked is None else asked
     if found is None and needed:
         hint = ", or give --label-column if the data have labels instead" if what == "caption" else ""
+        url = first_of(names, URL_COLUMNS) if what == "image" else None
+        if url is not None:
+            advice = download_advice(where, url, first_of(names, CAPTION_COLUMNS))
+            hint = f"; if the images of column {url!r} have not been downloaded, {advice}"
         raise DataError(f"{where}: no column looks like the {what}; name it with {flag}{hint}; {columns}")
     return found
+
+
+def choose_captions(
+    asked: str | tuple[str, ...] | None,
+    names: Collection[str],
+    candidates: Iterable[str],
+    *,
+    where: str,
+    needed: bool = False,
+) -> str | tuple[str, ...] | None:
+    """The column with captions as ``choose_column`` finds it, or all that were asked for.
+
+    Raises:
+        DataError: a column asked for is missing, or no column fits and one is ``needed``.
+    """
+    if isinstance(asked, tuple):
+        for name in asked:
+            choose_column(name, names, (), what="caption", where=where)
+        return asked
+    return choose_column(asked, names, candidates, what="caption", where=where, needed=needed)
 
 
 def _listed(names: Collection[str]) -> str:
@@ -91,7 +118,7 @@ def choose_listed(
     needed = options.label_column is None
     return Columns(
         path=choose_column(options.image_column, entries, paths, what="image", where=where, needed=True),
-        caption=choose_column(options.caption_column, captions, usual, what="caption", where=where, needed=needed),
+        caption=choose_captions(options.caption_column, captions, usual, where=where, needed=needed),
         label=choose_column(options.label_column, entries, (), what="label", where=where),
         key=choose_column(options.key_column, entries, (), what="key", where=where),
     )

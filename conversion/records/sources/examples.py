@@ -1,15 +1,22 @@
 """Rows of serialized ``tf.Example``s, from whatever file holds them."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 
 from conversion.records.options import IngestOptions
 from conversion.records.places import Place
 from conversion.records.rows import BAD_ROW, Columns, Lost, Part, Row
-from conversion.records.sources.columns import CAPTION_COLUMNS, IMAGE_COLUMNS, check_kept, choose_column
+from conversion.records.sources.columns import (
+    CAPTION_COLUMNS,
+    IMAGE_COLUMNS,
+    KEY_COLUMNS,
+    check_kept,
+    choose_captions,
+    choose_column,
+)
 from conversion.records.sources.example_proto import Features, parse_example
 from conversion.records.sources.value_types import check_types
-from conversion.records.sources.values import as_captions, as_key, as_labels, kept_values
+from conversion.records.sources.values import as_key, as_labels, captions_of, kept_values
 
 # A reader of a file: each serialized example in order, and lost rows for those that cannot be read. It raises
 # ``Damaged`` if the rest cannot be read, and ``DataError`` if the file cannot be opened.
@@ -23,40 +30,45 @@ def read_features(examples: Iterable[bytes | Lost]) -> Iterator[Features]:
 
 
 def choose_features(
-    examples: Iterator[Features],
+    examples: Iterable[Features],
     *,
     options: IngestOptions,
-    label: tuple[str, ...],
-    key: tuple[str, ...],
     where: str,
+    image: tuple[str, ...] = IMAGE_COLUMNS,
+    caption: tuple[str, ...] = CAPTION_COLUMNS,
+    label: tuple[str, ...] = (),
+    key: tuple[str, ...] = KEY_COLUMNS,
 ) -> Columns:
-    """Choose the features that rows are made of.
+    """Choose the features that rows are made of. Captions are optional if there is a label.
 
     Args:
-        label: usual names of the label; if there are any, captions are optional.
-        key: usual names of the key.
+        image: usual names of the image, those of the other features likewise.
 
     Raises:
         DataError: a feature is missing, or holds values of the wrong type.
     """
     first = list(examples)
-    names = dict.fromkeys(name for features in first for name in sorted(features))
+    names = names_of(first)
     if not names:
         return Columns()
     check_kept(names, options=options, where=where)
-    needed = options.label_column is None and not label
+    found = choose_column(options.label_column, names, label, what="label", where=where)
+    needed = found is None
     columns = Columns(
-        image=choose_column(options.image_column, names, IMAGE_COLUMNS, what="image", where=where, needed=True),
-        caption=choose_column(
-            options.caption_column, names, CAPTION_COLUMNS, what="caption", where=where, needed=needed
-        ),
-        label=choose_column(options.label_column, names, label, what="label", where=where),
+        image=choose_column(options.image_column, names, image, what="image", where=where, needed=True),
+        caption=choose_captions(options.caption_column, names, caption, where=where, needed=needed),
+        label=found,
         key=choose_column(options.key_column, names, key, what="key", where=where),
     )
     singles = ({name: _value(features, name) for name in features} for features in first)
     check_types(singles, replace(columns, caption=None), where=where)
     check_types(first, Columns(caption=columns.caption), where=where)  # a row may have several captions
     return columns
+
+
+def names_of(examples: Iterable[Features]) -> Collection[str]:
+    """Names of all features, in order."""
+    return dict.fromkeys(name for features in examples for name in sorted(features))
 
 
 def read_examples(examples: Iterable[bytes | Lost], part: Part, options: IngestOptions) -> Iterator[Row | Lost]:
@@ -82,7 +94,7 @@ def _row(features: Features, columns: Columns, *, place_key: str, options: Inges
     return Row(
         key=place_key if key is None else key,
         image=_image(features, columns.image),
-        captions=as_captions(features.get(columns.caption or "", ())),
+        captions=captions_of(features, columns.captions),
         labels=as_labels(features.get(columns.label or "")),
         extra=kept_values(kept, options.keep),
     )

@@ -8,12 +8,13 @@ from conversion.records.options import IngestOptions
 from conversion.records.places import Place
 from conversion.records.rows import ListedRow, Lost, Part, Plan, Row, Tally, printable
 from conversion.records.sources.columns import is_image_name
+from conversion.records.sources.imagenet_names import class_of, number_of
 from conversion.records.sources.listed import list_parts, read_listed
+from conversion.records.sources.objectnet import is_mapping
 from conversion.records.sources.planning import digest_of, ignored_files
 from conversion.records.sources.source import Source, SourceFiles, WrongKind
+from conversion.records.sources.splits import is_word
 from conversion.records.sources.text_tables import TABLE_SUFFIXES
-
-_SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval", "evaluation")
 
 
 def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
@@ -24,10 +25,13 @@ def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
     images keeps its number.
 
     Raises:
-        WrongKind: there is no class folder, or only one with a list of captions next to it.
+        WrongKind: there is no class folder, or only one with a list of captions next to it; or images have their class
+            in ImageNet's devkit or in ObjectNet's mappings.
         DataError: the class folders are splits, or a single folder that holds others; a class name is not UTF-8.
     """
     place = files.place
+    if _is_for_imagenet(files.found):
+        raise WrongKind
     named = {file.name.partition("/")[0] for file in files.found if "/" in file.name} | list_folders(place)
     classes = _in_order({name for name in named if not is_hidden(name)})
     if not classes or (len(classes) == 1 and any(_is_list(file) for file in files.found)):
@@ -46,6 +50,15 @@ def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
     )
 
 
+def _is_for_imagenet(files: Sequence[FoundFile]) -> bool:
+    """Check whether the classes are in ObjectNet's mappings, or in the devkit of ImageNet: images without class folders
+    that are named by number.
+    """
+    numbered = {file.name.partition("/")[0] for file in files if number_of(file.name) and class_of(file.name) is None}
+    is_flat = any(number_of(name) or is_word(name) for name in numbered) or len(numbered) == 1
+    return is_flat or any(is_mapping(file.name) for file in files)
+
+
 def _in_order(names: Collection[str]) -> list[str]:
     if all(name.isascii() and name.isdigit() for name in names):
         return sorted(names, key=lambda name: (int(name), name))
@@ -55,7 +68,7 @@ def _in_order(names: Collection[str]) -> list[str]:
 def _check_level(place: Place, images: Sequence[FoundFile]) -> None:
     """Refuse a folder above the class folders, whose folders would become the classes."""
     folders = sorted({file.name.partition("/")[0] for file in images if "/" in file.name})
-    if folders and all(name.lower() in _SPLITS for name in folders):
+    if folders and all(is_word(name) for name in folders):
         shown = ", ".join(folders)
         raise DataError(
             f"{place.url} holds the splits {shown}, which are no classes; give the folder of one split, such as "
@@ -90,7 +103,7 @@ FOLDER = Source(
     plan=_plan,
     read=_read,
     marks=(".jpg", ".jpeg", ".png"),
-    is_labeled=lambda options: True,
+    is_labeled=lambda options, columns: True,
     may_be_empty=True,
     has_columns=False,
 )

@@ -1,25 +1,26 @@
 """The table of all kinds of sources, and how a source is planned and its parts are read."""
 
-import importlib.util
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from clipa_eqx.errors import DataError, pip_install
+from clipa_eqx.errors import DataError
 from conversion.records.class_names import check_class_names
 from conversion.records.listing import find_files, is_hidden
 from conversion.records.options import IngestOptions
 from conversion.records.places import Place, open_place
-from conversion.records.rows import Lost, Part, Plan, Row, Tally
-from conversion.records.sources.captions import CAPTIONS
+from conversion.records.rows import Columns, Lost, Part, Plan, Row, Tally
+from conversion.records.sources.captions import CAPTIONS, is_list_name
 from conversion.records.sources.columns import is_image_name
 from conversion.records.sources.folder import FOLDER
-from conversion.records.sources.img2dataset import IMG2DATASET
+from conversion.records.sources.imagenet import IMAGENET
+from conversion.records.sources.img2dataset import IMG2DATASET, STATISTICS, companions
 from conversion.records.sources.pairs import PAIRS
 from conversion.records.sources.parquet import PARQUET
+from conversion.records.sources.plain_tfrecords import is_tfrecord_name
 from conversion.records.sources.planning import suffix_of
-from conversion.records.sources.source import Source, SourceFiles, WrongKind
-from conversion.records.sources.tfds import TFDS
+from conversion.records.sources.source import Source, SourceFiles, WrongKind, check_package
+from conversion.records.sources.tfds import TFDS, notes_of_tfds
 from conversion.records.sources.webdataset import WEBDATASET
 
 # The order is that of ``--help``. It also decides between kinds that the files of a source suggest equally.
@@ -28,6 +29,7 @@ SOURCES: Mapping[str, Source] = {
     "webdataset": WEBDATASET,
     "parquet": PARQUET,
     "folder": FOLDER,
+    "imagenet": IMAGENET,
     "pairs": PAIRS,
     "tfds": TFDS,
     "captions": CAPTIONS,
@@ -61,14 +63,16 @@ def plan_source(place: Place, *, kind: str, options: IngestOptions) -> Plan:
     listed = find_files(place, may_be_empty=source.may_be_empty)
     # A hidden file that the user names is meant.
     found = listed if place.fs.isfile(place.path) else [file for file in listed if not is_hidden(file.name)]
-    files = SourceFiles(place=place, found=found, own=[file for file in found if source.owns(file.name)])
+    aside = companions(found) | notes_of_tfds(found) if len(found) > 1 else set[str]()
+    own = [file for file in found if source.owns(file.name) and file.path not in aside]
+    files = SourceFiles(place=place, found=found, own=own)
     try:
         if listed and not files.own:
             raise WrongKind
-        _check_package(kind, source)
+        check_package(kind, source.package)
         plan = source.plan(files, options)
-    except WrongKind:
-        raise _wrong_kind(files, kind, source) from None
+    except WrongKind as error:
+        raise _wrong_kind(files, kind, str(error) or f"no {source.files} in {place.url}") from None
     check_class_names(options.class_names, plan.class_names, where=place.url)
     hidden = len(listed) - len(found)
     return replace(plan, info={**plan.info, "hidden_files": hidden}) if hidden else plan
@@ -83,9 +87,9 @@ def read_part(place: Place, part: Part, *, kind: str, options: IngestOptions, ta
     return source_of(kind).read(place, part, options, tally)
 
 
-def is_labeled(kind: str, options: IngestOptions) -> bool:
+def is_labeled(kind: str, options: IngestOptions, columns: Columns) -> bool:
     """Check whether rows of the source need a label and may have no caption."""
-    return source_of(kind).is_labeled(options)
+    return source_of(kind).is_labeled(options, columns)
 
 
 def counts_rows(kind: str, options: IngestOptions) -> bool:
@@ -93,37 +97,37 @@ def counts_rows(kind: str, options: IngestOptions) -> bool:
     return source_of(kind).sizes_are_rows or options.limit is not None
 
 
-def _check_package(kind: str, source: Source) -> None:
-    if source.package is None:
-        return
-    # Without importing it: that takes seconds, and only processes that read need it.
-    if importlib.util.find_spec(source.package) is None:
-        package = source.package
-        raise DataError(f"source {kind} is read by {package}, which is not installed: {pip_install(package)}")
-
-
-def _wrong_kind(files: SourceFiles, kind: str, source: Source) -> DataError:
+def _wrong_kind(files: SourceFiles, kind: str, reason: str) -> DataError:
     counts = Counter(suffix_of(file.name) for file in files.found)
     held = ", ".join(f"{count:,} {suffix or 'without a suffix'}" for suffix, count in counts.most_common(5)) or "no"
     advice = _advice([file.name.lower() for file in files.found], kind)
-    return DataError(f"source {kind}: no {source.files} in {files.place.url}; it holds {held} files; {advice}")
+    return DataError(f"source {kind}: {reason}; it holds {held} files; {advice}")
 
 
 def _advice(names: Sequence[str], kind: str) -> str:
     """The next thing to try for files of these names in lower case, after ``kind`` was the wrong one."""
-    if kind != "pairs" and _has_texts(names):
-        return "is it for the source `pairs`?"
     images = [name for name in names if is_image_name(name)]
-    if images and kind != "captions" and any(CAPTIONS.owns(name) for name in names):
-        return "is it for the source `captions`?"
-    if images and not any("/" in name for name in images):
+    likely = (
+        ("imagenet", any(mark in name for name in names for mark in IMAGENET.marks)),
+        ("img2dataset", any(name.endswith(STATISTICS) for name in names)),
+        ("tfds", any(TFDS.owns(name) for name in names) and (kind == "img2dataset" or _is_of_tfds(names))),
+        ("pairs", _has_texts(names)),
+        ("captions", bool(images) and any(map(is_list_name, names))),
+    )
+    better = next((other for other, fits in likely if fits and other != kind), None)
+    if better is None and images and not any("/" in name for name in images):
         return (
             "captions need a list in one file for the source `captions`, such as a CSV file with the columns file and "
             "caption, or a .txt file next to each image, for `pairs`; for labels instead of captions put the images "
             "into a folder per class, for `folder`"
         )
-    better = _suggested(names, kind)
+    better = better or _suggested(names, kind)
     return f"is it for the source `{better}`?" if better else "is it the right folder?"
+
+
+def _is_of_tfds(names: Sequence[str]) -> bool:
+    files = ("dataset_info.json", "features.json")
+    return any(name.endswith(files) or (TFDS.owns(name) and not is_tfrecord_name(name)) for name in names)
 
 
 def _has_texts(names: Sequence[str]) -> bool:
@@ -132,13 +136,14 @@ def _has_texts(names: Sequence[str]) -> bool:
     return any(name.endswith((".txt", ".json")) and name.rpartition(".")[0] in stems for name in names)
 
 
-def _suggested(names: Sequence[str], kind: str) -> str:
-    """The other kinds whose marks are in most file names; empty if there are none."""
+def _suggested(names: Sequence[str], kind: str) -> str | None:
+    """The other kind whose marks are in most file names; the first of several."""
     votes = {
-        marks: sum(any(mark in name for mark in marks) for name in names)
-        for marks in dict.fromkeys(other.marks for name, other in SOURCES.items() if name != kind)
+        name: sum(any(mark in one for mark in other.marks) for one in names)
+        for name, other in SOURCES.items()
+        if name != kind
     }
-    marks = max(votes, key=lambda one: votes[one])
-    if not votes[marks]:
-        return ""
-    return " or ".join(name for name, other in SOURCES.items() if name != kind and other.marks == marks)
+    if "img2dataset" in votes:
+        votes["img2dataset"] = sum(map(is_tfrecord_name, names))
+    most = max(votes, key=lambda one: votes[one])
+    return most if votes[most] else "captions" if kind != "captions" and any(map(CAPTIONS.owns, names)) else None

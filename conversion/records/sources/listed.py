@@ -4,6 +4,7 @@ import posixpath
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
+from urllib.parse import unquote
 
 from conversion.records.listing import FoundFile
 from conversion.records.options import IngestOptions
@@ -39,6 +40,26 @@ def path_key(path: str, key_folder: str) -> str:
     return path if not key_folder or is_complete(path) else posixpath.normpath(f"{key_folder}{path}")
 
 
+def identity_of(path: str) -> str:
+    """The path in one spelling, without ``.`` and with single slashes, so that rows of one image are found.
+
+    >>> identity_of("./a//b.jpg"), identity_of("a\\\\b.jpg"), identity_of("/a/./b.jpg"), identity_of("gs://a/b.jpg")
+    ('a/b.jpg', 'a/b.jpg', '/a/b.jpg', 'gs://a/b.jpg')
+    """
+    if not any(mark in path for mark in ("./", "//", "\\")):
+        return path
+    scheme, _, local = path.rpartition("://")
+    if scheme not in ("", "file", "local"):
+        return path
+    path = local.replace("\\", "/")
+    return "/" * path.startswith("/") + "/".join(part for part in path.split("/") if part not in ("", "."))
+
+
+def spelled(path: str) -> str:
+    """The path in a form that is equal for all spellings under which ``read_image`` may find the file."""
+    return unquote(identity_of(path)).lower()
+
+
 def join_rows(rows: Iterable[ListedRow | Lost]) -> list[ListedRow | Lost]:
     """Join rows with the same image and label, wherever they are, into one with the captions of all, in order.
 
@@ -49,7 +70,7 @@ def join_rows(rows: Iterable[ListedRow | Lost]) -> list[ListedRow | Lost]:
     captions: dict[int, list[str | bytes | None]] = {}  # of rows that others join
     for row in rows:
         if isinstance(row, ListedRow) and row.path and not row.path.endswith("/"):
-            at = first.setdefault((row.path, row.labels), len(joined))
+            at = first.setdefault((identity_of(row.path), row.labels), len(joined))
             if at < len(joined):
                 before = joined[at]
                 held = before.captions if isinstance(before, ListedRow) else ()

@@ -14,6 +14,7 @@ from conversion.records.sources.listed import list_parts
 from conversion.records.sources.planning import FIRST_ROWS, digest_of, ignored_files, named_columns, suffix_of
 from conversion.records.sources.samples import IMAGES, Sample, choose_members, peek, row_of
 from conversion.records.sources.source import Source, SourceFiles, WrongKind
+from conversion.records.sources.splits import choose_split
 
 _TEXTS = (".txt", ".json")
 
@@ -25,6 +26,8 @@ def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
         WrongKind: no image has a text.
         DataError: a file cannot be read, or the first samples lack a column or hold one of the wrong type.
     """
+    split = choose_split(files, options, by_folder=True)
+    files = split.files
     check_readable(files.place, files.own)
     samples: dict[str, dict[str, str]] = {}  # paths by suffix
     sizes: dict[str, int] = {}
@@ -42,7 +45,7 @@ def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
     read = {file.path for file in files.own}
     return Plan(
         parts=tuple(replace(part, columns=columns) for part in parts),
-        info=ignored_files(file for file in files.found if file.path not in read),
+        info={**split.info, **ignored_files(file for file in files.found if file.path not in read)},
         digest=digest_of(files.own),
         columns=named_columns(columns),
     )
@@ -77,4 +80,5 @@ PAIRS = Source(
     plan=_plan,
     read=_read,
     marks=(".txt", ".jpg", ".jpeg", ".png"),
+    split_help="train, test, ...; A,B for several",
 )

@@ -1,23 +1,27 @@
-"""Source ``parquet``: tables with images in a column or next to the table, as img2dataset and the hub write them."""
+"""Source ``parquet``: tables with images in a column or next to the table, as tools write them."""
 
+import contextlib
+import itertools
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 from clipa_eqx.errors import DataError
+from conversion.records.listing import FoundFile
 from conversion.records.options import IngestOptions
 from conversion.records.places import Place
-from conversion.records.reading import local_copy, unreadable
 from conversion.records.rows import DOWNLOAD_FAILED, Columns, Lost, Part, Plan, Row, Tally
-from conversion.records.sources.arrow import holds_bytes, pyarrow, rows_of
+from conversion.records.sources.arrow import class_names_of, holds_bytes
 from conversion.records.sources.columns import (
     CAPTION_COLUMNS,
     IMAGE_COLUMNS,
     KEY_COLUMNS,
     PATH_COLUMNS,
     check_kept,
+    choose_captions,
     choose_column,
     first_of,
     is_image_name,
@@ -25,74 +29,95 @@ from conversion.records.sources.columns import (
 from conversion.records.sources.damage import Damaged, with_lost_rest
 from conversion.records.sources.images import read_image
 from conversion.records.sources.planning import Choice, plan_files
+from conversion.records.sources.saved_datasets import notes, without_caches
 from conversion.records.sources.source import Source, SourceFiles
+from conversion.records.sources.split_column import COLUMN, check_split, count_splits
+from conversion.records.sources.splits import ChosenSplit, check_one_set, choose_split, has_splits
+from conversion.records.sources.tables import SUFFIXES, open_table
 from conversion.records.sources.value_types import check_types
-from conversion.records.sources.values import as_captions, as_key, as_labels, from_json, kept_values
+from conversion.records.sources.values import as_key, as_labels, captions_of, kept_values
 
-_ROWS_AT_ONCE = 64  # images of a few hundred kilobytes; bounds memory
+_ROWS_TO_CHECK = 64
 _STATUS = "status"
-_SUFFIXES = ("jpg", "png", "webp")  # the formats that img2dataset encodes to
+_ENCODINGS = ("jpg", "png", "webp")  # the formats that img2dataset encodes to
 
 
-class _Table(NamedTuple):
-    part: Part
+class _FirstRows(NamedTuple):
+    """The start of a table: its schema, the chosen columns, and rows without their images."""
+
+    source: str
     schema: Any
+    columns: Columns
+    rows: list[Mapping[str, object]]
 
 
 def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
-    """Plan one part per table; columns, and class names from the hub's metadata, are those of the first with rows."""
+    """Plan one part per table of a split; columns and class names are those of the first table with rows.
+
+    Raises:
+        DataError: several splits and none chosen, several data sets, missing shards, or columns that do not fit.
+    """
     place = files.place
+    files = without_caches(files)
+    in_column = {} if has_splits(files) else count_splits(files)
+    if in_column:
+        check_split(in_column, options, url=place.url)
+        split = ChosenSplit(files, {} if options.split is None else {"split": options.split})
+    else:
+        split = choose_split(files, options, rows=partial(_count, place))
+        files = split.files
+    check_one_set(files)
 
-    def first(part: Part) -> Iterator[_Table]:
-        schema = _read_schema(place, part)
-        if schema is not None:
-            yield _Table(part, schema)
-
-    def choose(tables: Iterator[_Table]) -> Choice:
+    def choose(tables: Iterator[_FirstRows]) -> Choice:
         table = next(tables, None)
         if table is None:
             return Choice()
-        columns = _choose(table.schema, place, table.part, options)
         types = {field.name: f"values of type {field.type}" for field in table.schema}
-        check_types(_first_values(place, table.part, columns), columns, where=table.part.source, types=types)
-        return Choice(columns, _class_names(table.schema, options))
+        check_types(table.rows, table.columns, where=table.source, types=types)
+        return Choice(table.columns, class_names_of(table.schema, options.label_column))
 
     # Images next to the tables are rows of the tables, not files left out.
-    return plan_files(
-        files, first=first, choose=choose, about=[file for file in files.found if is_image_name(file.name)]
+    about = [*(file for file in files.found if is_image_name(file.name)), *notes(files)]
+    plan = plan_files(
+        files, first=lambda part: _first_rows(place, part, options), choose=choose, about=about, info=split.info
     )
+    if not in_column or options.split is None:
+        return plan
+    parts = tuple(replace(part, columns=replace(part.columns, split=COLUMN)) for part in plan.parts)
+    return replace(plan, parts=parts, columns={**plan.columns, "split": COLUMN})
 
 
-def _read_schema(place: Place, part: Part) -> Any:
+def _first_rows(place: Place, part: Part, options: IngestOptions) -> Iterator[_FirstRows]:
+    """Choose the columns of a table; nothing if it has no rows or is damaged, which shows again when it is read."""
+    found: _FirstRows | None = None
+    count: int | None = None
+    with contextlib.suppress(Damaged), open_table(place, part.path, is_read=False) as table:
+        count = table.length
+        if count != 0:
+            columns = _choose(table.schema, place, part, options)
+            found = _FirstRows(part.source, table.schema, columns, [])
+            # The type of images is known from the schema.
+            rows = table.rows(sorted(_names(replace(columns, image=None))))
+            for row in itertools.islice(rows, _ROWS_TO_CHECK):
+                found.rows.append(row)  # those before damage count
+    if found is not None and (count or found.rows):
+        yield found
+
+
+def read_schema(place: Place, path: str) -> Any:
     """The schema of a table; None if it has no rows or is damaged, which shows again when it is read."""
-    try:
-        with place.fs.open(part.path, "rb") as opened:
-            table = pyarrow("parquet").ParquetFile(opened)
-            return table.schema_arrow if table.metadata.num_rows else None
-    except pyarrow("").ArrowException:
-        return None
-    except OSError as error:
-        if error.errno is None:  # pyarrow's error for a broken file
-            return None
-        raise unreadable(part.path, error) from error
+    with contextlib.suppress(Damaged), open_table(place, path, is_read=False) as table:
+        return table.schema if table.length != 0 else None
+    return None
 
 
-def _first_values(place: Place, part: Part, columns: Columns) -> list[dict[str, object]]:
-    """The values of the first rows in the chosen columns, without images, whose type is known from the schema."""
-    wanted = sorted(_names(replace(columns, image=None)))
-    try:
-        with place.fs.open(part.path, "rb") as opened, pyarrow("parquet").ParquetFile(opened) as table:
-            return rows_of(next(table.iter_batches(batch_size=_ROWS_AT_ONCE, columns=wanted)))
-    except (pyarrow("").ArrowException, OSError, StopIteration):  # shows again when the rows are read
-        return []
-
-
-def _class_names(schema: Any, options: IngestOptions) -> tuple[str, ...] | None:
-    try:
-        content: Any = from_json((schema.metadata or {})[b"huggingface"])
-        return tuple(str(name) for name in content["info"]["features"][options.label_column]["names"])
-    except (KeyError, TypeError, ValueError):
-        return None
+def _count(place: Place, file: FoundFile) -> int | None:
+    """Number of rows of a table, if its file says it and is not remote."""
+    with contextlib.suppress(Damaged):
+        if place.is_local:
+            with open_table(place, file.path) as table:
+                return table.length
+    return None
 
 
 def _choose(schema: Any, place: Place, part: Part, options: IngestOptions) -> Columns:
@@ -110,9 +135,7 @@ def _choose(schema: Any, place: Place, part: Part, options: IngestOptions) -> Co
     columns = Columns(
         image=image,
         path=path,
-        caption=choose_column(
-            options.caption_column, names, CAPTION_COLUMNS, what="caption", where=where, needed=needed
-        ),
+        caption=choose_captions(options.caption_column, names, CAPTION_COLUMNS, where=where, needed=needed),
         key=key,
         label=choose_column(options.label_column, names, (), what="label", where=where),
     )
@@ -126,7 +149,11 @@ def _choose(schema: Any, place: Place, part: Part, options: IngestOptions) -> Co
 
 
 def _names(columns: Columns) -> set[str]:
-    return {name for name in (columns.image, columns.path, columns.caption, columns.key, columns.label) if name}
+    return {
+        name
+        for name in (columns.image, columns.path, *columns.captions, columns.key, columns.label, columns.split)
+        if name
+    }
 
 
 def _repeated(schema: Any) -> set[str]:
@@ -146,23 +173,19 @@ def _read(place: Place, part: Part, options: IngestOptions, tally: Tally) -> Ite
 
 
 def _rows(place: Place, part: Part, options: IngestOptions) -> Iterator[Row | Lost]:
-    expected: int | None = None
-    index = 0
-    with local_copy(place.fs, part.path) as path:
-        try:
-            with pyarrow("parquet").ParquetFile(path) as table:
-                expected = int(table.metadata.num_rows)
-                wanted = {*_names(part.columns), *options.keep, _STATUS} - _repeated(table.schema_arrow)
-                present = sorted(wanted & set(table.schema_arrow.names))
-                for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE, columns=present):
-                    for fields in cast(Sequence[Mapping[str, object]], rows_of(batch)):
-                        yield _row(place, part, fields, index=index, options=options)
-                        index += 1
-        # A broken page raises ArrowInvalid, or OSError without a number.
-        except (pyarrow("").ArrowException, OSError) as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise unreadable(part.path, error) from error
-            raise Damaged(f"{type(error).__name__}: {error}", expected=expected) from error
+    split = part.columns.split
+    chosen = {name.encode() for name in (options.split or "").split(",")}
+    try:
+        with open_table(place, part.path) as table:
+            wanted = {*_names(part.columns), *options.keep, _STATUS} - _repeated(table.schema)
+            present = sorted(wanted & set(table.schema.names))
+            for index, fields in enumerate(table.rows(present)):
+                if split is None or fields.get(split) in chosen:
+                    yield _row(place, part, fields, index=index, options=options)
+    except Damaged as error:
+        # The file knows the number of its rows, not of those of a split.
+        error.expected = error.expected if split is None else None
+        raise
 
 
 def _row(place: Place, part: Part, fields: Mapping[str, object], *, index: int, options: IngestOptions) -> Row | Lost:
@@ -176,7 +199,7 @@ def _row(place: Place, part: Part, fields: Mapping[str, object], *, index: int, 
     return Row(
         key=name,
         image=_image(place, part, fields, key=shown, options=options),
-        captions=as_captions(fields.get(columns.caption or "", ())),
+        captions=captions_of(fields, columns.captions),
         labels=as_labels(fields.get(columns.label or "")),
         extra=kept_values(fields, options.keep),
     )
@@ -190,7 +213,7 @@ def _image(
         return None
     if columns.image is None:
         if columns.path is None:
-            found = (read_image(place, f"{_folder_of(part)}/{key}.{suffix}") for suffix in _SUFFIXES)
+            found = (read_image(place, f"{_folder_of(part)}/{key}.{suffix}") for suffix in _ENCODINGS)
             return next((image for image in found if isinstance(image, bytes)), None)
         path = fields.get(columns.path)
         if not isinstance(path, bytes) or not path:
@@ -207,17 +230,18 @@ def _image(
 
 def _folder_of(part: Part) -> str:
     """The folder with the images of a table in img2dataset's output format ``files``."""
-    return part.path.removesuffix(".parquet")
+    return part.path.rpartition(".")[0]
 
 
 PARQUET = Source(
-    help="tables with images in them, next to them (img2dataset's `files`) or at paths (extra parquet)",
-    files=".parquet files",
-    owns=lambda name: name.lower().endswith(".parquet"),
+    help="tables with images in them, next to them or at paths: Parquet, or Arrow of `datasets` (extra parquet)",
+    files=".parquet or .arrow files",
+    owns=lambda name: name.lower().endswith(SUFFIXES),
     plan=_plan,
     read=_read,
-    marks=(".parquet",),
+    marks=SUFFIXES,
     package="pyarrow",
     has_prefix=True,
     has_images=True,
+    split_help="train, test, ...; A,B for several",
 )

@@ -1,10 +1,10 @@
-"""Numbers of rows that img2dataset records next to its shards."""
+"""Numbers of rows and downloads that img2dataset records next to its shards."""
 
 from typing import cast
 
 from conversion.records.listing import FoundFile
 from conversion.records.places import Place
-from conversion.records.rows import Part
+from conversion.records.rows import Part, Tally
 from conversion.records.sources.planning import files_next_to
 from conversion.records.sources.source import SourceFiles
 from conversion.records.sources.values import from_json
@@ -18,8 +18,11 @@ def statistics_files(files: SourceFiles) -> list[FoundFile]:
     return files_next_to(files, lambda file: f"{_stem(file.name)}{_SUFFIX}")
 
 
-def img2dataset_count(place: Place, part: Part) -> int | None:
-    """Number of rows that img2dataset says it wrote to a shard; None without valid statistics."""
+def img2dataset_count(place: Place, part: Part, tally: Tally) -> int | None:
+    """Number of rows that img2dataset says it wrote to a shard; None without valid statistics.
+
+    The downloads of the shard are added to ``tally``: the shard itself holds only those that succeeded.
+    """
     path = f"{part.path.rpartition('/')[0]}/{_stem(part.path)}{_SUFFIX}"
     if not place.fs.exists(path):
         return None
@@ -27,8 +30,14 @@ def img2dataset_count(place: Place, part: Part) -> int | None:
         content = from_json(place.fs.cat_file(path))
     except ValueError:
         return None
-    count = cast(dict[str, object], content).get("successes") if isinstance(content, dict) else None
-    return as_count(count)
+    if not isinstance(content, dict):
+        return None
+    statistics = cast(dict[str, object], content)
+    successes, downloads = as_count(statistics.get("successes")), as_count(statistics.get("count"))
+    if successes is not None and downloads is not None and successes <= downloads:
+        tally.downloads += downloads
+        tally.failed_downloads += downloads - successes
+    return successes
 
 
 def as_count(value: object) -> int | None:

@@ -1,14 +1,22 @@
 """Samples of files that share a name: members of a tar, or images with texts next to them; their columns and rows."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Collection, Iterator, Mapping
 from typing import cast
 
+from clipa_eqx.errors import DataError
 from conversion.records.options import IngestOptions
-from conversion.records.rows import BAD_ROW, Columns, Lost, Row
-from conversion.records.sources.columns import CAPTION_COLUMNS, IMAGE_SUFFIXES, check_kept, choose_column
+from conversion.records.rows import BAD_ROW, Columns, Lost, Row, shortened
+from conversion.records.sources.columns import (
+    CAPTION_COLUMNS,
+    IMAGE_SUFFIXES,
+    check_kept,
+    choose_captions,
+    choose_column,
+)
 from conversion.records.sources.value_types import check_types
-from conversion.records.sources.values import as_captions, as_key, as_labels, from_json, kept_values, npy_labels
+from conversion.records.sources.values import as_key, as_labels, captions_of, from_json, kept_values, npy_labels
 
 IMAGES = tuple(suffix[1:] for suffix in IMAGE_SUFFIXES)
 """Suffixes of images, without their dot."""
@@ -17,7 +25,35 @@ Sample = dict[str, bytes]  # content by suffix, without its first dot
 
 _LABEL = ".cls"
 _VECTOR = ".npy"  # the labels of an image, as CLIP_benchmark writes several
+_COMPRESSED = ".gz"
+_MOST_UNPACKED = 2**26  # bytes
 _PEEK = 4096  # bytes of a member that show its type
+
+
+def decompressed(sample: Sample) -> Sample:
+    """The sample with members such as ``.txt.gz`` decompressed, as webdataset reads them.
+
+    Members that are damaged, or larger than 64 MiB then, stay as they are.
+    """
+    if not any(suffix.endswith(_COMPRESSED) for suffix in sample):
+        return sample
+    found = dict(sample)
+    for suffix, content in sample.items():
+        plain = suffix.removesuffix(_COMPRESSED)
+        if plain not in sample and (unpacked := _decompress(content)) is not None:
+            del found[suffix]
+            found[plain] = unpacked
+    return found
+
+
+def _decompress(content: bytes) -> bytes | None:
+    """The content of a member in gzip's format; None if it is damaged or too large."""
+    unpacker = zlib.decompressobj(wbits=31)
+    try:
+        plain = unpacker.decompress(content, _MOST_UNPACKED)
+    except zlib.error:
+        return None
+    return plain if unpacker.eof and not unpacker.unused_data else None
 
 
 def peek(sample: Sample) -> Sample:
@@ -54,18 +90,23 @@ def choose_members(samples: Iterator[Sample], *, options: IngestOptions, where: 
         return Columns()
 
     def asked(name: str | None) -> str | None:
-        return f".{name}" if name is not None and f".{name}" in members else name
+        return None if name is None else member_of(name)
 
+    def member_of(name: str) -> str:
+        return f".{name}" if f".{name}" in members else name
+
+    captions = options.caption_column
     check_kept({*(name[1:] for name in members), *fields}, options=options, where=where)
+    if options.image_column is None:
+        _check_dots(members, where=where)
     image = choose_column(asked(options.image_column), members, IMAGE_SUFFIXES, what="image", where=where, needed=True)
     columns = Columns(
         # Suffixes of images are formats of one thing, unless a sample holds two, such as an image and its mask.
         image=image if several or options.image_column else None,
-        caption=choose_column(
-            asked(options.caption_column),
+        caption=choose_captions(
+            tuple(map(member_of, captions)) if isinstance(captions, tuple) else asked(captions),
             names,
-            (".txt", *CAPTION_COLUMNS),
-            what="caption",
+            (".txt", *CAPTION_COLUMNS, ".text", ".caption"),
             where=where,
             needed=options.label_column is None,
         ),
@@ -74,6 +115,22 @@ def choose_members(samples: Iterator[Sample], *, options: IngestOptions, where: 
     )
     check_types(first, columns, where=where)
     return columns
+
+
+def _check_dots(members: Collection[str], *, where: str) -> None:
+    """Refuse samples of which images only have suffixes of several parts: these may be parts of names instead.
+
+    Raises:
+        DataError: there are such images, and none with the suffix of an image alone.
+    """
+    dotted = [name for name in members if name.count(".") > 1 and name.endswith(IMAGE_SUFFIXES)]
+    if dotted and not any(name in IMAGE_SUFFIXES for name in members):
+        shown = ", ".join(shortened(name, 80) for name in dotted[:5]) + (", ..." if len(dotted) > 5 else "")
+        raise DataError(
+            f"{where}: the name of a sample ends at its first dot, so the suffixes of images are {shown}; choose one "
+            f"with --image-column {shortened(dotted[0][1:], 80)} (and --caption-column), or rename the members if the "
+            "dots belong to the names"
+        )
 
 
 def row_of(
@@ -90,24 +147,35 @@ def row_of(
         fields = _fields(sample)
     except ValueError as error:
         # The JSON member matters only if something is wanted from it.
-        if options.keep or not all(_is_member(name) for name in (columns.caption, columns.label, columns.key) if name):
+        if options.keep or not all(
+            _is_member(name) for name in (*columns.captions, columns.label, columns.key) if name
+        ):
             return Lost(reason=BAD_ROW, key=key, detail=f"its JSON: {error}")
 
     def value(name: str | None) -> object:
         return None if name is None else sample.get(name[1:]) if _is_member(name) else fields.get(name)
 
-    text = value(columns.caption)
-    if is_by_line and isinstance(text, bytes):
-        text = [line for line in text.splitlines() if line.strip()] or text
+    def text(name: str) -> object:
+        found = value(name)
+        if is_by_line and isinstance(found, bytes):
+            return [line for line in found.splitlines() if line.strip()] or found
+        return found
+
+    texts = {name: found for name in columns.captions if (found := text(name)) is not None}
     suffixes = IMAGES if columns.image is None else (columns.image[1:],)
     wanted = as_key(value(columns.key))
     return Row(
         key=key if wanted is None else wanted,
-        image=next((sample[name] for name in suffixes if name in sample), None),
-        captions=() if text is None else as_captions(text),
+        image=next((sample[name] for name in suffixes if name in sample), _why_no_image(sample, columns.image)),
+        captions=captions_of(texts, columns.captions),
         labels=_labels(value(columns.label), columns.label),
         extra=kept_values({**sample, **fields}, options.keep),
     )
+
+
+def _why_no_image(sample: Sample, column: str | None) -> str:
+    dots = "; the name of a sample ends at its first dot" if any("." in suffix for suffix in sample) else ""
+    return f"no {column or 'image'} among: {', '.join(sorted(sample))}{dots}"
 
 
 def _labels(value: object, column: str | None) -> tuple[int | str, ...]:

@@ -16,6 +16,9 @@ from conversion.records.rows import Tally
 from conversion.records.sources.damage import Damaged, Scattered
 from conversion.records.sources.samples import Sample
 
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+"""Ends of the names of archives, in lower case."""
+
 DAMAGE = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile)
 """Errors of archives that are cut or damaged."""
 
@@ -58,7 +61,8 @@ def read_samples(
     done: dict[int, frozenset[str]] = {}  # suffixes by hash of the sample's name
     kinds: dict[frozenset[str], frozenset[str]] = {}
     try:
-        for found, suffix, content in _contents(place, path, tally):
+        for header, content in read_contents(place, path, tally):
+            found, suffix = header.name, header.suffix
             # A second member with the same name and suffix begins a sample of its own, which is a duplicate key.
             if found != name or suffix in sample:
                 if sample:
@@ -85,10 +89,10 @@ def read_headers(file: Any, tally: Tally) -> Iterator[Header]:
     with _open_tar(file) as tar:
         while (member := _next(tar)) is not None:
             folder, _, base = member.name.rpartition("/")
-            stem, _, suffix = base.partition(".")
+            stem, dot, suffix = base.partition(".")
             if member.isdir():
                 continue
-            if is_hidden(member.name) or not stem or (stem.startswith("__") and stem.endswith("__")):
+            if is_hidden(member.name) or not stem or not dot or (stem.startswith("__") and stem.endswith("__")):
                 tally.ignored_members += 1
                 continue
             yield Header(f"{folder}/{stem}" if folder else stem, suffix.lower(), member, tar)
@@ -96,6 +100,26 @@ def read_headers(file: Any, tally: Tally) -> Iterator[Header]:
         file.seek(tar.offset)
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise tarfile.ReadError(f"no end-of-archive mark at byte {tar.offset}")
+
+
+def read_contents(place: Place, path: str, tally: Tally) -> Iterator[tuple[Header, bytes | None]]:
+    """Yield each member that belongs to a sample, with its content; None where the archive ends inside it.
+
+    Raises one of ``DAMAGE``, or ``DataError`` if the file cannot be opened.
+    """
+    with open_file(place, path) as raw:
+        is_compressed = is_gzip(raw)
+        end: int | None = None if is_compressed else raw.seek(0, io.SEEK_END)
+        raw.seek(0)
+        with unpacked(raw) if is_compressed else raw as file:
+            for header in read_headers(file, tally):
+                yield header, _content(header, end)
+
+
+def list_members(place: Place, path: str) -> Iterator[str]:
+    """Yield the paths of the members that belong to a sample. Raises one of ``DAMAGE`` or ``DataError``."""
+    with open_file(place, path) as raw, unpacked(raw) if is_gzip(raw) else raw as file:
+        yield from (header.member.name for header in read_headers(file, Tally()))
 
 
 def is_gzip(file: Any) -> bool:
@@ -108,17 +132,6 @@ def is_gzip(file: Any) -> bool:
 def unpacked(file: Any) -> Any:
     """The content of an open compressed file. A buffer makes small steps back cheap."""
     return io.BufferedReader(cast(Any, gzip.GzipFile(fileobj=file)))
-
-
-def _contents(place: Place, path: str, tally: Tally) -> Iterator[tuple[str, str, bytes | None]]:
-    """Yield (sample, suffix, content) of each file in the tar; content None where the archive ends inside it."""
-    with open_file(place, path) as raw:
-        is_compressed = is_gzip(raw)
-        end: int | None = None if is_compressed else raw.seek(0, io.SEEK_END)
-        raw.seek(0)
-        with unpacked(raw) if is_compressed else raw as file:
-            for header in read_headers(file, tally):
-                yield header.name, header.suffix, _content(header, end)
 
 
 def _open_tar(file: Any) -> tarfile.TarFile:

@@ -1,15 +1,24 @@
-"""CSV, TSV and JSONL lists of images and captions, read as a stream of entries with their positions."""
+"""Lists of images and captions in lines of text, read as a stream of entries with their positions: CSV, TSV, JSONL, and
+the lists of Flickr8k and Flickr30k with lines such as ``1.jpg#0``, tab, caption.
+"""
 
-import codecs
 import csv
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
 from clipa_eqx.errors import DataError
+from conversion.records.rows import BAD_ROW, WRONG_CELLS
+from conversion.records.sources.absent_images import check_header
+from conversion.records.sources.columns import CAPTION_COLUMNS, IMAGE_SUFFIXES, PATH_COLUMNS, first_of
+from conversion.records.sources.encodings import Encoding, check_not_utf16
 from conversion.records.sources.values import from_json
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
+TEXT_SUFFIXES = (".txt", ".token")  # of files that may be such lists too
 _JSONL = (".jsonl", ".ndjson")
+_NUMBER = re.compile(r"#\d+\s*$")
+_NUMBERED = re.compile(rf"[^\t#]+({'|'.join(map(re.escape, IMAGE_SUFFIXES))})#\d+\t", re.IGNORECASE)
 
 Fields = Mapping[str, object]
 
@@ -22,18 +31,31 @@ class TableFormat(NamedTuple):
         quoted: whether quotes may enclose a field.
         names: the columns of the header.
         body: byte at which the rows begin.
+        is_numbered: whether lines are an image with ``#`` and the number of the caption, a tab, and the caption.
     """
 
     delimiter: str | None
     quoted: bool
     names: tuple[str, ...]
     body: int
+    is_numbered: bool = False
+
+    @property
+    def first_line(self) -> int:
+        """The number of the first line with a row, from 1."""
+        return 1 if self.is_numbered or self.delimiter is None else 2
+
+    @property
+    def is_list(self) -> bool:
+        """Check whether the columns are those of a list of images and captions, by their usual names."""
+        usual = first_of(self.names, PATH_COLUMNS) and first_of(self.names, CAPTION_COLUMNS)
+        return self.is_numbered or usual is not None
 
     def hashed(self) -> bytes:
         """Bytes for the hash over the source. Their form never changes, so that old conversions can be resumed."""
-        return (
-            f"_Table(delimiter={self.delimiter!r}, quoted={self.quoted}, names={self.names}, body={self.body})".encode()
-        )
+        numbered = ", numbered" if self.is_numbered else ""
+        columns = f"names={self.names}, body={self.body}{numbered}"
+        return f"_Table(delimiter={self.delimiter!r}, quoted={self.quoted}, {columns})".encode()
 
 
 class Entry(NamedTuple):
@@ -43,65 +65,80 @@ class Entry(NamedTuple):
         fields: values by column, or a text that says what is wrong.
         start: byte at which the entry begins.
         end: byte after it.
+        line: the number of its first line in the file, from 1.
         lines: number of lines.
+        reason: the reason to drop it, if it is broken.
     """
 
     fields: Fields | str
     start: int
     end: int
+    line: int
     lines: int = 1
+    reason: str = BAD_ROW
 
 
 def read_format(opened: Any, path: str) -> TableFormat:
-    """The format of an open table, from its name and header.
+    """The format of an open table, from its name and its first line.
 
     Raises:
         DataError: it is encoded in UTF-16, or its first line is no header.
     """
-    begin: bytes = opened.read(2)
+    check_not_utf16(opened.read(64), path)
     opened.seek(0)
-    if begin in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        raise DataError(f"{path} is encoded in UTF-16; convert it to UTF-8, as by `iconv -f UTF-16 -t UTF-8`")
     if path.lower().endswith(_JSONL):
         return TableFormat(None, False, (), 0)
     line: bytes = opened.readline()
-    header = line.decode(encoding="utf-8-sig", errors="surrogateescape").rstrip("\r\n")
+    text = line.decode(encoding="utf-8-sig", errors="surrogateescape")
+    header = text.rstrip("\r\n")
+    if _NUMBERED.match(header):
+        return TableFormat("\t", False, ("image", "caption"), len(line) - len(_encoded(text)), is_numbered=True)
     is_tsv = path.lower().endswith(".tsv")
     delimiter = "\t" if is_tsv else max(",", "\t", ";", "|", key=header.count)
     try:
         names = next(csv.reader([header], delimiter=delimiter), [])
     except csv.Error as error:
         raise DataError(f"{path}: its first line is no header: {error}; lines must end in LF or CR LF") from error
+    check_header(names, path)
     return TableFormat(delimiter, not is_tsv, tuple(name.strip() for name in names), len(line))
 
 
-def read_entries(opened: Any, table: TableFormat, start: int, content: Any = None) -> Iterator[Entry]:
-    """The entries of an open table from byte ``start`` on. Everything read is also added to the hash ``content``."""
+def read_entries(
+    opened: Any, table: TableFormat, start: int, *, line: int, content: Any = None, encoding: Encoding | None = None
+) -> Iterator[Entry]:
+    """The entries of an open table from byte ``start`` on.
+
+    Args:
+        line: the number of the line that begins there.
+        content: a hash to which everything read is added.
+        encoding: notes the lines that are not UTF-8.
+    """
     opened.seek(start)
     read = start
     count = 0
 
     def lines() -> Iterator[str]:
         nonlocal read, count
-        for line in opened:
-            read += len(line)
-            count += 1
+        for data in opened:
+            read += len(data)
             if content is not None:
-                content.update(line)
+                content.update(data)
+            if encoding is not None:
+                encoding.note(data, line + count)
+            count += 1
             # Bytes that are not UTF-8 are kept as surrogates, so that only the row that holds them is affected.
-            yield line.decode(errors="surrogateescape")
+            yield data.decode(errors="surrogateescape")
 
-    if table.delimiter is None:
-        for line in lines():
-            begin = read - len(line.encode(errors="surrogateescape"))
-            if line.strip():
-                yield Entry(_from_json(line), begin, read)
+    if table.delimiter is None or table.is_numbered:
+        parse = _from_json if table.delimiter is None else _numbered
+        for text in lines():
+            if text.strip():
+                yield Entry(parse(text), read - len(_encoded(text)), read, line + count - 1)
         return
     rows = csv.reader(
         lines(),
         delimiter=table.delimiter,
         quoting=csv.QUOTE_MINIMAL if table.quoted else csv.QUOTE_NONE,
-        skipinitialspace=table.delimiter == "|",
         strict=table.quoted,
     )
     while True:
@@ -111,12 +148,32 @@ def read_entries(opened: Any, table: TableFormat, start: int, content: Any = Non
         except StopIteration:
             return
         except csv.Error as error:
-            yield Entry(str(error), begin, read, max(count - before, 1))
+            detail = f"line {line + before}: {error}; is a quote in it not closed, or not doubled?"
+            yield Entry(detail, begin, read, line + before, max(count - before, 1))
             continue
+        if table.delimiter == "|":  # of Flickr30k: a quote after the space is a part of the text
+            values = [value.lstrip(" ") for value in values]
         if len(values) == len(table.names):
-            yield Entry(dict(zip(table.names, values, strict=True)), begin, read)
+            yield Entry(dict(zip(table.names, values, strict=True)), begin, read, line + before)
         elif values:
-            yield Entry(f"{len(values)} fields instead of {len(table.names)}", begin, read)
+            detail = _cells(len(values), table, line + before)
+            yield Entry(detail, begin, read, line + before, reason=WRONG_CELLS)
+
+
+def _cells(count: int, table: TableFormat, line: int) -> str:
+    hint = ""
+    if count > len(table.names) and table.quoted:
+        hint = f"; is {table.delimiter!r} in a text without quotes around it?"
+    return f"line {line} has {count} instead of {len(table.names)}{hint}"
+
+
+def _numbered(line: str) -> Fields | str:
+    image, tab, caption = line.removeprefix("\ufeff").rstrip("\r\n").partition("\t")
+    return {"image": _NUMBER.sub("", image), "caption": caption} if tab else "no tab between image and caption"
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode(errors="surrogateescape")
 
 
 def _from_json(line: str) -> Fields | str:

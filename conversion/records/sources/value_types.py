@@ -8,7 +8,7 @@ from typing import cast
 
 from clipa_eqx.errors import DataError
 from conversion.records.rows import Columns, shortened
-from conversion.records.sources.values import as_label, is_missing
+from conversion.records.sources.values import TEXT_FIELDS, as_label, is_missing
 
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\x00", b"MM\x00*")  # of image files
 _BASE64 = re.compile(r"[A-Za-z0-9+/\r\n]+={0,2}\s*")
@@ -29,14 +29,17 @@ def check_types(
     """
     held = list(rows)
     for use, expected, is_right in _USES:
-        name = cast("str | None", getattr(columns, use))
-        values = [value for row in held if not is_missing(value := row.get(name or ""))]
-        if name is None or not values or any(map(is_right, values)):
-            continue
-        found = (types or {}).get(name) or _described(values[0])
-        flag = f"--{'image' if use == 'path' else use}-column"
-        hint = "; it looks like base64: decode the images to files or bytes first" if is_base64(values[0]) else ""
-        raise DataError(f"{where}: column {name!r} holds {found}, expected {expected}{hint}; name another with {flag}")
+        chosen = cast("str | tuple[str, ...] | None", getattr(columns, use)) or ()
+        for name in (chosen,) if isinstance(chosen, str) else chosen:
+            values = [value for row in held if not is_missing(value := row.get(name))]
+            if not values or any(map(is_right, values)):
+                continue
+            found = (types or {}).get(name) or _described(values[0])
+            flag = f"--{'image' if use == 'path' else use}-column"
+            hint = "; it looks like base64: decode the images to files or bytes first" if is_base64(values[0]) else ""
+            raise DataError(
+                f"{where}: column {name!r} holds {found}, expected {expected}{hint}; name another with {flag}"
+            )
 
 
 def is_base64(value: object) -> bool:
@@ -69,7 +72,7 @@ def _is_caption(value: object) -> bool:
         present = [item for item in cast(Sequence[object], value) if not is_missing(item)]
         return not present or any(map(_is_caption, present))
     if isinstance(value, dict):
-        return True
+        return any(name in value for name in TEXT_FIELDS)
     return isinstance(value, str | bytes) and not is_base64(value) and not _is_file(value)
 
 

@@ -9,14 +9,17 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
+from jaxtyping import Shaped
 
 from clipa_eqx.data.records import ExtraValue
+from conversion.records.rows import printable
 
 _MOST_LABELS = 2**31
 _LONGEST_LABEL = 200  # characters
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?")
 _DEEPEST = 64  # levels of JSON
 _NESTING = (dict, list)
+TEXT_FIELDS = ("raw", "caption", "text")  # names under which maps hold a caption; the first counts
 
 
 def from_json(text: str | bytes) -> object:
@@ -67,10 +70,17 @@ def as_captions(value: object) -> tuple[str | bytes | None, ...]:
         return (value,)
     if isinstance(value, dict):
         fields = cast(dict[str, object], value)
-        return as_captions(fields.get("raw", fields.get("caption", fields.get("text"))))
+        return as_captions(next((fields[name] for name in TEXT_FIELDS if name in fields), None))
     if isinstance(value, Iterable):
         return tuple(caption for item in cast(Iterable[object], value) for caption in as_captions(item))
     return (str(value),)
+
+
+def captions_of(fields: Mapping[str, object], columns: Sequence[str]) -> tuple[str | bytes | None, ...]:
+    """The captions of all columns, in order. Of several columns, one that the row lacks is a missing caption."""
+    if len(columns) == 1:
+        return as_captions(fields.get(columns[0], ()))
+    return tuple(caption for name in columns for caption in as_captions(fields.get(name)))
 
 
 def as_labels(value: object) -> tuple[int | str, ...]:
@@ -87,7 +97,7 @@ def as_label(value: object) -> int | str | None:
     None for anything else, such as TFDS's -1 for an unknown class, fractions, and texts of more than 200 characters.
     """
     if isinstance(value, bytes | str):
-        text = _as_text(value).strip()
+        text = printable(_as_text(value)).strip()  # it may become a class name, which is Unicode
         if _NUMBER.fullmatch(text) is None:
             return text if 0 < len(text) <= _LONGEST_LABEL else None
         value = float(text) if "." in text else int(text) if len(text) < 20 else None
@@ -102,15 +112,36 @@ def npy_labels(data: bytes) -> list[int]:
     CLIP_benchmark writes such vectors, with an element per class, for data sets in which an image has several labels.
 
     Raises:
-        ValueError: it is no file of numbers.
+        ValueError: it is no file of numbers, one of them is a fraction, or it is a vector of -1, 0 and 1.
     """
+    numbers = _npy_numbers(data)
+    if _is_vector(numbers):
+        return [int(i) for i in np.flatnonzero(numbers)]
+    if numbers.size > 1 and numbers.max() <= 1:
+        raise ValueError("numbers below 0 in a vector")
+    if not all(float(number).is_integer() for number in numbers):
+        raise ValueError("fractions")
+    return [int(number) for number in numbers if number >= 0]
+
+
+def npy_length(data: bytes) -> int | None:
+    """The number of elements of a vector of 0 and 1 in a file of numpy's format ``npy``; None for anything else."""
+    try:
+        numbers = _npy_numbers(data)
+    except (ValueError, EOFError):
+        return None
+    return numbers.size if _is_vector(numbers) else None
+
+
+def _npy_numbers(data: bytes) -> Shaped[np.ndarray, " numbers"]:
     array = np.load(io.BytesIO(data), allow_pickle=False)
     if array.dtype.kind not in "biuf":
         raise ValueError(f"numbers of type {array.dtype}")
-    numbers = array.ravel()
-    if numbers.size > 1 and np.isin(numbers, (0, 1)).all():
-        return [int(i) for i in np.flatnonzero(numbers)]
-    return [int(number) for number in numbers if number >= 0 and float(number).is_integer()]
+    return array.ravel()
+
+
+def _is_vector(numbers: Shaped[np.ndarray, " numbers"]) -> bool:
+    return numbers.size > 1 and bool(np.isin(numbers, (0, 1)).all())
 
 
 def kept_values(fields: Mapping[str, object], keep: Collection[str]) -> dict[str, ExtraValue]:
