@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 from support import goldens
+from support.reference_evaluators import load, resized
 
+from clipa_eqx.evals.encode import encode_features, local_rows
 from clipa_eqx.evals.few_shot import choose_shots, least_squares_scores
 
 goldens.require("evaluators")
+goldens.require("models")
 MARGIN = 1e-2
 
 
@@ -55,3 +58,13 @@ def test_the_evaluator_on_recorded_features_equals_the_reference(devices):
         unclear = np.sum(ordered[:, -1] - ordered[:, -2] <= MARGIN)
         correct = np.mean(scores.argmax(axis=1) == arrays["test_labels"])
         assert abs(correct - accuracy) <= min(unclear, 1) / len(scores) + 1e-6, name
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_features_equal_the_reference(devices, part):
+    recorded = goldens.load_npz(f"evaluators/fewshot_features_{devices}dev.npz")[part]
+    about, _, model, mesh = load(f"evaluators/zeroshot_{devices}dev.json")
+    images = resized(goldens.load_npz("evaluators/fewshot_images.npz"), f"{part}_", about["res"])
+    ours = local_rows(encode_features(model, images, mesh=mesh), rows=len(images))
+    np.testing.assert_allclose(ours, recorded, rtol=0, atol=2e-5 * np.abs(recorded).max())

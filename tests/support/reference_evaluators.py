@@ -49,8 +49,13 @@ def image_batches(about, *, label):
 @functools.cache
 def sized_images(res):
     """Images resized as most recipes score: the shorter side to ``res``, then the center (docs/reference.md F5.1)."""
-    names = sorted(name for name in recorded_images() if name.startswith("image_"))
-    smaller = [resize_small(recorded_images()[name], shorter=res, method="bilinear", antialias=True) for name in names]
+    return resized(recorded_images(), "image_", res)
+
+
+def resized(images, prefix, res):
+    """The images whose names start with ``prefix``, in order, resized in this way."""
+    names = sorted(name for name in images if name.startswith(prefix) and images[name].ndim == 3)
+    smaller = [resize_small(images[name], shorter=res, method="bilinear", antialias=True) for name in names]
     return np.stack([central_crop(image, size=(res, res)) for image in smaller])
 
 
