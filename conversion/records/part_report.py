@@ -74,8 +74,8 @@ class PartReport:
     lowest_label: int | None
     highest_label: int | None
     versions: dict[str, str]
-    downloads: int = 0
-    failed_downloads: int = 0
+    downloads: int
+    failed_downloads: int
 
     def shard_infos(self) -> list[ShardInfo]:
         """The shards as the manifest describes them."""

@@ -14,5 +14,5 @@ def test_templates_of_the_manifest():
     assert [len(tokens) for tokens in task.tokens] == [3, 3]
     with pytest.raises(DataError, match="a has no templates in its manifest, which only sets of CLIP_benchmark have"):
         prepare_zero_shot(config, **given)
-    with pytest.raises(ConfigError, match="with whole_names a name has no synonyms"):
-        ZeroShotConfig(data="a", whole_names=True, first_name_only=False)
+    with pytest.raises(ConfigError, match="with commas_in_names a name has no synonyms"):
+        ZeroShotConfig(data="a", commas_in_names=True, first_name_only=False)

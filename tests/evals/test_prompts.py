@@ -156,8 +156,8 @@ def test_the_place_for_the_name_may_be_that_of_clip_benchmark():
         class_prompts(["a"], ["{c}", "a {d}"])
 
 
-def test_whole_names_keep_their_commas():
+def test_names_with_commas_keep_their_commas():
     names = ["Bonaire, Saint Eustatius and Saba"]
-    assert class_prompts(names, ["in {c}."], canonical=False, whole_names=True) == [[f"in {names[0]}."]]
-    assert class_prompts(names, ["in {c}."], whole_names=True) == [["in bonaire, saint eustatius and saba"]]
+    assert class_prompts(names, ["in {c}."], canonical=False, commas_in_names=True) == [[f"in {names[0]}."]]
+    assert class_prompts(names, ["in {c}."], commas_in_names=True) == [["in bonaire, saint eustatius and saba"]]
     assert class_prompts(names, ["in {c}."]) == [["in bonaire"]]

@@ -163,7 +163,7 @@ def test_a_recorded_run_of_version_0_1_0_is_read_with_the_fields_that_came_later
     record = json.loads(Path(__file__).with_name("run_of_0_1_0.json").read_text(encoding="utf-8"))
     config = from_json(ExperimentConfig, record)
     assert (config.tensorboard, config.checkpoint.checksums) == (False, True)
-    assert [one.whole_names for one in config.zero_shot] == [False]
+    assert [one.commas_in_names for one in config.zero_shot] == [False]
     assert (config.batch_size, config.optim.schedules[0][1].warmup) == (32768, Duration(steps=800))
 
 

@@ -147,10 +147,10 @@ def test_templates_class_names_and_image_mode_come_from_the_flags(model_folder, 
 def test_templates_of_the_manifest_by_flag(model_folder, data, tmp_path, capsys):
     rows = [Record(key="0", image=noise_png(0), label=0)]
     write_records(rows, tmp_path / "set", class_names=("cat, dog",), info={"templates": ["a {c}", "{c}"]})
-    flags = ["--suite", "zero-shot", "--templates", "manifest", "--whole-names", "--no-canonicalize"]
+    flags = ["--suite", "zero-shot", "--templates", "manifest", "--commas-in-names", "--no-canonicalize"]
     assert call(model_folder, "--data", tmp_path / "set", "--out", tmp_path / "a.json", *flags) == OK
     result = json.loads((tmp_path / "a.json").read_text())
-    assert (result["template_count"], result["settings"]["whole_names"]) == (2, True)
+    assert (result["template_count"], result["settings"]["commas_in_names"]) == (2, True)
     assert result["prompts_sha256"] == hashlib.sha256(b"a cat, dog\ncat, dog").hexdigest()
     assert call(model_folder, "--data", data / "labeled", "--out", tmp_path / "b.json", *flags) == USAGE
     assert "has no templates in its manifest" in capsys.readouterr().err

@@ -56,6 +56,8 @@ def part_reports(draw, number):
         lowest_label=(lowest := draw(st.none() | st.integers(0, 9))),
         highest_label=None if lowest is None else lowest + draw(st.integers(0, 9)),
         versions=draw(VERSIONS),
+        downloads=(downloads := draw(st.integers(0, 9))),
+        failed_downloads=draw(st.integers(0, downloads)),
     )
 
 
@@ -101,6 +103,8 @@ def test_every_number_of_the_manifest_is_the_sum_over_the_parts(reports):
     assert ("ignored_members" in made.info) == bool(ignored)
     assert made.info.get("scattered_tars", 0) == sum(report.scattered_tars for report in reports)
     assert made.info.get("captions_of_lines", 0) == sum(report.captions_of_lines for report in reports)
+    downloads = {"total": sum(one.downloads for one in reports), "failed": sum(one.failed_downloads for one in reports)}
+    assert made.info.get("downloads") == (downloads if downloads["total"] else None)
     full = [report for report in reports if report.rows_written]
     if full:
         most = max(report.most_captions for report in full)

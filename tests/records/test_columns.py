@@ -106,7 +106,7 @@ def test_a_caption_is_looked_for_in_as_many_files_as_it_takes(tmp_path):
 
 @pytest.mark.parametrize("options", [{"caption_column": "nope"}, {"keep": ("sha265",)}, {}])
 def test_a_wrong_column_claims_nothing_however_many_work(options, tmp_path):
-    text = {"caption" if not options else "txt": b"a"}  # a member `.caption` is not a field `caption`
+    text = {"title" if not options else "txt": b"a"}  # a member `.title` is not a field `title`
     for name, first, count in (("0", 0, 40), ("1", 100, 1)):
         rows = [one for i in range(first, first + count) for one in members(i, **text)]
         write_tar(tmp_path / f"source/{name}.tar", rows)
