@@ -7,6 +7,7 @@ After an intended change, record a text again:
 import ast
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from clipa_eqx.json_config import from_json, to_json
 from clipa_eqx.models.clip import abstract_clip
 from clipa_eqx.optim import DEFAULT_DECAY, T5X_DECAY, learning_rates, make_optimizer
 from clipa_eqx.sharding import MeshConfig
-from clipa_eqx.trees import count_params
+from clipa_eqx.trees import count_params, match_by_path
 
 GOLDEN = Path(__file__).parent / "golden_configs"
 FILES = {path.stem: path for path in sorted((ROOT / "configs").glob("*.py"))}
@@ -190,6 +191,19 @@ def test_the_docstring_of_a_t5x_recipe_says_how_its_initial_weights_differ(name)
     [flags] = re.findall(r"`(--model[^`]*)`", docstring)
     as_there = apply_overrides(config, flags.split())
     assert (as_there.model.image.blocks.init_depth, as_there.model.text.blocks.init_depth) == (12, 12)
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("bigg14")])
+def test_a_run_of_bigg_14_that_an_older_version_began_resumes_with_the_flag_of_the_changelog(name):
+    """The older rules are another text, which resuming compares, and decide the same for each leaf."""
+    [flag] = re.findall(r"`(--optim\.decay [^`]*)`", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"))
+    config = load_config(FILES[name])
+    older = apply_overrides(config, shlex.split(flag)).optim.decay
+    assert older == (("(.*/)?(norm[12]?/weight|bias|position|log_temperature)", 0.0), (".*", 1.0))
+    model = abstract_clip(config.model)
+    rules = [match_by_path(decay, model, what="decay") for decay in (older, config.optim.decay)]
+    assert rules[0] == rules[1]
+    assert set(rules[0].values()) == {0.0, 1.0}
 
 
 def test_the_starters_run_on_one_device_and_score_nothing():
