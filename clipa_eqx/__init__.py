@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from clipa_eqx.recipes import finetune_stage as finetune_stage
     from clipa_eqx.recipes import pretrain_stage as pretrain_stage
     from clipa_eqx.recipes import small_stage as small_stage
+    from clipa_eqx.recipes import stage_model as stage_model
     from clipa_eqx.saved.model import LoadedModel as LoadedModel
     from clipa_eqx.saved.model import ModelTokenizer as ModelTokenizer
     from clipa_eqx.saved.model import Preprocess as Preprocess
@@ -180,6 +181,7 @@ _HOME = {
     "sharded_softmax_contrastive": "losses",
     "shardings_for": "sharding",
     "small_stage": "recipes",
+    "stage_model": "recipes",
     "softmax_contrastive": "losses",
     "train": "training.loop",
     "train_stream": "data.stream",
