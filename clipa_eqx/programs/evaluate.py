@@ -65,8 +65,11 @@ def program() -> int:
 def _next_lines(arguments: argparse.Namespace, given: Sequence[str]) -> list[str]:
     path: Path = arguments.out
     out = path.with_stem(f"{path.stem}-predictions")
-    # The same flags again; of a flag that is given twice the last one counts.
-    with_classes = command_line("evaluate", *given, "--predictions", "--out", out)
+    # The same flags again, except the result file.
+    others = [
+        word for i, word in enumerate(given) if word.partition("=")[0] != "--out" and given[i - 1 : i] != ["--out"]
+    ]
+    with_classes = command_line("evaluate", *others, "--predictions", "--out", out)
     tune = command_line("train", "CONFIG.py", "--workdir", "NEW_RUN", "--init-from", arguments.model)
     return next_lines(
         *([] if arguments.predictions else [(with_classes, "the five likeliest classes of each image")]),
