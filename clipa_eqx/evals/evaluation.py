@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -13,13 +12,14 @@ from clipa_eqx.data.array_record_reader import RecordSource, open_records
 from clipa_eqx.data.load_batch import EvalTransformFn
 from clipa_eqx.data.prefetch import BatchIterator, StreamConfig
 from clipa_eqx.data.stream import eval_stream
-from clipa_eqx.evals.contrastive import ContrastiveConfig, evaluate_contrastive
+from clipa_eqx.evals.contrastive import ContrastiveConfig, ContrastiveResult, evaluate_contrastive
+from clipa_eqx.evals.counting import ZeroShotResult
 from clipa_eqx.evals.embeddings import ImageTransform, check_captioned, read_captions
 from clipa_eqx.evals.features import PrepareImage
-from clipa_eqx.evals.few_shot import FewShotConfig, common_classes, evaluate_few_shot
+from clipa_eqx.evals.few_shot import FewShotConfig, FewShotResult, common_classes, evaluate_few_shot
 from clipa_eqx.evals.labels import check_labels
-from clipa_eqx.evals.linear_probe import LinearProbeConfig, evaluate_linear_probe
-from clipa_eqx.evals.retrieval import RetrievalConfig, evaluate_retrieval
+from clipa_eqx.evals.linear_probe import LinearProbeConfig, LinearProbeResult, evaluate_linear_probe
+from clipa_eqx.evals.retrieval import RetrievalConfig, RetrievalResult, evaluate_retrieval
 from clipa_eqx.evals.zero_shot import (
     ZeroShotConfig,
     ZeroShotTask,
@@ -37,16 +37,7 @@ from clipa_eqx.tokenizer.wordpiece import Tokenizer
 EvaluationConfig = ZeroShotConfig | RetrievalConfig | ContrastiveConfig | FewShotConfig | LinearProbeConfig
 
 
-class EvaluationResult(Protocol):
-    """What every kind of evaluation gives."""
-
-    def scores(self) -> dict[str, float]:
-        """The numbers that are logged, by name."""
-        ...
-
-    def to_json(self) -> dict[str, Any]:
-        """All numbers, and what was scored."""
-        ...
+EvaluationResult = ZeroShotResult | RetrievalResult | ContrastiveResult | FewShotResult | LinearProbeResult
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

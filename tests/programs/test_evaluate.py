@@ -235,6 +235,6 @@ def test_a_bug_is_reported_as_a_failure_and_leaves_no_result(model_folder, data,
     def broken(*_, **__):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("clipa_eqx.programs.score.score_records", broken)
+    monkeypatch.setattr("clipa_eqx.programs.score.run_evaluation", broken)
     assert score(model_folder, data / "labeled", tmp_path / "result.json") == FAILED
     assert not any(tmp_path.iterdir())
