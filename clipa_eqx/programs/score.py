@@ -25,6 +25,7 @@ from clipa_eqx.evals.evaluation import (
     run_evaluation,
     suite_of,
 )
+from clipa_eqx.evals.passport import passport_of
 from clipa_eqx.evals.retrieval import RetrievalConfig
 from clipa_eqx.evals.zero_shot import ZeroShotConfig
 from clipa_eqx.json_config import to_json
@@ -105,6 +106,7 @@ def score(request: Request) -> dict[str, Any]:
         "suite": suite_of(config).replace("_", "-"),
         **content,
         "model": dict(scored.identity),
+        "passport": passport_of(evaluation, scored.model, tokenizer=scored.tokenizer, preprocess=preprocess, mesh=mesh),
         "preprocess": to_json(preprocess),
         "settings": to_json(config),
         "versions": installed_versions(),
