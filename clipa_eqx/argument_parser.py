@@ -51,10 +51,7 @@ class ArgumentParser(argparse.ArgumentParser):
             ConfigError: always.
         """
         unknown = re.findall(r"(?<!\S)--[^\s=]+", message) if message.startswith("unrecognized arguments") else []
-        likely = [
-            f"; for {flag}, did you mean {' or '.join(found)}?" for flag in unknown if (found := self._near(flag))
-        ]
-        likely.append(self._repeatable(message))
+        likely = [*map(self._meant, unknown), self._repeatable(message)]
         if len(message) > _LONGEST:
             message = f"{message[:_LONGEST]}...; a pattern of many names needs quotes, such as 'folder/*.tar'"
         raise ConfigError(f"{message}{''.join(likely)}; --help lists the arguments")
@@ -66,8 +63,12 @@ class ArgumentParser(argparse.ArgumentParser):
             return f"; {' and '.join(several)} may be repeated, with one value each time"
         return ""
 
-    def _near(self, flag: str) -> list[str]:
-        return similar(flag, self.flags)
+    def _meant(self, flag: str) -> str:
+        """A hint for an unknown flag: the subcommands that take it, or else the flags that are most like it."""
+        if takers := list(_takers(self, flag)):
+            return f"; only {', '.join(takers)} {'take' if len(takers) > 1 else 'takes'} {flag}"
+        found = similar(flag, self.flags)
+        return f"; for {flag}, did you mean {' or '.join(found)}?" if found else ""
 
 
 class _StoreOnce(argparse.Action):
@@ -96,3 +97,11 @@ def _flags(parser: argparse.ArgumentParser, *, repeatable: bool = False) -> Iter
             for one in action.choices.values():
                 if isinstance(one, argparse.ArgumentParser):
                     yield from _flags(one, repeatable=repeatable)
+
+
+def _takers(parser: argparse.ArgumentParser, flag: str) -> Iterator[str]:
+    """Yield the names of the subcommands that take a flag."""
+    for action in parser._actions:
+        for name, one in action.choices.items() if isinstance(action.choices, dict) else ():
+            if isinstance(one, argparse.ArgumentParser) and flag in _flags(one):
+                yield str(name)

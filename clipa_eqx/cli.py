@@ -40,8 +40,8 @@ def run(main: Callable[[], object]) -> int:
         _log.debug("traceback of the user's error", exc_info=True)
         print_error(f"error: {error}")
         return USAGE
-    except KeyboardInterrupt:
-        print_error("interrupted")
+    except KeyboardInterrupt as error:
+        print_error(str(error) or "interrupted")
         return 130
     except BrokenPipeError:
         # The reader of standard output is gone, as in `show.py ... | head`.

@@ -1,10 +1,13 @@
 """Class names that a record folder is scored with: its own, a published list or a file, checked against its classes."""
 
+import re
 from collections.abc import Sequence
 from typing import Literal
 
 from clipa_eqx.errors import DataError
 from clipa_eqx.evals.prompts import ClassNameSet, named_class_names, read_class_names, wordnet_ids
+
+_WORDNET_ID = re.compile(r"n\d{8}")
 
 
 def choose_class_names(
@@ -22,9 +25,11 @@ def choose_class_names(
         data: the folder, for messages.
 
     Raises:
-        DataError: there are no names, their file cannot be read, or there are more or fewer than the folder has
-            classes.
+        DataError: there are no names, their file cannot be read, there are more or fewer than the folder has classes,
+            or classes are WordNet ids that ImageNet does not have.
     """
+    if choice != "file":
+        _check_ids(own or (), data=data)
     if choice == "manifest":
         if not own:
             raise DataError(
@@ -46,6 +51,15 @@ def choose_class_names(
 
 def _are_ids(names: Sequence[str]) -> bool:
     return set(names) <= wordnet_ids().keys()
+
+
+def _check_ids(names: Sequence[str], *, data: str) -> None:
+    known = wordnet_ids()
+    if unknown := [one for one in names if _WORDNET_ID.fullmatch(one) and one not in known]:
+        raise DataError(
+            f"data folder {data} has {_classes(names)}; {len(unknown):,} of them are WordNet ids that ImageNet's 1,000 "
+            f"classes do not have, such as {unknown[0]}: give a file with a name for each class (class_names='file')"
+        )
 
 
 def _by_id(ids: Sequence[str], *, data: str, among: ClassNameSet = "imagenet") -> tuple[str, ...]:

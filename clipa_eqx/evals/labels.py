@@ -55,5 +55,5 @@ def check_number(record: Record, labels: tuple[int, ...], *, max_labels: int) ->
     if len(labels) > max_labels:
         raise DataError(
             f"record {record.key!r} has {len(labels)} labels, zero-shot scoring expects at most {max_labels}; "
-            "set max_labels"
+            "set max_labels (--max-labels) to the most labels of a record"
         )

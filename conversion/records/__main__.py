@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from clipa_eqx.cli import FAILED, OK, exit_on_sigterm, run
 from clipa_eqx.commands import command_line, minimal_config, next_lines
+from clipa_eqx.data.manifest import Manifest
 from clipa_eqx.errors import DataError
 from conversion.records.arguments import make_parser, options_of
 from conversion.records.convert import convert
@@ -33,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return _diff(arguments)
             case _:
                 return _convert(arguments)
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(f"interrupted{advice}") from error
     except BrokenPipeError:
         raise
     except OSError as error:  # a full disk, a folder without permission
@@ -53,14 +56,18 @@ def _convert(arguments: argparse.Namespace) -> int:
     _print(account_lines(arguments.target, manifest))
     if not manifest.rows_written:
         return FAILED if manifest.rows_read else OK
-    _print(_next_lines(arguments.target, is_labeled=bool(manifest.class_names)))
+    _print(_next_lines(arguments.target, manifest))
     return OK
 
 
-def _next_lines(folder: str, *, is_labeled: bool) -> list[str]:
+def _next_lines(folder: str, manifest: Manifest) -> list[str]:
     look = (command_line("show", folder), "the account, and a sheet of samples")
-    if is_labeled:
-        score = command_line("evaluate", "MODEL", "--suite", "zero-shot", "--data", folder, "--out", "result.json")
+    if manifest.class_names or not manifest.info["captions_written"]:
+        names = () if manifest.class_names else ("--class-names", "FILE")
+        labels = ("--max-labels", str(manifest.info["most_labels"])) if "most_labels" in manifest.info else ()
+        score = command_line(
+            "evaluate", "MODEL", "--suite", "zero-shot", "--data", folder, *names, *labels, "--out", "result.json"
+        )
         return next_lines(look, (score, "score a model on these records"))
     run = command_line("train", minimal_config(), "--workdir", "RUN", "--data.sources.0.folder", folder)
     return next_lines(look, (run, "train on these records"))

@@ -79,6 +79,7 @@ def close_account(reports: PartReports, plan: Plan, command: Mapping[str, object
     ignored = sum(report.ignored_members for report in ordered)
     scattered = sum(report.scattered_tars for report in ordered)
     of_lines = sum(report.captions_of_lines for report in ordered)
+    most_labels = max((report.most_labels for report in ordered), default=0)
     for report in ordered:
         dropped.update(report.dropped)
         captions_dropped.update(report.captions_dropped)
@@ -107,6 +108,7 @@ def close_account(reports: PartReports, plan: Plan, command: Mapping[str, object
             **_downloads(ordered),
             **_names_of_source(plan, options),
             **_label_range(reports),
+            **({"most_labels": most_labels} if most_labels > 1 else {}),
             **plan.info,
         },
     )

@@ -46,8 +46,10 @@ def classes_of(plan: Plan, options: IngestOptions) -> Classes:
     """The classes of a planned conversion.
 
     Raises:
-        DataError: labels are texts, and two classes have the same name.
+        DataError: labels are texts, and two classes have the same name; or ``--first-label`` or ``--class-names`` does
+            not apply to the source.
     """
+    _check_flags(plan, options)
     names = options.class_names or plan.class_names
     numbers = {name: number for number, name in enumerate(names or ())} if plan.has_text_labels else {}
     if names is not None and numbers and len(numbers) < len(names):
@@ -59,16 +61,30 @@ def classes_of(plan: Plan, options: IngestOptions) -> Classes:
     return Classes(count=None if names is None else len(names), numbers=numbers, first=options.first_label)
 
 
+def _check_flags(plan: Plan, options: IngestOptions) -> None:
+    has_labels = options.label_column is not None or any(part.columns.label for part in plan.parts)
+    if options.first_label and (plan.class_names is not None or plan.has_text_labels):
+        why = "labels are texts" if plan.has_text_labels else "the source has the names of its classes, from 0 on"
+        raise DataError(f"--first-label does not apply: {why}; leave it out")
+    if options.first_label and not has_labels:
+        raise DataError("--first-label does not apply: the source has no labels; name them with --label-column")
+
+
 def with_text_labels(place: Place, plan: Plan, *, kind: str, options: IngestOptions, workers: int) -> Plan:
-    """The plan, with class names if labels are texts, which the first rows show.
+    """The plan, with class names if labels are texts: if at least half of those in the first rows are, or if the
+    numbers among them are class names too. One text among numbers does not give all numbers another meaning.
 
     Without given names, all labels of the source are read, and the names are the different ones in sorted order.
 
     Raises:
         DataError: a part cannot be read, or there are more than 100,000 different labels.
     """
-    first = islice(_labels(place, plan.parts, kind, options), _FIRST_ROWS)
-    if not any(isinstance(label, str) for labels in first for label in labels):
+    rows = islice(_labels(place, plan.parts, kind, options), _FIRST_ROWS)
+    first = [label for labels in rows for label in labels]
+    texts = [label for label in first if isinstance(label, str)]
+    names = options.class_names or plan.class_names or ()
+    are_numbers = 2 * len(texts) < len(first) and not {str(label) for label in first} - set(texts) <= set(names)
+    if not texts or are_numbers:
         return plan
     if options.class_names is None and plan.class_names is None:
         plan = replace(plan, class_names=tuple(sorted(_collect(place, plan, kind, options, workers))))
@@ -140,4 +156,5 @@ def _read_labels(place: Place, part: Part, kind: str, options: IngestOptions) ->
 
 
 def _only_labels(columns: Columns) -> Columns:
-    return Columns(label=columns.label, path=columns.path)
+    # Rows of other splits are none, also for the number of rows of a piece of a list.
+    return Columns(label=columns.label, path=columns.path, split=columns.split)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from clipa_eqx.data.array_record_writer import write_encoded_shard
 from clipa_eqx.data.manifest import ShardInfo
-from clipa_eqx.data.records import Record, encode_record
+from clipa_eqx.data.records import LABELS, Record, encode_record
 from clipa_eqx.errors import DataError
 from conversion.records.checks import check_row
 from conversion.records.keys import Fingerprint, content_digest, key_digest, pack_entry
@@ -152,6 +152,7 @@ class _Account:
         self.captions_of_lines = 0
         self.lowest: int | None = None
         self.highest: int | None = None
+        self.most_labels = 0
         self.dropped: Counter[str] = Counter()
         self.examples: dict[str, list[dict[str, str]]] = {}
         self.captions_dropped: Counter[str] = Counter()
@@ -181,6 +182,9 @@ class _Account:
         self.captions_of_lines += sum("\n" in caption.strip() for caption in record.captions)
         self.fewest = count if self.fewest is None else min(count, self.fewest)
         self.most = max(count, self.most)
+        if record.label is not None:
+            several = record.extra.get(LABELS)
+            self.most_labels = max(1 if several is None else str(several).count(",") + 1, self.most_labels)
         # The first, one after at least half of the records, and the last: neighbors are too alike to show a shift.
         is_power = self.rows_written & (self.rows_written - 1) == 0
         self.shown = [*self.shown[: 1 if is_power else 2], shown_record(record)]
@@ -237,5 +241,6 @@ class _Account:
             failed_downloads=self.tally.failed_downloads,
             lowest_label=self.lowest,
             highest_label=self.highest,
+            most_labels=self.most_labels,
             versions=library_versions(),
         )

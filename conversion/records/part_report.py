@@ -45,6 +45,7 @@ class PartReport:
         failed_downloads: those that failed.
         lowest_label: lowest class number of any row, counted from 0, also of one without a class; None without labels.
         highest_label: the highest.
+        most_labels: most labels of a record; 0 without labels.
         versions: versions of the libraries that decide bytes.
     """
 
@@ -73,6 +74,7 @@ class PartReport:
     scattered_tars: int
     lowest_label: int | None
     highest_label: int | None
+    most_labels: int
     versions: dict[str, str]
     downloads: int
     failed_downloads: int

@@ -40,10 +40,12 @@ def account_lines(target: str, manifest: Manifest) -> Iterator[str]:
     if manifest.class_names:
         own = cast("list[str] | None", manifest.info.get("source_class_names"))
         yield describe_classes(manifest.class_names, own)
+        yield from _doubts_on_classes(manifest)
     labels = cast("dict[str, int]", manifest.info.get("labels", {}))
     if labels and not manifest.class_names:
         none = "; none is 0: if the source counts from 1, repeat with --first-label 1 --overwrite"
         yield f"labels: {labels['lowest']:,} to {labels['highest']:,}{none if labels['lowest'] == 1 else ''}"
+        yield "the classes have no names, which a score needs: repeat with --class-names FILE --overwrite"
     if templates := cast("list[str]", manifest.info.get("templates", [])):
         shown = f"{counted(len(templates), 'prompt template')} of the source, such as {shortened(templates[0], 60)!r}"
         yield f"{shown}: scoring takes them with --templates manifest"
@@ -52,7 +54,10 @@ def account_lines(target: str, manifest: Manifest) -> Iterator[str]:
     if unknown := cast("dict[str, object]", manifest.info.get("unknown_pieces", {})):
         yield from unknown_lines(unknown)
     if ignored := cast("dict[str, int]", manifest.info.get("ignored_files", {})):
-        shown = [counted(count, f"{suffix} file" if suffix else "file") for suffix, count in ignored.items()]
+        shown = [
+            f"{counted(count, f'{suffix} file' if suffix else 'file')}{'' if suffix else ' without a suffix'}"
+            for suffix, count in ignored.items()
+        ]
         hint = "; if they hold captions, use the source `captions` for a list, `pairs` for texts next to images"
         is_captioned = manifest.class_names is not None and ignored.keys() & _TEXT_SUFFIXES
         yield f"not read: {', '.join(shown)}{hint if is_captioned else ''}"
@@ -69,16 +74,18 @@ def account_lines(target: str, manifest: Manifest) -> Iterator[str]:
     if DUPLICATE_OTHER in manifest.rows_dropped:
         yield f"different samples share keys: {_advice_on_keys(manifest)}"
     for record in cast("list[dict[str, object]]", manifest.info.get("records", [])):
-        yield f"for example: {_shown(record, manifest.class_names)}"
+        yield f"a record: {_shown(record, manifest.class_names)}"
     if manifest.rows_read and not manifest.rows_written:
-        yield f"no row was kept: were images, captions or labels looked for in the wrong place? {_example(manifest)}"
+        hint = _advice_on_images(manifest) if MISSING_IMAGE in manifest.rows_dropped else ""
+        where = "were images, captions or labels looked for in the wrong place?"
+        yield f"no row was kept: {where} {_example(manifest)}{hint}"
 
 
 def _advice_on_keys(manifest: Manifest) -> str:
     kind = SOURCES.get(_kind(manifest))
     if kind is None or kind.has_prefix:
         return "if several dumps were given, --prefix-keys keeps them apart"
-    return "is an image in several lists, or with several labels? manifest.json has examples"
+    return "is an image in several lists or file formats, or with several labels? manifest.json has examples"
 
 
 def _advice_on_lines(manifest: Manifest) -> str:
@@ -94,11 +101,28 @@ def _missing_images(manifest: Manifest) -> Iterator[str]:
     examples = cast(dict[str, list[dict[str, str]]], manifest.info["examples"]).get(MISSING_IMAGE)
     if examples and manifest.rows_written and missing > manifest.rows_read / 10:
         detail = f" ({examples[0]['detail']})" if examples[0]["detail"] else ""
-        kind = SOURCES.get(_kind(manifest))
-        hint = (
-            "; is --images the folder that all paths are relative to?" if kind is not None and kind.has_images else ""
+        shown = f"the first is {examples[0]['key']}{detail}{_advice_on_images(manifest)}"
+        yield f"{missing:,} images are missing, {shown}"
+
+
+def _advice_on_images(manifest: Manifest) -> str:
+    kind = SOURCES.get(_kind(manifest))
+    has_images = kind is not None and kind.has_images
+    return "; is --images the folder that all paths are relative to?" if has_images else ""
+
+
+def _doubts_on_classes(manifest: Manifest) -> Iterator[str]:
+    """Class folders that are likely no classes, or whose names cannot be scored with."""
+    names = manifest.class_names or ()
+    if empty := cast("list[str]", manifest.info.get("classes_without_images", [])):
+        verb = "has" if len(empty) == 1 else "have"
+        shown = ", ".join(shortened(name, 40) for name in empty[:5]) + (", ..." if len(empty) > 5 else "")
+        yield f"of these {verb} no images: {shown}; if a folder is no class, remove it and repeat with --overwrite"
+    if _kind(manifest) == "folder" and all(name.isascii() and name.isdigit() for name in names):
+        yield (
+            "the class names are numbers: name the classes with --class-names FILE --overwrite, or use the source "
+            "`imagenet` for ImageNetV2"
         )
-        yield f"{missing:,} images are missing, the first is {examples[0]['key']}{detail}{hint}"
 
 
 def _captions(manifest: Manifest) -> Iterator[str]:

@@ -67,3 +67,10 @@ def test_a_folder_without_names_takes_any_list_and_needs_one(own):
     assert choose("imagenet_a", own) == named_class_names("imagenet_a")
     with pytest.raises(DataError, match="has no class names in its manifest"):
         choose("manifest", own)
+
+
+@pytest.mark.parametrize("choice", ["manifest", "imagenet"])
+def test_ids_that_imagenet_does_not_have_are_no_names(choice):
+    own = ("n01440764", "n99999999")
+    with pytest.raises(DataError, match=r"1 of them are WordNet ids that .* do not have, such as n99999999"):
+        choose_class_names(choice, own, file=None, data="folder")

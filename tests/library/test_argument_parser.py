@@ -19,6 +19,9 @@ def parser():
     one.add_argument("--workers", type=int, choices=(1, 2))
     one.add_argument("--both", nargs=2)
     one.add_argument("--column", action="append")
+    for name in ("two", "three"):
+        tasks.add_parser(name, help="x").add_argument("--folder")
+    tasks.choices["three"].add_argument("--deep", action="store_true")
     return made
 
 
@@ -27,7 +30,7 @@ def parser():
     [
         ([], "the following arguments are required: task"),
         (["one"], "the following arguments are required: source"),
-        (["two"], "argument task: invalid choice: 'two' (choose from"),
+        (["four"], "argument task: invalid choice: 'four' (choose from"),
         (["one", "s", "--workers", "x"], "argument --workers: invalid int value: 'x'"),
         (["one", "s", "--workers", "3"], "argument --workers: invalid choice: 3"),
         (["one", "s", "--caption_colum", "x"], "for --caption_colum, did you mean --caption-column?"),
@@ -38,6 +41,8 @@ def parser():
         (["one", "--workers=1", "s", "--workers=1"], "--workers is given twice; give it once;"),
         (["--verbose", "-v", "one", "s"], "-v is given twice; give it once;"),
         (["one", "s", "--both", "1", "2", "--both", "3", "4"], "--both is given twice; give it once, with all its"),
+        (["one", "s", "--folder", "x"], "unrecognized arguments: --folder x; only two, three take --folder;"),
+        (["two", "--deep"], "unrecognized arguments: --deep; only three takes --deep;"),
         (["one", "s", "--xyzzy"], "unrecognized arguments: --xyzzy;"),
     ],
 )
@@ -52,7 +57,16 @@ def test_a_mistake_is_one_line(parser, arguments, message, capsys, logging_as_be
 
 
 def test_the_flags_of_subcommands_are_known(parser):
-    assert parser.flags == ("--help", "--verbose", "--caption-column", "--workers", "--both", "--column")
+    assert parser.flags == (
+        "--help",
+        "--verbose",
+        "--caption-column",
+        "--workers",
+        "--both",
+        "--column",
+        "--folder",
+        "--deep",
+    )
 
 
 def test_a_parser_that_is_used_again_knows_no_earlier_flags(parser):

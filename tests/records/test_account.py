@@ -55,6 +55,7 @@ def part_reports(draw, number):
         captions_of_lines=draw(st.integers(0, 3)),
         lowest_label=(lowest := draw(st.none() | st.integers(0, 9))),
         highest_label=None if lowest is None else lowest + draw(st.integers(0, 9)),
+        most_labels=draw(st.integers(0, 3)),
         versions=draw(VERSIONS),
         downloads=(downloads := draw(st.integers(0, 9))),
         failed_downloads=draw(st.integers(0, downloads)),
@@ -121,6 +122,8 @@ def test_every_number_of_the_manifest_is_the_sum_over_the_parts(reports):
         else None
     )
     assert made.info.get("labels") == extremes
+    most_labels = max((one.most_labels for one in reports), default=0)
+    assert made.info.get("most_labels") == (most_labels if most_labels > 1 else None)
     assert made.info["damaged_sources"] == [damage for report in reports for damage in report.damaged]
     keys = sum(int(report.keys, 16) for report in reports) % 2**256
     assert made.info["key_fingerprint"] == f"{keys:064x}"

@@ -69,6 +69,8 @@ def test_hidden_folders_are_no_classes_and_their_files_are_counted(source, tmp_p
         (("train/cat", "train/dog", "test/cat"), "holds the splits test, train, which are no classes; .*source/test,"),
         (("Val/cat",), "holds the splits Val"),
         (("train", "test"), "holds the splits test, train"),
+        (("train2017/cat", "val2017/cat"), "holds the splits train2017, val2017, which are no classes"),
+        (("train/cat", "test/cat", "extra/cat"), "holds the splits test, train, which are no classes"),
         (("Data/CLS-LOC/train/n01440764", "Data/x/n02102040"), "one class folder with images, Data, .*: CLS-LOC, x;"),
     ],
 )
@@ -80,7 +82,10 @@ def test_folders_above_the_class_folders_are_refused(folders, words, source, tmp
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("folders", [("train", "bus"), ("a/1",), ("a/1", "b/1"), ("a/1", "a/2", "b/1")])
+@pytest.mark.parametrize(
+    "folders",
+    [("train", "bus"), ("a/1",), ("a/1", "b/1"), ("a/1", "a/2", "b/1"), ("train/a", "bus"), ("train/a", "bus", "test")],
+)
 def test_classes_may_be_called_train_and_may_have_folders_inside(folders, source, tmp_path):
     assert ingest(source(*folders), tmp_path / "out", kind="folder").rows_written == len(folders)
 

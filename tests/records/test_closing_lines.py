@@ -22,7 +22,7 @@ def test_a_captioned_source_ends_with_its_account_captions_per_image_and_example
         "captions per image: 1 to 3, 1.60 on average",
     ]
     assert shown[4] == "0.0 % of the tokens of 8 captions are unknown ([UNK]) to the packaged vocabulary"
-    assert shown[5:] == ["for example: 0, 'a'", "for example: 3, 'd'", "for example: 4, 'e'"]
+    assert shown[5:] == ["a record: 0, 'a'", "a record: 3, 'd'", "a record: 4, 'e'"]
 
 
 def test_a_labeled_source_ends_with_its_classes_and_examples_of_several(tmp_path, capsys):
@@ -35,9 +35,9 @@ def test_a_labeled_source_ends_with_its_classes_and_examples_of_several(tmp_path
         "rows: 30 read, 30 written",
         "3 classes: 0 = class 0, 1 = class 1, 2 = class 2",
         "0.0 % of the tokens of 3 class names are unknown ([UNK]) to the packaged vocabulary",
-        "for example: class 0/00.jpg, label 0 (class 0)",
-        "for example: class 1/19.jpg, label 1 (class 1)",
-        "for example: class 2/29.jpg, label 2 (class 2)",
+        "a record: class 0/00.jpg, label 0 (class 0)",
+        "a record: class 1/19.jpg, label 1 (class 1)",
+        "a record: class 2/29.jpg, label 2 (class 2)",
     ]
 
 
@@ -47,7 +47,7 @@ def test_equal_numbers_of_captions_and_single_records_are_shown_once(tmp_path, c
     assert lines(capsys)[2:] == [
         "captions per image: 1",
         "0.0 % of the tokens of 1 caption are unknown ([UNK]) to the packaged vocabulary",
-        "for example: 000000000, 'caption 0'",
+        "a record: 000000000, 'caption 0'",
     ]
 
 
@@ -90,7 +90,7 @@ def test_a_bounded_share_of_captions_is_sampled_from_all_over_a_part(tmp_path):
 def test_long_texts_are_shortened(tmp_path, capsys):
     write_table(tmp_path / "0.parquet", {"key": ["k" * 400], "jpg": [jpeg(0)], "caption": ["word " * 200]})
     assert call("parquet", tmp_path / "0.parquet", tmp_path / "out") == 0
-    (example,) = [line for line in lines(capsys) if line.startswith("for example")]
+    (example,) = [line for line in lines(capsys) if line.startswith("a record")]
     assert len(example) < 250
 
 

@@ -92,7 +92,7 @@ def test_an_image_with_two_labels_is_two_samples_of_one_key(form, tmp_path, caps
     assert call("captions", path, tmp_path / "out", "--label-column", "label") == 0
     shown = capsys.readouterr().out
     assert "1 duplicate key of another sample" in shown
-    assert "is an image in several lists, or with several labels?" in shown
+    assert "is an image in several lists or file formats, or with several labels?" in shown
     assert "--prefix-keys" not in shown
 
 

@@ -107,6 +107,42 @@ def test_the_first_rows_decide_and_a_text_among_numbers_has_no_class(tmp_path, m
     assert (labels_of(tmp_path / "out"), manifest.rows_dropped) == ([0, 1], {"no class name": 1})
 
 
+def test_one_text_among_numbers_changes_no_number(tmp_path):
+    write_labels("csv", tmp_path / "source", ["10", "2", "cat", "0"])
+    manifest = ingest(tmp_path / "source", tmp_path / "out", kind="captions", label_column="label")
+    assert (labels_of(tmp_path / "out"), manifest.class_names) == ([10, 2, 0], None)
+    assert manifest.rows_dropped == {"no class name": 1}
+
+
+def test_numbers_that_are_class_names_are_matched_with_them(tmp_path):
+    write_labels("csv", tmp_path / "source", ["7", "8", "none", "8"])
+    options = {"kind": "captions", "label_column": "label", "class_names": ("none", "7", "8")}
+    assert ingest(tmp_path / "source", tmp_path / "out", **options).rows_dropped == {}
+    assert labels_of(tmp_path / "out") == [1, 2, 0, 2]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "json", "parquet"])
+def test_classes_are_those_of_the_chosen_split(kind, tmp_path):
+    rows = [("train" if i % 4 else "test", f"train {i}" if i % 4 else f"test {i}") for i in range(16)]
+    (tmp_path / "source/images").mkdir(parents=True)
+    for i in range(16):
+        (tmp_path / f"source/images/{i}.jpg").write_bytes(jpeg(i))
+    listed = [{"image": f"images/{i}.jpg", "split": split, "label": label} for i, (split, label) in enumerate(rows)]
+    lines = {
+        "csv": ["image,split,label", *(",".join(row.values()) for row in listed)],
+        "jsonl": list(map(json.dumps, listed)),
+        "json": [json.dumps(listed)],
+    }
+    if kind == "parquet":
+        write_table(tmp_path / "source/0.parquet", {name: [row[name] for row in listed] for name in listed[0]})
+    else:
+        (tmp_path / f"source/list.{kind}").write_text("\n".join(lines[kind]))
+    options = {"kind": "parquet" if kind == "parquet" else "captions", "label_column": "label", "split": "test"}
+    manifest = ingest(tmp_path / "source", tmp_path / "out", **options)
+    assert (manifest.rows_written, manifest.rows_dropped) == (4, {})
+    assert manifest.class_names == ("test 0", "test 12", "test 4", "test 8")
+
+
 def test_texts_are_found_by_several_processes_and_without_images(tmp_path):
     write_labels("csv", tmp_path / "source", TEXTS)
     shutil.rmtree(tmp_path / "source/images")
@@ -204,6 +240,30 @@ def test_a_label_before_the_first_one_has_no_class(tmp_path):
     write_labels("csv", tmp_path / "source", ["0", "1", "2"])
     manifest = ingest(tmp_path / "source", tmp_path / "out", kind="captions", label_column="label", first_label=1)
     assert (labels_of(tmp_path / "out"), manifest.rows_dropped) == ([0, 1], {"no class name": 1})
+
+
+@pytest.mark.parametrize(
+    ("labels", "column", "words"),
+    [(["cat", "dog"], "label", "labels are texts"), (["1", "2"], None, "no labels; name them with --label-column")],
+)
+def test_a_first_label_that_changes_nothing_is_refused(labels, column, words, tmp_path):
+    write_labels("csv", tmp_path / "source", labels)
+    with pytest.raises(DataError, match=f"--first-label does not apply: .*{words}"):
+        ingest(
+            tmp_path / "source",
+            tmp_path / "out",
+            kind="captions",
+            label_column=column,
+            caption_column="image",
+            first_label=1,
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_first_label_is_refused_if_the_source_names_its_classes(tmp_path):
+    dumps.write_tfds(tmp_path / "source", [[]])
+    with pytest.raises(DataError, match="--first-label does not apply: the source has the names of its classes"):
+        ingest(tmp_path / "source", tmp_path / "out", kind="tfds", first_label=1)
 
 
 def test_labels_without_names_are_shown_with_a_hint(tmp_path, capsys):

@@ -64,6 +64,27 @@ def test_what_has_no_partner_or_no_text_is_a_dropped_row(tmp_path):
     assert (manifest.info["ignored_files"], manifest.info["hidden_files"]) == ({".md": 1}, 1)
 
 
+def test_a_second_image_or_text_of_one_name_is_counted_and_other_formats_are_kept(tmp_path, capsys):
+    files = {**FILES, "a/1.png": dumps.odd_images()["rgba.png"], "a/1.JPG": jpeg(8), "a/b/1.txt": b"again"}
+    write(tmp_path / "source", files)
+    assert call("pairs", tmp_path / "source", tmp_path / "out") == 0
+    manifest = open_records(tmp_path / "out").manifest
+    assert manifest.rows_dropped == {"duplicate key of another sample": 2, "missing image": 1}
+    assert (manifest.rows_read, set(found(tmp_path / "out"))) == (
+        7,
+        {"a/1", "a/b/1", "photo.of.2023", "photo.of.2024"},
+    )
+    assert "is an image in several lists or file formats" in capsys.readouterr().out
+
+
+def test_a_chosen_suffix_takes_these_images_alone(tmp_path):
+    png = dumps.odd_images()["rgba.png"]
+    write(tmp_path / "source", {"1.jpg": jpeg(1), "1.png": png, "1.txt": b"one"})
+    manifest = ingest(tmp_path / "source", tmp_path / "out", kind="pairs", image_column="png")
+    assert [record.image for record in open_records(tmp_path / "out")] == [png]
+    assert (manifest.rows_read, manifest.rows_dropped) == (1, {})
+
+
 def test_json_next_to_images_gives_captions_labels_keys_and_values(tmp_path):
     for i in range(3):
         about = {"caption": [f"{i}", float("nan")], "class": "cat" if i else "dog", "uid": 10 + i, "url": f"u{i}"}

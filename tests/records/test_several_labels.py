@@ -207,3 +207,10 @@ def test_diff_looks_at_extra_in_any_order(tmp_path, capsys):
         "3 keys in both, 0 of them with other content\n3 keys with equal content and other values in `extra`" in shown
     )
     assert "  000000000 (shard-000000-000.array_record, record 0)" in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"), [("3,17", (3, 17)), ("[3, 17]", (3, 17)), ("[5]", (5,)), ("[]", ()), ("3, cat", ("3, cat",))]
+)
+def test_a_text_of_several_numbers_is_several_labels(text, labels):
+    assert as_labels(text) == as_labels(text.encode()) == labels

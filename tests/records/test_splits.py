@@ -217,6 +217,15 @@ def test_a_column_of_splits_decides_if_names_of_files_do_not(tmp_path, capsys):
     assert "has no split 'dev' in its column 'split'; it has: test (1 row), " in error_of(capsys)
 
 
+@pytest.mark.parametrize("split", [None, "train"])
+def test_a_table_without_the_column_that_others_have_is_an_error(split, tmp_path):
+    write_table(tmp_path / "a.parquet", {"image": [jpeg(1), jpeg(2)], "caption": ["a", "b"], "split": ["train", "x"]})
+    write_table(tmp_path / "b.parquet", {"image": [jpeg(3)], "caption": ["c"]})
+    write_table(tmp_path / "c.parquet", {"image": [], "caption": []})
+    with pytest.raises(DataError, match=r"1 table without the column 'split' that others have, such as b\.parquet;"):
+        ingest(tmp_path, tmp_path.parent / "out", kind="parquet", split=split)
+
+
 def test_a_column_of_splits_does_not_decide_if_names_of_files_do(tmp_path):
     write_split_column(tmp_path / "source", "train", "restval", name="data/train-00000-of-00001.parquet")
     write_split_column(tmp_path / "source", "val", first=2, name="data/validation-00000-of-00001.parquet")

@@ -40,7 +40,8 @@ def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
     parts: list[Part] = []
     unlisted = 0
     columns: dict[str, dict[str, object]] = {}
-    left = set() if options.images else {spelled(file.path) for file in images}
+    # With a split, the others are in lists that are not read.
+    left = set() if options.images or split_info or options.split else {spelled(file.path) for file in images}
     has_folders = len({_folder(file) for file in files.own}) > 1 and not options.images and not options.key_column
     for file in lists:
         plan = plan_json if file.name.lower().endswith(".json") else plan_table

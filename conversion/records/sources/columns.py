@@ -41,6 +41,18 @@ def first_of(names: Collection[str], candidates: Iterable[str]) -> str | None:
     return next((name for name in candidates if name in names), None)
 
 
+def usual_of(names: Collection[str], candidates: Iterable[str]) -> str | None:
+    """The first candidate among the names, else the first whose letters differ only in their case.
+
+    >>> usual_of(["Image", "Caption"], ["txt", "caption"])
+    'Caption'
+    """
+    usual = list(candidates)
+    folded = {name.lower(): name for name in reversed(list(names))}
+    found = next((name.lower() for name in usual if name.lower() in folded), None)
+    return first_of(names, usual) or (folded[found] if found is not None else None)
+
+
 def choose_column(
     asked: str | None,
     names: Collection[str],
@@ -51,7 +63,7 @@ def choose_column(
     needed: bool = False,
     flag: str | None = None,
 ) -> str | None:
-    """The column asked for, else the first with a usual name, else None.
+    """The column asked for, else the first with a usual name (in any case, except for keys), else None.
 
     Raises:
         DataError: the column asked for is missing, or no column fits and one is ``needed``.
@@ -60,12 +72,14 @@ def choose_column(
     columns = f"it has: {_listed(names)}"
     if asked is not None and asked not in names:
         raise DataError(f"{where}: no column {shortened(asked, _LONGEST_NAME)!r} for the {what} ({flag}); {columns}")
-    found = first_of(names, candidates) if asked is None else asked
+    # Keys are optional: a new choice of theirs would change what older conversions resume.
+    find = first_of if what == "key" else usual_of
+    found = find(names, candidates) if asked is None else asked
     if found is None and needed:
         hint = ", or give --label-column if the data have labels instead" if what == "caption" else ""
-        url = first_of(names, URL_COLUMNS) if what == "image" else None
+        url = usual_of(names, URL_COLUMNS) if what == "image" else None
         if url is not None:
-            advice = download_advice(where, url, first_of(names, CAPTION_COLUMNS))
+            advice = download_advice(where, url, usual_of(names, CAPTION_COLUMNS))
             hint = f"; if the images of column {url!r} have not been downloaded, {advice}"
         raise DataError(f"{where}: no column looks like the {what}; name it with {flag}{hint}; {columns}")
     return found

@@ -13,7 +13,7 @@ from conversion.records.sources.listed import list_parts, read_listed
 from conversion.records.sources.objectnet import is_mapping
 from conversion.records.sources.planning import digest_of, ignored_files
 from conversion.records.sources.source import Source, SourceFiles, WrongKind
-from conversion.records.sources.splits import is_word
+from conversion.records.sources.splits import is_split_folder, is_word
 from conversion.records.sources.text_tables import TABLE_SUFFIXES
 
 
@@ -45,9 +45,16 @@ def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
     return Plan(
         parts=list_parts(rows, [file.size for file in files.own], source=place.url, options=options),
         class_names=tuple(classes),
-        info=ignored_files(file for file in files.found if file.path not in read),
+        info={**ignored_files(file for file in files.found if file.path not in read), **_empty(classes, files.own)},
         digest=digest_of(files.own),
     )
+
+
+def _empty(classes: Sequence[str], images: Sequence[FoundFile]) -> dict[str, object]:
+    """For the manifest: the class folders without images."""
+    filled = {file.name.partition("/")[0] for file in images}
+    empty = [name for name in classes if name not in filled]
+    return {"classes_without_images": empty} if empty else {}
 
 
 def _is_for_imagenet(files: Sequence[FoundFile]) -> bool:
@@ -68,14 +75,16 @@ def _in_order(names: Collection[str]) -> list[str]:
 def _check_level(place: Place, images: Sequence[FoundFile]) -> None:
     """Refuse a folder above the class folders, whose folders would become the classes."""
     folders = sorted({file.name.partition("/")[0] for file in images if "/" in file.name})
-    if folders and all(is_word(name) for name in folders):
-        shown = ", ".join(folders)
+    flat = {file.name.partition("/")[0] for file in images if file.name.count("/") == 1}
+    splits = [name for name in folders if is_split_folder(name)]
+    # A class may be called "train". Two such folders that hold only folders are splits, whatever is next to them.
+    if splits and (splits == folders or len(set(splits) - flat) > 1):
         raise DataError(
-            f"{place.url} holds the splits {shown}, which are no classes; give the folder of one split, such as "
-            f"{place.url.rstrip('/')}/{folders[0]}, with a folder per class in it"
+            f"{place.url} holds the splits {', '.join(splits)}, which are no classes; give the folder of one split, "
+            f"such as {place.url.rstrip('/')}/{splits[0]}, with a folder per class in it"
         )
     below = sorted({file.name.split("/")[1] for file in images if file.name.count("/") > 1})
-    if len(folders) == 1 and len(below) > 1 and all(file.name.count("/") != 1 for file in images):
+    if len(folders) == 1 and len(below) > 1 and not flat:
         raise DataError(
             f"{place.url} holds one class folder with images, {printable(folders[0])}, which holds folders itself: "
             f"{', '.join(map(printable, below[:3]))}{', ...' if len(below) > 3 else ''}; give the folder in which each "

@@ -5,6 +5,7 @@ import os
 import posixpath
 import re
 import stat
+import unicodedata
 from collections.abc import Iterator
 from urllib.parse import unquote
 
@@ -13,6 +14,7 @@ from conversion.records.places import Place, open_place, protocols
 from conversion.records.rows import Part, printable
 
 _NO_FILE = "no such file"
+_COMPOSITIONS = ("NFC", "NFD")  # of Unicode
 _ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError)  # the last: a NUL, a lone surrogate
 
 
@@ -21,8 +23,9 @@ def read_image(place: Place, path: str, *, part: Part | None = None, images: str
 
     A relative path is looked up in ``images``, else next to the file that the part is read from; without a part the
     path is complete. If there is no such file, other spellings of the path are tried: separators of Windows, characters
-    that are escaped as in URLs, and a suffix in the other case. A row may name a URL only in the filesystem of the
-    source or of ``images``, or a local file. Other URLs would open any connection that somebody wrote into a list.
+    that are escaped as in URLs, a suffix in the other case, and composed or decomposed letters. A row may name a URL
+    only in the filesystem of the source or of ``images``, or a local file. Other URLs would open any connection that
+    somebody wrote into a list.
 
     Raises:
         DataError: the file exists but cannot be read. That is no reason to drop a row: the next attempt may succeed.
@@ -37,8 +40,11 @@ def read_image(place: Place, path: str, *, part: Part | None = None, images: str
 
 
 def _spellings(path: str) -> Iterator[str]:
-    """Yield other spellings of a path that a file may have: of Windows, of a URL, with a suffix in the other case."""
+    """Yield other spellings of a path that a file may have: of Windows, of a URL, with a suffix in the other case, and
+    with letters such as umlauts in one or two characters (macOS writes two).
+    """
     forms = [path, path.replace("\\", "/"), unquote(path), unquote(path).replace("\\", "/")]
+    forms += [unicodedata.normalize(form, one) for one in dict.fromkeys(forms) for form in _COMPOSITIONS]
     for form in dict.fromkeys(forms):
         stem, suffix = posixpath.splitext(form)
         yield from (one for one in (form, f"{stem}{suffix.lower()}", f"{stem}{suffix.upper()}") if one != path)

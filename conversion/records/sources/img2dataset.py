@@ -177,7 +177,7 @@ def _read(place: Place, part: Part, options: IngestOptions, tally: Tally) -> Ite
 
 IMG2DATASET = Source(
     help="img2dataset's shards in any of its forms, and other TFRecords of tf.Examples, such as ImageNet's",
-    files="shards of img2dataset (.tar, .tfrecord, .parquet)",
+    files="shards of img2dataset (.tar, .tfrecord, .parquet with the columns key and status)",
     owns=lambda name: _is_shard(name) or _is_table(name),
     plan=_plan,
     read=_read,

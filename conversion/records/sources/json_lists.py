@@ -113,7 +113,7 @@ def _maps(value: object, file: FoundFile) -> list[dict[str, object]]:
     if not all(isinstance(item, dict) for item in items):
         raise DataError(
             f"{file.path} is not understood; expected COCO's images and annotations, Karpathy's images with sentences, "
-            "or a list of maps with a path and captions"
+            "or a list of maps with a path and captions; if another file is the list, give that file, not its folder"
         )
     return cast(list[dict[str, object]], items)
 

@@ -1,15 +1,16 @@
 """The table of all kinds of sources, and how a source is planned and its parts are read."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from clipa_eqx.data.manifest import MANIFEST_NAME
 from clipa_eqx.errors import DataError
 from conversion.records.class_names import check_class_names
-from conversion.records.listing import find_files, is_hidden
+from conversion.records.listing import FoundFile, find_files, is_hidden
 from conversion.records.options import IngestOptions
 from conversion.records.places import Place, open_place
-from conversion.records.rows import Columns, Lost, Part, Plan, Row, Tally
+from conversion.records.rows import Columns, Lost, Part, Plan, Row, Tally, printable
 from conversion.records.sources.captions import CAPTIONS, is_list_name
 from conversion.records.sources.columns import is_image_name
 from conversion.records.sources.folder import FOLDER
@@ -67,8 +68,9 @@ def plan_source(place: Place, *, kind: str, options: IngestOptions) -> Plan:
     own = [file for file in found if source.owns(file.name) and file.path not in aside]
     files = SourceFiles(place=place, found=found, own=own)
     try:
+        _check_no_records(place, listed)
         if listed and not files.own:
-            raise WrongKind
+            raise WrongKind(_only_companions(files, aside) if any(source.owns(file.name) for file in found) else "")
         check_package(kind, source.package)
         plan = source.plan(files, options)
     except WrongKind as error:
@@ -97,11 +99,25 @@ def counts_rows(kind: str, options: IngestOptions) -> bool:
     return source_of(kind).sizes_are_rows or options.limit is not None
 
 
+def _check_no_records(place: Place, listed: Sequence[FoundFile]) -> None:
+    """Refuse a record folder as a source, which is likely the destination in the wrong place."""
+    names = {file.name for file in listed}
+    if MANIFEST_NAME in names and any(name.startswith("shard-") and name.endswith(".array_record") for name in names):
+        raise DataError(f"{place.url} is a record folder, which a conversion writes; give the source first: SRC DST")
+
+
+def _only_companions(files: SourceFiles, aside: Collection[str]) -> str:
+    shown = next(file.name for file in files.found if file.path in aside)
+    return f"in {files.place.url} files such as {printable(shown)} only describe the shards next to them"
+
+
 def _wrong_kind(files: SourceFiles, kind: str, reason: str) -> DataError:
     counts = Counter(suffix_of(file.name) for file in files.found)
-    held = ", ".join(f"{count:,} {suffix or 'without a suffix'}" for suffix, count in counts.most_common(5)) or "no"
+    bare = counts.pop("", 0)
+    held = ", ".join(f"{count:,} {suffix}" for suffix, count in counts.most_common(5)) or "no"
+    rest = f" and {bare:,} without a suffix" if bare else ""
     advice = _advice([file.name.lower() for file in files.found], kind)
-    return DataError(f"source {kind}: {reason}; it holds {held} files; {advice}")
+    return DataError(f"source {kind}: {reason}; it holds {held} files{rest}; {advice}")
 
 
 def _advice(names: Sequence[str], kind: str) -> str:

@@ -1,6 +1,7 @@
 """Lists of images held in memory: rows of one image joined, cut into parts, and read with the images that they name."""
 
 import posixpath
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -57,7 +58,7 @@ def identity_of(path: str) -> str:
 
 def spelled(path: str) -> str:
     """The path in a form that is equal for all spellings under which ``read_image`` may find the file."""
-    return unquote(identity_of(path)).lower()
+    return unicodedata.normalize("NFC", unquote(identity_of(path))).lower()
 
 
 def join_rows(rows: Iterable[ListedRow | Lost]) -> list[ListedRow | Lost]:

@@ -1,10 +1,10 @@
 """Source ``pairs``: images with a text or JSON file of the same name next to each."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 
-from conversion.records.listing import check_readable
+from conversion.records.listing import FoundFile, check_readable
 from conversion.records.options import IngestOptions
 from conversion.records.places import Place
 from conversion.records.rows import ListedRow, Lost, Part, Plan, Row, Tally
@@ -26,22 +26,31 @@ def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
         WrongKind: no image has a text.
         DataError: a file cannot be read, or the first samples lack a column or hold one of the wrong type.
     """
+    suffixes: dict[str, set[str]] = {}
+    for file in files.own:
+        suffix = suffix_of(file.name)
+        suffixes.setdefault(file.name[: -len(suffix)], set()).add(suffix[1:])
+    if suffixes and not any(map(_is_pair, suffixes.values())):
+        raise WrongKind
     split = choose_split(files, options, by_folder=True)
     files = split.files
     check_readable(files.place, files.own)
-    samples: dict[str, dict[str, str]] = {}  # paths by suffix
-    sizes: dict[str, int] = {}
+    named: dict[str, list[FoundFile]] = {}
     for file in files.own:
-        suffix = suffix_of(file.name)
-        name = file.name[: -len(suffix)]
-        samples.setdefault(name, {})[suffix[1:]] = file.path
-        sizes[name] = sizes.get(name, 0) + file.size
-    if samples and not any(_is_pair(paths) for paths in samples.values()):
+        named.setdefault(file.name[: -len(suffix_of(file.name))], []).append(file)
+    samples = [
+        (name, sample) for name, held in named.items() for sample in _samples(held, options.image_column is not None)
+    ]
+    if samples and not any(_is_pair(sample) for _, sample in samples):
         raise WrongKind
-    rows = [ListedRow(key=name, path="", extra=paths) for name, paths in samples.items()]
+    sizes = [sum(file.size for file in sample.values()) for _, sample in samples]
+    rows = [
+        ListedRow(key=name, path="", extra={suffix: file.path for suffix, file in sample.items()})
+        for name, sample in samples
+    ]
     first = (_read_sample(files.place, row, with_images=False) for row in itertools.islice(rows, FIRST_ROWS))
     columns = choose_members(map(peek, first), options=options, where=f"the first samples of {files.place.url}")
-    parts = list_parts(rows, list(sizes.values()), source=files.place.url, options=options)
+    parts = list_parts(rows, sizes, source=files.place.url, options=options)
     read = {file.path for file in files.own}
     return Plan(
         parts=tuple(replace(part, columns=columns) for part in parts),
@@ -51,8 +60,31 @@ def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
     )
 
 
-def _is_pair(paths: dict[str, str]) -> bool:
-    return any(image in paths for image in IMAGES) and any(text[1:] in paths for text in _TEXTS)
+def _samples(files: Sequence[FoundFile], is_image_chosen: bool) -> list[dict[str, FoundFile]]:
+    """The samples of files that share a name, by suffix.
+
+    A second file with a suffix, as ``a.JPG`` next to ``a.jpg``, begins a sample of its own, which is a duplicate key.
+    So does a second image, unless an option chooses a suffix; it has the texts of the first.
+    """
+    samples: list[dict[str, FoundFile]] = []
+    for file in files:
+        suffix = suffix_of(file.name)[1:]
+        is_single = suffix in IMAGES and not is_image_chosen
+        free = (one for one in samples if suffix not in one and not (is_single and _has_image(one)))
+        sample = next(free, None)
+        if sample is None:
+            samples.append(sample := {})
+        sample[suffix] = file
+    texts = {suffix: file for suffix, file in samples[0].items() if suffix not in IMAGES}
+    return [samples[0], *({**texts, **sample} if _has_image(sample) else sample for sample in samples[1:])]
+
+
+def _has_image(sample: Collection[str]) -> bool:
+    return any(image in sample for image in IMAGES)
+
+
+def _is_pair(sample: Collection[str]) -> bool:
+    return _has_image(sample) and any(text[1:] in sample for text in _TEXTS)
 
 
 def _read_sample(place: Place, row: ListedRow, *, with_images: bool) -> Sample:

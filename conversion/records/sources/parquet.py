@@ -55,11 +55,12 @@ def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
     """Plan one part per table of a split; columns and class names are those of the first table with rows.
 
     Raises:
-        DataError: several splits and none chosen, several data sets, missing shards, or columns that do not fit.
+        DataError: several splits and none chosen, several data sets, missing shards, columns that do not fit, or tables
+            without the column of splits that others have.
     """
     place = files.place
     files = without_caches(files)
-    in_column = {} if has_splits(files) else count_splits(files)
+    in_column = {} if has_splits(files) else count_splits(files, options)
     if in_column:
         check_split(in_column, options, url=place.url)
         split = ChosenSplit(files, {} if options.split is None else {"split": options.split})

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 
 from clipa_eqx.errors import DataError, counted
+from conversion.records.listing import FoundFile
 from conversion.records.options import IngestOptions
 from conversion.records.rows import printable, shortened
 from conversion.records.sources.damage import Damaged
@@ -16,25 +17,39 @@ COLUMN = "split"
 _MOST_SPLITS = 50  # more values are no splits
 
 
-def count_splits(files: SourceFiles) -> dict[str, int]:
+def count_splits(files: SourceFiles, options: IngestOptions) -> dict[str, int]:
     """The number of rows of each split that the column names; empty if no value is a usual word such as ``train``.
 
-    All tables are read for it, without other columns.
+    All tables are read for it, without other columns, unless the first one lacks the column.
+
+    Raises:
+        DataError: a table after the first one lacks the column, so that its rows are of no split.
     """
     counts: Counter[str] = Counter()
+    without: list[FoundFile] = []
     is_local = files.place.is_local
     for file in files.own:
         with contextlib.suppress(Damaged), open_table(files.place, file.path, is_read=is_local) as table:
+            if table.length == 0:
+                continue
             if table.schema.names.count(COLUMN) != 1:
                 if not counts:
                     break
+                without.append(file)
                 continue
             for row in table.rows([COLUMN]):
                 if isinstance(value := row[COLUMN], bytes):
                     counts[value.decode(errors="backslashreplace")] += 1
                 if len(counts) > _MOST_SPLITS:
                     return {}
-    return dict(counts) if _are_splits(counts) else {}
+    if not _are_splits(counts):
+        return {}
+    if without and (options.split is not None or len(counts) > 1):
+        raise DataError(
+            f"{files.place.url}: {counted(len(without), 'table')} without the column {COLUMN!r} that others have, such "
+            f"as {printable(without[0].name)}; give a pattern of the tables that have it, or of those that do not"
+        )
+    return dict(counts)
 
 
 def choose_column_of_splits(

@@ -109,6 +109,11 @@ def is_word(name: str) -> bool:
     return name.lower() in _USUAL
 
 
+def is_split_folder(name: str) -> bool:
+    """Check whether the name of a folder is that of a split, with a number or not, as ``train2017``."""
+    return _FOLDER.fullmatch(name) is not None
+
+
 def has_splits(files: SourceFiles) -> bool:
     """Check whether names of files say that the source has several splits."""
     return len({named.split for named in _splits(files).values()}) > 1

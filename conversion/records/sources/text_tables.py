@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
 from clipa_eqx.errors import DataError
-from conversion.records.rows import BAD_ROW, WRONG_CELLS
+from conversion.records.rows import BAD_ROW, WRONG_CELLS, printable, shortened
 from conversion.records.sources.absent_images import check_header
-from conversion.records.sources.columns import CAPTION_COLUMNS, IMAGE_SUFFIXES, PATH_COLUMNS, first_of
+from conversion.records.sources.columns import CAPTION_COLUMNS, IMAGE_SUFFIXES, PATH_COLUMNS, is_image_name, usual_of
 from conversion.records.sources.encodings import Encoding, check_not_utf16
 from conversion.records.sources.values import from_json
 
@@ -48,7 +48,7 @@ class TableFormat(NamedTuple):
     @property
     def is_list(self) -> bool:
         """Check whether the columns are those of a list of images and captions, by their usual names."""
-        usual = first_of(self.names, PATH_COLUMNS) and first_of(self.names, CAPTION_COLUMNS)
+        usual = usual_of(self.names, PATH_COLUMNS) and usual_of(self.names, CAPTION_COLUMNS)
         return self.is_numbered or usual is not None
 
     def hashed(self) -> bytes:
@@ -100,6 +100,11 @@ def read_format(opened: Any, path: str) -> TableFormat:
     except csv.Error as error:
         raise DataError(f"{path}: its first line is no header: {error}; lines must end in LF or CR LF") from error
     check_header(names, path)
+    if image := next((name for name in names if is_image_name(name)), None):
+        raise DataError(
+            f"{path} has no header: its first line is the row of {shortened(printable(image), 60)!r}; write a line "
+            f"with the names of the columns above it, such as {delimiter.join(('image', 'caption'))!r}"
+        )
     return TableFormat(delimiter, not is_tsv, tuple(name.strip() for name in names), len(line))
 
 

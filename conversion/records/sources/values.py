@@ -17,6 +17,7 @@ from conversion.records.rows import printable
 _MOST_LABELS = 2**31
 _LONGEST_LABEL = 200  # characters
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?")
+_NUMBERS = re.compile(r"\d+(\s*,\s*\d+)+|\[\s*(\d+(\s*,\s*\d+)*)?\s*\]")
 _DEEPEST = 64  # levels of JSON
 _NESTING = (dict, list)
 TEXT_FIELDS = ("raw", "caption", "text")  # names under which maps hold a caption; the first counts
@@ -84,7 +85,12 @@ def captions_of(fields: Mapping[str, object], columns: Sequence[str]) -> tuple[s
 
 
 def as_labels(value: object) -> tuple[int | str, ...]:
-    """The labels in a value (see ``as_label``), or in a list of values; empty if there are none."""
+    """The labels in a value (see ``as_label``), or in a list of values; empty if there are none.
+
+    A text of several numbers, such as "3,17" or "[3, 17]", holds several labels: it is the form that records have.
+    """
+    if isinstance(value, bytes | str) and _NUMBERS.fullmatch(text := _as_text(value).strip()):
+        value = [number for number in re.split(r"[\[\],\s]+", text) if number]
     if isinstance(value, list | tuple):
         return tuple(label for item in cast(Sequence[object], value) for label in as_labels(item))
     label = as_label(value)
