@@ -45,6 +45,7 @@ class Evaluation:
     """An evaluation that is ready to run.
 
     Attributes:
+        config: the kind of evaluation and its settings.
         source: the records that are scored.
         train: the records that a classifier is fitted to; None where there is none.
         task: class names and prompts of a zero-shot evaluation; None for other kinds.

@@ -170,7 +170,7 @@ def fit_probe(
     """Fit a classifier by L-BFGS in float64: mean cross-entropy + regularization / 2 * squared norm of the weights.
 
     The biases are not regularized. scikit-learn's ``LogisticRegression(C=1 / (rows * regularization))`` minimizes the
-    same for more than two classes. Memory is O(chunk * classes) besides the features.
+    same for more than two classes. Memory is O(chunk * classes) in addition to the features.
 
     Args:
         regularization: strength; greater than 0.

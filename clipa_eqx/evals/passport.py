@@ -1,4 +1,4 @@
-"""What decides a score: data, classes, prompts, image preparation, tokenizer, weights and numerics, as plain JSON.
+"""Passports of scores: data, classes, prompts, image preparation, tokenizer and numerics, as plain JSON.
 
 Two results with the same passport have the same score, up to rounding between devices.
 """
@@ -82,7 +82,7 @@ def describe_set(images: int, *, classes: int) -> str:
 
 
 def class_names_cut(task: ZeroShotTask, tokenizer: Tokenizer) -> dict[str, int]:
-    """How many prompts lose a part of the class name because they are longer than the text tower.
+    """The number of prompts that lose a part of the class name because they are longer than the text tower.
 
     Returns:
         ``prompts`` that lose it; ``classes`` of which at least one prompt does; ``classes_entirely`` of which all do.
