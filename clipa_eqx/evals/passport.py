@@ -1,4 +1,4 @@
-"""Passports of scores: data, classes, prompts, image preparation, tokenizer and numerics, as plain JSON.
+"""Passports of scores: data, classes, prompts, image preparation, tokenizer, weights and numerics.
 
 Two results with the same passport have the same score, up to rounding between devices.
 """
@@ -6,7 +6,7 @@ Two results with the same passport have the same score, up to rounding between d
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,11 +36,18 @@ _SETS = {
 
 
 def passport_of(
-    evaluation: Evaluation, model: CLIP, *, tokenizer: Tokenizer, preprocess: EvalImageConfig, mesh: Mesh | None
+    evaluation: Evaluation,
+    model: CLIP,
+    *,
+    weights: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    preprocess: EvalImageConfig,
+    mesh: Mesh | None,
 ) -> dict[str, Any]:
     """The passport of a score.
 
     Args:
+        weights: what identifies them, such as a hash.
         preprocess: how images are prepared.
         mesh: the devices; it changes a score by rounding only.
     """
@@ -56,7 +63,11 @@ def passport_of(
             "std": IMAGENET_STD,
         },
         "tokenizer": {"vocab_sha256": tokenizer.vocab_sha256, "length": model.config.text.length},
-        "model": {"config": to_json(model.config), "dtype": str(model.log_temperature.dtype)},
+        "model": {
+            "weights": dict(weights),
+            "config": to_json(model.config),
+            "dtype": str(model.log_temperature.dtype),
+        },
         "devices": None if mesh is None else {name: int(size) for name, size in mesh.shape.items()},
     }
     if evaluation.train is not None:
