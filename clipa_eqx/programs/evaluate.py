@@ -26,7 +26,7 @@ TEMPLATES_HELP = "default: clip_paper; manifest: those in the data folder's mani
 CLASS_NAME_SETS = ("manifest", "imagenet", "imagenet_a", "imagenet_r")
 
 
-SUITES = {
+SUITES: Mapping[str, tuple[str, ...]] = {
     "zero-shot": (
         "templates",
         "templates_file",
