@@ -34,10 +34,17 @@ if TYPE_CHECKING:
     from clipa_eqx.errors import DataError as DataError
     from clipa_eqx.errors import NonFiniteError as NonFiniteError
     from clipa_eqx.errors import ShardingError as ShardingError
+    from clipa_eqx.evals.contrastive import ContrastiveConfig as ContrastiveConfig
     from clipa_eqx.evals.counting import ZeroShotResult as ZeroShotResult
     from clipa_eqx.evals.encode import encode_images as encode_images
     from clipa_eqx.evals.encode import encode_texts as encode_texts
+    from clipa_eqx.evals.evaluation import Evaluation as Evaluation
+    from clipa_eqx.evals.evaluation import open_evaluation as open_evaluation
+    from clipa_eqx.evals.evaluation import run_evaluation as run_evaluation
+    from clipa_eqx.evals.few_shot import FewShotConfig as FewShotConfig
+    from clipa_eqx.evals.linear_probe import LinearProbeConfig as LinearProbeConfig
     from clipa_eqx.evals.record_folder import score_records as score_records
+    from clipa_eqx.evals.retrieval import RetrievalConfig as RetrievalConfig
     from clipa_eqx.evals.zero_shot import ZeroShotConfig as ZeroShotConfig
     from clipa_eqx.evals.zero_shot import ZeroShotTask as ZeroShotTask
     from clipa_eqx.evals.zero_shot import ZeroShotTransform as ZeroShotTransform
@@ -72,6 +79,7 @@ if TYPE_CHECKING:
     from clipa_eqx.recipes import finetune_stage as finetune_stage
     from clipa_eqx.recipes import pretrain_stage as pretrain_stage
     from clipa_eqx.recipes import small_stage as small_stage
+    from clipa_eqx.recipes import stage_model as stage_model
     from clipa_eqx.saved.model import LoadedModel as LoadedModel
     from clipa_eqx.saved.model import ModelTokenizer as ModelTokenizer
     from clipa_eqx.saved.model import Preprocess as Preprocess
@@ -109,6 +117,7 @@ _HOME = {
     "ClipaError": "errors",
     "ColorConfig": "data.images.color",
     "ConfigError": "errors",
+    "ContrastiveConfig": "evals.contrastive",
     "ContrastiveOutput": "losses",
     "ConversionError": "errors",
     "Cosine": "schedules",
@@ -118,10 +127,13 @@ _HOME = {
     "DataSource": "experiment",
     "Duration": "durations",
     "EvalImageConfig": "data.images.evaluation",
+    "Evaluation": "evals.evaluation",
     "ExperimentConfig": "experiment",
+    "FewShotConfig": "evals.few_shot",
     "ImageConfig": "data.images.augment",
     "InitConfig": "experiment",
     "Interrupted": "training.stopping",
+    "LinearProbeConfig": "evals.linear_probe",
     "LoadedModel": "saved.model",
     "Manifest": "data.manifest",
     "MeshConfig": "sharding",
@@ -136,6 +148,7 @@ _HOME = {
     "Provenance": "saved.provenance",
     "Record": "data.records",
     "RecordSource": "data.array_record_reader",
+    "RetrievalConfig": "evals.retrieval",
     "Rsqrt": "schedules",
     "RunLength": "durations",
     "ShardingError": "errors",
@@ -171,16 +184,19 @@ _HOME = {
     "local_softmax_contrastive": "losses",
     "make_mesh": "sharding",
     "make_optimizer": "optim",
+    "open_evaluation": "evals.evaluation",
     "open_records": "data.array_record_reader",
     "prepare_zero_shot": "evals.zero_shot",
     "preset": "models.presets",
     "pretrain_stage": "recipes",
+    "run_evaluation": "evals.evaluation",
     "save_model": "saved.model",
     "score_records": "evals.record_folder",
     "sharded_softmax_contrastive": "losses",
     "shardings_for": "sharding",
     "small_stage": "recipes",
     "softmax_contrastive": "losses",
+    "stage_model": "recipes",
     "train": "training.loop",
     "train_stream": "data.stream",
     "train_wordpiece": "tokenizer.train",

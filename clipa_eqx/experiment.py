@@ -10,6 +10,11 @@ from clipa_eqx.data.load_batch import OnBadRecord
 from clipa_eqx.data.prefetch import StreamConfig
 from clipa_eqx.durations import Duration
 from clipa_eqx.errors import ConfigError
+from clipa_eqx.evals.contrastive import ContrastiveConfig
+from clipa_eqx.evals.evaluation import EvaluationConfig, repeated_folders
+from clipa_eqx.evals.few_shot import FewShotConfig
+from clipa_eqx.evals.linear_probe import LinearProbeConfig
+from clipa_eqx.evals.retrieval import RetrievalConfig
 from clipa_eqx.evals.zero_shot import ZeroShotConfig
 from clipa_eqx.models.clip import CLIPConfig
 from clipa_eqx.optim import OptimConfig
@@ -176,6 +181,10 @@ class ExperimentConfig:
         init: weights to start from; ``None`` starts with random weights.
         eval_image: how images are prepared for scoring; saved with the model.
         zero_shot: record folders to score during the run and at its end.
+        retrieval: captioned record folders to score in the same way.
+        contrastive: captioned record folders whose pairs are compared in the same way.
+        few_shot: pairs of labeled record folders to score in the same way.
+        linear_probe: pairs of labeled record folders to score in the same way.
         checkpoint: how often checkpoints are saved, and how many are kept.
         log_every_steps: period of the lines in ``metrics.jsonl``, in steps.
         loss: "global" computes all logits in one program, "sharded" on each device its rows; the value is the same.
@@ -198,6 +207,10 @@ class ExperimentConfig:
     init: InitConfig | None = None
     eval_image: EvalImageConfig
     zero_shot: tuple[ZeroShotConfig, ...] = ()
+    retrieval: tuple[RetrievalConfig, ...] = ()
+    contrastive: tuple[ContrastiveConfig, ...] = ()
+    few_shot: tuple[FewShotConfig, ...] = ()
+    linear_probe: tuple[LinearProbeConfig, ...] = ()
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log_every_steps: int = 50
     loss: Literal["global", "sharded"] = "global"
@@ -214,11 +227,19 @@ class ExperimentConfig:
             problems.append("duration is a fraction, but there is no run to take it of; give steps, samples or epochs")
         if self.duration.steps == 0:
             problems.append("duration is 0 steps; a run has at least 1")
-        repeated = sorted({one.data for one in self.zero_shot if [x.data for x in self.zero_shot].count(one.data) > 1})
+        repeated = repeated_folders(self.evaluations)
         if repeated:
-            problems.append(f"zero_shot names {', '.join(repeated)} more than once; score each record folder once")
+            problems.append(
+                f"{', '.join(repeated)} is named more than once by evaluations of one kind; score each record folder "
+                "once"
+            )
         if problems:
             raise ConfigError("experiment: " + "; ".join(problems))
+
+    @property
+    def evaluations(self) -> tuple[EvaluationConfig, ...]:
+        """All evaluations: zero-shot, retrieval, contrastive, few-shot, linear probe."""
+        return (*self.zero_shot, *self.retrieval, *self.contrastive, *self.few_shot, *self.linear_probe)
 
 
 def _size_problems(config: ExperimentConfig) -> list[str]:

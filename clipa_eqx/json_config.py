@@ -19,6 +19,7 @@ LATER_FIELDS: Mapping[tuple[str, str], Any] = {
     ("CheckpointConfig", "checksums"): True,
     ("ExperimentConfig", "tensorboard"): False,
     ("ZeroShotConfig", "commas_in_names"): False,
+    **{("ExperimentConfig", suite): [] for suite in ("retrieval", "contrastive", "few_shot", "linear_probe")},
 }
 """Fields that records of version 0.1.0 lack, by class and name, with the value that runs of that version have now."""
 

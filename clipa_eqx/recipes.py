@@ -1,6 +1,7 @@
 """The two stages of CLIPA training with the settings that all published recipes share, and a stage on small data.
 
-Each file in ``configs/`` calls one of them and adds the settings of its own.
+Each file in ``configs/`` calls one of them and adds the settings of its own. docs/recipes.md lists the files, and in
+which order they give each published model.
 """
 
 from dataclasses import replace
@@ -14,10 +15,48 @@ from clipa_eqx.durations import NO_TIME, Duration
 from clipa_eqx.evals.zero_shot import ZeroShotConfig
 from clipa_eqx.experiment import CheckpointConfig, DataConfig, DataSource, ExperimentConfig, InitConfig
 from clipa_eqx.models.clip import CLIPConfig
+from clipa_eqx.models.layers import InitStyle
+from clipa_eqx.models.pool import ImagePool
+from clipa_eqx.models.presets import preset
 from clipa_eqx.optim import DEFAULT_DECAY, OptimConfig
 from clipa_eqx.precision import Precision
 from clipa_eqx.schedules import Cosine
 from clipa_eqx.sharding import MeshConfig
+
+
+def stage_model(
+    name: str,
+    *,
+    image_size: int,
+    length: int,
+    image_pool: ImagePool = "gap",
+    image_init: InitStyle = "xavier",
+    mask_ratio: float = 0.0,
+    remat: Literal["none", "image", "both"] = "none",
+) -> CLIPConfig:
+    """A preset with the settings in which published recipes differ.
+
+    Args:
+        name: one of ``PRESETS``.
+        image_size: pixels per side.
+        length: tokens per text.
+        image_pool: pooling of the image tower; the recipes with 32 text tokens from the start have "tok".
+        image_init: initial weights of the image tower: "xavier", or "scaled" as in the reference's t5x branch.
+        mask_ratio: fraction of the patches that training leaves out.
+        remat: towers whose activations are computed again in the backward pass instead of stored.
+
+    Raises:
+        ConfigError: an unknown name, an image size that the patch does not divide, or a ratio that leaves no patch.
+    """
+    model = preset(name, image_size=image_size, length=length)
+    image, text = model.image, model.text
+    image_blocks = replace(image.blocks, init=image_init, remat="none" if remat == "none" else "full")
+    text_blocks = replace(text.blocks, remat="full" if remat == "both" else "none")
+    return replace(
+        model,
+        image=replace(image, blocks=image_blocks, pool=image_pool, mask_ratio=mask_ratio),
+        text=replace(text, blocks=text_blocks),
+    )
 
 
 def pretrain_stage(

@@ -2,21 +2,22 @@
 
 Command:   python scripts/train.py configs/b16_224px_t32.py --workdir runs/b16_224px_t32
 Hardware:  TPU pod slice or GPUs; any number of devices that divides the batch.
+Samples:   131,072,000 pairs: 4,000 steps of 32,768.
 Hours:     about 2 days on 8 A100 published for the nearest setting, pre-training included; not re-run here.
-Expect:    63.2 % zero-shot ImageNet top-1 published after pre-training at 112 px with 16 text tokens; none for 32.
-Notes:     These recipes pool the class token.
+Expect:    63.2 % zero-shot ImageNet top-1 published after pre-training at 112 px with 16 text tokens by the reference's
+           torch code; none for 32.
+Table:     none.
+Differs:   from `model_b/unmask_tuning` only in what docs/recipes.md lists for all recipes; that file names no run to
+           start from.
+Notes:     These recipes pool the class token. `--init-from` starts from 64 or 160 px.
 """
 
-from dataclasses import replace
-
-from clipa_eqx import ExperimentConfig, InitConfig, finetune_stage, preset
+from clipa_eqx import ExperimentConfig, InitConfig, finetune_stage, stage_model
 
 
 def config() -> ExperimentConfig:
-    model = preset("B/16", image_size=224, length=32)
-    model = replace(model, image=replace(model.image, blocks=replace(model.image.blocks, remat="full"), pool="tok"))
     return finetune_stage(
-        model,
+        stage_model("B/16", image_size=224, length=32, image_pool="tok", remat="image"),
         init=InitConfig(source="runs/b16_112px_t32"),
         records="data/laion400m",
         batch_size=32_768,

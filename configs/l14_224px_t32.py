@@ -3,26 +3,20 @@
 Command:   python scripts/train.py configs/l14_224px_t32.py --workdir runs/l14_224px_t32
 Hardware:  TPU pod slice; laid out for 512 TPU v3 cores (16 GB each). Any number of devices that is a multiple of 8
            works.
+Samples:   524,288,000 pairs: 16,000 steps of 32,768.
 Hours:     4,008 A100 hours published for the stage at 84 px and this one together; not re-run here.
 Expect:    79.7 % zero-shot ImageNet top-1 with DataComp-1B. Published by the reference, not re-run here.
-Notes:     The reference has no L/14 file. This one is assembled from its H/14 recipe of the same stage; only the
-           model differs.
+Table:     12.8B@84 + 512M@224 with DataComp-1B; second stage of 12.8B@84 + 512M@224 + 128M@336.
+Differs:   The reference has no L/14 file. This one is assembled from its H/14 recipe of the same stage; only the model
+           differs, and the data.
 """
 
-from dataclasses import replace
-
-from clipa_eqx import ColorConfig, ExperimentConfig, InitConfig, MeshConfig, finetune_stage, preset
+from clipa_eqx import ColorConfig, ExperimentConfig, InitConfig, MeshConfig, finetune_stage, stage_model
 
 
 def config() -> ExperimentConfig:
-    model = preset("L/14", image_size=224, length=32)
-    model = replace(
-        model,
-        image=replace(model.image, blocks=replace(model.image.blocks, remat="full"), mask_ratio=0.3),
-        text=replace(model.text, blocks=replace(model.text.blocks, remat="full")),
-    )
     return finetune_stage(
-        model,
+        stage_model("L/14", image_size=224, length=32, mask_ratio=0.3, remat="both"),
         # The text positions are learned: 8 rows become 32.
         init=InitConfig(source="runs/l14_84px_t8", resize_text=True),
         records="data/datacomp1b",

@@ -3,26 +3,24 @@
 Command:   python scripts/train.py configs/l14_84px_t8.py --workdir runs/l14_84px_t8
 Hardware:  TPU pod slice; laid out for 512 TPU v3 cores (16 GB each). Any number of devices that is a multiple of 8
            works.
+Samples:   12,811,632,640 pairs: 195,490 steps of 65,536, 10,000 times the images of ImageNet.
 Hours:     4,008 A100 hours published for this stage and the one at 224 px together; not re-run here.
 Expect:    72.7 % zero-shot ImageNet top-1 with DataComp-1B. Published by the reference, not re-run here.
-Notes:     The reference has no L/14 file. This one is assembled from its H/14 recipe of the same stage; only the
-           model differs. Captions and prompts are cut to 8 tokens by part of speech (nouns first), as the reference
-           trains and scores.
+Table:     12.8B@84 with DataComp-1B; first stage of 12.8B@84 + 512M@224 and of 12.8B@84 + 512M@224 + 128M@336.
+Differs:   The reference has no L/14 file. This one is assembled from its H/14 recipe of the same stage; only the model
+           differs, and the data.
+Notes:     Captions and prompts are cut to 8 tokens by part of speech (nouns first), as the reference trains and scores.
 """
 
-from dataclasses import replace
-
-from clipa_eqx import ColorConfig, Duration, ExperimentConfig, MeshConfig, preset, pretrain_stage
+from clipa_eqx import ColorConfig, Duration, ExperimentConfig, MeshConfig, pretrain_stage, stage_model
 
 
 def config() -> ExperimentConfig:
     batch_size = 65_536
     # 10,000 times the 1,281,167 images of ImageNet: 12.8 billion pairs.
     steps = 10_000 * 1_281_167 // batch_size
-    model = preset("L/14", image_size=84, length=8)
-    model = replace(model, image=replace(model.image, blocks=replace(model.image.blocks, remat="full")))
     return pretrain_stage(
-        model,
+        stage_model("L/14", image_size=84, length=8, remat="image"),
         records="data/datacomp1b",
         batch_size=batch_size,
         duration=Duration(steps=steps),

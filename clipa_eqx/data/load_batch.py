@@ -128,6 +128,7 @@ class LoadEvalBatch:
         source: the record folder.
         transform: makes a row of a record.
         batch_size: rows of the global batch.
+        indices: positions of the records to read, in order; None for all.
         first_row: first row of this process in the global batch.
         local_size: number of rows of this process, padding included.
         progress: gets the record that each batch has reached.
@@ -136,6 +137,7 @@ class LoadEvalBatch:
     source: RecordSource
     transform: EvalTransformFn
     batch_size: int
+    indices: tuple[int, ...] | None
     first_row: int
     local_size: int
     progress: BatchProgress
@@ -146,14 +148,15 @@ class LoadEvalBatch:
         Raises:
             DataError: a record is bad, or rows do not have the same names, shapes and types.
         """
-        if step * self.batch_size >= len(self.source):
+        count = len(self.source) if self.indices is None else len(self.indices)
+        if step * self.batch_size >= count:
             return {}
         rows = np.arange(self.first_row, self.first_row + self.local_size)
         index = step * self.batch_size + rows
-        mask = (rows < self.batch_size) & (index < len(self.source))
+        mask = (rows < self.batch_size) & (index < count)
         ids: list[int] = index[mask].tolist()
         # A process without a record in this batch still needs the shapes: it pads from the first record of the batch.
-        read = ids or [step * self.batch_size]
+        read = [self._position(number) for number in ids or [step * self.batch_size]]
         batch: Batch = {}
         for chunk in range(0, len(read), _READ_RECORDS):
             on_shard = functools.partial(self._reads, step, chunk)
@@ -173,6 +176,9 @@ class LoadEvalBatch:
         batch["mask"] = mask
         self.progress.set_position(step, stage=COMPLETE)
         return batch
+
+    def _position(self, number: int) -> int:
+        return number if self.indices is None else self.indices[number]
 
     def _reads(self, step: int, row: int, index: int) -> None:
         self.progress.set_position(step, stage=READING, row=row, record=index)

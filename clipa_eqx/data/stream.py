@@ -1,7 +1,7 @@
 """Batches as a function of (seed, step): the shuffled training stream and the exactly-once evaluation stream."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import grain
@@ -91,6 +91,7 @@ def eval_stream(
     transform: EvalTransformFn,
     *,
     batch_size: int,
+    indices: Sequence[int] | None = None,
     process_index: int = 0,
     process_count: int = 1,
     config: StreamConfig | None = None,
@@ -106,6 +107,7 @@ def eval_stream(
         source: an opened record folder.
         transform: makes a row of a record; the same conditions hold as for ``train_stream``.
         batch_size: rows of the global batch.
+        indices: positions of the records to read, in this order; None reads all. ``sample_id`` then counts them.
         process_index: number of this process.
         process_count: number of processes.
         config: preparation of batches ahead of their use; it does not change them.
@@ -122,6 +124,7 @@ def eval_stream(
         source=source,
         transform=transform,
         batch_size=batch_size,
+        indices=None if indices is None else tuple(indices),
         first_row=process_index * local,
         local_size=local,
         progress=progress,

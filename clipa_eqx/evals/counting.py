@@ -53,6 +53,10 @@ class ZeroShotResult:
         """Fraction of images right within rank 5."""
         return self.correct_top5 / self.count
 
+    def scores(self) -> dict[str, float]:
+        """Top-1 and top-5 by their names, from 0 to 1."""
+        return {"top1": self.top1, "top5": self.top5}
+
     def to_json(self, *, with_predictions: bool = False) -> dict[str, Any]:
         """Scores, counts and what was scored, as JSON; on request also the likeliest classes of each image."""
         content: dict[str, Any] = {

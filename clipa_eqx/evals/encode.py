@@ -6,6 +6,7 @@ from collections.abc import Hashable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, UInt8
@@ -52,6 +53,22 @@ def encode_texts(
         return _encode_texts(model, batch, axes=axes)
 
 
+def encode_features(
+    model: CLIP, images: UInt8[np.ndarray, "batch height width 3"], *, mesh: Mesh | None = None
+) -> Float[Array, "padded dim"]:
+    """The float32 vectors of this process's images before the projection; otherwise like ``encode_images``.
+
+    Raises:
+        ConfigError: not uint8[batch height width 3] of the model's size, or the batch needs more memory than a device
+            has.
+    """
+    check_image_batch(images, size=model.config.image.image_size)
+    batch, axes = _place(images, mesh)
+    with jax.set_mesh(mesh):
+        _compile(_encode_features, model, batch, axes=axes, what="features")
+        return _encode_features(model, batch, axes=axes)
+
+
 def local_rows(
     embeddings: Float[Array, "padded embed"] | Float[np.ndarray, "padded embed"], *, rows: int
 ) -> Float[np.ndarray, "rows embed"]:
@@ -83,6 +100,16 @@ def _encode_images(
 ) -> Float[Array, "batch embed"]:
     def encode(image: UInt8[Array, "height width 3"]) -> Float[Array, " embed"]:
         return model.encode_image(normalize_on_device(image))
+
+    return _keep_split(jax.vmap(encode, spmd_axis_name=axes or None)(images), axes)
+
+
+@functools.partial(jax.jit, static_argnames="axes")
+def _encode_features(
+    model: CLIP, images: UInt8[Array, "batch height width 3"], *, axes: tuple[str, ...]
+) -> Float[Array, "batch dim"]:
+    def encode(image: UInt8[Array, "height width 3"]) -> Float[Array, " dim"]:
+        return model.image.trace(normalize_on_device(image)).head_input.astype(jnp.float32)
 
     return _keep_split(jax.vmap(encode, spmd_axis_name=axes or None)(images), axes)
 

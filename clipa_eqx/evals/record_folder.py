@@ -1,9 +1,7 @@
 """Zero-shot scoring of a record folder in one call: prompts, batches, embeddings and counts."""
 
-from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 
-import numpy as np
 from jax.sharding import Mesh
 
 from clipa_eqx.data.array_record_reader import RecordSource
@@ -11,6 +9,7 @@ from clipa_eqx.data.images.evaluation import EvalImageConfig, eval_image
 from clipa_eqx.data.prefetch import StreamConfig
 from clipa_eqx.data.stream import eval_stream
 from clipa_eqx.evals.counting import ZeroShotResult
+from clipa_eqx.evals.evaluation import with_progress
 from clipa_eqx.evals.zero_shot import (
     ZeroShotConfig,
     ZeroShotTransform,
@@ -19,7 +18,6 @@ from clipa_eqx.evals.zero_shot import (
     warn_of_padding,
 )
 from clipa_eqx.models.clip import CLIP
-from clipa_eqx.progress import progress_bar
 from clipa_eqx.tokenizer.wordpiece import Tokenizer
 
 
@@ -60,12 +58,5 @@ def score_records(
     stream = StreamConfig(workers=workers)
     with eval_stream(source, transform, batch_size=config.batch_size, config=stream) as batches:
         return evaluate_zero_shot(
-            model, task, _with_progress(batches, total=len(source)) if progress else batches, mesh=mesh
+            model, task, with_progress(batches, total=len(source)) if progress else batches, mesh=mesh
         )
-
-
-def _with_progress(batches: Iterable[Mapping[str, np.ndarray]], *, total: int) -> Iterator[Mapping[str, np.ndarray]]:
-    with progress_bar(what="scoring", total=total, unit="image", delay=0.0) as bar:
-        for batch in batches:
-            yield batch
-            bar.update(int(batch["mask"].sum()))

@@ -12,13 +12,14 @@ from typing import Any, Literal
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int32, UInt8
+from jaxtyping import Float, Int32, UInt8
 
 from clipa_eqx.data.array_record_reader import RecordSource
 from clipa_eqx.data.records import Record
 from clipa_eqx.errors import ConfigError, DataError, counted
 from clipa_eqx.evals.class_names import choose_class_names
 from clipa_eqx.evals.counting import ZeroShotResult, score, sum_processes
+from clipa_eqx.evals.embeddings import EncodeTexts
 from clipa_eqx.evals.encode import encode_images, encode_texts, local_rows
 from clipa_eqx.evals.labels import check_labels, check_number, labels_of
 from clipa_eqx.evals.prompts import ClassNameSet, PromptSet, class_prompts, named_templates
@@ -26,8 +27,6 @@ from clipa_eqx.models.clip import CLIP
 from clipa_eqx.progress import progress_bar
 from clipa_eqx.tokenizer.unknown import NAME_ADVICE, warn_of_unknown
 from clipa_eqx.tokenizer.wordpiece import Tokenizer
-
-EncodeTexts = Callable[[Int32[np.ndarray, "batch length"]], Array | np.ndarray]
 
 _log = logging.getLogger(__name__)
 

@@ -8,15 +8,26 @@ import platform
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from clipa_eqx.data.array_record_reader import open_records
-from clipa_eqx.data.images.evaluation import EvalImageConfig
+from clipa_eqx.data.images.evaluation import EvalImageConfig, eval_image
+from clipa_eqx.data.prefetch import StreamConfig
 from clipa_eqx.devices import in_words, open_devices
-from clipa_eqx.evals.prompts import ClassNameSet, PromptReduction, PromptSet
-from clipa_eqx.evals.record_folder import score_records
-from clipa_eqx.evals.zero_shot import ZeroShotConfig, check_set
+from clipa_eqx.evals.contrastive import ContrastiveConfig
+from clipa_eqx.evals.counting import ZeroShotResult
+from clipa_eqx.evals.evaluation import (
+    EvaluationConfig,
+    check_evaluation,
+    log_evaluation,
+    open_evaluation,
+    run_evaluation,
+    suite_of,
+)
+from clipa_eqx.evals.passport import passport_of
+from clipa_eqx.evals.retrieval import RetrievalConfig
+from clipa_eqx.evals.zero_shot import ZeroShotConfig
 from clipa_eqx.json_config import to_json
 from clipa_eqx.programs.scored import load_scored
 from clipa_eqx.progress import waiting
@@ -35,27 +46,17 @@ class Request:
 
     Attributes:
         model: a model folder, or a run folder.
-        suite: name of the suite.
-        data: folder of labeled records.
-        text_reduction: how prompts longer than the text tower are cut; None takes that of the model's training.
+        evaluation: the suite with its settings.
+        keeps_reduction: whether texts longer than the text tower are cut as ``evaluation`` says; otherwise as in the
+            model's training.
         workers: extra processes that decode images.
         image_mode: how images are decoded and resized; None takes the mode saved with the model.
-        with_predictions: also report the five likeliest classes of each image.
-
-    The other fields are those of ``ZeroShotConfig``.
+        with_predictions: also report the five likeliest classes of each image, of a zero-shot evaluation.
     """
 
     model: Path
-    suite: Literal["zero-shot"]
-    data: str
-    templates: PromptSet | Literal["manifest"] | tuple[str, ...] = "clip_paper"
-    class_names: ClassNameSet | Literal["manifest", "file"] = "manifest"
-    class_names_file: str | None = None
-    canonicalize: bool = True
-    commas_in_names: bool = False
-    text_reduction: PromptReduction | None = None
-    max_labels: int = 1
-    batch_size: int = 256
+    evaluation: EvaluationConfig
+    keeps_reduction: bool = False
     workers: int = 0
     image_mode: Literal["exact", "fast"] | None = None
     with_predictions: bool = False
@@ -67,46 +68,52 @@ def score(request: Request) -> dict[str, Any]:
     Raises:
         CheckpointError: there is no such model.
         ConfigError: a setting is wrong.
-        DataError: the records are missing, damaged or have no labels, or the class names do not fit them.
+        DataError: the records are missing, damaged, or lack the labels, class names or captions that are scored.
     """
     # Before the model is loaded, so that a wrong setting is reported at once.
-    config = ZeroShotConfig(
-        data=request.data,
-        templates=request.templates,
-        class_names=request.class_names,
-        class_names_file=request.class_names_file,
-        canonicalize=request.canonicalize,
-        commas_in_names=request.commas_in_names,
-        batch_size=request.batch_size,
-        max_labels=request.max_labels,
-    )
-    source = open_records(request.data)
-    check_set(config, source)
+    config = request.evaluation
+    check_evaluation(config)
     devices = open_devices()
     _log.info("scoring on %s", in_words(devices))
     mesh = make_mesh(MeshConfig(), devices=devices)
     with waiting("reading the model"):
         scored = load_scored(request.model, mesh)
-    config = dataclasses.replace(config, text_reduction=request.text_reduction or scored.text_reduction)
-    preprocess = _with_mode(scored.preprocess, request.image_mode)
     length = scored.model.config.text.length
-    _log.info("prompts longer than %d tokens: %s", length, config.text_reduction)
+    if isinstance(config, ZeroShotConfig | RetrievalConfig | ContrastiveConfig):
+        reduction = config.text_reduction if request.keeps_reduction else scored.text_reduction
+        config = dataclasses.replace(config, text_reduction=reduction)
+        _log.info("texts longer than %d tokens: %s", length, reduction)
+    preprocess = _with_mode(scored.preprocess, request.image_mode)
     _log.info("%s, %s", request.model, _preparation(preprocess))
     since = time.perf_counter()
-    result = score_records(
+    evaluation = open_evaluation(config, tokenizer=scored.tokenizer, length=length)
+    log_evaluation(evaluation, scored.tokenizer)
+    result = run_evaluation(
+        evaluation,
         scored.model,
-        config,
-        source,
         tokenizer=scored.tokenizer,
-        preprocess=preprocess,
-        workers=request.workers,
+        prepare_image=partial(eval_image, config=preprocess),
+        stream=StreamConfig(workers=request.workers),
         mesh=mesh,
         progress=True,
     )
+    content = (
+        result.to_json(with_predictions=request.with_predictions)
+        if isinstance(result, ZeroShotResult)
+        else result.to_json()
+    )
     return {
-        "suite": request.suite,
-        **result.to_json(with_predictions=request.with_predictions),
+        "suite": suite_of(config).replace("_", "-"),
+        **content,
         "model": dict(scored.identity),
+        "passport": passport_of(
+            evaluation,
+            scored.model,
+            weights={name: value for name, value in scored.identity.items() if name != "path"},
+            tokenizer=scored.tokenizer,
+            preprocess=preprocess,
+            mesh=mesh,
+        ),
         "preprocess": to_json(preprocess),
         "settings": to_json(config),
         "versions": installed_versions(),

@@ -4,47 +4,49 @@ import logging
 import os
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
-from clipa_eqx.data.array_record_reader import RecordSource, open_records
+from clipa_eqx.data.array_record_reader import open_records
 from clipa_eqx.data.first_records import check_captions
 from clipa_eqx.data.images.evaluation import eval_image
 from clipa_eqx.data.mixture import Mixture
 from clipa_eqx.data.prefetch import BatchIterator
-from clipa_eqx.data.stream import eval_stream, train_stream
+from clipa_eqx.data.stream import train_stream
 from clipa_eqx.data.transforms import TrainTransform
 from clipa_eqx.errors import DataError, counted
-from clipa_eqx.evals.zero_shot import (
-    ZeroShotConfig,
-    ZeroShotTask,
-    ZeroShotTransform,
-    check_set,
-    log_prompts,
-    make_task,
-    warn_of_padding,
+from clipa_eqx.evals.evaluation import (
+    Evaluation,
+    EvaluationResult,
+    log_evaluation,
+    names_of,
+    open_evaluation,
+    run_evaluation,
+    suite_of,
 )
 from clipa_eqx.experiment import ExperimentConfig
+from clipa_eqx.models.clip import CLIP
 from clipa_eqx.progress import waiting
 from clipa_eqx.tokenizer.wordpiece import Tokenizer
 
 _log = logging.getLogger(__name__)
 
 
-class Evaluation(NamedTuple):
-    """A zero-shot evaluation that is ready to run.
+class PlannedEvaluation(NamedTuple):
+    """An evaluation of a run that is ready to be repeated.
 
     Attributes:
-        number: its position in ``config.zero_shot``.
+        suite: its field of the config.
+        number: its position there.
+        name: its name in the log, see ``names_of``.
     """
 
+    suite: str
     number: int
     name: str
-    config: ZeroShotConfig
-    source: RecordSource
-    task: ZeroShotTask
+    evaluation: Evaluation
 
 
 def open_sources(config: ExperimentConfig) -> Mixture:
@@ -64,7 +66,7 @@ def open_sources(config: ExperimentConfig) -> Mixture:
 
 
 def log_inputs(
-    config: ExperimentConfig, mixture: Mixture, evaluations: Sequence[Evaluation], tokenizer: Tokenizer
+    config: ExperimentConfig, mixture: Mixture, evaluations: Sequence[PlannedEvaluation], tokenizer: Tokenizer
 ) -> None:
     """Log what a run trains and scores on, and warn of what wastes samples or loses words."""
     if repeats := mixture.repeats(config.batch_size):
@@ -84,9 +86,8 @@ def log_inputs(
             counted(available, "processor"),
             available,
         )
-    for evaluation in evaluations:
-        warn_of_padding(evaluation.config, records=len(evaluation.source))
-        log_prompts(evaluation.task, tokenizer)
+    for planned in evaluations:
+        log_evaluation(planned.evaluation, tokenizer)
 
 
 def train_transform(config: ExperimentConfig, tokenizer: Tokenizer) -> TrainTransform:
@@ -116,46 +117,37 @@ def train_batches(
     )
 
 
-def prepare_evaluations(config: ExperimentConfig, tokenizer: Tokenizer) -> tuple[Evaluation, ...]:
-    """Open and check every evaluation set before training starts; names are the folders' last parts, made unique.
+def prepare_evaluations(config: ExperimentConfig, tokenizer: Tokenizer) -> tuple[PlannedEvaluation, ...]:
+    """Open and check every evaluation set before training starts.
 
     Raises:
         ConfigError: a template or a setting is wrong.
-        DataError: a folder is missing, damaged or empty, or has no class names or no labels.
+        DataError: a folder is missing, damaged or empty, or lacks the class names, labels or captions that are scored.
     """
-    evaluations: list[Evaluation] = []
-    for number, one in enumerate(config.zero_shot):
+    planned: list[PlannedEvaluation] = []
+    for one, name in zip(config.evaluations, names_of(config.evaluations), strict=True):
+        suite = suite_of(one)
+        number = sum(other.suite == suite for other in planned)
         try:
-            source = open_records(one.data)
-            check_set(one, source)
+            evaluation = open_evaluation(one, tokenizer=tokenizer, length=config.model.text.length)
         except DataError as error:
+            flag = suite.replace("_", "-")
             raise DataError(
-                f"evaluation {number}: {error}. Set --zero-shot.{number}.data, or --zero-shot none for no scores"
+                f"{flag} evaluation {number}: {error}. Set --{flag}.{number}.data, or --{flag} none for no scores"
             ) from error
-        task = make_task(
-            one,
-            manifest_class_names=source.manifest.class_names,
-            manifest_templates=source.manifest.templates,
-            tokenizer=tokenizer,
-            length=config.model.text.length,
-        )
-        stem = Path(one.data).name
-        taken = {evaluation.name for evaluation in evaluations}
-        name = stem if stem not in taken else f"{stem}{len(evaluations)}"
-        evaluations.append(Evaluation(number, name, one, source, task))
-    return tuple(evaluations)
+        planned.append(PlannedEvaluation(suite, number, name, evaluation))
+    return tuple(planned)
 
 
-def eval_batches(config: ExperimentConfig, evaluation: Evaluation) -> BatchIterator:
-    """This process's rows of an evaluation; over all processes each record appears once."""
-    transform = ZeroShotTransform(
-        prepare_image=partial(eval_image, config=config.eval_image), max_labels=evaluation.config.max_labels
-    )
-    return eval_stream(
-        evaluation.source,
-        transform,
-        batch_size=evaluation.config.batch_size,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        config=config.data.stream,
+def evaluate_model(
+    config: ExperimentConfig, planned: PlannedEvaluation, model: CLIP, tokenizer: Tokenizer, *, mesh: Mesh
+) -> EvaluationResult:
+    """Run an evaluation as the config prepares images and batches. All processes must call it together."""
+    return run_evaluation(
+        planned.evaluation,
+        model,
+        tokenizer=tokenizer,
+        prepare_image=partial(eval_image, config=config.eval_image),
+        stream=config.data.stream,
+        mesh=mesh,
     )

@@ -15,7 +15,6 @@ from jax.sharding import Mesh
 from clipa_eqx.device_memory import memory_errors
 from clipa_eqx.durations import is_time
 from clipa_eqx.errors import ConfigError
-from clipa_eqx.evals.zero_shot import evaluate_zero_shot
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.models.clip import CLIP
 from clipa_eqx.saved.kinds import CHECKPOINTS_NAME, MODEL_NAME
@@ -25,7 +24,7 @@ from clipa_eqx.tokenizer.wordpiece import Tokenizer
 from clipa_eqx.training.agreement import refused_together
 from clipa_eqx.training.checkpoint import Checkpoints
 from clipa_eqx.training.device_batches import DeviceBatches
-from clipa_eqx.training.inputs import Evaluation, eval_batches, train_batches
+from clipa_eqx.training.inputs import PlannedEvaluation, evaluate_model, train_batches
 from clipa_eqx.training.memory import less_memory
 from clipa_eqx.training.preparation import prepare
 from clipa_eqx.training.reporting import Reports, StepNumbers
@@ -122,7 +121,7 @@ def train(
             )
             if due or is_saved:
                 with reports.throughput.paused(metrics):
-                    scores = _score(config, due, state.model, mesh)
+                    scores = _score(config, due, state.model, tokenizer, mesh)
                 # Write the log line before the checkpoint, so that after a resume each step appears exactly once.
                 reports.finish(pending, last_checkpoint=checkpoints.last_saved, extra=scores)
                 pending = None
@@ -150,22 +149,24 @@ def _check_local(workdir: Path) -> None:
         )
 
 
-def _is_due(evaluation: Evaluation, step: int, total_steps: int) -> bool:
+def _is_due(planned: PlannedEvaluation, step: int, total_steps: int) -> bool:
     return step == total_steps or is_time(
-        step, every_steps=evaluation.config.every_steps, total_steps=total_steps, first=False
+        step, every_steps=planned.evaluation.config.every_steps, total_steps=total_steps, first=False
     )
 
 
-def _score(config: ExperimentConfig, due: list[Evaluation], model: CLIP, mesh: Mesh) -> dict[str, float]:
+def _score(
+    config: ExperimentConfig, due: Sequence[PlannedEvaluation], model: CLIP, tokenizer: Tokenizer, mesh: Mesh
+) -> dict[str, float]:
     scores: dict[str, float] = {}
     for one in due:
-        smaller = f"a smaller batch_size of the evaluation, such as --zero-shot.{one.number}.batch-size "
-        advice = (f"{smaller}{max(one.config.batch_size // 2, 1)}",)
-        with memory_errors(f"scoring {one.name}", advice=advice), eval_batches(config, one) as batches:
-            result = evaluate_zero_shot(model, one.task, batches, mesh=mesh)
-        scores[f"zero_shot/{one.name}/top1"] = result.top1
-        scores[f"zero_shot/{one.name}/top5"] = result.top5
-        _log.info("zero-shot %s: top-1 %.2f %%, top-5 %.2f %%", one.name, 100 * result.top1, 100 * result.top5)
+        batch_size = one.evaluation.config.batch_size
+        flag = f"--{one.suite.replace('_', '-')}.{one.number}.batch-size"
+        advice = (f"a smaller batch_size of the evaluation, such as {flag} {max(batch_size // 2, 1)}",)
+        with memory_errors(f"scoring {one.name}", advice=advice):
+            found = evaluate_model(config, one, model, tokenizer, mesh=mesh).scores()
+        scores |= {f"{one.name}/{name}": value for name, value in found.items()}
+        _log.info("%s: %s", one.name, ", ".join(f"{name} {value:.4f}" for name, value in found.items()))
     return scores
 
 

@@ -23,7 +23,7 @@ from clipa_eqx.tokenizer.loading import load_tokenizer
 from clipa_eqx.tokenizer.wordpiece import Tokenizer
 from clipa_eqx.training.agreement import refused_together
 from clipa_eqx.training.checkpoint_record import committed_steps
-from clipa_eqx.training.inputs import Evaluation, log_inputs, open_sources, prepare_evaluations
+from clipa_eqx.training.inputs import PlannedEvaluation, log_inputs, open_sources, prepare_evaluations
 from clipa_eqx.training.run_folder import check_claim, run_record
 from clipa_eqx.training.start import check_init
 from clipa_eqx.training.state import TrainState, abstract_state
@@ -44,7 +44,7 @@ class Prepared(NamedTuple):
 
     mixture: Mixture
     tokenizer: Tokenizer
-    evaluations: tuple[Evaluation, ...]
+    evaluations: tuple[PlannedEvaluation, ...]
     mesh: Mesh
     run: RunLength
     optimizer: optax.GradientTransformation

@@ -39,6 +39,10 @@ _FREE = (
     "wandb",
     "tensorboard",
     "zero_shot",
+    "retrieval",
+    "contrastive",
+    "few_shot",
+    "linear_probe",
     "eval_image",
 )
 

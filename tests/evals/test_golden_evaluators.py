@@ -2,23 +2,16 @@
 
 import functools
 import hashlib
-import re
 
-import jax
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from support import goldens
-from support.reference_models import clip_config
+from support.reference_evaluators import image_batches, load, recorded_images, tokenizer
 
-from clipa_eqx.data.images.crops import central_crop
-from clipa_eqx.data.images.resize import resize_small
 from clipa_eqx.evals import prompts
 from clipa_eqx.evals.counting import score
 from clipa_eqx.evals.encode import encode_images, encode_texts, local_rows
 from clipa_eqx.evals.zero_shot import ZeroShotConfig, class_embeddings, evaluate_zero_shot, prepare_zero_shot
-from clipa_eqx.tokenizer.wordpiece import Tokenizer
-from conversion.flax_clipa.names import from_flax
 
 goldens.require("evaluators")
 goldens.require("models")
@@ -137,25 +130,6 @@ def check_result(result, expected, recorded, case):
         assert result.top1 == expected["accuracy"]
 
 
-@functools.cache
-def load(recording):
-    """The recording, its numbers, and our model on a mesh of as many devices as the recording had."""
-    about = goldens.load_json(recording)
-    arrays = goldens.load_npz(recording.replace(".json", ".npz"))
-    devices = int(re.search(r"_(\d+)dev", recording)[1])
-    mesh = jax.make_mesh(
-        (devices, 1, 1), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:devices]
-    )
-    name = about["model"].removeprefix("models/")
-    config = clip_config(
-        goldens.load_json("models/index.json")[name]["model"],
-        image_size=(about["res"], about["res"]),
-        length=about["text_len"],
-    )
-    params = goldens.under(goldens.load_npz(f"{about['model']}/params.npz"), "params/")
-    return about, arrays, jax.device_put(from_flax(params, config), NamedSharding(mesh, PartitionSpec())), mesh
-
-
 def prepare_case(about, case):
     _, templates, first_name_only = case.split("/")
     config = ZeroShotConfig(
@@ -167,32 +141,3 @@ def prepare_case(about, case):
     return prepare_zero_shot(
         config, manifest_class_names=about["class_names"], tokenizer=tokenizer(), length=about["text_len"]
     )
-
-
-def image_batches(about, *, label):
-    size, sized, labels = about["batch_size"], sized_images(about["res"]), recorded_images()[label]
-    for start in range(0, len(sized), size):
-        missing = max(0, start + size - len(sized))
-        yield {
-            "image": np.pad(sized[start : start + size], ((0, missing), (0, 0), (0, 0), (0, 0))),
-            "label": np.pad(labels[start : start + size], ((0, missing), *[(0, 0)] * (labels.ndim - 1))),
-            "mask": np.arange(start, start + size) < len(sized),
-            "sample_id": np.arange(start, start + size),
-        }
-
-
-@functools.cache
-def sized_images(res):
-    """Images resized as most recipes score: the shorter side to ``res``, then the center (docs/reference.md F5.1)."""
-    names = sorted(name for name in recorded_images() if name.startswith("image_"))
-    smaller = [resize_small(recorded_images()[name], shorter=res, method="bilinear", antialias=True) for name in names]
-    return np.stack([central_crop(image, size=(res, res)) for image in smaller])
-
-
-@functools.cache
-def tokenizer():
-    return Tokenizer.bert()
-
-
-def recorded_images():
-    return goldens.load_npz("evaluators/images.npz")

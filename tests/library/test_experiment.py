@@ -37,7 +37,7 @@ def test_a_run_is_frozen_hashable_and_equal_by_value():
         ({"log_every_steps": 0}, "log_every_steps is 0"),
         ({"eval_image": EvalImageConfig(size=(8, 8))}, r"eval_image.size is \(8, 8\)"),
         ({"data": data_config("x")}, r"data.image.size is \(8, 8\)"),
-        ({"zero_shot": (ZeroShotConfig(data="y"),) * 2}, "names y more than once"),
+        ({"zero_shot": (ZeroShotConfig(data="y"),) * 2}, "y is named more than once by evaluations of one kind"),
     ],
 )
 def test_contradictions_are_refused_by_field_name(fields, words):

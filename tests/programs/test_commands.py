@@ -8,7 +8,7 @@ import sys
 import pytest
 from support.paths import ROOT
 
-COMMANDS = ("train", "evaluate", "show")
+COMMANDS = ("train", "evaluate", "show", "explain")
 FLAGS = {
     "train": (
         *("--workdir", "--init-from", "--print-config", "--help-config"),
@@ -16,6 +16,7 @@ FLAGS = {
     ),
     "evaluate": ("--suite", "--data", "--out", "--templates-file", "--class-names", "--image-mode", "--predictions"),
     "show": ("--sheet", "--samples", "--mesh"),
+    "explain": ("--data", "--workers"),
 }
 HELP_WITHOUT_JAX = """
 import runpy, sys

@@ -78,6 +78,11 @@ def test_a_model_folder_is_scored_and_the_result_names_it(model_folder, data, tm
     assert sum(result["per_class_correct"]) == result["correct_top1"]
     assert result["model"]["kind"] == "model folder"
     assert len(result["model"]["sha256"]) == 64
+    passport = result["passport"]
+    assert passport["model"]["weights"]["sha256"] == result["model"]["sha256"]
+    assert (passport["data"]["count"], passport["classes"]["count"]) == (IMAGES, len(NAMES))
+    assert passport["set"] == f"no published set: {IMAGES} images, {len(NAMES)} classes"
+    assert "path" not in passport["model"]["weights"]
     assert result["preprocess"] == {"size": [16, 16], "resize": "squash", "mode": "fast"}
     assert result["versions"]["jax"] == jax.__version__
     assert "predictions" not in result
@@ -235,6 +240,6 @@ def test_a_bug_is_reported_as_a_failure_and_leaves_no_result(model_folder, data,
     def broken(*_, **__):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("clipa_eqx.programs.score.score_records", broken)
+    monkeypatch.setattr("clipa_eqx.programs.score.run_evaluation", broken)
     assert score(model_folder, data / "labeled", tmp_path / "result.json") == FAILED
     assert not any(tmp_path.iterdir())

@@ -50,6 +50,7 @@ FRAMEWORKS = {"tensorflow", "tensorflow_text", "tensorflow_datasets", "torch", "
 FRAMEWORK_HOMES = {
     "conversion.records.sources.tfrecords": {"tensorflow"},
     "conversion.open_clip.torch_file": {"torch"},
+    "conversion.open_clip.adapter": {"torch"},
     "benchmarks.reference_input": {"tensorflow"},
 }
 DEVICE_LIBRARIES = {"jax", "equinox", "optax", "orbax"}

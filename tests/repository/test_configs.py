@@ -6,6 +6,8 @@ After an intended change, record a text again:
 
 import ast
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -16,9 +18,9 @@ from clipa_eqx.durations import RunLength
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.json_config import from_json, to_json
 from clipa_eqx.models.clip import abstract_clip
-from clipa_eqx.optim import learning_rates, make_optimizer
+from clipa_eqx.optim import DEFAULT_DECAY, T5X_DECAY, learning_rates, make_optimizer
 from clipa_eqx.sharding import MeshConfig
-from clipa_eqx.trees import count_params
+from clipa_eqx.trees import count_params, match_by_path
 
 GOLDEN = Path(__file__).parent / "golden_configs"
 FILES = {path.stem: path for path in sorted((ROOT / "configs").glob("*.py"))}
@@ -31,8 +33,10 @@ STARTERS = ("minimal", "minimal_tune")
 PUBLISHED = {
     "s16": (55_479_169, 384),
     "b16": (140_531_969, 512),
+    "l16": (414_131_713, 768),
     "l14": (413_947_393, 768),
     "h14": (967_906_049, 1024),
+    "g14": (1_684_961_409, 1280),
     "bigg14": (2_516_796_289, 1280),
 }
 LAION_400M = 400_000_000
@@ -42,19 +46,62 @@ LAION_400M = 400_000_000
 DERIVED = {
     "h14_70px_t8": (2.048e-3, 65536, 195490, 3200, 1 + 25),
     "h14_84px_t8": (2.048e-3, 65536, 195490, 3200, 1 + 36),
+    "h14_112px_t32": (1.024e-3, 32768, 85449, 1600, 1 + 64),
     "h14_224px_t32": (5.12e-5, 32768, 16000, 800, 1 + 179),
     "h14_336px_t32": (6.4e-6, 16384, 8000, 1600, 1 + 345),
     "l14_84px_t8": (2.048e-3, 65536, 195490, 3200, 1 + 36),
     "l14_224px_t32": (5.12e-5, 32768, 16000, 800, 1 + 179),
     "l14_336px_t32": (6.4e-6, 16384, 8000, 1600, 1 + 345),
     "bigg14_70px_t8": (1.024e-3, 65536, 195490, 3200, 1 + 25),
+    "bigg14_84px_t8": (1.024e-3, 65536, 195490, 3200, 1 + 36),
     "bigg14_224px_t32": (2.56e-5, 16384, 32000, 0, 1 + 153),
     "bigg14_336px_t32": (6.4e-6, 16384, 8000, 1600, 1 + 345),
+    "g14_70px_t8": (2.048e-3, 65536, 195490, 3200, 1 + 25),
+    "g14_224px_t32": (5.12e-5, 32768, 16000, 800, 1 + 179),
+    "l16_64px_t32": (1.024e-3, 32768, 85449, 1600, 1 + 16),
+    "l16_224px_t32": (1.024e-4, 32768, 4000, 800, 1 + 196),
     "b16_64px_t32": (1.024e-3, 32768, 85449, 1600, 1 + 16),
     "b16_112px_t32": (1.024e-3, 32768, 85449, 1600, 1 + 49),
+    "b16_160px_t32": (1.024e-3, 32768, 85449, 1600, 1 + 100),
     "b16_224px_t32": (1.024e-4, 32768, 4000, 800, 1 + 196),
     "s16_64px_t32": (1.024e-3, 32768, 85449, 1600, 1 + 16),
+    "s16_112px_t32": (1.024e-3, 32768, 85449, 1600, 1 + 49),
+    "s16_224px_t32": (1.024e-4, 32768, 4000, 800, 1 + 196),
 }
+
+# Kinds of recipes in the reference's files: image pool, reduction of captions and prompts, first moment, color jitter,
+# resizing of scored images, remat of image and text tower.
+FEW_TOKENS = ("gap", "syntax", "bfloat16", True, "resize_small_crop", "full", "none")
+TUNING = ("gap", "truncate", "bfloat16", True, "squash", "full", "full")
+CLASS_TOKEN = ("tok", "truncate", "float32", False, "resize_small_crop", "full", "none")
+KINDS = {
+    "h14_70px_t8": FEW_TOKENS,
+    "h14_84px_t8": FEW_TOKENS,
+    "h14_112px_t32": CLASS_TOKEN,
+    "h14_224px_t32": TUNING,
+    "h14_336px_t32": TUNING,
+    "l14_84px_t8": FEW_TOKENS,
+    "l14_224px_t32": TUNING,
+    "l14_336px_t32": TUNING,
+    "bigg14_70px_t8": (*FEW_TOKENS[:-1], "full"),
+    "bigg14_84px_t8": (*FEW_TOKENS[:-1], "full"),
+    "bigg14_224px_t32": TUNING,
+    "bigg14_336px_t32": TUNING,
+    "g14_70px_t8": (*FEW_TOKENS[:-1], "full"),
+    "g14_224px_t32": TUNING,
+    "l16_64px_t32": CLASS_TOKEN,
+    "l16_224px_t32": CLASS_TOKEN,
+    "b16_64px_t32": (*CLASS_TOKEN[:-2], "none", "none"),
+    "b16_112px_t32": (*CLASS_TOKEN[:-2], "none", "none"),
+    "b16_160px_t32": (*CLASS_TOKEN[:-2], "none", "none"),
+    "b16_224px_t32": CLASS_TOKEN,
+    "s16_64px_t32": CLASS_TOKEN,
+    "s16_112px_t32": CLASS_TOKEN,
+    "s16_224px_t32": CLASS_TOKEN,
+}
+# Models of the reference's t5x branch, and how many devices hold the parameters and moments of a model.
+OF_T5X = ("bigg14", "g14")
+SPLIT = {"bigg14": 16, "g14": 16, "h14": 8, "l14": 8, "l16": 1, "b16": 1, "s16": 1}
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -111,6 +158,52 @@ def test_derived_numbers_are_those_of_the_reference(name):
     assert config.model.image.visible == tokens
     last = learning_rates(config.optim, steps, run)
     assert float(last[".*"]) == pytest.approx(0.0, abs=1e-10)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_settings_are_those_of_the_reference(name):
+    config = load_config(FILES[name])
+    image, text = config.model.image, config.model.text
+    [scored] = config.zero_shot
+    assert scored.text_reduction == config.data.text_reduction
+    assert KINDS[name] == (
+        *(image.pool, config.data.text_reduction, config.optim.mu_dtype, config.data.image.color is not None),
+        *(config.eval_image.resize, image.blocks.remat, text.blocks.remat),
+    )
+    model = name.split("_")[0]
+    assert config.optim.decay == (T5X_DECAY if model in OF_T5X else DEFAULT_DECAY)
+    assert (image.blocks.init, text.blocks.init) == ("scaled" if model in OF_T5X else "xavier", "scaled")
+    assert (image.blocks.init_depth, text.blocks.init_depth) == (None, None)  # the true depth: D1 is fixed
+    assert (config.optim.weight_decay, config.optim.clip_norm, config.mesh.fsdp) == (0.2, None, SPLIT[model])
+    assert (scored.class_names, scored.templates) == ("imagenet", "clip_paper")
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith(OF_T5X)])
+def test_the_docstring_of_a_t5x_recipe_says_how_its_initial_weights_differ(name):
+    """A fix of D1 must be said where the docstring claims the branch's initial weights, and the flags it gives work."""
+    docstring = " ".join((ast.get_docstring(ast.parse(FILES[name].read_text(encoding="utf-8"))) or "").split())
+    config = load_config(FILES[name])
+    if config.init is not None:
+        assert "The initial weights matter only with `--init none`" in docstring
+        return
+    depths = f"{config.model.image.blocks.depth} and {config.model.text.blocks.depth}"
+    assert f"takes the depths {depths}, that file the constant 12 (D1;" in docstring
+    [flags] = re.findall(r"`(--model[^`]*)`", docstring)
+    as_there = apply_overrides(config, flags.split())
+    assert (as_there.model.image.blocks.init_depth, as_there.model.text.blocks.init_depth) == (12, 12)
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("bigg14")])
+def test_a_run_of_bigg_14_that_an_older_version_began_resumes_with_the_flag_of_the_changelog(name):
+    """The older rules are another text, which resuming compares, and decide the same for each leaf."""
+    [flag] = re.findall(r"`(--optim\.decay [^`]*)`", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"))
+    config = load_config(FILES[name])
+    older = apply_overrides(config, shlex.split(flag)).optim.decay
+    assert older == (("(.*/)?(norm[12]?/weight|bias|position|log_temperature)", 0.0), (".*", 1.0))
+    model = abstract_clip(config.model)
+    rules = [match_by_path(decay, model, what="decay") for decay in (older, config.optim.decay)]
+    assert rules[0] == rules[1]
+    assert set(rules[0].values()) == {0.0, 1.0}
 
 
 def test_the_starters_run_on_one_device_and_score_nothing():

@@ -93,7 +93,7 @@ def test_an_empty_evaluation_set_is_refused(tmp_path):
     write_records([], tmp_path / "none", class_names=("cat",))
     message = refused(tiny_runs.run_config(zero_shot=(ZeroShotConfig(data=str(tmp_path / "none")),)), tmp_path)
     assert message == (
-        f"evaluation 0: data folder {tmp_path / 'none'} has no records; there is nothing to score. "
+        f"zero-shot evaluation 0: data folder {tmp_path / 'none'} has no records; there is nothing to score. "
         "Set --zero-shot.0.data, or --zero-shot none for no scores"
     )
 

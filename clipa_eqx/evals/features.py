@@ -1,0 +1,86 @@
+"""Features and labels of labeled records, for evaluations that fit a classifier."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float, Int, UInt8
+
+from clipa_eqx.data.array_record_reader import RecordSource
+from clipa_eqx.data.prefetch import StreamConfig
+from clipa_eqx.data.stream import eval_stream
+from clipa_eqx.errors import DataError
+from clipa_eqx.evals.counting import sum_processes
+from clipa_eqx.evals.embeddings import ImageTransform, image_embeddings
+from clipa_eqx.evals.encode import encode_features
+from clipa_eqx.evals.labels import labels_of
+from clipa_eqx.models.clip import CLIP
+from clipa_eqx.progress import progress_bar
+
+_AT_ONCE = 64  # records in memory
+
+PrepareImage = Callable[[bytes], UInt8[np.ndarray, "height width 3"]]
+
+
+def read_labels(source: RecordSource, *, classes: int) -> Int[np.ndarray, " records"]:
+    """The label of each record, on each process. Processes share the reading.
+
+    Args:
+        classes: number of classes.
+
+    Raises:
+        DataError: there are no records; a record is damaged, or has no label, several, or one beyond the classes.
+    """
+    if not len(source):
+        raise DataError(f"data folder {source.folder} has no records; there is nothing to score")
+    mine = range(jax.process_index(), len(source), jax.process_count())
+    found = np.zeros(len(source), np.int64)
+    starts = range(0, len(mine), _AT_ONCE)
+    for start in progress_bar(starts, what=f"reading labels of {source.folder}", total=len(starts), unit="chunk"):
+        chunk = mine[start : start + _AT_ONCE]
+        for index, record in zip(chunk, source.read(chunk), strict=True):
+            labels = labels_of(record)
+            if len(labels) != 1 or not 0 <= labels[0] < classes:
+                raise DataError(
+                    f"data folder {source.folder}: record {record.key!r} has labels {list(labels)}; a classifier is "
+                    f"fitted to one label per image, from 0 to {classes - 1}"
+                )
+            found[index] = labels[0]
+    return sum_processes(found)
+
+
+def image_features(
+    model: CLIP,
+    source: RecordSource,
+    *,
+    indices: Sequence[int] | None = None,
+    prepare_image: PrepareImage,
+    batch_size: int,
+    stream: StreamConfig,
+    mesh: Mesh | None = None,
+) -> Float[np.ndarray, "rows dim"]:
+    """The vectors of images before the projection, in order, on each process.
+
+    Args:
+        indices: positions of the records; None takes all.
+        prepare_image: from encoded bytes to pixels at the size of the model.
+        batch_size: images at once over all processes; it changes no value.
+        stream: how batches are prepared ahead.
+
+    Raises:
+        DataError: an image is damaged, or there are none.
+    """
+    transform = ImageTransform(prepare_image=prepare_image)
+    with eval_stream(
+        source,
+        transform,
+        batch_size=batch_size,
+        indices=indices,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        config=stream,
+    ) as batches:
+        count = len(source) if indices is None else len(indices)
+        return image_embeddings(partial(encode_features, model, mesh=mesh), batches, records=count)

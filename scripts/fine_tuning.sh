@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Start the second stage on all workers of a TPU, from the weights of the first. The same command resumes it.
+#
+#   scripts/fine_tuning.sh tpu.env [--dry-run] [--stop]
+#
+# --dry-run prints the gcloud command and runs none. --stop sends SIGTERM to this stage, which saves and ends.
+set -euo pipefail
+# shellcheck source=scripts/tpu_common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/tpu_common.sh"
+read_arguments "--dry-run --stop" "$@"
+need PRE_TRAINING_RUN FINE_TUNING_CONFIG FINE_TUNING_RUN
+
+read -ra flags <<<"${FINE_TUNING_FLAGS:-}"
+run_stage fine_tuning "$FINE_TUNING_CONFIG" "$FINE_TUNING_RUN" --init-from "$PRE_TRAINING_RUN" ${flags[@]+"${flags[@]}"}

@@ -1,0 +1,108 @@
+"""Suites other than zero-shot by the command: their scores, and the mistakes with their flags."""
+
+import io
+import json
+from functools import partial
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.tiny_models import tiny_clip, tiny_tokenizer
+
+from clipa_eqx.cli import OK, USAGE, run
+from clipa_eqx.data.array_record_writer import write_records
+from clipa_eqx.data.images.evaluation import EvalImageConfig
+from clipa_eqx.data.records import Record
+from clipa_eqx.programs.evaluate import main
+from clipa_eqx.saved.model import save_model
+
+NAMES = ("cat", "dog", "photo")
+
+
+def call(*argv):
+    return run(partial(main, [str(one) for one in argv]))
+
+
+def noise_png(seed):
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (20, 20, 3), np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("suites")
+    for name, first in (("train", 0), ("test", 50)):
+        rows = [
+            Record(
+                key=str(i),
+                image=noise_png(first + i),
+                label=i % 3,
+                captions=tuple(["a cat", "the dog", "photo of a cat"][: 1 + i % 3]),
+            )
+            for i in range(13)
+        ]
+        write_records(rows, folder / name, class_names=NAMES)
+    write_records([Record(key="0", image=noise_png(0), label=0)], folder / "silent", class_names=NAMES)
+    write_records([Record(key="0", image=noise_png(0), label=0)], folder / "other", class_names=("a", "b"))
+    preprocess = EvalImageConfig(size=(16, 16), resize="squash", mode="fast")
+    save_model(folder / "model", tiny_clip(), tokenizer=tiny_tokenizer(), preprocess=preprocess, provenance={})
+    return folder
+
+
+def evaluate(folder, suite, out, *flags, data="test"):
+    return call(folder / "model", "--suite", suite, "--data", folder / data, "--out", out, *flags)
+
+
+@pytest.mark.parametrize(
+    ("suite", "flags", "shown"),
+    [
+        ("retrieval", [], "captions of an image: R@1 "),
+        ("contrastive", ["--batch-size", "4"], "loss "),
+        ("few-shot", ["--shots", "1", "2", "--seeds", "2"], "1-shot: "),
+        ("linear-probe", ["--strengths", "0.01", "1", "100"], "top-1 "),
+    ],
+)
+def test_a_suite_writes_its_scores_and_settings(folder, suite, flags, shown, tmp_path, capsys):
+    fitted = ["--train", folder / "train"] if suite in ("few-shot", "linear-probe") else []
+    assert evaluate(folder, suite, tmp_path / "result.json", *flags, *fitted) == OK
+    assert shown in capsys.readouterr().out
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["suite"], result["count"], result["settings"]["data"]) == (suite, 13, str(folder / "test"))
+    if suite == "retrieval":
+        assert result["caption_count"] == sum(1 + i % 3 for i in range(13))
+        assert 0 <= result["text_to_image_recall@1"] <= result["text_to_image_recall@10"] <= 1
+    if suite == "few-shot":
+        assert result["2_shot"] == pytest.approx((result["2_shot/seed_0"] + result["2_shot/seed_1"]) / 2)
+    if suite == "linear-probe":
+        assert result["regularization"] in (0.01, 1, 100)
+
+
+def test_the_batch_size_changes_no_recall(folder, tmp_path):
+    found = []
+    for size in (3, 64):
+        out = tmp_path / f"{size}.json"
+        assert evaluate(folder, "retrieval", out, "--batch-size", size, "--max-captions", "2") == OK
+        found.append({name: value for name, value in json.loads(out.read_text()).items() if "recall" in name})
+    assert found[0] == found[1]
+    assert len(found[0]) == 6
+
+
+@pytest.mark.parametrize(
+    ("suite", "flags", "data", "said"),
+    [
+        ("retrieval", ["--templates", "clip_best"], "test", "--templates is for the suite zero-shot and has no effect"),
+        ("zero-shot", ["--shots", "1"], "test", "--shots is for the suite few-shot"),
+        ("few-shot", [], "test", "give labeled records for it with --train DIR"),
+        ("few-shot", ["--train", "train", "--shots", "9"], "test", "class 0 has 5 training images, fewer than 9 shots"),
+        ("linear-probe", ["--train", "other"], "test", "have other class names"),
+        ("few-shot", ["--train", "train", "--regularization", "0"], "test", "must be positive"),
+        ("retrieval", [], "silent", "record '0' has no caption"),
+        ("contrastive", ["--batch-size", "1"], "test", "a comparison needs at least 2 pairs"),
+    ],
+)
+def test_a_mistake_is_one_message(folder, suite, flags, data, said, tmp_path, capsys):
+    words = [str(folder / word) if word in ("train", "other") else word for word in flags]
+    assert evaluate(folder, suite, tmp_path / "result.json", *words, data=data) == USAGE
+    assert said in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
