@@ -22,7 +22,8 @@ FLOORS = (
     "evals flops optim surgery",
     "saved",
     "experiment reference_chain",
-    "config_files recipes training",
+    "config_files recipes reports",
+    "training",
     "programs",
 )
 FLOOR = {f"clipa_eqx.{room}": floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
