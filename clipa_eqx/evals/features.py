@@ -88,7 +88,10 @@ def read_labels(source: RecordSource, *, classes: int) -> Int[np.ndarray, " reco
         for start in progress_bar(starts, what=f"reading labels of {source.folder}", total=len(starts), unit="chunk"):
             chunk = mine[start : start + _AT_ONCE]
             for index, record in zip(chunk, source.read(chunk), strict=True):
-                labels = labels_of(record)
+                try:
+                    labels = labels_of(record)
+                except DataError as error:
+                    raise DataError(f"data folder {source.folder}: {error}") from error
                 if len(labels) != 1 or not 0 <= labels[0] < classes:
                     raise DataError(
                         f"data folder {source.folder}: record {record.key!r} has labels {list(labels)}; a classifier "

@@ -126,11 +126,14 @@ def choose_all_shots(
     Raises:
         DataError: a class has too few images.
     """
-    return {
-        (shots, seed): choose_shots(labels, shots=shots, seed=seed)
-        for shots in config.shots
-        for seed in range(config.seeds)
-    }
+    try:
+        return {
+            (shots, seed): choose_shots(labels, shots=shots, seed=seed)
+            for shots in config.shots
+            for seed in range(config.seeds)
+        }
+    except DataError as error:
+        raise DataError(f"data folder {config.train}: {error}") from error
 
 
 def least_squares_scores(

@@ -1,7 +1,7 @@
 """Runs that score every kind of evaluation while they train, on sets of odd sizes."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,24 @@ CAPTIONS = ("a cat", "the dog", "photo of a cat", "a photo", "dog")
 SUITES = ("zero_shot", "retrieval", "contrastive", "few_shot", "linear_probe")
 
 
-def write_set(folder: Path, *, first: int, count: int, names: Sequence[str] = NAMES, **fields: Any) -> str:
-    """Write noise images with labels 0, 1, 2, 0, ... and one to five captions, or with the given fields."""
+def write_set(
+    folder: Path,
+    *,
+    first: int,
+    count: int,
+    names: Sequence[str] = NAMES,
+    changes: Callable[[int], dict[str, Any]] = lambda i: {},
+    **fields: Any,
+) -> str:
+    """Write noise images with labels 0, 1, 2, 0, ... and one to five captions, or with the given fields.
+
+    ``changes`` gives other fields of a record by its number.
+    """
     rows = [
         Record(
             key=str(i),
             image=noise_png(first + i),
-            **{"label": i % len(names), "captions": CAPTIONS[: 1 + i % 5], **fields},
+            **{"label": i % len(names), "captions": CAPTIONS[: 1 + i % 5], **fields, **changes(i)},
         )
         for i in range(count)
     ]
