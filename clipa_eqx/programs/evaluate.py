@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ConfigError(f"--out {arguments.out} exists already; give another name, or --overwrite")
 
     # The work needs jax; --help does not.
-    from clipa_eqx.programs.score import Request, score, write_result
+    from clipa_eqx.programs.score import Request, name_lines, score, set_lines, write_result
 
     content = score(
         Request(
@@ -66,10 +66,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             workers=arguments.workers,
             image_mode=arguments.image_mode,
             with_predictions=bool(arguments.predictions),
+            expect_fingerprint=arguments.expect_fingerprint,
         )
     )
     write_result(arguments.out, content)
-    print("\n".join(_score_lines(arguments.suite, content)))
+    passport = content["passport"]
+    lines = [*_score_lines(arguments.suite, content), *set_lines(passport["set"]), *name_lines(passport)]
+    print("\n".join(lines))
     print(f"written to {arguments.out}")
     print("\n".join(_next_lines(arguments, given)))
 
@@ -175,6 +178,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--overwrite", action="store_true", help="replace an existing --out")
     parser.add_argument(
         "--batch-size", type=int, default=256, help="images at once over all devices; changes no count; default: 256"
+    )
+    parser.add_argument(
+        "--expect-fingerprint",
+        metavar="HEX",
+        help="content_fingerprint that the records must have, as in the passport of a result; others are refused",
     )
     parser.add_argument("--workers", type=int, default=0, help="extra processes that decode images; default: 0")
     parser.add_argument("--image-mode", choices=("exact", "fast"), help="default: the mode saved with the model")
