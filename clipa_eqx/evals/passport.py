@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int32
@@ -16,23 +17,16 @@ from jaxtyping import Int32
 from clipa_eqx.data.array_record_reader import RecordSource
 from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.data.images.host_pixels import IMAGENET_MEAN, IMAGENET_STD
+from clipa_eqx.evals.code_version import code_version
+from clipa_eqx.evals.contrastive import ContrastiveConfig
 from clipa_eqx.evals.evaluation import Evaluation, suite_of
 from clipa_eqx.evals.prompts import class_prompts
-from clipa_eqx.evals.zero_shot import ZeroShotTask
+from clipa_eqx.evals.published_sets import describe_set
+from clipa_eqx.evals.retrieval import RetrievalConfig
+from clipa_eqx.evals.zero_shot import ZeroShotTask, templates_of
 from clipa_eqx.json_config import to_json
 from clipa_eqx.models.clip import CLIP
 from clipa_eqx.tokenizer.wordpiece import Tokenizer
-
-_SETS = {
-    # images and classes of the published sets; ImageNet-ReaL without the 3,163 images that have no label
-    "ImageNet validation": (50_000, 1000),
-    "ImageNetV2": (10_000, 1000),
-    "ImageNet-A": (7_500, 200),
-    "ImageNet-R": (30_000, 200),
-    "ImageNet-Sketch": (50_889, 1000),
-    "ImageNet-ReaL": (46_837, 1000),
-    "ObjectNet, its classes in ImageNet": (18_574, 113),
-}
 
 
 def passport_of(
@@ -43,6 +37,7 @@ def passport_of(
     tokenizer: Tokenizer,
     preprocess: EvalImageConfig,
     mesh: Mesh | None,
+    is_expected: bool = False,
 ) -> dict[str, Any]:
     """The passport of a score.
 
@@ -50,6 +45,7 @@ def passport_of(
         weights: what identifies them, such as a hash.
         preprocess: how images are prepared.
         mesh: the devices; it changes a score by rounding only.
+        is_expected: the fingerprint of the records is the one that the user gave.
     """
     config = evaluation.config
     found: dict[str, Any] = {
@@ -59,6 +55,7 @@ def passport_of(
             **to_json(preprocess),
             "interpolation": "bilinear",
             "antialias": True,
+            "rounding": "truncate" if preprocess.mode == "exact" else "nearest",
             "mean": IMAGENET_MEAN,
             "std": IMAGENET_STD,
         },
@@ -67,36 +64,40 @@ def passport_of(
             "weights": dict(weights),
             "config": to_json(model.config),
             "dtype": str(model.log_temperature.dtype),
+            "matmul_precision": str(jax.config.jax_default_matmul_precision or "default"),
         },
+        "code": code_version(),
+        "set": set_of(evaluation, is_expected=is_expected),
         "devices": None if mesh is None else {name: int(size) for name, size in mesh.shape.items()},
     }
     if evaluation.train is not None:
         found["train"] = _data(evaluation.train)
     if evaluation.task is not None:
         found["classes"] = {"count": len(evaluation.task.class_names), "sha256": _hash(evaluation.task.class_names)}
-        found["prompts"] = {
-            "template_count": evaluation.task.about["template_count"],
-            "sha256": evaluation.task.about["prompts_sha256"],
-        }
-        found["set"] = describe_set(len(evaluation.source), classes=len(evaluation.task.class_names))
+        templates = templates_of(evaluation.task.config, evaluation.source.manifest.templates)
+        found["templates"] = {"count": len(templates), "sha256": _hash(templates)}
+        found["prompts"] = {"sha256": evaluation.task.about["prompts_sha256"]}
         found["class_names_cut"] = class_names_cut(evaluation.task, tokenizer)
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in ("data", "train")}
     return {**found, "settings": json.loads(json.dumps(settings))}
 
 
-def describe_set(images: int, *, classes: int) -> str:
-    """The published set of that many images and classes, or a statement that there is none."""
-    for name, numbers in _SETS.items():
-        if numbers == (images, classes):
-            return f"{name}, by its numbers of images and classes"
-    return f"no published set: {images:,} images, {classes:,} classes"
+def set_of(evaluation: Evaluation, *, is_expected: bool = False) -> dict[str, Any]:
+    """``describe_set`` of the records that are scored."""
+    manifest = evaluation.source.manifest
+    if isinstance(evaluation.config, RetrievalConfig | ContrastiveConfig):
+        captions = manifest.info.get("captions_written")
+        return describe_set(manifest, captions=captions if isinstance(captions, int) else None, is_expected=is_expected)
+    names = manifest.class_names or () if evaluation.task is None else evaluation.task.class_names
+    return describe_set(manifest, classes=len(names), is_expected=is_expected)
 
 
 def class_names_cut(task: ZeroShotTask, tokenizer: Tokenizer) -> dict[str, int]:
     """The number of prompts that lose a part of the class name because they are longer than the text tower.
 
     Returns:
-        ``prompts`` that lose it; ``classes`` of which at least one prompt does; ``classes_entirely`` of which all do.
+        ``prompts`` that lose it; ``classes`` of which at least one prompt does, ``classes_entirely`` of which all do;
+        ``templates`` that lose it for at least one class, ``templates_entirely`` that do for all.
     """
     config = task.config
     names = class_prompts(
@@ -106,11 +107,15 @@ def class_names_cut(task: ZeroShotTask, tokenizer: Tokenizer) -> dict[str, int]:
         first_name_only=config.first_name_only,
         commas_in_names=config.commas_in_names,
     )
+    templates = len(task.tokens[0]) // len(names[0])
     lost = [_lost(rows, tokenizer, synonyms) for rows, synonyms in zip(task.tokens, names, strict=True)]
+    of_templates = np.concatenate([one.reshape(-1, templates) for one in lost])
     return {
         "prompts": sum(int(np.count_nonzero(one)) for one in lost),
         "classes": sum(bool(one.any()) for one in lost),
         "classes_entirely": sum(bool(one.all()) for one in lost),
+        "templates": int(np.count_nonzero(of_templates.any(axis=0))),
+        "templates_entirely": int(np.count_nonzero(of_templates.all(axis=0))),
     }
 
 

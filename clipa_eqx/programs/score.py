@@ -12,11 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from clipa_eqx.agreement import refused_together
 from clipa_eqx.data.images.evaluation import EvalImageConfig, eval_image
 from clipa_eqx.data.prefetch import StreamConfig
 from clipa_eqx.devices import in_words, open_devices
 from clipa_eqx.evals.contrastive import ContrastiveConfig
-from clipa_eqx.evals.counting import ZeroShotResult
+from clipa_eqx.evals.counting import ZeroShotResult, gather_predictions
 from clipa_eqx.evals.evaluation import (
     EvaluationConfig,
     check_evaluation,
@@ -25,7 +26,8 @@ from clipa_eqx.evals.evaluation import (
     run_evaluation,
     suite_of,
 )
-from clipa_eqx.evals.passport import passport_of
+from clipa_eqx.evals.passport import passport_of, set_of
+from clipa_eqx.evals.published_sets import check_fingerprint
 from clipa_eqx.evals.retrieval import RetrievalConfig
 from clipa_eqx.evals.zero_shot import ZeroShotConfig
 from clipa_eqx.json_config import to_json
@@ -52,6 +54,7 @@ class Request:
         workers: extra processes that decode images.
         image_mode: how images are decoded and resized; None takes the mode saved with the model.
         with_predictions: also report the five likeliest classes of each image, of a zero-shot evaluation.
+        expect_fingerprint: the fingerprint that the records must have; None takes any.
     """
 
     model: Path
@@ -60,20 +63,26 @@ class Request:
     workers: int = 0
     image_mode: Literal["exact", "fast"] | None = None
     with_predictions: bool = False
+    expect_fingerprint: str | None = None
 
 
 def score(request: Request) -> dict[str, Any]:
-    """Score on all devices of this process; the result is the JSON object that ``write_result`` writes.
+    """Score on all devices; the result is the JSON object that ``write_result`` writes, the same on each process.
 
     Raises:
         CheckpointError: there is no such model.
         ConfigError: a setting is wrong.
-        DataError: the records are missing, damaged, or lack the labels, class names or captions that are scored.
+        DataError: the records are missing, damaged, not the expected ones, or lack the labels, class names or captions
+            that are scored.
     """
     # Before the model is loaded, so that a wrong setting is reported at once.
     config = request.evaluation
-    check_evaluation(config)
     devices = open_devices()
+    is_expected = request.expect_fingerprint is not None
+    with refused_together("score"):
+        source, _ = check_evaluation(config)
+        if request.expect_fingerprint is not None:
+            check_fingerprint(source.manifest, request.expect_fingerprint, data=config.data)
     _log.info("scoring on %s", in_words(devices))
     mesh = make_mesh(MeshConfig(), devices=devices)
     with waiting("reading the model"):
@@ -86,8 +95,10 @@ def score(request: Request) -> dict[str, Any]:
     preprocess = _with_mode(scored.preprocess, request.image_mode)
     _log.info("%s, %s", request.model, _preparation(preprocess))
     since = time.perf_counter()
-    evaluation = open_evaluation(config, tokenizer=scored.tokenizer, length=length)
+    with refused_together("score"):
+        evaluation = open_evaluation(config, tokenizer=scored.tokenizer, length=length)
     log_evaluation(evaluation, scored.tokenizer)
+    _log.info("%s", set_lines(set_of(evaluation, is_expected=is_expected))[0])
     result = run_evaluation(
         evaluation,
         scored.model,
@@ -97,11 +108,10 @@ def score(request: Request) -> dict[str, Any]:
         mesh=mesh,
         progress=True,
     )
-    content = (
-        result.to_json(with_predictions=request.with_predictions)
-        if isinstance(result, ZeroShotResult)
-        else result.to_json()
-    )
+    if isinstance(result, ZeroShotResult) and request.with_predictions:
+        content = gather_predictions(result).to_json(with_predictions=True)
+    else:
+        content = result.to_json()
     return {
         "suite": suite_of(config).replace("_", "-"),
         **content,
@@ -113,6 +123,7 @@ def score(request: Request) -> dict[str, Any]:
             tokenizer=scored.tokenizer,
             preprocess=preprocess,
             mesh=mesh,
+            is_expected=is_expected,
         ),
         "preprocess": to_json(preprocess),
         "settings": to_json(config),
@@ -120,6 +131,30 @@ def score(request: Request) -> dict[str, Any]:
         "devices": {"count": mesh.size, "kind": str(mesh.devices.flat[0].device_kind)},
         "seconds": time.perf_counter() - since,
     }
+
+
+def set_lines(found: Mapping[str, Any]) -> list[str]:
+    """The ``set`` of a passport for the terminal: one line, and one for each flag."""
+    name = found["name"]
+    if name is None:
+        return [f"set: {found['flags'][0]}", *(f"  {flag}" for flag in found["flags"][1:])]
+    return [f"set: {name}, by its numbers ({found['numbers']})", *(f"  {flag}" for flag in found["flags"])]
+
+
+def name_lines(passport: Mapping[str, Any]) -> list[str]:
+    """What is left of class names in the prompts of a zero-shot score, for the terminal; nothing for other suites."""
+    if "class_names_cut" not in passport:
+        return []
+    cut, classes, templates = (passport[name] for name in ("class_names_cut", "classes", "templates"))
+    length = f"{passport['tokenizer']['length']} tokens"
+    if not cut["prompts"]:
+        return [f"class names: complete in every prompt of {length}"]
+    complete = classes["count"] - cut["classes"]
+    return [
+        f"class names: complete in every prompt of {length} for {complete:,} of {classes['count']:,} classes, in none "
+        f"for {cut['classes_entirely']:,}; {templates['count'] - cut['templates']:,} of {templates['count']:,} "
+        "templates keep every name complete"
+    ]
 
 
 def _preparation(preprocess: EvalImageConfig) -> str:

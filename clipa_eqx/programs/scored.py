@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
+from clipa_eqx.agreement import refused_together
 from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.data.verification import hash_file
 from clipa_eqx.evals.prompts import PromptReduction, prompt_reduction
@@ -16,12 +18,14 @@ from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.json_config import from_json
 from clipa_eqx.models.clip import CLIP
 from clipa_eqx.saved.kinds import CONFIG_FILE, MODEL_NAME, WEIGHTS_FILE, expect_kind, kind_of
+from clipa_eqx.saved.leaf_hashes import array_hashes, recorded_hashes
 from clipa_eqx.saved.model import load_model
 from clipa_eqx.sharding import shardings_for
 from clipa_eqx.tokenizer.loading import load_tokenizer
 from clipa_eqx.tokenizer.wordpiece import Tokenizer
 from clipa_eqx.training.restoring import read_newest
 from clipa_eqx.training.run_folder import read_record
+from clipa_eqx.trees import leaves_by_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +35,8 @@ class Scored:
     Attributes:
         preprocess: how images are prepared.
         text_reduction: how prompts are cut: as captions were in training.
-        identity: what names the model in a result (JSON): kind, path, and a hash of the weights or of the run.
+        identity: what names the model in a result (JSON): kind, path, a hash of all leaves, which is the same in a run
+            and in a model folder, and a hash of the file of weights or of the run.
     """
 
     model: CLIP
@@ -55,13 +60,19 @@ def load_scored(folder: Path, mesh: Mesh) -> Scored:
 
 
 def _load_model_folder(folder: Path, mesh: Mesh) -> Scored:
-    loaded = load_model(folder)
+    with refused_together("read the model"):
+        loaded = load_model(folder)
     return Scored(
         model=jax.device_put(loaded.model, shardings_for(loaded.model, mesh)),
         tokenizer=loaded.tokenizer.tokenizer,
         preprocess=loaded.preprocess.config,
         text_reduction=prompt_reduction(loaded.provenance.text_reduction),
-        identity={"kind": "model folder", "path": str(folder), "sha256": hash_file(folder / WEIGHTS_FILE)},
+        identity={
+            "kind": "model folder",
+            "path": str(folder),
+            "sha256": hash_file(folder / WEIGHTS_FILE),
+            "leaves_sha256": _hash_leaves(loaded.model, recorded_hashes(loaded.provenance, of_optimizer=False)),
+        },
     )
 
 
@@ -76,5 +87,17 @@ def _load_checkpoint(folder: Path, mesh: Mesh) -> Scored:
         tokenizer=load_tokenizer(config.data.vocab, model_vocab=config.model.text.vocab),
         preprocess=config.eval_image,
         text_reduction=prompt_reduction(config.data.text_reduction),
-        identity={"kind": "checkpoint", "path": str(folder), "step": step, "run_sha256": digest},
+        identity={
+            "kind": "checkpoint",
+            "path": str(folder),
+            "step": step,
+            "run_sha256": digest,
+            "leaves_sha256": _hash_leaves(model, None),
+        },
     )
+
+
+def _hash_leaves(model: CLIP, recorded: Mapping[str, str] | None) -> str:
+    """One SHA-256 over those of all leaves by path; recorded ones were compared when the model was loaded."""
+    hashes = recorded or array_hashes({path: np.asarray(leaf) for path, leaf in leaves_by_path(model).items()})
+    return hashlib.sha256(json.dumps(dict(sorted(hashes.items()))).encode()).hexdigest()

@@ -53,6 +53,7 @@ class Provenance:
         profile: numerics profile: its name, why it was chosen, and the numerics of each tower.
         config_notes: what was chosen without being asked for, and what differed from the named config.
         vocabulary: the vocabulary that an import chose.
+        prompt_reduction: the shortening of prompts with which a released model was scored.
         parameters: number of values in all leaves.
         self_check: JSON of what the import checked: finite values, round trip, embeddings of fixed inputs.
         leaves_sha256: SHA-256 in hex of the bytes of each leaf, by leaf path; of leaves of the optimizer state, by
@@ -69,6 +70,7 @@ class Provenance:
     profile: Mapping[str, Any] = field(default_factory=_nothing)
     config_notes: tuple[str, ...] = ()
     vocabulary: Vocabulary | None = None
+    prompt_reduction: str | None = None
     parameters: int | None = None
     self_check: Mapping[str, Any] = field(default_factory=_nothing)
     leaves_sha256: Mapping[str, str] | None = None
@@ -93,12 +95,17 @@ class Provenance:
 
     @property
     def text_reduction(self) -> Reduction | None:
-        """The reduction of captions in the run that trained the model; None if that is not recorded.
+        """The reduction of captions in the run that trained the model, or of prompts when a released one was scored.
 
-        One of "truncate", "syntax", "random" and "block".
+        One of "truncate", "syntax", "random" and "block"; None if neither is recorded.
         """
-        match self.run:
-            case {"config": {"data": {"text_reduction": "truncate" | "random" | "block" | "syntax" as reduction}}}:
+        match (self.run, self.prompt_reduction):
+            case (
+                {"config": {"data": {"text_reduction": "truncate" | "random" | "block" | "syntax" as reduction}}},
+                _,
+            ):
+                return reduction
+            case (_, "truncate" | "syntax" as reduction):
                 return reduction
             case _:
                 return None
@@ -158,6 +165,7 @@ _READ: Mapping[str, Callable[[Any], Any]] = {
     "profile": _object,
     "config_notes": _texts,
     "vocabulary": _vocabulary,
+    "prompt_reduction": _text,
     "parameters": _count,
     "self_check": _object,
     "leaves_sha256": _checksums,

@@ -12,6 +12,7 @@ import jax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from clipa_eqx.agreement import refused_together
 from clipa_eqx.device_memory import memory_errors
 from clipa_eqx.durations import is_time
 from clipa_eqx.errors import ConfigError
@@ -21,7 +22,6 @@ from clipa_eqx.saved.kinds import CHECKPOINTS_NAME, MODEL_NAME
 from clipa_eqx.saved.model import save_model
 from clipa_eqx.saved.provenance import TRAINED_HERE, Provenance, Source
 from clipa_eqx.tokenizer.wordpiece import Tokenizer
-from clipa_eqx.training.agreement import refused_together
 from clipa_eqx.training.checkpoint import Checkpoints
 from clipa_eqx.training.device_batches import DeviceBatches
 from clipa_eqx.training.inputs import PlannedEvaluation, evaluate_model, train_batches

@@ -19,6 +19,8 @@ def log_resolved(resolved: Resolved) -> None:
     for note in resolved.notes:
         _log.info("%s", note)
     _log.info("numerics profile %s: %s", resolved.profile, resolved.profile_why)
+    if resolved.prompt_reduction is not None:
+        _log.info("texts that are too long: %s, as the released model was scored", resolved.prompt_reduction)
 
 
 def import_provenance(
@@ -47,4 +49,5 @@ def import_provenance(
         profile={"name": resolved.profile, "why": resolved.profile_why, **numerics},
         config_notes=tuple(resolved.notes),
         vocabulary=Vocabulary(sha256=sha256, pieces=pieces, origin=where, rules=rules),
+        prompt_reduction=resolved.prompt_reduction,
     )

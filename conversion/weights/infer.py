@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.errors import ClipaError, ConversionError, listed
@@ -28,6 +28,7 @@ class Resolved(NamedTuple):
         profile_why: why it has this profile.
         preprocess: the preparation of images.
         preprocess_note: a line that says why they are prepared so.
+        prompt_reduction: the shortening of prompts with which a released model was scored; None if that is not known.
         notes: lines on what was chosen and what differs.
     """
 
@@ -36,6 +37,7 @@ class Resolved(NamedTuple):
     profile_why: str
     preprocess: EvalImageConfig
     preprocess_note: str
+    prompt_reduction: Literal["truncate", "syntax"] | None
     notes: tuple[str, ...]
 
 
@@ -79,7 +81,8 @@ def resolve_config(
     except ClipaError as error:
         raise ConversionError(f"shapes and flags give an invalid config: {error}") from error
     notes = tuple(note for decision in decisions.values() for note in decision.notes)
-    return Resolved(config, profile, why, preprocess, preprocess_note, notes)
+    reduction = None if base is None else base.prompt_reduction
+    return Resolved(config, profile, why, preprocess, preprocess_note, reduction, notes)
 
 
 def _flags(choices: Choices) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from clipa_eqx.commands import command_line
 from clipa_eqx.data.images.evaluation import EvalImageConfig
@@ -26,6 +26,7 @@ class NamedConfig(NamedTuple):
         letter: letter of a preset in the reference's tables.
         profile: numerics with which a released model was published.
         preprocess: image preparation for a released model.
+        prompt_reduction: the shortening of prompts with which a released model was scored.
         is_file: it was read from a file and has its own numerics.
     """
 
@@ -36,6 +37,7 @@ class NamedConfig(NamedTuple):
     letter: str | None = None
     profile: Profile | None = None
     preprocess: EvalImageConfig | None = None
+    prompt_reduction: Literal["truncate", "syntax"] | None = None
     is_file: bool = False
 
 
@@ -85,7 +87,13 @@ def _released(name: str) -> NamedConfig:
     if name not in RELEASED:
         raise ConversionError(f"no released model is called {name!r}; `{command_line('released')}` lists them")
     row = RELEASED[name]
-    return NamedConfig(f"{_RELEASED}{name}", row.config(), profile=row.profile, preprocess=row.preprocess())
+    return NamedConfig(
+        f"{_RELEASED}{name}",
+        row.config(),
+        profile=row.profile,
+        preprocess=row.preprocess(),
+        prompt_reduction=row.text_reduction,
+    )
 
 
 def _read_config(path: Path) -> CLIPConfig:

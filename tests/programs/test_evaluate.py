@@ -81,13 +81,33 @@ def test_a_model_folder_is_scored_and_the_result_names_it(model_folder, data, tm
     passport = result["passport"]
     assert passport["model"]["weights"]["sha256"] == result["model"]["sha256"]
     assert (passport["data"]["count"], passport["classes"]["count"]) == (IMAGES, len(NAMES))
-    assert passport["set"] == f"no published set: {IMAGES} images, {len(NAMES)} classes"
+    assert passport["set"]["name"] is None
+    flags = [f"not a published set: {IMAGES} images of {len(NAMES)} classes", "the records have no fingerprint"]
+    assert [flag[: len(start)] for flag, start in zip(passport["set"]["flags"], flags, strict=True)] == flags
+    assert passport["templates"] == {"count": 1, "sha256": hashlib.sha256(b"{}").hexdigest()}
+    assert passport["classes"]["sha256"] == hashlib.sha256("\n".join(NAMES).encode()).hexdigest()
+    assert passport["image"] == {
+        "size": [16, 16],
+        "resize": "squash",
+        "mode": "fast",
+        "interpolation": "bilinear",
+        "antialias": True,
+        "rounding": "nearest",
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+    }
+    assert passport["model"]["dtype"] == "float32"
+    assert passport["model"]["config"]["image"]["blocks"]["norm_eps"] == 1e-6
+    assert passport["tokenizer"] == {"vocab_sha256": tiny_tokenizer().vocab_sha256, "length": 8}
+    assert passport["devices"] == {"data": 8, "fsdp": 1, "tensor": 1}
     assert "path" not in passport["model"]["weights"]
     assert result["preprocess"] == {"size": [16, 16], "resize": "squash", "mode": "fast"}
     assert result["versions"]["jax"] == jax.__version__
     assert "predictions" not in result
     shown = capsys.readouterr().out
     assert f"top-1 {100 * result['top1']:.2f} %" in shown
+    assert f"\nset: {passport['set']['flags'][0]}\n  {passport['set']['flags'][1]}\n" in shown
+    assert "\nclass names: complete in every prompt of 8 tokens\n" in shown
     classes, tune = (shlex.split(line, comments=True) for line in shown.split("next:\n")[1].splitlines())
     assert tune == shlex.split(command_line("train", "CONFIG.py", "--workdir", "NEW_RUN", "--init-from", model_folder))
     # The next command runs when it is pasted.
@@ -106,6 +126,35 @@ def test_batch_size_changes_no_count_and_predictions_cover_each_image_once(model
     assert found[0]["predictions"] == found[1]["predictions"]
     assert found[0]["sample_id"] == list(range(IMAGES))
     assert found[0]["correct_top1"] == found[1]["correct_top1"]
+
+
+def test_prompts_that_lose_their_class_name_are_printed(model_folder, data, tmp_path, capsys):
+    (tmp_path / "templates.txt").write_text("{}\na a a a a a a {}\n")
+    (tmp_path / "names.txt").write_text("dog\ncat cat\n" + "photo " * 9)
+    write_records([Record(key="0", image=noise_png(0), label=2)], tmp_path / "set", class_names=("a", "b", "c"))
+    flags = ["--templates-file", tmp_path / "templates.txt", "--class-names", tmp_path / "names.txt"]
+    out = tmp_path / "result.json"
+    assert call(model_folder, "--suite", "zero-shot", "--data", tmp_path / "set", "--out", out, *flags) == OK
+    assert json.loads(out.read_text())["passport"]["class_names_cut"] == {
+        "prompts": 4,
+        "classes": 3,
+        "classes_entirely": 1,
+        "templates": 2,
+        "templates_entirely": 1,
+    }
+    shown = "class names: complete in every prompt of 8 tokens for 0 of 3 classes, in none for 1; 0 of 2 templates keep"
+    assert shown in capsys.readouterr().out
+
+
+def test_records_of_another_fingerprint_end_before_the_model_is_loaded(model_folder, data, tmp_path, capsys):
+    rows = [Record(key="0", image=noise_png(0), label=0)]
+    write_records(rows, tmp_path / "set", class_names=NAMES, info={"content_fingerprint": "ab12"})
+    out = tmp_path / "result.json"
+    assert score(tmp_path / "no model", tmp_path / "set", out, "--expect-fingerprint", "cd34") == USAGE
+    assert "has the fingerprint ab12, expected cd34" in capsys.readouterr().err
+    assert not out.exists()
+    assert score(model_folder, tmp_path / "set", out, "--expect-fingerprint", "AB12") == OK
+    assert len(json.loads(out.read_text())["passport"]["set"]["flags"]) == 1  # its numbers
 
 
 @pytest.mark.parametrize(("names", "count"), [("imagenet", "1,000"), ("names.txt", "2")])
@@ -186,7 +235,9 @@ def test_a_run_folder_without_a_model_is_scored_at_its_last_checkpoint(workdir, 
     assert result["preprocess"]["resize"] == "resize_small_crop"
     # Images are square, so crop and squash agree, and both models come from the same key.
     assert score(model_folder, data / "labeled", tmp_path / "model.json", *flags) == OK
-    assert result["predictions"] == json.loads((tmp_path / "model.json").read_text())["predictions"]
+    of_model = json.loads((tmp_path / "model.json").read_text())
+    assert result["predictions"] == of_model["predictions"]
+    assert result["model"]["leaves_sha256"] == of_model["passport"]["model"]["weights"]["leaves_sha256"]
 
 
 def test_a_run_folder_with_a_model_is_scored_as_that_model(workdir, model_folder, data, tmp_path):

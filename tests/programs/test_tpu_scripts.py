@@ -1,169 +1,117 @@
-"""The TPU scripts against a recorded ``gcloud``: the calls they make, what runs on a worker, and what they refuse.
+"""The TPU scripts against a recorded ``gcloud``: the calls they make, and what runs on a worker."""
 
-The recorded ``gcloud`` is a worker too: it runs the command of ``ssh`` in a folder of the test, where
-``.venv/bin/python`` waits instead of training.
-"""
-
-import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
-import tarfile
-import time
-from pathlib import Path
 
 import pytest
 from support.paths import ROOT
+from support.recorded_tpu import SCRIPTS, TRAINER, WHERE, is_running
 
 from clipa_eqx.config_files import apply_overrides, load_config
 
-SCRIPTS = ("set_up_env", "pre_training", "fine_tuning")
-ENV = {
-    "PROJECT": "project",
-    "ZONE": "zone-a",
-    "TPU_NAME": "pod",
-    "RECORDS": "gs://bucket/my pairs",
-    "IMAGENET_VAL": "gs://bucket/val",
-    "PRE_TRAINING_CONFIG": "configs/h14_84px_t8.py",
-    "PRE_TRAINING_RUN": "runs/first",
-    "PRE_TRAINING_FLAGS": "--optim.peak-lr 1e-3",
-    "FINE_TUNING_CONFIG": "configs/h14_224px_t32.py",
-    "FINE_TUNING_RUN": "runs/second",
-}
-WHERE = ["--project", "project", "--zone", "zone-a", "--worker", "all"]
-GCLOUD = f"""#!{sys.executable}
-import json, os, subprocess, sys
-with open(os.environ["CALLS"], "a") as file:
-    file.write(json.dumps(sys.argv[1:]) + "\\n")
-if "--command" in sys.argv:
-    command = sys.argv[sys.argv.index("--command") + 1]
-    sys.exit(subprocess.run(["bash", "-c", command], cwd=os.environ["WORKER"]).returncode)
-"""
-# Records its arguments and waits, as training does; SIGTERM ends it.
-TRAINER = '#!/bin/bash\nprintf "%s\\n" "$@" >arguments\nfor i in $(seq 600); do sleep 0.1; done\n'
-
-
-@pytest.fixture
-def pod(tmp_path, monkeypatch):
-    """Call a script with settings and flags; gives the finished process. ``pod.calls()`` are those of gcloud so far."""
-    return Pod(tmp_path)
-
-
-class Pod:
-    """An env file, the recorded gcloud and the only worker of a TPU."""
-
-    def __init__(self, folder):
-        self.folder, self.worker = folder, folder / "home"
-        self.clone = self.worker / "clipa_eqx"
-        (self.clone / ".venv" / "bin").mkdir(parents=True)
-        (folder / "bin").mkdir()
-        for path, text in ((folder / "bin" / "gcloud", GCLOUD), (self.clone / ".venv" / "bin" / "python", TRAINER)):
-            path.write_text(text)
-            path.chmod(0o755)
-
-    def __call__(self, script, *flags, **changes):
-        env = self.folder / "tpu.env"
-        env.write_text("# a comment\n\n" + "".join(f"{name}={value}\n" for name, value in (ENV | changes).items()))
-        return self.run(script, env, *flags)
-
-    def run(self, script, *arguments):
-        path = f"{self.folder / 'bin'}:{os.environ['PATH']}"
-        variables = {"PATH": path, "CALLS": str(self.folder / "calls"), "WORKER": str(self.worker)}
-        command = ["bash", str(ROOT / "scripts" / f"{script}.sh"), *map(str, arguments)]
-        return subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, timeout=60)
-
-    def calls(self):
-        file = self.folder / "calls"
-        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-
-    def process(self, stage):
-        return int((self.clone / "logs" / f"{stage}.pid").read_text())
-
-    def arguments(self):
-        """The arguments that the trainer on the worker was started with."""
-        return wait_for((self.clone / "arguments").read_text).splitlines()
-
-
-@pytest.fixture(autouse=True)
-def ended(pod):
-    """End the trainers that a test leaves."""
-    yield
-    for file in (pod.clone / "logs").glob("*.pid"):
-        pid = int(file.read_text())
-        if pid != os.getpid() and is_running(pid):
-            os.kill(pid, signal.SIGKILL)
-
-
-def is_running(pid):
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1][0]
-    except OSError:
-        return False
-    return state != "Z"
-
-
-def wait_for(read, seconds=20):
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            found = read()
-        except OSError:
-            found = None
-        if found:
-            return found
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def has_ended(pid):
-    return wait_for(lambda: not is_running(pid))
-
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_dry_run_prints_the_calls_and_makes_none(script, pod):
-    done = pod(script, "--dry-run")
+def test_a_dry_run_prints_commands_to_paste_and_runs_none(script, pod):
+    done = pod(script, "--dry-run", RECORDS="gs://bucket/it costs $5 & more")
     assert done.returncode == 0, done.stderr
-    assert pod.calls() == []
-    printed = subprocess.run(
-        ["bash", "-c", f"gcloud() {{ printf '%s\\0' \"$@\" END; }}\n{done.stdout}"], capture_output=True, text=True
-    ).stdout.split("\0")
-    calls = [call.split("\0") for call in re.findall(r"(.*?)\0END\0?", "\0".join(printed), re.DOTALL)]
-    assert len(calls) == (2 if script == "set_up_env" else 1)
-    for call in calls:
-        assert call[-len(WHERE) :] == WHERE
-    if script != "set_up_env":  # its archive is a temporary file
-        pod(script)
-        assert pod.calls() == calls
+    assert (pod.calls(), sorted(path.name for path in pod.folder.iterdir())) == ([], ["bin", "home 0", "tpu.env"])
+    *before, last = [shlex.split(line) for line in done.stdout.splitlines()]
+    assert [words[0] for words in before] == (["git", "gcloud"] if script == "set_up_env" else [])
+    assert last[-len(WHERE) :] == WHERE
+    if script == "set_up_env":
+        pasted = subprocess.run(
+            ["bash", "-c", f'gcloud() {{ test -f "$5" || test $4 = ssh; }}\nset -e\n{done.stdout}'], check=False
+        )
+        assert pasted.returncode == 0  # the archive that is copied is the one that was written
+    else:
+        pod(script, RECORDS="gs://bucket/it costs $5 & more")
+        assert pod.calls() == [last[1:]]
 
 
-def test_the_clone_is_copied_and_installed(pod):
-    done = pod("set_up_env", FOLDER="my clone")
-    [copy, install] = pod.calls()
-    assert copy[:4] == ["compute", "tpus", "tpu-vm", "scp"]
+def test_a_clone_is_copied_to_a_worker_with_nothing_on_it_and_installed(pod):
+    clone = pod.add_worker().with_name("my clone")
+    pod.workers.pop(0)
+    for _ in range(2):  # again after a change of the code
+        done = pod("set_up_env", FOLDER="my clone")
+        assert done.returncode == 0, done.stderr
+        assert "worker 0 of 1: 8 of 8 tpu devices" in done.stdout
+    copy, install = pod.calls()[:2]
+    assert copy[3:5] == ["scp", copy[4]]
     assert copy[5:] == ["pod:clipa_eqx.tar.gz", *WHERE]
     assert install[:6] == ["compute", "tpus", "tpu-vm", "ssh", "pod", "--command"]
-    assert "cd my\\ clone\n" in install[6]
-    assert "pip install --quiet -c constraints.txt -e '.[tpu,gcs]'" in install[6]
     assert not os.path.exists(copy[4])  # the temporary archive is gone
-    assert done.returncode != 0  # there was no archive on the worker: a failure there is a failure here
+    for name in ("scripts/train.py", "constraints.txt", "configs/h14_84px_t8.py", "scripts/tpu_worker.sh"):
+        assert (clone / name).is_file()
+    calls = (clone / "pip_calls").read_text().splitlines()
+    assert calls.count("-m pip install --quiet -c constraints.txt -e .[tpu,gcs]") == 2
+    assert pod("pre_training", FOLDER="my clone").returncode == 0
 
 
-def test_the_archive_has_the_last_commit(pod):
-    gcloud = pod.folder / "bin" / "gcloud"
-    gcloud.write_text(GCLOUD + f'elif "scp" in sys.argv:\n    os.link(sys.argv[5], {str(pod.folder / "kept")!r})\n')
-    pod("set_up_env")
-    with tarfile.open(pod.folder / "kept") as archive:
-        assert {"scripts/train.py", "constraints.txt", "configs/h14_84px_t8.py"} <= set(archive.getnames())
+def test_an_interrupted_installation_is_repaired(pod):
+    """A .venv whose Python has no pip yet."""
+    pod.program(pod.clone / ".venv" / "bin" / "python", "#!/bin/bash\nexit 1\n")
+    (pod.clone / "configs").unlink()
+    assert pod("set_up_env").returncode == 0
+    assert (pod.clone / ".venv" / "bin" / "python").read_text() == TRAINER
+
+
+def test_a_worker_without_the_python_of_the_settings_says_so(pod):
+    (pod.clone / "configs").unlink()
+    done = pod("set_up_env", PYTHON="python3.99")
+    assert done.returncode == 2
+    assert "there is no python3.99; install Python 3.11 or later, and set PYTHON in the env file" in done.stderr
+
+
+def test_code_is_not_replaced_while_a_stage_runs(pod):
+    pod("pre_training")
+    done = pod("set_up_env")
+    assert done.returncode == 2
+    assert f"pre_training runs, as process {pod.process('pre_training')}; --stop ends it" in done.stderr
+    assert not (pod.clone / "constraints.txt").exists()
+
+
+def test_a_worker_that_fails_is_named_and_the_others_go_on(pod):
+    pod.add_worker()
+    done = pod("pre_training")
+    assert done.returncode == 1
+    assert "worker 1 failed" in done.stderr
+    assert (
+        done.stderr.splitlines()[-1]
+        == "error: gcloud ended with exit code 1 for TPU pod in zone-a; the reason is above"
+    )
+    assert is_running(pod.process("pre_training"))
+
+
+def test_a_tpu_that_does_not_exist_is_an_error(pod):
+    for script in SCRIPTS:
+        done = pod(script, TPU_NAME="other")
+        assert done.returncode == 1
+        assert "NOT_FOUND" in done.stderr
+        assert done.stderr.splitlines()[-1].startswith("error: gcloud ended with exit code 1 for TPU other in zone-a")
+    assert len(pod.calls()) == 3  # nothing is started after a failed copy
+
+
+def test_a_worker_refuses_what_is_not_installed_or_not_in_its_clone(pod):
+    done = pod("pre_training", PRE_TRAINING_CONFIG="configs/mine.py")
+    assert done.returncode == 2
+    assert "has no configs/mine.py; commit it, and run scripts/set_up_env.sh" in done.stderr
+    shutil.rmtree(pod.clone / ".venv")
+    done = pod("pre_training")
+    assert done.returncode == 2
+    assert "is not installed; run scripts/set_up_env.sh" in done.stderr
+    assert not (pod.clone / "logs").exists()
 
 
 def test_the_first_stage_runs_on_the_worker_with_the_settings(pod):
     done = pod("pre_training")
     assert done.returncode == 0, done.stderr
     pid = pod.process("pre_training")
-    assert f"process {pid}, log clipa_eqx/logs/pre_training.log" in done.stdout
+    assert f"process {pid}, log {pod.clone}/logs/pre_training.log" in done.stdout
     assert pod.arguments() == [
         *("scripts/train.py", "configs/h14_84px_t8.py", "--workdir", "runs/first", "--distributed"),
         *("--optim.peak-lr", "1e-3", "--data.sources.0.folder", "gs://bucket/my pairs"),
@@ -199,16 +147,48 @@ def test_a_running_stage_is_not_started_again_and_stops_on_request(pod):
     pod.arguments()
     again = pod("pre_training")
     assert again.returncode == 2
-    assert f"pre_training runs already, as process {pid}" in again.stderr
+    assert f"pre_training runs already, as process {pid}; --stop ends it" in again.stderr
     assert pod.process("pre_training") == pid
     assert pod("fine_tuning", "--stop").returncode == 0
     assert is_running(pid)
     stopped = pod("pre_training", "--stop")
-    assert f"process {pid} saves and ends" in stopped.stdout
-    assert has_ended(pid)
+    assert f"pre_training saves and ends, process {pid}" in stopped.stdout
+    assert pod.exit_code("pre_training") == "75"
     assert "pre_training does not run" in pod("pre_training", "--stop").stdout
-    assert pod("pre_training").returncode == 0
+    assert pod("pre_training").returncode == 0  # the same command resumes it
     assert pod.process("pre_training") != pid
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "returned"),
+    [
+        ("0", "pre_training is complete", 0),
+        ("2", "pre_training failed with exit code 2", 2),
+        ("75", "pre_training was interrupted and saved (exit code 75); the same command resumes it", 75),
+    ],
+)
+def test_the_status_is_how_a_stage_ended_and_the_last_line_of_its_log(code, said, returned, pod):
+    assert "pre_training was not started" in pod("pre_training", "--status").stdout
+    (pod.clone / "code").write_text(code)
+    pod("pre_training")
+    assert pod.exit_code("pre_training") == code
+    done = pod("pre_training", "--status")
+    assert done.returncode == returned
+    assert said in done.stdout
+    assert done.stdout.splitlines()[-1] == "error: no such records"
+
+
+def test_the_status_of_a_stage_that_runs_and_of_one_that_was_killed(pod):
+    pod("pre_training")
+    pid = pod.process("pre_training")
+    done = pod("pre_training", "--status")
+    assert done.returncode == 0
+    assert f"pre_training runs as process {pid}" in done.stdout
+    os.kill(pid, signal.SIGKILL)
+    assert pod.exit_code("pre_training") == "137"
+    assert "pre_training failed with exit code 137" in pod("pre_training", "--status").stdout
+    (pod.clone / "logs" / "pre_training.exit").unlink()  # the machine itself was restarted
+    assert "pre_training was killed; the same command resumes it" in pod("pre_training", "--status").stdout
 
 
 def test_a_foreign_process_with_the_recorded_number_gets_no_signal(pod):
@@ -233,58 +213,14 @@ def test_a_foreign_process_with_the_recorded_number_gets_no_signal(pod):
 def test_no_script_names_a_process_to_end_other_than_the_recorded_one():
     for path in (ROOT / "scripts").glob("*.sh"):
         ends = re.findall(r"^[^#\n]*\b(?:pkill|killall|kill)\b.*$", path.read_text(encoding="utf-8"), re.MULTILINE)
-        assert ends == (['kill -TERM \\"\\$pid\\"'] if path.stem == "tpu_common" else [])
+        assert ends == (['    kill -TERM "$pid"'] if path.stem == "tpu_worker" else [])
 
 
 @pytest.mark.parametrize(
-    ("changes", "flags", "message"),
-    [
-        ({"ZONE": ""}, (), "tpu.env: ZONE has no value"),
-        ({"WANDB_API_KEY": "secret"}, (), "WANDB_API_KEY is no setting; the settings are: PROJECT ZONE"),
-        ({"PRE_TRAINING_RUN": ""}, (), "PRE_TRAINING_RUN has no value in the env file"),
-        ({}, ("--dryrun",), "unknown flag --dryrun; --help lists the flags"),
-        ({}, ("other.env",), "two env files: "),
-    ],
+    "path", sorted([*(ROOT / "scripts").glob("*.sh"), ROOT / ".ci" / "run"]), ids=lambda path: path.stem
 )
-def test_a_mistake_is_one_message_before_any_call(changes, flags, message, pod):
-    done = pod("pre_training", *flags, **changes)
-    assert (done.returncode, pod.calls()) == (2, [])
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1
-
-
-def test_a_missing_env_file_and_a_line_that_sets_nothing_are_mistakes(pod):
-    assert "the env file is missing" in pod.run("pre_training").stderr
-    assert "does not exist; copy scripts/tpu.env.example" in pod.run("pre_training", pod.folder / "no.env").stderr
-    wrong = pod.folder / "wrong.env"
-    wrong.write_text("PROJECT=p\nexport ZONE=z\n")
-    done = pod.run("pre_training", wrong)
-    assert (done.returncode, pod.calls()) == (2, [])
-    assert "wrong.env:2: expected NAME=value, got: export ZONE=z" in done.stderr
-
-
-def test_an_env_file_is_read_and_never_run(pod):
-    done = pod("pre_training", "--dry-run", TPU_NAME=f"$(touch {pod.folder}/ran)")
-    assert done.returncode == 0
-    assert not (pod.folder / "ran").exists()
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_help_names_the_flags_of_a_script(script, pod):
-    done = pod.run(script, "--help")
-    assert done.returncode == 0
-    assert f"scripts/{script}.sh tpu.env [--dry-run]" in done.stdout
-    assert ("--stop" in done.stdout) == (script != "set_up_env")
-    if script == "set_up_env":
-        assert pod(script, "--stop").returncode == 2
-
-
-def test_the_example_has_the_settings_and_works(pod):
-    example = ROOT / "scripts" / "tpu.env.example"
-    names = re.findall(r"^([A-Z_]+)=", example.read_text(encoding="utf-8"), re.MULTILINE)
-    common = (ROOT / "scripts" / "tpu_common.sh").read_text(encoding="utf-8")
-    [required] = re.findall(r'^required="(.*)"$', common, re.MULTILINE)
-    [others] = re.findall(r'^settings="\$required (.*?)"$', common, re.MULTILINE | re.DOTALL)
-    assert names == [*shlex.split(required), *others.split()]
-    for script in SCRIPTS:
-        assert pod.run(script, example, "--dry-run").returncode == 0
+def test_a_script_has_no_mistake_of_syntax_and_stops_at_errors(path):
+    """`make lint` runs shellcheck over the same files."""
+    done = subprocess.run(["bash", "-n", path], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ("\nset -euo pipefail\n" in path.read_text(encoding="utf-8")) == (path.stem != "tpu_common")

@@ -52,6 +52,14 @@ def test_a_reduction_that_is_not_recorded_is_none(run):
     assert Provenance.from_json({"run": run}).text_reduction is None
 
 
+def test_a_released_model_has_the_reduction_of_its_score_unless_it_was_trained_on():
+    found = Provenance.from_json({"prompt_reduction": "syntax"})
+    assert (found.text_reduction, found.to_json()) == ("syntax", {"prompt_reduction": "syntax"})
+    run = {"config": {"data": {"text_reduction": "block"}}}
+    assert Provenance.from_json({"prompt_reduction": "syntax", "run": run}).text_reduction == "block"
+    assert Provenance.from_json({"prompt_reduction": "shuffle"}).text_reduction is None
+
+
 def test_unknown_keys_are_kept_at_both_levels():
     found = {"by": "me", "vocabulary": {"rules": "bert", "casing": "lower"}, "source": {"name": "x", "size": 3}}
     provenance = Provenance.from_json(found)

@@ -19,6 +19,7 @@ from clipa_eqx.saved.model import save_model
 from conversion.flax_clipa.names import flax_rules
 from conversion.flax_clipa.shapes import FlaxLayout, flax_facts
 from conversion.weights.choices import Choices
+from conversion.weights.import_provenance import import_provenance
 from conversion.weights.infer import resolve_config
 from conversion.weights.numerics import PROFILES
 from conversion.weights.released import RELEASED
@@ -147,6 +148,16 @@ def test_a_default_image_preparation_is_reported_as_a_default():
     name = "h14-84px-t8-laion2b"
     resolved = resolve(shapes_of(RELEASED[name].config()), released=name)
     assert resolved.preprocess_note == f"preprocess: resize_small_crop, as released model {name} was scored"
+
+
+@pytest.mark.parametrize(
+    ("name", "reduction"), [("h14-84px-t8-laion2b", "syntax"), ("h14-224px-t32-laion2b", "truncate"), (None, None)]
+)
+def test_a_released_model_is_scored_with_the_prompts_of_its_published_score(name, reduction):
+    chosen = {"released": name} if name else FULL
+    resolved = resolve(shapes_of(RELEASED[name].config() if name else tiny_clip_config()), **chosen)
+    provenance = import_provenance(resolved, tiny_tokenizer(), format="flax npz", layout={}, origin=None)
+    assert resolved.prompt_reduction == provenance.text_reduction == reduction
 
 
 @pytest.mark.parametrize(
