@@ -2,7 +2,7 @@
 
 Command:   python scripts/train.py configs/bigg14_224px_t32.py --workdir runs/bigg14_224px_t32
 Hardware:  TPU pod slice; laid out for 512 TPU v3 cores (16 GB each). Any number of devices that is a multiple of 16
-           works.
+           and divides the batch works.
 Samples:   524,288,000 pairs: 32,000 steps of 16,384.
 Hours:     21,998 A100 hours published for pre-training at 84 px and this stage together; not re-run here.
 Expect:    82.5 % (the reference's JAX table) or 82.7 % (its torch table and open_clip) zero-shot ImageNet top-1 with

@@ -9,7 +9,7 @@ Table:     none.
 Differs:   from `model_h/112_32` in the residual scale of the text tower's initial weights, which takes its depth 24,
            that file the constant 12 (D1; `--model.text.blocks.init-depth 12` gives it).
 Notes:     This recipe pools the class token, the released H/14 models do not. `h14_224px_t32.py` fine-tunes it with
-           `--init-from runs/h14_112px_t32 --model.image.pool tok`.
+           `--init-from runs/h14_112px_t32 --model.image.pool tok --data.sources.0.folder data/laion400m`.
 """
 
 from clipa_eqx import Duration, ExperimentConfig, MeshConfig, pretrain_stage, stage_model

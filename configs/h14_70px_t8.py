@@ -2,7 +2,7 @@
 
 Command:   python scripts/train.py configs/h14_70px_t8.py --workdir runs/h14_70px_t8
 Hardware:  TPU pod slice; laid out for 512 TPU v3 cores (16 GB each). Any number of devices that is a multiple of 8
-           works.
+           and divides the batch works.
 Samples:   12,811,632,640 pairs: 195,490 steps of 65,536, 10,000 times the images of ImageNet.
 Hours:     5,920 A100 hours published for this stage on DataComp-1B and the one at 224 px together; not re-run here.
 Expect:    70.1 % zero-shot ImageNet top-1 with LAION-2B; no number published at the end of this stage with DataComp-1B

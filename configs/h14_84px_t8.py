@@ -2,7 +2,7 @@
 
 Command:   python scripts/train.py configs/h14_84px_t8.py --workdir runs/h14_84px_t8
 Hardware:  TPU pod slice; laid out for 512 TPU v3 cores (16 GB each). Any number of devices that is a multiple of 8
-           works.
+           and divides the batch works.
 Samples:   12,811,632,640 pairs: 195,490 steps of 65,536, 10,000 times the images of ImageNet.
 Hours:     7,776 A100 hours published for this stage and the one at 224 px together; not re-run here.
 Expect:    72.1 % zero-shot ImageNet top-1 with LAION-2B, 75.6 % with DataComp-1B (`--data.sources.0.folder

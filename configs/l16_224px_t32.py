@@ -25,5 +25,4 @@ def config() -> ExperimentConfig:
         base_lr=8e-7,  # peak 1.024e-4
         warmup_pairs=26_214_400,
         resize="resize_small_crop",
-        score_every_steps=500,
     )

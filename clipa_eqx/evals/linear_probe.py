@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from clipa_eqx.data.array_record_reader import RecordSource
 from clipa_eqx.data.prefetch import StreamConfig
-from clipa_eqx.errors import ConfigError
-from clipa_eqx.evals.features import PrepareImage, image_features, read_labels
-from clipa_eqx.evals.few_shot import common_classes
+from clipa_eqx.errors import ConfigError, DataError
+from clipa_eqx.evals.features import FittedLabels, PrepareImage, image_features
 from clipa_eqx.evals.logistic_regression import SWEEP, fit_probe, sweep_probe
 from clipa_eqx.models.clip import CLIP
 
@@ -80,6 +79,7 @@ def evaluate_linear_probe(
     train: RecordSource,
     test: RecordSource,
     *,
+    labels: FittedLabels,
     prepare_image: PrepareImage,
     stream: StreamConfig,
     mesh: Mesh | None = None,
@@ -88,30 +88,29 @@ def evaluate_linear_probe(
 
     Args:
         train, test: the opened folders ``config.train`` and ``config.data``.
+        labels: what ``read_fitted_labels`` returned for these folders.
         prepare_image: from encoded bytes to pixels at the size of the model.
         stream: how batches are prepared ahead.
 
     Raises:
-        DataError: the folders have other classes, or a record is damaged or has not one label.
+        DataError: an image is damaged, or no class has two training images.
         NonFiniteError: a feature is NaN or infinite.
     """
-    classes = common_classes(train, test)
-    labels, test_labels = (read_labels(source, classes=classes) for source in (train, test))
+    is_held = hold_out(config, labels.train)
     features_of = partial(
         image_features, model, prepare_image=prepare_image, batch_size=config.batch_size, stream=stream, mesh=mesh
     )
     features, test_features = features_of(train), features_of(test)
-    is_held = _held_out(labels, share=config.validation)
     best, accuracy = sweep_probe(
         features[~is_held],
-        labels[~is_held],
+        labels.train[~is_held],
         validation_features=features[is_held],
-        validation_labels=labels[is_held],
-        classes=classes,
+        validation_labels=labels.train[is_held],
+        classes=labels.classes,
         strengths=config.strengths,
     )
-    probe = fit_probe(features, labels, classes=classes, regularization=best.regularization, start=best)
-    right = probe.scores(test_features).argmax(axis=1) == test_labels
+    probe = fit_probe(features, labels.train, classes=labels.classes, regularization=best.regularization, start=best)
+    right = probe.predict(test_features) == labels.test
     return LinearProbeResult(
         count=len(right),
         correct=int(np.count_nonzero(right)),
@@ -120,11 +119,20 @@ def evaluate_linear_probe(
     )
 
 
-def _held_out(labels: Int[np.ndarray, " rows"], *, share: float) -> np.ndarray:
-    """Mark a share of the images of each class, sampled with a fixed seed; at least one of a class that has two."""
+def hold_out(config: LinearProbeConfig, labels: Int[np.ndarray, " rows"]) -> Bool[np.ndarray, " rows"]:
+    """Mark the validation images: a share of each class, sampled with a fixed seed; at least one of a class of two.
+
+    Raises:
+        DataError: no class has two images.
+    """
     random = np.random.default_rng(0)
     is_held = np.zeros(len(labels), bool)
     for label in np.unique(labels):
         of_class = random.permutation(np.flatnonzero(labels == label))
-        is_held[of_class[: min(max(1, round(share * len(of_class))), len(of_class) - 1)]] = True
+        is_held[of_class[: min(max(1, round(config.validation * len(of_class))), len(of_class) - 1)]] = True
+    if not is_held.any():
+        raise DataError(
+            f"no class of data folder {config.train} has two images, so none can be held out to choose the "
+            "regularization; give more images with train (--train)"
+        )
     return is_held

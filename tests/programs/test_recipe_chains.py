@@ -72,6 +72,11 @@ def start(command: str) -> tuple[str, str]:
     return words[2].removeprefix("configs/").removesuffix(".py"), words[words.index("--workdir") + 1]
 
 
+def command_of(name: str) -> str:
+    """The command in the docstring of a recipe."""
+    return re.findall(r"^Command: +(.*)$", (CONFIGS / f"{name}.py").read_text(), re.MULTILINE)[0]
+
+
 def check_stage(folder, name: str, workdir: str, before: str | None) -> None:
     """A finished stage has the sizes of its recipe, was scored, and is near the weights that it started from."""
     lines = read_metrics(folder / workdir / "metrics.jsonl")
@@ -119,9 +124,15 @@ def test_every_chain_of_the_page_runs_to_its_end(chain, clone):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OTHER_SECOND_STAGES)
 def test_a_second_stage_of_no_published_row_runs_after_its_first(name, clone):
-    first = recipe(name).init.source.removeprefix("runs/")
-    commands = [re.findall(r"^Command: +(.*)$", (CONFIGS / f"{one}.py").read_text(), re.M)[0] for one in (first, name)]
-    run_chain(clone, commands)
+    run_chain(clone, [command_of(recipe(name).init.source.removeprefix("runs/")), command_of(name)])
+
+
+@pytest.mark.slow
+def test_the_fine_tuning_of_h14_starts_from_112_px_with_the_flags_of_its_docstring(clone):
+    """The class token is pooled in both stages, and the text positions stay as they are."""
+    [flags] = re.findall(r"`(--init-from [^`]*)`", (CONFIGS / "h14_112px_t32.py").read_text())
+    run_chain(clone, [command_of("h14_112px_t32"), f"{command_of('h14_224px_t32')} {flags}"])
+    assert load_model(clone / "runs" / "h14_224px_t32" / "model").model.config.image.pool == "tok"
 
 
 def test_a_tiny_stage_differs_from_its_recipe_in_sizes_only():

@@ -14,11 +14,13 @@ import pytest
 from support.paths import ROOT
 
 from clipa_eqx.config_files import apply_overrides, load_config
-from clipa_eqx.durations import RunLength
+from clipa_eqx.data.images.color import ColorConfig
+from clipa_eqx.durations import NO_TIME, RunLength
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.json_config import from_json, to_json
 from clipa_eqx.models.clip import abstract_clip
 from clipa_eqx.optim import DEFAULT_DECAY, T5X_DECAY, learning_rates, make_optimizer
+from clipa_eqx.schedules import Cosine
 from clipa_eqx.sharding import MeshConfig
 from clipa_eqx.trees import count_params, match_by_path
 
@@ -99,6 +101,14 @@ KINDS = {
     "s16_112px_t32": CLASS_TOKEN,
     "s16_224px_t32": CLASS_TOKEN,
 }
+# Steps between scorings and between checkpoints where they are not 1000.
+PERIODS = {
+    "b16_224px_t32": (500, 1000),
+    "s16_224px_t32": (500, 1000),
+    "bigg14_70px_t8": (4000, 2000),
+    "bigg14_84px_t8": (4000, 2000),
+    "g14_70px_t8": (4000, 2000),
+}
 # Models of the reference's t5x branch, and how many devices hold the parameters and moments of a model.
 OF_T5X = ("bigg14", "g14")
 SPLIT = {"bigg14": 16, "g14": 16, "h14": 8, "l14": 8, "l16": 1, "b16": 1, "s16": 1}
@@ -176,6 +186,39 @@ def test_settings_are_those_of_the_reference(name):
     assert (image.blocks.init_depth, text.blocks.init_depth) == (None, None)  # the true depth: D1 is fixed
     assert (config.optim.weight_decay, config.optim.clip_norm, config.mesh.fsdp) == (0.2, None, SPLIT[model])
     assert (scored.class_names, scored.templates) == ("imagenet", "clip_paper")
+    assert (scored.every_steps, config.checkpoint.every_steps) == PERIODS.get(name, (1000, 1000))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_settings_that_all_recipes_share_are_those_of_the_reference(name):
+    config = load_config(FILES[name])
+    image, text, optim, crop = config.model.image, config.model.text, config.optim, config.data.image
+    assert (image.patch, image.position, text.position, text.pool, text.vocab) == (
+        *("conv", "sincos2d", "learned", "last", 32_000),
+    )
+    for blocks in (image.blocks, text.blocks):
+        assert (blocks.norm_eps, blocks.gelu, blocks.dropout, blocks.drop_path) == (1e-6, "tanh", 0.0, 0.0)
+    assert config.model.temperature == pytest.approx(1 / 0.07)
+    assert (optim.b1, optim.b2, optim.eps, optim.max_temperature) == (0.9, 0.95, 1e-8, None)
+    assert optim.lr_factors == ((".*", 1.0),)
+    [(_, schedule)] = optim.schedules
+    assert (type(schedule), schedule.min_ratio, schedule.cooldown) == (Cosine, 0.0, NO_TIME)
+    assert (crop.min_area, crop.max_area, crop.affine) == (0.4, 1.0, None)
+    assert crop.color in (None, ColorConfig(strength=0.4, jitter_probability=0.8, gray_probability=0.2))
+    assert crop.size == config.eval_image.size == image.image_size
+    assert (config.eval_image.mode, config.seed, config.log_every_steps) == ("exact", 0, 50)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_docstring_says_which_numbers_of_devices_work(name):
+    """The mesh and the batch of a recipe fit the number of devices exactly if the sentence holds."""
+    docstring = " ".join((ast.get_docstring(ast.parse(FILES[name].read_text(encoding="utf-8"))) or "").split())
+    config = load_config(FILES[name])
+    split = config.mesh.fsdp
+    condition = f"is a multiple of {split} and divides the batch" if split > 1 else "divides the batch"
+    assert f"ny number of devices that {condition}" in docstring
+    if "512 TPU v3 cores" in docstring:
+        assert (512 % split, config.batch_size % 512) == (0, 0)
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith(OF_T5X)])

@@ -4,12 +4,14 @@ import ast
 import json
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 from support.paths import ROOT
 
 from clipa_eqx.config_files import apply_overrides
 from clipa_eqx.durations import RunLength
+from clipa_eqx.programs import train
 from scripts.recipes_page import (
     CONFIGS,
     COSTS,
@@ -28,6 +30,7 @@ from scripts.recipes_page import (
 PUBLISHED = json.loads((ROOT / "tests" / "weights" / "released_models.json").read_text(encoding="utf-8"))["rows"]
 NAMES = {"L/14": "L/14", "H/14": "H/14", "G/14": "bigG/14"}
 TEXT = PAGE.read_text(encoding="utf-8")
+COMMANDS = [shlex.split(line) for line in re.findall(r"^python scripts/train\.py .*$", TEXT, re.MULTILINE)]
 LABELS = ("Command", "Hardware", "Samples", "Hours", "Expect", "Table", "Differs")
 
 
@@ -108,6 +111,29 @@ def test_each_stage_of_a_chain_starts_from_the_one_before_and_trains_on_its_data
             assert config.init.resize_text == (length != config.model.text.length)
         before, length = run, config.model.text.length
         assert f"\n{command}\n" in TEXT
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command[2:5:2]))
+def test_each_command_of_the_page_is_accepted(command, capsys, monkeypatch):
+    """Printed by the program itself, without data and without the runs before."""
+    monkeypatch.chdir(ROOT)
+    assert train.main([*command[2:], "--print-config"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    flags = dict(zip(command[3::2], command[4::2], strict=True))
+    assert printed["init"] is None or printed["init"]["source"] == flags.get("--init-from", printed["init"]["source"])
+    assert printed["data"]["sources"][0]["folder"].startswith("data/")
+
+
+def test_the_flags_for_the_shorter_fine_tuning_give_the_settings_of_its_file():
+    """`model_h/unmask_tuning` of F5.1."""
+    [command] = [command for command in COMMANDS if command[4].endswith("_short")]
+    config = apply_overrides(recipe(Path(command[2]).stem), command[5:])
+    run = RunLength.of(config.duration, batch_size=config.batch_size)
+    [(_, schedule)] = config.optim.schedules
+    assert (config.batch_size, run.total_steps, schedule.warmup.to_steps(run)) == (16_384, 8000, 1600)
+    assert config.optim.peak_lr == pytest.approx(8e-7 * 16_384 / 256)
+    assert (config.model.image.mask_ratio, config.model.image.pool, config.data.image.color) == (0.0, "gap", None)
+    assert (config.optim.mu_dtype, config.eval_image.resize) == ("bfloat16", "squash")
 
 
 def test_no_two_stages_of_different_chains_share_a_run_folder():
