@@ -6,7 +6,9 @@ import numpy as np
 import scipy.linalg
 
 
-def solutions(x, y, x_test, *, classes: int, regularization: float) -> Iterator[np.ndarray]:
+def solutions(
+    x: np.ndarray, y: np.ndarray, x_test: np.ndarray, *, classes: int, regularization: float
+) -> Iterator[np.ndarray]:
     """Test scores float32[test classes], one array per routine and triangle of the matrix.
 
     All of them are equal in real numbers. Their distance from the exact solution is what rounding to float32 does.
