@@ -1,6 +1,6 @@
 """Embeddings of all records of a folder, of their images and their captions, in order and on each process."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -159,6 +159,17 @@ def caption_embeddings(
     if found is None:
         raise DataError("the record folder has no captions; there is nothing to score")
     return found
+
+
+def with_progress(
+    batches: Iterable[Mapping[str, np.ndarray]], *, what: str, total: int
+) -> Iterator[Mapping[str, np.ndarray]]:
+    """Yield batches of this process and show how many images of its share of ``total`` were taken."""
+    share = -(-total // jax.process_count())
+    with progress_bar(what=what, total=share, unit="image", delay=0.0) as bar:
+        for batch in batches:
+            yield batch
+            bar.update(int(batch["mask"].sum()))
 
 
 def _no_caption(source: RecordSource, record: Record) -> DataError:

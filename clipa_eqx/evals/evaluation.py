@@ -1,7 +1,8 @@
 """Evaluations of every kind: opened and checked before long work, then run on any mesh and number of processes."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from clipa_eqx.data.prefetch import BatchIterator, StreamConfig
 from clipa_eqx.data.stream import eval_stream
 from clipa_eqx.evals.contrastive import ContrastiveConfig, ContrastiveResult, evaluate_contrastive
 from clipa_eqx.evals.counting import ZeroShotResult
-from clipa_eqx.evals.embeddings import Captions, ImageTransform, check_captioned, read_captions
+from clipa_eqx.evals.embeddings import Captions, ImageTransform, check_captioned, read_captions, with_progress
 from clipa_eqx.evals.features import FittedLabels, PrepareImage, common_classes, read_fitted_labels
 from clipa_eqx.evals.few_shot import FewShotConfig, FewShotResult, choose_all_shots, evaluate_few_shot
 from clipa_eqx.evals.labels import check_labels
@@ -33,8 +34,9 @@ from clipa_eqx.evals.zero_shot import (
     warn_of_padding,
 )
 from clipa_eqx.models.clip import CLIP
-from clipa_eqx.progress import progress_bar
 from clipa_eqx.tokenizer.wordpiece import Tokenizer
+
+_log = logging.getLogger(__name__)
 
 EvaluationConfig = ZeroShotConfig | RetrievalConfig | ContrastiveConfig | FewShotConfig | LinearProbeConfig
 
@@ -185,6 +187,12 @@ def log_evaluation(evaluation: Evaluation, tokenizer: Tokenizer) -> None:
     if isinstance(evaluation.config, ZeroShotConfig) and evaluation.task is not None:
         warn_of_padding(evaluation.config, records=len(evaluation.source))
         log_prompts(evaluation.task, tokenizer)
+    if evaluation.train is not None and evaluation.train.manifest.shards == evaluation.source.manifest.shards:
+        _log.warning(
+            "%s: the classifier is scored on the records that it is fitted to, %s; its score says nothing about others",
+            suite_of(evaluation.config),
+            evaluation.source.folder,
+        )
 
 
 def run_evaluation(
@@ -224,7 +232,7 @@ def run_evaluation(
         )
 
     def shown(rows: Iterable[Mapping[str, np.ndarray]]) -> Iterable[Mapping[str, np.ndarray]]:
-        return with_progress(rows, total=len(source)) if progress else rows
+        return with_progress(rows, what="scoring", total=len(source)) if progress else rows
 
     match config:
         case ZeroShotConfig():
@@ -255,11 +263,3 @@ def repeated_folders(configs: Sequence[EvaluationConfig]) -> list[str]:
     """Folders that two evaluations of one kind score."""
     found = [(suite_of(config), config.data) for config in configs]
     return sorted({data for suite, data in found if found.count((suite, data)) > 1})
-
-
-def with_progress(batches: Iterable[Mapping[str, np.ndarray]], *, total: int) -> Iterator[Mapping[str, np.ndarray]]:
-    """Yield batches and show how many images of ``total`` were taken."""
-    with progress_bar(what="scoring", total=total, unit="image", delay=0.0) as bar:
-        for batch in batches:
-            yield batch
-            bar.update(int(batch["mask"].sum()))

@@ -13,8 +13,8 @@ from clipa_eqx.agreement import refused_together
 from clipa_eqx.data.array_record_reader import RecordSource
 from clipa_eqx.data.prefetch import StreamConfig
 from clipa_eqx.data.stream import eval_stream
-from clipa_eqx.errors import DataError
-from clipa_eqx.evals.embeddings import ImageTransform, image_embeddings
+from clipa_eqx.errors import DataError, counted
+from clipa_eqx.evals.embeddings import ImageTransform, image_embeddings, with_progress
 from clipa_eqx.evals.encode import encode_features
 from clipa_eqx.evals.gathering import sum_processes
 from clipa_eqx.evals.labels import labels_of
@@ -45,10 +45,27 @@ def read_fitted_labels(train: RecordSource, test: RecordSource) -> FittedLabels:
 
     Raises:
         ConfigError: another process found a bad record.
-        DataError: the folders have other classes, or a record is damaged or has not one label.
+        DataError: the folders have other classes, a record is damaged or has not one label, or a class that is scored
+            has no training image.
     """
     classes = common_classes(train, test)
-    return FittedLabels(read_labels(train, classes=classes), read_labels(test, classes=classes), classes)
+    found = FittedLabels(read_labels(train, classes=classes), read_labels(test, classes=classes), classes)
+    missing = np.setdiff1d(found.test, found.train)
+    if len(missing):
+        images = int(np.count_nonzero(np.isin(found.test, missing)))
+        raise DataError(
+            f"data folder {train.folder} has no image of {_listed(missing)}, which {counted(images, 'image')} of "
+            f"{test.folder} have: a classifier that is fitted to it is never right there; add images of all classes"
+        )
+    return found
+
+
+def _listed(labels: Int[np.ndarray, " labels"]) -> str:
+    """The first classes of a list, and how many there are, for a message."""
+    shown = ", ".join(map(str, labels[:5].tolist()))
+    return (
+        f"class {shown}" if len(labels) == 1 else f"{len(labels)} classes ({shown}{', ...' if len(labels) > 5 else ''})"
+    )
 
 
 def common_classes(train: RecordSource, test: RecordSource) -> int:
@@ -62,9 +79,14 @@ def common_classes(train: RecordSource, test: RecordSource) -> int:
         if not own:
             raise DataError(f"data folder {source.folder} has no class names; convert it with --class-names")
     if names[0] != names[1] or names[0] is None:
+        how = (
+            "the same class names in another order"
+            if sorted(names[0] or ()) == sorted(names[1] or ())
+            else ("other class names")
+        )
         raise DataError(
-            f"data folders {train.folder} and {test.folder} have other class names, so the labels of one mean nothing "
-            "in the other; convert both with the same --class-names"
+            f"data folders {train.folder} and {test.folder} have {how}, so the labels of one mean nothing in the "
+            "other; convert both with the same --class-names"
         )
     return len(names[0])
 
@@ -133,4 +155,5 @@ def image_features(
         config=stream,
     ) as batches:
         count = len(source) if indices is None else len(indices)
-        return image_embeddings(partial(encode_features, model, mesh=mesh), batches, records=count)
+        shown = with_progress(batches, what=f"encoding images of {source.folder}", total=count)
+        return image_embeddings(partial(encode_features, model, mesh=mesh), shown, records=count)

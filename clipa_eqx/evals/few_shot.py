@@ -14,6 +14,7 @@ from clipa_eqx.data.prefetch import StreamConfig
 from clipa_eqx.errors import ConfigError, DataError
 from clipa_eqx.evals.features import FittedLabels, PrepareImage, image_features
 from clipa_eqx.models.clip import CLIP
+from clipa_eqx.progress import progress_bar
 
 _BIAS = 100.0  # the constant feature; so large that its weight is hardly regularized
 _EPSILON = 1e-5
@@ -106,7 +107,8 @@ def evaluate_few_shot(
     )
     features, test_features = features_of(train, indices=needed.tolist()), features_of(test)
     correct: dict[tuple[int, int], int] = {}
-    for case, indices in chosen.items():
+    for case in progress_bar(chosen, what="fitting few-shot classifiers", total=len(chosen), unit="classifier"):
+        indices = chosen[case]
         scores = least_squares_scores(
             features[np.searchsorted(needed, indices)],
             labels.train[indices],

@@ -54,6 +54,6 @@ def check_number(record: Record, labels: tuple[int, ...], *, max_labels: int) ->
     """Check that a record has at most ``max_labels`` labels; raises DataError."""
     if len(labels) > max_labels:
         raise DataError(
-            f"record {record.key!r} has {len(labels)} labels, zero-shot scoring expects at most {max_labels}; "
-            "set max_labels (--max-labels) to the most labels of a record"
+            f"record {record.key!r} has {len(labels)} labels, expected at most {max_labels}; zero-shot scoring takes "
+            "more with max_labels (--max-labels), other suites score one label per image"
         )

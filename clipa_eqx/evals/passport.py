@@ -50,7 +50,7 @@ def passport_of(
     config = evaluation.config
     found: dict[str, Any] = {
         "suite": suite_of(config),
-        "data": _data(evaluation.source),
+        "data": data_identity(evaluation.source),
         "image": {
             **to_json(preprocess),
             "interpolation": "bilinear",
@@ -71,7 +71,7 @@ def passport_of(
         "devices": None if mesh is None else {name: int(size) for name, size in mesh.shape.items()},
     }
     if evaluation.train is not None:
-        found["train"] = _data(evaluation.train)
+        found["train"] = data_identity(evaluation.train)
     if evaluation.task is not None:
         found["classes"] = {"count": len(evaluation.task.class_names), "sha256": _hash(evaluation.task.class_names)}
         templates = templates_of(evaluation.task.config, evaluation.source.manifest.templates)
@@ -130,7 +130,7 @@ def _hash(texts: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
-def _data(source: RecordSource) -> dict[str, Any]:
+def data_identity(source: RecordSource) -> dict[str, Any]:
     """The identity of a record folder: its fingerprint, equal for the same records in any order, and its shards."""
     shards = [[shard.count, shard.sha256] for shard in source.manifest.shards]
     return {

@@ -43,12 +43,14 @@ def best_ranks(
             raise NonFiniteError(
                 f"{np.count_nonzero(~np.isfinite(rows).all(axis=1))} embeddings of {name} are not finite"
             )
-    # A matrix product may round equal columns differently, so equal items share one column.
-    different, column = np.unique(items, axis=0, return_inverse=True)
+    # A matrix product may round equal columns differently, so equal items share one column: ties stay ties.
+    first: dict[bytes, int] = {}
+    column = np.array([first.setdefault((row + 0.0).tobytes(), len(first)) for row in items])  # -0.0 becomes 0.0
+    different = items[np.unique(column, return_index=True)[1]]
     columns = np.ascontiguousarray(different.astype(np.float64).T)
     found = [
         ranks_in(
-            (queries[part].astype(np.float64) @ columns)[:, column.reshape(-1)],
+            (queries[part].astype(np.float64) @ columns)[:, column],
             query_owner=query_owner[part],
             item_owner=item_owner,
         )
@@ -67,9 +69,10 @@ def ranks_in(
     is_right = query_owner[:, None] == item_owner[None, :]
     best = np.where(is_right, similarity, -np.inf).max(axis=1, initial=-np.inf)
     # The first of the right items with the best similarity; equal items before it are ranked higher.
-    first = np.argmax(is_right & (similarity == best[:, None]), axis=1)
+    is_equal = similarity == best[:, None]
+    first = np.argmax(is_right & is_equal, axis=1)
     is_before = np.arange(similarity.shape[1])[None, :] < first[:, None]
-    rank = (similarity > best[:, None]).sum(axis=1) + ((similarity == best[:, None]) & is_before).sum(axis=1)
+    rank = (similarity > best[:, None]).sum(axis=1) + (is_equal & is_before).sum(axis=1)
     return np.where(is_right.any(axis=1), rank, similarity.shape[1]).astype(np.int64)
 
 

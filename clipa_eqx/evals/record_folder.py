@@ -9,7 +9,7 @@ from clipa_eqx.data.images.evaluation import EvalImageConfig, eval_image
 from clipa_eqx.data.prefetch import StreamConfig
 from clipa_eqx.data.stream import eval_stream
 from clipa_eqx.evals.counting import ZeroShotResult
-from clipa_eqx.evals.evaluation import with_progress
+from clipa_eqx.evals.embeddings import with_progress
 from clipa_eqx.evals.zero_shot import (
     ZeroShotConfig,
     ZeroShotTransform,
@@ -58,5 +58,5 @@ def score_records(
     stream = StreamConfig(workers=workers)
     with eval_stream(source, transform, batch_size=config.batch_size, config=stream) as batches:
         return evaluate_zero_shot(
-            model, task, with_progress(batches, total=len(source)) if progress else batches, mesh=mesh
+            model, task, with_progress(batches, what="scoring", total=len(source)) if progress else batches, mesh=mesh
         )

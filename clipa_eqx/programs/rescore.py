@@ -1,25 +1,34 @@
 """Scoring a model again with one difference at a time taken from another result."""
 
 import dataclasses
-import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
+from jax.sharding import Mesh
+
+from clipa_eqx.data.array_record_reader import open_records
 from clipa_eqx.data.images.evaluation import EvalImageConfig, eval_image
+from clipa_eqx.data.images.host_pixels import IMAGENET_MEAN, IMAGENET_STD
 from clipa_eqx.data.prefetch import StreamConfig
 from clipa_eqx.devices import open_devices
-from clipa_eqx.errors import ConfigError
+from clipa_eqx.errors import CheckpointError, ClipaError, DataError
 from clipa_eqx.evals.contrastive import ContrastiveConfig
 from clipa_eqx.evals.evaluation import EvaluationConfig, open_evaluation, run_evaluation
 from clipa_eqx.evals.few_shot import FewShotConfig
 from clipa_eqx.evals.linear_probe import LinearProbeConfig
+from clipa_eqx.evals.passport import data_identity
 from clipa_eqx.evals.retrieval import RetrievalConfig
 from clipa_eqx.evals.zero_shot import ZeroShotConfig
 from clipa_eqx.json_config import from_json
+from clipa_eqx.models.clip import CLIP
+from clipa_eqx.programs.results import decides, is_weights_equal
 from clipa_eqx.programs.scored import Scored, load_scored
 from clipa_eqx.sharding import MeshConfig, make_mesh
+from clipa_eqx.surgery import with_pixel_statistics
+from clipa_eqx.tokenizer.wordpiece import Tokenizer
 
 _CONFIGS: Mapping[str, type[EvaluationConfig]] = {
     "zero-shot": ZeroShotConfig,
@@ -28,107 +37,223 @@ _CONFIGS: Mapping[str, type[EvaluationConfig]] = {
     "few-shot": FewShotConfig,
     "linear-probe": LinearProbeConfig,
 }
-_FREE = ("data", "train", "every_steps")
-
-_log = logging.getLogger(__name__)
+_STATISTICS = (tuple(IMAGENET_MEAN), tuple(IMAGENET_STD))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Setup:
-    """Everything that decides a score, except the records."""
+class Folders:
+    """Where models and records are now.
 
-    model: Scored
-    tokenizer: Scored
+    Attributes:
+        data: records to score; those of the first result.
+        train: records that a classifier is fitted to; None takes the folders of the results.
+        models: model or run folder of each result; None takes the one in the result.
+    """
+
+    data: str
+    train: str | None = None
+    models: tuple[Path | None, Path | None] = (None, None)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rescored:
+    """One scoring.
+
+    Attributes:
+        name: the difference that was taken from the second result, by its path in the passport; "first" and "second"
+            with none and all of them.
+        scores: each score by its name; empty if it could not be computed.
+        note: the reason for that, or a condition of the scores; empty if there is none.
+    """
+
+    name: str
+    scores: Mapping[str, float]
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class _Setup:
+    """Everything that decides a score.
+
+    Attributes:
+        statistics: mean and standard deviation of pixels.
+    """
+
+    model: CLIP
+    tokenizer: Tokenizer
     preprocess: EvalImageConfig
+    statistics: tuple[tuple[float, ...], tuple[float, ...]]
     config: EvaluationConfig
 
 
 def rescore(
-    first: Mapping[str, Any], second: Mapping[str, Any], *, data: str, workers: int = 0
-) -> Iterator[tuple[str, dict[str, float]]]:
+    first: Mapping[str, Any], second: Mapping[str, Any], folders: Folders, *, workers: int = 0
+) -> Iterator[Rescored]:
     """Score the first model as it was, with each difference of the second result alone, and with all of them.
 
     Args:
-        first, second: results of one suite.
-        data: the records.
+        first, second: results of one suite, as ``read_result`` returns them.
         workers: extra processes that decode images.
 
-    Yields:
-        A description of what was scored, and the scores.
-
     Raises:
-        CheckpointError: a model is missing.
+        CheckpointError: a model is missing, or is not the one that was scored.
         ConfigError: a result does not hold the settings of this version.
-        DataError: the records cannot be scored with these settings.
+        DataError: the records cannot be scored as those of the first result.
     """
-    devices = open_devices()
-    mesh = make_mesh(MeshConfig(), devices=devices)
-    loaded = {
-        path: load_scored(Path(path), mesh) for path in dict.fromkeys(one["model"]["path"] for one in (first, second))
-    }
-    a, b = (_setup(one, loaded[one["model"]["path"]], data=data) for one in (first, second))
-    if a.model.model.config.image.image_size != b.model.model.config.image.image_size:
-        raise ConfigError(
-            "the two models have other image sizes, so that their parts cannot be exchanged one at a time"
+    mesh = make_mesh(MeshConfig(), devices=open_devices())
+    paths = [given or Path(one["model"]["path"]) for one, given in zip((first, second), folders.models, strict=True)]
+    loaded = {path: load_scored(path, mesh) for path in dict.fromkeys(paths)}
+    for result, path in zip((first, second), paths, strict=True):
+        _check_model(result, loaded[path], path)
+    data, train = _find(first, "data", folders.data), _find(first, "train", folders.train)
+    other_data, other_train = _find(second, "data", folders.data), _find(second, "train", folders.train)
+    a = _setup(first, loaded[paths[0]], data=data or folders.data, train=train)
+    b = _setup(second, loaded[paths[1]], data=other_data or a.config.data, train=other_train)
+    scored: dict[tuple[Any, ...], dict[str, float]] = {}
+
+    def score(name: str, setup: _Setup, note: str = "") -> Rescored:
+        # Models and tokenizers are compared by identity: each step shares those of the results that it leaves alone.
+        key = (id(setup.model), id(setup.tokenizer), setup.preprocess, setup.statistics, setup.config)
+        if key not in scored:
+            scored[key] = _score(setup, mesh, workers=workers)
+        return Rescored(name=name, scores=scored[key], note=note)
+
+    yield score("first", a, _other_records(first, a.config, data=data, train=train))
+    for name, changed in _steps(a, b, first, second):
+        if (name == "data" and other_data is None) or (name == "train" and other_train is None):
+            note = f"{second['settings'][name]} does not have the records of the second result"
+            yield Rescored(name=name, scores={}, note=note)
+            continue
+        try:
+            yield score(name, changed())
+        except ClipaError as error:
+            yield Rescored(name=name, scores={}, note=str(error))
+    try:
+        yield score("second", b, _other_records(second, b.config, data=other_data, train=other_train))
+    except ClipaError as error:
+        yield Rescored(name="second", scores={}, note=str(error))
+
+
+def _other_records(result: Mapping[str, Any], config: EvaluationConfig, *, data: str | None, train: str | None) -> str:
+    """A note on folders with other records than the result has; empty if there are none."""
+    found = {"data": data, "train": train}
+    others = [getattr(config, name) for name, folder in found.items() if folder is None and name in result["passport"]]
+    return f"{' and '.join(others)} with other records than in the result" if others else ""
+
+
+def _check_model(result: Mapping[str, Any], scored: Scored, path: Path) -> None:
+    """Check that a folder still has the model of a result; raises CheckpointError."""
+    recorded = result["passport"]
+    same_weights = is_weights_equal(recorded["model"]["weights"], scored.identity)
+    if not same_weights or recorded["tokenizer"]["vocab_sha256"] != scored.tokenizer.vocab_sha256:
+        what = "vocabulary" if same_weights else "weights"
+        raise CheckpointError(
+            f"{path} has other {what} than when it was scored; give the folder of the model that was scored with "
+            "--first-model or --second-model, or score this one again"
         )
 
-    def score(setup: _Setup) -> dict[str, float]:
-        length = setup.model.model.config.text.length
-        tokenizer = setup.tokenizer.tokenizer
-        return run_evaluation(
-            open_evaluation(setup.config, tokenizer=tokenizer, length=length),
-            setup.model.model,
-            tokenizer=tokenizer,
-            prepare_image=partial(eval_image, config=setup.preprocess),
-            stream=StreamConfig(workers=workers),
-            mesh=mesh,
-        ).scores()
 
-    yield "as the first result", score(a)
-    changed = [
-        ("weights", dataclasses.replace(a, model=b.model)),
-        ("tokenizer", dataclasses.replace(a, tokenizer=b.tokenizer)),
-        *(
-            (f"image/{name}", dataclasses.replace(a, preprocess=one))
-            for name, one in _steps(a.preprocess, b.preprocess)
-        ),
-        *((f"settings/{name}", dataclasses.replace(a, config=one)) for name, one in _steps(a.config, b.config)),
-    ]
-    for name, setup in changed:
-        if _is_other(name, first, second):
-            yield f"with {name} of the second", score(setup)
-    yield "with all of the second", score(b)
+def _find(result: Mapping[str, Any], name: str, given: str | None) -> str | None:
+    """The folder with the records of a result: the given one or the one in the result; None if neither has them."""
+    recorded = result["passport"].get(name)
+    if recorded is None:
+        return None
+    for folder in (given, result["settings"][name]):
+        try:
+            if folder is not None and _same_records(data_identity(open_records(folder)), recorded):
+                return folder
+        except DataError:
+            continue
+    return None
 
 
-def _setup(result: Mapping[str, Any], scored: Scored, *, data: str) -> _Setup:
-    settings = {**result["settings"], "data": data}
+def _same_records(found: Mapping[str, Any], recorded: Mapping[str, Any]) -> bool:
+    return all(found[name] == recorded.get(name) for name in ("count", "content_fingerprint", "shards_sha256"))
+
+
+def _setup(result: Mapping[str, Any], scored: Scored, *, data: str, train: str | None) -> _Setup:
+    settings = {**result["settings"], "data": data} | ({} if train is None else {"train": train})
+    image = result["passport"]["image"]
     return _Setup(
-        model=scored,
-        tokenizer=scored,
+        model=scored.model,
+        tokenizer=scored.tokenizer,
         preprocess=from_json(EvalImageConfig, result["preprocess"], where="the result's preprocess"),
+        statistics=(tuple(image["mean"]), tuple(image["std"])),
         config=from_json(_CONFIGS[result["suite"]], settings, where="the result's settings"),
     )
 
 
-def _steps(a: Any, b: Any) -> list[tuple[str, Any]]:
-    """``a`` with each field that differs taken from ``b``. Fields that only make sense together change together."""
-    names = [one.name for one in dataclasses.fields(a) if getattr(a, one.name) != getattr(b, one.name)]
+def _steps(
+    a: _Setup, b: _Setup, first: Mapping[str, Any], second: Mapping[str, Any]
+) -> Iterator[tuple[str, Callable[[], _Setup]]]:
+    """Each difference by its name, and a function that gives ``a`` with it taken from ``b`` alone."""
+    yield from _model_steps(a, b, first, second)
+    passports = first["passport"], second["passport"]
+    if passports[0]["tokenizer"]["vocab_sha256"] != passports[1]["tokenizer"]["vocab_sha256"]:
+        yield "tokenizer/vocab_sha256", partial(dataclasses.replace, a, tokenizer=b.tokenizer)
+    if a.statistics != b.statistics:
+        yield "image/mean and image/std", partial(dataclasses.replace, a, statistics=b.statistics)
+    for name in ("resize", "mode"):
+        if getattr(a.preprocess, name) != getattr(b.preprocess, name):
+            yield f"image/{name}", partial(_with_preprocess, a, {name: getattr(b.preprocess, name)})
+    for name in ("data", "train"):
+        recorded = [one.get(name) for one in passports]
+        if all(recorded) and not _same_records(recorded[0], recorded[1]):
+            yield name, partial(_with_settings, a, {name: getattr(b.config, name)})
+    for names in _settings(a.config):
+        values = {name: getattr(b.config, name) for name in names}
+        if any(getattr(a.config, name) != value for name, value in values.items()):
+            yield f"settings/{names[0]}", partial(_with_settings, a, values)
+
+
+def _model_steps(
+    a: _Setup, b: _Setup, first: Mapping[str, Any], second: Mapping[str, Any]
+) -> Iterator[tuple[str, Callable[[], _Setup]]]:
+    """Weights and numerics apart if the leaves of both models have the same shapes, else the model as one."""
+    models = first["passport"]["model"], second["passport"]["model"]
+    (leaves, form), (other_leaves, other_form) = (jax.tree.flatten(one.model) for one in (a, b))
+    if [leaf.shape for leaf in leaves] != [leaf.shape for leaf in other_leaves]:
+        yield "model", partial(_with_model, a, b.model)
+        return
+    if not is_weights_equal(models[0]["weights"], models[1]["weights"]):
+        yield "model/weights", partial(_with_model, a, jax.tree.unflatten(form, other_leaves))
+    if models[0]["config"] != models[1]["config"]:
+        yield "model/config", partial(_with_model, a, jax.tree.unflatten(other_form, leaves))
+
+
+def _with_model(setup: _Setup, model: CLIP) -> _Setup:
+    """The setup with another model, and with images of its size."""
+    sized = _with_preprocess(setup, {"size": model.config.image.image_size})
+    return dataclasses.replace(sized, model=model)
+
+
+def _with_preprocess(setup: _Setup, values: Mapping[str, Any]) -> _Setup:
+    return dataclasses.replace(setup, preprocess=dataclasses.replace(setup.preprocess, **values))
+
+
+def _with_settings(setup: _Setup, values: Mapping[str, Any]) -> _Setup:
+    return dataclasses.replace(setup, config=dataclasses.replace(setup.config, **values))
+
+
+def _settings(config: EvaluationConfig) -> list[tuple[str, ...]]:
+    """Names of settings that change a score; those that only make sense together are in one entry."""
     together = ("class_names", "class_names_file")
-    steps: list[tuple[str, Any]] = []
-    if any(name in together for name in names):
-        steps.append(("class_names", dataclasses.replace(a, **{name: getattr(b, name) for name in together})))
-    steps += [
-        (name, dataclasses.replace(a, **{name: getattr(b, name)})) for name in names if name not in (*together, *_FREE)
-    ]
-    return steps
+    names = [field.name for field in dataclasses.fields(config) if field.name not in ("data", "train", *together)]
+    suite = next(suite for suite, kind in _CONFIGS.items() if isinstance(config, kind))
+    found: list[tuple[str, ...]] = [(name,) for name in names if decides(f"settings/{name}", suite=suite)]
+    return [together, *found] if isinstance(config, ZeroShotConfig) else found
 
 
-def _is_other(name: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
-    passports = (first["passport"], second["passport"])
-    match name:
-        case "weights":
-            return passports[0]["model"] != passports[1]["model"]
-        case "tokenizer":
-            return passports[0]["tokenizer"] != passports[1]["tokenizer"]
-        case _:
-            return True
+def _score(setup: _Setup, mesh: Mesh, *, workers: int) -> dict[str, float]:
+    model = setup.model
+    if setup.statistics != _STATISTICS:
+        model = with_pixel_statistics(model, mean=setup.statistics[0], std=setup.statistics[1]).model
+    return run_evaluation(
+        open_evaluation(setup.config, tokenizer=setup.tokenizer, length=model.config.text.length),
+        model,
+        tokenizer=setup.tokenizer,
+        prepare_image=partial(eval_image, config=setup.preprocess),
+        stream=StreamConfig(workers=workers),
+        mesh=mesh,
+        progress=True,
+    ).scores()

@@ -12,6 +12,7 @@ from support.leaves import assert_same_leaves
 from support.tiny_models import tiny_clip, tiny_clip_config
 
 from clipa_eqx import surgery
+from clipa_eqx.data.images.host_pixels import IMAGENET_MEAN, IMAGENET_STD
 from clipa_eqx.errors import CheckpointError, ConfigError
 from clipa_eqx.trees import leaf_paths
 
@@ -34,6 +35,21 @@ def test_resizing_to_the_same_size_changes_nothing():
         assert resized is model
         assert report.changes == ()
         assert str(report) == "nothing changed"
+
+
+@pytest.mark.parametrize("patch", ["conv", "linear"])
+def test_a_model_of_other_pixel_statistics_acts_alike_on_pixels_of_imagenet(patch):
+    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    model = tiny_clip(image={"patch": patch})
+    levels = np.random.default_rng(0).integers(0, 256, PIXELS).astype(np.float32) / 255
+    theirs, ours = ((levels - np.array(m)) / np.array(s) for m, s in ((mean, std), (IMAGENET_MEAN, IMAGENET_STD)))
+    changed, report = surgery.with_pixel_statistics(model, mean=mean, std=std)
+    expected = model.encode_image(jnp.asarray(theirs, jnp.float32))
+    np.testing.assert_allclose(changed.encode_image(jnp.asarray(ours, jnp.float32)), expected, rtol=0, atol=2e-6)
+    assert np.abs(model.encode_image(jnp.asarray(ours, jnp.float32)) - expected).max() > 1e-3
+    assert str(report) == f"image/patch: pixels of mean {mean} and std {std}"
+    with pytest.raises(ConfigError, match="three positive stds"):
+        surgery.with_pixel_statistics(model, mean=mean, std=(0.2, 0.0, 0.2))
 
 
 def test_learned_text_positions_are_interpolated_between_token_centers():

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from support.tiny_models import tiny_clip, tiny_tokenizer
 
+from clipa_eqx import progress
 from clipa_eqx.cli import OK, USAGE, run
 from clipa_eqx.data.array_record_writer import write_records
 from clipa_eqx.data.images.evaluation import EvalImageConfig
@@ -45,6 +46,11 @@ def folder(tmp_path_factory):
         write_records(rows, folder / name, class_names=NAMES)
     write_records([Record(key="0", image=noise_png(0), label=0)], folder / "silent", class_names=NAMES)
     write_records([Record(key="0", image=noise_png(0), label=0)], folder / "other", class_names=("a", "b"))
+    several = [Record(key=str(i), image=noise_png(i), extra={"labels": "0,1"}) for i in range(3)]
+    write_records(several, folder / "several", class_names=NAMES)
+    lacking = [Record(key=str(i), image=noise_png(i), label=i % 2) for i in range(4)]
+    write_records(lacking, folder / "lacking", class_names=NAMES)
+    write_records(rows, folder / "reordered", class_names=tuple(reversed(NAMES)))
     preprocess = EvalImageConfig(size=(16, 16), resize="squash", mode="fast")
     save_model(folder / "model", tiny_clip(), tokenizer=tiny_tokenizer(), preprocess=preprocess, provenance={})
     return folder
@@ -78,6 +84,30 @@ def test_a_suite_writes_its_scores_and_settings(folder, suite, flags, shown, tmp
         assert result["regularization"] in (0.01, 1, 100)
 
 
+def test_a_classifier_scored_on_its_own_records_is_a_warning(folder, tmp_path, capsys):
+    flags = ["--train", folder / "test", "--shots", "1", "--seeds", "1"]
+    assert evaluate(folder, "few-shot", tmp_path / "result.json", *flags) == OK
+    assert "few_shot: the classifier is scored on the records that it is fitted to" in capsys.readouterr().err
+    assert evaluate(folder, "few-shot", tmp_path / "2.json", "--train", folder / "train", *flags[2:]) == OK
+    assert "fitted to" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suite", ["few-shot", "linear-probe"])
+def test_encoding_and_fitting_show_their_progress(folder, suite, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "FIRST_LINE", 0.0)
+    monkeypatch.setattr(progress, "LINE_EVERY", 0.0)
+    flags = ["--shots", "1"] if suite == "few-shot" else ["--strengths", "1", "100"]
+    out = tmp_path / "result.json"
+    assert evaluate(folder, suite, out, "--train", folder / "train", "--batch-size", "4", *flags) == OK
+    shown = capsys.readouterr().err
+    for part in (
+        f"encoding images of {folder / 'train'}: ",
+        f"encoding images of {folder / 'test'}: 13/13 images",
+        "fitting few-shot classifiers: " if suite == "few-shot" else "fitting with regularization 100: ",
+    ):
+        assert part in shown
+
+
 def test_the_batch_size_changes_no_recall(folder, tmp_path):
     found = []
     for size in (3, 64):
@@ -96,13 +126,22 @@ def test_the_batch_size_changes_no_recall(folder, tmp_path):
         ("few-shot", [], "test", "give labeled records for it with --train DIR"),
         ("few-shot", ["--train", "train", "--shots", "9"], "test", "class 0 has 5 training images, fewer than 9 shots"),
         ("linear-probe", ["--train", "other"], "test", "have other class names"),
+        ("few-shot", ["--train", "reordered"], "test", "have the same class names in another order"),
+        (
+            "linear-probe",
+            ["--train", "several"],
+            "test",
+            "record '0' has 2 labels, expected at most 1; zero-shot scoring",
+        ),
+        ("few-shot", ["--train", "lacking", "--shots", "1"], "test", "has no image of class 2, which 4 images of "),
+        ("linear-probe", ["--train", "lacking"], "test", "has no image of class 2, which 4 images of "),
         ("few-shot", ["--train", "train", "--regularization", "0"], "test", "must be positive"),
         ("retrieval", [], "silent", "record '0' has no caption"),
         ("contrastive", ["--batch-size", "1"], "test", "a comparison needs at least 2 pairs"),
     ],
 )
 def test_a_mistake_is_one_message(folder, suite, flags, data, said, tmp_path, capsys):
-    words = [str(folder / word) if word in ("train", "other") else word for word in flags]
+    words = [str(folder / word) if (folder / word).is_dir() else word for word in flags]
     assert evaluate(folder, suite, tmp_path / "result.json", *words, data=data) == USAGE
     assert said in capsys.readouterr().err
     assert not any(tmp_path.iterdir())

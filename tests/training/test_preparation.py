@@ -72,7 +72,7 @@ EVALUATIONS = {
     "no labels": (lambda i: {}, LABELED, "record '0' has no label"),
     "one without a label": (lambda i: {} if i == 4 else {"label": 1}, LABELED, "record '4' has no label"),
     "no class names": (lambda i: {"label": 1}, {}, "has no class names in its manifest"),
-    "too many labels": (lambda i: {"extra": {"labels": "0,1"}}, LABELED, "has 2 labels, zero-shot scoring expects"),
+    "too many labels": (lambda i: {"extra": {"labels": "0,1"}}, LABELED, "has 2 labels, expected at most 1"),
     "a label without a name": (lambda i: {"extra": {"labels": "7"}}, LABELED, "has labels [7], but there are 2 class"),
 }
 
