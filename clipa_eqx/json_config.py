@@ -2,7 +2,7 @@
 
 import dataclasses
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from clipa_eqx.errors import ConfigError, listed
@@ -64,6 +64,23 @@ def with_current_names(data: Any) -> Any:
         fields = cast("Mapping[str, Any]", data)
         return {FORMER_NAMES.get(name, name): with_current_names(value) for name, value in fields.items()}
     return [with_current_names(entry) for entry in cast("list[Any]", data)] if isinstance(data, list) else data
+
+
+def flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Path and value of each entry of JSON that is neither an object nor a list.
+
+    >>> list(flat({"a": {"b": 1}, "c": [2, None]}))
+    [('a/b', 1), ('c/0', 2), ('c/1', None)]
+    """
+    if isinstance(value, Mapping):
+        items: Iterable[tuple[Any, Any]] = cast("Mapping[str, Any]", value).items()
+    elif isinstance(value, list):
+        items = enumerate(cast("list[Any]", value))
+    else:
+        yield path, value
+        return
+    for name, entry in items:
+        yield from flat(entry, _join(path, str(name)))
 
 
 def _encode(value: Any, hint: Any) -> Any:

@@ -10,9 +10,9 @@ import numpy as np
 
 from clipa_eqx.data.array_record_reader import RecordSource
 from clipa_eqx.evals.counting import ZeroShotResult
-from clipa_eqx.programs.curves import Chart, Curve
-from clipa_eqx.programs.figure import chart_svg, css_colors
 from clipa_eqx.replacing import write_text
+from clipa_eqx.reports.chart_html import chart_figure, chart_style
+from clipa_eqx.reports.curves import Chart, Curve
 from scripts.quickstart_result import METRIC, Baseline, Result, Scores, Stage
 
 SHOWN_ICONS = 60
@@ -29,7 +29,6 @@ td,th{padding:.3rem 1.5rem .3rem 0;border-bottom:1px solid var(--rule);text-alig
 th{font-weight:400;font-size:.85rem;color:var(--faint)}
 td:first-child,th:first-child{text-align:left}td:last-child,th:last-child{padding-right:0}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,20rem),1fr));gap:1.5rem}
-.charts svg{display:block;width:100%;max-width:32rem;height:auto}.charts svg text{font-family:inherit}
 .cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(9.5rem,1fr));gap:.75rem;padding:0;list-style:none}
 .card{border:1px solid var(--rule);border-radius:.4rem;padding:.6rem;font-size:.8rem;overflow-wrap:anywhere}
 .card img{display:block;width:64px;height:64px;background:#fff;border-radius:.3rem;margin-bottom:.3rem}
@@ -60,7 +59,7 @@ def write_report(path: Path, result: Result, icons: RecordSource, baseline: Base
         _cost_table(result.stages),
         "<h2>Curves</h2>",
         "<p>Over the tokens of images and texts seen so far, which are the same on every machine.</p>",
-        f"<div class=charts>{''.join(map(chart_svg, charts(result.stages, baseline)))}</div>",
+        f"<div class=charts>{''.join(map(chart_figure, charts(result.stages, baseline)))}</div>",
         _baseline_text(baseline),
         "<h2>Held-out icons and their five likeliest names</h2>",
         *_cards(scored, icons, seed=result.seed),
@@ -68,7 +67,7 @@ def write_report(path: Path, result: Result, icons: RecordSource, baseline: Base
     head = (
         "<!doctype html><html lang=en><head><meta charset=utf-8>"
         '<meta name=viewport content="width=device-width,initial-scale=1">'
-        f"<title>CLIPA quickstart</title><style>{css_colors()}{_STYLE}</style></head>"
+        f"<title>CLIPA quickstart</title><style>{chart_style()}{_STYLE}</style></head>"
     )
     write_text(path, f"{head}<body><main>{''.join(body)}</main></body></html>\n")
 

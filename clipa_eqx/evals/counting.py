@@ -5,13 +5,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, Int, Int32, UInt8
 
 from clipa_eqx.errors import DataError, NonFiniteError
 from clipa_eqx.evals.encode import local_rows
+from clipa_eqx.evals.gathering import sum_processes
 
 Batch = Mapping[str, np.ndarray]
 EncodeImages = Callable[[UInt8[np.ndarray, "batch height width 3"]], Array | np.ndarray]
@@ -122,13 +121,13 @@ def score(
     )
 
 
-def sum_processes(values: Int[np.ndarray, "*shape"] | Float[np.ndarray, "*shape"]) -> np.ndarray:
-    """The sum of an array over all processes, on each of them."""
-    if jax.process_count() == 1:
-        return values
-    # jax uses 32 bits by default; counts of images fit into int32.
-    narrow = values.astype(np.int32 if values.dtype.kind == "i" else np.float32)
-    return np.asarray(multihost_utils.process_allgather(narrow)).astype(values.dtype).sum(axis=0)
+def gather_predictions(result: ZeroShotResult) -> ZeroShotResult:
+    """The result with the predictions of all processes, in the order of the records. All processes call it together."""
+    ids = np.zeros(result.count, np.int64)
+    predictions = np.zeros((result.count, result.predictions.shape[1]), np.int32)
+    ids[result.sample_id] = result.sample_id
+    predictions[result.sample_id] = result.predictions
+    return dataclasses.replace(result, sample_id=sum_processes(ids), predictions=sum_processes(predictions))
 
 
 def _one_late(encode_image: EncodeImages, batches: Iterable[Batch]) -> Iterator[tuple[Array | np.ndarray, Batch]]:

@@ -8,12 +8,14 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int, Int32, UInt8
 
+from clipa_eqx.agreement import refused_together
 from clipa_eqx.data.array_record_reader import RecordSource
 from clipa_eqx.data.first_records import first_records
 from clipa_eqx.data.records import Record
 from clipa_eqx.errors import DataError
-from clipa_eqx.evals.counting import EncodeImages, sum_processes
+from clipa_eqx.evals.counting import EncodeImages
 from clipa_eqx.evals.encode import local_rows
+from clipa_eqx.evals.gathering import put_rows, sum_processes
 from clipa_eqx.progress import progress_bar
 from clipa_eqx.tokenizer.wordpiece import Tokenizer
 
@@ -86,18 +88,20 @@ def read_captions(
         most: take only the first captions of each record; None takes all.
 
     Raises:
+        ConfigError: another process found a bad record.
         DataError: a record is damaged or has no caption.
     """
     mine = range(jax.process_index(), len(source), jax.process_count())
     counts = np.zeros(len(source), np.int64)
     texts: list[str] = []
-    for index in progress_bar(mine, what="reading captions", total=len(mine), unit="record"):
-        record = source[index]
-        if not record.captions:
-            raise _no_caption(source, record)
-        taken = record.captions[:most]
-        counts[index] = len(taken)
-        texts += taken
+    with refused_together(f"score {source.folder}"):
+        for index in progress_bar(mine, what="reading captions", total=len(mine), unit="record"):
+            record = source[index]
+            if not record.captions:
+                raise _no_caption(source, record)
+            taken = record.captions[:most]
+            counts[index] = len(taken)
+            texts += taken
     encoded = tokenizer(texts, length=length, reduction=reduction)
     totals = sum_processes(np.append(counts, encoded.truncated))
     return Captions(tokens=encoded.ids, counts=totals[:-1], truncated=int(totals[-1]))
@@ -120,10 +124,10 @@ def image_embeddings(
     for batch in batches:
         rows = local_rows(encode_image(batch["image"]), rows=len(batch["mask"]))
         found = np.zeros((records, rows.shape[1]), np.float32) if found is None else found
-        found[batch["sample_id"][batch["mask"]]] = rows[batch["mask"]]
+        put_rows(found, rows, np.where(batch["mask"], batch["sample_id"], -1))
     if found is None:
         raise DataError("the record folder has no images; there is nothing to score")
-    return sum_processes(found)
+    return found
 
 
 def caption_embeddings(
@@ -147,12 +151,14 @@ def caption_embeddings(
         rows = captions.tokens[start : start + local]
         batch = np.zeros((local, captions.tokens.shape[1]), np.int32)
         batch[: len(rows)] = rows
-        encoded = local_rows(encode_text(batch), rows=len(rows))
+        encoded = local_rows(encode_text(batch), rows=local)
         found = np.zeros((len(captions.owner), encoded.shape[1]), np.float32) if found is None else found
-        found[at[start : start + len(rows)]] = encoded
+        places = np.full(local, -1)
+        places[: len(rows)] = at[start : start + local]
+        put_rows(found, encoded, places)
     if found is None:
         raise DataError("the record folder has no captions; there is nothing to score")
-    return sum_processes(found)
+    return found
 
 
 def _no_caption(source: RecordSource, record: Record) -> DataError:

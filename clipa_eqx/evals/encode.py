@@ -72,11 +72,15 @@ def encode_features(
 def local_rows(
     embeddings: Float[Array, "padded embed"] | Float[np.ndarray, "padded embed"], *, rows: int
 ) -> Float[np.ndarray, "rows embed"]:
-    """The first ``rows`` rows that this process passed in, without the padding."""
-    if isinstance(embeddings, np.ndarray) or embeddings.is_fully_addressable:
-        return np.asarray(embeddings)[:rows]
-    parts = {shard.index[0].start or 0: shard.data for shard in embeddings.addressable_shards}
-    return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])[:rows]
+    """The first ``rows`` rows that this process passed in, without the padding. Waits until they are computed."""
+    if isinstance(embeddings, np.ndarray):
+        return embeddings[:rows]
+    # On a CPU, a batch of a large model takes minutes, and a progress bar counts batches.
+    with waiting(f"waiting for {counted(rows, 'embedding')} from the devices", first=LINE_EVERY):
+        if embeddings.is_fully_addressable:
+            return np.asarray(embeddings)[:rows]
+        parts = {shard.index[0].start or 0: shard.data for shard in embeddings.addressable_shards}
+        return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])[:rows]
 
 
 def batch_axes(mesh: Mesh) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """Evaluations of every kind: opened and checked before long work, then run on any mesh and number of processes."""
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,17 +9,18 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from clipa_eqx.agreement import check_same_everywhere
 from clipa_eqx.data.array_record_reader import RecordSource, open_records
 from clipa_eqx.data.load_batch import EvalTransformFn
 from clipa_eqx.data.prefetch import BatchIterator, StreamConfig
 from clipa_eqx.data.stream import eval_stream
 from clipa_eqx.evals.contrastive import ContrastiveConfig, ContrastiveResult, evaluate_contrastive
 from clipa_eqx.evals.counting import ZeroShotResult
-from clipa_eqx.evals.embeddings import ImageTransform, check_captioned, read_captions
-from clipa_eqx.evals.features import PrepareImage
-from clipa_eqx.evals.few_shot import FewShotConfig, FewShotResult, common_classes, evaluate_few_shot
+from clipa_eqx.evals.embeddings import Captions, ImageTransform, check_captioned, read_captions
+from clipa_eqx.evals.features import FittedLabels, PrepareImage, common_classes, read_fitted_labels
+from clipa_eqx.evals.few_shot import FewShotConfig, FewShotResult, choose_all_shots, evaluate_few_shot
 from clipa_eqx.evals.labels import check_labels
-from clipa_eqx.evals.linear_probe import LinearProbeConfig, LinearProbeResult, evaluate_linear_probe
+from clipa_eqx.evals.linear_probe import LinearProbeConfig, LinearProbeResult, evaluate_linear_probe, hold_out
 from clipa_eqx.evals.retrieval import RetrievalConfig, RetrievalResult, evaluate_retrieval
 from clipa_eqx.evals.zero_shot import (
     ZeroShotConfig,
@@ -49,12 +51,14 @@ class Evaluation:
         source: the records that are scored.
         train: the records that a classifier is fitted to; None where there is none.
         task: class names and prompts of a zero-shot evaluation; None for other kinds.
+        targets: captions or labels of all records, once ``read_targets`` has read them; None for zero-shot.
     """
 
     config: EvaluationConfig
     source: RecordSource
     train: RecordSource | None = None
     task: ZeroShotTask | None = None
+    targets: Captions | FittedLabels | None = None
 
 
 def suite_of(config: EvaluationConfig) -> str:
@@ -134,6 +138,48 @@ def open_evaluation(config: EvaluationConfig, *, tokenizer: Tokenizer, length: i
     return Evaluation(config=config, source=source, task=task)
 
 
+def read_targets(evaluation: Evaluation, *, tokenizer: Tokenizer, length: int) -> Evaluation:
+    """Read the captions or labels of all records, so that a bad one is found before long work, and read them once.
+
+    All processes must call it together. Zero-shot labels are read with their images.
+
+    Args:
+        length: tokens per caption, that of the text tower.
+
+    Raises:
+        ConfigError: the processes have different evaluations, or another process found a bad record.
+        DataError: a record is damaged or lacks a caption or label, or a class has too few training images.
+    """
+    check_same_everywhere(_identity(evaluation), what=f"data or settings of the evaluation on {evaluation.config.data}")
+    config, source, train = evaluation.config, evaluation.source, evaluation.train
+    if evaluation.targets is not None:
+        return evaluation
+    match config:
+        case ZeroShotConfig():
+            return evaluation
+        case RetrievalConfig() | ContrastiveConfig():
+            most = config.max_captions if isinstance(config, RetrievalConfig) else 1
+            targets = read_captions(
+                source, tokenizer=tokenizer, length=length, reduction=config.text_reduction, most=most
+            )
+        case FewShotConfig() | LinearProbeConfig():
+            assert train is not None
+            targets = read_fitted_labels(train, source)
+            if isinstance(config, FewShotConfig):
+                choose_all_shots(config, targets.train)
+            else:
+                hold_out(config, targets.train)
+    return dataclasses.replace(evaluation, targets=targets)
+
+
+def _identity(evaluation: Evaluation) -> str:
+    """A text that differs between evaluations of different settings, prompts or records."""
+    sources = [one for one in (evaluation.source, evaluation.train) if one is not None]
+    shards = [[(shard.count, shard.sha256) for shard in one.manifest.shards] for one in sources]
+    prompts = None if evaluation.task is None else dict(evaluation.task.about)
+    return repr((evaluation.config, shards, prompts))
+
+
 def log_evaluation(evaluation: Evaluation, tokenizer: Tokenizer) -> None:
     """Log what will be scored, and warn of what loses words or time."""
     if isinstance(evaluation.config, ZeroShotConfig) and evaluation.task is not None:
@@ -164,6 +210,7 @@ def run_evaluation(
         DataError: a record is damaged, or lacks what is scored.
         NonFiniteError: an embedding is NaN or infinite.
     """
+    evaluation = read_targets(evaluation, tokenizer=tokenizer, length=model.config.text.length)
     config, source, train, task = evaluation.config, evaluation.source, evaluation.train, evaluation.task
 
     def batches(transform: EvalTransformFn) -> BatchIterator:
@@ -185,26 +232,22 @@ def run_evaluation(
             with batches(ZeroShotTransform(prepare_image=prepare_image, max_labels=config.max_labels)) as rows:
                 return evaluate_zero_shot(model, task, shown(rows), mesh=mesh)
         case RetrievalConfig() | ContrastiveConfig():
-            captions = read_captions(
-                source,
-                tokenizer=tokenizer,
-                length=model.config.text.length,
-                reduction=config.text_reduction,
-                most=config.max_captions if isinstance(config, RetrievalConfig) else 1,
-            )
+            captions = evaluation.targets
+            assert isinstance(captions, Captions)
             with batches(ImageTransform(prepare_image=prepare_image)) as rows:
                 if isinstance(config, RetrievalConfig):
                     return evaluate_retrieval(model, config, captions, shown(rows), mesh=mesh)
                 return evaluate_contrastive(model, config, captions, shown(rows), mesh=mesh)
-        case FewShotConfig():
+        case FewShotConfig() | LinearProbeConfig():
+            labels = evaluation.targets
             assert train is not None
-            return evaluate_few_shot(
-                model, config, train, source, prepare_image=prepare_image, stream=stream, mesh=mesh
-            )
-        case LinearProbeConfig():
-            assert train is not None
+            assert isinstance(labels, FittedLabels)
+            if isinstance(config, FewShotConfig):
+                return evaluate_few_shot(
+                    model, config, train, source, labels=labels, prepare_image=prepare_image, stream=stream, mesh=mesh
+                )
             return evaluate_linear_probe(
-                model, config, train, source, prepare_image=prepare_image, stream=stream, mesh=mesh
+                model, config, train, source, labels=labels, prepare_image=prepare_image, stream=stream, mesh=mesh
             )
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from clipa_eqx.data.array_record_reader import RecordSource
 from clipa_eqx.data.prefetch import StreamConfig
 from clipa_eqx.errors import ConfigError, DataError
-from clipa_eqx.evals.features import PrepareImage, image_features, read_labels
+from clipa_eqx.evals.features import FittedLabels, PrepareImage, image_features
 from clipa_eqx.models.clip import CLIP
 
 _BIAS = 100.0  # the constant feature; so large that its weight is hardly regularized
@@ -81,6 +81,7 @@ def evaluate_few_shot(
     train: RecordSource,
     test: RecordSource,
     *,
+    labels: FittedLabels,
     prepare_image: PrepareImage,
     stream: StreamConfig,
     mesh: Mesh | None = None,
@@ -89,22 +90,16 @@ def evaluate_few_shot(
 
     Args:
         train, test: the opened folders ``config.train`` and ``config.data``.
+        labels: what ``read_fitted_labels`` returned for these folders.
         prepare_image: from encoded bytes to pixels at the size of the model.
         stream: how batches are prepared ahead.
 
     Raises:
-        DataError: the folders have other classes, a record is damaged or has not one label, or a class has too few
-            training images.
+        DataError: an image is damaged, or a class has too few training images.
 
     Source: ``evaluators/fewshot_lsr.py`` of the reference.
     """
-    classes = common_classes(train, test)
-    train_labels, test_labels = (read_labels(source, classes=classes) for source in (train, test))
-    chosen = {
-        (shots, seed): choose_shots(train_labels, shots=shots, seed=seed)
-        for shots in config.shots
-        for seed in range(config.seeds)
-    }
+    chosen = choose_all_shots(config, labels.train)
     needed = np.unique(np.concatenate(list(chosen.values())))
     features_of = partial(
         image_features, model, prepare_image=prepare_image, batch_size=config.batch_size, stream=stream, mesh=mesh
@@ -114,31 +109,31 @@ def evaluate_few_shot(
     for case, indices in chosen.items():
         scores = least_squares_scores(
             features[np.searchsorted(needed, indices)],
-            train_labels[indices],
+            labels.train[indices],
             test_features,
-            classes=classes,
+            classes=labels.classes,
             regularization=config.regularization,
         )
-        correct[case] = int(np.count_nonzero(scores.argmax(axis=1) == test_labels))
-    return FewShotResult(count=len(test_labels), correct=correct)
+        correct[case] = int(np.count_nonzero(scores.argmax(axis=1) == labels.test))
+    return FewShotResult(count=len(labels.test), correct=correct)
 
 
-def common_classes(train: RecordSource, test: RecordSource) -> int:
-    """The number of classes of two folders that have the same.
+def choose_all_shots(
+    config: FewShotConfig, labels: Int[np.ndarray, " train"]
+) -> dict[tuple[int, int], Int[np.ndarray, " n"]]:
+    """``choose_shots`` for each number of shots and each seed.
 
     Raises:
-        DataError: a folder has no class names, or they differ.
+        DataError: a class has too few images.
     """
-    names = [source.manifest.class_names for source in (train, test)]
-    for source, own in zip((train, test), names, strict=True):
-        if not own:
-            raise DataError(f"data folder {source.folder} has no class names; convert it with --class-names")
-    if names[0] != names[1] or names[0] is None:
-        raise DataError(
-            f"data folders {train.folder} and {test.folder} have other class names, so the labels of one mean nothing "
-            "in the other; convert both with the same --class-names"
-        )
-    return len(names[0])
+    try:
+        return {
+            (shots, seed): choose_shots(labels, shots=shots, seed=seed)
+            for shots in config.shots
+            for seed in range(config.seeds)
+        }
+    except DataError as error:
+        raise DataError(f"data folder {config.train}: {error}") from error
 
 
 def least_squares_scores(

@@ -19,7 +19,7 @@ def labels_of(record: Record) -> tuple[int, ...]:
         except ValueError as error:
             raise DataError(f"record {record.key!r}: extra['labels'] must be like '3,17', got {text!r}") from error
     if record.label is None:
-        raise DataError(f"record {record.key!r} has no label; zero-shot scoring needs labeled records")
+        raise DataError(f"record {record.key!r} has no label; this evaluation needs labeled records")
     return (record.label,)
 
 

@@ -11,9 +11,9 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
 from clipa_eqx.errors import ConfigError
-from clipa_eqx.evals.counting import sum_processes
 from clipa_eqx.evals.embeddings import Captions, caption_embeddings, image_embeddings
 from clipa_eqx.evals.encode import encode_images, encode_texts
+from clipa_eqx.evals.gathering import sum_processes
 from clipa_eqx.evals.recall import best_ranks
 from clipa_eqx.models.clip import CLIP
 

@@ -18,9 +18,10 @@ from clipa_eqx.data.array_record_reader import RecordSource
 from clipa_eqx.data.records import Record
 from clipa_eqx.errors import ConfigError, DataError, counted
 from clipa_eqx.evals.class_names import choose_class_names
-from clipa_eqx.evals.counting import ZeroShotResult, score, sum_processes
+from clipa_eqx.evals.counting import ZeroShotResult, score
 from clipa_eqx.evals.embeddings import EncodeTexts
 from clipa_eqx.evals.encode import encode_images, encode_texts, local_rows
+from clipa_eqx.evals.gathering import sum_processes
 from clipa_eqx.evals.labels import check_labels, check_number, labels_of
 from clipa_eqx.evals.prompts import ClassNameSet, PromptSet, class_prompts, named_templates
 from clipa_eqx.models.clip import CLIP

@@ -1,23 +1,19 @@
 """A contact sheet of training samples: the image that the model sees, the captions, and the tokens as text again."""
 
 import textwrap
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from clipa_eqx.data.array_record_reader import RecordSource
 from clipa_eqx.data.load_batch import OnBadRecord
 from clipa_eqx.data.mixture import Mixture
-from clipa_eqx.data.prefetch import StreamConfig
-from clipa_eqx.data.records import Record
-from clipa_eqx.data.stream import train_stream
 from clipa_eqx.data.transforms import TrainTransform
-from clipa_eqx.errors import ConfigError, DataError
+from clipa_eqx.errors import ConfigError
 from clipa_eqx.replacing import new_file
+from clipa_eqx.reports.samples import Sample, read_samples
 
 GAP = 10
 """Pixels between two cells, and around all of them."""
@@ -30,16 +26,6 @@ _USUAL_SIDE, _LARGEST_SIDE, _NARROWEST = 192, 256, 128
 _MOST_COLUMNS = 6
 _LINE, _FONT = 14, 11
 _CAPTION_LINES, _TOKEN_LINES = 4, 3
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Sample:
-    """One training sample: its image after augmentation, and the texts below it."""
-
-    image: UInt8[np.ndarray, "height width 3"]
-    title: str
-    caption: str
-    tokens: str
 
 
 def write_sheet(
@@ -71,51 +57,6 @@ def write_sheet(
         raise ConfigError(f"--samples is {samples}; it must be at least 1")
     shown = read_samples(mixture, transform, samples=samples, seed=seed, on_bad_record=on_bad_record)
     _save(draw_sheet(shown), path)
-
-
-def read_samples(
-    mixture: Mixture, transform: TrainTransform, *, samples: int, seed: int, on_bad_record: OnBadRecord = "error"
-) -> list[Sample]:
-    """The first samples that training with this seed sees. Raises DataError for a damaged record."""
-    named = tuple(_Named(folder=source.folder, manifest=source.manifest) for source in mixture.sources)
-    mixture = replace(mixture, sources=named)
-    # Sample numbers do not depend on the batch size, so one batch shows the first samples of any run.
-    stream = train_stream(
-        mixture, transform, batch_size=samples, seed=seed, on_bad_record=on_bad_record, config=StreamConfig(threads=0)
-    )
-    with stream:
-        batch = next(stream)
-    shown: list[Sample] = []
-    for row, record in enumerate(mixture.read(batch["sample_id"].tolist())):
-        if isinstance(record, DataError):
-            raise record
-        cut = " ..." if batch["truncated"][row] else ""
-        source = f" of source {batch['source'][row]}" if len(mixture.sources) > 1 else ""
-        shown.append(
-            Sample(
-                image=batch["image"][row],
-                title=f"{record.key}{source}",
-                caption=" | ".join(record.captions),
-                tokens=f"{transform.tokenizer.decode(batch['tokens'][row])}{cut}",
-            )
-        )
-    return shown
-
-
-class _Named(RecordSource):
-    """Records in which the class name stands in for captions where a record has only a label."""
-
-    def read_each(
-        self, indices: Sequence[int], *, on_shard: Callable[[int], None] | None = None
-    ) -> list[Record | DataError]:
-        return [
-            one if isinstance(one, DataError) or one.captions or one.label is None else self._named(one, one.label)
-            for one in super().read_each(indices, on_shard=on_shard)
-        ]
-
-    def _named(self, record: Record, label: int) -> Record:
-        names = self.manifest.class_names or ()
-        return replace(record, captions=(names[label] if 0 <= label < len(names) else f"class {label}",))
 
 
 def columns(samples: int) -> int:

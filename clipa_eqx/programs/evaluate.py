@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from clipa_eqx.argument_parser import ArgumentParser
 from clipa_eqx.cli import run
 from clipa_eqx.commands import command_line, next_lines
 from clipa_eqx.errors import ConfigError
+from clipa_eqx.programs.distributed import add_distributed_flags, processes_of
 
 if TYPE_CHECKING:
     from clipa_eqx.evals.evaluation import EvaluationConfig
@@ -18,7 +20,8 @@ EPILOG = """A model folder is scored with the tokenizer and the image preprocess
 by its model if training has ended, else by its last checkpoint, with eval_image and vocab of its config.json.
 The suite zero-shot ranks class names for labeled records (labels index the class names), retrieval finds images by
 captions and captions by images, contrastive gives loss and accuracy of pairs within batches, few-shot and linear-probe
-fit a classifier to the images of --train. All devices of this process take part.
+fit a classifier to the images of --train. All devices take part, with --distributed those of all hosts; process 0 then
+writes the result.
 Exit codes: 0 done, 2 a mistake in model, data or arguments, 1 anything else."""
 
 PROMPT_SETS = ("clip_paper", "clip_best", "class_name_only", "open_clip", "manifest")
@@ -50,13 +53,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = sys.argv[1:] if argv is None else argv
     arguments = _parser().parse_args(given)
     _check_flags(arguments)
-    if arguments.out.is_dir():
-        raise ConfigError(f"--out {arguments.out} is a folder; give the name of a JSON file")
-    if arguments.out.exists() and not arguments.overwrite:
-        raise ConfigError(f"--out {arguments.out} exists already; give another name, or --overwrite")
+    processes = processes_of(arguments)
+    if processes is None:
+        _check_out(arguments)
 
     # The work needs jax; --help does not.
+    from clipa_eqx.programs.connection import connect_processes, is_first_process
     from clipa_eqx.programs.score import Request, name_lines, score, set_lines, write_result
+
+    if processes is not None:
+        connect_processes(processes, check=partial(_check_out, arguments))
 
     content = score(
         Request(
@@ -69,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             expect_fingerprint=arguments.expect_fingerprint,
         )
     )
+    if not is_first_process():
+        return
     write_result(arguments.out, content)
     passport = content["passport"]
     lines = [*_score_lines(arguments.suite, content), *set_lines(passport["set"]), *name_lines(passport)]
@@ -80,6 +88,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 def program() -> int:
     """Run the command on ``sys.argv`` and return its exit code."""
     return run(main)
+
+
+def _check_out(arguments: argparse.Namespace) -> None:
+    """Refuse a result file that cannot be written or exists."""
+    if arguments.out.is_dir():
+        raise ConfigError(f"--out {arguments.out} is a folder; give the name of a JSON file")
+    if arguments.out.exists() and not arguments.overwrite:
+        raise ConfigError(f"--out {arguments.out} exists already; give another name, or --overwrite")
 
 
 def _check_flags(arguments: argparse.Namespace) -> None:
@@ -228,6 +244,7 @@ def _parser() -> argparse.ArgumentParser:
     fitted.add_argument("--regularization", type=float, help="of few-shot; default: 1024")
     fitted.add_argument("--validation", type=float, help="share of --train that chooses the strength; default: 0.1")
     fitted.add_argument("--strengths", type=float, nargs="+", help="of the linear probe; default: 1e-6 to 100")
+    add_distributed_flags(parser)
     return parser
 
 

@@ -1,43 +1,22 @@
-"""Charts as an image file or as part of a web page, in one style. Needs matplotlib."""
+"""Charts as an image file. Needs matplotlib."""
 
-import html
-import io
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import FuncFormatter
 
-from clipa_eqx.programs.curves import Chart
 from clipa_eqx.replacing import new_file
-
-COLORS: Mapping[str, tuple[str, str]] = MappingProxyType(
-    {
-        "ink": ("#24292f", "#e6edf3"),
-        "faint": ("#6e7781", "#9198a1"),
-        "rule": ("#d0d7de", "#3d444d"),
-        "page": ("#fefefe", "#0d1117"),
-        "curve-1": ("#1f6fb2", "#58a6ff"),
-        "curve-2": ("#c2570c", "#f0883e"),
-        "curve-3": ("#1a7f37", "#3fb950"),
-        "curve-4": ("#8250df", "#bc8cff"),
-        "curve-5": ("#bf3989", "#f778ba"),
-    }
-)
-"""Name of each color, its value on light and on dark pages. Image files are light."""
+from clipa_eqx.reports.chart_html import COLORS
+from clipa_eqx.reports.curves import Chart
 
 _CURVES = [light for name, (light, _) in COLORS.items() if name.startswith("curve")]
 _INK, _FAINT, _RULE, _PAGE = (COLORS[name][0] for name in ("ink", "faint", "rule", "page"))
 _WIDTH, _HEIGHT = 5.2, 3.2
 """Inches of a chart in an image file."""
-
-_PAGE_WIDTH, _PAGE_HEIGHT = 4.3, 2.9
-"""Inches of a chart on a page: smaller, so that its text is large enough where the page is as narrow as a phone."""
 
 _STYLE: dict[Any, Any] = {
     "font.size": 10,
@@ -84,26 +63,6 @@ def write_charts(path: Path, charts: Sequence[Chart], *, title: str) -> None:
             draw_chart(part, chart)
         with new_file(path) as temporary:
             figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=150)
-
-
-def chart_svg(chart: Chart) -> str:
-    """A chart as an ``<svg>`` element of a page: with the page's font, and colors that ``css_colors`` sets."""
-    out = io.StringIO()
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(_PAGE_WIDTH, _PAGE_HEIGHT), layout="constrained")
-        draw_chart(figure, chart)
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = out.getvalue()[out.getvalue().index("<svg") :]
-    for name, (light, _) in COLORS.items():
-        svg = svg.replace(light, f"var(--{name})")
-    svg = re.sub(r"<metadata>.*?</metadata>|font-family: [^;\"]*; ", "", svg, flags=re.DOTALL)
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(chart.title)}" ', 1)
-
-
-def css_colors() -> str:
-    """Style sheet that sets the colors of charts for light and dark pages."""
-    light, dark = ("".join(f"--{name}:{pair[side]};" for name, pair in COLORS.items()) for side in (0, 1))
-    return f":root{{color-scheme:light dark;{light}}}@media(prefers-color-scheme:dark){{:root{{{dark}}}}}"
 
 
 def draw_chart(figure: Figure | SubFigure, chart: Chart) -> None:

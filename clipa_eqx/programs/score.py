@@ -12,11 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from clipa_eqx.agreement import refused_together
 from clipa_eqx.data.images.evaluation import EvalImageConfig, eval_image
 from clipa_eqx.data.prefetch import StreamConfig
 from clipa_eqx.devices import in_words, open_devices
 from clipa_eqx.evals.contrastive import ContrastiveConfig
-from clipa_eqx.evals.counting import ZeroShotResult
+from clipa_eqx.evals.counting import ZeroShotResult, gather_predictions
 from clipa_eqx.evals.evaluation import (
     EvaluationConfig,
     check_evaluation,
@@ -66,7 +67,7 @@ class Request:
 
 
 def score(request: Request) -> dict[str, Any]:
-    """Score on all devices of this process; the result is the JSON object that ``write_result`` writes.
+    """Score on all devices; the result is the JSON object that ``write_result`` writes, the same on each process.
 
     Raises:
         CheckpointError: there is no such model.
@@ -76,11 +77,12 @@ def score(request: Request) -> dict[str, Any]:
     """
     # Before the model is loaded, so that a wrong setting is reported at once.
     config = request.evaluation
-    source, _ = check_evaluation(config)
-    is_expected = request.expect_fingerprint is not None
-    if request.expect_fingerprint is not None:
-        check_fingerprint(source.manifest, request.expect_fingerprint, data=config.data)
     devices = open_devices()
+    is_expected = request.expect_fingerprint is not None
+    with refused_together("score"):
+        source, _ = check_evaluation(config)
+        if request.expect_fingerprint is not None:
+            check_fingerprint(source.manifest, request.expect_fingerprint, data=config.data)
     _log.info("scoring on %s", in_words(devices))
     mesh = make_mesh(MeshConfig(), devices=devices)
     with waiting("reading the model"):
@@ -93,7 +95,8 @@ def score(request: Request) -> dict[str, Any]:
     preprocess = _with_mode(scored.preprocess, request.image_mode)
     _log.info("%s, %s", request.model, _preparation(preprocess))
     since = time.perf_counter()
-    evaluation = open_evaluation(config, tokenizer=scored.tokenizer, length=length)
+    with refused_together("score"):
+        evaluation = open_evaluation(config, tokenizer=scored.tokenizer, length=length)
     log_evaluation(evaluation, scored.tokenizer)
     _log.info("%s", set_lines(set_of(evaluation, is_expected=is_expected))[0])
     result = run_evaluation(
@@ -105,11 +108,10 @@ def score(request: Request) -> dict[str, Any]:
         mesh=mesh,
         progress=True,
     )
-    content = (
-        result.to_json(with_predictions=request.with_predictions)
-        if isinstance(result, ZeroShotResult)
-        else result.to_json()
-    )
+    if isinstance(result, ZeroShotResult) and request.with_predictions:
+        content = gather_predictions(result).to_json(with_predictions=True)
+    else:
+        content = result.to_json()
     return {
         "suite": suite_of(config).replace("_", "-"),
         **content,

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from clipa_eqx.agreement import refused_together
 from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.data.verification import hash_file
 from clipa_eqx.evals.prompts import PromptReduction, prompt_reduction
@@ -59,7 +60,8 @@ def load_scored(folder: Path, mesh: Mesh) -> Scored:
 
 
 def _load_model_folder(folder: Path, mesh: Mesh) -> Scored:
-    loaded = load_model(folder)
+    with refused_together("read the model"):
+        loaded = load_model(folder)
     return Scored(
         model=jax.device_put(loaded.model, shardings_for(loaded.model, mesh)),
         tokenizer=loaded.tokenizer.tokenizer,

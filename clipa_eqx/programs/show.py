@@ -12,7 +12,8 @@ from clipa_eqx.errors import ConfigError
 EPILOG = """Prints the resolved config as JSON and a table of all parameters: shape, number of values and, with --mesh,
 how each is split over the devices. A run folder also gets its saved steps, its last metrics, its progress, and the
 curves of loss, accuracy, scores, learning rate and speed: in the terminal, and as NAME-curves.png in the current folder
-or the file that --out names. This works while the run trains, and changes nothing in its folder. A record folder gets
+or the file that --out names. This works while the run trains, and changes nothing in its folder. With --report, only
+the report of the run is written: state, curves, scores, facts and samples as one page. A record folder gets
 its manifest, and a sheet of its first samples as a model sees them: here random crops of 112 px with color jitter,
 captions and 32 tokens. The sheet is NAME-sheet.png in the current folder, NAME being that of the record folder, or the
 file that --sheet names. An existing file of that name is replaced. Damaged records are named and replaced by others.
@@ -45,6 +46,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="SECONDS",
         help="show progress and curves of a run again and again, until it is finished or you press Ctrl-C",
     )
+    parser.add_argument(
+        "--report",
+        nargs="?",
+        type=Path,
+        const=Path(),
+        metavar="FILE.html",
+        help="write the report of a run: report.html in its folder, or this file; replaces the file. Runs write it "
+        "themselves while they train",
+    )
     parser.add_argument("--mesh", metavar="64x8x1", help="sizes of the axes data, fsdp and tensor; needs no devices")
     arguments, overrides = parser.parse_known_args(argv)
     target = Path(arguments.target)
@@ -69,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         mesh=mesh,
         out=arguments.out,
         every_seconds=arguments.every,
+        report=arguments.report,
     )
 
 

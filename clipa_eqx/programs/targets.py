@@ -6,6 +6,7 @@ from pathlib import Path
 from clipa_eqx.config_files import apply_overrides, load_config
 from clipa_eqx.errors import CheckpointError, ConfigError, DataError
 from clipa_eqx.programs.describe import describe_config, describe_model, describe_records, describe_run
+from clipa_eqx.programs.run_report import write_run_report
 from clipa_eqx.programs.sheets import draw_config, draw_records
 from clipa_eqx.programs.watch import show_curves
 from clipa_eqx.saved.kinds import expect_kind, kind_of
@@ -23,6 +24,7 @@ def show(
     mesh: tuple[int, int, int] | None,
     out: Path | None = None,
     every_seconds: float | None = None,
+    report: Path | None = None,
 ) -> None:
     """Print a config file, a model folder, a run folder or a record folder.
 
@@ -35,6 +37,7 @@ def show(
         mesh: sizes of the axes data, fsdp and tensor that parameters are split over.
         out: the image file for the curves of a run; None is ``NAME-curves.png`` in the current folder.
         every_seconds: show only progress and curves of a run, again and again until it is finished.
+        report: write only the report of a run, to this file; an empty path is that in the run folder.
 
     Raises:
         CheckpointError: the target is none of these.
@@ -46,6 +49,13 @@ def show(
     is_run = target.suffix != ".py" and kind_of(target) == "run folder"
     if not is_run and (out is not None or every_seconds is not None):
         raise ConfigError(f"--out and --every show the curves of a run folder; {target} is none")
+    if report is not None:
+        if not is_run:
+            raise ConfigError(f"--report is for a run folder; {target} is none")
+        if out is not None or every_seconds is not None or sheet is not None:
+            raise ConfigError("--report writes only the report; leave out --out, --every and --sheet")
+        print(f"report written to {write_run_report(target, None if report == Path() else report)}")
+        return
     if target.suffix == ".py":
         config = apply_overrides(load_config(target), overrides, program=program, program_flags=program_flags)
         if sheet is None:

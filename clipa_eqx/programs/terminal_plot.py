@@ -4,7 +4,8 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from clipa_eqx.programs.curves import Chart, Curve
+from clipa_eqx.reports.curves import Chart, Curve
+from clipa_eqx.reports.short_text import short_number
 
 _ACROSS, _DOWN = 2, 4
 """Dots of a braille character."""
@@ -69,18 +70,6 @@ def plot_chart(chart: Chart, paper: Paper, *, width: int, has_names: bool) -> li
     first, last = map(short_number, chart.x_span)
     lines.append(f"{'':{margin}}  {first}{f'{chart.x_name} {last}':>{field - len(first)}}")
     return lines
-
-
-def short_number(value: float) -> str:
-    """A number in at most about seven characters.
-
-    >>> [short_number(v) for v in (0.0, 12345.6, 3.14159, 0.0125, 0.0004, 1.0)]
-    ['0', '12,346', '3.142', '0.0125', '0.0004', '1']
-    """
-    size = abs(value)
-    if size >= 1e7 or 0 < size < 1e-3:
-        return f"{value:.3g}"
-    return f"{value:,.0f}" if size >= 1000 else f"{value:.4g}"
 
 
 def _heading(chart: Chart, paper: Paper, width: int, *, has_names: bool) -> list[str]:

@@ -10,9 +10,10 @@ from pathlib import Path
 from clipa_eqx.errors import ClipaError, ConfigError, pip_install
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.json_config import from_json
-from clipa_eqx.programs.curves import Chart, Line, run_charts
-from clipa_eqx.programs.run_progress import is_finished, progress
 from clipa_eqx.programs.terminal_plot import Paper, plot_charts
+from clipa_eqx.reports.curves import Chart, run_charts
+from clipa_eqx.reports.run_progress import is_finished, progress
+from clipa_eqx.reports.scores import Line
 from clipa_eqx.saved.kinds import METRICS_NAME
 from clipa_eqx.training.metrics import read_metrics
 from clipa_eqx.training.run_folder import read_record

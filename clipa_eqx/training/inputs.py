@@ -23,6 +23,7 @@ from clipa_eqx.evals.evaluation import (
     log_evaluation,
     names_of,
     open_evaluation,
+    read_targets,
     run_evaluation,
     suite_of,
 )
@@ -131,12 +132,33 @@ def prepare_evaluations(config: ExperimentConfig, tokenizer: Tokenizer) -> tuple
         try:
             evaluation = open_evaluation(one, tokenizer=tokenizer, length=config.model.text.length)
         except DataError as error:
-            flag = suite.replace("_", "-")
-            raise DataError(
-                f"{flag} evaluation {number}: {error}. Set --{flag}.{number}.data, or --{flag} none for no scores"
-            ) from error
+            raise _with_flag(error, suite, number) from error
         planned.append(PlannedEvaluation(suite, number, name, evaluation))
     return tuple(planned)
+
+
+def read_evaluations(
+    config: ExperimentConfig, planned: Sequence[PlannedEvaluation], tokenizer: Tokenizer
+) -> tuple[PlannedEvaluation, ...]:
+    """Read the captions and labels of all evaluations once, before training starts. All processes call it together.
+
+    Raises:
+        ConfigError: the processes have different evaluations, or another process found a bad record.
+        DataError: a record is damaged or lacks a caption or label, or a class has too few training images.
+    """
+    read: list[PlannedEvaluation] = []
+    for one in planned:
+        try:
+            evaluation = read_targets(one.evaluation, tokenizer=tokenizer, length=config.model.text.length)
+        except DataError as error:
+            raise _with_flag(error, one.suite, one.number) from error
+        read.append(one._replace(evaluation=evaluation))
+    return tuple(read)
+
+
+def _with_flag(error: DataError, suite: str, number: int) -> DataError:
+    flag = suite.replace("_", "-")
+    return DataError(f"{flag} evaluation {number}: {error}. Set --{flag}.{number}.data, or --{flag} none for no scores")
 
 
 def evaluate_model(

@@ -12,6 +12,7 @@ import jax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from clipa_eqx.agreement import refused_together
 from clipa_eqx.device_memory import memory_errors
 from clipa_eqx.durations import is_time
 from clipa_eqx.errors import ConfigError
@@ -21,10 +22,10 @@ from clipa_eqx.saved.kinds import CHECKPOINTS_NAME, MODEL_NAME
 from clipa_eqx.saved.model import save_model
 from clipa_eqx.saved.provenance import TRAINED_HERE, Provenance, Source
 from clipa_eqx.tokenizer.wordpiece import Tokenizer
-from clipa_eqx.training.agreement import refused_together
 from clipa_eqx.training.checkpoint import Checkpoints
 from clipa_eqx.training.device_batches import DeviceBatches
 from clipa_eqx.training.inputs import PlannedEvaluation, evaluate_model, train_batches
+from clipa_eqx.training.live_report import open_live_report
 from clipa_eqx.training.memory import less_memory
 from clipa_eqx.training.preparation import prepare
 from clipa_eqx.training.reporting import Reports, StepNumbers
@@ -34,6 +35,7 @@ from clipa_eqx.training.space import check_space, explained, tree_bytes
 from clipa_eqx.training.start import first_state
 from clipa_eqx.training.step import Compiler, compile_step
 from clipa_eqx.training.stopping import Interrupted, stop_requests
+from clipa_eqx.trees import count_params
 
 _log = logging.getLogger(__name__)
 
@@ -96,8 +98,19 @@ def train(
             start = int(state.step)
         rows = stack.enter_context(train_batches(config, mixture, tokenizer, start_step=start))
         batches = DeviceBatches(rows, mesh)
+        page = partial(
+            open_live_report,
+            config=config,
+            workdir=workdir,
+            mixture=mixture,
+            tokenizer=tokenizer,
+            mesh=mesh,
+            parameters=count_params(abstract.model),
+            total_steps=total_steps,
+        )
+        about = resumed.about if resumed else {}
         reports = stack.enter_context(
-            Reports(config, workdir, run, start=start, devices=mesh.size, before=resumed.about if resumed else {})
+            Reports(config, workdir, run, start=start, devices=mesh.size, before=about, page=page)
         )
 
         batch = batches.take() if start < total_steps else None

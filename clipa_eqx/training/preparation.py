@@ -9,6 +9,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
+from clipa_eqx.agreement import refused_together
 from clipa_eqx.data.mixture import Mixture
 from clipa_eqx.devices import in_words, open_devices
 from clipa_eqx.durations import RunLength
@@ -21,9 +22,14 @@ from clipa_eqx.saved.kinds import CHECKPOINTS_NAME
 from clipa_eqx.sharding import check_batch, make_mesh
 from clipa_eqx.tokenizer.loading import load_tokenizer
 from clipa_eqx.tokenizer.wordpiece import Tokenizer
-from clipa_eqx.training.agreement import refused_together
 from clipa_eqx.training.checkpoint_record import committed_steps
-from clipa_eqx.training.inputs import PlannedEvaluation, log_inputs, open_sources, prepare_evaluations
+from clipa_eqx.training.inputs import (
+    PlannedEvaluation,
+    log_inputs,
+    open_sources,
+    prepare_evaluations,
+    read_evaluations,
+)
 from clipa_eqx.training.run_folder import check_claim, run_record
 from clipa_eqx.training.start import check_init
 from clipa_eqx.training.state import TrainState, abstract_state
@@ -81,6 +87,7 @@ def prepare(config: ExperimentConfig, workdir: Path, *, devices: Sequence[Any] |
             check_claim(workdir, record)
         if not committed_steps(workdir / CHECKPOINTS_NAME):  # a resumed run no longer needs what it started from
             check_init(config, abstract, vocab_sha256=tokenizer.vocab_sha256, total_steps=run.total_steps)
+    evaluations = read_evaluations(config, evaluations, tokenizer)
     log_inputs(config, mixture, evaluations, tokenizer)
     _log.info("%s: %s parameters, mesh %s", workdir, f"{count_params(model):,}", dict(mesh.shape))
     steps, records = counted(run.total_steps, "step"), counted(len(mixture), "record")

@@ -1,8 +1,8 @@
-"""Reports of a run: the metric log, the progress bar, trackers, and the error for non-finite numbers."""
+"""Reports of a run: metric log, progress bar, page, trackers, and the error for non-finite numbers."""
 
 import shlex
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from clipa_eqx.progress import progress_bar
 from clipa_eqx.saved.kinds import METRICS_NAME
 from clipa_eqx.tokenizer.unknown import CAPTION_ADVICE, PACKAGED, warn_of_unknown
 from clipa_eqx.training.device_batches import COUNTED
+from clipa_eqx.training.live_report import LiveReport
 from clipa_eqx.training.metrics import MetricLog, Throughput, is_finite, read_metrics, to_host
 from clipa_eqx.training.tensorboard import FOLDER_NAME, EventLog
 from clipa_eqx.training.trackers import open_wandb
@@ -49,11 +50,13 @@ class Reports:
         start: int,
         devices: int,
         before: Mapping[str, Any] | None = None,
+        page: Callable[[Sequence[Mapping[str, Any]]], LiveReport] | None = None,
     ) -> None:
         """Open the log of a run that starts after step ``start``, on so many devices over all processes.
 
         Args:
             before: ``about`` of the checkpoint that the run resumes from.
+            page: opens the report in the run folder, from the lines of the metric log so far; called by process 0.
         """
         before = before or {}
         self._config, self._run, self._workdir = config, run, workdir
@@ -69,6 +72,9 @@ class Reports:
         self._events: EventLog | None = None
         if self._is_writer and config.tensorboard:
             self._events = EventLog(workdir / FOLDER_NAME, read_metrics(workdir / METRICS_NAME))
+        self._page: LiveReport | None = None
+        if self._is_writer and page is not None:
+            self._page = page(read_metrics(workdir / METRICS_NAME))
         self._bar: Any = progress_bar(
             total=run.total_steps, unit="step", initial=start, delay=0.0, disable=not self._is_writer
         )
@@ -132,6 +138,8 @@ class Reports:
             self._track(step, line)
         if self._events is not None:
             self._events.write(step, line)
+        if self._page is not None:
+            self._page.add(step, line)
         shown = {"loss": values["loss"], "acc": values["accuracy"], "img/s": line["images_per_second"]}
         self._bar.set_postfix({name: f"{value:.4g}" for name, value in shown.items()}, refresh=False)
 
@@ -168,3 +176,5 @@ class Reports:
             self._log.close()
         if self._events is not None:
             self._events.close()
+        if self._page is not None:
+            self._page.close(error)

@@ -9,9 +9,9 @@ import jax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from clipa_eqx.agreement import refused_together
 from clipa_eqx.errors import CheckpointError, DamageError, listed
 from clipa_eqx.saved.kinds import CHECKPOINTS_NAME
-from clipa_eqx.training.agreement import refused_together
 from clipa_eqx.training.checkpoint import Checkpoints
 from clipa_eqx.training.damage import read_intact
 from clipa_eqx.training.run_folder import check_same_run

@@ -5,7 +5,7 @@ import hashlib
 import json
 import logging
 import shlex
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from clipa_eqx.data.manifest import Manifest
 from clipa_eqx.errors import CheckpointError, listed
 from clipa_eqx.experiment import ExperimentConfig
-from clipa_eqx.json_config import to_json, with_current_names
+from clipa_eqx.json_config import flat, to_json, with_current_names
 from clipa_eqx.replacing import is_temporary, write_text
 from clipa_eqx.saved.kinds import CHECKPOINTS_NAME, CONFIG_FILE, METRICS_NAME, MODEL_NAME, kind_of, what_is
 from clipa_eqx.training.checkpoint_record import newest_record
@@ -218,7 +218,7 @@ def check_same_run(ours: Mapping[str, Any], theirs: Mapping[str, Any], *, where:
     Raises:
         CheckpointError: they differ in fields that change what the run computes; the message lists all of them.
     """
-    before, now = (dict(_flat(with_current_names(record["config"]))) for record in (ours, theirs))
+    before, now = (dict(flat(with_current_names(record["config"]))) for record in (ours, theirs))
     for what, name in (("the data's hash", "data_sha256"), ("the vocabulary's hash", "vocab_sha256")):
         before[what], now[what] = ours[name], theirs[name]
     differing = [
@@ -242,12 +242,3 @@ def _has_results(workdir: Path) -> bool:
     log, checkpoints = workdir / METRICS_NAME, workdir / CHECKPOINTS_NAME
     is_logged = log.exists() and log.stat().st_size > 0
     return is_logged or (checkpoints.is_dir() and any(checkpoints.iterdir())) or (workdir / MODEL_NAME).exists()
-
-
-def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else None
-    if items is None:
-        yield path, value
-        return
-    for name, entry in items:
-        yield from _flat(entry, f"{path}/{name}" if path else str(name))

@@ -5,8 +5,9 @@ import pytest
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from clipa_eqx.errors import DataError, NonFiniteError
+from clipa_eqx.evals import logistic_regression
 from clipa_eqx.evals.few_shot import choose_shots, least_squares_scores
-from clipa_eqx.evals.linear_probe import fit_probe, sweep_probe
+from clipa_eqx.evals.logistic_regression import fit_probe, sweep_probe
 
 
 def blobs(*, rows, dim, classes, seed, spread=1.0):
@@ -34,6 +35,34 @@ def test_the_probe_equals_logistic_regression(rows, dim, classes, strength):
     ours = probe.scores(features)
     ours = np.exp(ours - np.logaddexp.reduce(ours, axis=1, keepdims=True))
     np.testing.assert_allclose(ours, theirs.predict_proba(features), rtol=0, atol=1e-4)
+
+
+def test_features_like_those_of_a_tower_converge_to_logistic_regression(monkeypatch, caplog):
+    """Vectors of images have a large mean and directions of very different variance."""
+    monkeypatch.setattr(logistic_regression, "_MOST_STEPS", 200)  # unscaled features take more
+    features, labels = blobs(rows=600, dim=64, classes=10, seed=7, spread=2.0)
+    basis, _ = np.linalg.qr(np.random.default_rng(8).standard_normal((64, 64)))
+    features = ((features * 10.0 ** np.linspace(0, -1.5, 64)) @ basis + 8 * basis[0]).astype(np.float32)
+    probe = fit_probe(features, labels, classes=10, regularization=1e-4)
+    assert "not converged" not in caplog.text
+    theirs = LogisticRegression(C=1 / (600 * 1e-4), tol=1e-12, solver="newton-cholesky", max_iter=500)
+    theirs.fit(features.astype(np.float64), labels)
+    np.testing.assert_allclose(probe.weight, theirs.coef_, rtol=0, atol=1e-4 * np.abs(theirs.coef_).max())
+    np.testing.assert_allclose(
+        np.exp(probe.scores(features) - np.logaddexp.reduce(probe.scores(features), axis=1, keepdims=True)),
+        theirs.predict_proba(features.astype(np.float64)),
+        rtol=0,
+        atol=1e-4,
+    )
+
+
+def test_predictions_in_chunks_are_those_of_the_scores(monkeypatch):
+    features, labels = blobs(rows=50, dim=6, classes=4, seed=9)
+    probe = fit_probe(features, labels, classes=4, regularization=0.1)
+    monkeypatch.setattr(logistic_regression, "_CHUNK", 7)
+    assert probe.predict(features).tolist() == probe.scores(features).argmax(axis=1).tolist()
+    again = fit_probe(features, labels, classes=4, regularization=0.1)
+    np.testing.assert_allclose(again.weight, probe.weight, rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize("regularization", [1024.0, 1.0, 0.03125])

@@ -18,6 +18,7 @@ from clipa_eqx.data.records import Record
 from clipa_eqx.errors import CheckpointError, ConfigError
 from clipa_eqx.programs import contact_sheet
 from clipa_eqx.programs.show import main
+from clipa_eqx.reports.samples import Sample, read_samples
 from clipa_eqx.tokenizer.loading import load_tokenizer
 from clipa_eqx.training.inputs import open_sources, train_batches, train_transform
 
@@ -67,7 +68,7 @@ def test_a_sheet_holds_the_first_images_of_the_run_pixel_by_pixel(run, tmp_path)
 def test_a_sheet_has_no_more_background_than_its_texts_need(size, caption, width, lines):
     """No side has a margin wider than a gap, no text goes over the side of its cell, and rows follow each other."""
     image = np.zeros((*size, 3), np.uint8)
-    sample = contact_sheet.Sample(image=image, title="key", caption=caption, tokens="a cat")
+    sample = Sample(image=image, title="key", caption=caption, tokens="a cat")
     sheet = np.asarray(contact_sheet.draw_sheet([sample] * 8)).astype(int)
     gap, side = contact_sheet.GAP, min(round(192 / max(size)) or 1, 192) * size[0]
     assert sheet.shape[1] == gap + 4 * (width + gap)
@@ -81,7 +82,7 @@ def test_a_sheet_has_no_more_background_than_its_texts_need(size, caption, width
 
 def test_captions_and_reduced_tokens_belong_to_the_images_of_the_run(run):
     config, mixture, transform, _ = run
-    shown = contact_sheet.read_samples(mixture, transform, samples=16, seed=config.seed)
+    shown = read_samples(mixture, transform, samples=16, seed=config.seed)
     with train_batches(config, mixture, transform.tokenizer, start_step=0) as batches:
         batch = next(batches)
     assert len(shown) == 16
@@ -104,7 +105,7 @@ def test_a_source_is_named_in_mixtures_and_its_own_class_where_there_is_no_capti
     words = {1: {"w1 w2", "w3"}, 2: {"w4", "w5"}, 3: {"class 0", "class 1"}}
     named = (labeled("a", ("w1 w2", "w3")), labeled("b", ("w4", "w5")), labeled("c", None))
     mixed = Mixture(sources=(*mixture.sources, *named), weights=(1.0, 2.0, 2.0, 2.0))
-    shown = contact_sheet.read_samples(mixed, transform, samples=42, seed=0)
+    shown = read_samples(mixed, transform, samples=42, seed=0)
     for source, names in words.items():
         of_source = [sample for sample in shown if sample.title.endswith(f"of source {source}")]
         assert {sample.caption for sample in of_source} == names

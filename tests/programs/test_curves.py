@@ -17,11 +17,11 @@ from clipa_eqx.cli import run
 from clipa_eqx.durations import Duration
 from clipa_eqx.errors import ConfigError
 from clipa_eqx.programs import watch
-from clipa_eqx.programs.curves import Chart, Curve, run_charts
-from clipa_eqx.programs.figure import COLORS, chart_svg, css_colors
-from clipa_eqx.programs.run_progress import progress
 from clipa_eqx.programs.show import main
 from clipa_eqx.programs.terminal_plot import Paper, plot_chart, plot_charts
+from clipa_eqx.reports.chart_html import COLORS
+from clipa_eqx.reports.curves import Chart, Curve, run_charts
+from clipa_eqx.reports.run_progress import progress
 from clipa_eqx.training.run_lock import LOCK_NAME, is_training, run_lock
 
 NOW = 1_000_000.0
@@ -258,19 +258,3 @@ def test_curves_of_something_else_are_refused(flags, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"schema": 1, "model": {}}))
     with pytest.raises(ConfigError, match="show the curves of a run folder"):
         main([str(tmp_path), *flags])
-
-
-def test_a_chart_of_a_page_has_words_and_takes_all_colors_from_the_page():
-    """Both color schemes set each variable, and no color is left that only one of them could show."""
-    curves = (
-        Curve(name="ours", points=[(0.0, 1.0), (5e6, 2.0)], is_marked=True),
-        Curve(name="theirs", points=[(0.0, 1.0), (5e6, 2.0)], is_reference=True),
-    )
-    svg = chart_svg(Chart(title="score, %", x_name="tokens", x_span=(0.0, 5e6), curves=curves))
-    words = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
-    assert {"score, %", "tokens", "ours", "theirs", "4 M"} <= set(words)
-    used = set(re.findall(r"var\(--([\w-]+)\)", svg))
-    assert {"ink", "faint", "rule", "curve-1"} <= used
-    light, dark = css_colors().split("@media(prefers-color-scheme:dark)")
-    assert used <= set(re.findall(r"--([\w-]+):#", light)) & set(re.findall(r"--([\w-]+):#", dark))
-    assert re.findall(r"#[0-9a-f]{6}\b", re.sub(r'(id|href)="[^"]*"|url\([^)]*\)', "", svg)) == []

@@ -16,13 +16,14 @@ LONGEST_FILE = 350
 # A room is a folder, or a file that is in no folder of its own.
 FLOORS = (
     "commands errors foreign_output precision progress similar_flags",
-    "argument_parser cli data.images device_memory devices durations json_config json_files losses replacing tokenizer "
-    "trees",
+    "agreement argument_parser cli data.images device_memory devices durations json_config json_files losses replacing "
+    "tokenizer trees",
     "checksums config_flags data layerwise models schedules sharding",
     "evals flops optim surgery",
     "saved",
     "experiment reference_chain",
-    "config_files recipes training",
+    "config_files recipes reports",
+    "training",
     "programs",
 )
 FLOOR = {f"clipa_eqx.{room}": floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}

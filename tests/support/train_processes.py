@@ -70,7 +70,7 @@ Checkpoints.restore = with_marks(Checkpoints.restore, "restore", "state")
 Checkpoints.save = with_marks(Checkpoints.save, "saving", "save")
 loop.first_state = with_marks(loop.first_state, "first state", "state")
 loop.claim_on_all = with_marks(loop.claim_on_all, "claim", "claimed")
-loop.evaluate_zero_shot = with_marks(loop.evaluate_zero_shot, "evaluation", "evaluated")
+loop.evaluate_model = with_marks(loop.evaluate_model, "evaluation", "evaluated")
 loop.save_model = with_marks(loop.save_model, "final model", "end")
 {before}
 

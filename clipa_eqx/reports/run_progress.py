@@ -2,12 +2,13 @@
 
 import itertools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from clipa_eqx.durations import RunLength
 from clipa_eqx.errors import ConfigError
 from clipa_eqx.experiment import ExperimentConfig
-from clipa_eqx.programs.curves import Line
+from clipa_eqx.reports.scores import Line
+from clipa_eqx.reports.short_text import short_time
 
 _RECENT = 20
 """Number of lines that the speed is estimated from."""
@@ -49,7 +50,7 @@ def progress(config: ExperimentConfig, lines: Sequence[Line], *, now: float, is_
     done = f"step {step:,}" if total is None else f"step {step:,} of {total:,} ({100 * step / total:.0f} %)"
     if is_training is False:
         return f"{done}, last line {short_time(age)} ago; {stopped}"
-    per_step = _seconds_per_step(lines)
+    per_step = seconds_per_step(lines)
     if per_step and age > max(_QUIET_SECONDS, _QUIET_PERIODS * per_step * config.log_every_steps):
         known = "the process still runs" if is_training else "if training has stopped, the same command resumes it"
         return f"{done}, no line for {short_time(age)}: {known}"
@@ -57,22 +58,7 @@ def progress(config: ExperimentConfig, lines: Sequence[Line], *, now: float, is_
     return f"{done}, {left}last line {short_time(age)} ago"
 
 
-def short_time(seconds: float) -> str:
-    """A length of time in its one or two largest units.
-
-    >>> [short_time(s) for s in (4.2, 185.0, 7500.0, 1e5)]
-    ['4 s', '3 min', '2 h 5 min', '1 d 4 h']
-    """
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 90:
-        return f"{minutes} min"
-    hours = round(seconds / 3600)
-    return f"{minutes // 60} h {minutes % 60} min" if hours < 24 else f"{hours // 24} d {hours % 24} h"
-
-
-def _seconds_per_step(lines: Sequence[Line]) -> float:
+def seconds_per_step(lines: Sequence[Line]) -> float:
     """The median of the recent lines, so that a pause between two of them counts little; 0 if it is not known."""
     recent = [line for line in lines[-_RECENT - 1 :] if "time" in line]
     pairs = [
@@ -81,3 +67,33 @@ def _seconds_per_step(lines: Sequence[Line]) -> float:
     ]
     found = [seconds / steps for steps, seconds in pairs if steps > 0 and seconds > 0]
     return statistics.median(found) if found else float(lines[-1].get("seconds_per_step", 0.0))
+
+
+def steps_done(lines: Sequence[Line]) -> int:
+    """Steps of this run folder: a run that took over the optimizer of another one does not start at step 0."""
+    return int(lines[-1]["step"]) - int(lines[0]["step"]) + 1 if lines else 0
+
+
+def timed(lines: Sequence[Line]) -> Iterator[tuple[Line, float]]:
+    """Each line with the seconds of its steps since the line before; scoring, saving and compiling do not count.
+
+    The first line is that of the first step.
+    """
+    before = int(lines[0]["step"]) - 1 if lines else 0
+    for line in lines:
+        step = int(line["step"])
+        yield line, float(line.get("seconds_per_step", 0.0)) * (step - before)
+        before = step
+
+
+def input_bound_share(lines: Sequence[Line]) -> float | None:
+    """The share of the training time in which the devices waited for input, in percent, at most.
+
+    The mean over the lines, each weighted with the time of its steps; None if the log does not have it.
+    """
+    spent = waited = 0.0
+    for line, seconds in timed(lines):
+        if "input_bound_percent" in line:
+            spent += seconds
+            waited += seconds * float(line["input_bound_percent"])
+    return waited / spent if spent else None

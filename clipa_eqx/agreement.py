@@ -1,0 +1,57 @@
+"""Agreement of the processes of a program: if one of them refuses, all of them end with a message."""
+
+import hashlib
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from clipa_eqx.errors import ClipaError, ConfigError
+
+
+@contextmanager
+def refused_together(what: str = "start the run") -> Generator[None]:
+    """End the ``with`` block with an error on every process if one of them raises a ClipaError in it.
+
+    The processes may not communicate in the block: one that has left it would not answer.
+
+    Args:
+        what: the work of the block, for the message on the other processes.
+
+    Raises:
+        ClipaError: the error of this process.
+        ConfigError: another process has one; the message names it.
+    """
+    problem: ClipaError | None = None
+    try:
+        yield
+    except ClipaError as error:
+        problem = error
+    if jax.process_count() > 1:
+        refused = np.atleast_1d(multihost_utils.process_allgather(np.asarray(problem is not None)))
+        others = ", ".join(map(str, np.flatnonzero(refused)))
+        if problem is None and others:
+            raise ConfigError(f"process {others} cannot {what}; see its message for the reason")
+    if problem is not None:
+        raise problem
+
+
+def check_same_everywhere(text: str, *, what: str) -> None:
+    """Check on all processes together that each of them passed the same text.
+
+    Args:
+        what: what the text describes, for the message.
+
+    Raises:
+        ConfigError: the texts differ; on every process.
+    """
+    if jax.process_count() > 1:
+        digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint32)
+        digests = np.asarray(multihost_utils.process_allgather(digest))
+        if len(np.unique(digests, axis=0)) > 1:
+            raise ConfigError(
+                f"the processes were given different {what}; start all of them with the same command on the same files "
+                f"(this is process {jax.process_index()})"
+            )

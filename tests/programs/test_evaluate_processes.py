@@ -1,0 +1,85 @@
+"""Two processes score every suite with ``evaluate --distributed`` as one process does, and process 0 writes it."""
+
+import json
+from functools import partial
+
+import pytest
+from support.process_groups import free_port, run_programs
+from support.scored_runs import SUITES, write_sets
+from support.tiny_models import tiny_clip, tiny_tokenizer
+
+from clipa_eqx.cli import OK, run
+from clipa_eqx.data.images.evaluation import EvalImageConfig
+from clipa_eqx.programs.evaluate import main
+from clipa_eqx.saved.model import save_model
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+PROGRAM = """
+import json
+import sys
+from clipa_eqx.programs.evaluate import main
+
+*commands, distributed = json.loads(sys.argv[1])
+for command in commands:
+    main([*command, *distributed])
+    distributed = []  # the processes are connected by then
+"""
+IGNORED = ("passport", "devices", "seconds")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sets")
+    write_sets(folder)
+    preprocess = EvalImageConfig(size=(16, 16), resize="squash")
+    save_model(folder / "model", tiny_clip(), tokenizer=tiny_tokenizer(), preprocess=preprocess, provenance={})
+    return folder
+
+
+def commands(folder, out):
+    """A command for each suite, and those without a classifier on the set of a single image."""
+    extra = {
+        "zero-shot": ["--templates", "class_name_only", "--predictions"],
+        "few-shot": ["--train", folder / "train", "--shots", "1", "3"],
+        "linear-probe": ["--train", folder / "train", "--strengths", "0.1", "10"],
+    }
+    for suite in (name.replace("_", "-") for name in SUITES):
+        for data in ("test", "single") if suite in ("zero-shot", "retrieval", "contrastive") else ("test",):
+            flags = ["--suite", suite, "--data", folder / data, "--out", out / f"{suite}-{data}.json"]
+            yield [str(word) for word in (folder / "model", *flags, "--batch-size", "5", *extra.get(suite, []))]
+
+
+def flags_of(number, port):
+    place = ["--coordinator-address", f"localhost:{port}", "--num-processes", "2", "--process-index", str(number)]
+    return ["--distributed", *place]
+
+
+def start_two(commands_of):
+    """Run the commands of each process in two processes; returns exit codes and outputs."""
+    port = free_port()
+    return run_programs([PROGRAM] * 2, [json.dumps([*commands_of(i), flags_of(i, port)]) for i in range(2)])
+
+
+def results(out):
+    found = {path.name: json.loads(path.read_text()) for path in out.iterdir()}
+    return {name: {key: value for key, value in one.items() if key not in IGNORED} for name, one in found.items()}
+
+
+def test_two_processes_give_the_results_of_one(folder, tmp_path, capfd):
+    for name in ("one", "two", "other"):
+        (tmp_path / name).mkdir()
+    ended = start_two(lambda number: commands(folder, tmp_path / ("two" if number == 0 else "other")))
+    assert [code for code, _ in ended] == [0, 0], "\n\n".join(said for _, said in ended)
+    assert not any((tmp_path / "other").iterdir())
+    assert "written to" in ended[0][1]
+    assert "written to" not in ended[1][1]
+    for command in commands(folder, tmp_path / "one"):
+        assert run(partial(main, command)) == OK
+    expected, found = results(tmp_path / "one"), results(tmp_path / "two")
+    assert len(expected) == 8
+    for name, result in expected.items():
+        loss = result.pop("loss", 0.0)  # the only number that is no count
+        assert found[name].pop("loss", 0.0) == pytest.approx(loss, rel=1e-5)
+        assert found[name] == result, name
+    assert found["zero-shot-test.json"]["sample_id"] == list(range(11))
