@@ -101,15 +101,16 @@ def check_fingerprint(manifest: Manifest, expected: str, *, data: str) -> None:
 
 
 def _not_published(images: int, *, classes: int | None, captions: int | None) -> str:
-    near = [
-        one
-        for one in PUBLISHED_SETS
-        if (one.classes is None) == (classes is None)
-        and (classes is None or one.classes == classes or one.images == images)
-    ]
-    shown = "; ".join(f"{one.name} has {one.numbers}" for one in near)
-    numbers = _numbers(images, classes=classes, captions=captions)
-    return f"not a published set: {numbers}" + (f" ({shown})" if shown else "")
+    if classes is None:
+        near = [f"{one.name} has {one.numbers}" for one in PUBLISHED_SETS if one.captions is not None]
+    else:
+        near = [f"{one.name} has {one.images:,} images" for one in PUBLISHED_SETS if one.classes == classes]
+        near = near or [
+            f"{one.name} has {one.classes:,} classes"
+            for one in PUBLISHED_SETS
+            if one.classes is not None and one.images == images
+        ]
+    return "; ".join([f"not a published set: {_numbers(images, classes=classes, captions=captions)}", *near])
 
 
 def _numbers(images: int, *, classes: int | None, captions: int | None) -> str:

@@ -60,14 +60,15 @@ def test_a_published_set_is_known_by_its_numbers_and_one_image_less_is_flagged(k
     assert (found["name"], found["flags"]) == (known.name, [])
     (flag,) = describe_set(manifest(known.images - 1), **numbers, is_expected=True)["flags"]
     assert flag.startswith(f"not a published set: {known.images - 1:,} images")
-    assert f"{known.name} has {known.numbers}" in flag
+    wanted = known.numbers if known.captions else f"{known.images:,} images"
+    assert f"; {known.name} has {wanted}" in flag
 
 
 def test_a_wrong_number_of_classes_is_flagged_with_the_sets_of_as_many_images():
     found = describe_set(manifest(50_000), classes=998, is_expected=True)
     assert found["name"] is None
     assert found["flags"] == [
-        "not a published set: 50,000 images of 998 classes (ImageNet validation has 50,000 images of 1,000 classes)"
+        "not a published set: 50,000 images of 998 classes; ImageNet validation has 1,000 classes"
     ]
 
 
