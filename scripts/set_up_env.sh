@@ -3,7 +3,8 @@
 #
 #   scripts/set_up_env.sh tpu.env [--dry-run]
 #
-# --dry-run prints the commands and runs none. The last commit is copied, without its tests; other changes are not.
+# --dry-run prints the commands and runs none. The last commit is copied, without its tests and without
+# changes that are not committed.
 set -euo pipefail
 clone=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=scripts/tpu_common.sh
