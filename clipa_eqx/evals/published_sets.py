@@ -44,7 +44,7 @@ PUBLISHED_SETS = (
 def describe_set(
     manifest: Manifest, *, classes: int | None = None, captions: int | None = None, is_expected: bool = False
 ) -> dict[str, Any]:
-    """Which published set a record folder is, by its numbers, and what says that a score is not one of that set.
+    """Name the published set that a record folder is by its numbers, and flag what says that it is another one.
 
     Args:
         manifest: that of the records.

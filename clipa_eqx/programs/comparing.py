@@ -33,7 +33,7 @@ def write_comparison(folders: Mapping[str, Path], prices: Mapping[str, float], o
 
 
 def read_run(folder: Path, *, name: str, price: float | None) -> ComparedRun:
-    """A run folder as it is compared.
+    """Read a run folder that is compared.
 
     Raises:
         CheckpointError: it is no run folder, is damaged, or has no metrics yet.

@@ -1,4 +1,4 @@
-"""Charts as part of a web page: SVG and a legend, written without any drawing library, in the colors of the page."""
+"""Charts as part of a web page: SVG and a legend, written without any library, in the colors of the page."""
 
 import html
 import math

@@ -59,7 +59,7 @@ class Quantity:
 
 
 def quantities(lines: Sequence[Line]) -> list[Quantity]:
-    """What is drawn of a log: loss, accuracy, scores of all suites, learning rates and speed.
+    """The numbers of a log that are drawn: loss, accuracy, scores of all suites, learning rates and speed.
 
     Repetitions of a score, such as the seeds of few-shot, are left out: their mean is drawn.
     """

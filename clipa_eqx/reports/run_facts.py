@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import clipa_eqx
+from clipa_eqx.evals.code_version import code_version
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.flops import step_flops
 from clipa_eqx.json_config import to_json
@@ -81,7 +81,14 @@ def _facts(
         yield "mesh", ", ".join(f"{axis} {size}" for axis, size in machine.mesh.items())
         yield "command", machine.command
     yield "config hash", config_hash(config)
-    yield "written by", f"clipa_eqx {clipa_eqx.__version__}"
+    yield "page written by", _code()
+
+
+def _code() -> str:
+    """Version and commit of this package."""
+    found = code_version()
+    commit = f", commit {found['commit'][:12]}{' with changes' if found['changed'] else ''}" if found["commit"] else ""
+    return f"clipa_eqx {found['version'] or 'of a clone'}{commit}"
 
 
 def _mesh(config: ExperimentConfig) -> list[tuple[str, int | None]]:

@@ -161,13 +161,13 @@ def _tiles(
         yield "waiting for input", f"{share:.1f} %", more
     flops = step_flops(config.model, batch_size=config.batch_size).total
     speed = f"{with_prefix(flops / per_step)}FLOP/s" if per_step else ""
-    yield "operations so far", f"{with_prefix(flops * steps_done(lines))}FLOPs", speed
+    yield "operations so far", f"{with_prefix(float(flops * steps_done(lines)))}FLOPs", speed
     for name, words, factor, unit in (
         ("loss", "loss", 1.0, " nats"),
         ("accuracy", "accuracy in the batch", 100.0, " %"),
     ):
         if _is_number(last, name):
-            yield words, f"{short_number(factor * last[name])}{unit}", ""
+            yield words, f"{short_number(factor * float(last[name]))}{unit}", ""
 
 
 def _written(config: ExperimentConfig, lines: Sequence[Line], *, now: float, is_training: bool) -> str:

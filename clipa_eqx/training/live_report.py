@@ -97,7 +97,7 @@ class LiveReport:
         if len(self._lines) > self._most:
             self._lines = thinned_lines(self._lines)
             # Lines with scores are kept, however many they are.
-            self._most = max(_MOST_LINES, 2 * len(self._lines))
+            self._most = _MOST_LINES + sum(map(_has_score, self._lines))
 
     def _write(self, state: RunState) -> None:
         since = self._clock()
@@ -153,15 +153,15 @@ def end_state(error: BaseException | None) -> RunState:
         case ClipaError():
             return RunState(kind="stopped", words=str(error))
         case _:
-            words = f"{type(error).__name__}: {error}".splitlines()[0]
+            words = f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")
             return RunState(kind="stopped", words=f"{words}; the same train command resumes from the last checkpoint")
 
 
 def thinned_lines(lines: Sequence[Line]) -> list[Line]:
     """The first line, the last, those with scores, and every second one of the others."""
     last = len(lines) - 1
-    return [
-        line
-        for number, line in enumerate(lines)
-        if number in (0, last) or number % 2 == 0 or any(score_name(name) for name in line)
-    ]
+    return [line for number, line in enumerate(lines) if number in (0, last) or number % 2 == 0 or _has_score(line)]
+
+
+def _has_score(line: Line) -> bool:
+    return any(score_name(name) is not None for name in line)

@@ -11,7 +11,8 @@ import numpy as np
 
 from clipa_eqx.errors import ConfigError, ConversionError, pip_install
 from clipa_eqx.evals.encode import encode_images, encode_texts, local_rows
-from clipa_eqx.saved.model import LoadedModel, load_model
+from clipa_eqx.evals.prompts import prompt_reduction
+from clipa_eqx.saved.model import LoadedModel, Preprocess, load_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +64,22 @@ class OpenClipModel:
         return self
 
     def to(self, device: Any) -> "OpenClipModel":
-        """The model with results on another device of torch."""
-        return OpenClipModel(loaded=self.loaded, device=str(device))
+        """The model with results on another device of torch.
+
+        Raises:
+            ConfigError: a dtype; embeddings are float32.
+        """
+        if isinstance(device, _torch().dtype) and device != _torch().float32:
+            raise ConfigError(f"to({device}): embeddings are float32; convert the results")
+        return self if isinstance(device, _torch().dtype) else OpenClipModel(loaded=self.loaded, device=str(device))
+
+    def half(self) -> "OpenClipModel":
+        """Refuse, because embeddings are float32. Raises ConfigError."""
+        return self.to(_torch().float16)
+
+    def float(self) -> "OpenClipModel":
+        """The model; embeddings are float32."""
+        return self
 
     def _tensor(self, embeddings: jax.Array, *, rows: int) -> Any:
         return _torch().from_numpy(np.array(local_rows(embeddings, rows=rows))).to(self.device)
@@ -72,18 +87,28 @@ class OpenClipModel:
 
 @dataclass(frozen=True, kw_only=True)
 class OpenClipTransform:
-    """Pillow images to uint8[3, height, width] as the model was evaluated with; normalization is in the model."""
+    """Pillow images to uint8[3, height, width] as the model was evaluated with; normalization is in the model.
 
-    loaded: LoadedModel
+    It holds no arrays of JAX, so that worker processes of a data loader can have it.
+
+    Attributes:
+        preprocess: the image preparation of the model folder.
+    """
+
+    preprocess: Preprocess
 
     def __call__(self, image: Any) -> Any:
         """Prepare one image. Raises DataError for one that is damaged."""
-        return _torch().from_numpy(np.ascontiguousarray(self.loaded.preprocess.pixels(image).transpose(2, 0, 1)))
+        return _torch().from_numpy(np.ascontiguousarray(self.preprocess.pixels(image).transpose(2, 0, 1)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenClipTokenizer:
-    """Texts to ids int64[texts, length], tokenized as for scoring."""
+    """Texts to ids int64[texts, length], tokenized as for scoring.
+
+    Attributes:
+        loaded: the model folder.
+    """
 
     loaded: LoadedModel
 
@@ -101,7 +126,8 @@ class OpenClipTokenizer:
         if context_length not in (None, length):
             raise ConfigError(f"context_length is {context_length}; this model has texts of {length} tokens")
         listed = [texts] if isinstance(texts, str) else list(texts)
-        ids = self.loaded.tokenizer.tokenizer(listed, length=length).ids
+        reduction = prompt_reduction(self.loaded.provenance.text_reduction)
+        ids = self.loaded.tokenizer.tokenizer(listed, length=length, reduction=reduction).ids
         return _torch().from_numpy(ids.astype(np.int64))
 
 
@@ -118,7 +144,7 @@ def load_open_clip_interface(
     loaded = load_model(folder)
     return (
         OpenClipModel(loaded=loaded, device=device),
-        OpenClipTransform(loaded=loaded),
+        OpenClipTransform(preprocess=loaded.preprocess),
         OpenClipTokenizer(loaded=loaded),
     )
 

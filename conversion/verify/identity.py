@@ -16,14 +16,15 @@ def identity(folder: Path, config: CLIPConfig) -> list[str]:
     rows = _released_rows(config, profile)
     lines = [f"numerics profile: {profile}"]
     lines += [f"preset: {', '.join(_presets(config)) or 'none'}"]
-    templates = "open_clip" if profile == "open_clip" else "clip_paper"
+    # open_clip scores names and templates as they are written.
+    prompts = ("open_clip", "--no-canonicalize") if profile == "open_clip" else ("clip_paper",)
     reduction = next((("--text-reduction", row.text_reduction) for row in rows if row.length < 32), ())
     data, out = ("--data", "IMAGENET_RECORDS", "--class-names", "imagenet"), ("--out", "result.json")
     lines += [f"has the sizes of {row.name}, published at {row.score} % ({row.url})" for row in rows]
     return [
         *lines,
         "score it with:",
-        command_line("evaluate", folder, "--suite", "zero-shot", *data, "--templates", templates, *reduction, *out),
+        command_line("evaluate", folder, "--suite", "zero-shot", *data, "--templates", *prompts, *reduction, *out),
     ]
 
 

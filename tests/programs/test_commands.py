@@ -8,15 +8,16 @@ import sys
 import pytest
 from support.paths import ROOT
 
-COMMANDS = ("train", "evaluate", "show", "explain")
+COMMANDS = ("train", "evaluate", "show", "explain", "compare_runs")
 FLAGS = {
     "train": (
         *("--workdir", "--init-from", "--print-config", "--help-config"),
         *("--distributed", "--coordinator-address", "--num-processes", "--process-index", "--coordinator-timeout"),
     ),
     "evaluate": ("--suite", "--data", "--out", "--templates-file", "--class-names", "--image-mode", "--predictions"),
-    "show": ("--sheet", "--samples", "--mesh"),
+    "show": ("--sheet", "--samples", "--mesh", "--report"),
     "explain": ("--data", "--workers"),
+    "compare_runs": ("--out", "--dollars-per-device-hour"),
 }
 HELP_WITHOUT_JAX = """
 import runpy, sys

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 from support.process_groups import free_port, run_programs
-from support.scored_runs import SUITES, write_sets
+from support.scored_runs import SUITES, write_set, write_sets
 from support.tiny_models import tiny_clip, tiny_tokenizer
 
 from clipa_eqx.cli import OK, run
@@ -18,11 +18,15 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 PROGRAM = """
 import json
 import sys
+from clipa_eqx.errors import ClipaError
 from clipa_eqx.programs.evaluate import main
 
 *commands, distributed = json.loads(sys.argv[1])
 for command in commands:
-    main([*command, *distributed])
+    try:
+        main([*command, *distributed])
+    except ClipaError as error:
+        print("refused:", error)
     distributed = []  # the processes are connected by then
 """
 IGNORED = ("passport", "devices", "seconds")
@@ -71,6 +75,7 @@ def test_two_processes_give_the_results_of_one(folder, tmp_path, capfd):
         (tmp_path / name).mkdir()
     ended = start_two(lambda number: commands(folder, tmp_path / ("two" if number == 0 else "other")))
     assert [code for code, _ in ended] == [0, 0], "\n\n".join(said for _, said in ended)
+    assert "refused" not in ended[0][1] + ended[1][1]
     assert not any((tmp_path / "other").iterdir())
     assert "written to" in ended[0][1]
     assert "written to" not in ended[1][1]
@@ -83,3 +88,29 @@ def test_two_processes_give_the_results_of_one(folder, tmp_path, capfd):
         assert found[name].pop("loss", 0.0) == pytest.approx(loss, rel=1e-5)
         assert found[name] == result, name
     assert found["zero-shot-test.json"]["sample_id"] == list(range(11))
+
+
+@pytest.mark.slow
+def test_what_one_process_cannot_score_ends_both_with_a_message(folder, tmp_path):
+    out = tmp_path / "result.json"
+    out.write_text("{}")
+    silent = write_set(tmp_path / "silent", first=0, count=6, changes=lambda i: {"captions": ()} if i == 5 else {})
+    data = [write_set(tmp_path / name / "data", first=first, count=6) for name, first in (("a", 0), ("b", 10))]
+
+    def commands_of(number):
+        wanted = [("zero-shot", str(folder / "test"), []), ("retrieval", silent, ["--overwrite"])]
+        wanted.append(("contrastive", data[number], ["--overwrite"]))
+        for suite, source, flags in wanted:
+            yield [str(folder / "model"), "--suite", suite, "--data", source, "--out", str(out), *flags]
+
+    ended = start_two(commands_of)
+    assert [code for code, _ in ended] == [0, 0], "\n\n".join(said for _, said in ended)
+    first, second = ([line for line in said.splitlines() if line.startswith("refused:")] for _, said in ended)
+    assert first[0] == f"refused: --out {out} exists already; give another name, or --overwrite"
+    assert second[0] == "refused: process 0 cannot start; see its message for the reason"
+    assert first[1] == f"refused: process 1 cannot score {silent}; see its message for the reason"
+    assert second[1].startswith(f"refused: data folder {silent}: record '5' has no caption")
+    for line, source in ((first[2], data[0]), (second[2], data[1])):
+        words = f"the processes were given different data or settings of the evaluation on {source}"
+        assert line.startswith(f"refused: {words}")
+    assert out.read_text() == "{}"

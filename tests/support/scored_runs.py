@@ -37,14 +37,10 @@ def write_set(
 
     ``changes`` gives other fields of a record by its number.
     """
-    rows = [
-        Record(
-            key=str(i),
-            image=noise_png(first + i),
-            **{"label": i % len(names), "captions": CAPTIONS[: 1 + i % 5], **fields, **changes(i)},
-        )
-        for i in range(count)
-    ]
+    rows: list[Record] = []
+    for i in range(count):
+        usual = {"image": noise_png(first + i), "label": i % len(names), "captions": CAPTIONS[: 1 + i % 5]}
+        rows.append(Record(**{"key": str(i), **usual, **fields, **changes(i)}))
     write_records(rows, folder, class_names=tuple(names))
     return str(folder)
 

@@ -27,6 +27,7 @@ from conversion.flax_clipa.names import to_flax
 from conversion.open_clip.__main__ import main as open_clip
 from conversion.verify.__main__ import main
 from conversion.verify.identity import identity
+from conversion.weights.released import RELEASED
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -224,6 +225,17 @@ def test_a_released_architecture_is_recognized(tmp_path):
     assert named == ["h14-84px-t8-laion2b", "h14-84px-t8-datacomp1b"]
     assert "--text-reduction syntax" in lines[-1]
     assert identity(tmp_path, tiny_clip_config())[1] == "preset: none"
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("l14-224px-t32-datacomp1b", "--templates clip_paper --out"),
+        ("l14-224px-t32-datacomp1b-open-clip", "--templates open_clip --no-canonicalize --out"),
+    ],
+)
+def test_the_command_has_the_prompts_of_the_published_score(name, flags, tmp_path):
+    assert flags in identity(tmp_path, RELEASED[name].config())[-1]
 
 
 def test_towers_with_different_numerics_have_no_profile(tmp_path):
