@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from clipa_eqx import ExperimentConfig, RunLength, load_config
+from clipa_eqx import PRESETS, ExperimentConfig, RunLength, load_config
 from clipa_eqx.replacing import write_text
 from conversion.weights.released import RELEASED, ReleasedModel
 
@@ -51,8 +51,6 @@ FOLLOWS: Mapping[str, str] = {
     "bigg14_336px_t32": "t5x model_bigG/unmask_tuning_336_scheduleX1",
 }
 """The reference's file that a recipe follows, with its branch if it is not the main one. The others are assembled."""
-
-_SIZES = ("S/16", "B/16", "L/16", "L/14", "H/14", "g/14", "bigG/14")
 
 
 class Chain(NamedTuple):
@@ -99,7 +97,7 @@ class Chain(NamedTuple):
 def recipe_names() -> list[str]:
     """Names of the files in configs/ that are recipes, small models first, each by its pixels."""
     found = [path.stem for path in CONFIGS.glob("*.py") if re.fullmatch(r"\w+_\d+px_t\d+", path.stem)]
-    order = [size.lower().replace("/", "") for size in _SIZES]
+    order = [size.lower().replace("/", "") for size in PRESETS]
     return sorted(found, key=lambda name: (order.index(name.split("_")[0]), _pixels(name)))
 
 
@@ -162,7 +160,7 @@ def recipe_table() -> str:
         config = recipe(name)
         run = RunLength.of(config.duration, batch_size=config.batch_size, data_size=LAION_400M)
         warmups = [0 if one is None else one.warmup.to_steps(run) for _, one in config.optim.schedules]
-        preset = next(size for size in _SIZES if size.lower().replace("/", "") == name.split("_")[0])
+        preset = next(size for size in PRESETS if size.lower().replace("/", "") == name.split("_")[0])
         numbers = (run.total_steps, max(warmups), run.total_steps * config.batch_size)
         cells = (
             *(f"`{name}`", preset, str(_pixels(name)), str(config.model.image.visible), str(config.model.text.length)),

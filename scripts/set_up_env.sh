@@ -3,7 +3,8 @@
 #
 #   scripts/set_up_env.sh tpu.env [--dry-run]
 #
-# --dry-run prints the commands and runs none. The last commit is copied; changes that are not committed are not.
+# --dry-run prints the commands and runs none. The last commit is copied, without its tests and without
+# changes that are not committed.
 set -euo pipefail
 clone=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=scripts/tpu_common.sh
@@ -22,7 +23,8 @@ else
   file=$temporary/$archive
 fi
 
-run git -C "$clone" archive --format tar.gz -o "$file" HEAD
+# The tests, most of its bytes, are left out.
+run git -C "$clone" archive --format tar.gz -o "$file" HEAD -- . ':(exclude)tests'
 tpu scp "$file" "$TPU_NAME:$archive"
 # A stage that runs keeps the code that it was started with.
 idle="[ ! -f $folder/scripts/tpu_worker.sh ] || (cd $folder && bash scripts/tpu_worker.sh idle)"

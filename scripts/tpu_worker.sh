@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What the TPU scripts run on each worker, over ssh and in the folder of the clone. docs/tpu.md explains them.
+# Actions of the TPU scripts on one worker. They call it over ssh, in the folder of the clone; docs/tpu.md explains them.
 #
 #   scripts/tpu_worker.sh idle
 #   scripts/tpu_worker.sh install PYTHON

@@ -47,6 +47,7 @@ def test_a_clone_is_copied_to_a_worker_with_nothing_on_it_and_installed(pod):
     assert not os.path.exists(copy[4])  # the temporary archive is gone
     for name in ("scripts/train.py", "constraints.txt", "configs/h14_84px_t8.py", "scripts/tpu_worker.sh"):
         assert (clone / name).is_file()
+    assert not (clone / "tests").exists()  # 19 of 20 MB
     calls = (clone / "pip_calls").read_text().splitlines()
     assert calls.count("-m pip install --quiet -c constraints.txt -e .[tpu,gcs]") == 2
     assert pod("pre_training", FOLDER="my clone").returncode == 0
@@ -117,6 +118,23 @@ def test_the_first_stage_runs_on_the_worker_with_the_settings(pod):
         *("--optim.peak-lr", "1e-3", "--data.sources.0.folder", "gs://bucket/my pairs"),
         *("--zero-shot.0.data", "gs://bucket/val"),
     ]
+
+
+def test_any_characters_of_a_value_reach_training_and_nothing_in_them_is_run(pod):
+    """Spaces and what shells interpret, in each setting that is a path."""
+    odd = r"a  b; $(touch ran) `touch ran` & *(1) \x"
+    folder = f"clone {odd}"
+    pod.clone.rename(pod.clone.with_name(folder))
+    pod.clone = pod.clone.with_name(folder)
+    settings = {"FOLDER": folder, "RECORDS": odd, "IMAGENET_VAL": f"/{odd}", "PRE_TRAINING_RUN": f"runs/{odd}"}
+    assert pod("pre_training", **settings).returncode == 0
+    assert pod.arguments()[2:5] == ["--workdir", f"runs/{odd}", "--distributed"]
+    assert pod.arguments()[-4:] == ["--data.sources.0.folder", odd, "--zero-shot.0.data", f"/{odd}"]
+    assert "pre_training runs as" in pod("pre_training", "--status", **settings).stdout
+    assert "pre_training does not run" in pod("pre_training", "--stop", **(settings | {"PRE_TRAINING_RUN": "x"})).stdout
+    assert pod("pre_training", "--stop", **settings).returncode == 0
+    assert pod.exit_code("pre_training") == "75"
+    assert not list(pod.folder.rglob("ran"))
 
 
 def test_the_second_stage_starts_from_the_run_of_the_first(pod):
