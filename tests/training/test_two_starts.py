@@ -48,7 +48,12 @@ def test_a_second_start_with_other_flags_is_refused_and_the_first_is_interrupted
         go.touch()
         assert first.wait(timeout=300) == INTERRUPTED == 75, logs[0].read_text()
         assert "run the same command again to resume" in logs[0].read_text()
-        assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "config.json", "metrics.jsonl"]
+        assert sorted(path.name for path in run.iterdir()) == [
+            "checkpoints",
+            "config.json",
+            "metrics.jsonl",
+            "report.html",
+        ]
 
         again = train_processes.start(config, run, log=logs[2])
         processes.append(again)
@@ -59,4 +64,10 @@ def test_a_second_start_with_other_flags_is_refused_and_the_first_is_interrupted
             process.wait()
     assert [line["step"] for line in read_metrics(run / "metrics.jsonl")] == list(range(1, 13))
     assert json.loads((run / "config.json").read_text())["config"]["seed"] == 0
-    assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "config.json", "metrics.jsonl", "model"]
+    assert sorted(path.name for path in run.iterdir()) == [
+        "checkpoints",
+        "config.json",
+        "metrics.jsonl",
+        "model",
+        "report.html",
+    ]
