@@ -64,13 +64,18 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The values that differ, by their path in the passports, such as ``image/resize``. The devices are left out.
+    """The values that differ, by their path in the passports, such as ``image/resize``.
+
+    The devices are left out, and so is what follows from other values: ``set``, and the file or step of equal weights.
 
     >>> differences({"image": {"size": [2, 2], "mode": "fast"}}, {"image": {"size": [2, 2], "mode": "exact"}})
     {'image/mode': ('fast', 'exact')}
     """
     a, b = dict(_flat(first)), dict(_flat(second))
-    names = [name for name in dict.fromkeys([*a, *b]) if name.partition("/")[0] != "devices"]
+    leaves = "model/weights/leaves_sha256"
+    has_equal_weights = a.get(leaves) is not None and a.get(leaves) == b.get(leaves)
+    without = ("devices/", "set/", *(("model/weights/",) if has_equal_weights else ()))
+    names = [name for name in dict.fromkeys([*a, *b]) if not f"{name}/".startswith(without)]
     return {name: (a.get(name), b.get(name)) for name in names if a.get(name) != b.get(name)}
 
 

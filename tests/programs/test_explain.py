@@ -124,5 +124,15 @@ def test_mistakes_are_one_message(folder, tmp_path, capsys):
     assert "none.json cannot be read" in capsys.readouterr().err
 
 
+def test_the_file_of_equal_weights_and_the_flags_of_the_set_are_no_difference():
+    def passport(kind, leaves, flags):
+        return {"model": {"weights": {"kind": kind, "leaves_sha256": leaves}}, "set": {"name": None, "flags": flags}}
+
+    run = passport("checkpoint", "ab", ["a flag"])
+    assert differences(run, passport("model folder", "ab", [])) == {}
+    assert list(differences(run, passport("checkpoint", "cd", []))) == ["model/weights/leaves_sha256"]
+    assert len(differences(passport("a", None, []), passport("b", None, []))) == 1
+
+
 def test_devices_are_no_difference():
     assert differences({"devices": {"data": 1}, "a": 1}, {"devices": {"data": 8}, "a": 1}) == {}
