@@ -1,14 +1,17 @@
 """Agreement of the processes of a program: if one of them refuses, all of them end with a message."""
 
 import hashlib
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from clipa_eqx.errors import ClipaError, ConfigError
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -36,6 +39,30 @@ def refused_together(what: str = "start the run") -> Generator[None]:
             raise ConfigError(f"process {others} cannot {what}; see its message for the reason")
     if problem is not None:
         raise problem
+
+
+def taken_together(items: Iterable[T], *, what: str) -> Iterator[T]:
+    """Yield items, as many on each process; if an item fails on one process, all of them end before they use theirs.
+
+    Args:
+        what: the work, for the message on the other processes.
+
+    Raises:
+        ClipaError: the error of this process.
+        ConfigError: another process has one; the message names it.
+    """
+    if jax.process_count() == 1:
+        yield from items
+        return
+    iterator, is_over = iter(items), False
+    while not is_over:
+        found: list[T] = []
+        with refused_together(what):
+            for item in iterator:
+                found.append(item)
+                break
+        is_over = not found
+        yield from found
 
 
 def check_same_everywhere(text: str, *, what: str) -> None:

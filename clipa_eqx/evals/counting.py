@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Float, Int, Int32, UInt8
 
+from clipa_eqx.agreement import taken_together
 from clipa_eqx.errors import DataError, NonFiniteError
 from clipa_eqx.evals.encode import local_rows
 from clipa_eqx.evals.gathering import sum_processes
@@ -89,6 +90,7 @@ def score(
             of them counts as right), ``mask`` bool[batch] and ``sample_id`` int[batch].
 
     Raises:
+        ConfigError: another process found bad rows.
         DataError: a row has no label, a label has no class, or there are no rows.
         NonFiniteError: an embedding is NaN or infinite.
     """
@@ -97,9 +99,10 @@ def score(
     counts = np.zeros((3 + 2 * classes,), np.int64)
     ids: list[np.ndarray] = [np.zeros((0,), np.int64)]
     predictions: list[np.ndarray] = [np.zeros((0, min(_RANKS, classes)), np.int32)]
-    for embeddings, batch in _one_late(encode_image, batches):
+    checked = taken_together(_with_valid_labels(batches, classes=classes), what="score its images")
+    for embeddings, batch in _one_late(encode_image, checked):
         mask = batch["mask"].astype(bool)
-        labels = _checked_labels(batch, mask, classes=classes)
+        labels = _labels(batch)
         images = local_rows(embeddings, rows=len(mask))[mask]
         if not np.isfinite(images).all():
             raise NonFiniteError(f"zero-shot: embeddings of records {batch['sample_id'][mask][:3]}... are not finite")
@@ -172,14 +175,20 @@ def _count(
     return np.concatenate([totals, carries.sum(axis=0), carries[first].sum(axis=0)])
 
 
-def _checked_labels(batch: Batch, mask: np.ndarray, *, classes: int) -> Int[np.ndarray, "rows labels"]:
-    labels = batch["label"].reshape(len(mask), -1)[mask]
-    for sample, row in zip(batch["sample_id"][mask], labels, strict=True):
-        if (row < 0).all():
-            raise DataError(f"zero-shot: record {sample} has no label; score labeled records only")
-        if row.max() >= classes or row.min() < -1:
-            raise DataError(
-                f"zero-shot: record {sample} has labels {row.tolist()} but there are {classes} class names; "
-                "give the class names that the labels index"
-            )
-    return labels
+def _with_valid_labels(batches: Iterable[Batch], *, classes: int) -> Iterator[Batch]:
+    """The batches, each checked before it is used."""
+    for batch in batches:
+        for sample, row in zip(batch["sample_id"][batch["mask"].astype(bool)], _labels(batch), strict=True):
+            if (row < 0).all():
+                raise DataError(f"zero-shot: record {sample} has no label; score labeled records only")
+            if row.max() >= classes or row.min() < -1:
+                raise DataError(
+                    f"zero-shot: record {sample} has labels {row.tolist()} but there are {classes} class names; "
+                    "give the class names that the labels index"
+                )
+        yield batch
+
+
+def _labels(batch: Batch) -> Int[np.ndarray, "rows labels"]:
+    """The labels of the rows that are not padding."""
+    return batch["label"].reshape(len(batch["mask"]), -1)[batch["mask"].astype(bool)]

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int, Int32, UInt8
 
-from clipa_eqx.agreement import refused_together
+from clipa_eqx.agreement import refused_together, taken_together
 from clipa_eqx.data.array_record_reader import RecordSource
 from clipa_eqx.data.first_records import first_records
 from clipa_eqx.data.records import Record
@@ -118,10 +118,11 @@ def image_embeddings(
         records: number of records over all processes.
 
     Raises:
+        ConfigError: another process could not read its batch.
         DataError: there are no images.
     """
     found: np.ndarray | None = None
-    for batch in batches:
+    for batch in taken_together(batches, what="score its images"):
         rows = local_rows(encode_image(batch["image"]), rows=len(batch["mask"]))
         found = np.zeros((records, rows.shape[1]), np.float32) if found is None else found
         put_rows(found, rows, np.where(batch["mask"], batch["sample_id"], -1))

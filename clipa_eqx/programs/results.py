@@ -14,8 +14,8 @@ SUITES = ("zero-shot", "retrieval", "contrastive", "few-shot", "linear-probe")
 _PARTS = ("passport", "model", "preprocess", "settings")
 _IN_PASSPORT = ("data", "image", "tokenizer", "model")
 _SCORE = re.compile(r"top1|top5|loss|accuracy|(image_to_text|text_to_image)_recall@\d+|\d+_shot")
-# Devices change a score by rounding only; folders are places; a set is named by its numbers of images and classes.
-_WITHOUT_EFFECT = re.compile(r"devices|devices/.*|(data|train)/folder|set/flags|settings/every_steps")
+# Devices change a score by rounding only; folders are places; the set follows from the records.
+_WITHOUT_EFFECT = re.compile(r"devices|devices/.*|(data|train)/folder|set/.*|settings/every_steps")
 
 
 def read_result(path: Path) -> dict[str, Any]:

@@ -142,7 +142,7 @@ def set_lines(found: Mapping[str, Any]) -> list[str]:
 
 
 def name_lines(passport: Mapping[str, Any]) -> list[str]:
-    """What is left of class names in the prompts of a zero-shot score, for the terminal; nothing for other suites."""
+    """Lines about class names that prompts lose, of a zero-shot score, for the terminal; nothing for other suites."""
     if "class_names_cut" not in passport:
         return []
     cut, classes, templates = (passport[name] for name in ("class_names_cut", "classes", "templates"))

@@ -26,6 +26,7 @@ Exit codes: 0 done, 2 a mistake in model, packages or arguments, 1 anything else
 
 _KIND = "clipa_eqx"
 _OWN = ("--model_type", "--model", "--pretrained", "--pretrained_model", "--no_amp", "--skip_load")
+_PACKAGES = ("clip-benchmark==1.6.2", "requests", "numpy<2.4")
 _BROKEN = "1.6.2"  # takes the float of an array with one element, which NumPy 2.4 refuses; see findings/
 
 
@@ -69,7 +70,7 @@ def _clip_benchmark() -> tuple[Any, Any]:
     Raises:
         ConversionError: a package is missing, or NumPy is too new for clip_benchmark.
     """
-    install = pip_install("clip-benchmark==1.6.2", "requests", "numpy<2.4")
+    install = pip_install(*_PACKAGES)
     try:
         found = importlib.import_module("clip_benchmark.models"), importlib.import_module("clip_benchmark.cli")
         version, numpy = (importlib.metadata.version(name) for name in ("clip-benchmark", "numpy"))

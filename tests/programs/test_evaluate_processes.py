@@ -95,11 +95,13 @@ def test_what_one_process_cannot_score_ends_both_with_a_message(folder, tmp_path
     out = tmp_path / "result.json"
     out.write_text("{}")
     silent = write_set(tmp_path / "silent", first=0, count=6, changes=lambda i: {"captions": ()} if i == 5 else {})
+    damaged = write_set(tmp_path / "damaged", first=0, count=6, changes=lambda i: {"image": b"no"} if i == 3 else {})
     data = [write_set(tmp_path / name / "data", first=first, count=6) for name, first in (("a", 0), ("b", 10))]
 
     def commands_of(number):
         wanted = [("zero-shot", str(folder / "test"), []), ("retrieval", silent, ["--overwrite"])]
         wanted.append(("contrastive", data[number], ["--overwrite"]))
+        wanted += [(suite, damaged, ["--overwrite", "--batch-size", "4"]) for suite in ("retrieval", "zero-shot")]
         for suite, source, flags in wanted:
             yield [str(folder / "model"), "--suite", suite, "--data", source, "--out", str(out), *flags]
 
@@ -113,4 +115,9 @@ def test_what_one_process_cannot_score_ends_both_with_a_message(folder, tmp_path
     for line, source in ((first[2], data[0]), (second[2], data[1])):
         words = f"the processes were given different data or settings of the evaluation on {source}"
         assert line.startswith(f"refused: {words}")
+    for line, other in zip(first[3:], second[3:], strict=True):
+        assert line == "refused: process 1 cannot score its images; see its message for the reason"
+        assert damaged in other
+        assert "key '3'" in other
+    assert len(first) == 5
     assert out.read_text() == "{}"

@@ -264,3 +264,16 @@ def test_what_one_version_does_not_record_is_no_difference():
     found = differences(first, second)
     assert (found.deciding, found.others) == ({}, {})
     assert found.recorded_once == ("image/rounding", "code/version")
+
+
+def test_what_follows_from_other_values_has_no_effect():
+    def result(kind, leaves, flags):
+        weights = {"kind": kind, "leaves_sha256": leaves}
+        return {
+            "suite": "zero-shot",
+            "passport": {"model": {"weights": weights}, "set": {"name": None, "flags": flags}},
+        }
+
+    run = result("checkpoint", "ab", ["a flag"])
+    assert list(differences(run, result("model folder", "ab", [])).deciding) == []
+    assert list(differences(run, result("checkpoint", "cd", [])).deciding) == ["model/weights/leaves_sha256"]

@@ -1,7 +1,10 @@
-"""Commands of a page of the docs, run in this process in the order in which a user pastes them."""
+"""Commands of a page of the docs, run as a user pastes them: in this process, or each in a process of its own."""
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from functools import partial
 
 from clipa_eqx.cli import run
@@ -35,3 +38,12 @@ def run_command(command, *flags):
     (program,) = [name for name in PROGRAMS if command.startswith(f"{name} ")]
     words = [*shlex.split(command.removeprefix(program)), *map(str, flags)]
     return run(partial(PROGRAMS[program], words))
+
+
+def run_in_process(command, *flags, folder):
+    """Run a command in ``folder`` with one device, as a process that gives its memory back; its output."""
+    words = [*shlex.split(command.replace("scripts/", f"{ROOT}/scripts/")), *map(str, flags)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, *words[1:]], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
