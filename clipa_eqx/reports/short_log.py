@@ -73,7 +73,9 @@ def _merged(first: Line, second: Line, *, since: int) -> Line:
         since: the step of the line before them.
     """
     steps = [int(first["step"]) - since, int(second["step"]) - int(first["step"])]
-    times = [float(line.get("seconds_per_step", 0.0)) * count for line, count in zip((first, second), steps, strict=True)]
+    times = [
+        float(line.get("seconds_per_step", 0.0)) * count for line, count in zip((first, second), steps, strict=True)
+    ]
     merged = dict(second)
     if "seconds_per_step" in second and sum(steps) > 0:
         merged["seconds_per_step"] = sum(times) / sum(steps)

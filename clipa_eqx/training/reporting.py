@@ -87,7 +87,9 @@ class Reports:
 
         Also the first step of the run, so that its log says where it began.
         """
-        return step in (2, self._first) or is_time(step, every_steps=self._config.log_every_steps, total_steps=self._run.total_steps)
+        return step in (2, self._first) or is_time(
+            step, every_steps=self._config.log_every_steps, total_steps=self._run.total_steps
+        )
 
     def about(self) -> dict[str, Any]:
         """The entries of a checkpoint's ``about`` that continue the reports of a resumed run."""

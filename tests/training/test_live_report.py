@@ -29,10 +29,11 @@ from clipa_eqx.training.stopping import Interrupted
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
-STEPS = 6
+STEPS = 12
 
 
 def config_of_run(**fields):
+    # The steps of other tests, so that their compiled step serves here too.
     return tiny_runs.run_config(duration=Duration(steps=STEPS), **fields)
 
 
