@@ -79,7 +79,10 @@ class LiveReport:
 
     def add(self, step: int, values: Mapping[str, Any]) -> None:
         """Take a line of the log, and write the page if its time has come."""
-        self._log.add({"step": step, **values})
+        try:
+            self._log.add({"step": step, **values})
+        except Exception as error:
+            self._warn(error)
         if self._clock() >= self._next:
             self._write(RunState(kind="training"))
 

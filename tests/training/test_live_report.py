@@ -174,19 +174,21 @@ def test_a_page_that_cannot_be_written_is_one_warning(tmp_path, monkeypatch, cap
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == STEPS
 
 
-@pytest.mark.parametrize("part", ["run_page", "about"])
+@pytest.mark.parametrize("part", ["run_page", "about", "log"])
 def test_a_page_that_cannot_be_drawn_is_one_warning(part, tmp_path, monkeypatch, caplog):
     def fail(*args, **rest):
         raise ValueError("a mistake of ours")
 
     if part == "run_page":
         monkeypatch.setattr(live_report, "run_page", fail)
+    if part == "log":
+        monkeypatch.setattr(live_report.ShortLog, "add", fail)
     live = LiveReport(tmp_path, fail if part == "about" else about, ())
     live.add(1, metric_line(1, time=0))
     live.close(None)
     [warning] = [record.message for record in caplog.records if record.levelno == logging.WARNING]
     assert "(ValueError: a mistake of ours); training continues without it" in warning
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == (["report.html"] if part == "log" else [])
 
 
 def test_samples_that_cannot_be_read_are_a_sentence(monkeypatch):
