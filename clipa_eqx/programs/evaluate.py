@@ -1,6 +1,7 @@
 """Score a model on records and write the result as JSON."""
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -77,10 +78,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     if not is_first_process():
         return
-    write_result(arguments.out, content)
     passport = content["passport"]
     lines = [*_score_lines(arguments.suite, content), *set_lines(passport["set"]), *name_lines(passport)]
-    print("\n".join(lines))
+    # First the terminal, so that the scores are not lost if the file cannot be written.
+    print("\n".join(lines), flush=True)
+    try:
+        write_result(arguments.out, content)
+    except OSError as error:
+        raise ConfigError(f"--out {arguments.out} cannot be written ({error.strerror}); give another name") from error
     print(f"written to {arguments.out}")
     print("\n".join(_next_lines(arguments, given)))
 
@@ -91,11 +96,15 @@ def program() -> int:
 
 
 def _check_out(arguments: argparse.Namespace) -> None:
-    """Refuse a result file that cannot be written or exists."""
+    """Refuse a result file that exists or cannot be written, before the hours that scoring may take."""
     if arguments.out.is_dir():
         raise ConfigError(f"--out {arguments.out} is a folder; give the name of a JSON file")
     if arguments.out.exists() and not arguments.overwrite:
         raise ConfigError(f"--out {arguments.out} exists already; give another name, or --overwrite")
+    folder: Path = next(one for one in arguments.out.absolute().parents if one.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        what = "is not writable" if folder.is_dir() else "is a file"
+        raise ConfigError(f"--out {arguments.out} cannot be written: {folder} {what}; give another name")
 
 
 def _check_flags(arguments: argparse.Namespace) -> None:

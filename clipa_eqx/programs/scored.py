@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from clipa_eqx.agreement import refused_together
+from clipa_eqx.agreement import check_same_everywhere, refused_together
 from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.data.verification import hash_file
 from clipa_eqx.evals.prompts import PromptReduction, prompt_reduction
@@ -49,42 +49,48 @@ class Scored:
 def load_scored(folder: Path, mesh: Mesh) -> Scored:
     """The model of a model folder, or of a run folder: its final model if training has ended, else its last checkpoint.
 
+    All processes must call it together.
+
     Raises:
         CheckpointError: the folder is neither, it is damaged, or the run has no committed checkpoint yet.
+        ConfigError: the processes found different models, or another process found none.
     """
-    if expect_kind(folder, "run folder", "model folder") == "model folder":
-        return _load_model_folder(folder, mesh)
-    if kind_of(folder / MODEL_NAME) == "model folder":
-        return _load_model_folder(folder / MODEL_NAME, mesh)
+    with refused_together("read the model"):
+        is_model = expect_kind(folder, "run folder", "model folder") == "model folder"
+        is_ended = not is_model and kind_of(folder / MODEL_NAME) == "model folder"
+    check_same_everywhere(f"{is_model} {is_ended}", what=f"folders as {folder}")
+    if is_model or is_ended:
+        return _load_model_folder(folder if is_model else folder / MODEL_NAME, mesh)
     return _load_checkpoint(folder, mesh)
 
 
 def _load_model_folder(folder: Path, mesh: Mesh) -> Scored:
     with refused_together("read the model"):
         loaded = load_model(folder)
+        sha256 = hash_file(folder / WEIGHTS_FILE)
+        leaves = _hash_leaves(loaded.model, recorded_hashes(loaded.provenance, of_optimizer=False))
+    check_same_everywhere(f"{sha256} {leaves}", what=f"weights in {folder}")
     return Scored(
         model=jax.device_put(loaded.model, shardings_for(loaded.model, mesh)),
         tokenizer=loaded.tokenizer.tokenizer,
         preprocess=loaded.preprocess.config,
         text_reduction=prompt_reduction(loaded.provenance.text_reduction),
-        identity={
-            "kind": "model folder",
-            "path": str(folder),
-            "sha256": hash_file(folder / WEIGHTS_FILE),
-            "leaves_sha256": _hash_leaves(loaded.model, recorded_hashes(loaded.provenance, of_optimizer=False)),
-        },
+        identity={"kind": "model folder", "path": str(folder), "sha256": sha256, "leaves_sha256": leaves},
     )
 
 
 def _load_checkpoint(folder: Path, mesh: Mesh) -> Scored:
-    record = read_record(folder)
-    config = from_json(ExperimentConfig, record["config"], where=str(folder / CONFIG_FILE))
+    with refused_together("read the model"):
+        record = read_record(folder)
+        config = from_json(ExperimentConfig, record["config"], where=str(folder / CONFIG_FILE))
+        tokenizer = load_tokenizer(config.data.vocab, model_vocab=config.model.text.vocab)
+    digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+    check_same_everywhere(digest, what=f"runs in {folder}")
     # Not training.start.load_source: the result names the step, and a live run may commit another one meanwhile.
     step, model = read_newest(folder, lambda found, step: found.restore_model(config.model, mesh, step=step))
-    digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
     return Scored(
         model=model,
-        tokenizer=load_tokenizer(config.data.vocab, model_vocab=config.model.text.vocab),
+        tokenizer=tokenizer,
         preprocess=config.eval_image,
         text_reduction=prompt_reduction(config.data.text_reduction),
         identity={

@@ -118,19 +118,20 @@ def compared_charts(
 
     Args:
         name: name of the horizontal axis.
-        places: the position of each line on it; a run without is left out.
+        places: the position of each line on it; a run without has no points.
     """
-    placed = [(run, at) for run in runs if (at := places(run)) is not None]
-    if not placed:
+    placed = [(run, places(run) or []) for run in runs]
+    ends = [at for _, at in placed if at]
+    if not ends:
         return []
-    span = (min(at[0] for _, at in placed), max(at[-1] for _, at in placed))
+    span = (min(at[0] for at in ends), max(at[-1] for at in ends))
     charts: list[Chart] = []
     for quantity, title in _titled([run.lines for run in runs]):
         curves = [
             Curve(name=run.name, points=_points(run, quantity, at), is_marked=quantity.is_marked) for run, at in placed
         ]
         if any(curve.points for curve in curves):
-            # Runs without the quantity stay in the list, so that each keeps its color.
+            # Runs without the quantity or the position stay in the list, so that each keeps its color.
             charts.append(Chart(title=title, x_name=name, x_span=span, curves=tuple(curves)))
     return charts
 
@@ -152,6 +153,8 @@ def _titled(logs: Sequence[Sequence[Line]]) -> list[tuple[Quantity, str]]:
 
 
 def _points(run: ComparedRun, quantity: Quantity, at: Sequence[float]) -> list[tuple[float, float]]:
+    if not at:
+        return []
     places = {int(line["step"]): place for line, place in zip(run.lines, at, strict=True)}
     return curve_points(run.lines, quantity, x=lambda line: places[int(line["step"])])
 

@@ -55,13 +55,15 @@ def page(title: str, body: Iterable[str], *, style: str = "", reload_seconds: in
         reload_seconds: the page loads itself again after this time; None never does.
     """
     again = f"<meta http-equiv=refresh content={reload_seconds}>" if reload_seconds is not None else ""
-    return (
+    complete = (
         "<!doctype html><html lang=en><head><meta charset=utf-8>"
         f'<meta name=viewport content="width=device-width,initial-scale=1">{again}<title>{text(title)}</title>'
         f"<style>{chart_style()}{_STYLE}{style}</style></head>\n<body><main>\n"
         + "\n".join(part for part in body if part)
         + "\n</main></body></html>\n"
     )
+    # The name of a folder may be no UTF-8; Python holds its bytes as characters that cannot be written.
+    return complete.encode("utf-8", "replace").decode("utf-8")
 
 
 def text(value: object) -> str:

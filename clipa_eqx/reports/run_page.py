@@ -27,8 +27,9 @@ REPORT_NAME = "report.html"
 RELOAD_SECONDS = 30
 """A page that was written while the run trains loads itself again after this time."""
 
-_QUIET_SECONDS, _QUIET_PERIODS = 180.0, 6.0
-"""A page that is older than both is of a run that may have stopped. A period is the time between two lines."""
+_QUIET_SECONDS, _QUIET_PERIODS, _QUIET_PAUSES = 180.0, 6.0, 3.0
+"""A page that is older than all is of a run that may have stopped. A period is the time between two lines, a pause that
+between two writes of the page."""
 
 _STYLE = """
 .state{display:inline-block;padding:.1rem .7rem;border-radius:1rem;border:1px solid;font-weight:600;font-size:.9rem}
@@ -95,12 +96,13 @@ class FixedParts:
         return cls(about=about, end="\n".join(_end(about)))
 
 
-def run_page(fixed: FixedParts, lines: Sequence[Line], state: RunState, *, now: float) -> str:
+def run_page(fixed: FixedParts, lines: Sequence[Line], state: RunState, *, now: float, pause: float = 0.0) -> str:
     """The page.
 
     Args:
         lines: the metric log.
         now: seconds since 1970.
+        pause: seconds until the page of a run that trains is written again, about.
     """
     about = fixed.about
     is_training = state.kind == "training"
@@ -109,7 +111,7 @@ def run_page(fixed: FixedParts, lines: Sequence[Line], state: RunState, *, now: 
         f"<h1>{text(about.name)}</h1>",
         f'<p><span id=state class="state {state.kind}">{state.kind}</span> {text(state.words)}</p>',
         *_numbers(about.config, lines, now=now, is_training=is_training),
-        _written(about.config, lines, now=now, is_training=is_training),
+        _written(about.config, lines, now=now, pause=pause, is_training=is_training),
         "<h2>Curves</h2>",
         f"<div class=charts>{''.join(map(chart_figure, charts))}</div>" if charts else "<p>No step is logged yet.</p>",
         *_scores(lines),
@@ -170,14 +172,15 @@ def _tiles(
             yield words, f"{short_number(factor * float(last[name]))}{unit}", ""
 
 
-def _written(config: ExperimentConfig, lines: Sequence[Line], *, now: float, is_training: bool) -> str:
+def _written(config: ExperimentConfig, lines: Sequence[Line], *, now: float, pause: float, is_training: bool) -> str:
     """The time of writing, and for the script of the page the age at which the run may have stopped."""
     quiet = ""
     if is_training:
         per_step = seconds_per_step(lines) if lines else 0.0
         # Nothing is known about the speed before the first lines.
         if per_step:
-            seconds = max(_QUIET_SECONDS, _QUIET_PERIODS * per_step * config.log_every_steps)
+            period = per_step * config.log_every_steps
+            seconds = max(_QUIET_SECONDS, _QUIET_PERIODS * period, _QUIET_PAUSES * pause)
             quiet = f' data-quiet="{seconds:.0f}"'
     return f'<p class=small>Written <span id=written data-at="{now:.0f}"{quiet}>{_moment(now)}</span></p>'
 

@@ -1,5 +1,6 @@
 """The scores of a metric log: which suite, which record folder, which score, and how each is shown."""
 
+import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -66,6 +67,7 @@ class ScoreName:
         return f"{100 * value:.2f} %" if self.is_percent else short_number(value)
 
 
+@functools.lru_cache(maxsize=4096)
 def score_name(key: str) -> ScoreName | None:
     """The score that a name in the log is; None for everything else.
 

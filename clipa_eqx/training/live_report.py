@@ -18,7 +18,8 @@ from clipa_eqx.replacing import write_text
 from clipa_eqx.reports.run_facts import Machine, run_facts
 from clipa_eqx.reports.run_page import REPORT_NAME, FixedParts, RunAbout, RunState, run_page
 from clipa_eqx.reports.samples import Sample, read_samples
-from clipa_eqx.reports.scores import Line, score_name
+from clipa_eqx.reports.scores import Line
+from clipa_eqx.reports.short_log import ShortLog
 from clipa_eqx.tokenizer.wordpiece import Tokenizer
 from clipa_eqx.training.inputs import train_transform
 from clipa_eqx.training.stopping import Interrupted
@@ -30,7 +31,7 @@ LEAST_SECONDS, LARGEST_SHARE = 10.0, 0.01
 """Between two writes: at least this time, and so long that writing takes at most this share of it."""
 
 _MOST_LINES = 4000
-"""Lines that are kept in memory; of more, every second one without scores is dropped."""
+"""Lines that are kept in memory; of more, neighbors without scores are merged."""
 
 _log = logging.getLogger(__name__)
 
@@ -64,22 +65,24 @@ class LiveReport:
             lines: the metric log so far.
         """
         self._path, self._clock = workdir / REPORT_NAME, clock
-        self._next = clock()
-        self._lines: list[Line] = []
+        self._next, self._pause = clock(), 0.0
+        self._log = ShortLog(most=_MOST_LINES)
         self._fixed: FixedParts | None = None
         self._has_warned = False
-        self._most = _MOST_LINES
         try:
             self._fixed = FixedParts.of(about())
             for line in lines:
-                self._keep(line)
+                self._log.add(line)
         except Exception as error:
             self._warn(error)
-        self._write(RunState(kind="training", words="no step is done yet" if not self._lines else ""))
+        self._write(RunState(kind="training", words="no step is done yet" if not self._log.lines else ""))
 
     def add(self, step: int, values: Mapping[str, Any]) -> None:
         """Take a line of the log, and write the page if its time has come."""
-        self._keep({"step": step, **values})
+        try:
+            self._log.add({"step": step, **values})
+        except Exception as error:
+            self._warn(error)
         if self._clock() >= self._next:
             self._write(RunState(kind="training"))
 
@@ -91,23 +94,17 @@ class LiveReport:
         """
         self._write(end_state(error))
 
-    def _keep(self, line: Line) -> None:
-        # Lists, such as norms per block, are not drawn.
-        self._lines.append({name: value for name, value in line.items() if isinstance(value, int | float)})
-        if len(self._lines) > self._most:
-            self._lines = thinned_lines(self._lines)
-            # Lines with scores are kept, however many they are.
-            self._most = _MOST_LINES + sum(map(_has_score, self._lines))
-
     def _write(self, state: RunState) -> None:
         since = self._clock()
         try:
             if self._fixed is not None:
-                write_text(self._path, run_page(self._fixed, self._lines, state, now=time.time()))
+                page = run_page(self._fixed, self._log.lines, state, now=time.time(), pause=self._pause)
+                write_text(self._path, page)
         except Exception as error:
             self._warn(error)
         ended = self._clock()
-        self._next = ended + max(LEAST_SECONDS, (ended - since) * (1 / LARGEST_SHARE - 1))
+        self._pause = max(LEAST_SECONDS, (ended - since) * (1 / LARGEST_SHARE - 1))
+        self._next = ended + self._pause
 
     def _warn(self, error: Exception) -> None:
         if not self._has_warned:
@@ -155,13 +152,3 @@ def end_state(error: BaseException | None) -> RunState:
         case _:
             words = f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")
             return RunState(kind="stopped", words=f"{words}; the same train command resumes from the last checkpoint")
-
-
-def thinned_lines(lines: Sequence[Line]) -> list[Line]:
-    """The first line, the last, those with scores, and every second one of the others."""
-    last = len(lines) - 1
-    return [line for number, line in enumerate(lines) if number in (0, last) or number % 2 == 0 or _has_score(line)]
-
-
-def _has_score(line: Line) -> bool:
-    return any(score_name(name) is not None for name in line)

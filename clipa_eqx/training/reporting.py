@@ -58,10 +58,11 @@ class Reports:
             before: ``about`` of the checkpoint that the run resumes from.
             page: opens the report in the run folder, from the lines of the metric log so far; called by process 0.
         """
+        # A run that took over the optimizer of another one starts late.
+        self._first = None if before else start + 1
         before = before or {}
         self._config, self._run, self._workdir = config, run, workdir
         self._is_writer = jax.process_index() == 0
-        self.throughput: Throughput = Throughput(batch_size=config.batch_size, devices=devices, step=start)
         self.bad_records: int = int(before.get("bad_records", 0))
         self._last_logged = before.get("last_logged")
         self.last: dict[str, Any] = {}
@@ -78,10 +79,17 @@ class Reports:
         self._bar: Any = progress_bar(
             total=run.total_steps, unit="step", initial=start, delay=0.0, disable=not self._is_writer
         )
+        # Last: its clock runs from here, and opening the reports is no time of training.
+        self.throughput: Throughput = Throughput(batch_size=config.batch_size, devices=devices, step=start)
 
     def is_logged(self, step: int) -> bool:
-        """Steps 1 and 2, every ``log_every_steps``, and the last, as the reference (docs/reference.md F10)."""
-        return step == 2 or is_time(step, every_steps=self._config.log_every_steps, total_steps=self._run.total_steps)
+        """Steps 1 and 2, every ``log_every_steps``, and the last, as the reference (docs/reference.md F10).
+
+        Also the first step of the run, so that its log says where it began.
+        """
+        return step in (2, self._first) or is_time(
+            step, every_steps=self._config.log_every_steps, total_steps=self._run.total_steps
+        )
 
     def about(self) -> dict[str, Any]:
         """The entries of a checkpoint's ``about`` that continue the reports of a resumed run."""

@@ -77,6 +77,7 @@ def archives(folder):
     write(folder / "ILSVRC2012", files)
 
 
+@pytest.mark.slow  # 81,000 prompts; the next test scores the same set with fewer
 def test_imagenet(tmp_path, monkeypatch, capsys):
     archives(tmp_path)
     labels = [IDS.index(one) for _, _, one, _ in VALIDATION]

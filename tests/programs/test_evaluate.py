@@ -1,5 +1,6 @@
 """Scoring from the command line: what is scored, what the result says, and which mistakes end with one message."""
 
+import errno
 import hashlib
 import io
 import json
@@ -24,6 +25,7 @@ from clipa_eqx.data.records import Record
 from clipa_eqx.durations import RunLength
 from clipa_eqx.experiment import DataConfig
 from clipa_eqx.optim import make_optimizer
+from clipa_eqx.programs import score as score_program
 from clipa_eqx.programs.evaluate import main
 from clipa_eqx.saved.model import save_model
 from clipa_eqx.tokenizer.vocabulary import write_vocab
@@ -276,6 +278,27 @@ def test_a_result_is_replaced_only_if_asked(model_folder, data, tmp_path, capsys
     assert score(model_folder, data / "labeled", tmp_path) == USAGE
     assert score(model_folder, data / "labeled", out, "--overwrite") == OK
     assert json.loads(out.read_text())["count"] == IMAGES
+
+
+def test_a_result_that_cannot_be_written_is_refused_before_the_work(model_folder, data, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("mine")
+    out = tmp_path / "file" / "more" / "result.json"
+    monkeypatch.setattr(score_program, "score", None)  # nothing calls it
+    assert score(model_folder, data / "labeled", out) == USAGE
+    assert f"--out {out} cannot be written: {tmp_path / 'file'} is a file" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_scores_are_shown_if_their_file_cannot_be_written(model_folder, data, tmp_path, monkeypatch, capsys):
+    def refuse(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(score_program, "write_text", refuse)
+    assert score(model_folder, data / "labeled", tmp_path / "result.json") == USAGE
+    said = capsys.readouterr()
+    assert "top-1" in said.out
+    assert "written to" not in said.out
+    assert "result.json cannot be written (No space left on device)" in said.err
 
 
 def test_a_missing_templates_file_and_an_unfinished_run_are_the_users_mistakes(data, tmp_path, capsys):

@@ -97,6 +97,11 @@ def test_what_one_process_cannot_score_ends_both_with_a_message(folder, tmp_path
     silent = write_set(tmp_path / "silent", first=0, count=6, changes=lambda i: {"captions": ()} if i == 5 else {})
     damaged = write_set(tmp_path / "damaged", first=0, count=6, changes=lambda i: {"image": b"no"} if i == 3 else {})
     data = [write_set(tmp_path / name / "data", first=first, count=6) for name, first in (("a", 0), ("b", 10))]
+    models = [tmp_path / name / "model" for name in ("a", "b")]
+    for seed, model in enumerate(models):
+        preprocess = EvalImageConfig(size=(16, 16), resize="squash")
+        save_model(model, tiny_clip(seed=seed), tokenizer=tiny_tokenizer(), preprocess=preprocess, provenance={})
+    lost = [folder / "model", tmp_path / "lost"]
 
     def commands_of(number):
         wanted = [("zero-shot", str(folder / "test"), []), ("retrieval", silent, ["--overwrite"])]
@@ -104,6 +109,9 @@ def test_what_one_process_cannot_score_ends_both_with_a_message(folder, tmp_path
         wanted += [(suite, damaged, ["--overwrite", "--batch-size", "4"]) for suite in ("retrieval", "zero-shot")]
         for suite, source, flags in wanted:
             yield [str(folder / "model"), "--suite", suite, "--data", source, "--out", str(out), *flags]
+        for model in (lost[number], models[number]):
+            flags = ["--suite", "zero-shot", "--data", str(folder / "test"), "--out", str(out), "--overwrite"]
+            yield [str(model), *flags]
 
     ended = start_two(commands_of)
     assert [code for code, _ in ended] == [0, 0], "\n\n".join(said for _, said in ended)
@@ -115,9 +123,13 @@ def test_what_one_process_cannot_score_ends_both_with_a_message(folder, tmp_path
     for line, source in ((first[2], data[0]), (second[2], data[1])):
         words = f"the processes were given different data or settings of the evaluation on {source}"
         assert line.startswith(f"refused: {words}")
-    for line, other in zip(first[3:], second[3:], strict=True):
+    for line, other in zip(first[3:5], second[3:5], strict=True):
         assert line == "refused: process 1 cannot score its images; see its message for the reason"
         assert damaged in other
         assert "key '3'" in other
-    assert len(first) == 5
+    assert first[5] == "refused: process 1 cannot read the model; see its message for the reason"
+    assert second[5].startswith(f"refused: {lost[1]} does not exist; expected a run folder or a model folder")
+    for line, model in ((first[6], models[0]), (second[6], models[1])):
+        assert line.startswith(f"refused: the processes were given different weights in {model}; start all of them")
+    assert len(first) == len(second) == 7
     assert out.read_text() == "{}"

@@ -62,11 +62,15 @@ def test_each_run_is_a_curve_of_each_chart_over_each_axis():
         assert chart.x_span == (min(places(one)[0] for one in runs), max(places(one)[-1] for one in runs))
 
 
-def test_a_run_without_a_price_is_left_out_of_the_dollars_only():
+def test_a_run_without_a_price_has_no_curve_over_dollars_and_the_others_keep_their_colors():
     runs = [run_of(), run_of("b", price=2.0)]
-    assert {c.name for c in compared_charts(runs, "dollars", ComparedRun.dollars)[0].curves} == {"b"}
-    assert len(compared_charts(runs, "samples", ComparedRun.samples)[0].curves) == 2
-    assert "over dollars" in comparison_page(runs)
+    curves = compared_charts(runs, "dollars", ComparedRun.dollars)[0].curves
+    assert [(curve.name, len(curve.points)) for curve in curves] == [("a", 0), ("b", 3)]
+    page = comparison_page(runs)
+    losses = re.findall(r'aria-label="loss, nats">.*?</svg>', page)
+    colors = [re.findall(r'd="M[^"]*L[^"]*" fill="none".*?var\(--(curve-\d)\)', one) for one in losses]
+    assert colors == [["curve-1", "curve-2"], ["curve-1", "curve-2"], ["curve-2"]]
+    assert "over dollars" in page
     assert "over dollars" not in comparison_page([run_of(), run_of("b")])
 
 

@@ -110,6 +110,11 @@ def test_text_of_the_data_is_escaped(shown):
     assert page.count(html.escape(HOSTILE)) == 5  # title, heading, sentence, fact
 
 
+def test_a_name_that_is_no_utf8_can_be_written(tmp_path):
+    folder = write_run(tmp_path / "caf\udce9", config_of(), [metric_line(1, time=NOW)])
+    assert "<h1>caf?</h1>" in write_run_report(folder, None).read_text(encoding="utf-8")
+
+
 def test_the_page_is_one_file_without_any_address(shown):
     assert re.findall(r"(?:src|href)=\"(?!data:image/(?:png|jpeg);base64,)[^\"]*", shown) == []
     assert "://" not in shown.split("<details>")[0]

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import signal
+import time
 from unittest import mock
 
 import jax
@@ -21,17 +22,18 @@ from clipa_eqx.reports.short_text import short_number
 from clipa_eqx.tokenizer.loading import load_tokenizer
 from clipa_eqx.training import live_report
 from clipa_eqx.training.inputs import open_sources
-from clipa_eqx.training.live_report import LiveReport, end_state, run_samples, thinned_lines
+from clipa_eqx.training.live_report import LiveReport, end_state, run_samples
 from clipa_eqx.training.metrics import read_metrics
 from clipa_eqx.training.reporting import Reports
 from clipa_eqx.training.stopping import Interrupted
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
-STEPS = 6
+STEPS = 12
 
 
 def config_of_run(**fields):
+    # The steps of other tests, so that their compiled step serves here too.
     return tiny_runs.run_config(duration=Duration(steps=STEPS), **fields)
 
 
@@ -172,19 +174,21 @@ def test_a_page_that_cannot_be_written_is_one_warning(tmp_path, monkeypatch, cap
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == STEPS
 
 
-@pytest.mark.parametrize("part", ["run_page", "about"])
+@pytest.mark.parametrize("part", ["run_page", "about", "log"])
 def test_a_page_that_cannot_be_drawn_is_one_warning(part, tmp_path, monkeypatch, caplog):
     def fail(*args, **rest):
         raise ValueError("a mistake of ours")
 
     if part == "run_page":
         monkeypatch.setattr(live_report, "run_page", fail)
+    if part == "log":
+        monkeypatch.setattr(live_report.ShortLog, "add", fail)
     live = LiveReport(tmp_path, fail if part == "about" else about, ())
     live.add(1, metric_line(1, time=0))
     live.close(None)
     [warning] = [record.message for record in caplog.records if record.levelno == logging.WARNING]
     assert "(ValueError: a mistake of ours); training continues without it" in warning
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == (["report.html"] if part == "log" else [])
 
 
 def test_samples_that_cannot_be_read_are_a_sentence(monkeypatch):
@@ -208,16 +212,47 @@ def test_only_process_0_writes(tmp_path, monkeypatch):
         assert sorted(path.name for path in tmp_path.iterdir()) == files
 
 
-def test_a_long_log_is_thinned_and_keeps_its_scores_and_its_ends(tmp_path, monkeypatch):
+def test_a_long_log_is_shortened(tmp_path, monkeypatch, pages):
+    """A chart gets few lines, the numbers at the top are of all."""
     monkeypatch.setattr(live_report, "_MOST_LINES", 40)
-    lines = [
-        metric_line(n, time=n, **({"zero_shot/a/top1": 0.5} if n % 25 == 0 else {}), **{"norm/blocks": [1.0]})
-        for n in range(1, 1001)
-    ]
+    lines = [metric_line(n, time=n, seconds_per_step=1.0 + (n % 3)) for n in range(1, 1001)]
     live = report(tmp_path, lines=lines)
-    kept = [line["step"] for line in live._lines]
-    assert len(kept) <= 40 + 40
-    assert (kept[0], kept[-1]) == (1, 1000)
-    assert set(range(25, 1001, 25)) <= set(kept)
-    assert not any("norm/blocks" in line for line in live._lines)
-    assert [line["step"] for line in thinned_lines(lines[:6])] == [1, 3, 5, 6]
+    assert len(live._log.lines) <= 41
+    assert "<dt>time in steps</dt><dd>33 min<" in pages[0]  # 2,000 s
+    live.add(1001, metric_line(1001, time=1001, seconds_per_step=400.0))
+    live.close(None)
+    assert "<dt>time in steps</dt><dd>40 min<" in pages[-1]
+
+
+def test_a_page_that_is_written_seldom_expects_no_update_earlier(tmp_path, monkeypatch, pages):
+    """Writing takes 3 s, so the next page comes 297 s later: one that is 4 minutes old is no sign of a stop."""
+    now = [0.0]
+    write = live_report.write_text
+    monkeypatch.setattr(live_report, "write_text", lambda path, text: (write(path, text), now.append(now[-1] + 3.0)))
+    live = report(tmp_path, clock=lambda: now[-1])
+    now.append(400.0)
+    live.add(1, metric_line(1, time=0, seconds_per_step=1.0))
+    assert f'data-quiet="{3 * 297}"' in pages[-1]
+
+
+def test_opening_the_reports_is_no_time_of_training(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def page(lines):
+        now[0] += 60.0
+        return report(tmp_path, lines=lines)
+
+    with Reports(config_of(), tmp_path, RunLength(total_steps=STEPS), start=0, devices=1, page=page) as reports:
+        now[0] += 2.0
+        assert reports.throughput.rates(1)["seconds_per_step"] == 2.0
+
+
+def test_a_run_that_starts_late_logs_its_first_step(tmp_path):
+    """The first line says where the run began, also after it was resumed."""
+    run = RunLength(total_steps=500)
+    with Reports(config_of(), tmp_path, run, start=203, devices=1) as reports:
+        assert [step for step in range(204, 231) if reports.is_logged(step)] == [204, 210, 220, 230]
+        about = {**reports.about(), "config": {}}
+    with Reports(config_of(), tmp_path, run, start=213, devices=1, before=about) as reports:
+        assert [step for step in range(214, 231) if reports.is_logged(step)] == [220, 230]
