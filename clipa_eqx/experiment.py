@@ -20,6 +20,7 @@ from clipa_eqx.models.clip import CLIPConfig
 from clipa_eqx.optim import OptimConfig
 from clipa_eqx.precision import Precision
 from clipa_eqx.sharding import MeshConfig
+from clipa_eqx.surgery import TextRows
 from clipa_eqx.tokenizer.reduce import Reduction
 
 
@@ -90,7 +91,9 @@ class InitConfig:
 
     Attributes:
         source: a run folder, of which the latest checkpoint is taken, or a model folder.
-        resize_text: resample learned text positions to this run's text length.
+        resize_text: resize learned text positions to this run's text length.
+        text_rows: how ``resize_text`` does it. "resample" interpolates, as the reference; "first" keeps the rows in
+            front, so that each word keeps its position, and repeats the last row.
         resize_image: resample learned image positions to this run's image size.
         keep_initial: patterns of leaf paths that keep their random initial values, such as a new head; each must match
             a leaf.
@@ -98,11 +101,13 @@ class InitConfig:
             The run then resumes at the step of the source instead of starting at step 0.
 
     Raises:
-        ConfigError: an empty source, or ``optimizer`` together with a change of the weights.
+        ConfigError: an empty source, ``text_rows`` without ``resize_text``, or ``optimizer`` together with a change of
+            the weights.
     """
 
     source: str
     resize_text: bool = False
+    text_rows: TextRows = "resample"
     resize_image: bool = False
     keep_initial: tuple[str, ...] = ()
     optimizer: bool = False
@@ -110,6 +115,8 @@ class InitConfig:
     def __post_init__(self) -> None:
         if not self.source:
             raise ConfigError("init.source is empty; give a run folder or a model folder, or leave out init")
+        if self.text_rows != "resample" and not self.resize_text:
+            raise ConfigError(f'init.text_rows "{self.text_rows}" has no effect without init.resize_text; set both')
         if self.optimizer and (self.resize_text or self.resize_image or self.keep_initial):
             raise ConfigError(
                 "init.optimizer resumes another run, so all of its leaves are taken unchanged; leave out resize_text, "

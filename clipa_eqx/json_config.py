@@ -18,6 +18,7 @@ FORMER_NAMES = {"optimiser": "optimizer", "colour": "color", "canonicalise": "ca
 LATER_FIELDS: Mapping[tuple[str, str], Any] = {
     ("CheckpointConfig", "checksums"): True,
     ("ExperimentConfig", "tensorboard"): False,
+    ("InitConfig", "text_rows"): "resample",
     ("ZeroShotConfig", "commas_in_names"): False,
     **{("ExperimentConfig", suite): [] for suite in ("retrieval", "contrastive", "few_shot", "linear_probe")},
 }

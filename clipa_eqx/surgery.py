@@ -6,7 +6,7 @@ configuration sets the static fields of the model, its towers and their layers a
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,9 @@ from clipa_eqx.errors import CheckpointError, ConfigError
 from clipa_eqx.models.clip import CLIP, CLIPConfig, abstract_clip
 from clipa_eqx.models.embed import sincos_2d
 from clipa_eqx.trees import from_leaves, layer_path, leaf_paths, leaves_by_path, match_by_path, stacked_depth
+
+TextRows = Literal["resample", "first"]
+"""Ways to make the rows of learned text positions for another length; ``resize_text`` describes them."""
 
 # Fields that change the function which the same leaves compute. Other fields change the leaves, matter only to training
 # or to new models (rates, masking, remat, initializers), or belong to computed positions.
@@ -50,12 +53,13 @@ class Operated(NamedTuple):
     report: SurgeryReport
 
 
-def resize_text(model: CLIP, *, length: int) -> Operated:
+def resize_text(model: CLIP, *, length: int, rows: TextRows = "resample") -> Operated:
     """Change the text length to ``length`` tokens.
 
-    Sin-cos positions are computed for the new size; learned ones are resampled. Resampling is linear between token
+    Sin-cos positions are computed for the new size. Learned ones follow ``rows``. "resample" is linear between token
     centers, antialiased when shrinking, as in ``merge_params`` of the reference (``jax.image.resize``;
-    docs/reference.md F3.1). Optimizer moments are not resampled; training starts with new ones.
+    docs/reference.md F3.1). "first" keeps the rows in front, so that each word of a text keeps its position; rows
+    beyond the old length are copies of the last one. Optimizer moments are not resized; training starts with new ones.
 
     Raises:
         ConfigError: a length that the tower cannot have.
@@ -67,8 +71,12 @@ def resize_text(model: CLIP, *, length: int) -> Operated:
     leaves, changes = leaves_by_path(model), [f"text.length: {before} -> {length}"]
     position = model.text.position
     if position is not None:
-        leaves["text/position"] = jax.image.resize(position, (length, position.shape[1]), method="bilinear")
-        changes.append(f"text/position: {before} rows resampled to {length}")
+        if rows == "first":
+            leaves["text/position"] = position[np.minimum(np.arange(length), before - 1)]
+            changes.append(f"text/position: first {min(before, length)} of {before} rows kept, {length} in all")
+        else:
+            leaves["text/position"] = jax.image.resize(position, (length, position.shape[1]), method="bilinear")
+            changes.append(f"text/position: {before} rows resampled to {length}")
     return Operated(_rebuild(config, leaves), SurgeryReport(changes=tuple(changes)))
 
 
@@ -155,6 +163,7 @@ def adopt(
     *,
     fresh: CLIP,
     resize_text: bool = False,
+    text_rows: TextRows = "resample",
     resize_image: bool = False,
     keep_initial: Sequence[str] = (),
 ) -> Operated:
@@ -167,7 +176,8 @@ def adopt(
         model: model with the weights to start from.
         target_config: configuration of the result.
         fresh: randomly initialized model of ``target_config``.
-        resize_text: resample learned text positions with the function of this name.
+        resize_text: resize learned text positions with the function of this name.
+        text_rows: its ``rows``.
         resize_image: resample learned image positions with the function of this name.
         keep_initial: patterns of leaves that come from ``fresh``. A pattern matches complete paths, also those of
             single layers (see ``trees.match_by_path``).
@@ -180,7 +190,7 @@ def adopt(
     lengths = model.config.text.length, target_config.text.length
     sizes = model.config.image.image_size, target_config.image.image_size
     if lengths[0] != lengths[1] and (resize_text or model.text.position is None):
-        model, report = _resize_text(model, length=lengths[1])
+        model, report = _resize_text(model, length=lengths[1], rows=text_rows)
         changes += report.changes
     can_resize = target_config.image.patch_size == model.config.image.patch_size
     if sizes[0] != sizes[1] and can_resize and (resize_image or model.image.position is None):

@@ -130,8 +130,8 @@ def costs(rows: Sequence[Row]) -> str:
 
 
 def filled(page: str, content: str) -> str:
-    """A page with the table after its marker replaced."""
-    return re.sub(rf"({MARKER}\n\n)(?:\|.*\n)*", lambda found: f"{found[1]}{content}\n", page)
+    """A page with the table after its marker replaced, or inserted there."""
+    return re.sub(rf"{MARKER}\n\n(?:\|.*\n)*\n*", lambda _: f"{MARKER}\n\n{content}\n\n", page).rstrip() + "\n"
 
 
 def _sizes(rows: Sequence[Row]) -> list[str]:

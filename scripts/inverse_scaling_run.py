@@ -11,7 +11,7 @@ import jax
 
 from clipa_eqx.cli import INTERRUPTED, OK
 from clipa_eqx.data.array_record_reader import open_records
-from clipa_eqx.errors import CheckpointError, ConfigError
+from clipa_eqx.errors import CheckpointError, ConfigError, counted
 from clipa_eqx.evals.record_folder import score_records
 from clipa_eqx.evals.zero_shot import ZeroShotConfig
 from clipa_eqx.json_files import read_json_object
@@ -30,7 +30,7 @@ from scripts.inverse_scaling_grid import SHORT, STUDY, VOCAB_SIZE, Budget, Run, 
 SCORED = ("validation", "test")
 """Record folders of the families that are not in the training data."""
 
-_log = logging.getLogger("inverse_scaling")
+_log = logging.getLogger(__name__)
 
 
 def run_study(folder: Path, *, seeds: Sequence[int], is_short: bool) -> int:
@@ -60,7 +60,7 @@ def run_study(folder: Path, *, seeds: Sequence[int], is_short: bool) -> int:
             left.done(run)
             jax.clear_caches()  # no other run has the same arrays, and what is compiled takes memory
         _write(folder, [row for row in rows if row is not None], planned=len(runs), budget=budget)
-    print(f"{len(runs)} runs: {folder / 'results.json'} and {folder / 'figure.svg'}")
+    print(f"{counted(len(runs), 'run')}: {folder / 'results.json'} and {folder / 'figure.svg'}")
     return OK
 
 

@@ -22,6 +22,7 @@ td:first-child,th:first-child{text-align:left}td:last-child,th:last-child{paddin
 table.text td,table.text th{text-align:left;overflow-wrap:anywhere}table.text td:first-child{color:var(--faint)}
 table.text td:first-child{overflow-wrap:normal}table.runs th,table.runs td:first-child{overflow-wrap:anywhere}
 table.runs th,table.runs td{min-width:5rem}table.runs td{white-space:nowrap}
+table.runs td:first-child{min-width:5.6rem}
 table.runs td:first-child,table.runs td.group,table.runs.text td{white-space:normal}
 table.runs.text td{overflow-wrap:anywhere}table.runs.text td:first-child{min-width:8rem}
 td.group{font-weight:600;padding-top:.8rem}

@@ -72,6 +72,7 @@ def first_state(
         config.model,
         fresh=model,
         resize_text=config.init.resize_text,
+        text_rows=config.init.text_rows,
         resize_image=config.init.resize_image,
         keep_initial=config.init.keep_initial,
     )
@@ -103,6 +104,7 @@ def check_init(config: ExperimentConfig, abstract: TrainState, *, vocab_sha256: 
                 config.model,
                 fresh=fresh,
                 resize_text=init.resize_text,
+                text_rows=init.text_rows,
                 resize_image=init.resize_image,
                 keep_initial=init.keep_initial,
             ).model

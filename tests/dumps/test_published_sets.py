@@ -29,6 +29,7 @@ from support.planted_models import plant
 from clipa_eqx.data.images.decode import decode_image
 from clipa_eqx.evals import zero_shot
 from clipa_eqx.evals.prompts import named_class_names, named_templates, wordnet_ids
+from clipa_eqx.evals.published_sets import PUBLISHED_SETS
 from conversion.weights.released import RELEASED
 
 PAGE = "published_sets.md"
@@ -223,6 +224,16 @@ def test_each_command_of_the_page_is_run_here_or_in_the_rehearsal():
     ]
     pairs = {heading: len(commands) // 2 for heading, commands in list(SECTIONS.items())[2:]}
     assert sum(pairs.values()) == 13  # numbers above: 10 with one pair, ObjectNet, COCO and any labeled set with two
+
+
+@pytest.mark.parametrize("known", PUBLISHED_SETS, ids=lambda one: one.name)
+def test_the_page_has_the_numbers_by_which_a_set_is_known(known):
+    text = " ".join((ROOT / "docs" / PAGE).read_text(encoding="utf-8").split())
+    numbers = [known.images, known.classes or known.captions]
+    if known.classes == 125:
+        assert f"{known.images:,} of its images, in 113 classes that are 125 classes of ImageNet" in text
+    else:
+        assert all(f"{number:,}" in text for number in numbers)
 
 
 def test_published_scores_of_imagenet_are_those_of_the_table_of_released_models():

@@ -163,12 +163,14 @@ def test_a_recorded_run_of_version_0_1_0_is_read_with_the_fields_that_came_later
     record = json.loads(Path(__file__).with_name("run_of_0_1_0.json").read_text(encoding="utf-8"))
     config = from_json(ExperimentConfig, record)
     assert (config.tensorboard, config.checkpoint.checksums) == (False, True)
+    assert config.init is not None
+    assert config.init.text_rows == "resample"
     assert [one.commas_in_names for one in config.zero_shot] == [False]
     assert (config.batch_size, config.optim.schedules[0][1].warmup) == (32768, Duration(steps=800))
 
 
 def test_fields_that_came_later_exist_and_are_recorded_from_now_on():
-    assert {cls.__name__: cls for cls in (CheckpointConfig, ExperimentConfig, ZeroShotConfig)}.keys() >= {
+    assert {cls.__name__: cls for cls in (CheckpointConfig, ExperimentConfig, InitConfig, ZeroShotConfig)}.keys() >= {
         name for name, _ in LATER_FIELDS
     }
     recorded = to_json(tiny_run(checkpoint=CheckpointConfig(checksums=False), tensorboard=True))

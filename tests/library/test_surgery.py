@@ -62,6 +62,23 @@ def test_learned_text_positions_are_interpolated_between_token_centers():
     assert resized.encode_text(jnp.zeros(32, jnp.int32)).shape == (16,)
 
 
+@pytest.mark.parametrize("length", [3, 13])
+def test_the_first_rows_of_learned_text_positions_are_kept_on_request(length):
+    model = tiny_clip()
+    resized, report = surgery.resize_text(model, length=length, rows="first")
+    before, after = np.asarray(model.text.position), np.asarray(resized.text.position)
+    assert after.shape == (length, 32)
+    np.testing.assert_array_equal(after[:8], before[:length])
+    np.testing.assert_array_equal(after[8:], np.tile(before[7], (max(0, length - 8), 1)))
+    assert_same_leaves(resized, model, but=("text/position",))
+    assert f"first {min(length, 8)} of 8 rows kept, {length} in all" in str(report)
+    target = tiny_clip_config(text={"length": length})
+    adopted = surgery.adopt(
+        model, target, fresh=tiny_clip(1, text={"length": length}), resize_text=True, text_rows="first"
+    )
+    assert_same_leaves(adopted.model, resized)
+
+
 def test_computed_positions_need_a_new_config_only():
     model = tiny_clip(text={"position": "sincos1d"})
     longer = surgery.resize_text(model, length=12).model

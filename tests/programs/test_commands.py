@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 
@@ -47,7 +48,7 @@ def test_help_names_all_flags_and_loads_nothing_heavy(name):
     shown = start("-c", HELP_WITHOUT_JAX.format(path=str(ROOT / "scripts" / f"{name}.py")))
     assert shown.returncode == 0, shown.stderr
     assert [flag for flag in FLAGS[name] if flag not in shown.stdout] == []
-    assert "Exit codes: 0 done, 2 a mistake" in shown.stdout
+    assert re.search(r"Exit codes: 0 (done|no difference),.* 2 a mistake", " ".join(shown.stdout.split()))
     assert f"{name}.py" in shown.stdout.splitlines()[0]
 
 

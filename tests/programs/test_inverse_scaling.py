@@ -121,7 +121,7 @@ def save_untrained(config, workdir):
     return TrainResult(steps, {}, workdir / "model")
 
 
-def test_an_interrupted_study_resumes_and_repeats_no_finished_run(small_study, monkeypatch):
+def test_an_interrupted_study_resumes_and_repeats_no_finished_run(small_study, monkeypatch, capsys):
     asked = []
 
     def interrupted_at(stage):
@@ -137,7 +137,10 @@ def test_an_interrupted_study_resumes_and_repeats_no_finished_run(small_study, m
     assert run_study(small_study, seeds=[0], is_short=True) == INTERRUPTED
     assert not (small_study / "results.json").exists()
     monkeypatch.setattr(inverse_scaling_run, "train", interrupted_at(None))
-    assert run_study(small_study, seeds=[0], is_short=True) == OK
+    assert run(lambda: main(["--short", "--seeds", "0", "--folder", str(small_study)])) == OK
+    said = capsys.readouterr()
+    assert "run 1 of 1, small-16px-t2-seed0: 4 + 1 steps\n" in said.err
+    assert said.out == f"1 run: {small_study / 'results.json'} and {small_study / 'figure.svg'}\n"
     place = "small-16px-t2-seed0"
     assert asked == [f"{place}/{stage}" for stage in ("pretrain", "pretrain", "tune")]
     first = (small_study / "results.json").read_text()

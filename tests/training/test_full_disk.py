@@ -186,7 +186,7 @@ def test_a_disk_that_fills_while_the_model_is_written_loses_nothing(whole, tmp_p
         message = failure(run)
     assert message.startswith(f"the model at the end, {run}/model, cannot be written: File too large; ")
     assert "Checkpoint 12 holds the last step. Free space there" in message
-    assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "config.json", "metrics.jsonl"]
+    assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "config.json", "metrics.jsonl", "report.html"]
     assert_completes(run, whole)
 
 

@@ -14,7 +14,7 @@ from support import tiny_runs
 from support.leaves import assert_bit_equal
 from support.tiny_models import tiny_clip_config
 
-from clipa_eqx.errors import CheckpointError, NonFiniteError
+from clipa_eqx.errors import CheckpointError, ConfigError, NonFiniteError
 from clipa_eqx.experiment import InitConfig
 from clipa_eqx.models.clip import CLIP
 from clipa_eqx.precision import Precision
@@ -180,6 +180,16 @@ def test_a_non_finite_step_ends_the_run_with_step_samples_and_last_good_checkpoi
     assert saved == [step for step in (4,) if step < at]
     assert max((line["step"] for line in read_metrics(tmp_path / "a run" / "metrics.jsonl")), default=0) < at
     assert not (tmp_path / "a run" / "model").exists()
+
+
+def test_the_first_text_positions_stay_where_they_are_on_request(finished):
+    init = InitConfig(source=str(finished[1].model_folder), resize_text=True, text_rows="first")
+    config = dataclasses.replace(config_of_run(init=init), model=tiny_clip_config(text={"length": 16}))
+    before, after = load_model(finished[1].model_folder).model.text.position, start_of(config).model.text.position
+    np.testing.assert_array_equal(after[:8], before)
+    np.testing.assert_array_equal(after[8:], np.tile(before[7], (8, 1)))
+    with pytest.raises(ConfigError, match=r'init.text_rows "first" has no effect without init.resize_text'):
+        InitConfig(source="x", text_rows="first")
 
 
 @pytest.mark.parametrize("kind", ["run", "model folder"])
