@@ -42,7 +42,7 @@ _STATISTICS = (tuple(IMAGENET_MEAN), tuple(IMAGENET_STD))
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Folders:
-    """Where models and records are now.
+    """Present places of models and records.
 
     Attributes:
         data: records to score. If they are those of the second result, the first one's are in the folder that it names.
