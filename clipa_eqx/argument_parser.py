@@ -2,7 +2,8 @@
 
 import argparse
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from clipa_eqx.errors import ConfigError
@@ -23,8 +24,15 @@ class ArgumentParser(argparse.ArgumentParser):
         super().__init__(*args, **{"allow_abbrev": False, **options})
         self._parsed: argparse.Namespace | None = None
         self._given: set[str] = set()
+        self._words: tuple[str, ...] = ()
         for name, action in ((None, _StoreOnce), ("store", _StoreOnce), ("store_true", _SetOnce)):
             self.register("action", name, action)
+
+    def parse_known_args(self, *args: Any, **options: Any) -> Any:
+        """Parse as argparse does, and keep the words for messages."""
+        words: Sequence[str] | None = args[0] if args else options.get("args")
+        self._words = tuple(sys.argv[1:] if words is None else words)
+        return super().parse_known_args(*args, **options)
 
     def note_flag(self, action: argparse.Action, flag: str, parsed: argparse.Namespace) -> None:
         """Note a flag of which only the last would count.
@@ -51,7 +59,7 @@ class ArgumentParser(argparse.ArgumentParser):
             ConfigError: always.
         """
         unknown = re.findall(r"(?<!\S)--[^\s=]+", message) if message.startswith("unrecognized arguments") else []
-        likely = [*map(self._meant, unknown), self._repeatable(message)]
+        likely = [*map(self._meant, unknown), self._repeatable(message), self._misspelled(message)]
         if len(message) > _LONGEST:
             message = f"{message[:_LONGEST]}...; a pattern of many names needs quotes, such as 'folder/*.tar'"
         raise ConfigError(f"{message}{''.join(likely)}; --help lists the arguments")
@@ -62,6 +70,15 @@ class ArgumentParser(argparse.ArgumentParser):
         if several and re.match(r"unrecognized arguments: (?!-)", message):
             return f"; {' and '.join(several)} may be repeated, with one value each time"
         return ""
+
+    def _misspelled(self, message: str) -> str:
+        """A hint for a required flag that is missing because it was misspelled."""
+        if not message.startswith("the following arguments are required: "):
+            return ""
+        missing = re.findall(r"--[^\s,=/]+", message)
+        unknown = [word.split("=")[0] for word in self._words if word.startswith("--") and len(word) > 2]
+        found = [(flag, similar(flag, missing)) for flag in unknown if flag not in self.flags]
+        return "".join(f"; for {flag}, did you mean {' or '.join(near)}?" for flag, near in found if near)
 
     def _meant(self, flag: str) -> str:
         """A hint for an unknown flag: the subcommands that take it, or else the flags that are most like it."""

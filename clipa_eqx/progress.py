@@ -138,10 +138,11 @@ class _Lines(_Bar):
 
 
 class _LogFile:
-    """A file for ``tqdm`` that logs what would be drawn, without carriage returns and empty lines."""
+    """A file for ``tqdm`` that logs what would be drawn, without moves of the cursor and empty lines."""
 
     def write(self, text: str) -> None:
-        line = " ".join(text.split())
+        # A bar within another one moves the cursor down, and up again.
+        line = " ".join(text.replace("\x1b[A", "").split())
         if line:
             _log.info("%s", line)
 

@@ -6,11 +6,14 @@ Run `python scripts/inverse_scaling_figure.py` after a change of that file; a te
 import json
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from clipa_eqx.argument_parser import ArgumentParser
+from clipa_eqx.cli import run
 from clipa_eqx.replacing import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -203,7 +206,8 @@ def _text(x: float, y: float, words: str, kind: str = "", *, anchor: str = "star
     return f'<text{shown} x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}">{escape(words)}</text>'
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
+    ArgumentParser(description=__doc__).parse_args(argv)
     results = json.loads(RECORDED.read_text(encoding="utf-8"))
     rows: list[Row] = results["runs"]
     write_text(FIGURE, draw(rows, planned=results["planned_runs"]))
@@ -212,4 +216,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

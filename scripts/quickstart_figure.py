@@ -4,10 +4,14 @@ Run `python scripts/quickstart_figure.py` after a change of the table; a test co
 """
 
 import re
+import sys
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
+from clipa_eqx.argument_parser import ArgumentParser
+from clipa_eqx.cli import run
 from clipa_eqx.replacing import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,9 +80,10 @@ def _text(x: float, y: float, words: str, *, anchor: str = "start", weight: str 
     return f'<text x="{x:.0f}" y="{y}" text-anchor="{anchor}" font-weight="{weight}">{escape(words)}</text>'
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
+    ArgumentParser(description=__doc__).parse_args(argv)
     write_text(FIGURE, draw(read_scores((ROOT / "README.md").read_text(encoding="utf-8"))))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

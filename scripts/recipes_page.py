@@ -4,11 +4,14 @@ Run `python scripts/recipes_page.py` after a change of either; a test compares t
 """
 
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from clipa_eqx import PRESETS, ExperimentConfig, RunLength, load_config
+from clipa_eqx.argument_parser import ArgumentParser
+from clipa_eqx.cli import run
 from clipa_eqx.replacing import write_text
 from conversion.weights.released import RELEASED, ReleasedModel
 
@@ -85,12 +88,14 @@ class Chain(NamedTuple):
     def commands(self) -> tuple[str, ...]:
         """One command per stage."""
         made: list[str] = []
-        for i, (stage, run) in enumerate(zip(self.stages, self.runs, strict=True)):
+        for i, (stage, folder) in enumerate(zip(self.stages, self.runs, strict=True)):
             start = ("--init-from", self.runs[i - 1]) if i else ()
             data = (
                 ("--data.sources.0.folder", self.folder) if recipe(stage).data.sources[0].folder != self.folder else ()
             )
-            made.append(" ".join(["python scripts/train.py", f"configs/{stage}.py", "--workdir", run, *start, *data]))
+            made.append(
+                " ".join(["python scripts/train.py", f"configs/{stage}.py", "--workdir", folder, *start, *data])
+            )
         return tuple(made)
 
 
@@ -194,9 +199,10 @@ def _pixels(name: str) -> int:
     return int(name.split("_")[1].removesuffix("px"))
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
+    ArgumentParser(description=__doc__).parse_args(argv)
     write_text(PAGE, filled(PAGE.read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

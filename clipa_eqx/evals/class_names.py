@@ -33,8 +33,8 @@ def choose_class_names(
     if choice == "manifest":
         if not own:
             raise DataError(
-                f"data folder {data} has no class names in its manifest; write them when converting, "
-                "or set class_names to 'imagenet' or to 'file'"
+                f"data folder {data} has no class names in its manifest; convert labeled images, such as a folder "
+                "per class, or set class_names to 'imagenet' or to 'file' (evaluate.py: --class-names)"
             )
         return _by_id(own, data=data) if _are_ids(own) else tuple(own)
     if choice != "file" and own and _are_ids(own):

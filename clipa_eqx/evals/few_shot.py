@@ -47,7 +47,10 @@ class FewShotConfig:
 
     def __post_init__(self) -> None:
         if not self.shots or min(*self.shots, self.seeds, self.batch_size) < 1 or self.regularization <= 0:
-            raise ConfigError(f"few-shot: shots, seeds, batch_size and regularization must be positive, got {self}")
+            raise ConfigError(
+                f"few-shot: shots, seeds, batch_size and regularization must be positive, got {self.shots}, "
+                f"{self.seeds}, {self.batch_size} and {self.regularization}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,7 +43,8 @@ class LinearProbeConfig:
     def __post_init__(self) -> None:
         if self.batch_size < 1 or not 0 < self.validation < 1 or not self.strengths or min(self.strengths) <= 0:
             raise ConfigError(
-                f"linear probe: batch_size and strengths must be positive, validation between 0 and 1, got {self}"
+                "linear probe: batch_size and strengths must be positive, validation between 0 and 1, got "
+                f"{self.batch_size}, {self.strengths} and {self.validation}"
             )
 
 

@@ -45,7 +45,10 @@ class RetrievalConfig:
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or (self.max_captions is not None and self.max_captions < 1):
-            raise ConfigError(f"retrieval: batch_size and max_captions must be at least 1, got {self}")
+            raise ConfigError(
+                "retrieval: batch_size and max_captions must be at least 1, got "
+                f"{self.batch_size} and {self.max_captions}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -76,7 +76,9 @@ class ZeroShotConfig:
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.max_labels < 1:
-            raise ConfigError(f"zero-shot: batch_size and max_labels must be at least 1, got {self}")
+            raise ConfigError(
+                f"zero-shot: batch_size and max_labels must be at least 1, got {self.batch_size} and {self.max_labels}"
+            )
         if (self.class_names == "file") != (self.class_names_file is not None):
             raise ConfigError(
                 f"zero-shot: class_names={self.class_names!r} with class_names_file={self.class_names_file!r}; "

@@ -1,4 +1,4 @@
-"""Say how two results of ``evaluate.py`` differ in what decides a score, and how much each difference explains."""
+"""Say how two results of evaluate.py differ in what decides a score, and how much each difference explains."""
 
 import argparse
 import json
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 EPILOG = """Without --data, the scores and the differences of the two passports are listed. With --data, the first model
 is scored on these records once as it was, once with each difference taken from the second result alone, and once with
 all of them; this needs both models. If the second result has other records, they are looked for in the folder that it
-names. Exit codes: 0 no difference, 1 there are some, 2 a mistake in the arguments or files."""
+names; if --data has those of the second result, so are those of the first. Exit codes: 0 no difference, 1 there are
+some, 2 a mistake in the arguments or files."""
 
 _MOST = 120  # characters of a value that are shown
 # What this version cannot take from a result, because it has only one way.

@@ -14,7 +14,7 @@ from clipa_eqx.data.images.evaluation import EvalImageConfig, eval_image
 from clipa_eqx.data.images.host_pixels import IMAGENET_MEAN, IMAGENET_STD
 from clipa_eqx.data.prefetch import StreamConfig
 from clipa_eqx.devices import open_devices
-from clipa_eqx.errors import CheckpointError, ClipaError, DataError
+from clipa_eqx.errors import CheckpointError, ClipaError, ConfigError, DataError
 from clipa_eqx.evals.contrastive import ContrastiveConfig
 from clipa_eqx.evals.evaluation import EvaluationConfig, open_evaluation, run_evaluation
 from clipa_eqx.evals.few_shot import FewShotConfig
@@ -42,11 +42,11 @@ _STATISTICS = (tuple(IMAGENET_MEAN), tuple(IMAGENET_STD))
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Folders:
-    """Where models and records are now.
+    """Present places of models and records.
 
     Attributes:
-        data: records to score; those of the first result.
-        train: records that a classifier is fitted to; None takes the folders of the results.
+        data: records to score. If they are those of the second result, the first one's are in the folder that it names.
+        train: records that a classifier is fitted to, likewise; None takes the folders of the results.
         models: model or run folder of each result; None takes the one in the result.
     """
 
@@ -97,18 +97,25 @@ def rescore(
 
     Raises:
         CheckpointError: a model is missing, or is not the one that was scored.
-        ConfigError: a result does not hold the settings of this version.
+        ConfigError: a result does not hold the settings of this version, or its suite has no training records.
         DataError: the records cannot be scored as those of the first result.
     """
+    given = {"data": folders.data, "train": folders.train}
+    places = {name: _places(first, second, name, folder) for name, folder in given.items()}
     mesh = make_mesh(MeshConfig(), devices=open_devices())
     paths = [given or Path(one["model"]["path"]) for one, given in zip((first, second), folders.models, strict=True)]
     loaded = {path: load_scored(path, mesh) for path in dict.fromkeys(paths)}
     for result, path in zip((first, second), paths, strict=True):
         _check_model(result, loaded[path], path)
-    data, train = _find(first, "data", folders.data), _find(first, "train", folders.train)
-    other_data, other_train = _find(second, "data", folders.data), _find(second, "train", folders.train)
-    a = _setup(first, loaded[paths[0]], data=data or folders.data, train=train)
-    b = _setup(second, loaded[paths[1]], data=other_data or a.config.data, train=other_train)
+    data, other_data = places["data"]
+    train, other_train = places["train"]
+    a = _setup(first, loaded[paths[0]], data=data or folders.data, train=train or folders.train)
+    b = _setup(
+        second,
+        loaded[paths[1]],
+        data=other_data or a.config.data,
+        train=other_train or getattr(a.config, "train", None),
+    )
     scored: dict[tuple[Any, ...], dict[str, float]] = {}
 
     def score(name: str, setup: _Setup, note: str = "") -> Rescored:
@@ -151,6 +158,30 @@ def _check_model(result: Mapping[str, Any], scored: Scored, path: Path) -> None:
             f"{path} has other {what} than when it was scored; give the folder of the model that was scored with "
             "--first-model or --second-model, or score this one again"
         )
+
+
+def _places(
+    first: Mapping[str, Any], second: Mapping[str, Any], name: str, given: str | None
+) -> tuple[str | None, str | None]:
+    """The folders with the records of both results; None for one whose records are not found.
+
+    A given folder that has other records than both results takes their place, so the first entry is None, and the
+    second too if both results have the same records.
+
+    Raises:
+        ConfigError: a folder is given, and the suite needs none.
+        DataError: the given folder has no records.
+    """
+    recorded = [one["passport"][name] for one in (first, second) if name in one["passport"]]
+    if given is not None and not recorded:
+        raise ConfigError(f"--{name} has no effect on results of the suite {first['suite']}; leave it out")
+    is_of_result = True
+    if given is not None:
+        found = data_identity(open_records(given))
+        is_of_result = any(_same_records(found, one) for one in recorded)
+    place = _find(first, name, given) if is_of_result else None
+    are_equal = len(recorded) == 2 and _same_records(recorded[0], recorded[1])
+    return place, place if are_equal else _find(second, name, given)
 
 
 def _find(result: Mapping[str, Any], name: str, given: str | None) -> str | None:

@@ -26,11 +26,15 @@ def read_result(path: Path) -> dict[str, Any]:
     """
     try:
         content: object = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}; give a result of evaluate.py") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); give a result of evaluate.py") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON: {error}; give a result of evaluate.py") from error
     result = cast("dict[str, Any]", content) if isinstance(content, dict) else {}
     if not isinstance(result.get("passport"), dict):
-        raise ConfigError(f"{path} has no passport; score the model again with this version of evaluate.py")
+        raise ConfigError(
+            f"{path} has no passport: it is no result of evaluate.py, or one of an earlier version; score again"
+        )
     if result.get("suite") not in SUITES:
         raise ConfigError(f"{path} is of the suite {result.get('suite')!r}, expected one of {', '.join(SUITES)}")
     missing = [name for name in _PARTS if not isinstance(result.get(name), dict)]

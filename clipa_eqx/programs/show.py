@@ -8,6 +8,7 @@ from pathlib import Path
 from clipa_eqx.argument_parser import ArgumentParser
 from clipa_eqx.cli import run
 from clipa_eqx.errors import ConfigError
+from clipa_eqx.similar_flags import similar
 
 EPILOG = """Prints the resolved config as JSON and a table of all parameters: shape, number of values and, with --mesh,
 how each is split over the devices. A run folder also gets its saved steps, its last metrics, its progress, and the
@@ -59,7 +60,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments, overrides = parser.parse_known_args(argv)
     target = Path(arguments.target)
     if overrides and target.suffix != ".py":
-        raise ConfigError(f"unknown arguments {' '.join(overrides)}; only a config file takes overrides")
+        likely = similar(overrides[0].split("=")[0], parser.flags)
+        meant = f"; did you mean {' or '.join(likely)}?" if likely else ""
+        raise ConfigError(f"unknown arguments {' '.join(overrides)}; only a config file takes overrides{meant}")
     if arguments.every is not None and not 1 <= arguments.every <= 86400:
         raise ConfigError(f"--every is {arguments.every:g}; give seconds, at least 1 and at most a day (86400)")
     mesh = None if arguments.mesh is None else _mesh_sizes(arguments.mesh)

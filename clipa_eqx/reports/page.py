@@ -21,7 +21,7 @@ th{font-weight:400;font-size:.85rem;color:var(--faint);vertical-align:bottom}
 td:first-child,th:first-child{text-align:left}td:last-child,th:last-child{padding-right:0}
 table.text td,table.text th{text-align:left;overflow-wrap:anywhere}table.text td:first-child{color:var(--faint)}
 table.text td:first-child{overflow-wrap:normal}table.runs th,table.runs td:first-child{overflow-wrap:anywhere}
-table.runs th,table.runs td{min-width:4.2rem}table.runs td{white-space:nowrap}
+table.runs th,table.runs td{min-width:5rem}table.runs td{white-space:nowrap}
 table.runs td:first-child{min-width:5.6rem}
 table.runs td:first-child,table.runs td.group,table.runs.text td{white-space:normal}
 table.runs.text td{overflow-wrap:anywhere}table.runs.text td:first-child{min-width:8rem}

@@ -25,6 +25,16 @@ def parser():
     return made
 
 
+def test_a_required_flag_that_was_misspelled_is_named():
+    made = ArgumentParser()
+    made.add_argument("--data", required=True)
+    made.add_argument("--out", required=True)
+    with pytest.raises(ConfigError, match=r"are required: --data, --out; for --dta, did you mean --data\?"):
+        made.parse_args(["--dta=x", "--suite", "retrieval"])
+    with pytest.raises(ConfigError, match="are required: --data; --help"):
+        made.parse_args(["--out", "x", "--oot", "y"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -52,6 +52,17 @@ def test_a_line_has_count_rate_and_time_left(arguments, expected, lines_at_once,
     assert re.fullmatch(expected, line), line
 
 
+def test_a_bar_within_another_one_gives_whole_lines_too(lines_at_once, caplog):
+    with caplog.at_level(logging.INFO), progress_bar(what="outer", total=2, unit="probe") as outer:
+        with progress_bar(what="inner", total=2, unit="step") as inner:
+            inner.update()
+            inner.update()
+        outer.update()
+    lines = [record.getMessage() for record in caplog.records]
+    assert any(line.startswith("inner: ") for line in lines)
+    assert all(re.match(r"(inner|outer): \d/2", line) for line in lines), lines
+
+
 @pytest.mark.parametrize("is_iterated", [False, True], ids=["update", "iterate"])
 def test_the_first_line_comes_early_and_the_next_ones_at_long_intervals(is_iterated, monkeypatch, caplog):
     monkeypatch.setattr(progress, "FIRST_LINE", 0.05)

@@ -9,6 +9,8 @@ import sys
 import pytest
 from support.paths import ROOT
 
+from clipa_eqx.errors import ConfigError
+
 COMMANDS = ("train", "evaluate", "show", "explain", "compare_runs")
 FLAGS = {
     "train": (
@@ -90,3 +92,18 @@ def test_a_script_runs_from_another_folder_and_reports_a_mistake_with_exit_code_
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_script_only_calls_its_command(name):
     assert len((ROOT / "scripts" / f"{name}.py").read_text(encoding="utf-8").splitlines()) <= 12
+
+
+@pytest.mark.parametrize("name", ["recipes_page", "quickstart_figure", "inverse_scaling_figure"])
+def test_help_and_mistakes_write_no_page_or_figure(name, monkeypatch, capsys):
+    module = importlib.import_module(f"scripts.{name}")
+    written: list[object] = []
+    monkeypatch.setattr(module, "write_text", lambda *_: written.append(name))
+    with pytest.raises(SystemExit):
+        module.main(["--help"])
+    assert capsys.readouterr().out.startswith("usage: ")
+    with pytest.raises(ConfigError, match="unrecognized arguments: --hlep; for --hlep, did you mean --help"):
+        module.main(["--hlep"])
+    assert not written
+    module.main([])
+    assert written

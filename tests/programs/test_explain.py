@@ -190,6 +190,29 @@ def test_missing_records_of_the_second_result_are_reported(folder, tmp_path, cap
     assert lines["with all of the second"].endswith(f"; {folder / 'val'} with other records than in the result")
 
 
+def test_given_records_are_scored_even_if_no_result_has_them(folder, tmp_path, capsys):
+    write_records(
+        [Record(key=f"other {i}", image=noise_png(100 + i), label=i % 3) for i in range(30)],
+        tmp_path / "other",
+        class_names=NAMES,
+    )
+    evaluated(folder, "weights", tmp_path / "b.json")
+    for model in ("model", "weights"):
+        evaluated(folder, model, tmp_path / f"{model}-other.json", data=tmp_path / "other")
+    expected = [json.loads((tmp_path / f"{model}-other.json").read_text())["top1"] for model in ("model", "weights")]
+    capsys.readouterr()
+    assert explained(folder / "base.json", tmp_path / "b.json", "--data", tmp_path / "other") == 1
+    lines = listed(capsys)
+    for name, top1 in zip(("as the first result", "with all of the second"), expected, strict=True):
+        assert lines[name].startswith(f"top1 {top1:.4f}")
+        assert lines[name].endswith(f"; {tmp_path / 'other'} with other records than in the result")
+    assert explained(folder / "base.json", tmp_path / "b.json", "--data", tmp_path / "none") == USAGE
+    assert f"{tmp_path / 'none'}" in capsys.readouterr().err
+    records = ("--data", folder / "val", "--train", folder / "val")
+    assert explained(folder / "base.json", tmp_path / "b.json", *records) == USAGE
+    assert "--train has no effect on results of the suite zero-shot; leave it out" in capsys.readouterr().err
+
+
 def test_scores_that_differ_without_a_reason_are_reported(folder, tmp_path, capsys):
     result = json.loads((folder / "base.json").read_text()) | {"top1": 0.9}
     (tmp_path / "other.json").write_text(json.dumps(result))
@@ -239,8 +262,8 @@ def test_the_batch_size_decides_a_contrastive_score(folder, tmp_path, capsys):
 def test_mistakes_are_one_message(folder, tmp_path, capsys):
     base = json.loads((folder / "base.json").read_text())
     bad = {
-        "old": ({}, "has no passport; score the model again"),
-        "list": ([], "has no passport; score the model again"),
+        "old": ({}, "has no passport: it is no result of evaluate.py, or one of an earlier version; score"),
+        "list": ([], "has no passport: it is no result"),
         "suite": (base | {"suite": "captioning"}, "of the suite 'captioning', expected one of zero-shot, "),
         "other": (base | {"suite": "retrieval"}, "compare two results of one suite"),
         "part": (base | {"model": None}, "lacks model; score the model again"),
@@ -250,7 +273,10 @@ def test_mistakes_are_one_message(folder, tmp_path, capsys):
         assert explained(folder / "base.json", tmp_path / f"{name}.json") == USAGE
         assert said in capsys.readouterr().err
     assert explained(folder / "base.json", tmp_path / "none.json") == USAGE
-    assert "none.json cannot be read" in capsys.readouterr().err
+    assert "none.json cannot be read (No such file or directory); give a result" in capsys.readouterr().err
+    (tmp_path / "list.csv").write_text("file,caption\n")
+    assert explained(folder / "base.json", tmp_path / "list.csv") == USAGE
+    assert "list.csv is not JSON: " in capsys.readouterr().err
     assert explained(folder / "base.json", folder / "base.json", "--first-model", folder / "model") == USAGE
     assert "give --data too" in capsys.readouterr().err
 

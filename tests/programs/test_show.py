@@ -177,6 +177,7 @@ def test_a_sheet_of_a_model_or_run_is_refused(tmp_path):
         (["nothing.py"], "does not exist"),
         (["run.py", "--mesh", "64x8"], "such as 64x8x1"),
         ([".", "--optim.peak-lr", "1"], "only a config file takes overrides"),
+        ([".", "--evry", "3"], "only a config file takes overrides; did you mean --every?"),
     ],
 )
 def test_mistakes_are_one_message_and_exit_code_2(argv, words, tmp_path, monkeypatch, capsys):
