@@ -26,6 +26,8 @@ from clipa_eqx import (
 
 DATA = "runs/quickstart/data"
 VOCAB_SIZE = 2000
+ICON_SIZE = 32
+"""Pixels of a side of the icons in the records: larger ones take longer to decode, rotate and resize."""
 
 
 def model(*, image_size: int, length: int) -> CLIPConfig:
@@ -81,7 +83,7 @@ def config() -> ExperimentConfig:
         data=data(image_size=16),
         optim=optim(1e-3),
         batch_size=128,
-        duration=Duration(steps=2000),
+        duration=Duration(steps=2200),
         eval_image=EvalImageConfig(size=(16, 16), resize="squash"),
         zero_shot=(ZeroShotConfig(data=f"{DATA}/validation", templates=("{}",), every_steps=500),),
         checkpoint=CheckpointConfig(every_steps=1000, keep=2),

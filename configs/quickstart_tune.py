@@ -18,7 +18,7 @@ def config() -> ExperimentConfig:
         model=pretrain.model(image_size=24, length=8),
         data=pretrain.data(image_size=24),
         optim=pretrain.optim(1e-3),
-        duration=Duration(steps=800),
+        duration=Duration(steps=1000),
         eval_image=EvalImageConfig(size=(24, 24), resize="squash"),
         zero_shot=tuple(dataclasses.replace(one, every_steps=200) for one in pretrain.config().zero_shot),
         init=InitConfig(source="runs/quickstart/pretrain", resize_text=True, text_rows="first"),

@@ -25,7 +25,7 @@ from clipa_eqx.tokenizer.vocabulary import write_vocab
 from clipa_eqx.training.loop import train
 from clipa_eqx.training.metrics import read_metrics
 from clipa_eqx.training.stopping import Interrupted
-from configs.quickstart_pretrain import VOCAB_SIZE
+from configs.quickstart_pretrain import ICON_SIZE, VOCAB_SIZE
 from conversion.icons.build import build_icon_records
 from scripts.quickstart_report import write_report
 from scripts.quickstart_result import Result, Stage, read_baseline, training_seconds
@@ -98,7 +98,7 @@ def _make_data(folder: Path) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     _log.info("drawing icons")
-    manifests = build_icon_records(folder, overwrite=True)
+    manifests = build_icon_records(folder, size=ICON_SIZE, overwrite=True)
     groups = {"train": manifests.train, "validation": manifests.validation, "test": manifests.test}
     for name, manifest in groups.items():
         _log.info(

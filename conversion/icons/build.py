@@ -37,6 +37,8 @@ TWIN_OF_HELD_OUT = "pixel-near twin of a held-out drawing"
 TWIN_OF_VALIDATION = "pixel-near twin of a validation drawing"
 NO_CLASS = "name not shared with the training families"
 
+_RENDERED = 64  # pixels of a side at which twins are compared
+
 
 @dataclass(frozen=True, kw_only=True)
 class IconManifests:
@@ -60,29 +62,31 @@ def build_icon_records(folder: str | Path, *, size: int = 64, overwrite: bool = 
     Rows read are the names in the fonts' character maps. The same wheel and Pillow version give the same bytes.
 
     Args:
-        size: pixels of a side, a multiple of 32.
+        size: pixels of a side, 64 or a half, a quarter, ... of it; it changes neither icons nor classes.
 
     Raises:
-        DataError: ``qtawesome`` is not installed, or a folder exists and ``overwrite`` is not set.
+        DataError: another size, ``qtawesome`` is not installed, or a folder exists and ``overwrite`` is not set.
     """
+    if size < 1 or _RENDERED % size:
+        raise DataError(f"icons are written at {_RENDERED} pixels or a half, a quarter, ... of it, got size={size}")
     folder = Path(folder)
     existing = [name for name in ("train", "validation", "test") if (folder / name).exists()]
     if existing and not overwrite:
         raise DataError(f"{folder} exists already and holds {existing}; choose another folder or ask to overwrite it")
-    rendered = {family.name: _render(family, size) for family in FAMILIES}
+    rendered = {family.name: _render(family) for family in FAMILIES}
     held_out, validation, train = (_joined(rendered, split) for split in ("held-out", "validation", "train"))
     kept = _without_twins(train, held_out=held_out, validation=validation)
     info: dict[str, object] = {"source": "icon fonts of the package qtawesome", "size": size}
     return IconManifests(
         train=write_records(
-            (_record(icon, ink) for icon, ink in kept.icons),
+            (_record(icon, ink, size=size) for icon, ink in kept.icons),
             folder / "train",
             dropped=kept.dropped,
             info={**info, "families": _counts(kept), "twin_similarity": TWIN_SIMILARITY},
             overwrite=overwrite,
         ),
-        validation=_write_labeled(validation, kept, folder / "validation", info=info, overwrite=overwrite),
-        test=_write_labeled(rendered[SCORED_FAMILY], kept, folder / "test", info=info, overwrite=overwrite),
+        validation=_write_labeled(validation, kept, folder / "validation", size=size, info=info, overwrite=overwrite),
+        test=_write_labeled(rendered[SCORED_FAMILY], kept, folder / "test", size=size, info=info, overwrite=overwrite),
     )
 
 
@@ -94,9 +98,9 @@ class _Rendered:
     dropped: dict[str, int]
 
 
-def _render(family: Family, size: int) -> _Rendered:
+def _render(family: Family) -> _Rendered:
     icons = list_icons(family)
-    rendered = [(icon, ink) for icon, ink in zip(icons, render(icons, size=size), strict=True) if ink.any()]
+    rendered = [(icon, ink) for icon, ink in zip(icons, render(icons, size=_RENDERED), strict=True) if ink.any()]
     aliases = sum(len(icon.names) - 1 for icon in icons)
     return _Rendered(icons=rendered, dropped={ALIAS: aliases, EMPTY: len(icons) - len(rendered)})
 
@@ -125,7 +129,7 @@ def _has_twin(own: Sequence[Ink], others: Sequence[Ink]) -> Bool[np.ndarray, " o
 
 
 def _write_labeled(
-    scored: _Rendered, trained: _Rendered, folder: Path, *, info: dict[str, object], overwrite: bool
+    scored: _Rendered, trained: _Rendered, folder: Path, *, size: int, info: dict[str, object], overwrite: bool
 ) -> Manifest:
     shared = shared_names([icon for icon, _ in scored.icons], [icon for icon, _ in trained.icons])
     # A glyph with several shared names is scored by the first. A name that no glyph is scored by is no class.
@@ -135,7 +139,7 @@ def _write_labeled(
     classes = {key: name for key, name in shared.items() if key in keys}
     labels = {key: label for label, key in enumerate(classes)}
     records = [
-        _record(icon, ink, label=labels[key])
+        _record(icon, ink, size=size, label=labels[key])
         for (icon, ink), key in zip(scored.icons, keys, strict=True)
         if key is not None
     ]
@@ -149,10 +153,10 @@ def _write_labeled(
     )
 
 
-def _record(icon: Icon, ink: Ink, *, label: int | None = None) -> Record:
+def _record(icon: Icon, ink: Ink, *, size: int, label: int | None = None) -> Record:
     words, style = split_name(icon.names[0], icon.family)
     file = io.BytesIO()
-    Image.fromarray(255 - ink).save(file, format="PNG")
+    Image.fromarray(255 - ink).reduce(_RENDERED // size).save(file, format="PNG")
     return Record(
         key=icon.key,
         image=file.getvalue(),

@@ -75,8 +75,10 @@ def apply_affine(
     if change == AffineChange():
         return image
     height, width = image.shape[:2]
-    corners = np.median(image[:: max(height - 1, 1), :: max(width - 1, 1)].reshape(-1, 3), axis=0)
-    fill = (int(corners[0]), int(corners[1]), int(corners[2]))
+    corners = np.sort(image[:: max(height - 1, 1), :: max(width - 1, 1)].reshape(-1, 3), axis=0).astype(int)
+    # The median as an integer; np.median takes a third of the time of this function.
+    red, green, blue = ((corners[(len(corners) - 1) // 2] + corners[len(corners) // 2]) // 2).tolist()
+    fill = (red, green, blue)
     angle = math.radians(change.degrees)
     cos, sin = math.cos(angle) / change.scale, math.sin(angle) / change.scale
     center_x, center_y = width / 2, height / 2
