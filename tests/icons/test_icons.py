@@ -95,6 +95,24 @@ def test_building_twice_gives_the_same_bytes(built):
     assert again == manifests
 
 
+@pytest.mark.slow
+def test_smaller_images_are_the_same_icons_and_classes(built, tmp_path):
+    folder, _ = built
+    build_icon_records(tmp_path / "small", size=32)
+    for group in ("train", "validation", "test"):
+        large, small = records_of(folder / "records" / group), records_of(tmp_path / "small" / group)
+        assert [(r.key, r.captions, r.label) for r in small] == [(r.key, r.captions, r.label) for r in large]
+        for one, other in zip(large[:50], small[:50], strict=True):
+            halved = decode_image(one.image).astype(int).reshape(32, 2, 32, 2, 3).mean(axis=(1, 3))
+            assert np.abs(decode_image(other.image) - halved).max() <= 0.5
+
+
+@pytest.mark.parametrize("size", [0, -32, 48, 128])
+def test_a_size_that_icons_do_not_have_is_refused(tmp_path, size):
+    with pytest.raises(DataError, match=f"got size={size}"):
+        build_icon_records(tmp_path / "records", size=size)
+
+
 @pytest.mark.parametrize(
     ("family", "name", "words", "style"),
     [

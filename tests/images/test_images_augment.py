@@ -215,6 +215,15 @@ def test_affine_moves_the_icon_and_keeps_the_background(change, row, column):
     assert (got[[0, 0, -1, -1], [0, -1, 0, -1]] == 250).all()
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (1, 3), (5, 1), (2, 2), (6, 4)])
+def test_uncovered_pixels_have_the_median_color_of_the_corners(shape):
+    for seed in range(20):
+        image = np.random.default_rng(seed).integers(0, 256, (*shape, 3), dtype=np.uint8)
+        corners = image[:: max(shape[0] - 1, 1), :: max(shape[1] - 1, 1)].reshape(-1, 3)
+        got = apply_affine(image, AffineChange(shift_right=5.0))
+        assert (got == np.median(corners, axis=0).astype(np.uint8)).all()
+
+
 def test_affine_changes_fill_their_ranges():
     config = AffineConfig(max_rotate_degrees=15.0, scale=(0.5, 2.0), max_shift=0.1)
     rng = np.random.default_rng(0)
