@@ -135,7 +135,8 @@ def with_pixel_statistics(model: CLIP, *, mean: Sequence[float], std: Sequence[f
     This is exact in real numbers, also at the border: images are not padded. A projection without a bias gets one.
 
     Args:
-        mean, std: statistics that the weights expect, per channel, of values from 0 to 1.
+        mean: mean of each channel that the weights expect, of values from 0 to 1.
+        std: standard deviation of each channel, likewise.
 
     Raises:
         ConfigError: not three numbers each, or a ``std`` that is not positive.

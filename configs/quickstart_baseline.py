@@ -17,7 +17,7 @@ def config() -> ExperimentConfig:
     return dataclasses.replace(
         tune.config(),
         optim=pretrain.config().optim,
-        duration=Duration(steps=1900),
+        duration=Duration(steps=2200),
         zero_shot=tuple(dataclasses.replace(one, every_steps=200) for one in pretrain.config().zero_shot),
         init=None,
     )

@@ -18,7 +18,7 @@ def short_number(value: float) -> str:
 def with_prefix(value: float) -> str:
     """A number with three digits and a prefix of the metric system, to be followed by its unit.
 
-    >>> [with_prefix(v) for v in (0.0, 950.0, 12_800, 1.5e9, 3.456e21)]
+    >>> [with_prefix(v) for v in (0.0, 950.0, 12_800.0, 1.5e9, 3.456e21)]
     ['0 ', '950 ', '12.8 k', '1.5 G', '3.46 Z']
     """
     power = 0

@@ -301,7 +301,7 @@ def test_records_without_usable_labels_are_an_error():
     for record, message in (
         (Record(key="r7", image=b""), "'r7' has no label"),
         (Record(key="r7", image=b"", extra={"labels": "1;2"}), "must be like"),
-        (Record(key="r7", image=b"", extra={"labels": "1,2"}), "set max_labels"),
+        (Record(key="r7", image=b"", extra={"labels": "1,2"}), "takes more with max_labels"),
     ):
         with pytest.raises(DataError, match=message):
             transform(record)

@@ -1,5 +1,6 @@
 """Scoring from the command line: what is scored, what the result says, and which mistakes end with one message."""
 
+import dataclasses
 import errno
 import hashlib
 import io
@@ -305,7 +306,10 @@ def test_a_missing_templates_file_and_an_unfinished_run_are_the_users_mistakes(d
     flags = ("--suite", "zero-shot", "--data", data / "labeled", "--out", tmp_path / "result.json")
     assert call(tmp_path, *flags, "--templates-file", tmp_path / "none.txt") == USAGE
     assert "none.txt cannot be read" in capsys.readouterr().err
-    claim(tmp_path / "run", run_record(tiny_run(), [open_records(data / "labeled").manifest], vocab_sha256=VOCAB))
+    write_vocab(PIECES, tmp_path / "vocab.txt")
+    data_config = dataclasses.replace(tiny_run().data, vocab=str(tmp_path / "vocab.txt"))
+    record = run_record(tiny_run(data=data_config), [open_records(data / "labeled").manifest], vocab_sha256=VOCAB)
+    claim(tmp_path / "run", record)
     assert call(tmp_path / "run", *flags) == USAGE
     assert "no committed checkpoint yet" in capsys.readouterr().err
 

@@ -245,7 +245,7 @@ def test_the_tables_have_each_run():
     }
     lines = costs(found).splitlines()[2:]
     assert len(lines) == len(found)
-    assert lines[0] == "| small | 2 | 8 | 0 | 1336 + 150 | 190,208 | 0.253 | 7 |"
+    assert lines[0] == "| small | 2 | 8 | 0 | 2226 + 250 | 316,928 | 0.421 | 7 |"
 
 
 def test_the_table_of_an_unfinished_study_has_dashes():
@@ -296,7 +296,7 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path, capsys):
 def test_a_short_study_and_a_full_one_cannot_share_a_folder(small_study, capsys):
     before = sorted(small_study.rglob("*"))
     assert run(lambda: main(["--folder", str(small_study)])) == 2
-    assert "holds a study of 2 + 1 steps, and this one has 600 + 150" in capsys.readouterr().err
+    assert "holds a study of 2 + 1 steps, and this one has 1000 + 250" in capsys.readouterr().err
     assert sorted(small_study.rglob("*")) == before
 
 
