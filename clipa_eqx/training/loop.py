@@ -96,7 +96,7 @@ def train(
         else:
             state = first_state(config, optimizer, abstract=abstract, mesh=mesh, vocab_sha256=tokenizer.vocab_sha256)
             start = int(state.step)
-        rows = stack.enter_context(train_batches(config, mixture, tokenizer, start_step=start))
+        rows = stack.enter_context(train_batches(config, mixture, tokenizer, start_step=start, mesh=mesh))
         batches = DeviceBatches(rows, mesh)
         page = partial(
             open_live_report,
