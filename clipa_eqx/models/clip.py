@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from clipa_eqx.errors import ConfigError
@@ -78,14 +79,18 @@ class CLIP(eqx.Module):
         """
         return l2_normalize(self.image(image, key=key))
 
-    def encode_text(self, tokens: Int[Array, " seq"], *, key: PRNGKeyArray | None = None) -> Float[Array, " embed"]:
+    def encode_text(
+        self, tokens: Int[Array, " seq"], *, key: PRNGKeyArray | None = None, dtype: DTypeLike | None = None
+    ) -> Float[Array, " embed"]:
         """Embed one tokenized text as a float32 vector of unit length; use ``jax.vmap`` for a batch.
+
+        ``dtype`` is the dtype of the tower's activations; None is that of the token table.
 
         Raises:
             ConfigError: the text is not ``config.text.length`` integers, such as a batch; or, outside of ``jit`` and
                 ``vmap``, an id is not a row of the token table.
         """
-        return l2_normalize(self.text(tokens, key=key))
+        return l2_normalize(self.text(tokens, key=key, dtype=dtype))
 
 
 def abstract_clip(config: CLIPConfig) -> CLIP:

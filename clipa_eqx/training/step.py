@@ -63,15 +63,15 @@ def batch_loss(
     under ``jax.set_mesh(mesh)``; activations are pinned to the axes that split the batch.
     """
     axes = None if mesh is None else BATCH_AXES
-    towers = precision.to_compute(model)
-    pixels = normalize_on_device(images).astype(precision.compute)
+    towers, dtype = precision.for_towers(model), precision.compute
+    pixels = normalize_on_device(images).astype(dtype)
     if key is None:
         image = jax.vmap(towers.image, spmd_axis_name=axes)(pixels)
-        text = jax.vmap(towers.text, spmd_axis_name=axes)(tokens)
+        text = jax.vmap(lambda x: towers.text(x, dtype=dtype), spmd_axis_name=axes)(tokens)
     else:
         k_image, k_text = (jr.split(k, images.shape[0]) for k in jr.split(key))
         image = jax.vmap(lambda x, k: towers.image(x, key=k), spmd_axis_name=axes)(pixels, k_image)
-        text = jax.vmap(lambda x, k: towers.text(x, key=k), spmd_axis_name=axes)(tokens, k_text)
+        text = jax.vmap(lambda x, k: towers.text(x, key=k, dtype=dtype), spmd_axis_name=axes)(tokens, k_text)
     image, text = (z.astype(jnp.float32) for z in (image, text))
     z_image, z_text = jax.vmap(l2_normalize)(image), jax.vmap(l2_normalize)(text)
     if mesh is not None:
