@@ -13,9 +13,10 @@ from clipa_eqx.errors import ClipaError, is_out_of_memory
 from clipa_eqx.foreign_output import is_shown, quiet_libraries
 from clipa_eqx.progress import LogHandler
 
-OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, os.EX_TEMPFAIL
+OK, FAILED, USAGE, INTERRUPTED, STALLED = 0, 1, 2, os.EX_TEMPFAIL, os.EX_IOERR
 """Exit codes: done; any other failure; a mistake of the user or no space on the disk, reported in one message; training
-that was interrupted by a signal and is saved (75, by convention "try again"), which the same command resumes."""
+that was interrupted by a signal and is saved (75, by convention "try again"); training without progress, which its
+watchdog ended (74). The same command resumes after the last two."""
 
 _log = logging.getLogger(__name__)
 
@@ -55,6 +56,22 @@ def run(main: Callable[[], object]) -> int:
         _log.exception("unexpected error; please report it")
         return FAILED
     return code if isinstance(code, int) else OK
+
+
+def exit_code_of(error: BaseException) -> int:
+    """The exit code that ``run`` gives an error."""
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    is_usage = isinstance(error, ClipaError) or (isinstance(error, Exception) and _machine_problem(error) is not None)
+    return USAGE if is_usage else FAILED
+
+
+def end_now(code: int) -> None:
+    """End the process with an exit code, without the work that libraries do at the end of a program."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def _machine_problem(error: Exception) -> str | None:

@@ -15,6 +15,7 @@ from clipa_eqx.evals.evaluation import EvaluationConfig, repeated_folders
 from clipa_eqx.evals.few_shot import FewShotConfig
 from clipa_eqx.evals.linear_probe import LinearProbeConfig
 from clipa_eqx.evals.retrieval import RetrievalConfig
+from clipa_eqx.evals.score_names import score_names_of
 from clipa_eqx.evals.zero_shot import ZeroShotConfig
 from clipa_eqx.models.clip import CLIPConfig
 from clipa_eqx.optim import OptimConfig
@@ -154,8 +155,8 @@ class CheckpointConfig:
         kept = self.keep_every_steps
         if kept is not None and (kept < 1 or kept % self.every_steps):
             raise ConfigError(
-                f"checkpoint.keep_every_steps is {kept}, but checkpoints are saved every {self.every_steps} steps; give "
-                f"a multiple of {self.every_steps}"
+                f"checkpoint.keep_every_steps is {kept}, but checkpoints are saved every {self.every_steps} steps; "
+                f"give a multiple of {self.every_steps}"
             )
 
 
@@ -259,6 +260,10 @@ class ExperimentConfig:
             problems.append("duration is a fraction, but there is no run to take it of; give steps, samples or epochs")
         if self.duration.steps == 0:
             problems.append("duration is 0 steps; a run has at least 1")
+        best, scores = self.checkpoint.keep_best, score_names_of(self.evaluations)
+        if best is not None and best not in scores:
+            known = f"its scores are {', '.join(scores)}" if scores else "it has no evaluation"
+            problems.append(f"checkpoint.keep_best {best!r} is no score of this run; {known}")
         repeated = repeated_folders(self.evaluations)
         if repeated:
             problems.append(

@@ -21,6 +21,7 @@ from clipa_eqx.progress import progress_bar
 from clipa_eqx.saved.kinds import METRICS_NAME
 from clipa_eqx.tokenizer.unknown import CAPTION_ADVICE, PACKAGED, warn_of_unknown
 from clipa_eqx.training.device_batches import COUNTED
+from clipa_eqx.training.flight import FlightRecord
 from clipa_eqx.training.live_report import LiveReport
 from clipa_eqx.training.metrics import MetricLog, Throughput, is_finite, read_metrics, to_host
 from clipa_eqx.training.non_finite import MOST_SKIPS, SKIPPED, too_many_skips
@@ -55,12 +56,16 @@ class Reports:
         start: int,
         devices: int,
         before: Mapping[str, Any] | None = None,
+        logged: int | None = None,
+        flight: FlightRecord | None = None,
         page: Callable[[Sequence[Mapping[str, Any]]], LiveReport] | None = None,
     ) -> None:
         """Open the log of a run that starts after step ``start``, on so many devices over all processes.
 
         Args:
             before: ``about`` of the checkpoint that the run resumes from.
+            logged: the last step whose line may be in the log; ``start`` by default.
+            flight: gets the numbers of each step.
             page: opens the report in the run folder, from the lines of the metric log so far; called by process 0.
         """
         # A run that took over the optimizer of another one starts late.
@@ -73,7 +78,9 @@ class Reports:
         self._skips_in_a_row: int = int(before.get("skips_in_a_row", 0))
         self._last_logged = before.get("last_logged")
         self.last: dict[str, Any] = {}
-        self._log = MetricLog(workdir / METRICS_NAME, step=start, last=self._last_logged) if self._is_writer else None
+        self._flight = flight
+        logged = start if logged is None else logged
+        self._log = MetricLog(workdir / METRICS_NAME, step=logged, last=self._last_logged) if self._is_writer else None
         self._track: Callable[[int, Mapping[str, Any]], None] | None = None
         if self._is_writer and config.wandb is not None:
             self._track = open_wandb(config.wandb, workdir)
@@ -115,6 +122,8 @@ class Reports:
                 step, samples and last checkpoint.
         """
         values = to_host(numbers.metrics)
+        if self._flight is not None:
+            self._flight.finished(numbers.step, values)
         if not values.get(SKIPPED) and not is_finite(values):
             raise NonFiniteError(self._alarm(numbers, values, last_checkpoint()))
         return values
@@ -185,6 +194,8 @@ class Reports:
         self._skips_in_a_row = self._skips_in_a_row + 1 if is_skipped else 0
         if is_skipped and self._skips_in_a_row < MOST_SKIPS:
             what, found = self._finding(numbers, values), self._advice_to_replay(numbers.step)
+            if self._flight is not None:
+                self._flight.write(f"{what}; its update is skipped")
             _log.warning("%s; its update is skipped, as %d of this run so far. %s", what, self.skipped_steps, found)
         elif is_skipped:
             alarm = self._alarm(numbers, values, last_checkpoint())

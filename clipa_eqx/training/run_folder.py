@@ -27,7 +27,7 @@ from clipa_eqx.training.space import write_error
 
 _log = logging.getLogger(__name__)
 
-# Fields that may change when a run is resumed: paths, mesh, logging, checkpoints and what happens at a fault. None of them
+# Fields that may change when a run is resumed: paths, mesh, logging, checkpoints, what happens at a fault. None of them
 # changes a number that was computed before.
 _FREE = (
     "mesh",
