@@ -26,6 +26,8 @@ FLIGHT_NAME = "flight"
 _MOST_FILES = 8
 """Records of a process that are kept; the oldest is deleted first."""
 
+_OF_FILE = ("process", "processes")
+
 _log = logging.getLogger(__name__)
 
 
@@ -161,7 +163,7 @@ def recorded_steps(folder: Path) -> dict[int, list[dict[str, Any]]]:
         try:
             head, *lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
             for line in lines:
-                found[line["step"], head["process"]] = {**line, "process": head["process"]}
+                found[line["step"], head["process"]] = {**line, **{name: head[name] for name in _OF_FILE}}
         except (OSError, ValueError, KeyError, TypeError):
             continue
     by_step: dict[int, list[dict[str, Any]]] = {}

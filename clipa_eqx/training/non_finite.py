@@ -34,8 +34,8 @@ def update(
     """The updates of a step, the new optimizer state, and the metric ``SKIPPED`` if the policy is "skip".
 
     With "skip", if the loss or a gradient is not finite, parameters to which the updates are added stay as they are,
-    and so does the optimizer state with its counts. The devices decide that; the host waits for nothing. If both are finite
-    and the state was, the new state is finite too: the squares in the second moments sum up to the norm that is
+    and so does the optimizer state with its counts. The devices decide that; the host waits for nothing. If both are
+    finite and the state was, the new state is finite too: the squares in the second moments sum up to the norm that is
     checked.
     """
     updates, new_state = optimizer.update(grads, opt_state, params)

@@ -11,6 +11,9 @@ _RUNS = itertools.count()
 """Number of the next run of this process: all processes of a program start the same runs in the same order."""
 
 
+_LAST_SECOND = 1.0
+
+
 class Failure(NamedTuple):
     """The end of a process by a failure.
 
@@ -51,17 +54,27 @@ class Peers:
         process, text = min(others)
         return Failure(process, **json.loads(text))
 
+    def wait_for_failure(self, *, seconds: float) -> Failure | None:
+        """The failure of another process, if one is reported within some seconds."""
+        until = time.monotonic() + seconds
+        while (found := self.failure()) is None and self._client is not None and time.monotonic() < until:
+            time.sleep(0.05)
+        return found
+
     def ended(self) -> None:
         """Report that this process needs no other one any more."""
         self._put("ended", "")
 
     def wait_for_end(self, *, seconds: float) -> None:
-        """On process 0, wait until all others reported ``ended``: JAX kills them without a message if it ends first."""
+        """Wait until all processes reported ``ended``, or some seconds.
+
+        JAX kills a process without a message when process 0 ends, and collectives fail when any process ends.
+        """
         until = time.monotonic() + seconds
-        if self._client is None or self.process != 0:
-            return
-        while len(self._found("ended")) < self.count and time.monotonic() < until:
+        while self._client is not None and len(self._found("ended")) < self.count and time.monotonic() < until:
             time.sleep(0.05)
+        if self._client is not None and self.process == 0:
+            time.sleep(_LAST_SECOND)  # the others are ending in this moment
 
     def _put(self, kind: str, text: str) -> None:
         if self._client is None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 from clipa_eqx.cli import STALLED, exit_code_of, print_error
+from clipa_eqx.errors import ClipaError, PeerError
 from clipa_eqx.training.peers import Failure, Peers
 from clipa_eqx.training.stopping import Interrupted
 
@@ -20,6 +21,8 @@ PATIENCE = 3.0
 _TICK = 1.0
 # A process that fails too may end by itself, with its own message.
 _GRACE = 5.0
+# An error of a collective may come before the report of the process that caused it.
+_REPORT_SECONDS = 3.0
 # Writing what is known must not keep a process whose disk does not answer.
 _WRITE_SECONDS = 20.0
 # More than the others need to notice a failure and to write.
@@ -102,12 +105,25 @@ class Watchdog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Report an error to the other processes, so that they end too."""
+        """Report an error to the other processes, so that they end too.
+
+        Raises:
+            PeerError: the error is that of a collective with a process that failed.
+        """
         self._over.set()
-        if error is not None and not isinstance(error, Interrupted):
+        if error is None or isinstance(error, Interrupted):
+            return
+        # A collective fails as soon as one of its processes has ended; that one knows why.
+        failure = None if isinstance(error, ClipaError) else self._peers.wait_for_failure(seconds=_REPORT_SECONDS)
+        if failure is None:
             self._peers.report(f"{type(error).__name__}: {error}", code=exit_code_of(error))
-            self._peers.ended()
+        elif failure.code == STALLED:
+            self._write_all(_failed_elsewhere(failure))
+        self._peers.ended()
+        if self._peers.process == 0:
             self._peers.wait_for_end(seconds=_LAST_SECONDS)
+        if failure is not None:
+            raise PeerError(_failed_elsewhere(failure), code=failure.code) from error
 
     def _watch_progress(self) -> None:
         assert self._seconds is not None
@@ -126,7 +142,10 @@ class Watchdog:
     def _watch_peers(self) -> None:
         while not self._over.wait(self._tick):
             failure = self._peers.failure()
-            if failure is not None and not self._over.wait(self._grace):
+            if failure is not None:
+                # If it stands still, this process does too, and has nothing better to do.
+                if failure.code != STALLED and self._over.wait(self._grace):
+                    return
                 self._end(_failed_elsewhere(failure), code=failure.code)
                 return
 
@@ -134,18 +153,9 @@ class Watchdog:
         """Write everything that is known, as far as that is possible in time, and end the process."""
         if not self._only_once.acquire(blocking=False):
             return
-
-        def write() -> None:
-            self._peers.report(message, code=code)
-            print_error(f"error: {message}")
-            with suppress(Exception):
-                faulthandler.dump_traceback(2, all_threads=True)
-            with suppress(Exception):
-                self._write_stacks(message)
-            with suppress(Exception):
-                self.write(message)
-
-        writer = threading.Thread(target=write, name="watchdog writes", daemon=True)
+        self._peers.report(message, code=code)
+        print_error(f"error: {message}")
+        writer = threading.Thread(target=self._write_all, args=(message,), name="watchdog writes", daemon=True)
         writer.start()
         writer.join(_WRITE_SECONDS)
         with suppress(Exception):
@@ -154,6 +164,15 @@ class Watchdog:
         self._peers.ended()
         self._peers.wait_for_end(seconds=_LAST_SECONDS)
         self._end_process(code)
+
+    def _write_all(self, message: str) -> None:
+        """Write the stacks to standard error and into the run folder, and what ``write`` writes."""
+        with suppress(Exception):
+            faulthandler.dump_traceback(2, all_threads=True)
+        with suppress(Exception):
+            self._write_stacks(message)
+        with suppress(Exception):
+            self.write(message)
 
     def _write_stacks(self, message: str) -> None:
         if self.folder is None:
