@@ -18,6 +18,11 @@ FORMER_NAMES = {"optimiser": "optimizer", "colour": "color", "canonicalise": "ca
 LATER_FIELDS: Mapping[tuple[str, str], Any] = {
     ("CheckpointConfig", "checksums"): True,
     ("ExperimentConfig", "tensorboard"): False,
+    ("ExperimentConfig", "on_non_finite"): "stop",
+    ("ExperimentConfig", "watchdog"): 1800.0,
+    ("ExperimentConfig", "flight_steps"): 32,
+    ("CheckpointConfig", "keep_every_steps"): None,
+    ("CheckpointConfig", "keep_best"): None,
     ("InitConfig", "text_rows"): "resample",
     ("ZeroShotConfig", "commas_in_names"): False,
     **{("ExperimentConfig", suite): [] for suite in ("retrieval", "contrastive", "few_shot", "linear_probe")},

@@ -1,7 +1,9 @@
 """Embeddings of batches on any mesh, for scoring: uint8 images or tokens in, unit vectors out."""
 
 import functools
-from collections.abc import Hashable
+from collections.abc import Callable, Generator, Hashable
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -82,12 +84,31 @@ def local_rows(
         return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])[:rows]
 
 
+@contextmanager
+def called_before_batches(function: Callable[[], None]) -> Generator[None]:
+    """Call a function before each batch of images or texts that this thread encodes in the ``with`` block.
+
+    All processes of an evaluation encode the same number of batches in the same order, so what the function raises on
+    all of them ends the evaluation between the same two batches.
+    """
+    token = _before_batch.set(function)
+    try:
+        yield
+    finally:
+        _before_batch.reset(token)
+
+
+_before_batch: ContextVar[Callable[[], None] | None] = ContextVar("function before each batch", default=None)
+
+
 def batch_axes(mesh: Mesh) -> tuple[str, ...]:
     """Axes of a mesh that split the batch: those of "data" and "fsdp" that it has."""
     return tuple(axis for axis in ("data", "fsdp") if axis in mesh.axis_names)
 
 
 def _place(rows: np.ndarray, mesh: Mesh | None) -> tuple[np.ndarray | Array, tuple[str, ...]]:
+    if (function := _before_batch.get()) is not None:
+        function()
     if mesh is None:
         return rows, ()
     # Over all axes, so that processes which share a place on the batch axes still have rows of their own.

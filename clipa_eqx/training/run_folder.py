@@ -27,7 +27,8 @@ from clipa_eqx.training.space import write_error
 
 _log = logging.getLogger(__name__)
 
-# Fields that may change when a run is resumed: paths, mesh, logging and checkpoints. None of them changes a number.
+# Fields that may change when a run is resumed: paths, mesh, logging, checkpoints, what happens at a fault. None of them
+# changes a number that was computed before.
 _FREE = (
     "mesh",
     "data/sources/*/folder",
@@ -38,6 +39,9 @@ _FREE = (
     "checkpoint",
     "wandb",
     "tensorboard",
+    "on_non_finite",
+    "watchdog",
+    "flight_steps",
     "zero_shot",
     "retrieval",
     "contrastive",

@@ -23,6 +23,7 @@ from clipa_eqx.optim import cap_temperature
 from clipa_eqx.precision import Precision
 from clipa_eqx.progress import LINE_EVERY, waiting
 from clipa_eqx.sharding import BATCH_AXES, batch_sharding, replicated, shardings_for
+from clipa_eqx.training import non_finite
 from clipa_eqx.training.memory import check_step_fits
 from clipa_eqx.training.norms import norms
 from clipa_eqx.training.state import TrainState
@@ -104,6 +105,7 @@ def make_train_step(
     precision: Precision,
     kind: LossKind = "global",
     max_temperature: float | None = None,
+    on_non_finite: non_finite.OnNonFinite = "stop",
 ) -> jax.stages.Wrapped:
     """The jitted step, a ``TrainStep`` that can also be lowered; the state is donated.
 
@@ -126,7 +128,9 @@ def make_train_step(
 
         grads, out = jax.grad(loss, has_aux=True)(state.model)
         params: Any = state.model
-        updates, opt_state = optimizer.update(grads, state.opt_state, params)
+        updates, opt_state, skipped = non_finite.update(
+            optimizer, grads, state.opt_state, params, loss=out.loss, on_non_finite=on_non_finite
+        )
         model: Any = cap_temperature(optax.apply_updates(params, updates), max_temperature)
         metrics = {
             "loss": out.loss,
@@ -137,6 +141,7 @@ def make_train_step(
             **norms("grad_norm", grads),
             **norms("param_norm", model),
             **norms("update_norm", updates),
+            **skipped,
         }
         return TrainState(model=model, opt_state=opt_state, step=state.step + 1), metrics
 
@@ -175,6 +180,7 @@ def compile_step(
         precision=config.precision,
         kind=config.loss,
         max_temperature=config.optim.max_temperature,
+        on_non_finite=config.on_non_finite,
     )
     rows, size, length = config.batch_size, config.model.image.image_size, config.model.text.length
     batch = {

@@ -163,6 +163,11 @@ def test_a_recorded_run_of_version_0_1_0_is_read_with_the_fields_that_came_later
     record = json.loads(Path(__file__).with_name("run_of_0_1_0.json").read_text(encoding="utf-8"))
     config = from_json(ExperimentConfig, record)
     assert (config.tensorboard, config.checkpoint.checksums) == (False, True)
+    assert (config.on_non_finite, config.checkpoint.keep_every_steps, config.checkpoint.keep_best) == (
+        "stop",
+        None,
+        None,
+    )
     assert config.init is not None
     assert config.init.text_rows == "resample"
     assert [one.commas_in_names for one in config.zero_shot] == [False]

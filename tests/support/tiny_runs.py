@@ -98,7 +98,10 @@ _COMPILED: dict = {}
 
 def compile_once(config: ExperimentConfig, optimizer, abstract: TrainState, mesh: jax.sharding.Mesh) -> TrainStep:
     """``compile_step`` that compiles equal steps once per session: a step depends on these parts of a config alone."""
-    key = (config.model, config.optim, config.batch_size, config.duration, config.seed, config.precision, mesh)
+    key = (
+        *(config.model, config.optim, config.batch_size, config.duration, config.seed, config.precision),
+        *(config.on_non_finite, mesh),
+    )
     if key not in _COMPILED:
         _COMPILED[key] = compile_step(config, optimizer, abstract, mesh)
     return _COMPILED[key]
