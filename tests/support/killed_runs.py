@@ -46,6 +46,9 @@ FULL = ("claim", "restore", "state", "step", "reporting", "evaluation", "saving"
 """Phases in which a disk may become full. Before, nothing is written except the lock."""
 
 
+_MOST_PROCESSES = 4
+
+
 @dataclass(frozen=True)
 class Fault:
     """An end of a life: SIGKILL, SIGTERM, or a disk that is full from a phase on, in one of the processes."""
@@ -65,6 +68,7 @@ class Run:
         devices: devices per process.
         faults: number of faults that ended a life, by kind and phase.
         damaged: files of checkpoints that were damaged.
+        is_stored: whether lives share one compiled step, instead of compiling it from the cache.
     """
 
     server: ForkServer
@@ -77,6 +81,7 @@ class Run:
     faults: Counter[Fault] = field(default_factory=Counter)
     damaged: list[Path] = field(default_factory=list)
     lives: int = 0
+    is_stored: bool = True
 
     def __post_init__(self) -> None:
         self.draw = random.Random(self.seed)
@@ -92,11 +97,11 @@ class Run:
     def marks(self, process: int = 0) -> Path:
         return Path(f"{self.log(process)}.phases")
 
-    def samples(self, process: int = 0) -> Path:
-        return Path(f"{self.workdir}.samples-{process}")
+    def samples(self, process: int = 0, *, life: int | None = None) -> Path:
+        return self.workdir.with_name(f"{self.workdir.name}-{life or self.lives}-{process}.samples")
 
-    def start(self, **variables: str) -> list[Forked]:
-        """Start the next life."""
+    def start(self, *, own: Sequence[Sequence[str]] | None = None, **variables: str) -> list[Forked]:
+        """Start the next life; ``own`` are further flags of each process."""
         self.lives += 1
         meeting: list[str] = []
         settings: dict[str, object] = {"jax_num_cpu_devices": self.devices}
@@ -106,13 +111,14 @@ class Run:
                 *("--num-processes", str(self.processes)),
             ]
             settings["jax_cpu_collectives_implementation"] = "gloo"
-        else:
+        elif self.is_stored:
             variables = {"STEP": str(self.config.parent / "step"), **variables}
         return [
             self.server.start(
                 [
                     *(str(self.config), "--workdir", str(self.workdir), *self.flags, *meeting),
                     *(("--process-index", str(number)) if meeting else ()),
+                    *(own[number] if own else ()),
                 ],
                 log=self.log(number),
                 settings=settings,
@@ -125,6 +131,13 @@ class Run:
         """What the processes of the present life wrote."""
         logs = [self.log(number) for number in range(self.processes)]
         return "\n\n".join(f"{log.name}\n{log.read_text() if log.exists() else ''}" for log in logs)
+
+    def stop_after(self, steps: int) -> None:
+        """Start or resume the run, and end it after so many steps; a save that has begun is finished."""
+        before = self.newest()
+        processes = self.start(STOP_AFTER=str(steps))
+        assert [process.wait(300) for process in processes] == [3] * len(processes), self.said()
+        self._check_start(before)
 
     def finish(self) -> None:
         """Start or resume the run and wait for its end."""
@@ -170,7 +183,7 @@ class Run:
                 assert code == 0 or "error: " in self.said(), self.said()
                 assert "Traceback" not in self.said(), self.said()
             else:
-                self._wait_for(fault, processes)
+                self.wait_for(fault, processes)
                 time.sleep(self.draw.uniform(0, LONGEST[fault.phase]))
                 victim.send_signal(getattr(signal, fault.kind))
                 code = victim.wait(200)
@@ -202,7 +215,8 @@ class Run:
                     time.sleep(self.draw.uniform(0, 0.5))
                     process.kill()
 
-    def _wait_for(self, fault: Fault, processes: Sequence[Forked]) -> None:
+    def wait_for(self, fault: Fault, processes: Sequence[Forked]) -> None:
+        """Wait until the process of a fault enters its phase, up to three times, or ends."""
         if fault.phase == "start-up":
             return
         nth = self.draw.randint(1, 3) if fault.phase in REPEATED else 1
@@ -214,8 +228,11 @@ class Run:
             time.sleep(0.001)
 
     def damage(self) -> None:
-        """Change a file of a checkpoint, if another one that nothing happened to is left, or of an unfinished one."""
-        steps = committed_steps(self.checkpoints)
+        """Change a file of one of the last two checkpoints, if nothing happened to both, or of an unfinished one.
+
+        Older ones may be deleted in part: a process was killed while it did that.
+        """
+        steps = committed_steps(self.checkpoints)[-2:]
         intact = [step for step in steps if not any(self._is_of(file, step) for file in self.damaged)]
         folders = [entry for entry in self.checkpoints.glob("*") if entry.is_dir() and not entry.name.isdigit()]
         if len(intact) > 1:
@@ -235,29 +252,38 @@ class Run:
                 file.unlink()
         self.damaged.append(file)
 
+    def trained_on(self) -> dict[int, list[int]]:
+        """The samples of each step that the final state has, in order: of each life, the steps before the next's start.
+
+        What came after the checkpoint that the next life starts from is lost, and done again.
+        """
+        kept: dict[int, list[int]] = {}
+        for life in range(1, self.lives + 1):
+            found: dict[int, list[int]] = {}
+            for process in range(_MOST_PROCESSES):
+                for step, ids in _lines(self.samples(process, life=life)):
+                    if ids is not None:
+                        found[step] = found.get(step, []) + ids
+                    elif process == 0:
+                        kept = {done: ids_of for done, ids_of in kept.items() if done <= step}
+                        assert sorted(kept) == list(range(1, step + 1)), (life, sorted(kept), step)
+            kept |= found
+        return kept
+
     def contributed(self) -> Counter[int]:
-        """The samples that the final state was trained on: of each life, the steps before the next one's start."""
-        total: Counter[int] = Counter()
-        for process in range(self.processes):
-            kept: dict[int, list[int]] = {}
-            for step, ids in _lines(self.samples(process)):
-                if ids is None:  # a life starts: what came after its checkpoint is lost, and done again
-                    kept = {done: found for done, found in kept.items() if done <= step}
-                    assert sorted(kept) == list(range(1, step + 1))
-                else:
-                    assert step == len(kept) + 1
-                    kept[step] = ids
-            for ids in kept.values():
-                total.update(ids)
-        return total
+        """The multiset of these samples."""
+        return Counter(one for ids in self.trained_on().values() for one in ids)
 
     def assert_is(self, whole: "Run", *, steps: int) -> None:
         """Check that this finished run is the uninterrupted one."""
         assert_same_metrics_and_model(self.workdir, whole.workdir, steps=steps)
         assert checksums(self.workdir, steps) == checksums(whole.workdir, steps)
+        assert self.trained_on() == whole.trained_on()
         assert self.contributed() == whole.contributed()
+        assert self.contributed().total() == steps * len(whole.trained_on()[1])
         left = {path.name for path in self.workdir.iterdir()}
-        assert left - {"damaged_checkpoints"} == {path.name for path in whole.workdir.iterdir()}
+        expected = {path.name for path in whole.workdir.iterdir()}
+        assert left - {"damaged_checkpoints"} == expected, sorted(left ^ expected)
         assert self.damaged or "damaged_checkpoints" not in left
 
 
@@ -323,6 +349,14 @@ def _next_fault(
     phase = draw.choice([phase for phase in possible if counts[phase] == fewest])
     kind = draw.choice([kind for kind in kinds if kind != "full disk" or phase in FULL])
     return Fault(kind, phase, draw.randrange(run.processes))
+
+
+def by(name: str, faults: Counter[Fault]) -> Counter[object]:
+    """Number of faults by their ``kind``, ``phase`` or ``process``."""
+    counts = Counter[object]()
+    for fault, count in faults.items():
+        counts[getattr(fault, name)] += count
+    return counts
 
 
 def _lines(path: Path) -> list[tuple[int, list[int] | None]]:

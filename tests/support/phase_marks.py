@@ -5,6 +5,8 @@ Variables of the environment say where they go and what they do:
 - ``PHASES``: a file that gets the name of each phase that begins.
 - ``SAMPLES``: a file that gets the step after which a process starts, then each step with its samples.
 - ``STEP``: a file with the compiled step; it is written if it is missing, and read instead of compiling.
+- ``STOP_AFTER``: the process ends with exit code 3 after so many steps, once the saves that have begun are finished.
+- ``OTHER_CODE``: processes other than 0 claim to have other code.
 - ``FULL_IN`` and ``ROOM``: from the first mark of that phase on, no file grows beyond so many bytes.
 """
 
@@ -61,7 +63,21 @@ def compile_or_read(config: Any, optimizer: Any, abstract: Any, mesh: Any) -> An
         step = compile_step(config, optimizer, abstract, mesh)
         if stored is not None:
             _write(stored, step)
-    return with_marks(step, "step")
+    return with_marks(_stopping(step), "step")
+
+
+def _stopping(step: Any) -> Any:
+    """The step, which ends the process instead of taking one more than ``STOP_AFTER``."""
+    left = int(os.environ.get("STOP_AFTER", 10**9))
+
+    def counted(*args: Any) -> Any:
+        nonlocal left
+        if left == 0:
+            raise SystemExit(3)
+        left -= 1
+        return step(*args)
+
+    return counted
 
 
 def _write(stored: Path, step: Any) -> None:
@@ -83,7 +99,7 @@ def _read(stored: Path, abstract: Any) -> Any:
 def install() -> None:
     """Mark the phases of this process. Call it once, before training."""
     from clipa_eqx.programs import training_run
-    from clipa_eqx.training import loop
+    from clipa_eqx.training import loop, preparation
     from clipa_eqx.training.checkpoint import Checkpoints
     from clipa_eqx.training.live_report import LiveReport
     from clipa_eqx.training.reporting import Reports
@@ -117,4 +133,7 @@ def install() -> None:
     loop.train_batches = with_marks(loop.train_batches, "first batch")
     loop.evaluate_model = with_marks(loop.evaluate_model, "evaluation", "evaluated")
     loop.save_model = with_marks(loop.save_model, "final model", "end")
+    if "OTHER_CODE" in os.environ:
+        digest = preparation.code_digest
+        preparation.code_digest = lambda: digest() if jax.process_index() == 0 else "other"
     training_run.train = partial(loop.train, compiler=compile_or_read)

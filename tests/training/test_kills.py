@@ -4,29 +4,16 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from support.fork_server import ForkServer
 from support.killed_runs import LONGEST, Fault, Run, interrupt
 from support.train_processes import write_config
 
 STEPS = 12
 ALL = tuple(LONGEST)
-SETTINGS = {
-    "JAX_PLATFORMS": "cpu",
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    # Each process would compile the same functions; what is compiled once is read from there.
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("kills")
-
-
-@pytest.fixture(scope="module")
-def server(folder):
-    with ForkServer(JAX_COMPILATION_CACHE_DIR=str(folder / "cache"), **SETTINGS) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +26,6 @@ def whole(server, config, folder):
     run = Run(server, config, folder / "whole")
     run.finish()
     return run
-
-
-def by(kind_or_phase, faults):
-    """Number of faults by kind or by phase."""
-    counts = Counter()
-    for fault, count in faults.items():
-        counts[getattr(fault, kind_or_phase)] += count
-    return counts
 
 
 def test_ten_kills_spread_over_all_phases_change_nothing(server, config, folder, whole):
