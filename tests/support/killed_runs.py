@@ -1,6 +1,7 @@
 """Runs whose processes are killed, run out of disk or lose checkpoint files, again and again, until they end."""
 
 import json
+import os
 import random
 import re
 import signal
@@ -11,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from clipa_eqx.cli import INTERRUPTED
-from clipa_eqx.training.checkpoint_record import committed_steps
+from clipa_eqx.training.checkpoint_record import committed_steps, read_checkpoint_record
+from clipa_eqx.training.run_lock import LOCK_NAME, is_lock_file
 from support.fork_server import Forked, ForkServer
 from support.process_groups import free_port
 from support.train_processes import assert_same_metrics_and_model
@@ -45,13 +47,19 @@ LAST = ("final model", "end", "page")
 FULL = ("claim", "restore", "state", "step", "reporting", "evaluation", "saving", "save", "final model")
 """Phases in which a disk may become full. Before, nothing is written except the lock."""
 
+WORKING = ("step", "reporting", "saving", "save")
+"""Phases in which workers have surely started."""
 
 _MOST_PROCESSES = 4
 
 
 @dataclass(frozen=True)
 class Fault:
-    """An end of a life: SIGKILL, SIGTERM, or a disk that is full from a phase on, in one of the processes."""
+    """An end of a life in a phase of one of its processes.
+
+    Attributes:
+        kind: "SIGKILL", "SIGTERM", "worker" (SIGKILL of a process that reads its data), or "full disk".
+    """
 
     kind: str
     phase: str
@@ -182,6 +190,14 @@ class Run:
                 assert code in (0, 2), self.said()
                 assert code == 0 or "error: " in self.said(), self.said()
                 assert "Traceback" not in self.said(), self.said()
+            elif fault.kind == "worker":
+                self.wait_for(fault, processes)
+                time.sleep(self.draw.uniform(0, LONGEST[fault.phase]))
+                if workers := _workers(victim.pid):
+                    os.kill(self.draw.choice(workers), signal.SIGKILL)
+                code = victim.wait(200)
+                assert code in (0, 2), self.said()
+                assert code == 0 or "error: a worker process of the input died by SIGKILL" in self.said(), self.said()
             else:
                 self.wait_for(fault, processes)
                 time.sleep(self.draw.uniform(0, LONGEST[fault.phase]))
@@ -281,16 +297,29 @@ class Run:
         assert self.trained_on() == whole.trained_on()
         assert self.contributed() == whole.contributed()
         assert self.contributed().total() == steps * len(whole.trained_on()[1])
-        left = {path.name for path in self.workdir.iterdir()}
+        # A kill in the milliseconds in which the lock is written leaves a file that a start minutes later removes.
+        left = {path.name for path in self.workdir.iterdir() if path.name == LOCK_NAME or not is_lock_file(path.name)}
         expected = {path.name for path in whole.workdir.iterdir()}
         assert left - {"damaged_checkpoints"} == expected, sorted(left ^ expected)
         assert self.damaged or "damaged_checkpoints" not in left
 
 
+def _workers(process: int) -> list[int]:
+    """The processes that read data for a process."""
+    found: list[int] = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            command = (entry / "cmdline").read_bytes()
+        except OSError:  # it has just ended
+            continue
+        if parent == process and b"spawn_main" in command:
+            found.append(int(entry.name))
+    return found
+
+
 def checksums(workdir: Path, step: int) -> dict[str, str]:
     """The recorded checksums of all leaves of a checkpoint; a resumed run has verified them."""
-    from clipa_eqx.training.checkpoint_record import read_checkpoint_record
-
     found = read_checkpoint_record(workdir / "checkpoints" / str(step)).checksums
     assert found
     return dict(found)
@@ -347,7 +376,8 @@ def _next_fault(
         counts[fault.phase] += count
     fewest = min(counts[phase] for phase in possible)
     phase = draw.choice([phase for phase in possible if counts[phase] == fewest])
-    kind = draw.choice([kind for kind in kinds if kind != "full disk" or phase in FULL])
+    fitting = {"full disk": FULL, "worker": WORKING}
+    kind = draw.choice([kind for kind in kinds if phase in fitting.get(kind, (phase,))])
     return Fault(kind, phase, draw.randrange(run.processes))
 
 

@@ -34,15 +34,15 @@ def config(folder):
     return write_config(folder / "run.py", steps=STEPS, every=EVERY)
 
 
-def run_on(places, *, server, config, workdir):
-    """A run that each place trains ``EVERY`` steps of, and the last one to its end."""
+def run_on(places, *, server, config, workdir, steps=EVERY):
+    """A run that each place trains so many steps of, and the last one to its end."""
     run = Run(server, config, workdir, is_stored=False)
     for place in places:
         run.processes, run.devices, run.flags = place.processes, place.devices, place.flags
         if place is places[-1]:
             run.finish()
         else:
-            run.stop_after(EVERY)
+            run.stop_after(steps)
     return run
 
 
@@ -64,6 +64,17 @@ CASES = {
     "one-two": [ONE, TWO],
     "all": [Place(2, 4, FSDP_2), Place(1, 8, FSDP_4), Place(1, 1), Place(2, 1, FSDP_2)],
 }
+
+
+def test_two_processes_save_together_and_one_completes_the_same_run(server, tmp_path):
+    config = write_config(tmp_path / "run.py", steps=4, every=2)
+    plain = ("--zero-shot", "none")
+    one, two = Place(1, 4, (*plain, *FSDP_2)), Place(2, 2, (*plain, *FSDP_2))
+    expected = run_on([one], server=server, config=config, workdir=tmp_path / "whole")
+    run = run_on([two, one], server=server, config=config, workdir=tmp_path / "run", steps=2)
+    assert run.trained_on() == expected.trained_on()
+    assert [line["step"] for line in deterministic(run.workdir)] == [1, 2, 3, 4]
+    np.testing.assert_allclose(losses(run), losses(expected), rtol=1e-6)
 
 
 @pytest.mark.slow

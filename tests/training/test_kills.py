@@ -4,7 +4,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from support.killed_runs import LONGEST, Fault, Run, interrupt
+from support.killed_runs import LONGEST, WORKING, Fault, Run, by, interrupt
 from support.train_processes import write_config
 
 STEPS = 12
@@ -73,3 +73,22 @@ def test_eighty_faults_in_all_phases_with_full_disks_and_damaged_checkpoints_cha
     assert faults.total() == 80
     assert set(by("kind", faults)) == {"SIGKILL", "SIGTERM", "full disk"}
     assert set(by("phase", faults)) == set(ALL)
+
+
+@pytest.mark.slow
+def test_twenty_kills_of_data_workers_and_their_parents_change_nothing(server, config, folder):
+    flags = ("--data.stream.workers", "1", "--zero-shot", "none")
+    whole = Run(server, config, folder / "workers", flags=flags)
+    whole.finish()
+    faults = interrupt(
+        lambda number: Run(server, config, folder / f"workers-{number}", seed=number, flags=flags),
+        whole,
+        ("first batch", *WORKING, "final model"),
+        total=20,
+        steps=STEPS,
+        seed=1,
+        kinds=("worker", "worker", "SIGKILL", "SIGTERM"),
+    )
+    print(by("kind", faults), by("phase", faults))
+    assert faults.total() == 20
+    assert by("kind", faults)["worker"] >= 6

@@ -83,7 +83,7 @@ def test_the_other_process_ends_and_both_resume_bit_exactly(server, config, fold
 
 
 @pytest.mark.slow
-def test_thirty_faults_of_one_of_two_processes_in_all_phases_change_nothing(server, config, folder, whole):
+def test_two_dozen_faults_of_one_of_two_processes_in_all_phases_change_nothing(server, config, folder, whole):
     phases = (
         *("start-up", "preparation", "lock", "compile", "claim", "first state", "restore", "state", "first batch"),
         *("step", "reporting", "evaluation", "saving", "save", "deleting", "final model", "end"),
@@ -92,13 +92,13 @@ def test_thirty_faults_of_one_of_two_processes_in_all_phases_change_nothing(serv
         lambda number: two(server, config, folder / f"many-{number}", seed=number),
         whole,
         phases,
-        total=30,
+        total=24,
         steps=STEPS,
         seed=5,
         kinds=("SIGKILL", "SIGKILL", "SIGKILL", "SIGTERM"),
         damage=0.2,
     )
     print(by("kind", faults), by("phase", faults), by("process", faults))
-    assert faults.total() == 30
-    assert len(by("phase", faults)) >= 14
+    assert faults.total() == 24
+    assert len(by("phase", faults)) >= 12
     assert set(by("process", faults)) == {0, 1}
