@@ -9,12 +9,14 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from clipa_eqx.agreement import refused_together
+from clipa_eqx.agreement import check_same_entries, refused_together
 from clipa_eqx.data.mixture import Mixture
 from clipa_eqx.devices import in_words, open_devices
 from clipa_eqx.durations import RunLength
 from clipa_eqx.errors import counted
+from clipa_eqx.evals.code_version import code_digest
 from clipa_eqx.experiment import ExperimentConfig
+from clipa_eqx.json_config import flat
 from clipa_eqx.models.clip import CLIPConfig, abstract_clip
 from clipa_eqx.optim import make_optimizer
 from clipa_eqx.progress import waiting
@@ -66,6 +68,8 @@ def prepare(config: ExperimentConfig, workdir: Path, *, devices: Sequence[Any] |
     """
     chosen = open_devices() if devices is None else devices
     _log.info("training on %s", in_words(chosen))
+    # First, because other code may communicate in another order.
+    check_same_entries({"SHA-256 of clipa_eqx": code_digest(), "JAX": jax.__version__}, what="versions of the code")
     with refused_together():
         mesh = make_mesh(config.mesh, devices=chosen)
         check_batch(config.batch_size, mesh)
@@ -88,6 +92,8 @@ def prepare(config: ExperimentConfig, workdir: Path, *, devices: Sequence[Any] |
         if not committed_steps(workdir / CHECKPOINTS_NAME):  # a resumed run no longer needs what it started from
             check_init(config, abstract, vocab_sha256=tokenizer.vocab_sha256, total_steps=run.total_steps)
     _warn_of_uneven_heads(config.model, mesh)
+    # Before the evaluations are read together, as many of them on each process.
+    check_same_entries(dict(flat(record)), what="configs, data or vocabularies")
     evaluations = read_evaluations(config, evaluations, tokenizer)
     log_inputs(config, mixture, evaluations, tokenizer)
     _log.info("%s: %s parameters, mesh %s", workdir, f"{count_params(model):,}", dict(mesh.shape))
