@@ -1,5 +1,6 @@
 """The one function that training calls: the loss that a config names, by the algorithm that it names."""
 
+import functools
 from collections.abc import Sequence
 
 from jax.sharding import Mesh
@@ -7,8 +8,10 @@ from jaxtyping import Array, Bool, Float
 
 from clipa_eqx.errors import ConfigError
 from clipa_eqx.losses.config import LossConfig
-from clipa_eqx.losses.pairs import ContrastiveOutput
+from clipa_eqx.losses.pairs import ContrastiveOutput, check_split
+from clipa_eqx.losses.sigmoid import sharded_sigmoid_contrastive, sigmoid_contrastive
 from clipa_eqx.losses.softmax import sharded_softmax_contrastive, softmax_contrastive
+from clipa_eqx.losses.streamed import streamed_contrastive
 from clipa_eqx.sharding import BATCH_AXES
 
 
@@ -42,10 +45,34 @@ def contrastive_loss(
             softmax with one.
         ShardingError: the axes do not divide the batch.
     """
-    if config.kind == "sigmoid" or config.algorithm in ("chunked", "ring") or bias is not None:
-        raise ConfigError("not on this branch yet")
-    if config.algorithm == "sharded" and mesh is not None:
-        return sharded_softmax_contrastive(
-            image, text, log_temperature=log_temperature, mesh=mesh, axis_names=axis_names, mask=mask
+    _check_bias(config, bias)
+    names = tuple(axis_names)
+    if config.algorithm in ("chunked", "ring"):
+        return streamed_contrastive(
+            image,
+            text,
+            log_temperature=log_temperature,
+            bias=bias,
+            config=config,
+            mesh=mesh,
+            axis_names=names,
+            mask=mask,
         )
-    return softmax_contrastive(image, text, log_temperature=log_temperature, mask=mask)
+    whole = softmax_contrastive if bias is None else functools.partial(sigmoid_contrastive, bias=bias)
+    split = sharded_softmax_contrastive if bias is None else functools.partial(sharded_sigmoid_contrastive, bias=bias)
+    # A batch in one part is not split, so that "sharded" then equals "global" in every bit.
+    if config.algorithm == "global" or mesh is None or check_split(image.shape[0], mesh, names) == 1:
+        return whole(image, text, log_temperature=log_temperature, mask=mask)
+    return split(image, text, log_temperature=log_temperature, mesh=mesh, axis_names=names, mask=mask)
+
+
+def _check_bias(config: LossConfig, bias: Array | None) -> None:
+    if config.kind == "sigmoid" and bias is None:
+        raise ConfigError(
+            'loss.kind is "sigmoid", but the model has no bias; set model.bias, such as -10 with model.temperature 10'
+        )
+    if config.kind == "softmax" and bias is not None:
+        raise ConfigError(
+            'loss.kind is "softmax", but the model has a bias, which a softmax cannot learn; leave out model.bias, or '
+            'set loss.kind to "sigmoid"'
+        )
