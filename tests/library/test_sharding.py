@@ -14,6 +14,7 @@ from support.tiny_models import tiny_clip_config
 
 from clipa_eqx.durations import Duration, RunLength
 from clipa_eqx.errors import ConfigError, ShardingError
+from clipa_eqx.losses.config import LossConfig
 from clipa_eqx.models.clip import CLIP, abstract_clip
 from clipa_eqx.models.presets import PRESETS, preset
 from clipa_eqx.optim import OptimConfig, make_optimizer
@@ -39,11 +40,11 @@ RTOL = 1e-5  # float32: meshes differ in the order of sums
 
 
 @functools.cache
-def run(data, fsdp, tensor=1, *, loss="global"):
+def run(data, fsdp, tensor=1, *, algorithm="global"):
     config = tiny_runs.run_config(
         model=tiny_clip_config(**tiny_runs.STOCHASTIC),
         mesh=MeshConfig(data=data, fsdp=fsdp, tensor=tensor),
-        loss=loss,
+        loss=LossConfig(algorithm=algorithm),
         duration=Duration(steps=STEPS),
     )
     return tiny_runs.drive(config, devices=data * fsdp * tensor, steps=STEPS)
@@ -70,7 +71,7 @@ def test_meshes_give_the_losses_and_samples_of_one_device(sizes):
 
 @pytest.mark.parametrize(("data", "fsdp"), [(4, 2)])
 def test_the_sharded_loss_trains_as_the_global_one(data, fsdp):
-    np.testing.assert_allclose(run(data, fsdp, loss="sharded").losses, run(data, fsdp).losses, rtol=RTOL)
+    np.testing.assert_allclose(run(data, fsdp, algorithm="sharded").losses, run(data, fsdp).losses, rtol=RTOL)
 
 
 @pytest.mark.parametrize("remat", ["dots", "full"])
