@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from clipa_eqx.models.blocks import BlockConfig
+from clipa_eqx.models.blocks import BlockConfig, pin_batch
 from clipa_eqx.models.layers import Attention, LayerNorm, Mlp, xavier_uniform
 from clipa_eqx.models.mixed import prepend
 
@@ -38,7 +38,7 @@ class MapHead(eqx.Module):
         """Pool the tokens of one example."""
         # A probe of the dtype of ``x`` gives one query for the complete batch. A wider one has a query per example: the
         # gradient of the query is then summed over the batch in the probe's dtype.
-        query = self.probe[None] if self.probe.dtype == x.dtype else prepend(self.probe, x)[:1]
+        query = self.probe[None] if self.probe.dtype == x.dtype else pin_batch(prepend(self.probe, x)[:1])
         y = self.attn(query, x)
         return (y + self.mlp(self.norm(y)))[0]
 
