@@ -124,7 +124,9 @@ def test_the_replay_of_a_poisoned_step_has_its_bits_and_names_the_record(poisone
 def test_the_flight_record_has_the_last_steps_with_their_samples(poisoned):
     config, run, step, _, _ = poisoned
     recorded = recorded_steps(run / "flight")
-    assert sorted(recorded) == list(range(1, step + 1))  # step numbers are read one step late
+    # The numbers of a step are read while the next one runs.
+    assert sorted(recorded) == list(range(1, step + 2))
+    assert [line["is_finished"] for (line,) in recorded.values()] == [True] * step + [False]
     by_step = {line["step"]: line for line in read_metrics(run / "metrics.jsonl")}
     for number, (line,) in recorded.items():
         assert (line["key"], len(line["sample_id"]), line["process"]) == ([config.seed, number - 1], 16, 0)

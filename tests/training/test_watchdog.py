@@ -16,8 +16,8 @@ from support.paths import ROOT
 from clipa_eqx.cli import STALLED
 from clipa_eqx.data.prefetch import StreamConfig
 from clipa_eqx.errors import ConfigError, DataError
-from clipa_eqx.training.inputs import open_sources, train_batches
 from clipa_eqx.tokenizer.loading import load_tokenizer
+from clipa_eqx.training.inputs import open_sources, train_batches
 from clipa_eqx.training.watchdog import PATIENCE, Watchdog
 
 
@@ -76,22 +76,24 @@ with Watchdog(seconds=4.0) as watchdog:
     time.sleep(2.0)
 print("unharmed", flush=True)
 """
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, cwd=ROOT, text=True)
-    try:
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, cwd=ROOT, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         os.waitpid(process.pid, os.WUNTRACED)
         time.sleep(8.0)
         os.kill(process.pid, signal.SIGCONT)
         assert process.stdout.read() == "unharmed\n"
-    finally:
-        process.kill()
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan")])
 def test_a_limit_that_is_not_positive_is_refused(seconds):
-    with pytest.raises(ConfigError, match="watchdog is .*; it must be a positive number of seconds, or None"):
+    with pytest.raises(ConfigError, match=r"watchdog is .*; it must be a positive number of seconds, or None"):
         tiny_runs.run_config(watchdog=seconds)
+
+
+def take_all(batches, watchdog):
+    for _ in batches:
+        watchdog.alive()
 
 
 def test_a_stopped_worker_fires_it_and_does_not_outlive_the_process():
@@ -109,10 +111,9 @@ def test_a_stopped_worker_fires_it_and_does_not_outlive_the_process():
         for worker in workers:
             os.kill(worker.pid, signal.SIGSTOP)
         watchdog.stepping()
-        with pytest.raises(DataError, match="died by SIGKILL"):  # what killed the worker is the watchdog
-            while True:
-                next(batches)
-                watchdog.alive()
+        # The watchdog kills the worker.
+        with pytest.raises(DataError, match="died by SIGKILL"):
+            take_all(batches, watchdog)
     assert ended.codes == [STALLED]
     assert workers
     assert not any(worker.is_alive() for worker in workers)
