@@ -30,8 +30,8 @@ def program_name(module: str) -> str:
 def run(main: Callable[[], object]) -> int:
     """Call a program's ``main`` and return its exit code, for ``sys.exit(run(main))``.
 
-    A ``ClipaError`` becomes one message on standard error and 2 (or the code of a ``PeerError``), Ctrl-C becomes 130, and
-    a bug becomes its traceback and 1. Otherwise the code is what ``main`` returns, or 0 if that is not an int.
+    A ``ClipaError`` becomes one message on standard error and 2 (or the code of a ``PeerError``), Ctrl-C becomes 130,
+    and a bug becomes its traceback and 1. Otherwise the code is what ``main`` returns, or 0 if that is not an int.
     """
     set_up_logging()
     sys.unraisablehook = _report_unraisable

@@ -166,7 +166,7 @@ def replay(
         key = step_key(config.seed, step - 1)
         bad_rows = _bad_rows(model, batch, key, precision=config.precision, mixture=mixture)
         is_finite = math.isfinite(values["grad_norm"])
-        bad_leaves = () if is_finite else _bad_leaves(config, model, batch, mesh, step=step, compiler=compiler)
+        bad_leaves = () if is_finite else _bad_leaves(config, model, batch, mesh, step=step)
     return Replayed(
         step=step,
         start=start,
@@ -254,9 +254,7 @@ def _place(mixture: Mixture, sample_id: int) -> str:
     return f"{mixture.describe(sample_id)}, {key}"
 
 
-def _bad_leaves(
-    config: ExperimentConfig, model: CLIP, batch: DeviceBatch, mesh: Mesh, *, step: int, compiler: Compiler
-) -> tuple[str, ...]:
+def _bad_leaves(config: ExperimentConfig, model: CLIP, batch: DeviceBatch, mesh: Mesh, *, step: int) -> tuple[str, ...]:
     """Leaves with a gradient that is not finite, by the step itself with an optimizer that only keeps gradients."""
 
     def keep(grads: Any, _: Any, params: Any = None) -> tuple[Any, Any]:
@@ -269,7 +267,7 @@ def _bad_leaves(
     keeper = optax.GradientTransformation(init, keep)
     abstract = abstract_state(config.model, keeper)
     # With the policy "skip", the step would not take over its optimizer's state.
-    compiled = compiler(dataclasses.replace(config, on_non_finite="stop"), keeper, abstract, mesh)
+    compiled = compile_step(dataclasses.replace(config, on_non_finite="stop"), keeper, abstract, mesh)
     counter: Int[Array, ""] = jnp.asarray(step - 1, jnp.int32)
     state = TrainState(model=model, opt_state=jax.jit(init)(model), step=counter)
     after, _ = compiled(state, batch.arrays)

@@ -5,6 +5,7 @@ import re
 
 import equinox as eqx
 import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
 import pytest
 from support import tiny_runs
@@ -12,8 +13,10 @@ from support.tiny_models import tiny_clip_config
 
 from clipa_eqx.errors import CheckpointError, ConfigError, NonFiniteError
 from clipa_eqx.experiment import CheckpointConfig, InitConfig
+from clipa_eqx.models.clip import CLIP
 from clipa_eqx.programs import replayed_step
 from clipa_eqx.saved.model import save_model
+from clipa_eqx.saved.provenance import TRAINED_HERE, Provenance, Source
 from clipa_eqx.tokenizer.loading import load_tokenizer
 from clipa_eqx.training.flight import bits, recorded_steps
 from clipa_eqx.training.inputs import open_sources, train_batches
@@ -91,10 +94,11 @@ def poisoned(tmp_path_factory):
         if seen[step, token] and not seen[:step, token].any() and (rows[step]["tokens"] == token).any(axis=1).sum() == 1
     )
     row = int(np.flatnonzero((rows[step]["tokens"] == token).any(axis=1))[0])
-    start = tiny_runs.drive(config, devices=1, steps=0).state.model
+    start = CLIP.init(config.model, key=jr.key(0))
     weight = start.text.token.weight
     model = eqx.tree_at(lambda m: m.text.token.weight, start, weight.at[token].set(jnp.float32(3e38)))
-    save_model(root / "model", model, tokenizer=tokenizer, preprocess=config.eval_image, provenance=None)
+    provenance = Provenance(source=Source(name=TRAINED_HERE), steps=0, run={})
+    save_model(root / "model", model, tokenizer=tokenizer, preprocess=config.eval_image, provenance=provenance)
     config = dataclasses.replace(config, init=InitConfig(source=str(root / "model")))
     with pytest.raises(NonFiniteError, match=f"step {step + 1} gave"):
         tiny_runs.train_on_one_device(config, root / "run")
@@ -120,7 +124,9 @@ def test_the_replay_of_a_poisoned_step_has_its_bits_and_names_the_record(poisone
 def test_the_flight_record_has_the_last_steps_with_their_samples(poisoned):
     config, run, step, _, _ = poisoned
     recorded = recorded_steps(run / "flight")
-    assert sorted(recorded) == list(range(1, step + 1))  # step numbers are read one step late
+    # The numbers of a step are read while the next one runs.
+    assert sorted(recorded) == list(range(1, step + 2))
+    assert [line["is_finished"] for (line,) in recorded.values()] == [True] * step + [False]
     by_step = {line["step"]: line for line in read_metrics(run / "metrics.jsonl")}
     for number, (line,) in recorded.items():
         assert (line["key"], len(line["sample_id"]), line["process"]) == ([config.seed, number - 1], 16, 0)
