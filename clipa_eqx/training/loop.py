@@ -1,7 +1,6 @@
 """Training from a config to a model folder. This is the page to read first."""
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -13,9 +12,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from clipa_eqx.agreement import refused_together
+from clipa_eqx.buckets.mirror import bucket_of, local_run, shown
 from clipa_eqx.device_memory import memory_errors
 from clipa_eqx.durations import is_time
-from clipa_eqx.errors import ConfigError
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.models.clip import CLIP
 from clipa_eqx.saved.kinds import CHECKPOINTS_NAME, MODEL_NAME
@@ -35,6 +34,7 @@ from clipa_eqx.training.space import check_space, explained, tree_bytes
 from clipa_eqx.training.start import first_state
 from clipa_eqx.training.step import Compiler, compile_step
 from clipa_eqx.training.stopping import Interrupted, stop_requests
+from clipa_eqx.training.uploads import uploads
 from clipa_eqx.trees import count_params
 
 _log = logging.getLogger(__name__)
@@ -46,17 +46,17 @@ class TrainResult(NamedTuple):
     Attributes:
         steps: number of steps of the run.
         metrics: last logged metrics by name, as in ``metrics.jsonl``; empty if this call did no step.
-        model_folder: path of the model folder.
+        model_folder: path of the model folder; its address, if it is in a bucket.
     """
 
     steps: int
     metrics: dict[str, Any]
-    model_folder: Path
+    model_folder: Path | str
 
 
 def train(
     config: ExperimentConfig,
-    workdir: Path,
+    workdir: Path | str,
     *,
     devices: Sequence[Any] | None = None,
     compiler: Compiler = compile_step,
@@ -65,7 +65,7 @@ def train(
 
     Args:
         config: everything that determines the run.
-        workdir: the run folder, new or of the same run.
+        workdir: the run folder, new or of the same run: a local path, ``gs://bucket/run`` or ``s3://bucket/run``.
         devices: the devices to train on; all by default.
         compiler: makes the step. Give another one to wrap the step of ``compile_step``, or to reuse a compiled step.
 
@@ -73,7 +73,15 @@ def train(
         ClipaError: anything the caller can fix: config, mesh, data, run folder, non-finite loss.
         Interrupted: a signal asked for the end; the state is saved.
     """
-    _check_local(workdir)
+    with local_run(workdir) as folder:
+        result = _train(config, folder, devices=devices, compiler=compiler)
+        return result._replace(model_folder=f"{shown(folder)}/{MODEL_NAME}") if bucket_of(folder) else result
+
+
+def _train(
+    config: ExperimentConfig, workdir: Path, *, devices: Sequence[Any] | None, compiler: Compiler
+) -> TrainResult:
+    """``train`` in a local folder, which may be the copy of a folder in a bucket."""
     # Refusals come first: until claim_on_all nothing is written.
     mixture, tokenizer, evaluations, mesh, run, optimizer, abstract, record = prepare(config, workdir, devices=devices)
     total_steps = run.total_steps
@@ -87,9 +95,11 @@ def train(
         with refused_together():
             step_fn = compiler(config, optimizer, abstract, mesh)
         claim_on_all(workdir, record)
+        upload = stack.enter_context(uploads(workdir, check_lock=check_lock))
         checkpoints = stack.enter_context(
             Checkpoints(workdir / CHECKPOINTS_NAME, keep=config.checkpoint.keep, checksums=config.checkpoint.checksums)
         )
+        checkpoints.before_commit = upload
         resumed = resume(checkpoints, abstract, mesh, record)
         if resumed is not None:
             state, start = resumed.state, resumed.step
@@ -150,16 +160,8 @@ def train(
         checkpoints.wait()
         check_lock()
         folder = _save_final_model(config, workdir, state.model, tokenizer, record=record, steps=total_steps)
+        upload()
         return TrainResult(total_steps, reports.last, folder)
-
-
-def _check_local(workdir: Path) -> None:
-    # pathlib would silently make a local folder "gs:" for a bucket.
-    if re.match(r"[A-Za-z0-9+.-]+:/", str(workdir)):
-        raise ConfigError(
-            f"run folder {workdir} is not local; only local and mounted paths are supported: mount the bucket, or copy "
-            "the folder when the run is over"
-        )
 
 
 def _is_due(planned: PlannedEvaluation, step: int, total_steps: int) -> bool:
