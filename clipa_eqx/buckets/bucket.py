@@ -246,6 +246,16 @@ def bucket_at(path: Path | str) -> Bucket | None:
     return None
 
 
+def address(path: Path | str) -> str:
+    """A path as text; a bucket folder as its address.
+
+    >>> address(Path("gs://pod/run")), address(Path("runs/first"))
+    ('gs://pod/run', 'runs/first')
+    """
+    bucket = bucket_at(path)
+    return str(path) if bucket is None else bucket.url
+
+
 def _patience() -> float:
     text = os.environ.get(PATIENCE_VARIABLE, "300")
     try:

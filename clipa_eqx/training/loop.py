@@ -12,7 +12,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from clipa_eqx.agreement import refused_together
-from clipa_eqx.buckets.mirror import bucket_of, local_run, shown
+from clipa_eqx.buckets.mirror import local_run
 from clipa_eqx.device_memory import memory_errors
 from clipa_eqx.durations import is_time
 from clipa_eqx.experiment import ExperimentConfig
@@ -46,12 +46,12 @@ class TrainResult(NamedTuple):
     Attributes:
         steps: number of steps of the run.
         metrics: last logged metrics by name, as in ``metrics.jsonl``; empty if this call did no step.
-        model_folder: path of the model folder; its address, if it is in a bucket.
+        model_folder: path of the model folder; of one in a bucket, too, and ``load_model`` takes it.
     """
 
     steps: int
     metrics: dict[str, Any]
-    model_folder: Path | str
+    model_folder: Path
 
 
 def train(
@@ -75,7 +75,7 @@ def train(
     """
     with local_run(workdir) as folder:
         result = _train(config, folder, devices=devices, compiler=compiler)
-        return result._replace(model_folder=f"{shown(folder)}/{MODEL_NAME}") if bucket_of(folder) else result
+        return result._replace(model_folder=Path(workdir) / MODEL_NAME)
 
 
 def _train(

@@ -92,8 +92,8 @@ def read_arrays(store: Mapping[str, Any], wanted: Mapping[str, jax.ShapeDtypeStr
     for path, like in wanted.items():
         _check(path, arrays[path], like)
         assert like.sharding is not None
-        indices = like.sharding.addressable_devices_indices_map(like.shape).values()
-        reading[path] = {_key(index, like.shape): arrays[path][_full(index)].read() for index in indices}
+        indices: list[Any] = list(like.sharding.addressable_devices_indices_map(like.shape).values())
+        reading[path] = {_key(index, like.shape): arrays[path][index].read() for index in indices}
     found: dict[str, jax.Array] = {}
     for path, like in wanted.items():
         values = {key: np.asarray(one.result()) for key, one in reading.pop(path).items()}
@@ -165,9 +165,5 @@ def _check(path: str, array: Any, like: jax.ShapeDtypeStruct) -> None:
         raise ValueError(f"{path} is {array.dtype.name}{list(array.shape)}")
 
 
-def _full(index: tuple[slice, ...]) -> Any:
-    return tuple(index)
-
-
-def _key(index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+def _key(index: Any, shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
     return tuple(one.indices(size)[:2] for one, size in zip(index, shape, strict=True))

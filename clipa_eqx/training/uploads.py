@@ -4,7 +4,7 @@ import logging
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath
 
 import jax
 
@@ -117,7 +117,7 @@ def _upload_until(upload: Callable[[], None], ended: threading.Event) -> None:
             return
 
 
-def _is_unfinished(name: PurePosixPath) -> bool:
+def _is_unfinished(name: PurePath) -> bool:
     """Whether a file is being written next to its final place."""
     return any(part.startswith(".") and is_temporary(part, part[1:].rpartition(".")[0]) for part in name.parts)
 
