@@ -257,9 +257,9 @@ def _place(mixture: Mixture, sample_id: int) -> str:
 def _bad_leaves(config: ExperimentConfig, model: CLIP, batch: DeviceBatch, mesh: Mesh, *, step: int) -> tuple[str, ...]:
     """Leaves with a gradient that is not finite, by the step itself with an optimizer that only keeps gradients."""
 
-    def keep(grads: Any, _: Any, params: Any = None) -> tuple[Any, Any]:
-        del params
-        return jax.tree.map(jnp.zeros_like, grads), grads
+    def keep(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del state, params
+        return jax.tree.map(jnp.zeros_like, updates), updates
 
     def init(params: Any) -> Any:
         return jax.tree.map(jnp.zeros_like, params)
