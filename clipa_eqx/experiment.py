@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
 
 from clipa_eqx.data.images.augment import ImageConfig
 from clipa_eqx.data.images.evaluation import EvalImageConfig
@@ -17,6 +16,7 @@ from clipa_eqx.evals.linear_probe import LinearProbeConfig
 from clipa_eqx.evals.retrieval import RetrievalConfig
 from clipa_eqx.evals.score_names import score_names_of
 from clipa_eqx.evals.zero_shot import ZeroShotConfig
+from clipa_eqx.losses.config import LossConfig
 from clipa_eqx.models.clip import CLIPConfig
 from clipa_eqx.optim import OptimConfig
 from clipa_eqx.precision import Precision
@@ -206,7 +206,7 @@ class ExperimentConfig:
         linear_probe: pairs of labeled record folders to score in the same way.
         checkpoint: how often checkpoints are saved, and how many are kept.
         log_every_steps: period of the lines in ``metrics.jsonl``, in steps.
-        loss: "global" computes all logits in one program, "sharded" on each device its rows; the value is the same.
+        loss: kind of loss, and how the devices compute it.
         wandb: metrics for Weights & Biases; ``None`` sends none.
         tensorboard: also write the metrics as event files for TensorBoard, into the folder ``tensorboard`` of the run
             folder; needs the package tensorboardX.
@@ -239,7 +239,7 @@ class ExperimentConfig:
     linear_probe: tuple[LinearProbeConfig, ...] = ()
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log_every_steps: int = 50
-    loss: Literal["global", "sharded"] = "global"
+    loss: LossConfig = field(default_factory=LossConfig)
     wandb: WandbConfig | None = None
     tensorboard: bool = False
     on_non_finite: Literal["stop", "skip"] = "stop"

@@ -1,7 +1,6 @@
 """Embeddings of batches on any mesh, for scoring: uint8 images or tokens in, unit vectors out."""
 
 import functools
-import math
 from collections.abc import Callable, Generator, Hashable
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -26,7 +25,7 @@ def encode_images(
 ) -> Float[Array, "padded embed"]:
     """Unit float32 embeddings of this process's images; read them with ``local_rows``.
 
-    With a mesh, the batch is padded with zeros to the next multiple of the devices that split it, and all processes
+    With a mesh, the batch is padded with zeros to the next multiple of the devices of a process, and all processes
     must pass the same number of rows. The call returns before the work is done. One compilation per batch shape.
 
     Raises:
@@ -112,11 +111,11 @@ def _place(rows: np.ndarray, mesh: Mesh | None) -> tuple[np.ndarray | Array, tup
         function()
     if mesh is None:
         return rows, ()
-    axes = batch_axes(mesh)
-    shards = math.prod(mesh.local_mesh.shape[axis] for axis in axes)
-    missing = -len(rows) % shards
+    # Over all axes, so that processes which share a place on the batch axes still have rows of their own.
+    missing = -len(rows) % mesh.local_mesh.size
     padded = np.concatenate([rows, np.zeros((missing, *rows.shape[1:]), rows.dtype)])
-    return jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec(axes)), padded), axes
+    split = NamedSharding(mesh, PartitionSpec(tuple(mesh.axis_names)))
+    return jax.make_array_from_process_local_data(split, padded), batch_axes(mesh)
 
 
 @functools.partial(jax.jit, static_argnames="axes")
@@ -171,4 +170,7 @@ def _compile(function: Any, model: CLIP, batch: np.ndarray | Array, *, axes: tup
 
 def _keep_split(rows: Float[Array, "batch embed"], axes: tuple[str, ...]) -> Float[Array, "batch embed"]:
     # Embeddings are split like the input, so that each process reads the rows it passed in.
-    return jax.lax.with_sharding_constraint(rows, PartitionSpec(axes, None)) if axes else rows
+    if not axes:
+        return rows
+    names = tuple(jax.sharding.get_abstract_mesh().axis_names)
+    return jax.lax.with_sharding_constraint(rows, PartitionSpec(names, None))

@@ -118,7 +118,7 @@ def train(
         about = resumed.about if resumed else {}
         best.resume(about)
         stops.check_start()
-        rows = stack.enter_context(train_batches(config, mixture, tokenizer, start_step=start))
+        rows = stack.enter_context(train_batches(config, mixture, tokenizer, start_step=start, mesh=mesh))
         batches = DeviceBatches(rows, mesh)
         flight = stack.enter_context(open_flight_record(config, workdir, mesh))
         watchdog.write = flight.write

@@ -129,7 +129,7 @@ def drive(config: ExperimentConfig, *, devices: int, steps: int) -> Driven:
     tokenizer = load_tokenizer(config.data.vocab, model_vocab=config.model.text.vocab)
     optimizer, abstract = optimizer_and_state(config)
     metrics, ids = [], []
-    with jax.set_mesh(mesh), train_batches(config, source, tokenizer, start_step=0) as batches:
+    with jax.set_mesh(mesh), train_batches(config, source, tokenizer, start_step=0, mesh=mesh) as batches:
         state = first_state(config, optimizer, abstract=abstract, mesh=mesh, vocab_sha256="any")
         step = compile_step(config, optimizer, abstract, mesh)
         for _ in range(steps):
