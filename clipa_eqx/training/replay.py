@@ -154,7 +154,7 @@ def replay(
         if start >= step:
             raise ConfigError(f"the run took over the state of step {start}; it has steps {start + 1} and later")
         step_fn = compiler(config, optimizer, abstract, mesh)
-        with train_batches(config, mixture, tokenizer, start_step=start) as rows:
+        with train_batches(config, mixture, tokenizer, start_step=start, mesh=mesh) as rows:
             batches = DeviceBatches(rows, mesh)
             for number in range(start + 1, step):
                 state, metrics = step_fn(state, batches.take().arrays)
@@ -222,11 +222,12 @@ def _bad_rows(
 ) -> tuple[BadRow, ...]:
     @jax.jit
     def finite(model: CLIP, arrays: Mapping[str, Array]) -> tuple[Bool[Array, " batch"], Bool[Array, " batch"]]:
-        towers, pixels = precision.to_compute(model), normalize_on_device(arrays["image"]).astype(precision.compute)
+        towers, dtype = precision.for_towers(model), precision.compute
+        pixels = normalize_on_device(arrays["image"]).astype(dtype)
         # The keys of the step: one per tower and row.
         k_image, k_text = (jr.split(k, pixels.shape[0]) for k in jr.split(key))
         image = jax.vmap(lambda x, k: towers.image(x, key=k))(pixels, k_image)
-        text = jax.vmap(lambda x, k: towers.text(x, key=k))(arrays["tokens"], k_text)
+        text = jax.vmap(lambda x, k: towers.text(x, key=k, dtype=dtype))(arrays["tokens"], k_text)
         return _finite_rows(image), _finite_rows(text)
 
     good = dict(zip(("image", "text"), jax.device_get(finite(model, batch.arrays)), strict=True))

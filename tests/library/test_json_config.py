@@ -164,7 +164,11 @@ def test_a_recorded_run_of_version_0_1_0_is_read_with_the_fields_that_came_later
     """A new field of a config needs its row in ``LATER_FIELDS``, or nobody's run folder can be read."""
     record = json.loads(Path(__file__).with_name("run_of_0_1_0.json").read_text(encoding="utf-8"))
     config = from_json(ExperimentConfig, record)
-    assert (config.on_non_finite, config.checkpoint.keep_every_steps, config.checkpoint.keep_best) == ("stop", None, None)
+    assert (config.on_non_finite, config.checkpoint.keep_every_steps, config.checkpoint.keep_best) == (
+        "stop",
+        None,
+        None,
+    )
     assert (config.tensorboard, config.checkpoint.checksums, config.model.bias) == (False, True, None)
     assert record["loss"] == "sharded"
     assert config.loss == LossConfig(kind="softmax", algorithm="sharded")
