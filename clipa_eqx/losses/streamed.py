@@ -74,7 +74,8 @@ def streamed_contrastive(
         check_split(image.shape[0], mesh, axis_names)
     plan = _Plan(config, mesh, () if mesh is None else axis_names)
     included = jnp.ones(image.shape[0], bool) if mask is None else mask
-    losses, correct = _row_losses(plan, image, text, Scale(log_temperature, bias), included)
+    found: Any = _row_losses(plan, image, text, Scale(log_temperature, bias), included)
+    losses, correct = found
     return means_over_pairs(losses, correct, mask)
 
 
@@ -108,10 +109,11 @@ def _backward(plan: _Plan, saved: _Saved, cotangents: tuple[Array, Any]) -> tupl
         cotangent = jnp.where(mask, cotangent, 0.0)
         row_weights = Weights(cotangent, None if columns is None else SoftmaxSums(rows.best, rows.total))
         column_weights = Weights(cotangent, columns)
-        sides = (Side(x, _numbers(plan, x), mask) for x in (image, text))
-        mine, d_text = _visit_for_gradients(plan, scale, *sides, row_weights, column_weights)
+        queries, visited = (Side(x, _numbers(plan, x), mask) for x in (image, text))
+        mine, d_text = _visit_for_gradients(plan, scale, queries, visited, row_weights, column_weights)
         # A scalar of each device in an array, so that all results are split over the devices.
-        return mine.image, d_text, *(None if x is None else x[None] for x in mine.scale)
+        d_temperature, d_bias = mine.scale
+        return mine.image, d_text, d_temperature[None], None if d_bias is None else d_bias[None]
 
     d_image, d_text, d_temperature, d_bias = _on_devices(plan, own, split, saved.scale)
     scale = Scale(jnp.sum(d_temperature), None if d_bias is None else jnp.sum(d_bias))

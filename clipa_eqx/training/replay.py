@@ -154,7 +154,7 @@ def replay(
         if start >= step:
             raise ConfigError(f"the run took over the state of step {start}; it has steps {start + 1} and later")
         step_fn = compiler(config, optimizer, abstract, mesh)
-        with train_batches(config, mixture, tokenizer, start_step=start) as rows:
+        with train_batches(config, mixture, tokenizer, start_step=start, mesh=mesh) as rows:
             batches = DeviceBatches(rows, mesh)
             for number in range(start + 1, step):
                 state, metrics = step_fn(state, batches.take().arrays)

@@ -143,7 +143,7 @@ class Watchdog:
         while not self._over.wait(self._tick):
             failure = self._peers.failure()
             if failure is not None:
-                # If it stands still, this process does too, and has nothing better to do.
+                # If that one makes no progress, this one makes none either.
                 if failure.code != STALLED and self._over.wait(self._grace):
                     return
                 self._end(_failed_elsewhere(failure), code=failure.code)

@@ -69,12 +69,12 @@ def test_an_evaluation_that_is_interrupted_is_repeated_before_its_line_is_writte
             tiny_runs.train_on_one_device(config, stopped)
         assert [line["step"] for line in read_metrics(stopped / "metrics.jsonl")] == [1, 2, 3]
         assert [path.name for path in (stopped / "checkpoints").iterdir()] == ["4"]
-    evaluate = loop.evaluate_model
+    evaluate, scored_steps = loop.evaluate_model, iter((4, 8, 12))
 
-    def interrupted_at_the_end(config, planned, model, *args, **rest):
-        if (stopped / "checkpoints" / "8").exists():
+    def interrupted_at_the_end(*args, **rest):
+        if next(scored_steps) == STEPS:
             os.kill(os.getpid(), signal.SIGTERM)
-        return evaluate(config, planned, model, *args, **rest)
+        return evaluate(*args, **rest)
 
     with (
         mock.patch.object(loop, "evaluate_model", interrupted_at_the_end),
