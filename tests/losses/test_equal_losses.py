@@ -1,4 +1,4 @@
-"""Every kind and algorithm of the loss, on every mesh, has the values and gradients of the naive functions in float64."""
+"""Each kind and algorithm of the loss, on each mesh, has values and gradients of the naive functions, in float64."""
 
 import functools
 

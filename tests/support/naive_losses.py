@@ -1,4 +1,4 @@
-"""The contrastive losses as their papers write them: all logits at once, no masks, no splitting. The oracle of tests."""
+"""The contrastive losses as their papers write them: all logits at once, no masks, no splitting; oracle of tests."""
 
 import jax
 import jax.numpy as jnp
