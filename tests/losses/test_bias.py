@@ -16,6 +16,7 @@ from clipa_eqx.errors import CheckpointError, ConfigError, ConversionError
 from clipa_eqx.flops import step_flops
 from clipa_eqx.losses.config import LossConfig
 from clipa_eqx.losses.contrastive import contrastive_loss
+from clipa_eqx.models.clip import CLIP, abstract_clip
 from clipa_eqx.optim import DEFAULT_DECAY, T5X_DECAY, OptimConfig, make_optimizer
 from clipa_eqx.precision import Precision
 from clipa_eqx.saved.model import load_model
@@ -29,7 +30,6 @@ from conversion.open_clip.__main__ import main
 
 BIASED = tiny_clip_config(blocks={"depth": 1}, temperature=10.0, bias=-10.0)
 PLAIN = dataclasses.replace(BIASED, bias=None)
-SIGMOID = LossConfig(kind="sigmoid")
 
 
 @pytest.fixture(scope="module")
@@ -73,10 +73,9 @@ def test_a_chunk_without_columns_is_refused():
 
 
 def test_a_step_of_the_ring_trains_the_bias_and_reports_it():
-    optimizer = make_optimizer(OptimConfig(peak_lr=1e-3), tiny_clip(bias=-10.0), RunLength(total_steps=10))
-    config = tiny_clip_config(blocks={"depth": 1}, temperature=10.0, bias=-10.0)
+    optimizer = make_optimizer(OptimConfig(peak_lr=1e-3), abstract_clip(BIASED), RunLength(total_steps=10))
     mesh = make_mesh(MeshConfig(data=2, fsdp=2), devices=jax.devices()[:4])
-    abstract = abstract_state(config, optimizer)
+    abstract = abstract_state(BIASED, optimizer)
     found = {}
     rng = np.random.default_rng(0)
     batch = {
@@ -93,7 +92,7 @@ def test_a_step_of_the_ring_trains_the_bias_and_reports_it():
                 precision=Precision(),
                 loss_config=LossConfig(kind="sigmoid", algorithm=algorithm),
             )
-            model = tiny_clip(blocks={"depth": 1}, temperature=10.0, bias=-10.0)
+            model = CLIP.init(BIASED, key=jax.random.key(0))
             state = jax.device_put(start_state(model, optimizer), shardings_for(abstract, mesh))
             state, metrics = step(state, batch)
             assert float(metrics["bias"]) == -10.0

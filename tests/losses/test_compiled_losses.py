@@ -13,7 +13,7 @@ from clipa_eqx.losses.config import LossConfig
 from clipa_eqx.losses.contrastive import contrastive_loss
 from clipa_eqx.sharding import BATCH
 
-BATCH_SIZE, EMBED, CHUNK, PARTS = 1024, 8, 96, 4
+BATCH_SIZE, EMBED, CHUNK, PARTS = 1024, 8, 96, 8
 
 
 def loss_and_gradients(config, mesh):
@@ -34,8 +34,8 @@ def arguments(kind, mesh):
 
 @functools.cache
 def compiled(kind, algorithm, split):
-    """The program for four devices or, if ``split`` is False, for one."""
-    mesh = mesh_of(data=2, fsdp=2, tensor=1) if split else None
+    """The program for eight devices or, if ``split`` is False, for one."""
+    mesh = mesh_of(data=4, fsdp=2, tensor=1) if split else None
     config = LossConfig(kind=kind, algorithm=algorithm, chunk=CHUNK)
     return loss_and_gradients(config, mesh).lower(*arguments(kind, mesh)).compile()
 
@@ -61,9 +61,12 @@ def test_no_buffer_is_larger_than_a_block_of_logits(kind, algorithm, split, larg
     assert largest_buffer(program.as_text()) <= largest
     complete = BATCH_SIZE * BATCH_SIZE // (PARTS if split else 1)
     assert largest < complete
-    # A few blocks may be in memory at once, but not their number in the batch.
-    assert program.memory_analysis().temp_size_in_bytes < 4 * 4 * largest + 4 * 8 * BATCH_SIZE * EMBED
-    assert largest_buffer(compiled(kind, "global", split).as_text()) >= complete, "the test would see a full matrix"
+    # A few blocks may be in memory at once, for example logits and their exponentials.
+    temporary = program.memory_analysis().temp_size_in_bytes
+    assert temporary < 4 * (8 * largest + 8 * BATCH_SIZE * EMBED)
+    other = compiled(kind, "global", split)
+    assert temporary < other.memory_analysis().temp_size_in_bytes / 1.5
+    assert largest_buffer(other.as_text()) >= complete, "the test would see a full matrix"
 
 
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
@@ -83,7 +86,7 @@ def all_reduced(text):
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("algorithm", ["sharded", "chunked"])
 def test_gradients_of_gathered_embeddings_are_scattered_where_they_are_summed(kind, algorithm):
-    mesh = mesh_of(data=2, fsdp=2, tensor=1)
+    mesh = mesh_of(data=4, fsdp=2, tensor=1)
     config = LossConfig(kind=kind, algorithm=algorithm, chunk=CHUNK)
     text = str(loss_and_gradients(config, mesh).trace(*arguments(kind, mesh)).jaxpr)
     assert len(re.findall("reduce_scatter", text)) >= (2 if (kind, algorithm) == ("softmax", "sharded") else 1)
@@ -93,7 +96,7 @@ def test_gradients_of_gathered_embeddings_are_scattered_where_they_are_summed(ki
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("algorithm", ["global", "sharded", "chunked", "ring"])
 def test_all_products_are_in_float32(kind, algorithm):
-    mesh = mesh_of(data=2, fsdp=2, tensor=1)
+    mesh = mesh_of(data=4, fsdp=2, tensor=1)
     config = LossConfig(kind=kind, algorithm=algorithm, chunk=CHUNK)
     text = str(loss_and_gradients(config, mesh).trace(*arguments(kind, mesh)).jaxpr)
     products = re.findall(r"dot_general\[.*?\]\n", text, flags=re.DOTALL)
