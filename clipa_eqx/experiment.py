@@ -257,6 +257,16 @@ class ExperimentConfig:
             problems.append(f"watchdog is {self.watchdog}; it must be a positive number of seconds, or None")
         if self.flight_steps < 0:
             problems.append(f"flight_steps is {self.flight_steps}; it must not be negative")
+        if self.loss.kind == "sigmoid" and self.model.bias is None:
+            problems.append(
+                'loss.kind is "sigmoid", but the model has no bias; set model.bias, such as -10 with '
+                "model.temperature 10"
+            )
+        if self.loss.kind == "softmax" and self.model.bias is not None:
+            problems.append(
+                'loss.kind is "softmax", but the model has a bias, which a softmax cannot learn; leave out model.bias, '
+                'or set loss.kind to "sigmoid"'
+            )
         if self.duration.fraction is not None:
             problems.append("duration is a fraction, but there is no run to take it of; give steps, samples or epochs")
         if self.duration.steps == 0:

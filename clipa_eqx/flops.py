@@ -40,7 +40,8 @@ def step_flops(config: CLIPConfig, *, batch_size: int) -> StepFlops:
     patches = _product(image.patches, 3 * image.patch_size[0] * image.patch_size[1], image.blocks.width)
     image_rest = _blocks(image.visible, image.blocks) + _pool(image) + _head(image.blocks.width, image.embed)
     words = _blocks(text.length, text.blocks) + _head(text.blocks.width, text.embed)
-    logits = 2 * _product(1, image.output, batch_size)  # per pair: its image with all texts, its text with all images
+    # Per pair: its image with all texts and, for the softmax, its text with all images.
+    logits = (2 if config.bias is None else 1) * _product(1, image.output, batch_size)
     # All pairs share the query of attention pooling.
     query = _product(1, image.blocks.width, image.blocks.width) if image.pool == "map" else 0
     return StepFlops(

@@ -22,6 +22,11 @@ from clipa_eqx.trees import from_leaves, layer_path, leaf_paths, leaves_by_path,
 TextRows = Literal["resample", "first"]
 """Ways to make the rows of learned text positions for another length; ``resize_text`` describes them."""
 
+_HOW_TO_MAKE = {
+    "image/position": "keep_initial starts it at random; surgery.learn_image_position makes it",
+    "bias": "keep_initial starts it at model.bias; add log_temperature to start at model.temperature too",
+}
+
 # Fields that change the function which the same leaves compute. Other fields change the leaves, matter only to training
 # or to new models (rates, masking, remat, initializers), or belong to computed positions.
 _NUMERIC_FIELDS = ("heads", "norm_eps", "gelu", "pool")
@@ -218,7 +223,11 @@ def adopt(
             + "\n  ".join(problems)
         )
     leaves = {path: _mixed(kept[path], found.get(path), leaf) for path, leaf in wanted.items()}
-    changes += [f"{path}: random, kept as initialized" for path, keep in kept.items() if keep is True]
+    changes += [
+        f"{path}: {'' if path in ('bias', 'log_temperature') else 'random, '}kept as initialized"
+        for path, keep in kept.items()
+        if keep is True
+    ]
     changes += [
         f"{layer_path(path, i)}: random, kept as initialized"
         for path, keep in kept.items()
@@ -274,8 +283,7 @@ def _rebuild(config: CLIPConfig, leaves: Mapping[str, Any]) -> CLIP:
 
 def _differing(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     problems = [
-        f"{path} {tuple(leaf.shape)}: missing (keep_initial starts it at random"
-        + ("; surgery.learn_image_position makes it)" if path == "image/position" else ")")
+        f"{path} {tuple(leaf.shape)}: missing ({_HOW_TO_MAKE.get(path, 'keep_initial starts it at random')})"
         for path, leaf in wanted.items()
         if path not in found
     ]

@@ -139,6 +139,7 @@ def make_train_step(
             "loss": out.loss,
             "accuracy": out.accuracy,
             "temperature": jnp.exp(state.model.log_temperature),
+            **({} if state.model.bias is None else {"bias": state.model.bias}),
             "image_norm": out.image_norm,
             "text_norm": out.text_norm,
             **norms("grad_norm", grads),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from clipa_eqx.errors import ConversionError
 from clipa_eqx.models.blocks import BlockConfig
 from clipa_eqx.models.clip import CLIP, CLIPConfig
 from conversion.flax_clipa.shapes import FlaxLayout
@@ -32,7 +33,16 @@ def from_flax(arrays: Mapping[str, np.ndarray], config: CLIPConfig) -> CLIP:
 
 
 def flax_rules(config: CLIPConfig, layout: FlaxLayout | None = None) -> tuple[LeafRule, ...]:
-    """Exactly one rule per leaf of the model, in the layout of the reference's main branch unless another is given."""
+    """Exactly one rule per leaf of the model, in the layout of the reference's main branch unless another is given.
+
+    Raises:
+        ConversionError: the model has a bias of the logits.
+    """
+    if config.bias is not None:
+        raise ConversionError(
+            "the model has a bias of the logits (of the sigmoid loss), for which checkpoints of the reference have no "
+            "place; export it with conversion.open_clip"
+        )
     layout = layout or FlaxLayout()
     rules = (
         *_image_rules(config),

@@ -69,6 +69,7 @@ class OpenClipConfig:
         embed: width of the joint embedding.
         preprocess: image preprocessing; None if the file is a bare ``model_cfg``.
         tokenizer: how texts are tokenized.
+        bias: initial bias of the logits, of the sigmoid loss; None without one.
     """
 
     image: OpenClipTower
@@ -80,6 +81,7 @@ class OpenClipConfig:
     embed: int
     preprocess: ImageSettings | None
     tokenizer: TokenizerSettings
+    bias: float | None = None
 
 
 def load_open_clip_config(path: Path) -> OpenClipConfig:
@@ -110,8 +112,6 @@ def parse_open_clip_config(found: Mapping[str, Any], *, where: str) -> OpenClipC
     text.refuse_others(READ_TEXT, unused=UNUSED_TEXT, off=OFF_TEXT)
     if not vision.flag("no_ln_pre"):
         vision.problems.append("vision_cfg.no_ln_pre is not set: a norm before the blocks is not supported")
-    if reader.values.get("init_logit_bias") is not None:
-        reader.problems.append("init_logit_bias: a bias of the logits is not supported")
     preprocess = outer.child("preprocess_cfg", is_needed=False)
     is_quick = reader.flag("quick_gelu")
     image_size, patch_size = vision.pair("image_size", 224), vision.pair("patch_size", 16)
@@ -127,6 +127,9 @@ def parse_open_clip_config(found: Mapping[str, Any], *, where: str) -> OpenClipC
         embed=reader.count("embed_dim", None),
         # open_clip uses its defaults for a complete config without preprocess_cfg.
         preprocess=None if is_bare else _image_settings(preprocess, image_size),
+        bias=None
+        if reader.values.get("init_logit_bias") is None
+        else reader.number("init_logit_bias", 0.0, above=-1e6),
         tokenizer=_tokenizer_settings(text),
     )
     problems = outer.problems + reader.problems + vision.problems + text.problems + preprocess.problems

@@ -104,11 +104,13 @@ class FieldReader:
             return 1
         return value
 
-    def number(self, key: str, default: float) -> float:
-        """A number above 0 and below 1e6."""
+    def number(self, key: str, default: float, *, above: float = 0.0) -> float:
+        """A number between ``above`` and 1e6, both excluded."""
         value = self.values.get(key, default)
-        if type(value) not in (int, float) or not math.isfinite(value) or not 0 < value < 1e6:
-            self.problems.append(f"{self.prefix}{key} is {value!r}, expected a positive number")
+        if type(value) not in (int, float) or not math.isfinite(value) or not above < value < 1e6:
+            self.problems.append(
+                f"{self.prefix}{key} is {value!r}, expected {'a positive' if above == 0 else 'a'} number"
+            )
             return 1.0
         return float(value)
 

@@ -48,7 +48,7 @@ def to_clip_config(config: OpenClipConfig) -> CLIPConfig:
         pool="last" if config.text.options.pool == "last" else "tok",
         embed=config.embed,
     )
-    return CLIPConfig(image=vision, text=words)
+    return CLIPConfig(image=vision, text=words, bias=config.bias)
 
 
 def from_clip_config(config: CLIPConfig, *, resize: str) -> dict[str, Any]:
@@ -102,7 +102,9 @@ def from_clip_config(config: CLIPConfig, *, resize: str) -> dict[str, Any]:
         "interpolation": "bilinear",
         "resize_mode": {"squash": "squash", "resize_small_crop": "shortest"}[resize],
     }
-    model = {"embed_dim": image.embed, "vision_cfg": vision, "text_cfg": words}
+    model: dict[str, Any] = {"embed_dim": image.embed, "vision_cfg": vision, "text_cfg": words}
+    if config.bias is not None:
+        model["init_logit_bias"] = config.bias
     return {"model_cfg": model, "preprocess_cfg": preprocess}
 
 

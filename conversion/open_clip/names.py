@@ -20,8 +20,11 @@ Float32 rounding alone gives 1e-6; denominator q instead of q-1 gives 0.02.
 """
 
 
+LOGIT_BIAS = "logit_bias"
+
+
 def temperature_shape(tensors: Mapping[str, Leaf]) -> tuple[int, ...]:
-    """Shape of ``logit_scale`` in a file: (1,) with open_clip's ``nonscalar_logit_scale``, else ()."""
+    """Shape of ``logit_scale`` and ``logit_bias`` in a file: (1,) with ``nonscalar_logit_scale``, else ()."""
     info = tensors.get("logit_scale")
     return (1,) if info is not None and info.shape == (1,) else ()
 
@@ -31,7 +34,7 @@ def open_clip_rules(config: CLIPConfig, temperature: tuple[int, ...] = ()) -> tu
 
     Args:
         config: the model.
-        temperature: shape of ``logit_scale`` in the file.
+        temperature: shape of ``logit_scale``, and of ``logit_bias`` if there is one, in the file.
 
     Raises:
         ConversionError: the model has parts that open_clip does not have.
@@ -59,6 +62,7 @@ def open_clip_rules(config: CLIPConfig, temperature: tuple[int, ...] = ()) -> tu
         *_pair("text/norm", "ln_final", words),
         LeafRule(path="text/head/weight", name="text_projection", shape=(words, text.embed), axes=(1, 0)),
         LeafRule(path="log_temperature", name="logit_scale", shape=temperature),
+        *(() if config.bias is None else (LeafRule(path="bias", name=LOGIT_BIAS, shape=temperature),)),
     )
 
 

@@ -1,5 +1,7 @@
 """The config of an open_clip model, from its weights, its config file and the flags, which must agree."""
 
+from dataclasses import replace
+
 from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.data.images.host_pixels import IMAGENET_MEAN, IMAGENET_STD
 from clipa_eqx.errors import ConfigError, ConversionError
@@ -7,11 +9,15 @@ from clipa_eqx.models.clip import CLIPConfig
 from conversion.open_clip.config import CONFIG_FILE, OpenClipConfig, TokenizerSettings
 from conversion.open_clip.files import OpenedModel
 from conversion.open_clip.mapping import check_expressible, to_clip_config
+from conversion.open_clip.names import LOGIT_BIAS
 from conversion.open_clip.pixels import ImageSettings, pixels_note
 from conversion.open_clip.shapes import open_clip_facts, position_facts
 from conversion.weights.choices import Choices
 from conversion.weights.infer import Resolved, resolve_config
 from conversion.weights.numerics import TowerNumerics, numerics_of, with_numerics
+
+SIGLIP_BIAS = -10.0
+"""Initial bias of SigLIP (arXiv:2303.15343); used if a file has a bias and its config has no initial value."""
 
 
 def resolve(opened: OpenedModel, choices: Choices, *, where: str) -> Resolved:
@@ -44,8 +50,19 @@ def resolve(opened: OpenedModel, choices: Choices, *, where: str) -> Resolved:
     resolved = resolve_config(facts, choices, format_profile="open_clip")
     if numerics is not None:
         resolved = _with_numerics(resolved, numerics, choices, origin=origin)
+    resolved = _with_bias(resolved, opened)
     preprocess, note = _preprocess(opened.config, resolved)
     return resolved._replace(preprocess=preprocess, notes=(*notes, *resolved.notes, note))
+
+
+def _with_bias(resolved: Resolved, opened: OpenedModel) -> Resolved:
+    """Add the bias of the logits, which files of models that were trained with the sigmoid loss have."""
+    stated = None if opened.config is None else opened.config.bias
+    if LOGIT_BIAS not in opened.tensors.tensors and stated is None:
+        return resolved
+    initial = next(value for value in (resolved.config.bias, stated, SIGLIP_BIAS) if value is not None)
+    note = f"bias: a leaf ({LOGIT_BIAS}, of the sigmoid loss), {initial} in a new model"
+    return resolved._replace(config=replace(resolved.config, bias=initial), notes=(*resolved.notes, note))
 
 
 def to_config(config: OpenClipConfig, *, where: str) -> CLIPConfig:
