@@ -15,10 +15,19 @@ TAG = "type"
 FORMER_NAMES = {"optimiser": "optimizer", "colour": "color", "canonicalise": "canonicalize"}
 """Names of fields and values in records and command lines of version 0.1.0, and their current names."""
 
+
+@dataclasses.dataclass(frozen=True)
+class SameAs:
+    """The value of another field of the same record."""
+
+    field: str
+
+
 LATER_FIELDS: Mapping[tuple[str, str], Any] = {
     ("CheckpointConfig", "checksums"): True,
     ("ExperimentConfig", "tensorboard"): False,
     ("InitConfig", "text_rows"): "resample",
+    ("Precision", "gradients"): SameAs("compute"),
     ("ZeroShotConfig", "commas_in_names"): False,
     **{("ExperimentConfig", suite): [] for suite in ("retrieval", "contrastive", "few_shot", "linear_probe")},
 }
@@ -132,7 +141,9 @@ def _decode_class(data: Mapping[str, Any], classes: list[Any], path: str, proble
             return _FAILED
     hints = get_type_hints(cls)
     names = [f.name for f in dataclasses.fields(cls)]
-    rest = {name: value for (owner, name), value in LATER_FIELDS.items() if owner == cls.__name__} | rest
+    later = {name: value for (owner, name), value in LATER_FIELDS.items() if owner == cls.__name__}
+    later = {name: rest.get(v.field) if isinstance(v, SameAs) else v for name, v in later.items()}
+    rest = later | rest
     problems += [f"{_join(path, name)}: unknown" for name in rest if name not in names]
     problems += [f"{_join(path, name)}: missing" for name in names if name not in rest]
     values = {name: _decode(rest[name], hints[name], _join(path, name), problems) for name in names if name in rest}
