@@ -122,9 +122,7 @@ def traced(precision):
         return kinds.pop()
 
     def forward(primitive, within=""):
-        return [
-            e for e, at in scopes if e.primitive.name == primitive and within in at and "transpose" not in at
-        ]
+        return [e for e, at in scopes if e.primitive.name == primitive and within in at and "transpose" not in at]
 
     def outputs(primitive, within):
         return [e.outvars[0] for e in forward(primitive, within)]
