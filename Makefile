@@ -26,9 +26,10 @@ setup: .venv/.quickstart
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@ .venv/.quickstart
 
-# The slow tests also compare with open_clip itself: PyTorch, several GB where pip has no smaller build.
+# The slow tests also compare with open_clip itself (PyTorch, several GB where pip has no smaller build), and compile for
+# TPUs (libtpu, 0.5 GB).
 .venv/.slow: pyproject.toml constraints.txt | .venv/.created
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,open-clip]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,open-clip,plan]'
 	touch $@ .venv/.dev .venv/.quickstart
 
 quickstart: .venv/.quickstart

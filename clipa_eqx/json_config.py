@@ -20,6 +20,14 @@ FORMER_VALUES: Mapping[tuple[str, str], Any] = {
 }
 """Values of fields in records of version 0.1.0 that have other values now, by name and former value."""
 
+
+@dataclasses.dataclass(frozen=True)
+class SameAs:
+    """The value of another field of the same record."""
+
+    field: str
+
+
 LATER_FIELDS: Mapping[tuple[str, str], Any] = {
     ("CLIPConfig", "bias"): None,
     ("CheckpointConfig", "checksums"): True,
@@ -30,6 +38,7 @@ LATER_FIELDS: Mapping[tuple[str, str], Any] = {
     ("CheckpointConfig", "keep_every_steps"): None,
     ("CheckpointConfig", "keep_best"): None,
     ("InitConfig", "text_rows"): "resample",
+    ("Precision", "gradients"): SameAs("compute"),
     ("ZeroShotConfig", "commas_in_names"): False,
     **{("ExperimentConfig", suite): [] for suite in ("retrieval", "contrastive", "few_shot", "linear_probe")},
 }
@@ -147,7 +156,9 @@ def _decode_class(data: Mapping[str, Any], classes: list[Any], path: str, proble
             return _FAILED
     hints = get_type_hints(cls)
     names = [f.name for f in dataclasses.fields(cls)]
-    rest = {name: value for (owner, name), value in LATER_FIELDS.items() if owner == cls.__name__} | rest
+    later = {name: value for (owner, name), value in LATER_FIELDS.items() if owner == cls.__name__}
+    later = {name: rest.get(v.field) if isinstance(v, SameAs) else v for name, v in later.items()}
+    rest = later | rest
     problems += [f"{_join(path, name)}: unknown" for name in rest if name not in names]
     problems += [f"{_join(path, name)}: missing" for name in names if name not in rest]
     values = {name: _decode(rest[name], hints[name], _join(path, name), problems) for name in names if name in rest}

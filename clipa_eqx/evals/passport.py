@@ -64,7 +64,9 @@ def passport_of(
             "weights": dict(weights),
             "config": to_json(model.config),
             "dtype": str(model.log_temperature.dtype),
-            "matmul_precision": str(jax.config.values["jax_default_matmul_precision"] or "default"),
+            "matmul_precision": "highest"  # set by the towers for float32
+            if model.log_temperature.dtype == np.float32
+            else str(jax.config.values["jax_default_matmul_precision"] or "default"),
         },
         "code": code_version(),
         "set": set_of(evaluation, is_expected=is_expected),

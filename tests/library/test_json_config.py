@@ -19,6 +19,7 @@ from clipa_eqx.json_config import LATER_FIELDS, from_json, to_json
 from clipa_eqx.losses.config import LossConfig
 from clipa_eqx.models.clip import CLIPConfig
 from clipa_eqx.optim import OptimConfig
+from clipa_eqx.precision import Precision
 from clipa_eqx.schedules import Cosine, Polynomial, Rsqrt, Stair
 
 LABELED = ZeroShotConfig(data="y")
@@ -174,14 +175,14 @@ def test_a_recorded_run_of_version_0_1_0_is_read_with_the_fields_that_came_later
     assert config.loss == LossConfig(kind="softmax", algorithm="sharded")
     assert config.init is not None
     assert config.init.text_rows == "resample"
+    assert config.precision.gradients == config.precision.compute
     assert [one.commas_in_names for one in config.zero_shot] == [False]
     assert (config.batch_size, config.optim.schedules[0][1].warmup) == (32768, Duration(steps=800))
 
 
 def test_fields_that_came_later_exist_and_are_recorded_from_now_on():
-    assert {
-        cls.__name__: cls for cls in (CheckpointConfig, CLIPConfig, ExperimentConfig, InitConfig, ZeroShotConfig)
-    }.keys() >= {name for name, _ in LATER_FIELDS}
+    classes = (CheckpointConfig, CLIPConfig, ExperimentConfig, InitConfig, Precision, ZeroShotConfig)
+    assert {cls.__name__ for cls in classes} >= {name for name, _ in LATER_FIELDS}
     recorded = to_json(tiny_run(checkpoint=CheckpointConfig(checksums=False), tensorboard=True))
     assert from_json(ExperimentConfig, recorded).tensorboard
     assert not from_json(ExperimentConfig, recorded).checkpoint.checksums
