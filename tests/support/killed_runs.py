@@ -136,7 +136,7 @@ class Run:
         ]
 
     def said(self) -> str:
-        """What the processes of the present life wrote."""
+        """The logs of all processes of the present life."""
         logs = [self.log(number) for number in range(self.processes)]
         return "\n\n".join(f"{log.name}\n{log.read_text() if log.exists() else ''}" for log in logs)
 
