@@ -17,7 +17,7 @@ from clipa_eqx.errors import counted
 from clipa_eqx.evals.code_version import code_digest
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.json_config import flat
-from clipa_eqx.models.clip import abstract_clip
+from clipa_eqx.models.clip import CLIPConfig, abstract_clip
 from clipa_eqx.optim import make_optimizer
 from clipa_eqx.progress import waiting
 from clipa_eqx.saved.kinds import CHECKPOINTS_NAME
@@ -91,6 +91,7 @@ def prepare(config: ExperimentConfig, workdir: Path, *, devices: Sequence[Any] |
             check_claim(workdir, record)
         if not committed_steps(workdir / CHECKPOINTS_NAME):  # a resumed run no longer needs what it started from
             check_init(config, abstract, vocab_sha256=tokenizer.vocab_sha256, total_steps=run.total_steps)
+    _warn_of_uneven_heads(config.model, mesh)
     # Before the evaluations are read together, as many of them on each process.
     check_same_entries(dict(flat(record)), what="configs, data or vocabularies")
     evaluations = read_evaluations(config, evaluations, tokenizer)
@@ -99,3 +100,16 @@ def prepare(config: ExperimentConfig, workdir: Path, *, devices: Sequence[Any] |
     steps, records = counted(run.total_steps, "step"), counted(len(mixture), "record")
     _log.info("%s of %s from %s", steps, counted(config.batch_size, "pair"), records)
     return Prepared(mixture, tokenizer, evaluations, mesh, run, optimizer, abstract, record)
+
+
+def _warn_of_uneven_heads(model: CLIPConfig, mesh: Mesh) -> None:
+    """Warn of a tensor axis that divides the heads or the hidden layers of a tower unevenly."""
+    parts = mesh.shape["tensor"]
+    for name, blocks in (("image", model.image.blocks), ("text", model.text.blocks)):
+        for count, what in ((blocks.heads, "heads"), (blocks.mlp_dim, "values of the hidden layers")):
+            if count % parts:
+                _log.warning(
+                    "mesh.tensor %d does not divide the %d %s of the %s tower: its devices exchange more, or do the "
+                    "same work; use a divisor of %d",
+                    *(parts, count, what, name, count),
+                )

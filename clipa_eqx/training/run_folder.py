@@ -27,7 +27,8 @@ from clipa_eqx.training.space import write_error
 
 _log = logging.getLogger(__name__)
 
-# Fields that may change when a run is resumed: paths, mesh, logging and checkpoints. None of them changes a number.
+# Fields that may change when a run is resumed: paths, mesh, the loss's algorithm, logging, checkpoints, what happens at a
+# fault. None of them changes a number that was computed before, or others except by rounding.
 _FREE = (
     "mesh",
     "data/sources/*/folder",
@@ -35,9 +36,14 @@ _FREE = (
     "data/on_bad_record",
     "data/stream",
     "log_every_steps",
+    "loss/algorithm",
+    "loss/chunk",
     "checkpoint",
     "wandb",
     "tensorboard",
+    "on_non_finite",
+    "watchdog",
+    "flight_steps",
     "zero_shot",
     "retrieval",
     "contrastive",
