@@ -60,11 +60,13 @@ class Fault:
 
     Attributes:
         kind: "SIGKILL", "SIGTERM", "worker" (SIGKILL of a process that reads its data), or "full disk".
+        most: in phases that are repeated, it comes in one of the first so many.
     """
 
     kind: str
     phase: str
     process: int = 0
+    most: int = 3
 
 
 @dataclass
@@ -238,7 +240,7 @@ class Run:
         """Wait until the process of a fault enters its phase, up to three times, or ends."""
         if fault.phase == "start-up":
             return
-        nth = self.draw.randint(1, 3) if fault.phase in REPEATED else 1
+        nth = self.draw.randint(1, fault.most) if fault.phase in REPEATED else 1
         marks, deadline = self.marks(fault.process), time.monotonic() + 200
         while not (marks.exists() and marks.read_text().count(f'"{fault.phase}"') >= nth):
             if processes[fault.process].poll() is not None:
