@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from clipa_eqx.buckets.mirror import local_copy, named
 from clipa_eqx.errors import CheckpointError, ConfigError
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.json_config import from_json
@@ -38,6 +39,11 @@ def read_run(folder: Path, *, name: str, price: float | None) -> ComparedRun:
     Raises:
         CheckpointError: it is no run folder, is damaged, or has no metrics yet.
     """
+    with named(folder):
+        return _read_run(local_copy(folder, with_weights=False), name=name, price=price)
+
+
+def _read_run(folder: Path, *, name: str, price: float | None) -> ComparedRun:
     if is_starting(folder):
         raise CheckpointError(f"{folder}: a run starts there and has written nothing yet; try again when it trains")
     expect_kind(folder, "run folder")

@@ -8,6 +8,7 @@ from typing import Any
 
 from jax.sharding import AbstractMesh
 
+from clipa_eqx.buckets.mirror import shown
 from clipa_eqx.data.manifest import read_manifest
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.json_config import from_json, to_json
@@ -77,7 +78,7 @@ def describe_run(folder: Path, mesh: MeshSizes | None) -> Iterator[str]:
     for name, value in (lines[-1] if lines else {}).items():
         if name != "time" and not isinstance(value, list):
             yield f"  {name}: {value:,.6g}" if isinstance(value, float) else f"  {name}: {value}"
-    yield f"model: {folder / MODEL_NAME if (folder / MODEL_NAME).exists() else 'not written yet'}"
+    yield f"model: {f'{shown(folder)}/{MODEL_NAME}' if (folder / MODEL_NAME).exists() else 'not written yet'}"
 
 
 def describe_records(folder: Path) -> Iterator[str]:

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from clipa_eqx.agreement import check_same_everywhere, refused_together
+from clipa_eqx.buckets.mirror import bucket_of, local_copy, named, shown
 from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.data.verification import hash_file
 from clipa_eqx.evals.prompts import PromptReduction, prompt_reduction
@@ -55,6 +56,11 @@ def load_scored(folder: Path, mesh: Mesh) -> Scored:
         CheckpointError: the folder is neither, it is damaged, or the run has no committed checkpoint yet.
         ConfigError: the processes found different models, or another process found none.
     """
+    with named(folder):
+        return _load_scored(local_copy(folder), mesh)
+
+
+def _load_scored(folder: Path, mesh: Mesh) -> Scored:
     with refused_together("read the model"):
         is_model = expect_kind(folder, "run folder", "model folder") == "model folder"
         is_ended = not is_model and kind_of(folder / MODEL_NAME) == "model folder"
@@ -75,7 +81,7 @@ def _load_model_folder(folder: Path, mesh: Mesh) -> Scored:
         tokenizer=loaded.tokenizer.tokenizer,
         preprocess=loaded.preprocess.config,
         text_reduction=prompt_reduction(loaded.provenance.text_reduction),
-        identity={"kind": "model folder", "path": str(folder), "sha256": sha256, "leaves_sha256": leaves},
+        identity={"kind": "model folder", "path": _shown(folder), "sha256": sha256, "leaves_sha256": leaves},
     )
 
 
@@ -95,12 +101,18 @@ def _load_checkpoint(folder: Path, mesh: Mesh) -> Scored:
         text_reduction=prompt_reduction(config.data.text_reduction),
         identity={
             "kind": "checkpoint",
-            "path": str(folder),
+            "path": _shown(folder),
             "step": step,
             "run_sha256": digest,
             "leaves_sha256": _hash_leaves(model, None),
         },
     )
+
+
+def _shown(folder: Path) -> str:
+    """A folder as a result names it; the model folder of a run in a bucket too."""
+    is_of_run = bucket_of(folder.parent) is not None
+    return f"{shown(folder.parent)}/{folder.name}" if is_of_run else shown(folder)
 
 
 def _hash_leaves(model: CLIP, recorded: Mapping[str, str] | None) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from clipa_eqx.buckets.mirror import bucket_of, local_copy, named, shown
 from clipa_eqx.config_files import apply_overrides, load_config
 from clipa_eqx.errors import CheckpointError, ConfigError, DataError
 from clipa_eqx.programs.describe import describe_config, describe_model, describe_records, describe_run
@@ -44,6 +45,34 @@ def show(
         ConfigError: a flag does not fit it.
         ClipaError: the target is damaged.
     """
+    with named(target):
+        _show(
+            local_copy(target, with_weights=False),
+            overrides,
+            program=program,
+            program_flags=program_flags,
+            sheet=sheet,
+            samples=samples,
+            mesh=mesh,
+            out=out,
+            every_seconds=every_seconds,
+            report=report,
+        )
+
+
+def _show(
+    target: Path,
+    overrides: Sequence[str],
+    *,
+    program: str,
+    program_flags: Sequence[str],
+    sheet: Path | None,
+    samples: int,
+    mesh: tuple[int, int, int] | None,
+    out: Path | None,
+    every_seconds: float | None,
+    report: Path | None,
+) -> None:
     if is_starting(target):
         raise CheckpointError(f"{target}: a run starts there and has written nothing yet; try again when it trains")
     is_run = target.suffix != ".py" and kind_of(target) == "run folder"
@@ -52,6 +81,8 @@ def show(
     if report is not None:
         if not is_run:
             raise ConfigError(f"--report is for a run folder; {target} is none")
+        if bucket_of(target) is not None and report == Path():
+            raise ConfigError(f"{shown(target)}: the run writes its report there itself; name a file after --report")
         if out is not None or every_seconds is not None or sheet is not None:
             raise ConfigError("--report writes only the report; leave out --out, --every and --sheet")
         print(f"report written to {write_run_report(target, None if report == Path() else report)}")

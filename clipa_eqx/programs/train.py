@@ -4,7 +4,6 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from clipa_eqx.argument_parser import ArgumentParser
 from clipa_eqx.cli import INTERRUPTED, OK, end_now, run
@@ -22,7 +21,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train, or print a config; returns the exit code. Raises ClipaError for a mistake of the user."""
     parser = ArgumentParser(description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", metavar="CONFIG.py", help="a Python file with `def config() -> ExperimentConfig`")
-    parser.add_argument("--workdir", type=Path, help="run folder: checkpoints, metrics.jsonl and model go there")
+    parser.add_argument(
+        "--workdir",
+        metavar="RUN",
+        help="run folder: checkpoints, metrics.jsonl and model go there; a local path, gs://bucket/run (needs gcsfs) "
+        "or s3://bucket/run (needs s3fs)",
+    )
     parser.add_argument("--init-from", metavar="RUN_OR_MODEL", help="start from these weights (sets init.source)")
     parser.add_argument("--print-config", action="store_true", help="print the resolved config as JSON and exit")
     parser.add_argument("--help-config", action="store_true", help="list the flags of every config field and exit")

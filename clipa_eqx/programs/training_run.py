@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 
+from clipa_eqx.buckets.bucket import address, bucket_at
 from clipa_eqx.cli import INTERRUPTED, OK
 from clipa_eqx.commands import command_line, next_lines
 from clipa_eqx.config_files import apply_overrides, load_config
@@ -50,7 +51,7 @@ def resolve_config(
     return apply_overrides(config, overrides, program=program, program_flags=program_flags)
 
 
-def start(config: ExperimentConfig, workdir: Path, *, processes: Processes | None = None) -> int:
+def start(config: ExperimentConfig, workdir: Path | str, *, processes: Processes | None = None) -> int:
     """Train in a run folder, from its last checkpoint if it has one, and return the exit code.
 
     Args:
@@ -66,15 +67,15 @@ def start(config: ExperimentConfig, workdir: Path, *, processes: Processes | Non
     except Interrupted as stop:
         _log.warning("%s", stop)
         return INTERRUPTED
-    _log.info("done: %s, model in %s", counted(result.steps, "step"), result.model_folder)
+    _log.info("done: %s, model in %s", counted(result.steps, "step"), address(result.model_folder))
     if jax.process_index() == 0:
-        print("\n".join(_next_lines(config, workdir, result.model_folder)))
+        print("\n".join(_next_lines(config, address(workdir), address(result.model_folder))))
     return OK
 
 
-def _next_lines(config: ExperimentConfig, workdir: Path, model: Path) -> list[str]:
+def _next_lines(config: ExperimentConfig, workdir: str, model: str) -> list[str]:
     data = config.zero_shot[0].data if config.zero_shot else "LABELED_RECORDS"
-    result = workdir / "zero-shot.json"
+    result = Path("zero-shot.json") if bucket_at(workdir) else Path(workdir) / "zero-shot.json"
     score = command_line("evaluate", model, "--suite", "zero-shot", "--data", data, "--out", result)
     return next_lines(
         (command_line("show", workdir), "progress, curves and parameters of the run"),

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from clipa_eqx.buckets.mirror import refresh, shown
 from clipa_eqx.errors import ClipaError, ConfigError, pip_install
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.json_config import from_json
@@ -39,6 +40,7 @@ def show_curves(folder: Path, out: Path | None, *, every_seconds: float | None =
     if out is not None and out.suffix.lower() not in SUFFIXES:
         raise ConfigError(f"--out is {out}; give a name that ends in {', '.join(SUFFIXES)}")
     while True:
+        refresh(folder)
         config = from_json(ExperimentConfig, read_record(folder)["config"], where=str(folder))
         lines = read_metrics(folder / METRICS_NAME)
         text = "\n".join(_text(folder, config, lines, out))
@@ -51,11 +53,11 @@ def show_curves(folder: Path, out: Path | None, *, every_seconds: float | None =
 
 def _text(folder: Path, config: ExperimentConfig, lines: Sequence[Line], out: Path | None) -> Iterator[str]:
     charts = run_charts(lines)
-    yield f"{folder}: {progress(config, lines, now=time.time(), is_training=is_training(folder))}"
+    yield f"{shown(folder)}: {progress(config, lines, now=time.time(), is_training=is_training(folder))}"
     yield ""
     yield from plot_charts(charts, _paper())
     if charts:
-        yield _draw(folder, charts, out, title=f"{folder}, step {lines[-1]['step']:,}")
+        yield _draw(folder, charts, out, title=f"{shown(folder)}, step {lines[-1]['step']:,}")
 
 
 def _draw(folder: Path, charts: Sequence[Chart], out: Path | None, *, title: str) -> str:

@@ -13,6 +13,7 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
+from clipa_eqx.buckets.mirror import local_copy, named
 from clipa_eqx.data.images.evaluation import EvalImageConfig, eval_image, resize_for_eval
 from clipa_eqx.data.images.host_pixels import normalize_on_host
 from clipa_eqx.errors import CheckpointError, ClipaError, DataError, listed
@@ -236,7 +237,7 @@ def load_model(folder: Path | str, *, verify: bool = True) -> LoadedModel:
     """Read a model folder, as ``save_model`` or an import wrote it.
 
     Args:
-        folder: the folder to read.
+        folder: the folder to read: a local path, ``gs://bucket/run/model`` or ``s3://bucket/run/model``.
         verify: compare SHA-256 of each leaf with that in ``provenance.json``, if it has one (folders of version 0.1.0
             that were trained have none). It takes about a second per 2 GB on 4 cores; False saves it.
 
@@ -250,6 +251,11 @@ def load_model(folder: Path | str, *, verify: bool = True) -> LoadedModel:
             each other; all missing, unused, mis-shaped and non-finite leaves are listed at once, then all leaves that
             were changed after they were written.
     """
+    with named(folder):
+        return _load_model(local_copy(folder), verify=verify)
+
+
+def _load_model(folder: Path, *, verify: bool) -> LoadedModel:
     opened = open_model_folder(folder)
     config = opened.config
     weights = _read_weights(opened.weights, config)

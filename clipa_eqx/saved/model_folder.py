@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from clipa_eqx.buckets.mirror import local_copy
 from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.errors import CheckpointError, DataError
 from clipa_eqx.models.clip import CLIPConfig
@@ -43,12 +44,12 @@ class ModelFolder:
 
 
 def open_model_folder(folder: Path | str) -> ModelFolder:
-    """Read all small files of a model folder.
+    """Read all small files of a model folder; one in a bucket is copied to this machine first.
 
     Raises:
         CheckpointError: ``folder`` is not a model folder; a file is missing, damaged or of a later version.
     """
-    path = Path(folder)
+    path = local_copy(folder)
     config = load_model_config(path)
     preprocess = load_preprocess(path)
     try:

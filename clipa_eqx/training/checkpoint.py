@@ -1,4 +1,7 @@
-"""Training checkpoints: saved by Orbax, read only once committed, restored onto any mesh, verified by checksums."""
+"""Training checkpoints: read only once committed, restored onto any mesh, verified by checksums.
+
+Orbax saves them in local folders, ``bucket_saves`` in buckets.
+"""
 
 import logging
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -13,21 +16,26 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 from orbax.checkpoint.checkpoint_manager import StepAlreadyExistsError
 
+from clipa_eqx.buckets.mirror import bucket_of
 from clipa_eqx.checksums import leaf_checksums
 from clipa_eqx.errors import CheckpointError
 from clipa_eqx.models.clip import CLIP, CLIPConfig, abstract_clip
 from clipa_eqx.saved.leaf_file import Leaf
 from clipa_eqx.sharding import shardings_for
+from clipa_eqx.training.bucket_saves import BucketSaves
 from clipa_eqx.training.checkpoint_record import (
     CheckpointRecord,
     committed_steps,
+    parsed_record,
     read_checkpoint_record,
     record_json,
 )
 from clipa_eqx.training.damage import check_checksums, read_intact
 from clipa_eqx.training.space import tree_bytes, write_error
 from clipa_eqx.training.state import TrainState
+from clipa_eqx.training.stored_arrays import local_store, read_array, read_arrays
 from clipa_eqx.training.stored_tree import check_same_leaves, leaf_types, nested, unnested, with_shardings
+from clipa_eqx.trees import from_leaves, leaves_by_path
 
 T = TypeVar("T")
 
@@ -76,8 +84,13 @@ class Checkpoints:
                 create=True,
                 cleanup_tmp_directories=True,
             )
-        self._manager: Any = ocp.CheckpointManager(folder.absolute(), options=options)
         self.folder = folder
+        self.before_commit: Callable[[], None] = _nothing
+        """Called before a checkpoint in a bucket is committed, by process 0 in another thread."""
+        self._bucket: BucketSaves | None = None
+        if (bucket := bucket_of(folder.parent)) is not None:
+            self._bucket = BucketSaves(bucket, keep=keep, before_commit=lambda: self.before_commit())
+        self._manager: Any = self._bucket or ocp.CheckpointManager(folder.absolute(), options=options)
         self._has_checksums = checksums
         self._known: dict[int, str] = {}
         self._saving: tuple[int, int] | None = None
@@ -86,7 +99,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The committed steps, in order."""
-        return committed_steps(self.folder)
+        return committed_steps(self.folder) if self._bucket is None else self._bucket.steps()
 
     def latest(self) -> int | None:
         """The last committed step, or ``None``."""
@@ -125,20 +138,15 @@ class Checkpoints:
         """
         self.wait()
         # On a CPU the host's view of an array is the array itself, and the next step overwrites it: copy first.
-        if jax.default_backend() == "cpu":
+        if jax.default_backend() == "cpu" and self._bucket is None:
             state = jax.tree.map(lambda leaf: leaf.copy(), state)
         sums = leaf_checksums({"model": state.model, "opt_state": state.opt_state}) if self._has_checksums else None
         record = CheckpointRecord(leaf_types(state), sums, dict(about), self.folder / str(step))
-        args = ocp.args.Composite(
-            model=ocp.args.StandardSave(nested(state.model)),
-            optimizer=ocp.args.StandardSave(nested(state.opt_state)),
-            record=ocp.args.JsonSave(record_json(record)),
-        )
         is_started = False
         if (self.latest() or -1) < step:
             self._saving = (step, tree_bytes(state))
             with self._explained(), suppress(StepAlreadyExistsError):
-                is_started = self._manager.save(step, args=args)
+                is_started = self._start(state, record)
         if not is_started:
             raise CheckpointError(
                 f"checkpoint {self.folder / str(step)} cannot be saved: this step or a later one is there or being "
@@ -161,6 +169,8 @@ class Checkpoints:
         opt_state = with_shardings(abstract.opt_state, shardings.opt_state)
 
         def read() -> dict[str, Any]:
+            if record.arrays is not None:
+                return self._read_arrays(record, {"model": model, "opt_state": opt_state})
             stored = self._read(step, {"model": nested(model), optimizer: nested(opt_state)})
             return {"model": unnested(model, stored["model"]), "opt_state": unnested(opt_state, stored[optimizer])}
 
@@ -182,6 +192,8 @@ class Checkpoints:
         wanted = with_shardings(abstract, shardings_for(abstract, mesh))
 
         def read() -> dict[str, Any]:
+            if record.arrays is not None:
+                return self._read_arrays(record, {"model": wanted})
             return {"model": unnested(wanted, self._read(step, {"model": nested(wanted)})["model"])}
 
         return self._verified(step, record, read)["model"]
@@ -203,11 +215,14 @@ class Checkpoints:
         record = self._agreed_record(step)
 
         def read() -> dict[str, np.ndarray]:
-            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-                node: Any = reader.restore(folder, args=args)
-            for name in rest.split("/"):
-                node = node[name]
-            values = np.asarray(node)
+            if record.arrays is not None:
+                values = read_array(self._store(record, record.arrays), path)
+            else:
+                with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+                    node: Any = reader.restore(folder, args=args)
+                for name in rest.split("/"):
+                    node = node[name]
+                values = np.asarray(node)
             if Leaf(values.shape, values.dtype) != record.leaves[path]:
                 raise ValueError(f"{path} is {values.dtype}{list(values.shape)}")
             return {path: values}
@@ -221,11 +236,18 @@ class Checkpoints:
             CheckpointError: a later version wrote it.
             DamageError: it is missing or damaged.
         """
-        return read_checkpoint_record(self.folder / str(step))
+        if self._bucket is None:
+            return read_checkpoint_record(self.folder / str(step))
+        return parsed_record(self._bucket.record(step), self.folder / str(step))
+
+    def set_aside(self, step: int, folder: str) -> str | None:
+        """Move a checkpoint in a bucket to another folder of its run, by process 0; None if it is not in a bucket."""
+        return None if self._bucket is None else self._bucket.set_aside(step, folder)
 
     def reload(self) -> None:
         """Look at the folder again, after another hand than ``save`` changed which steps it has."""
-        self._manager.reload()
+        if self._bucket is None:
+            self._manager.reload()
 
     def wait(self) -> None:
         """Block until every save is committed.
@@ -279,6 +301,31 @@ class Checkpoints:
             self._failure = write_error(what, error, folder=self.folder, needed=size, then=good)
             raise self._failure from error
 
+    def _start(self, state: TrainState, record: CheckpointRecord) -> bool:
+        """Start a save in the background; False if there is a later step."""
+        step = int(record.folder.name)
+        if self._bucket is not None:
+            leaves = leaves_by_path({"model": state.model, "opt_state": state.opt_state})
+            self._bucket.save(step, leaves, lambda arrays: record_json(record._replace(arrays=arrays)))
+            return True
+        args = ocp.args.Composite(
+            model=ocp.args.StandardSave(nested(state.model)),
+            optimizer=ocp.args.StandardSave(nested(state.opt_state)),
+            record=ocp.args.JsonSave(record_json(record)),
+        )
+        return self._manager.save(step, args=args)
+
+    def _store(self, record: CheckpointRecord, arrays: str) -> dict[str, Any]:
+        """TensorStore's JSON of the arrays of a checkpoint that was written to a bucket; it may be a local copy."""
+        if self._bucket is None:
+            return local_store(record.folder / arrays)
+        return self._bucket.store(int(record.folder.name), arrays)
+
+    def _read_arrays(self, record: CheckpointRecord, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        assert record.arrays is not None
+        found = read_arrays(self._store(record, record.arrays), leaves_by_path(dict(wanted)))
+        return from_leaves(dict(wanted), found)
+
     def _agreed_record(self, step: int) -> CheckpointRecord:
         """The record of a step; with several processes, all fail if one cannot read it."""
         return read_intact(lambda: self.record(step), folder=self.folder / str(step))
@@ -303,3 +350,7 @@ class Checkpoints:
         check_checksums(leaves, sums, folder=folder)
         self._known[step] = "was read without checksums" if sums is None else "was verified by its checksums"
         return leaves
+
+
+def _nothing() -> None:
+    """Do nothing: the run folder is local."""

@@ -24,12 +24,14 @@ class CheckpointRecord(NamedTuple):
         checksums: by the same paths; None if the checkpoint was written without.
         folder: the checkpoint.
         about: JSON that ``Checkpoints.save`` was given.
+        arrays: name of the folder of the arrays, for a checkpoint that was written to a bucket; else None.
     """
 
     leaves: dict[str, Leaf]
     checksums: dict[str, str] | None
     about: dict[str, Any]
     folder: Path
+    arrays: str | None = None
 
 
 def record_json(record: CheckpointRecord) -> dict[str, Any]:
@@ -40,6 +42,7 @@ def record_json(record: CheckpointRecord) -> dict[str, Any]:
         "leaves": {path: [list(leaf.shape), str(leaf.dtype)] for path, leaf in record.leaves.items()},
         "checksums": record.checksums,
         "about": record.about,
+        **({"arrays": record.arrays} if record.arrays is not None else {}),
     }
     return {**content, "sha256": _hash(content)}
 
@@ -51,14 +54,24 @@ def read_checkpoint_record(folder: Path) -> CheckpointRecord:
         DamageError: the record is missing or damaged.
         CheckpointError: a later version wrote it, or it may not be read.
     """
-    path = folder / RECORD_FILE
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        content = {name: value for name, value in found.items() if name != "sha256"}
-        is_as_written = found.get("sha256") == _hash(content) if "sha256" in found else None
+        text = (folder / RECORD_FILE).read_bytes()
     except PermissionError as error:
         raise CheckpointError(f"checkpoint {folder} cannot be read: {error}") from error
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
+    except OSError as error:
+        raise DamageError(f"{RECORD_FILE} cannot be read: {error}", folder=folder) from error
+    return parsed_record(text, folder)
+
+
+def parsed_record(text: bytes | None, folder: Path) -> CheckpointRecord:
+    """The record of a checkpoint from the bytes of its file, None if it is not there; errors as above."""
+    if text is None:
+        raise DamageError(f"{RECORD_FILE} is not there", folder=folder)
+    try:
+        found: dict[str, Any] = json.loads(text.decode("utf-8"))
+        content = {name: value for name, value in found.items() if name != "sha256"}
+        is_as_written = found.get("sha256") == _hash(content) if "sha256" in found else None
+    except (ValueError, AttributeError, RecursionError) as error:
         raise DamageError(f"{RECORD_FILE} cannot be read: {error}", folder=folder) from error
     if is_as_written is False:
         raise DamageError(f"{RECORD_FILE} has another sha256 than it was written with", folder=folder)
@@ -75,7 +88,7 @@ def read_checkpoint_record(folder: Path) -> CheckpointRecord:
         leaves = {path: Leaf(tuple(shape), jnp.dtype(dtype)) for path, (shape, dtype) in content["leaves"].items()}
     except (AttributeError, TypeError, ValueError) as error:
         raise DamageError(f"{RECORD_FILE} has no list of leaves: {error}", folder=folder) from error
-    return CheckpointRecord(leaves, content.get("checksums"), content["about"], folder)
+    return CheckpointRecord(leaves, content.get("checksums"), content["about"], folder, content.get("arrays"))
 
 
 def committed_steps(checkpoints: Path) -> list[int]:

@@ -10,13 +10,14 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from clipa_eqx.buckets.bucket import BucketError
 from clipa_eqx.checksums import leaf_checksums
 from clipa_eqx.errors import CheckpointError, DamageError, is_out_of_memory
 
 T = TypeVar("T")
 
 # Causes of a failed read that are not in the files; the words are those of TensorStore and XLA.
-_OTHER_CAUSES = ("PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED")
+_OTHER_CAUSES = ("PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "ABORTED")
 _SHOWN, _LONGEST = 5, 200
 # Results of a read, from the best to the worst.
 _READ, _DAMAGED, _UNREADABLE = range(3)
@@ -109,6 +110,6 @@ def _as_ours(problem: Exception, folder: Path) -> Exception:
         return problem if cause is problem else MemoryError(str(cause))
     reason = " ".join(f"{type(cause).__name__}: {cause}".split())
     reason = reason if len(reason) <= _LONGEST else f"{reason[:_LONGEST]} ..."
-    if isinstance(cause, PermissionError) or any(word in str(cause) for word in _OTHER_CAUSES):
+    if isinstance(cause, PermissionError | BucketError) or any(word in str(cause) for word in _OTHER_CAUSES):
         return CheckpointError(f"checkpoint {folder} cannot be read: {reason}")
     return DamageError(f"its files cannot be read ({reason})", folder=folder)

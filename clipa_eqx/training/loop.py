@@ -1,7 +1,6 @@
 """Training from a config to a model folder. This is the page to read first."""
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -13,9 +12,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from clipa_eqx.agreement import refused_together
+from clipa_eqx.buckets.mirror import local_run
 from clipa_eqx.device_memory import memory_errors
 from clipa_eqx.devices import open_devices
-from clipa_eqx.errors import ConfigError
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.models.clip import CLIP
 from clipa_eqx.saved.kinds import CHECKPOINTS_NAME, MODEL_NAME
@@ -38,6 +37,7 @@ from clipa_eqx.training.start import first_state
 from clipa_eqx.training.step import Compiler, compile_step
 from clipa_eqx.training.step_end import StepEnd, pending_numbers
 from clipa_eqx.training.stopping import stop_requests
+from clipa_eqx.training.uploads import uploads
 from clipa_eqx.training.watchdog import Watchdog
 from clipa_eqx.trees import count_params
 
@@ -50,7 +50,7 @@ class TrainResult(NamedTuple):
     Attributes:
         steps: number of steps of the run.
         metrics: last logged metrics by name, as in ``metrics.jsonl``; empty if this call did no step.
-        model_folder: path of the model folder.
+        model_folder: path of the model folder; of one in a bucket, too, and ``load_model`` takes it.
     """
 
     steps: int
@@ -60,7 +60,7 @@ class TrainResult(NamedTuple):
 
 def train(
     config: ExperimentConfig,
-    workdir: Path,
+    workdir: Path | str,
     *,
     devices: Sequence[Any] | None = None,
     compiler: Compiler = compile_step,
@@ -69,7 +69,7 @@ def train(
 
     Args:
         config: everything that determines the run.
-        workdir: the run folder, new or of the same run.
+        workdir: the run folder, new or of the same run: a local path, ``gs://bucket/run`` or ``s3://bucket/run``.
         devices: the devices to train on; all by default.
         compiler: makes the step. Give another one to wrap the step of ``compile_step``, or to reuse a compiled step.
 
@@ -77,7 +77,15 @@ def train(
         ClipaError: anything the caller can fix: config, mesh, data, run folder, non-finite loss.
         Interrupted: a signal asked for the end; the state is saved.
     """
-    _check_local(workdir)
+    with local_run(workdir) as folder:
+        result = _train(config, folder, devices=devices, compiler=compiler)
+        return result._replace(model_folder=Path(workdir) / MODEL_NAME)
+
+
+def _train(
+    config: ExperimentConfig, workdir: Path, *, devices: Sequence[Any] | None, compiler: Compiler
+) -> TrainResult:
+    """``train`` in a local folder, which may be the copy of a folder in a bucket."""
     with ExitStack() as stack:
         watchdog = stack.enter_context(Watchdog(seconds=config.watchdog))
         if devices is None:
@@ -98,6 +106,7 @@ def train(
             step_fn = compiler(config, optimizer, abstract, mesh)
         stops.check_start()
         claim_on_all(workdir, record)
+        upload = stack.enter_context(uploads(workdir, check_lock=check_lock))
         watchdog.folder = workdir / FLIGHT_NAME
         best = BestScore(config.checkpoint.keep_best)
         checkpoints = stack.enter_context(
@@ -107,6 +116,7 @@ def train(
                 checksums=config.checkpoint.checksums,
             )
         )
+        checkpoints.before_commit = upload
         with watchdog.phase("restoring or making the first state"):
             resumed = resume(checkpoints, abstract, mesh, record)
             if resumed is not None:
@@ -191,16 +201,8 @@ def train(
         check_lock()
         with watchdog.phase("writing the model"):
             folder = _save_final_model(config, workdir, state.model, tokenizer, record=record, steps=total_steps)
+            upload()
         return TrainResult(total_steps, reports.last, folder)
-
-
-def _check_local(workdir: Path) -> None:
-    # pathlib would silently make a local folder "gs:" for a bucket.
-    if re.match(r"[A-Za-z0-9+.-]+:/", str(workdir)):
-        raise ConfigError(
-            f"run folder {workdir} is not local; only local and mounted paths are supported: mount the bucket, or copy "
-            "the folder when the run is over"
-        )
 
 
 def _score(

@@ -222,11 +222,12 @@ def _bad_rows(
 ) -> tuple[BadRow, ...]:
     @jax.jit
     def finite(model: CLIP, arrays: Mapping[str, Array]) -> tuple[Bool[Array, " batch"], Bool[Array, " batch"]]:
-        towers, pixels = precision.to_compute(model), normalize_on_device(arrays["image"]).astype(precision.compute)
+        towers, dtype = precision.for_towers(model), precision.compute
+        pixels = normalize_on_device(arrays["image"]).astype(dtype)
         # The keys of the step: one per tower and row.
         k_image, k_text = (jr.split(k, pixels.shape[0]) for k in jr.split(key))
         image = jax.vmap(lambda x, k: towers.image(x, key=k))(pixels, k_image)
-        text = jax.vmap(lambda x, k: towers.text(x, key=k))(arrays["tokens"], k_text)
+        text = jax.vmap(lambda x, k: towers.text(x, key=k, dtype=dtype))(arrays["tokens"], k_text)
         return _finite_rows(image), _finite_rows(text)
 
     good = dict(zip(("image", "text"), jax.device_get(finite(model, batch.arrays)), strict=True))
@@ -257,9 +258,9 @@ def _place(mixture: Mixture, sample_id: int) -> str:
 def _bad_leaves(config: ExperimentConfig, model: CLIP, batch: DeviceBatch, mesh: Mesh, *, step: int) -> tuple[str, ...]:
     """Leaves with a gradient that is not finite, by the step itself with an optimizer that only keeps gradients."""
 
-    def keep(grads: Any, _: Any, params: Any = None) -> tuple[Any, Any]:
-        del params
-        return jax.tree.map(jnp.zeros_like, grads), grads
+    def keep(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del state, params
+        return jax.tree.map(jnp.zeros_like, updates), updates
 
     def init(params: Any) -> Any:
         return jax.tree.map(jnp.zeros_like, params)

@@ -65,7 +65,7 @@ def read_newest(
     Raises:
         CheckpointError: there is no committed checkpoint yet, or all of them are damaged.
     """
-    if (run / CHECKPOINTS_NAME).is_dir():
+    if (run / CHECKPOINTS_NAME).is_dir():  # also in the copy of a folder in a bucket
         with Checkpoints(run / CHECKPOINTS_NAME, keep=None, checksums=verify) as checkpoints:
             found, damaged = _newest(checkpoints, lambda step: (step, read(checkpoints, step)))
             for error in damaged.values():
@@ -94,21 +94,24 @@ def _newest(checkpoints: Checkpoints, read: Callable[[int], T]) -> tuple[T | Non
     return None, damaged
 
 
-def _set_aside(checkpoints: Checkpoints, step: int) -> Path:
+def _set_aside(checkpoints: Checkpoints, step: int) -> Path | str:
     """Move a checkpoint to ``damaged_checkpoints``, so that its step can be saved again; returns its new place."""
     here, folder = checkpoints.folder / str(step), checkpoints.folder.with_name(DAMAGED_NAME)
     names = [str(step), *(f"{step}-{again}" for again in range(2, 1000))]
     place = next(folder / name for name in names if not (folder / name).exists())
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"name of damaged checkpoint {step}")
+    moved: str | None = None
     with refused_together():
         if jax.process_index() == 0:
             try:
-                folder.mkdir(exist_ok=True)
-                here.rename(place)
+                moved = checkpoints.set_aside(step, DAMAGED_NAME)
+                if moved is None:
+                    folder.mkdir(exist_ok=True)
+                    here.rename(place)
             except OSError as error:
                 raise CheckpointError(
                     f"{here} is damaged and cannot be moved to {place} ({error}); move it away"
                 ) from error
     checkpoints.reload()
-    return place
+    return moved or place

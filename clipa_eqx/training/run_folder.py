@@ -15,12 +15,14 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from clipa_eqx.buckets.mirror import SOURCE_FILE, refresh
 from clipa_eqx.data.manifest import Manifest
 from clipa_eqx.errors import CheckpointError, listed
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.json_config import flat, to_json, with_current_names
 from clipa_eqx.replacing import is_temporary, write_text
 from clipa_eqx.saved.kinds import CHECKPOINTS_NAME, CONFIG_FILE, METRICS_NAME, MODEL_NAME, kind_of, what_is
+from clipa_eqx.training.bucket_lock import BucketLock
 from clipa_eqx.training.checkpoint_record import newest_record
 from clipa_eqx.training.run_lock import RunLock, is_lock_file, run_lock
 from clipa_eqx.training.space import write_error
@@ -106,7 +108,7 @@ def check_kind(workdir: Path) -> None:
         return
     # A start that was killed while it wrote the record leaves an unfinished one, which the next removes.
     names = [entry.name for entry in workdir.iterdir()]
-    if not all(is_temporary(name, CONFIG_FILE) or is_lock_file(name) for name in names):
+    if not all(is_temporary(name, CONFIG_FILE) or is_lock_file(name) or name == SOURCE_FILE for name in names):
         raise CheckpointError(
             f"run folder {workdir} is not empty and has no {CONFIG_FILE}; give a new folder with --workdir"
         )
@@ -131,12 +133,13 @@ def locked_on_all(
         CheckpointError: process 0 could not; on every process, so that none waits forever.
     """
     problem: CheckpointError | None = None
-    lock: RunLock | None = None
+    lock: RunLock | BucketLock | None = None
     with ExitStack() as stack:
         if jax.process_index() == 0:
             try:
                 check_kind(workdir)
                 lock = stack.enter_context(run_lock(workdir))
+                refresh(workdir)
                 check_claim(workdir, record)
                 check()
             except CheckpointError as error:

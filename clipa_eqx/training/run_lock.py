@@ -13,7 +13,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+from clipa_eqx.buckets.mirror import SOURCE_FILE, bucket_of
 from clipa_eqx.errors import CheckpointError
+from clipa_eqx.training.bucket_lock import BucketLock, bucket_lock, is_training_in
 from clipa_eqx.training.lock_owner import described, is_gone, is_here, this_process
 
 LOCK_NAME = "run.lock"
@@ -231,8 +233,10 @@ def run_lock(
     renew_seconds: float = _RENEW_SECONDS,
     poll_seconds: float = 1.0,
     clock: Callable[[], float] | None = None,
-) -> Generator[RunLock]:
+) -> Generator[RunLock | BucketLock]:
     """Hold the lock of a run folder until the block ends. The folder is created, and removed if it is empty at the end.
+
+    For the copy of a folder in a bucket, the lock is in the bucket.
 
     The lock of a process that was killed on this machine is taken over at once. That of another machine is taken over
     once it was not renewed for ``lease`` seconds, which are waited for. No file system needs to support ``flock``.
@@ -247,9 +251,17 @@ def run_lock(
         CheckpointError: another process trains in the folder.
         OSError: the folder cannot be written.
     """
+    clock = clock or _clock
+    if (bucket := bucket_of(folder)) is not None:
+        ending, poll = _ENDING_SECONDS, poll_seconds
+        with bucket_lock(
+            bucket, lease=lease, renew_seconds=renew_seconds, poll_seconds=poll, clock=clock, ending_seconds=ending
+        ) as held:
+            yield held
+        return
     created = [one for one in (folder, *folder.parents) if not one.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    lock = RunLock(folder, renew_seconds=renew_seconds, clock=clock or _clock)
+    lock = RunLock(folder, renew_seconds=renew_seconds, clock=clock)
     try:
         lock.acquire(lease=lease, poll_seconds=poll_seconds)
         _remove_leftovers(folder)
@@ -263,6 +275,8 @@ def run_lock(
 
 def is_training(folder: Path) -> bool | None:
     """Whether a process trains in a run folder; None if that cannot be looked up, as for a lock of another machine."""
+    if (bucket := bucket_of(folder)) is not None:
+        return is_training_in(bucket)
     try:
         found = _read(folder / LOCK_NAME)
     except OSError:
@@ -277,7 +291,7 @@ def is_starting(folder: Path) -> bool:
     return (
         folder.is_dir()
         and is_training(folder) is not False
-        and all(is_lock_file(entry.name) for entry in folder.iterdir())
+        and all(is_lock_file(entry.name) or entry.name == SOURCE_FILE for entry in folder.iterdir())
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 
+from clipa_eqx.buckets.mirror import bucket_of
 from clipa_eqx.errors import CheckpointError, ClipaError
 from clipa_eqx.saved.kinds import CHECKPOINTS_NAME
 from clipa_eqx.training.state import TrainState
@@ -34,11 +35,15 @@ def tree_bytes(tree: Any) -> int:
 def check_space(workdir: Path, abstract: TrainState, *, keep: int, total_steps: int) -> None:
     """Compare the space that a run will need with what is free, before the first step. A run folder must exist.
 
+    Nothing is compared for a folder in a bucket.
+
     A warning says that the disk will fill before ``keep`` checkpoints are there, unless it is freed.
 
     Raises:
         CheckpointError: the next checkpoint and the model at the end do not fit.
     """
+    if bucket_of(workdir) is not None:
+        return
     checkpoint, model = tree_bytes(abstract) + _SMALL_FILES, _model_bytes(abstract)
     free = shutil.disk_usage(workdir).free  # for this user
     saved = [one.name for one in _entries(workdir / CHECKPOINTS_NAME)]
@@ -95,7 +100,8 @@ def write_error(
         parts.append(f"{size}{_free(folder)}")
         advice = "Free space there (or raise the quota) and run the same command again"
     else:
-        advice = f"Check {folder} and its disk, and run the same command again"
+        is_in_bucket = any(bucket_of(one) is not None for one in (folder, folder.parent))
+        advice = f"Check {folder} and its {'bucket' if is_in_bucket else 'disk'}, and run the same command again"
     return CheckpointError(f"{'; '.join(parts)}. {f'{then} ' if then else ''}{advice}")
 
 

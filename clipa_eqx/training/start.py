@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
+from clipa_eqx.buckets.mirror import local_copy, named
 from clipa_eqx.errors import CheckpointError, ConfigError
 from clipa_eqx.experiment import ExperimentConfig, InitConfig
 from clipa_eqx.json_config import from_json
@@ -79,7 +80,7 @@ def first_state(
     _log.info("initialized from %s: %s", config.init.source, report)
     if config.init.optimizer:
         verify = config.checkpoint.checksums
-        folder = Path(config.init.source)
+        folder = local_copy(config.init.source)
         return continued_state(model, folder, config.optim, abstract=abstract, mesh=mesh, verify=verify)
     model = jax.device_put(model, shardings.model)
     return jax.jit(lambda model: start_state(model, optimizer), out_shardings=shardings)(model)
@@ -113,7 +114,7 @@ def check_init(config: ExperimentConfig, abstract: TrainState, *, vocab_sha256: 
         abstract.model,
     )
     if init.optimizer:
-        step = check_optimizer(Path(init.source), config.model, config.optim, abstract=abstract)
+        step = check_optimizer(local_copy(init.source), config.model, config.optim, abstract=abstract)
         if step >= total_steps:
             raise ConfigError(
                 f"init.source {init.source} is at step {step}, the run is over after {total_steps}; give a longer "
@@ -142,7 +143,11 @@ def describe_source(init: InitConfig) -> Source:
     Raises:
         CheckpointError: there is no such model, or its folder is damaged.
     """
-    source = Path(init.source)
+    with named(init.source):
+        return _describe(local_copy(init.source))
+
+
+def _describe(source: Path) -> Source:
     if expect_kind(source, "run folder", "model folder", where="init.source") == "model folder":
         opened = open_model_folder(source)
         with LeafReader(opened.weights) as file:
@@ -155,7 +160,11 @@ def describe_source(init: InitConfig) -> Source:
 
 def load_source(init: InitConfig, mesh: Mesh, *, verify: bool = True) -> Source:
     """The model of a run folder's newest valid checkpoint, or of a model folder."""
-    source = Path(init.source)
+    with named(init.source):
+        return _load(local_copy(init.source), mesh, verify=verify)
+
+
+def _load(source: Path, mesh: Mesh, *, verify: bool) -> Source:
     if expect_kind(source, "run folder", "model folder", where="init.source") == "model folder":
         loaded = load_model(source, verify=verify)
         return Source(loaded.model, loaded.tokenizer.tokenizer.vocab_sha256)

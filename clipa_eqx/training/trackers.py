@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from clipa_eqx.buckets.mirror import bucket_of, shown
 from clipa_eqx.errors import ConfigError, pip_install
 from clipa_eqx.experiment import WandbConfig
 
@@ -53,11 +54,13 @@ def open_wandb(config: WandbConfig, workdir: Path) -> Callable[[int, Mapping[str
 
 
 def _init(wandb: Any, config: WandbConfig, workdir: Path) -> Any:
+    # The local copy of a folder in a bucket has another path each time.
+    address = shown(workdir) if bucket_of(workdir) else str(workdir.resolve())
     return wandb.init(
         project=config.project,
         entity=config.entity,
         name=config.name or workdir.name,
-        id=f"{workdir.name}-{hashlib.sha256(str(workdir.resolve()).encode()).hexdigest()[:8]}",
+        id=f"{workdir.name}-{hashlib.sha256(address.encode()).hexdigest()[:8]}",
         resume="allow",
         mode="offline" if config.offline else None,  # None leaves the choice to WANDB_MODE
         dir=str(workdir),

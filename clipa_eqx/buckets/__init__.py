@@ -1,0 +1,1 @@
+"""Folders in buckets: their objects, and local copies of their small files."""
