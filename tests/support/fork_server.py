@@ -4,6 +4,7 @@ The processes are real ones: they get signals, die and leave files as any other.
 no thread, so that a fork is as safe as a new process.
 """
 
+import ctypes
 import json
 import os
 import select
@@ -17,6 +18,7 @@ from types import TracebackType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+_PR_SET_PDEATHSIG = 1
 
 
 class Forked:
@@ -174,6 +176,8 @@ def _become(request: Mapping[str, Any]) -> int:
 
     from clipa_eqx.programs.train import program
 
+    if sys.platform == "linux":  # a killed test session takes its processes with it
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     nothing, log = os.open(os.devnull, os.O_RDONLY), os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for number, file in ((0, nothing), (1, log), (2, log)):
         os.dup2(file, number)

@@ -101,15 +101,16 @@ def install() -> None:
     from clipa_eqx.programs import training_run
     from clipa_eqx.training import loop, preparation
     from clipa_eqx.training.checkpoint import Checkpoints
+    from clipa_eqx.training.flight import FlightRecord
     from clipa_eqx.training.live_report import LiveReport
     from clipa_eqx.training.reporting import Reports
     from clipa_eqx.training.run_lock import RunLock
 
-    finish, open_reports, open_checkpoints = Reports.finish, Reports.__init__, Checkpoints.__init__
+    started, open_reports, open_checkpoints = FlightRecord.started, Reports.__init__, Checkpoints.__init__
 
-    def finish_and_record(self: Reports, numbers: Any, **rest: Any) -> None:
-        finish(self, numbers, **rest)
-        record("SAMPLES", [numbers.step, numbers.sample_id.tolist()])
+    def start_and_record(self: FlightRecord, step: int, sample_id: Any) -> None:
+        started(self, step, sample_id)
+        record("SAMPLES", [step, sample_id.tolist()])
 
     def open_and_record(self: Reports, *args: Any, start: int, **rest: Any) -> None:
         open_reports(self, *args, start=start, **rest)
@@ -120,7 +121,8 @@ def install() -> None:
         deleter = self._manager._checkpoint_deleter
         deleter.delete_steps = with_marks(deleter.delete_steps, "deleting", "deleted")
 
-    Reports.finish = with_marks(finish_and_record, "reporting", "reported")
+    Reports.finish = with_marks(Reports.finish, "reporting", "reported")
+    FlightRecord.started = start_and_record
     Reports.__init__ = open_and_record
     Checkpoints.__init__ = open_and_mark
     Checkpoints.restore = with_marks(Checkpoints.restore, "restore", "state")

@@ -33,16 +33,16 @@ def test_ten_kills_spread_over_all_phases_change_nothing(server, config, folder,
     for kind, phase in (
         ("SIGKILL", "lock"),
         ("SIGKILL", "compile"),
-        ("SIGTERM", "first batch"),
-        ("SIGKILL", "step"),
-        ("SIGKILL", "saving"),
+        ("SIGTERM", "step"),
         ("SIGKILL", "restore"),
+        ("SIGKILL", "first batch"),
         ("SIGTERM", "evaluation"),
+        ("SIGKILL", "saving"),
         ("SIGKILL", "deleting"),
         ("SIGKILL", "final model"),
         ("SIGKILL", "page"),
     ):
-        run.live(Fault(kind, phase))
+        run.live(Fault(kind, phase, most=1))
     run.finish()
     assert run.faults.total() >= 8, run.faults  # one that comes at the end may be too late
     run.assert_is(whole, steps=STEPS)
