@@ -57,10 +57,12 @@ if TYPE_CHECKING:
     from clipa_eqx.experiment import ExperimentConfig as ExperimentConfig
     from clipa_eqx.experiment import InitConfig as InitConfig
     from clipa_eqx.experiment import WandbConfig as WandbConfig
-    from clipa_eqx.losses import ContrastiveOutput as ContrastiveOutput
-    from clipa_eqx.losses import local_softmax_contrastive as local_softmax_contrastive
-    from clipa_eqx.losses import sharded_softmax_contrastive as sharded_softmax_contrastive
-    from clipa_eqx.losses import softmax_contrastive as softmax_contrastive
+    from clipa_eqx.losses.config import LossConfig as LossConfig
+    from clipa_eqx.losses.contrastive import contrastive_loss as contrastive_loss
+    from clipa_eqx.losses.pairs import ContrastiveOutput as ContrastiveOutput
+    from clipa_eqx.losses.softmax import local_softmax_contrastive as local_softmax_contrastive
+    from clipa_eqx.losses.softmax import sharded_softmax_contrastive as sharded_softmax_contrastive
+    from clipa_eqx.losses.softmax import softmax_contrastive as softmax_contrastive
     from clipa_eqx.models.blocks import BlockConfig as BlockConfig
     from clipa_eqx.models.clip import CLIP as CLIP
     from clipa_eqx.models.clip import CLIPConfig as CLIPConfig
@@ -118,7 +120,7 @@ _HOME = {
     "ColorConfig": "data.images.color",
     "ConfigError": "errors",
     "ContrastiveConfig": "evals.contrastive",
-    "ContrastiveOutput": "losses",
+    "ContrastiveOutput": "losses.pairs",
     "ConversionError": "errors",
     "Cosine": "schedules",
     "DEFAULT_DECAY": "optim",
@@ -135,6 +137,7 @@ _HOME = {
     "Interrupted": "training.stopping",
     "LinearProbeConfig": "evals.linear_probe",
     "LoadedModel": "saved.model",
+    "LossConfig": "losses.config",
     "Manifest": "data.manifest",
     "MeshConfig": "sharding",
     "Mixture": "data.mixture",
@@ -169,6 +172,7 @@ _HOME = {
     "ZeroShotTask": "evals.zero_shot",
     "ZeroShotTransform": "evals.zero_shot",
     "class_embeddings": "evals.zero_shot",
+    "contrastive_loss": "losses.contrastive",
     "count_params": "trees",
     "encode_images": "evals.encode",
     "encode_texts": "evals.encode",
@@ -181,7 +185,7 @@ _HOME = {
     "leaves_by_path": "trees",
     "load_config": "config_files",
     "load_model": "saved.model",
-    "local_softmax_contrastive": "losses",
+    "local_softmax_contrastive": "losses.softmax",
     "make_mesh": "sharding",
     "make_optimizer": "optim",
     "open_evaluation": "evals.evaluation",
@@ -192,10 +196,10 @@ _HOME = {
     "run_evaluation": "evals.evaluation",
     "save_model": "saved.model",
     "score_records": "evals.record_folder",
-    "sharded_softmax_contrastive": "losses",
+    "sharded_softmax_contrastive": "losses.softmax",
     "shardings_for": "sharding",
     "small_stage": "recipes",
-    "softmax_contrastive": "losses",
+    "softmax_contrastive": "losses.softmax",
     "stage_model": "recipes",
     "train": "training.loop",
     "train_stream": "data.stream",

@@ -1,7 +1,8 @@
 """Agreement of the processes of a program: if one of them refuses, all of them end with a message."""
 
 import hashlib
-from collections.abc import Generator, Iterable, Iterator
+import json
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from clipa_eqx.errors import ClipaError, ConfigError
+from clipa_eqx.errors import ClipaError, ConfigError, listed
 
 T = TypeVar("T")
 
@@ -82,3 +83,41 @@ def check_same_everywhere(text: str, *, what: str) -> None:
                 f"the processes were given different {what}; start all of them with the same command on the same files "
                 f"(this is process {jax.process_index()})"
             )
+
+
+def check_same_entries(entries: Mapping[str, str | int | float | bool | None], *, what: str) -> None:
+    """Check on all processes together that each of them passed the same entries.
+
+    Args:
+        entries: values by name; names may differ between the processes too.
+        what: what the entries describe, for the message.
+
+    Raises:
+        ConfigError: they differ; on every process. Names the processes that differ from process 0, and each entry.
+    """
+    if jax.process_count() == 1:
+        return
+    text = json.dumps(entries, sort_keys=True).encode()
+    digests = np.asarray(multihost_utils.process_allgather(np.frombuffer(hashlib.sha256(text).digest(), np.uint32)))
+    if len(np.unique(digests, axis=0)) == 1:
+        return
+    first, *others = (json.loads(one) for one in _gathered(text))
+    problems = [
+        f"{name}: {other.get(name, 'absent')} on process {number}, {first.get(name, 'absent')} on process 0"
+        for number, other in enumerate(others, start=1)
+        for name in sorted({*first, *other})
+        if first.get(name, "absent") != other.get(name, "absent")
+    ]
+    raise ConfigError(
+        f"the processes were given different {what}; start all of them with the same command on the same files (this "
+        f"is process {jax.process_index()}), {listed(problems)}"
+    )
+
+
+def _gathered(text: bytes) -> list[bytes]:
+    """The texts of all processes, in their order; the processes call this together."""
+    sizes = np.asarray(multihost_utils.process_allgather(np.asarray(len(text), np.int32)))
+    padded = np.zeros(sizes.max(), np.uint8)
+    padded[: len(text)] = np.frombuffer(text, np.uint8)
+    found = np.asarray(multihost_utils.process_allgather(padded))
+    return [row[:size].tobytes() for row, size in zip(found, sizes, strict=True)]

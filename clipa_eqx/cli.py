@@ -9,13 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from clipa_eqx.errors import ClipaError, is_out_of_memory
+from clipa_eqx.errors import ClipaError, PeerError, is_out_of_memory
 from clipa_eqx.foreign_output import is_shown, quiet_libraries
 from clipa_eqx.progress import LogHandler
 
-OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, os.EX_TEMPFAIL
+OK, FAILED, USAGE, INTERRUPTED, STALLED = 0, 1, 2, os.EX_TEMPFAIL, os.EX_IOERR
 """Exit codes: done; any other failure; a mistake of the user or no space on the disk, reported in one message; training
-that was interrupted by a signal and is saved (75, by convention "try again"), which the same command resumes."""
+that was interrupted by a signal and is saved (75, by convention "try again"); training without progress, which its
+watchdog ended (74). The same command resumes after the last two."""
 
 _log = logging.getLogger(__name__)
 
@@ -29,8 +30,8 @@ def program_name(module: str) -> str:
 def run(main: Callable[[], object]) -> int:
     """Call a program's ``main`` and return its exit code, for ``sys.exit(run(main))``.
 
-    A ``ClipaError`` becomes one message on standard error and 2, Ctrl-C becomes 130, and a bug becomes its traceback
-    and 1. Otherwise the code is what ``main`` returns, or 0 if that is not an int.
+    A ``ClipaError`` becomes one message on standard error and 2 (or the code of a ``PeerError``), Ctrl-C becomes 130,
+    and a bug becomes its traceback and 1. Otherwise the code is what ``main`` returns, or 0 if that is not an int.
     """
     set_up_logging()
     sys.unraisablehook = _report_unraisable
@@ -39,7 +40,7 @@ def run(main: Callable[[], object]) -> int:
     except ClipaError as error:
         _log.debug("traceback of the user's error", exc_info=True)
         print_error(f"error: {error}")
-        return USAGE
+        return exit_code_of(error)
     except KeyboardInterrupt as error:
         print_error(str(error) or "interrupted")
         return 130
@@ -55,6 +56,24 @@ def run(main: Callable[[], object]) -> int:
         _log.exception("unexpected error; please report it")
         return FAILED
     return code if isinstance(code, int) else OK
+
+
+def exit_code_of(error: BaseException) -> int:
+    """The exit code that ``run`` gives an error."""
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    if isinstance(error, PeerError):
+        return error.code
+    is_usage = isinstance(error, ClipaError) or (isinstance(error, Exception) and _machine_problem(error) is not None)
+    return USAGE if is_usage else FAILED
+
+
+def end_now(code: int) -> None:
+    """End the process with an exit code, without the work that libraries do at the end of a program."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def _machine_problem(error: Exception) -> str | None:

@@ -49,6 +49,18 @@ class NonFiniteError(ClipaError, RuntimeError):
     """The loss or a parameter became NaN or infinite; the message names step, samples and last checkpoint."""
 
 
+class PeerError(ClipaError, RuntimeError):
+    """Another process of the run failed; its message has the reason.
+
+    Attributes:
+        code: its exit code, with which this process ends too.
+    """
+
+    def __init__(self, message: str, *, code: int) -> None:
+        super().__init__(message)
+        self.code: int = code
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, of the machine or of a device, as JAX and Python report it."""
     kinds = {kind.__name__ for kind in type(error).__mro__}

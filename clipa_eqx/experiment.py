@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
 
 from clipa_eqx.data.images.augment import ImageConfig
 from clipa_eqx.data.images.evaluation import EvalImageConfig
@@ -15,7 +14,9 @@ from clipa_eqx.evals.evaluation import EvaluationConfig, repeated_folders
 from clipa_eqx.evals.few_shot import FewShotConfig
 from clipa_eqx.evals.linear_probe import LinearProbeConfig
 from clipa_eqx.evals.retrieval import RetrievalConfig
+from clipa_eqx.evals.score_names import score_names_of
 from clipa_eqx.evals.zero_shot import ZeroShotConfig
+from clipa_eqx.losses.config import LossConfig
 from clipa_eqx.models.clip import CLIPConfig
 from clipa_eqx.optim import OptimConfig
 from clipa_eqx.precision import Precision
@@ -126,26 +127,37 @@ class InitConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """A checkpoint every ``every_steps`` steps and at the end; the latest ``keep`` are kept.
+    """A checkpoint every ``every_steps`` steps and at the end; the latest ``keep`` are kept, and on request others.
 
     Attributes:
         every_steps: period of the checkpoints, in steps.
-        keep: number of checkpoints that are kept.
+        keep: number of the latest checkpoints that are kept.
+        keep_every_steps: also keep each checkpoint whose step is a multiple of this, a multiple of ``every_steps``.
+        keep_best: also keep the checkpoint with the best score of this name, as in ``metrics.jsonl``, such as
+            "zero_shot/imagenet/top1". A new best score is saved at once. Higher is better, except for a loss.
         checksums: record a checksum of each leaf, and compare it when the run resumes; False saves reading the state
             once more at each, and bit errors on the disk are then not noticed.
 
     Raises:
-        ConfigError: a number below 1.
+        ConfigError: a number below 1, or a ``keep_every_steps`` at which no checkpoint is saved.
     """
 
     every_steps: int = 1000
     keep: int = 3
     checksums: bool = True
+    keep_every_steps: int | None = None
+    keep_best: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("every_steps", "keep"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"checkpoint.{name} is {getattr(self, name)}; it must be at least 1")
+        kept = self.keep_every_steps
+        if kept is not None and (kept < 1 or kept % self.every_steps):
+            raise ConfigError(
+                f"checkpoint.keep_every_steps is {kept}, but checkpoints are saved every {self.every_steps} steps; "
+                f"give a multiple of {self.every_steps}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,10 +206,17 @@ class ExperimentConfig:
         linear_probe: pairs of labeled record folders to score in the same way.
         checkpoint: how often checkpoints are saved, and how many are kept.
         log_every_steps: period of the lines in ``metrics.jsonl``, in steps.
-        loss: "global" computes all logits in one program, "sharded" on each device its rows; the value is the same.
+        loss: kind of loss, and how the devices compute it.
         wandb: metrics for Weights & Biases; ``None`` sends none.
         tensorboard: also write the metrics as event files for TensorBoard, into the folder ``tensorboard`` of the run
             folder; needs the package tensorboardX.
+        on_non_finite: "stop" ends the run at a loss or gradient that is not finite; "skip" leaves parameters and
+            optimizer as they are, counts the step as ``skipped_steps`` in the metrics, and ends the run after 10 such
+            steps in a row.
+        watchdog: seconds without a finished step, or a scored batch of an evaluation, after which every process writes
+            its Python stacks into the run folder and ends. Phases without steps, such as compiling and saving, may take
+            3 times as long. ``None`` waits forever.
+        flight_steps: number of the last steps that the flight record keeps, see docs/training.md; 0 for none.
 
     Raises:
         ConfigError: parts that contradict each other. The message lists all of them.
@@ -220,9 +239,12 @@ class ExperimentConfig:
     linear_probe: tuple[LinearProbeConfig, ...] = ()
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log_every_steps: int = 50
-    loss: Literal["global", "sharded"] = "global"
+    loss: LossConfig = field(default_factory=LossConfig)
     wandb: WandbConfig | None = None
     tensorboard: bool = False
+    on_non_finite: Literal["stop", "skip"] = "stop"
+    watchdog: float | None = 1800.0
+    flight_steps: int = 32
 
     def __post_init__(self) -> None:
         problems = [*_size_problems(self), *_batch_problems(self)]
@@ -230,10 +252,18 @@ class ExperimentConfig:
             problems.append(f"seed is {self.seed}; it must not be negative")
         if self.log_every_steps < 1:
             problems.append(f"log_every_steps is {self.log_every_steps}; it must be at least 1")
+        if self.watchdog is not None and not self.watchdog > 0:
+            problems.append(f"watchdog is {self.watchdog}; it must be a positive number of seconds, or None")
+        if self.flight_steps < 0:
+            problems.append(f"flight_steps is {self.flight_steps}; it must not be negative")
         if self.duration.fraction is not None:
             problems.append("duration is a fraction, but there is no run to take it of; give steps, samples or epochs")
         if self.duration.steps == 0:
             problems.append("duration is 0 steps; a run has at least 1")
+        best, scores = self.checkpoint.keep_best, score_names_of(self.evaluations)
+        if best is not None and best not in scores:
+            known = f"its scores are {', '.join(scores)}" if scores else "it has no evaluation"
+            problems.append(f"checkpoint.keep_best {best!r} is no score of this run; {known}")
         repeated = repeated_folders(self.evaluations)
         if repeated:
             problems.append(

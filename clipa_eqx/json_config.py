@@ -15,9 +15,20 @@ TAG = "type"
 FORMER_NAMES = {"optimiser": "optimizer", "colour": "color", "canonicalise": "canonicalize"}
 """Names of fields and values in records and command lines of version 0.1.0, and their current names."""
 
+FORMER_VALUES: Mapping[tuple[str, str], Any] = {
+    ("loss", name): {"kind": "softmax", "algorithm": name, "chunk": 4096} for name in ("global", "sharded")
+}
+"""Values of fields in records of version 0.1.0 that have other values now, by name and former value."""
+
 LATER_FIELDS: Mapping[tuple[str, str], Any] = {
+    ("CLIPConfig", "bias"): None,
     ("CheckpointConfig", "checksums"): True,
     ("ExperimentConfig", "tensorboard"): False,
+    ("ExperimentConfig", "on_non_finite"): "stop",
+    ("ExperimentConfig", "watchdog"): 1800.0,
+    ("ExperimentConfig", "flight_steps"): 32,
+    ("CheckpointConfig", "keep_every_steps"): None,
+    ("CheckpointConfig", "keep_best"): None,
     ("InitConfig", "text_rows"): "resample",
     ("ZeroShotConfig", "commas_in_names"): False,
     **{("ExperimentConfig", suite): [] for suite in ("retrieval", "contrastive", "few_shot", "linear_probe")},
@@ -56,15 +67,19 @@ def from_json(cls: type[T], data: Mapping[str, Any], *, where: str = "config") -
 
 
 def with_current_names(data: Any) -> Any:
-    """JSON of a config with the current names of fields that have been renamed.
+    """JSON of a config with the current names and values of fields that have been renamed or replaced.
 
     >>> with_current_names({"init": {"optimiser": True}})
     {'init': {'optimizer': True}}
     """
     if isinstance(data, Mapping):
         fields = cast("Mapping[str, Any]", data)
-        return {FORMER_NAMES.get(name, name): with_current_names(value) for name, value in fields.items()}
+        return {FORMER_NAMES.get(name, name): _current_value(name, value) for name, value in fields.items()}
     return [with_current_names(entry) for entry in cast("list[Any]", data)] if isinstance(data, list) else data
+
+
+def _current_value(name: str, value: Any) -> Any:
+    return FORMER_VALUES.get((name, value), value) if isinstance(value, str) else with_current_names(value)
 
 
 def flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -14,6 +14,7 @@ from clipa_eqx.data.prefetch import StreamConfig
 from clipa_eqx.durations import NO_TIME, Duration
 from clipa_eqx.evals.zero_shot import ZeroShotConfig
 from clipa_eqx.experiment import CheckpointConfig, DataConfig, DataSource, ExperimentConfig, InitConfig
+from clipa_eqx.losses.config import LossConfig
 from clipa_eqx.models.clip import CLIPConfig
 from clipa_eqx.models.layers import InitStyle
 from clipa_eqx.models.pool import ImagePool
@@ -129,7 +130,7 @@ def pretrain_stage(
             ),
         ),
         checkpoint=CheckpointConfig(every_steps=checkpoint_every_steps),
-        loss="sharded",
+        loss=LossConfig(algorithm="sharded"),
     )
 
 

@@ -1,7 +1,7 @@
 """The device mesh and where every leaf of a training state lives on it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,17 +18,26 @@ BATCH_AXES = ("data", "fsdp")
 
 BATCH = PartitionSpec(BATCH_AXES)
 
-Placement = Literal["largest", "whole"]
+Placement = Literal["columns", "rows", "largest", "parts", "whole"]
 
 RULES: tuple[tuple[str, Placement], ...] = (
-    # "largest": split over "fsdp" along the largest divisible axis, but never along the depth axis of a stack.
-    # "whole": a copy on each device, for vectors and scalars, which are small, and for position tables.
-    (r"(.*/)?(q|k|v|out|fc_in|fc_out|patch|head|token)/weight", "largest"),
+    # Weights are (out, in). "columns": outputs are split over "tensor", which for q, k and v means heads; "rows":
+    # inputs are, so that the parts of a sum are added up after the product. Both, and "largest", are also split over
+    # "fsdp" along the largest divisible axis that is left, but never along the depth axis of a stack.
+    # "parts": the last axis is split over "tensor". "whole": a copy on each device, for small leaves.
+    # What does not divide is not split.
+    (r"(.*/)?(q|k|v|fc_in)/weight", "columns"),
+    (r"(.*/)?(out|fc_out)/weight", "rows"),
+    (r"(.*/)?(q|k|v|fc_in)/bias", "parts"),
+    (r"(.*/)?(patch|head|token)/weight", "largest"),
     (r"(.*/)?position", "whole"),
     (r"(.*/)?(weight|bias|class_token|probe|log_temperature)", "whole"),
     (r"(.*/)?(count|updates_done|step)", "whole"),
 )
-"""One table for parameters and optimizer state: the paths of moments end in the path of their parameter."""
+"""One table for parameters and optimizer state: the paths of moments end in the path of their parameter.
+
+Splitting over "tensor" is that of Shoeybi et al. 2019 (arXiv:1909.08053), section 3.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +47,11 @@ class MeshConfig:
     Attributes:
         data: copies of the model, each with its part of the batch; ``None`` uses all devices that the others leave.
         fsdp: parts into which parameters and optimizer state are split; each also has its part of the batch.
-        tensor: reserved for splitting single matrix products; 1 for now.
+        tensor: parts into which attention heads and the hidden layer of the MLPs are split. Its devices compute the
+            same rows of the batch, and exchange activations twice per block: keep it within a host.
 
     Raises:
-        ConfigError: a size below 1, or ``tensor`` other than 1.
+        ConfigError: a size below 1.
     """
 
     data: int | None = None
@@ -53,8 +63,6 @@ class MeshConfig:
             size = getattr(self, name)
             if size is not None and size < 1:
                 raise ConfigError(f"mesh.{name} is {size}; it must be at least 1")
-        if self.tensor != 1:
-            raise ConfigError(f"mesh.tensor is {self.tensor}; splitting over tensor is not supported yet, use fsdp")
 
     def sizes(self, devices: int) -> tuple[int, int, int]:
         """Sizes of (data, fsdp, tensor) on this many devices.
@@ -67,7 +75,7 @@ class MeshConfig:
         if data * rest != devices:
             raise ShardingError(
                 f"mesh data={self.data} x fsdp={self.fsdp} x tensor={self.tensor} is not {devices} devices; "
-                f"change mesh.data or mesh.fsdp so that the product is {devices}"
+                f"change mesh.data, mesh.fsdp or mesh.tensor so that the product is {devices}"
             )
         return data, self.fsdp, self.tensor
 
@@ -123,7 +131,7 @@ def check_batch(batch_size: int, mesh: Mesh | AbstractMesh) -> None:
     Raises:
         ShardingError: they do not.
     """
-    parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    parts = _batch_parts(mesh)
     if batch_size % parts:
         raise ShardingError(
             f"batch_size {batch_size} cannot be split evenly over {parts} devices "
@@ -131,10 +139,35 @@ def check_batch(batch_size: int, mesh: Mesh | AbstractMesh) -> None:
         )
 
 
-def put_global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's rows of a batch as global arrays split over the batch axes; returns before the copy is done."""
-    sharding = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+def rows_of_process(batch_size: int, mesh: Mesh) -> range:
+    """The rows of a global batch that the devices of this process hold.
+
+    If the devices of one place on the batch axes belong to several processes, each of them holds its rows.
+    """
+    size = batch_size // _batch_parts(mesh)
+    parts = _parts_of_process(mesh)
+    return range(parts.start * size, parts.stop * size)
+
+
+def put_global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's rows of a batch as global arrays split over the batch axes; returns before the copy is done.
+
+    Args:
+        batch: arrays whose first axis has the rows ``rows_of_process``.
+    """
+    sharding, parts = batch_sharding(mesh), _parts_of_process(mesh)
+
+    def put(rows: np.ndarray) -> jax.Array:
+        size = len(rows) // len(parts)
+        first = parts.start * size
+
+        def of_device(index: Any) -> np.ndarray:
+            start, stop, _ = index[0].indices(size * _batch_parts(mesh))
+            return rows[start - first : stop - first]
+
+        return jax.make_array_from_callback((size * _batch_parts(mesh), *rows.shape[1:]), sharding, of_device)
+
+    return {name: put(rows) for name, rows in batch.items()}
 
 
 def describe_shardings(tree: Any, mesh: Mesh | AbstractMesh) -> dict[str, PartitionSpec]:
@@ -142,23 +175,38 @@ def describe_shardings(tree: Any, mesh: Mesh | AbstractMesh) -> dict[str, Partit
     return {path: sharding.spec for path, sharding in leaves_by_path(shardings_for(tree, mesh)).items()}
 
 
+def _batch_parts(mesh: Mesh | AbstractMesh) -> int:
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def _parts_of_process(mesh: Mesh) -> range:
+    """The parts of the batch on this process's devices, which ``make_mesh`` puts next to each other."""
+    devices: list[Any] = list(mesh.devices.flat)
+    mine = [place for place, device in enumerate(devices) if device.process_index == jax.process_index()]
+    tensor = mesh.shape["tensor"]
+    return range(mine[0] // tensor, mine[-1] // tensor + 1)
+
+
 def _shardings(tree: Any, mesh: Mesh | AbstractMesh, *, last: int | None) -> Any:
     placements = match_by_path(RULES, tree, what="sharding.RULES", unused="allow")
-    parts = mesh.shape["fsdp"]
+    sizes = dict(mesh.shape)
 
     def place(path: str, leaf: Any) -> NamedSharding:
         first = 0 if stacked_depth(path, leaf) is None else 1
         axes = range(len(leaf.shape))[first:last]
-        return NamedSharding(mesh, _spec(leaf.shape, placements[path], parts=parts, axes=axes))
+        return NamedSharding(mesh, _spec(leaf.shape, placements[path], sizes=sizes, axes=axes))
 
     return map_with_path(place, tree)
 
 
-def _spec(shape: tuple[int, ...], placement: Any, *, parts: int, axes: range) -> PartitionSpec:
-    if placement == "whole" or parts == 1:
-        return PartitionSpec()
-    divisible = [axis for axis in axes if shape[axis] % parts == 0]
-    if not divisible:
-        return PartitionSpec()
-    largest = max(divisible, key=lambda axis: shape[axis])
-    return PartitionSpec(*(("fsdp" if axis == largest else None) for axis in range(len(shape))))
+def _spec(shape: tuple[int, ...], placement: Any, *, sizes: Mapping[str, int], axes: range) -> PartitionSpec:
+    """The partition of a leaf of which ``axes`` may be split."""
+    split: dict[int, str] = {}
+    tensor_axis = {"columns": len(shape) - 2, "rows": len(shape) - 1, "parts": len(shape) - 1}.get(placement, -1)
+    if tensor_axis in axes and sizes["tensor"] > 1 and shape[tensor_axis] % sizes["tensor"] == 0:
+        split[tensor_axis] = "tensor"
+    if placement in ("columns", "rows", "largest") and sizes["fsdp"] > 1:
+        divisible = [axis for axis in axes if axis not in split and shape[axis] % sizes["fsdp"] == 0]
+        if divisible:
+            split[max(divisible, key=lambda axis: shape[axis])] = "fsdp"
+    return PartitionSpec(*(split.get(axis) for axis in range(len(shape)))) if split else PartitionSpec()

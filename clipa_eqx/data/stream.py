@@ -25,8 +25,7 @@ def train_stream(
     batch_size: int,
     seed: int,
     start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: range | None = None,
     on_bad_record: OnBadRecord = "error",
     config: StreamConfig | None = None,
     warn_seconds: float = WARN_SECONDS,
@@ -35,10 +34,9 @@ def train_stream(
 
     Sample n = step * batch_size + row comes from the source and position that ``Mixture.position_of(n)`` returns; the
     position counts in the source's shuffled order, a new permutation in each of its epochs. A batch may extend into the
-    next epoch. Process p gets rows [p * local, (p + 1) * local), local = batch_size // process_count, so the
-    concatenation of all processes' batches is the same global batch for any number of processes.
+    next epoch. Each process asks for its own rows of the global batch, which is the same for any number of processes.
 
-    Each batch has the arrays of the transform with a leading axis of ``local`` rows, and per row ``sample_id`` int64
+    Each batch has the arrays of the transform with a leading axis of these rows, and per row ``sample_id`` int64
     (the mixture's id of the record), ``source`` int32 (the number of its source) and ``substituted`` bool.
 
     Args:
@@ -48,8 +46,7 @@ def train_stream(
         batch_size: rows of the global batch.
         seed: seed of the order and of all generators; not negative.
         start_step: step of the first batch.
-        process_index: number of this process.
-        process_count: number of processes; must divide ``batch_size``.
+        rows: the rows of the global batch that are made, in steps of 1; None makes all.
         on_bad_record: "error" stops at a record that cannot be read or transformed. "substitute" replaces it with
             another record of its source, sampled from (seed, n), logs it and marks the row in ``substituted``;
             ``check_substituted`` decides how many are too many.
@@ -57,16 +54,16 @@ def train_stream(
         warn_seconds: time without a batch before each warning that names worker, record and shard.
 
     Raises:
-        DataError: no records, an invalid size, step, seed or process, or a ``process_count`` that does not divide
-            ``batch_size``. The iterator raises it for a bad record.
+        DataError: no records, an invalid size, step or seed, or rows that are not in the batch. The
+            iterator raises it for a bad record.
     """
-    _check_processes(batch_size=batch_size, process_index=process_index, process_count=process_count)
+    _check_batch_size(batch_size)
     mixture = source if isinstance(source, Mixture) else Mixture(sources=(source,))
-    if batch_size % process_count:
-        raise DataError(f"batch_size {batch_size} is not a multiple of {process_count} processes; choose a multiple")
+    rows = range(batch_size) if rows is None else rows
+    if not 0 <= rows.start < rows.stop <= batch_size or rows.step != 1:
+        raise DataError(f"rows must be a range of step 1 in a batch of {batch_size}, got {rows}")
     if start_step < 0 or seed < 0:
         raise DataError(f"start_step and seed must not be negative, got {start_step} and {seed}")
-    local = batch_size // process_count
     config = config or StreamConfig()
     progress = _progress(config)
     load = LoadTrainBatch(
@@ -75,13 +72,13 @@ def train_stream(
         orders=mixture.orders(seed=seed),
         seed=seed,
         batch_size=batch_size,
-        first_row=process_index * local,
-        local_size=local,
+        first_row=rows.start,
+        local_size=len(rows),
         on_bad_record=on_bad_record,
         progress=progress,
     )
     steps = grain.MapDataset.range(start_step, sys.maxsize // batch_size).map(load)
-    explain = _explanation(config, progress, mixture.describe, first=start_step, rows=local)
+    explain = _explanation(config, progress, mixture.describe, first=start_step, rows=len(rows))
     watch = StallWatch(explain, first=start_step, seconds=warn_seconds)
     return prefetch(steps, config=config, progress=progress, watch=watch)
 
@@ -116,7 +113,9 @@ def eval_stream(
     Raises:
         DataError: an invalid batch size or process. The iterator raises it for a bad record.
     """
-    _check_processes(batch_size=batch_size, process_index=process_index, process_count=process_count)
+    _check_batch_size(batch_size)
+    if not 0 <= process_index < process_count:
+        raise DataError(f"process_index must be in [0, {process_count}), got {process_index}")
     local = -(-batch_size // process_count)
     config = config or StreamConfig()
     progress = _progress(config)
@@ -169,8 +168,6 @@ def _explanation(
     )
 
 
-def _check_processes(*, batch_size: int, process_index: int, process_count: int) -> None:
+def _check_batch_size(batch_size: int) -> None:
     if batch_size < 1:
         raise DataError(f"batch_size must be at least 1, got {batch_size}")
-    if not 0 <= process_index < process_count:
-        raise DataError(f"process_index must be in [0, {process_count}), got {process_index}")

@@ -1,6 +1,7 @@
 """The version of this package, and the commit of the clone that it runs from."""
 
 import functools
+import hashlib
 import importlib.metadata
 import shutil
 import subprocess
@@ -39,3 +40,17 @@ def _git(*arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return found.stdout.strip() if found.returncode == 0 else None
+
+
+@functools.cache
+def code_digest() -> str:
+    """The first 16 digits of a SHA-256 over names and contents of the Python files of this package.
+
+    It needs neither git nor an installed package, and is equal on all hosts that have the same code.
+    """
+    package = Path(__file__).resolve().parents[1]
+    found = hashlib.sha256()
+    for file in sorted(package.rglob("*.py"), key=lambda file: file.relative_to(package).as_posix()):
+        found.update(f"{file.relative_to(package).as_posix()}\n".encode())
+        found.update(hashlib.sha256(file.read_bytes()).digest())
+    return found.hexdigest()[:16]

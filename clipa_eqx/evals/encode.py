@@ -1,8 +1,9 @@
 """Embeddings of batches on any mesh, for scoring: uint8 images or tokens in, unit vectors out."""
 
 import functools
-import math
-from collections.abc import Hashable
+from collections.abc import Callable, Generator, Hashable
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -24,7 +25,7 @@ def encode_images(
 ) -> Float[Array, "padded embed"]:
     """Unit float32 embeddings of this process's images; read them with ``local_rows``.
 
-    With a mesh, the batch is padded with zeros to the next multiple of the devices that split it, and all processes
+    With a mesh, the batch is padded with zeros to the next multiple of the devices of a process, and all processes
     must pass the same number of rows. The call returns before the work is done. One compilation per batch shape.
 
     Raises:
@@ -83,19 +84,38 @@ def local_rows(
         return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])[:rows]
 
 
+@contextmanager
+def called_before_batches(function: Callable[[], None]) -> Generator[None]:
+    """Call a function before each batch of images or texts that this thread encodes in the ``with`` block.
+
+    All processes of an evaluation encode the same number of batches in the same order, so what the function raises on
+    all of them ends the evaluation between the same two batches.
+    """
+    token = _before_batch.set(function)
+    try:
+        yield
+    finally:
+        _before_batch.reset(token)
+
+
+_before_batch: ContextVar[Callable[[], None] | None] = ContextVar("function before each batch", default=None)
+
+
 def batch_axes(mesh: Mesh) -> tuple[str, ...]:
     """Axes of a mesh that split the batch: those of "data" and "fsdp" that it has."""
     return tuple(axis for axis in ("data", "fsdp") if axis in mesh.axis_names)
 
 
 def _place(rows: np.ndarray, mesh: Mesh | None) -> tuple[np.ndarray | Array, tuple[str, ...]]:
+    if (function := _before_batch.get()) is not None:
+        function()
     if mesh is None:
         return rows, ()
-    axes = batch_axes(mesh)
-    shards = math.prod(mesh.local_mesh.shape[axis] for axis in axes)
-    missing = -len(rows) % shards
+    # Over all axes, so that processes which share a place on the batch axes still have rows of their own.
+    missing = -len(rows) % mesh.local_mesh.size
     padded = np.concatenate([rows, np.zeros((missing, *rows.shape[1:]), rows.dtype)])
-    return jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec(axes)), padded), axes
+    split = NamedSharding(mesh, PartitionSpec(tuple(mesh.axis_names)))
+    return jax.make_array_from_process_local_data(split, padded), batch_axes(mesh)
 
 
 @functools.partial(jax.jit, static_argnames="axes")
@@ -150,4 +170,7 @@ def _compile(function: Any, model: CLIP, batch: np.ndarray | Array, *, axes: tup
 
 def _keep_split(rows: Float[Array, "batch embed"], axes: tuple[str, ...]) -> Float[Array, "batch embed"]:
     # Embeddings are split like the input, so that each process reads the rows it passed in.
-    return jax.lax.with_sharding_constraint(rows, PartitionSpec(axes, None)) if axes else rows
+    if not axes:
+        return rows
+    names = tuple(jax.sharding.get_abstract_mesh().axis_names)
+    return jax.lax.with_sharding_constraint(rows, PartitionSpec(names, None))

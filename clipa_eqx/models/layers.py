@@ -1,10 +1,12 @@
 """Small layers whose kernels and initializers we control: Linear, LayerNorm, Attention, Mlp, dropout.
 
 Every module has fields, ``init`` and ``__call__`` on ONE example; use ``jax.vmap`` for a batch. ``key=None`` means
-deterministic. Cast parameters once, before the call (``precision.py``); no layer casts them.
+deterministic. The dtype of the input is the dtype in which a layer computes; parameters are cast where they are used
+(``mixed.py``), so that their gradients keep their own dtype.
 """
 
 import math
+from contextlib import nullcontext
 from typing import Literal
 
 import equinox as eqx
@@ -12,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
+
+from clipa_eqx.models.mixed import add_parameter, product
 
 Gelu = Literal["tanh", "exact"]
 InitStyle = Literal["xavier", "scaled"]
@@ -24,8 +28,8 @@ class Linear(eqx.Module):
     bias: Float[Array, " out"] | None
 
     def __call__(self, x: Float[Array, "*seq in"]) -> Float[Array, "*seq out"]:
-        y = x @ self.weight.T
-        return y if self.bias is None else y + jnp.broadcast_to(self.bias, y.shape)
+        y = product(x, self.weight)
+        return y if self.bias is None else add_parameter(y, self.bias)
 
 
 class LayerNorm(eqx.Module):
@@ -86,7 +90,10 @@ class Attention(eqx.Module):
         def split(y: Array) -> Array:
             return y.reshape(y.shape[0], self.heads, -1)
 
-        attended = jax.nn.dot_product_attention(split(self.q(x)), split(self.k(source)), split(self.v(source)))
+        q, k, v = split(self.q(x)), split(self.k(source)), split(self.v(source))
+        # ``dot_product_attention`` has no argument for the precision. The products of its gradient inherit this one.
+        with jax.default_matmul_precision("highest") if k.dtype == jnp.float32 else nullcontext():
+            attended = jax.nn.dot_product_attention(q, k, v)
         return self.out(attended.reshape(x.shape))
 
 

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from clipa_eqx.models.blocks import BlockConfig
+from clipa_eqx.models.blocks import BlockConfig, pin_batch
 from clipa_eqx.models.layers import Attention, LayerNorm, Mlp, xavier_uniform
+from clipa_eqx.models.mixed import prepend
 
 ImagePool = Literal["gap", "tok", "first", "map"]
 TextPool = Literal["last", "tok", "gap"]
@@ -35,7 +36,10 @@ class MapHead(eqx.Module):
 
     def __call__(self, x: Float[Array, "seq dim"]) -> Float[Array, " dim"]:
         """Pool the tokens of one example."""
-        y = self.attn(self.probe[None].astype(x.dtype), x)
+        # A probe of the dtype of ``x`` gives one query for the complete batch. A wider one has a query per example: the
+        # gradient of the query is then summed over the batch in the probe's dtype.
+        query = self.probe[None] if self.probe.dtype == x.dtype else pin_batch(prepend(self.probe, x)[:1])
+        y = self.attn(query, x)
         return (y + self.mlp(self.norm(y)))[0]
 
 

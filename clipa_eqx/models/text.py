@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from clipa_eqx.errors import ConfigError
@@ -13,6 +14,7 @@ from clipa_eqx.models.blocks import Block, BlockConfig, BlockTrace, init_blocks,
 from clipa_eqx.models.embed import TokenEmbedding, sincos_1d
 from clipa_eqx.models.inputs import check_tokens
 from clipa_eqx.models.layers import LayerNorm, Linear, dropout
+from clipa_eqx.models.mixed import add_parameter
 from clipa_eqx.models.pool import TextPool, pool_text
 
 
@@ -115,47 +117,59 @@ class TextTower(eqx.Module):
             config=config,
         )
 
-    def __call__(self, tokens: Int[Array, " seq"], *, key: PRNGKeyArray | None = None) -> Float[Array, " embed"]:
+    def __call__(
+        self, tokens: Int[Array, " seq"], *, key: PRNGKeyArray | None = None, dtype: DTypeLike | None = None
+    ) -> Float[Array, " embed"]:
         """Embed one text.
 
         Args:
             tokens: token ids.
             key: randomness of dropout and stochastic depth; None turns both off.
+            dtype: dtype of the activations; None is that of the token table. (The image tower has it from the pixels.)
 
         Raises:
             ConfigError: the text is not ``config.length`` integers (a batch needs ``jax.vmap``); or, outside of ``jit``
                 and ``vmap``, an id is not a row of the token table.
         """
-        return self._run(tokens, key=key, keep_traces=False).embedding
+        return self._run(tokens, key=key, dtype=dtype, keep_traces=False).embedding
 
-    def trace(self, tokens: Int[Array, " seq"], *, key: PRNGKeyArray | None = None) -> TextTrace:
+    def trace(
+        self, tokens: Int[Array, " seq"], *, key: PRNGKeyArray | None = None, dtype: DTypeLike | None = None
+    ) -> TextTrace:
         """Embed one text like a call, and return all intermediate values.
 
         Raises:
             ConfigError: the text is not ``config.length`` integers (a batch needs ``jax.vmap``); or, outside of ``jit``
                 and ``vmap``, an id is not a row of the token table.
         """
-        return self._run(tokens, key=key, keep_traces=True)
+        return self._run(tokens, key=key, dtype=dtype, keep_traces=True)
 
-    def _run(self, tokens: Int[Array, " seq"], *, key: PRNGKeyArray | None, keep_traces: bool) -> TextTrace:
+    def _run(
+        self, tokens: Int[Array, " seq"], *, key: PRNGKeyArray | None, dtype: DTypeLike | None, keep_traces: bool
+    ) -> TextTrace:
         config = self.config
         k_drop, k_blocks = (None,) * 2 if key is None else jr.split(key, 2)
-        before = self.before_blocks(tokens)
+        before = self.before_blocks(tokens, dtype=dtype)
         x = dropout(before.with_position, config.blocks.dropout, key=k_drop)
         x, blocks = run_blocks(self.blocks, x, config=config.blocks, key=k_blocks, keep_traces=keep_traces)
         after = self.after_blocks(x)
         return TextTrace(before.vectors, blocks, after.norm, after.head_input, after.embedding)
 
-    def before_blocks(self, tokens: Int[Array, " seq"]) -> TextInput:
+    def before_blocks(self, tokens: Int[Array, " seq"], *, dtype: DTypeLike | None = None) -> TextInput:
         """Compute the input of the first block, without dropout.
+
+        Args:
+            tokens: token ids.
+            dtype: dtype of the result; None is that of the token table.
 
         Raises:
             ConfigError: the text is not ``config.length`` integers (a batch needs ``jax.vmap``); or, outside of ``jit``
                 and ``vmap``, an id is not a row of the token table.
         """
         check_tokens(tokens, length=self.config.length, vocab=self.config.vocab)
-        vectors = self.token(tokens)
-        return TextInput(vectors, vectors + self._positions().astype(vectors.dtype))
+        vectors = self.token(tokens).astype(self.token.weight.dtype if dtype is None else dtype)
+        positions = self._positions(jnp.promote_types(vectors.dtype, self.token.weight.dtype))
+        return TextInput(vectors, add_parameter(vectors, positions))
 
     def after_blocks(self, x: Float[Array, "seq dim"]) -> TextOutput:
         """Normalize, pool and project the output ``x`` of the last block."""
@@ -163,7 +177,8 @@ class TextTower(eqx.Module):
         pooled = pool_text(normed, self.config.pool)
         return TextOutput(normed, pooled, pooled if self.head is None else self.head(pooled))
 
-    def _positions(self) -> Float[Array, "seq dim"]:
+    def _positions(self, computed: DTypeLike) -> Float[Array, "seq dim"]:
+        """The position table; one that is computed has the dtype ``computed``."""
         if self.position is not None:
             return self.position
-        return jnp.asarray(sincos_1d(self.config.length, self.config.blocks.width))
+        return jnp.asarray(sincos_1d(self.config.length, self.config.blocks.width), computed)

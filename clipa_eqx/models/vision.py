@@ -7,6 +7,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from clipa_eqx.errors import ConfigError
@@ -14,6 +15,7 @@ from clipa_eqx.models.blocks import Block, BlockConfig, BlockTrace, init_blocks,
 from clipa_eqx.models.embed import keep_random_tokens, kept_tokens, sincos_2d, to_patches
 from clipa_eqx.models.inputs import check_image
 from clipa_eqx.models.layers import LayerNorm, Linear, dropout, lecun_normal
+from clipa_eqx.models.mixed import add_parameter, prepend
 from clipa_eqx.models.pool import ImagePool, MapHead, pool_image
 
 
@@ -214,16 +216,18 @@ class VisionTower(eqx.Module):
         config = self.config
         check_image(image, size=config.image_size)
         stem = self.patch(to_patches(image, config.patch_size))
-        positions = self._positions().astype(stem.dtype)
-        return VisionInput(stem, jnp.concatenate([self.class_token[None].astype(stem.dtype), stem]) + positions)
+        tokens = prepend(self.class_token, stem)
+        positions = self._positions(jnp.promote_types(stem.dtype, self.class_token.dtype))
+        return VisionInput(stem, add_parameter(tokens, positions))
 
     def after_blocks(self, x: Float[Array, "seq dim"]) -> VisionOutput:
         """Pool and project the output ``x`` of the last block."""
         pooled = pool_image(x, self.config.pool, norm=self.norm, map_head=self.map_head)
         return VisionOutput(pooled, pooled if self.head is None else self.head(pooled))
 
-    def _positions(self) -> Float[Array, "seq dim"]:
+    def _positions(self, computed: DTypeLike) -> Float[Array, "seq dim"]:
+        """The position table; one that is computed has the dtype ``computed``."""
         if self.position is not None:
             return self.position
         table = sincos_2d(*self.config.grid, self.config.blocks.width)
-        return jnp.asarray(np.concatenate([np.zeros_like(table[:1]), table]))
+        return jnp.asarray(np.concatenate([np.zeros_like(table[:1]), table]), computed)

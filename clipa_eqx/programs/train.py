@@ -2,17 +2,19 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 
 from clipa_eqx.argument_parser import ArgumentParser
-from clipa_eqx.cli import OK, run
+from clipa_eqx.cli import INTERRUPTED, OK, end_now, run
 from clipa_eqx.errors import ConfigError
 from clipa_eqx.programs.distributed import add_distributed_flags, processes_of
 
 EPILOG = """Any field of the config is a flag: --batch-size 64 --optim.peak-lr 4e-4 --data.sources.0.folder DIR.
 `%(prog)s CONFIG.py --help-config` lists all of them. Run the same command again to resume an interrupted run.
 Exit codes: 0 done, 2 a mistake in config, data or run folder, a device that is not there, too little memory or disk
-space, 75 interrupted by SIGINT or SIGTERM and saved (run the command again), 1 anything else."""
+space, 75 interrupted by SIGINT or SIGTERM and saved, 74 ended by the watchdog because nothing moved (run the command
+again after both), 1 anything else."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,5 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def program() -> int:
-    """Run the command on ``sys.argv`` and return its exit code."""
-    return run(main)
+    """Run the command on ``sys.argv`` and return its exit code.
+
+    A failure of one of several processes ends this one at once: JAX would first wait for the others, which also end.
+    """
+    code = run(main)
+    if code not in (OK, INTERRUPTED) and "--distributed" in sys.argv:
+        end_now(code)
+    return code

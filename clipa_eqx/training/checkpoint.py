@@ -4,7 +4,7 @@ Orbax saves them in local folders, ``bucket_saves`` in buckets.
 """
 
 import logging
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -45,6 +45,18 @@ _OPTIMIZER, _FORMER_OPTIMIZER = "optimizer", "optimiser"
 """Name of the optimizer state inside a checkpoint, and its name before fields and files took US spelling."""
 
 
+class _Kept:
+    """The policy of Orbax that keeps the steps that a function chooses."""
+
+    def __init__(self, keep: Callable[[Sequence[int]], set[int]]) -> None:
+        self._keep = keep
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        del context
+        kept = self._keep([one.step for one in checkpoints])
+        return [one.step in kept for one in checkpoints]
+
+
 class Checkpoints:
     """The checkpoints of one run: ``<folder>/<step>/``, the last ``keep`` of them. Use it in a ``with`` block.
 
@@ -53,17 +65,24 @@ class Checkpoints:
     compared after a leaf was read.
     """
 
-    def __init__(self, folder: Path, *, keep: int | None, checksums: bool = True) -> None:
+    def __init__(
+        self, folder: Path, *, keep: int | Callable[[Sequence[int]], set[int]] | None, checksums: bool = True
+    ) -> None:
         """Open for writing and keep the last ``keep``; with ``None`` open for reading only, which changes no file.
 
         Args:
+            keep: a number, or a function from the steps that are there to those that are kept.
             checksums: record them, and compare those that are recorded; False saves reading each leaf once more.
         """
         if keep is None:
             options = ocp.CheckpointManagerOptions(read_only=True, create=False)
         else:
             options = ocp.CheckpointManagerOptions(
-                max_to_keep=keep, enable_async_checkpointing=True, create=True, cleanup_tmp_directories=True
+                max_to_keep=keep if isinstance(keep, int) else None,
+                preservation_policy=None if isinstance(keep, int) else _Kept(keep),
+                enable_async_checkpointing=True,
+                create=True,
+                cleanup_tmp_directories=True,
             )
         self.folder = folder
         self.before_commit: Callable[[], None] = _nothing

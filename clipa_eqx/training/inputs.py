@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
-import jax
 from jax.sharding import Mesh
 
 from clipa_eqx.data.array_record_reader import open_records
@@ -30,6 +29,7 @@ from clipa_eqx.evals.evaluation import (
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.models.clip import CLIP
 from clipa_eqx.progress import waiting
+from clipa_eqx.sharding import rows_of_process
 from clipa_eqx.tokenizer.wordpiece import Tokenizer
 
 _log = logging.getLogger(__name__)
@@ -102,17 +102,16 @@ def train_transform(config: ExperimentConfig, tokenizer: Tokenizer) -> TrainTran
 
 
 def train_batches(
-    config: ExperimentConfig, mixture: Mixture, tokenizer: Tokenizer, *, start_step: int
+    config: ExperimentConfig, mixture: Mixture, tokenizer: Tokenizer, *, start_step: int, mesh: Mesh | None = None
 ) -> BatchIterator:
-    """This process's rows of the batches from ``start_step`` on."""
+    """Batches from ``start_step`` on; of a mesh, the rows that the devices of this process hold."""
     return train_stream(
         mixture,
         train_transform(config, tokenizer),
         batch_size=config.batch_size,
         seed=config.seed,
         start_step=start_step,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=None if mesh is None else rows_of_process(config.batch_size, mesh),
         on_bad_record=config.data.on_bad_record,
         config=config.data.stream,
     )

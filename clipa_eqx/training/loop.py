@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from clipa_eqx.agreement import refused_together
 from clipa_eqx.buckets.mirror import local_run
 from clipa_eqx.device_memory import memory_errors
-from clipa_eqx.durations import is_time
+from clipa_eqx.devices import open_devices
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.models.clip import CLIP
 from clipa_eqx.saved.kinds import CHECKPOINTS_NAME, MODEL_NAME
@@ -23,18 +23,22 @@ from clipa_eqx.saved.provenance import TRAINED_HERE, Provenance, Source
 from clipa_eqx.tokenizer.wordpiece import Tokenizer
 from clipa_eqx.training.checkpoint import Checkpoints
 from clipa_eqx.training.device_batches import DeviceBatches
+from clipa_eqx.training.flight import FLIGHT_NAME, open_flight_record
 from clipa_eqx.training.inputs import PlannedEvaluation, evaluate_model, train_batches
 from clipa_eqx.training.live_report import open_live_report
 from clipa_eqx.training.memory import less_memory
 from clipa_eqx.training.preparation import prepare
 from clipa_eqx.training.reporting import Reports, StepNumbers
 from clipa_eqx.training.restoring import resume
+from clipa_eqx.training.retention import BestScore, kept_steps
 from clipa_eqx.training.run_folder import claim_on_all, locked_on_all
 from clipa_eqx.training.space import check_space, explained, tree_bytes
 from clipa_eqx.training.start import first_state
 from clipa_eqx.training.step import Compiler, compile_step
-from clipa_eqx.training.stopping import Interrupted, stop_requests
+from clipa_eqx.training.step_end import StepEnd, pending_numbers
+from clipa_eqx.training.stopping import stop_requests
 from clipa_eqx.training.uploads import uploads
+from clipa_eqx.training.watchdog import Watchdog
 from clipa_eqx.trees import count_params
 
 _log = logging.getLogger(__name__)
@@ -82,32 +86,52 @@ def _train(
     config: ExperimentConfig, workdir: Path, *, devices: Sequence[Any] | None, compiler: Compiler
 ) -> TrainResult:
     """``train`` in a local folder, which may be the copy of a folder in a bucket."""
-    # Refusals come first: until claim_on_all nothing is written.
-    mixture, tokenizer, evaluations, mesh, run, optimizer, abstract, record = prepare(config, workdir, devices=devices)
-    total_steps = run.total_steps
-    space = partial(check_space, workdir, abstract, keep=config.checkpoint.keep, total_steps=total_steps)
-
     with ExitStack() as stack:
+        watchdog = stack.enter_context(Watchdog(seconds=config.watchdog))
+        if devices is None:
+            devices = open_devices()
+        stops = stack.enter_context(stop_requests())
+        # Refusals come first: until claim_on_all nothing is written.
+        watchdog.at("preparing the run")
+        mixture, tokenizer, evaluations, mesh, run, optimizer, abstract, record = prepare(
+            config, workdir, devices=devices
+        )
+        stops.check_start()
+        total_steps = run.total_steps
+        space = partial(check_space, workdir, abstract, keep=config.checkpoint.keep, total_steps=total_steps)
         stack.enter_context(memory_errors("training", advice=less_memory(config, devices=mesh.size)))
         check_lock = stack.enter_context(locked_on_all(workdir, record, check=space))
         stack.enter_context(jax.set_mesh(mesh))
-        is_stop_requested = stack.enter_context(stop_requests())
-        with refused_together():
+        with watchdog.phase("compiling the step"), refused_together():
             step_fn = compiler(config, optimizer, abstract, mesh)
+        stops.check_start()
         claim_on_all(workdir, record)
         upload = stack.enter_context(uploads(workdir, check_lock=check_lock))
+        watchdog.folder = workdir / FLIGHT_NAME
+        best = BestScore(config.checkpoint.keep_best)
         checkpoints = stack.enter_context(
-            Checkpoints(workdir / CHECKPOINTS_NAME, keep=config.checkpoint.keep, checksums=config.checkpoint.checksums)
+            Checkpoints(
+                workdir / CHECKPOINTS_NAME,
+                keep=lambda steps: kept_steps(steps, config.checkpoint, best=best.step),
+                checksums=config.checkpoint.checksums,
+            )
         )
         checkpoints.before_commit = upload
-        resumed = resume(checkpoints, abstract, mesh, record)
-        if resumed is not None:
-            state, start = resumed.state, resumed.step
-        else:
-            state = first_state(config, optimizer, abstract=abstract, mesh=mesh, vocab_sha256=tokenizer.vocab_sha256)
-            start = int(state.step)
-        rows = stack.enter_context(train_batches(config, mixture, tokenizer, start_step=start))
+        with watchdog.phase("restoring or making the first state"):
+            resumed = resume(checkpoints, abstract, mesh, record)
+            if resumed is not None:
+                state, start = resumed.state, resumed.step
+            else:
+                vocab = tokenizer.vocab_sha256
+                state = first_state(config, optimizer, abstract=abstract, mesh=mesh, vocab_sha256=vocab)
+                start = int(state.step)
+        about = resumed.about if resumed else {}
+        best.resume(about)
+        stops.check_start()
+        rows = stack.enter_context(train_batches(config, mixture, tokenizer, start_step=start, mesh=mesh))
         batches = DeviceBatches(rows, mesh)
+        flight = stack.enter_context(open_flight_record(config, workdir, mesh))
+        watchdog.write = flight.write
         page = partial(
             open_live_report,
             config=config,
@@ -118,60 +142,71 @@ def _train(
             parameters=count_params(abstract.model),
             total_steps=total_steps,
         )
-        about = resumed.about if resumed else {}
+        resumed_numbers = pending_numbers(about, step=start)
+        logged = start if resumed_numbers is None else start - 1
         reports = stack.enter_context(
-            Reports(config, workdir, run, start=start, devices=mesh.size, before=about, page=page)
+            Reports(
+                config,
+                workdir,
+                run,
+                start=start,
+                logged=logged,
+                devices=mesh.size,
+                before=about,
+                flight=flight,
+                page=page,
+            )
+        )
+        end_step = StepEnd(
+            config=config,
+            total_steps=total_steps,
+            evaluations=evaluations,
+            score=partial(_score, config, tokenizer=tokenizer, mesh=mesh),
+            record=record,
+            check_lock=check_lock,
+            reports=reports,
+            checkpoints=checkpoints,
+            best=best,
+            stops=stops,
+            watchdog=watchdog,
         )
 
+        watchdog.at("waiting for the first batch")
         batch = batches.take() if start < total_steps else None
+        stops.check_start()
+        stops.has_begun = True
+        if resumed_numbers is not None:  # the evaluations of this step were interrupted
+            end_step(state, resumed_numbers)
         pending: StepNumbers | None = None
         for step in range(start + 1, total_steps + 1):
             assert batch is not None
+            flight.started(step, batch.sample_id)
             state, metrics = step_fn(state, batch.arrays)
             previous, pending = pending, StepNumbers(step, {**metrics, **batch.counts}, batch.sample_id)
             # While the devices work on this step, fetch the next batch and read the numbers of the previous step.
+            watchdog.at(f"waiting for the batch of step {step + 1}")
             batch = batches.take(running=metrics["loss"]) if step < total_steps else None
             reports.throughput.starved(batch.starved_seconds if batch else 0.0)
             check_lock()
             checkpoints.check()
+            watchdog.at(f"waiting for the numbers of step {step - 1 if previous else step}")
             if previous is not None:
                 reports.finish(previous, last_checkpoint=checkpoints.last_saved)
-
-            due = [one for one in evaluations if _is_due(one, step, total_steps)]
-            is_stop = is_stop_requested(step)
-            is_saved = is_stop or is_time(
-                step, every_steps=config.checkpoint.every_steps, total_steps=total_steps, first=False
-            )
-            if due or is_saved:
-                with reports.throughput.paused(metrics):
-                    scores = _score(config, due, state.model, tokenizer, mesh)
-                # Write the log line before the checkpoint, so that after a resume each step appears exactly once.
-                reports.finish(pending, last_checkpoint=checkpoints.last_saved, extra=scores)
+                watchdog.stepping()
+            if end_step(state, pending):
                 pending = None
-                if is_saved:
-                    check_lock()  # scoring may have taken long
-                    with reports.throughput.paused(metrics):
-                        checkpoints.save(state, step=step, about={**record, **reports.about()})
-            if is_stop and step < total_steps:
-                checkpoints.wait()
-                raise Interrupted(
-                    f"stopped after step {step} of {total_steps} and saved; run the same command again to resume"
-                )
+                watchdog.stepping()
+        watchdog.at("waiting for the last checkpoint")
         checkpoints.wait()
         check_lock()
-        folder = _save_final_model(config, workdir, state.model, tokenizer, record=record, steps=total_steps)
-        upload()
+        with watchdog.phase("writing the model"):
+            folder = _save_final_model(config, workdir, state.model, tokenizer, record=record, steps=total_steps)
+            upload()
         return TrainResult(total_steps, reports.last, folder)
 
 
-def _is_due(planned: PlannedEvaluation, step: int, total_steps: int) -> bool:
-    return step == total_steps or is_time(
-        step, every_steps=planned.evaluation.config.every_steps, total_steps=total_steps, first=False
-    )
-
-
 def _score(
-    config: ExperimentConfig, due: Sequence[PlannedEvaluation], model: CLIP, tokenizer: Tokenizer, mesh: Mesh
+    config: ExperimentConfig, due: Sequence[PlannedEvaluation], model: CLIP, *, tokenizer: Tokenizer, mesh: Mesh
 ) -> dict[str, float]:
     scores: dict[str, float] = {}
     for one in due:

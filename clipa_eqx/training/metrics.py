@@ -65,8 +65,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in _lines(path)]
 
 
-def to_host(metrics: Mapping[str, jax.Array]) -> dict[str, Any]:
-    """Device metrics as plain numbers and lists; waits for the step that computes them."""
+def to_host(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Metrics as plain numbers and lists; waits for the step that computes them on the devices."""
     values = {name: np.asarray(value, np.float64) for name, value in jax.device_get(dict(metrics)).items()}
     return {name: value.tolist() for name, value in values.items()}
 

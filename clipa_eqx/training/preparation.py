@@ -9,13 +9,15 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from clipa_eqx.agreement import refused_together
+from clipa_eqx.agreement import check_same_entries, refused_together
 from clipa_eqx.data.mixture import Mixture
 from clipa_eqx.devices import in_words, open_devices
 from clipa_eqx.durations import RunLength
 from clipa_eqx.errors import counted
+from clipa_eqx.evals.code_version import code_digest
 from clipa_eqx.experiment import ExperimentConfig
-from clipa_eqx.models.clip import abstract_clip
+from clipa_eqx.json_config import flat
+from clipa_eqx.models.clip import CLIPConfig, abstract_clip
 from clipa_eqx.optim import make_optimizer
 from clipa_eqx.progress import waiting
 from clipa_eqx.saved.kinds import CHECKPOINTS_NAME
@@ -66,6 +68,8 @@ def prepare(config: ExperimentConfig, workdir: Path, *, devices: Sequence[Any] |
     """
     chosen = open_devices() if devices is None else devices
     _log.info("training on %s", in_words(chosen))
+    # First, because other code may communicate in another order.
+    check_same_entries({"SHA-256 of clipa_eqx": code_digest(), "JAX": jax.__version__}, what="versions of the code")
     with refused_together():
         mesh = make_mesh(config.mesh, devices=chosen)
         check_batch(config.batch_size, mesh)
@@ -87,9 +91,25 @@ def prepare(config: ExperimentConfig, workdir: Path, *, devices: Sequence[Any] |
             check_claim(workdir, record)
         if not committed_steps(workdir / CHECKPOINTS_NAME):  # a resumed run no longer needs what it started from
             check_init(config, abstract, vocab_sha256=tokenizer.vocab_sha256, total_steps=run.total_steps)
+    _warn_of_uneven_heads(config.model, mesh)
+    # Before the evaluations are read together, as many of them on each process.
+    check_same_entries(dict(flat(record)), what="configs, data or vocabularies")
     evaluations = read_evaluations(config, evaluations, tokenizer)
     log_inputs(config, mixture, evaluations, tokenizer)
     _log.info("%s: %s parameters, mesh %s", workdir, f"{count_params(model):,}", dict(mesh.shape))
     steps, records = counted(run.total_steps, "step"), counted(len(mixture), "record")
     _log.info("%s of %s from %s", steps, counted(config.batch_size, "pair"), records)
     return Prepared(mixture, tokenizer, evaluations, mesh, run, optimizer, abstract, record)
+
+
+def _warn_of_uneven_heads(model: CLIPConfig, mesh: Mesh) -> None:
+    """Warn of a tensor axis that divides the heads or the hidden layers of a tower unevenly."""
+    parts = mesh.shape["tensor"]
+    for name, blocks in (("image", model.image.blocks), ("text", model.text.blocks)):
+        for count, what in ((blocks.heads, "heads"), (blocks.mlp_dim, "values of the hidden layers")):
+            if count % parts:
+                _log.warning(
+                    "mesh.tensor %d does not divide the %d %s of the %s tower: its devices exchange more, or do the "
+                    "same work; use a divisor of %d",
+                    *(parts, count, what, name, count),
+                )

@@ -1,5 +1,6 @@
 """Reports of a run: metric log, progress bar, page, trackers, and the error for non-finite numbers."""
 
+import logging
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from clipa_eqx.commands import command_line
 from clipa_eqx.data.stream import check_substituted
 from clipa_eqx.durations import RunLength, is_time
 from clipa_eqx.errors import NonFiniteError
@@ -19,22 +21,26 @@ from clipa_eqx.progress import progress_bar
 from clipa_eqx.saved.kinds import METRICS_NAME
 from clipa_eqx.tokenizer.unknown import CAPTION_ADVICE, PACKAGED, warn_of_unknown
 from clipa_eqx.training.device_batches import COUNTED
+from clipa_eqx.training.flight import FlightRecord
 from clipa_eqx.training.live_report import LiveReport
 from clipa_eqx.training.metrics import MetricLog, Throughput, is_finite, read_metrics, to_host
+from clipa_eqx.training.non_finite import MOST_SKIPS, SKIPPED, too_many_skips
 from clipa_eqx.training.tensorboard import FOLDER_NAME, EventLog
 from clipa_eqx.training.trackers import open_wandb
+
+_log = logging.getLogger(__name__)
 
 
 class StepNumbers(NamedTuple):
     """The numbers of one step.
 
     Attributes:
-        metrics: on the devices; they include the sums of the columns ``COUNTED`` of the batch.
+        metrics: on the devices, or read already; they include the sums of the columns ``COUNTED`` of the batch.
         sample_id: the records of this process's rows.
     """
 
     step: int
-    metrics: Mapping[str, jax.Array]
+    metrics: Mapping[str, Any]
     sample_id: np.ndarray
 
 
@@ -50,12 +56,16 @@ class Reports:
         start: int,
         devices: int,
         before: Mapping[str, Any] | None = None,
+        logged: int | None = None,
+        flight: FlightRecord | None = None,
         page: Callable[[Sequence[Mapping[str, Any]]], LiveReport] | None = None,
     ) -> None:
         """Open the log of a run that starts after step ``start``, on so many devices over all processes.
 
         Args:
             before: ``about`` of the checkpoint that the run resumes from.
+            logged: the last step whose line may be in the log; ``start`` by default.
+            flight: gets the numbers of each step.
             page: opens the report in the run folder, from the lines of the metric log so far; called by process 0.
         """
         # A run that took over the optimizer of another one starts late.
@@ -64,9 +74,13 @@ class Reports:
         self._config, self._run, self._workdir = config, run, workdir
         self._is_writer = jax.process_index() == 0
         self.bad_records: int = int(before.get("bad_records", 0))
+        self.skipped_steps: int = int(before.get("skipped_steps", 0))
+        self._skips_in_a_row: int = int(before.get("skips_in_a_row", 0))
         self._last_logged = before.get("last_logged")
         self.last: dict[str, Any] = {}
-        self._log = MetricLog(workdir / METRICS_NAME, step=start, last=self._last_logged) if self._is_writer else None
+        self._flight = flight
+        logged = start if logged is None else logged
+        self._log = MetricLog(workdir / METRICS_NAME, step=logged, last=self._last_logged) if self._is_writer else None
         self._track: Callable[[int, Mapping[str, Any]], None] | None = None
         if self._is_writer and config.wandb is not None:
             self._track = open_wandb(config.wandb, workdir)
@@ -93,7 +107,26 @@ class Reports:
 
     def about(self) -> dict[str, Any]:
         """The entries of a checkpoint's ``about`` that continue the reports of a resumed run."""
-        return {"bad_records": self.bad_records, "last_logged": self._last_logged}
+        return {
+            "bad_records": self.bad_records,
+            "last_logged": self._last_logged,
+            "skipped_steps": self.skipped_steps,
+            "skips_in_a_row": self._skips_in_a_row,
+        }
+
+    def check(self, numbers: StepNumbers, *, last_checkpoint: Callable[[], str | None]) -> dict[str, Any]:
+        """Wait for a step's numbers and check them; returns them as plain numbers and lists.
+
+        Raises:
+            NonFiniteError: loss, gradient or update is NaN or infinite, and the step did not skip its update; names
+                step, samples and last checkpoint.
+        """
+        values = to_host(numbers.metrics)
+        if self._flight is not None:
+            self._flight.finished(numbers.step, values)
+        if not values.get(SKIPPED) and not is_finite(values):
+            raise NonFiniteError(self._alarm(numbers, values, last_checkpoint()))
+        return values
 
     def finish(
         self, numbers: StepNumbers, *, last_checkpoint: Callable[[], str | None], extra: Mapping[str, Any] | None = None
@@ -101,12 +134,13 @@ class Reports:
         """Wait for a step's numbers, check them, and write them if the step is logged or has ``extra``.
 
         Raises:
-            NonFiniteError: loss, gradient or update is NaN or infinite; names step, samples and last checkpoint.
+            NonFiniteError: as ``check``, or too many steps in a row were skipped.
             DataError: too many records of the step were bad; on all processes at the same step.
         """
-        step, values = numbers.step, to_host(numbers.metrics)
-        if not is_finite(values):
-            raise NonFiniteError(self._alarm(numbers, values, last_checkpoint()))
+        step, values = numbers.step, self.check(numbers, last_checkpoint=last_checkpoint)
+        # The optimizer counts the updates that it made, which decides the learning rate.
+        updates = step - 1 - self.skipped_steps
+        self._count_skip(numbers, values, last_checkpoint=last_checkpoint)
         truncated, substituted, pieces, unknown = (int(values.pop(name)) for name in COUNTED)
         check_substituted(substituted, step=step, batch_size=self._config.batch_size)
         self.bad_records += substituted
@@ -114,7 +148,7 @@ class Reports:
         if not (self.is_logged(step) or extra):
             return
         config = self._config
-        rates = learning_rates(config.optim, step - 1, self._run)
+        rates = learning_rates(config.optim, updates, self._run)
         samples = step * config.batch_size
         line = {
             **values,
@@ -125,6 +159,7 @@ class Reports:
             "truncated_fraction": truncated / config.batch_size,
             "unknown_fraction": unknown / max(1, pieces),
             **({"bad_records": self.bad_records} if config.data.on_bad_record == "substitute" else {}),
+            **({"skipped_steps": self.skipped_steps} if config.on_non_finite == "skip" else {}),
             **(extra or {}),
             **self.throughput.rates(step),
             "time": time.time(),
@@ -151,14 +186,37 @@ class Reports:
         shown = {"loss": values["loss"], "acc": values["accuracy"], "img/s": line["images_per_second"]}
         self._bar.set_postfix({name: f"{value:.4g}" for name, value in shown.items()}, refresh=False)
 
-    def _alarm(self, numbers: StepNumbers, values: Mapping[str, Any], last_checkpoint: str | None) -> str:
+    def _count_skip(
+        self, numbers: StepNumbers, values: dict[str, Any], *, last_checkpoint: Callable[[], str | None]
+    ) -> None:
+        is_skipped = bool(values.pop(SKIPPED, 0))
+        self.skipped_steps += is_skipped
+        self._skips_in_a_row = self._skips_in_a_row + 1 if is_skipped else 0
+        if is_skipped and self._skips_in_a_row < MOST_SKIPS:
+            what, found = self._finding(numbers, values), self._advice_to_replay(numbers.step)
+            if self._flight is not None:
+                self._flight.write(f"{what}; its update is skipped")
+            _log.warning("%s; its update is skipped, as %d of this run so far. %s", what, self.skipped_steps, found)
+        elif is_skipped:
+            alarm = self._alarm(numbers, values, last_checkpoint())
+            raise NonFiniteError(too_many_skips(self._skips_in_a_row, step=numbers.step, alarm=alarm))
+
+    def _finding(self, numbers: StepNumbers, values: Mapping[str, Any]) -> str:
         first = (numbers.step - 1) * self._config.batch_size
         bad = ", ".join(f"{name}={values[name]}" for name in ("loss", "grad_norm", "update_norm"))
-        back = last_checkpoint or "there is no checkpoint yet"
         return (
             f"step {numbers.step} gave {bad} on samples {first} to {first + self._config.batch_size - 1} "
-            f"(records {', '.join(map(str, numbers.sample_id[:8]))}, ...); {back}. Look at those records, or "
-            f"{self._way_out(has_checkpoint=last_checkpoint is not None)}"
+            f"(records {', '.join(map(str, numbers.sample_id[:8]))}, ...)"
+        )
+
+    def _advice_to_replay(self, step: int) -> str:
+        return f"`{command_line('replay', self._workdir, step)}` finds the record"
+
+    def _alarm(self, numbers: StepNumbers, values: Mapping[str, Any], last_checkpoint: str | None) -> str:
+        back = last_checkpoint or "there is no checkpoint yet"
+        return (
+            f"{self._finding(numbers, values)}; {back}. {self._advice_to_replay(numbers.step)}. Look at those records, "
+            f"or {self._way_out(has_checkpoint=last_checkpoint is not None)}"
         )
 
     def _way_out(self, *, has_checkpoint: bool) -> str:
@@ -171,7 +229,8 @@ class Reports:
             start = f"--init-from {shlex.quote(str(self._workdir))} (the optimizer then starts at step 0) and "
         else:
             start = ""
-        return f"start a new --workdir with {start}--optim.peak-lr below {optim.peak_lr:g}, {clip} or {cap}"
+        skip = "skip the step with --on-non-finite skip, or " if self._config.on_non_finite == "stop" else ""
+        return f"{skip}start a new --workdir with {start}--optim.peak-lr below {optim.peak_lr:g}, {clip} or {cap}"
 
     def __enter__(self) -> "Reports":
         return self

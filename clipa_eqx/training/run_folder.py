@@ -29,7 +29,8 @@ from clipa_eqx.training.space import write_error
 
 _log = logging.getLogger(__name__)
 
-# Fields that may change when a run is resumed: paths, mesh, logging and checkpoints. None of them changes a number.
+# Fields that may change when a run is resumed: paths, mesh, the loss's algorithm, logging, checkpoints, what happens at a
+# fault. None of them changes a number that was computed before, or others except by rounding.
 _FREE = (
     "mesh",
     "data/sources/*/folder",
@@ -37,9 +38,14 @@ _FREE = (
     "data/on_bad_record",
     "data/stream",
     "log_every_steps",
+    "loss/algorithm",
+    "loss/chunk",
     "checkpoint",
     "wandb",
     "tensorboard",
+    "on_non_finite",
+    "watchdog",
+    "flight_steps",
     "zero_shot",
     "retrieval",
     "contrastive",
@@ -126,7 +132,6 @@ def locked_on_all(
     Raises:
         CheckpointError: process 0 could not; on every process, so that none waits forever.
     """
-    _check_same_everywhere(record)
     problem: CheckpointError | None = None
     lock: RunLock | BucketLock | None = None
     with ExitStack() as stack:
@@ -156,18 +161,6 @@ def claim_on_all(workdir: Path, record: Mapping[str, Any]) -> None:
         except OSError as error:
             problem = write_error(f"run folder {workdir} cannot be written", error, folder=workdir)
     _raise_on_all(workdir, problem)
-
-
-def _check_same_everywhere(record: Mapping[str, Any]) -> None:
-    """Raise CheckpointError on every process if the processes were given different runs."""
-    if jax.process_count() > 1:
-        digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).digest()[:4]
-        digests = multihost_utils.process_allgather(np.frombuffer(digest, np.uint32))
-        if len(np.unique(digests)) > 1:
-            raise CheckpointError(
-                "the processes were given different configs, data or vocabularies; start all of them with the same "
-                f"command on the same files (this is process {jax.process_index()})"
-            )
 
 
 def _raise_on_all(workdir: Path, problem: CheckpointError | None) -> None:

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,8 @@ from jaxtyping import Array, Float, Int32, PRNGKeyArray, UInt8
 
 from clipa_eqx.device_memory import GIB, memory_of
 from clipa_eqx.experiment import ExperimentConfig
-from clipa_eqx.losses import sharded_softmax_contrastive, softmax_contrastive
+from clipa_eqx.losses.config import LossConfig
+from clipa_eqx.losses.contrastive import contrastive_loss
 from clipa_eqx.models.clip import CLIP
 from clipa_eqx.models.device_pixels import normalize_on_device
 from clipa_eqx.models.layers import l2_normalize
@@ -23,11 +24,11 @@ from clipa_eqx.optim import cap_temperature
 from clipa_eqx.precision import Precision
 from clipa_eqx.progress import LINE_EVERY, waiting
 from clipa_eqx.sharding import BATCH_AXES, batch_sharding, replicated, shardings_for
+from clipa_eqx.training import non_finite
 from clipa_eqx.training.memory import check_step_fits
 from clipa_eqx.training.norms import norms
 from clipa_eqx.training.state import TrainState
 
-LossKind = Literal["global", "sharded"]
 Metrics = dict[str, Array]
 TrainStep = Callable[[TrainState, Mapping[str, Array]], tuple[TrainState, Metrics]]
 """``(state, batch) -> (state, metrics)``; the metrics stay on the devices."""
@@ -36,6 +37,7 @@ Compiler = Callable[[ExperimentConfig, optax.GradientTransformation, TrainState,
 """``(config, optimizer, abstract state, mesh) -> step``, as ``compile_step``."""
 
 _log = logging.getLogger(__name__)
+_SOFTMAX = LossConfig()
 
 
 class BatchLoss(NamedTuple):
@@ -55,7 +57,7 @@ def batch_loss(
     key: PRNGKeyArray | None,
     precision: Precision,
     mesh: Mesh | None = None,
-    kind: LossKind = "global",
+    loss_config: LossConfig = _SOFTMAX,
 ) -> BatchLoss:
     """Contrastive loss of a batch. With a key, masking, dropout and drop path are on, with one key per row and tower.
 
@@ -63,25 +65,27 @@ def batch_loss(
     under ``jax.set_mesh(mesh)``; activations are pinned to the axes that split the batch.
     """
     axes = None if mesh is None else BATCH_AXES
-    towers = precision.to_compute(model)
-    pixels = normalize_on_device(images).astype(precision.compute)
+    towers, dtype = precision.for_towers(model), precision.compute
+    pixels = normalize_on_device(images).astype(dtype)
     if key is None:
         image = jax.vmap(towers.image, spmd_axis_name=axes)(pixels)
-        text = jax.vmap(towers.text, spmd_axis_name=axes)(tokens)
+        text = jax.vmap(lambda x: towers.text(x, dtype=dtype), spmd_axis_name=axes)(tokens)
     else:
         k_image, k_text = (jr.split(k, images.shape[0]) for k in jr.split(key))
         image = jax.vmap(lambda x, k: towers.image(x, key=k), spmd_axis_name=axes)(pixels, k_image)
-        text = jax.vmap(lambda x, k: towers.text(x, key=k), spmd_axis_name=axes)(tokens, k_text)
+        text = jax.vmap(lambda x, k: towers.text(x, key=k, dtype=dtype), spmd_axis_name=axes)(tokens, k_text)
     image, text = (z.astype(jnp.float32) for z in (image, text))
     z_image, z_text = jax.vmap(l2_normalize)(image), jax.vmap(l2_normalize)(text)
     if mesh is not None:
         z_image, z_text = (jax.lax.with_sharding_constraint(z, PartitionSpec(BATCH_AXES)) for z in (z_image, z_text))
-    if kind == "sharded" and mesh is not None:
-        out = sharded_softmax_contrastive(
-            z_image, z_text, log_temperature=model.log_temperature, mesh=mesh, axis_names=BATCH_AXES
-        )
-    else:
-        out = softmax_contrastive(z_image, z_text, log_temperature=model.log_temperature)
+    out = contrastive_loss(
+        z_image,
+        z_text,
+        log_temperature=model.log_temperature,
+        bias=model.bias,
+        config=loss_config,
+        mesh=mesh,
+    )
     return BatchLoss(
         loss=out.loss,
         accuracy=out.accuracy,
@@ -102,8 +106,9 @@ def make_train_step(
     mesh: Mesh,
     seed: int,
     precision: Precision,
-    kind: LossKind = "global",
+    loss_config: LossConfig = _SOFTMAX,
     max_temperature: float | None = None,
+    on_non_finite: non_finite.OnNonFinite = "stop",
 ) -> jax.stages.Wrapped:
     """The jitted step, a ``TrainStep`` that can also be lowered; the state is donated.
 
@@ -120,13 +125,15 @@ def make_train_step(
                 key=step_key(seed, state.step),
                 precision=precision,
                 mesh=mesh,
-                kind=kind,
+                loss_config=loss_config,
             )
             return out.loss, out
 
         grads, out = jax.grad(loss, has_aux=True)(state.model)
         params: Any = state.model
-        updates, opt_state = optimizer.update(grads, state.opt_state, params)
+        updates, opt_state, skipped = non_finite.update(
+            optimizer, grads, state.opt_state, params, loss=out.loss, on_non_finite=on_non_finite
+        )
         model: Any = cap_temperature(optax.apply_updates(params, updates), max_temperature)
         metrics = {
             "loss": out.loss,
@@ -137,6 +144,7 @@ def make_train_step(
             **norms("grad_norm", grads),
             **norms("param_norm", model),
             **norms("update_norm", updates),
+            **skipped,
         }
         return TrainState(model=model, opt_state=opt_state, step=state.step + 1), metrics
 
@@ -173,8 +181,9 @@ def compile_step(
         mesh=mesh,
         seed=config.seed,
         precision=config.precision,
-        kind=config.loss,
+        loss_config=config.loss,
         max_temperature=config.optim.max_temperature,
+        on_non_finite=config.on_non_finite,
     )
     rows, size, length = config.batch_size, config.model.image.image_size, config.model.text.length
     batch = {

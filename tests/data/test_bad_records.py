@@ -6,7 +6,7 @@ import logging
 import numpy as np
 import pytest
 from support import tiny_runs
-from support.streams import ON_DEMAND, assert_same_batches, concatenate, write_numbered
+from support.streams import ON_DEMAND, assert_same_batches, concatenate, share, write_numbered
 
 from clipa_eqx.data.array_record_reader import open_records
 from clipa_eqx.data.array_record_writer import write_records
@@ -110,7 +110,7 @@ def test_substitution_changes_the_bad_rows_only(tmp_path, sources):
 
 @pytest.mark.parametrize("processes", [2, 3, 8])
 def test_substitutes_do_not_depend_on_processes_or_start(mixture, reference, processes):
-    parts = [take(mixture, 7, process_index=p, process_count=processes, start_step=5) for p in range(processes)]
+    parts = [take(mixture, 7, rows=share(24, p, processes), start_step=5) for p in range(processes)]
     assert_same_batches(concatenate(parts), reference[5:])
 
 
@@ -141,7 +141,7 @@ def test_bad_records_that_are_all_in_one_process_stop_no_process(sources, proces
     options = {"batch_size": 24, "seed": 5, "on_bad_record": "substitute", "config": ON_DEMAND}
     marked = []
     for process in range(processes):
-        with train_stream(sources[0], reject, process_index=process, process_count=processes, **options) as stream:
+        with train_stream(sources[0], reject, rows=share(24, process, processes), **options) as stream:
             marked.extend(next(stream)["substituted"].tolist())
     assert marked == [True, True] + [False] * 22
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.streams import ON_DEMAND, assert_same_batches, concatenate, write_numbered
+from support.streams import ON_DEMAND, assert_same_batches, concatenate, share, write_numbered
 
 from clipa_eqx.data.array_record_reader import open_records
 from clipa_eqx.data.array_record_writer import write_records
@@ -73,7 +73,7 @@ def test_a_mixture_does_not_depend_on_processes_threads_or_start(mixture, refere
     config = StreamConfig(threads=threads)
     parts = []
     for p in range(processes):
-        options = {"process_index": p, "process_count": processes, "start_step": start, "config": config}
+        options = {"rows": share(24, p, processes), "start_step": start, "config": config}
         with train_stream(mixture, random_row, batch_size=24, seed=3, **options) as stream:
             parts.append([next(stream) for _ in range(2)])
     assert_same_batches(concatenate(parts), reference[start : start + 2])

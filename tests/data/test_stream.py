@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.streams import ON_DEMAND, assert_same_batches, concatenate, write_numbered
+from support.streams import ON_DEMAND, assert_same_batches, concatenate, share, write_numbered
 
 from clipa_eqx.data.array_record_reader import open_records
 from clipa_eqx.data.array_record_writer import write_records
@@ -48,7 +48,7 @@ def take(stream, count):
 def global_batches(source, *, processes, steps, **options):
     """Concatenated batches of all processes."""
     parts = [
-        take(train_stream(source, random_row, process_index=p, process_count=processes, **options), steps)
+        take(train_stream(source, random_row, rows=share(options["batch_size"], p, processes), **options), steps)
         for p in range(processes)
     ]
     return concatenate(parts)
@@ -162,8 +162,9 @@ def test_evaluation_batches_are_the_global_batches(sources):
     ("options", "message"),
     [
         ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"batch_size": 6, "process_count": 4}, "batch_size 6 is not a multiple of 4 processes"),
-        ({"process_index": 2, "process_count": 2}, "process_index"),
+        ({"rows": range(2, 5)}, "in a batch of 4, got range"),
+        ({"rows": range(2, 2)}, "in a batch of 4, got range"),
+        ({"rows": range(0, 4, 2)}, "of step 1"),
         ({"start_step": -1}, "start_step"),
         ({"seed": -1}, "seed"),
     ],

@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 from support.image_files import encode
-from support.streams import ON_DEMAND, assert_same_batches, concatenate
+from support.streams import ON_DEMAND, assert_same_batches, concatenate, share
 
 from clipa_eqx.data.array_record_reader import open_records
 from clipa_eqx.data.array_record_writer import write_records
@@ -120,11 +120,11 @@ def mixed(tmp_path_factory):
 )
 def test_images_and_tokens_do_not_depend_on_processes_workers_or_start(mixed, processes, workers, start):
     mixture, expected = mixed
-    options = {"batch_size": 24, "seed": 3, "start_step": start, "process_count": processes}
+    options = {"batch_size": 24, "seed": 3, "start_step": start}
     config = StreamConfig(workers=workers, threads=2)
     parts = []
     for process in range(processes):
-        with train_stream(mixture, ALL_RANDOM, **options, process_index=process, config=config) as stream:
+        with train_stream(mixture, ALL_RANDOM, **options, rows=share(24, process, processes), config=config) as stream:
             parts.append([next(stream) for _ in range(3)])
     assert_same_batches(concatenate(parts), expected[start : start + 3])
 

@@ -18,6 +18,7 @@ from support.tiny_models import tiny_run
 from clipa_eqx.durations import Duration, RunLength
 from clipa_eqx.experiment import InitConfig
 from clipa_eqx.json_config import to_json
+from clipa_eqx.losses.config import LossConfig
 from clipa_eqx.models.clip import abstract_clip
 from clipa_eqx.models.device_pixels import normalize_on_device
 from clipa_eqx.optim import make_optimizer
@@ -134,7 +135,7 @@ def test_a_run_of_the_reference_goes_on_to_its_recorded_parameters(checkpoint, t
             mesh=mesh,
             seed=0,
             precision=Precision(),
-            kind="sharded" if recorded["config"]["local_loss"] else "global",
+            loss_config=LossConfig(algorithm="sharded" if recorded["config"]["local_loss"] else "global"),
         )
         compared = 0
         for row in (row for row in recorded["metrics"] if row["step"] > start):

@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec
 from support import goldens
 from support.meshes import mesh_of
 
-from clipa_eqx.losses import local_softmax_contrastive, sharded_softmax_contrastive, softmax_contrastive
+from clipa_eqx.losses.softmax import local_softmax_contrastive, sharded_softmax_contrastive, softmax_contrastive
 
 goldens.require("loss")
 

@@ -16,6 +16,8 @@ from clipa_eqx.errors import ConfigError
 from clipa_eqx.evals.zero_shot import ZeroShotConfig
 from clipa_eqx.experiment import CheckpointConfig, DataConfig, DataSource, ExperimentConfig, InitConfig, WandbConfig
 from clipa_eqx.json_config import LATER_FIELDS, from_json, to_json
+from clipa_eqx.losses.config import LossConfig
+from clipa_eqx.models.clip import CLIPConfig
 from clipa_eqx.optim import OptimConfig
 from clipa_eqx.schedules import Cosine, Polynomial, Rsqrt, Stair
 
@@ -162,7 +164,14 @@ def test_a_recorded_run_of_version_0_1_0_is_read_with_the_fields_that_came_later
     """A new field of a config needs its row in ``LATER_FIELDS``, or nobody's run folder can be read."""
     record = json.loads(Path(__file__).with_name("run_of_0_1_0.json").read_text(encoding="utf-8"))
     config = from_json(ExperimentConfig, record)
-    assert (config.tensorboard, config.checkpoint.checksums) == (False, True)
+    assert (config.on_non_finite, config.checkpoint.keep_every_steps, config.checkpoint.keep_best) == (
+        "stop",
+        None,
+        None,
+    )
+    assert (config.tensorboard, config.checkpoint.checksums, config.model.bias) == (False, True, None)
+    assert record["loss"] == "sharded"
+    assert config.loss == LossConfig(kind="softmax", algorithm="sharded")
     assert config.init is not None
     assert config.init.text_rows == "resample"
     assert [one.commas_in_names for one in config.zero_shot] == [False]
@@ -170,9 +179,9 @@ def test_a_recorded_run_of_version_0_1_0_is_read_with_the_fields_that_came_later
 
 
 def test_fields_that_came_later_exist_and_are_recorded_from_now_on():
-    assert {cls.__name__: cls for cls in (CheckpointConfig, ExperimentConfig, InitConfig, ZeroShotConfig)}.keys() >= {
-        name for name, _ in LATER_FIELDS
-    }
+    assert {
+        cls.__name__: cls for cls in (CheckpointConfig, CLIPConfig, ExperimentConfig, InitConfig, ZeroShotConfig)
+    }.keys() >= {name for name, _ in LATER_FIELDS}
     recorded = to_json(tiny_run(checkpoint=CheckpointConfig(checksums=False), tensorboard=True))
     assert from_json(ExperimentConfig, recorded).tensorboard
     assert not from_json(ExperimentConfig, recorded).checkpoint.checksums

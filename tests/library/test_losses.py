@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support.meshes import mesh_of
 
 from clipa_eqx.errors import ConfigError, ShardingError
-from clipa_eqx.losses import sharded_softmax_contrastive, softmax_contrastive
+from clipa_eqx.losses.softmax import sharded_softmax_contrastive, softmax_contrastive
 
 LOG_TEMPERATURE = jnp.log(jnp.asarray(1 / 0.07))
 

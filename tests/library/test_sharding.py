@@ -1,7 +1,7 @@
 """Meshes change on which devices arrays are, and no results; meshes that do not fit are refused."""
 
-import dataclasses
 import functools
+import re
 
 import jax
 import jax.random as jr
@@ -14,6 +14,7 @@ from support.tiny_models import tiny_clip_config
 
 from clipa_eqx.durations import Duration, RunLength
 from clipa_eqx.errors import ConfigError, ShardingError
+from clipa_eqx.losses.config import LossConfig
 from clipa_eqx.models.clip import CLIP, abstract_clip
 from clipa_eqx.models.presets import PRESETS, preset
 from clipa_eqx.optim import OptimConfig, make_optimizer
@@ -21,6 +22,7 @@ from clipa_eqx.precision import Precision
 from clipa_eqx.sharding import (
     RULES,
     MeshConfig,
+    batch_sharding,
     check_batch,
     describe_shardings,
     make_mesh,
@@ -38,19 +40,30 @@ RTOL = 1e-5  # float32: meshes differ in the order of sums
 
 
 @functools.cache
-def run(data, fsdp, *, loss="global"):
+def run(data, fsdp, tensor=1, *, algorithm="global"):
     config = tiny_runs.run_config(
         model=tiny_clip_config(**tiny_runs.STOCHASTIC),
-        mesh=MeshConfig(data=data, fsdp=fsdp),
-        loss=loss,
+        mesh=MeshConfig(data=data, fsdp=fsdp, tensor=tensor),
+        loss=LossConfig(algorithm=algorithm),
         duration=Duration(steps=STEPS),
     )
-    return tiny_runs.drive(config, devices=data * fsdp, steps=STEPS)
+    return tiny_runs.drive(config, devices=data * fsdp * tensor, steps=STEPS)
 
 
-@pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (1, 8), (4, 2)])
-def test_meshes_give_the_losses_and_samples_of_one_device(data, fsdp):
-    one, many = run(1, 1), run(data, fsdp)
+# 8 parts of "tensor" are more than the 2 heads, and 3 divide nothing: both still compute the same.
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        (8, 1),
+        (1, 8),
+        (2, 2, 2),
+        (1, 1, 8),
+        *(pytest.param(m, marks=pytest.mark.slow) for m in [(4, 2), (1, 1, 2), (2, 1, 3)]),
+    ],
+    ids=str,
+)
+def test_meshes_give_the_losses_and_samples_of_one_device(sizes):
+    one, many = run(1, 1), run(*sizes)
     np.testing.assert_allclose(many.losses, one.losses, rtol=RTOL)
     assert many.sample_ids == one.sample_ids
     assert np.ptp(one.losses) > 1e-2, "nothing was learned: the comparison would hold for a step that does nothing"
@@ -58,7 +71,7 @@ def test_meshes_give_the_losses_and_samples_of_one_device(data, fsdp):
 
 @pytest.mark.parametrize(("data", "fsdp"), [(4, 2)])
 def test_the_sharded_loss_trains_as_the_global_one(data, fsdp):
-    np.testing.assert_allclose(run(data, fsdp, loss="sharded").losses, run(data, fsdp).losses, rtol=RTOL)
+    np.testing.assert_allclose(run(data, fsdp, algorithm="sharded").losses, run(data, fsdp).losses, rtol=RTOL)
 
 
 @pytest.mark.parametrize("remat", ["dots", "full"])
@@ -126,6 +139,48 @@ def test_matrices_split_their_largest_divisible_axis_but_never_depth():
     }
 
 
+def test_heads_and_hidden_layers_are_split_over_tensor_and_the_rest_over_fsdp():
+    tree = {"blocks": {"attn": attention(2, 12, 12), "mlp": mlp(2, 24, 12)}, "head": linear(8, 12)}
+    assert describe_shardings(tree, make_mesh(MeshConfig(data=1, fsdp=2, tensor=4))) == {
+        "blocks/attn/q/weight": PartitionSpec(None, "tensor", "fsdp"),
+        "blocks/attn/q/bias": PartitionSpec(None, "tensor"),
+        "blocks/attn/out/weight": PartitionSpec(None, "fsdp", "tensor"),
+        "blocks/attn/out/bias": PartitionSpec(),
+        "blocks/mlp/fc_in/weight": PartitionSpec(None, "tensor", "fsdp"),
+        "blocks/mlp/fc_in/bias": PartitionSpec(None, "tensor"),
+        "blocks/mlp/fc_out/weight": PartitionSpec(None, "fsdp", "tensor"),
+        "blocks/mlp/fc_out/bias": PartitionSpec(),
+        "head/weight": PartitionSpec(None, "fsdp"),
+        "head/bias": PartitionSpec(),
+    }
+
+
+def test_what_tensor_does_not_divide_is_split_over_fsdp_only():
+    assert describe_shardings({"attn": attention(2, 10, 12)}, make_mesh(MeshConfig(data=1, fsdp=2, tensor=4))) == {
+        "attn/q/weight": PartitionSpec(None, None, "fsdp"),
+        "attn/q/bias": PartitionSpec(),
+        "attn/out/weight": PartitionSpec(None, "fsdp", None),
+        "attn/out/bias": PartitionSpec(),
+    }
+
+
+def test_tensor_splits_the_work_of_a_block_with_two_sums_in_each_direction():
+    """The sums of the residual stream: after attention and MLP going forward, before them going back, per tower."""
+    model = abstract_clip(tiny_clip_config())
+    mesh = make_mesh(MeshConfig(data=4, tensor=2))
+    shardings, batch = shardings_for(model, mesh), batch_sharding(mesh)
+
+    def gradient(model, images, tokens):
+        return jax.grad(lambda m: batch_loss(m, images, tokens, key=None, precision=Precision(), mesh=mesh).loss)(model)
+
+    with jax.set_mesh(mesh):
+        step = jax.jit(gradient, in_shardings=(shardings, batch, batch), out_shardings=shardings)
+        text = step.lower(model, shape(8, *tiny_runs.SIZE, 3, dtype=np.uint8), shape(8, 8, dtype=np.int32)).compile()
+    width = model.config.image.blocks.width
+    found = re.findall(rf"f32\[2,(\d+),{width}\]\S* all-reduce\(", text.as_text())
+    assert sorted(found) == sorted(4 * [str(model.config.image.patches + 1)] + 4 * ["8"])
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_leaf_of_a_presets_state_has_a_rule_and_the_large_ones_are_split(name):
     config = preset(name)
@@ -151,13 +206,14 @@ def test_a_leaf_without_a_rule_is_refused_by_path():
         shardings_for({"image": {"adapter": shape(8, 8)}}, make_mesh(MeshConfig(fsdp=8)))
 
 
-@pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (1, 8), (4, 2)])
-def test_rows_of_a_batch_keep_their_order_over_the_devices(data, fsdp):
-    mesh = make_mesh(MeshConfig(data=data, fsdp=fsdp))
+@pytest.mark.parametrize(("data", "fsdp", "tensor"), [(8, 1, 1), (1, 8, 1), (4, 2, 1), (2, 2, 2), (1, 1, 8)])
+def test_rows_of_a_batch_keep_their_order_over_the_devices(data, fsdp, tensor):
+    mesh = make_mesh(MeshConfig(data=data, fsdp=fsdp, tensor=tensor))
     rows = np.arange(16, dtype=np.int32)
     array = put_global_batch({"tokens": rows}, mesh)["tokens"]
     shards = sorted(array.addressable_shards, key=lambda shard: shard.device.id)
-    np.testing.assert_array_equal(np.concatenate([shard.data for shard in shards]), rows)
+    np.testing.assert_array_equal(np.concatenate([shard.data for shard in shards[::tensor]]), rows)
+    assert all(np.array_equal(shards[at].data, shards[at - at % tensor].data) for at in range(8))
 
 
 def test_a_mesh_that_does_not_make_the_devices_is_refused_with_their_number():
@@ -171,8 +227,8 @@ def test_a_mesh_that_does_not_make_the_devices_is_refused_with_their_number():
 def test_impossible_axes_are_refused_when_written():
     with pytest.raises(ConfigError, match=r"mesh\.fsdp is 0"):
         MeshConfig(fsdp=0)
-    with pytest.raises(ConfigError, match=r"mesh\.tensor is 2"):
-        dataclasses.replace(MeshConfig(), tensor=2)
+    with pytest.raises(ConfigError, match=r"mesh\.tensor is -1"):
+        MeshConfig(tensor=-1)
 
 
 def test_a_batch_the_devices_do_not_divide_is_refused():
@@ -180,5 +236,17 @@ def test_a_batch_the_devices_do_not_divide_is_refused():
         check_batch(12, make_mesh(MeshConfig(fsdp=2)))
 
 
-def shape(*sizes):
-    return jax.ShapeDtypeStruct(sizes, np.float32)
+def shape(*sizes, dtype=np.float32):
+    return jax.ShapeDtypeStruct(sizes, dtype)
+
+
+def linear(*weight):
+    return {"weight": shape(*weight), "bias": shape(*weight[:-1])}
+
+
+def attention(depth, out, width):
+    return {"q": linear(depth, out, width), "out": linear(depth, width, out)}
+
+
+def mlp(depth, hidden, width):
+    return {"fc_in": linear(depth, hidden, width), "fc_out": linear(depth, width, hidden)}

@@ -9,7 +9,7 @@ from support import goldens
 from support.recorded_runs import load_model as load
 
 from clipa_eqx.durations import Duration, RunLength
-from clipa_eqx.losses import softmax_contrastive
+from clipa_eqx.losses.softmax import softmax_contrastive
 from clipa_eqx.models.device_pixels import normalize_on_device
 from clipa_eqx.optim import OptimConfig, learning_rates, make_optimizer
 from clipa_eqx.precision import Precision

@@ -11,7 +11,7 @@ from support.tiny_models import tiny_clip_config
 
 from clipa_eqx.errors import ConfigError
 from clipa_eqx.evals.encode import encode_images, encode_texts
-from clipa_eqx.losses import sharded_softmax_contrastive, softmax_contrastive
+from clipa_eqx.losses.softmax import sharded_softmax_contrastive, softmax_contrastive
 from clipa_eqx.models.clip import CLIP
 from clipa_eqx.models.device_pixels import normalize_on_device
 from clipa_eqx.sharding import MeshConfig, make_mesh

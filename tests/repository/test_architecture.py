@@ -16,10 +16,10 @@ LONGEST_FILE = 350
 # A room is a folder, or a file that is in no folder of its own.
 FLOORS = (
     "commands errors foreign_output precision progress similar_flags",
-    "agreement argument_parser buckets cli data.images device_memory devices durations json_config json_files losses "
+    "agreement argument_parser buckets cli data.images device_memory devices durations json_config json_files "
     "replacing tokenizer trees",
     "checksums config_flags data layerwise models schedules sharding",
-    "evals flops optim surgery",
+    "evals flops losses optim surgery",
     "saved",
     "experiment reference_chain",
     "config_files recipes reports",

@@ -96,13 +96,13 @@ def _keep_bytes(emulated) -> None:
             return emulated.read_as_mail(handler, query)
         body = emulated._decode_raw_data(emulated._read_raw_data(handler), handler)
         boundary = kind.partition("boundary=")[2].partition(";")[0].strip("'\"").encode()
-        _, about, content = body.split(b"--" + boundary, 2)
-        content = content[: content.rfind(b"\r\n--" + boundary)] if b"--" + boundary in content else content
-        head, _, content = content.partition(b"\r\n\r\n") if b"\r\n\r\n" in content else content.partition(b"\n\n")
+        _, about, part = body.split(b"--" + boundary, 2)
+        end = b"\r\n" if about.startswith(b"\r\n") else b"\n"
+        head, _, content = part[: part.rindex(end + b"--" + boundary)].partition(2 * end)
         found = re.search(rb"content-type:\s*(\S+)", head, re.IGNORECASE)
         return {
             "meta": json.loads(about[about.index(b"{") : about.rindex(b"}") + 1]),
-            "content": content.removesuffix(b"\r\n").removesuffix(b"\n") if not found else content,
+            "content": content,
             "content-type": found[1].decode() if found else "application/octet-stream",
         }
 

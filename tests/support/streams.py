@@ -18,6 +18,12 @@ def write_numbered(folder, count, *, first=0, make_image=lambda index: b"", reco
     return open_records(folder)
 
 
+def share(batch_size, process, processes):
+    """The rows of one of several processes that share a batch evenly."""
+    local = batch_size // processes
+    return range(process * local, (process + 1) * local)
+
+
 def concatenate(parts):
     """Global batches of lists of the processes' batches."""
     return [{name: np.concatenate([b[name] for b in same]) for name in same[0]} for same in zip(*parts, strict=True)]

@@ -98,7 +98,10 @@ _COMPILED: dict = {}
 
 def compile_once(config: ExperimentConfig, optimizer, abstract: TrainState, mesh: jax.sharding.Mesh) -> TrainStep:
     """``compile_step`` that compiles equal steps once per session: a step depends on these parts of a config alone."""
-    key = (config.model, config.optim, config.batch_size, config.duration, config.seed, config.precision, mesh)
+    key = (
+        *(config.model, config.optim, config.batch_size, config.duration, config.seed, config.precision),
+        *(config.on_non_finite, mesh),
+    )
     if key not in _COMPILED:
         _COMPILED[key] = compile_step(config, optimizer, abstract, mesh)
     return _COMPILED[key]
@@ -126,7 +129,7 @@ def drive(config: ExperimentConfig, *, devices: int, steps: int) -> Driven:
     tokenizer = load_tokenizer(config.data.vocab, model_vocab=config.model.text.vocab)
     optimizer, abstract = optimizer_and_state(config)
     metrics, ids = [], []
-    with jax.set_mesh(mesh), train_batches(config, source, tokenizer, start_step=0) as batches:
+    with jax.set_mesh(mesh), train_batches(config, source, tokenizer, start_step=0, mesh=mesh) as batches:
         state = first_state(config, optimizer, abstract=abstract, mesh=mesh, vocab_sha256="any")
         step = compile_step(config, optimizer, abstract, mesh)
         for _ in range(steps):

@@ -1,7 +1,6 @@
 """Training as processes that can be killed, and the comparison of what they leave with an uninterrupted run."""
 
 import dataclasses
-import json
 import os
 import subprocess
 import sys
@@ -31,47 +30,18 @@ import json
 import os
 from pathlib import Path
 
-from support import tiny_runs
+from support import phase_marks, tiny_runs
 from support.tiny_models import tiny_clip_config
 from clipa_eqx.durations import Duration
 from clipa_eqx.evals.zero_shot import ZeroShotConfig
 from clipa_eqx.experiment import CheckpointConfig
-from clipa_eqx.training import loop
 from clipa_eqx.training.checkpoint import Checkpoints
 from clipa_eqx.training.reporting import Reports
 
 DATA = Path({folder!r})
 tiny_runs.folder = lambda: DATA
 
-
-def record(variable, value):
-    if variable in os.environ:
-        with open(os.environ[variable], "ab", buffering=0) as file:
-            file.write(json.dumps(value).encode() + b"\\n")
-
-
-def with_marks(function, before, after):
-    def marked(*args, **rest):
-        record("PHASES", before)
-        done = function(*args, **rest)
-        record("PHASES", after)
-        return done
-
-    return marked
-
-
-def finish_and_record(self, numbers, *, _finish=Reports.finish, **rest):
-    _finish(self, numbers, **rest)
-    record("SAMPLES", [numbers.step, numbers.sample_id.tolist()])
-
-
-Reports.finish = with_marks(finish_and_record, "reporting", "step")
-Checkpoints.restore = with_marks(Checkpoints.restore, "restore", "state")
-Checkpoints.save = with_marks(Checkpoints.save, "saving", "save")
-loop.first_state = with_marks(loop.first_state, "first state", "state")
-loop.claim_on_all = with_marks(loop.claim_on_all, "claim", "claimed")
-loop.evaluate_model = with_marks(loop.evaluate_model, "evaluation", "evaluated")
-loop.save_model = with_marks(loop.save_model, "final model", "end")
+phase_marks.install()
 {before}
 
 def config():
@@ -133,21 +103,14 @@ def final_state(workdir: Path, *, steps: int):
 
 def assert_same_runs(workdir: Path, whole: Path, *, steps: int) -> None:
     """The metrics, states and models of two finished runs are equal bit by bit."""
+    assert_same_metrics_and_model(workdir, whole, steps=steps)
+    assert_bit_equal(final_state(workdir, steps=steps), final_state(whole, steps=steps))
+
+
+def assert_same_metrics_and_model(workdir: Path, whole: Path, *, steps: int) -> None:
+    """The metrics and the models of two finished runs are equal bit by bit."""
     lines = deterministic(workdir)
     assert [line["step"] for line in lines] == list(range(1, steps + 1))
     assert lines == deterministic(whole)
-    assert_bit_equal(final_state(workdir, steps=steps), final_state(whole, steps=steps))
     weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (workdir, whole)]
     assert weights[0] == weights[1]
-
-
-def samples(path: Path) -> dict[int, list[int]]:
-    """The samples of each step that ``SAMPLES`` names. A step that was done again has the same ones."""
-    found: dict[int, list[int]] = {}
-    for line in path.read_text().splitlines():
-        try:
-            step, ids = json.loads(line)
-        except ValueError:  # a kill interrupted the write; the next process wrote behind it
-            continue
-        assert found.setdefault(step, ids) == ids
-    return found

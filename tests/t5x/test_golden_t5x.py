@@ -16,7 +16,7 @@ from support.tiny_models import tiny_clip_config, tiny_run
 from clipa_eqx.durations import Duration, RunLength
 from clipa_eqx.experiment import InitConfig
 from clipa_eqx.json_config import to_json
-from clipa_eqx.losses import softmax_contrastive
+from clipa_eqx.losses.softmax import softmax_contrastive
 from clipa_eqx.models.clip import abstract_clip
 from clipa_eqx.models.device_pixels import normalize_on_device
 from clipa_eqx.optim import T5X_DECAY, OptimConfig, make_optimizer
@@ -178,7 +178,7 @@ def test_a_run_goes_on_to_the_recorded_end_if_it_decays_as_that_trainer_does(con
     with jax.set_mesh(mesh):
         state = first_state(whole, optimizer, abstract=abstract, mesh=mesh, vocab_sha256=vocab)
         assert int(state.step) == archive_number(first)
-        step = make_train_step(optimizer, abstract=abstract, mesh=mesh, seed=0, precision=Precision(), kind="global")
+        step = make_train_step(optimizer, abstract=abstract, mesh=mesh, seed=0, precision=Precision())
         for number in range(archive_number(first) + 1, archive_number(last) + 1):
             batch = {"image": batches[f"image_{number}"], "tokens": batches[f"labels_{number}"]}
             state, metrics = step(state, put_global_batch(batch, mesh))

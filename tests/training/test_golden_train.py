@@ -17,6 +17,7 @@ from support.recorded_runs import META, METAS, NOISE, bare, load_batch, referenc
 from support.reference_models import clip_config
 
 from clipa_eqx.durations import RunLength
+from clipa_eqx.losses.config import LossConfig
 from clipa_eqx.optim import make_optimizer
 from clipa_eqx.precision import Precision
 from clipa_eqx.sharding import MeshConfig, make_mesh, shardings_for
@@ -51,7 +52,7 @@ def test_training_equals_the_reference(run, devices):
             mesh=mesh,
             seed=0,
             precision=Precision(),
-            kind="sharded" if recorded["config"]["local_loss"] else "global",
+            loss_config=LossConfig(algorithm="sharded" if recorded["config"]["local_loss"] else "global"),
         )
         for row in recorded["metrics"]:
             step = row["step"]
@@ -72,10 +73,12 @@ def test_training_equals_the_reference(run, devices):
 @functools.cache  # several runs share a loss, and compiling it takes longer than their steps
 def reference_gradient(mesh, *, is_local, is_whole):
     """The gradient of the loss of the whole batch or, on several devices, of the mean over the devices' slices."""
-    kind = "sharded" if is_local else "global"
+    loss_config = LossConfig(algorithm="sharded" if is_local else "global")
 
     def whole(model, batch):
-        out = batch_loss(model, batch["image"], batch["tokens"], key=None, precision=Precision(), mesh=mesh, kind=kind)
+        out = batch_loss(
+            model, batch["image"], batch["tokens"], key=None, precision=Precision(), mesh=mesh, loss_config=loss_config
+        )
         return out.loss, out
 
     def slices(model, batch):

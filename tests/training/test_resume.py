@@ -9,6 +9,9 @@ from support import tiny_runs
 from support.tiny_models import tiny_clip_config
 from support.train_processes import assert_same_runs
 
+from clipa_eqx.evals.contrastive import ContrastiveConfig
+from clipa_eqx.training import loop
+from clipa_eqx.training.device_batches import DeviceBatches
 from clipa_eqx.training.metrics import read_metrics
 from clipa_eqx.training.reporting import Reports
 from clipa_eqx.training.stopping import Interrupted
@@ -41,3 +44,57 @@ def test_sigterm_saves_the_step_and_the_run_resumes_bit_by_bit(tmp_path):
     assert_same_runs(stopped, whole, steps=STEPS)
     assert tiny_runs.train_on_one_device(config, stopped).steps == STEPS
     assert_same_runs(stopped, whole, steps=STEPS)  # starting a finished run again changes nothing
+
+
+def before(function):
+    """A function that first gets a SIGTERM."""
+
+    def interrupted(*args, **rest):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return function(*args, **rest)
+
+    return interrupted
+
+
+def test_an_evaluation_that_is_interrupted_is_repeated_before_its_line_is_written(tmp_path):
+    scored = ContrastiveConfig(data=str(tiny_runs.folder() / "records"), batch_size=64, every_steps=4)
+    config = tiny_runs.run_config(model=tiny_clip_config(**tiny_runs.STOCHASTIC), contrastive=(scored,))
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    tiny_runs.train_on_one_device(config, whole)
+    for _ in range(2):  # also while it is repeated
+        with (
+            mock.patch.object(loop, "evaluate_model", before(loop.evaluate_model)),
+            pytest.raises(Interrupted, match="after step 4 of 12 and saved"),
+        ):
+            tiny_runs.train_on_one_device(config, stopped)
+        assert [line["step"] for line in read_metrics(stopped / "metrics.jsonl")] == [1, 2, 3]
+        assert [path.name for path in (stopped / "checkpoints").iterdir()] == ["4"]
+    evaluate = loop.evaluate_model
+
+    def interrupted_at_the_end(config, planned, model, *args, **rest):
+        if (stopped / "checkpoints" / "8").exists():
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(config, planned, model, *args, **rest)
+
+    with (
+        mock.patch.object(loop, "evaluate_model", interrupted_at_the_end),
+        pytest.raises(Interrupted, match="after step 12 of 12 and saved"),
+    ):
+        tiny_runs.train_on_one_device(config, stopped)
+    assert not (stopped / "model").exists()
+    tiny_runs.train_on_one_device(config, stopped)
+    assert_same_runs(stopped, whole, steps=STEPS)
+
+
+@pytest.mark.parametrize(("owner", "name"), [(loop, "prepare"), (loop, "claim_on_all"), (DeviceBatches, "take")])
+def test_a_signal_before_the_first_step_ends_the_start_at_once(tmp_path, owner, name):
+    config = tiny_runs.run_config(model=tiny_clip_config(**tiny_runs.STOCHASTIC))
+    with (
+        mock.patch.object(owner, name, before(getattr(owner, name))),
+        pytest.raises(Interrupted, match="before this start did a step"),
+    ):
+        tiny_runs.train_on_one_device(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "run.lock").exists()
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+    if name == "prepare":
+        assert not (tmp_path / "run").exists()

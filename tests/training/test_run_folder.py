@@ -37,6 +37,7 @@ def leaves(value, path=""):
 FREE = {
     "mesh", "log_every_steps", "checkpoint", "wandb", "tensorboard", "zero_shot", "eval_image",
     "data/vocab", "data/on_bad_record", "data/stream", "data/sources/0/folder",
+    "loss/algorithm", "loss/chunk",
 }  # fmt: skip
 FIELDS = leaves(json.loads(json.dumps(to_json(tiny_run()))))
 
@@ -53,6 +54,15 @@ def test_the_fields_of_a_config_are_of_both_kinds():
 @pytest.mark.parametrize("path", [path for path in FIELDS if is_free(path)])
 def test_a_field_that_changes_no_number_may_differ(path):
     check_same_run(record(), edited(path, "other"), where="here", workdir=Path("a run"))
+
+
+@pytest.mark.parametrize("former", ["global", "sharded"])
+def test_a_run_of_version_0_1_0_resumes_with_any_algorithm_of_its_loss(former):
+    ours = edited("loss", former)
+    del ours["config"]["model"]["bias"]
+    check_same_run(ours, edited("loss/algorithm", "ring"), where="here", workdir=Path("a run"))
+    with pytest.raises(CheckpointError, match="loss/kind: softmax there, sigmoid now"):
+        check_same_run(ours, edited("loss/kind", "sigmoid"), where="here", workdir=Path("a run"))
 
 
 @pytest.mark.parametrize("path", [path for path in FIELDS if not is_free(path)])

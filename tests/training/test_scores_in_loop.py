@@ -17,6 +17,7 @@ from clipa_eqx.evals.contrastive import ContrastiveConfig
 from clipa_eqx.evals.few_shot import FewShotConfig
 from clipa_eqx.evals.linear_probe import LinearProbeConfig
 from clipa_eqx.evals.retrieval import RetrievalConfig
+from clipa_eqx.evals.score_names import score_names_of
 from clipa_eqx.programs.evaluate import main
 from clipa_eqx.training.loop import train
 from clipa_eqx.training.metrics import read_metrics
@@ -59,6 +60,7 @@ def test_each_suite_is_scored_every_period_and_at_the_end_under_documented_names
     }
     for values in found.values():
         assert values.keys() == expected
+    assert set(score_names_of(config(folder).evaluations)) == expected  # before any of them has run
     for name in expected:
         suite, _, rest = name.split("/", 2)
         documented = re.sub(r"@\d+", "@<k>", re.sub(r"\d+_shot(/seed_)?\d*", r"<n>_shot\1", rest)).replace(

@@ -243,12 +243,15 @@ def test_a_source_without_weights_is_refused(tmp_path, finished, source):
 def test_bfloat16_is_for_the_towers_only():
     config = config_of_run(precision=Precision(compute="bfloat16"))
     optimizer, abstract = tiny_runs.optimizer_and_state(config)
-    towers = jax.eval_shape(config.precision.to_compute, abstract.model)
+    towers = jax.eval_shape(config.precision.for_towers, abstract.model)
     image = jax.ShapeDtypeStruct((*tiny_runs.SIZE, 3), jnp.bfloat16)
     tokens = jax.ShapeDtypeStruct((tiny_runs.LENGTH,), jnp.int32)
     for key in (None, jax.eval_shape(lambda: jr.key(0))):
         assert jax.eval_shape(lambda m, x, k: m.image(x, key=k), towers, image, key).dtype == jnp.bfloat16
-        assert jax.eval_shape(lambda m, x, k: m.text(x, key=k), towers, tokens, key).dtype == jnp.bfloat16
+        assert (
+            jax.eval_shape(lambda m, x, k: m.text(x, key=k, dtype="bfloat16"), towers, tokens, key).dtype
+            == jnp.bfloat16
+        )
     mesh = make_mesh(MeshConfig(), devices=tiny_runs.one_device())
     step = make_train_step(optimizer, abstract=abstract, mesh=mesh, seed=0, precision=config.precision)
     batch = {

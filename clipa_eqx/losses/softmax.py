@@ -1,11 +1,10 @@
-"""Contrastive loss between image and text embeddings, for complete batches and for batches split over devices.
+"""The softmax loss over complete rows of logits, on one device and split over devices.
 
 Sources: Radford et al. 2021 (arXiv:2103.00020), section 2.3, and ``losses/common`` of the reference. The reference's
 count of correct rows is right on the first device only; here it is right on all.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,28 +12,14 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from clipa_eqx.errors import ConfigError, ShardingError
-
-# Value of an excluded similarity: its exp() is exactly 0 and, unlike with -inf, all gradients stay finite.
-_EXCLUDED = -1e30
-
-
-class ContrastiveOutput(NamedTuple):
-    """Loss and accuracy of a batch; the means are over the pairs that ``mask`` does not exclude.
-
-    Attributes:
-        loss: mean of ``losses``, in nats.
-        accuracy: mean of ``correct``, from 0 to 1.
-        losses: per pair, half the negative log-likelihood of its text given the image plus half that of its image given
-            the text, in nats; 0 for excluded pairs.
-        correct: per pair, true if its own text has the largest similarity to the image (the first of equal ones);
-            false for excluded pairs.
-    """
-
-    loss: Float[Array, ""]
-    accuracy: Float[Array, ""]
-    losses: Float[Array, " batch"]
-    correct: Bool[Array, " batch"]
+from clipa_eqx.losses.pairs import (
+    EXCLUDED,
+    ContrastiveOutput,
+    check_pairs,
+    check_split,
+    means_over_pairs,
+    similarities,
+)
 
 
 def softmax_contrastive(
@@ -63,10 +48,10 @@ def softmax_contrastive(
     Raises:
         ConfigError: image, text and mask are not of shapes (batch, embed), (batch, embed) and (batch,).
     """
-    _check_pairs(image, text, mask)
+    check_pairs(image, text, mask)
     first = jnp.zeros((), jnp.int32)
     losses, correct = _own_rows(image, text, image, text, mask, mask, first=first, log_temperature=log_temperature)
-    return _reduce(losses, correct, mask)
+    return means_over_pairs(losses, correct, mask)
 
 
 def local_softmax_contrastive(
@@ -86,7 +71,7 @@ def local_softmax_contrastive(
     Raises:
         ConfigError: image, text and mask are not of shapes (batch, embed), (batch, embed) and (batch,).
     """
-    _check_pairs(image, text, mask)
+    check_pairs(image, text, mask)
     names = tuple(axis_names)
     all_image = lax.all_gather(image, names, tiled=True)
     all_text = lax.all_gather(text, names, tiled=True)
@@ -95,7 +80,7 @@ def local_softmax_contrastive(
     losses, correct = _own_rows(
         image, text, all_image, all_text, mask, all_mask, first=first, log_temperature=log_temperature
     )
-    return _reduce(losses, correct, mask)
+    return means_over_pairs(losses, correct, mask)
 
 
 def sharded_softmax_contrastive(
@@ -121,18 +106,9 @@ def sharded_softmax_contrastive(
         ConfigError: the mesh has no such axis, or the shapes are not those of ``softmax_contrastive``.
         ShardingError: the axes do not divide the batch.
     """
-    _check_pairs(image, text, mask)
+    check_pairs(image, text, mask)
     names = tuple(axis_names)
-    if unknown := [name for name in names if name not in mesh.shape]:
-        raise ConfigError(f"axis_names {unknown} are not axes of the mesh, which has {list(mesh.shape)}")
-    slices = 1
-    for name in names:
-        slices *= mesh.shape[name]
-    if image.shape[0] % slices:
-        raise ShardingError(
-            f"a batch of {image.shape[0]} pairs cannot be split into {slices} equal parts over axes {list(names)};"
-            f" use a multiple of {slices}"
-        )
+    check_split(image.shape[0], mesh, names)
 
     def rows(
         image: Array, text: Array, log_temperature: Array, mask: Array | None
@@ -144,17 +120,7 @@ def sharded_softmax_contrastive(
     losses, correct = jax.shard_map(
         rows, mesh=mesh, in_specs=(split, split, PartitionSpec(), split), out_specs=(split, split)
     )(image, text, log_temperature, mask)
-    return _reduce(losses, correct, mask)
-
-
-def _check_pairs(image: Array, text: Array, mask: Array | None) -> None:
-    if image.ndim != 2 or image.shape != text.shape:
-        raise ConfigError(
-            f"the loss takes embeddings (batch, embed) of pairs, got image {image.shape} and text {text.shape}; row i "
-            "of both must belong together"
-        )
-    if mask is not None and (mask.shape != image.shape[:1] or mask.dtype != jnp.bool_):
-        raise ConfigError(f"the mask is {mask.dtype}{list(mask.shape)}, expected bool{[image.shape[0]]}, one per pair")
+    return means_over_pairs(losses, correct, mask)
 
 
 def _own_rows(
@@ -191,9 +157,9 @@ def _below_best(
     a small loss keeps all its digits. In the other order, the rounding of logits near the temperature stays in the
     loss.
     """
-    similarity = rows @ columns.T
+    similarity = similarities(rows, columns)
     if mask is not None:
-        similarity = jnp.where(mask[None, :], similarity, _EXCLUDED)
+        similarity = jnp.where(mask[None, :], similarity, EXCLUDED)
     return similarity - lax.stop_gradient(jnp.max(similarity, axis=1, keepdims=True))
 
 
@@ -202,15 +168,3 @@ def _nll(logits: Float[Array, "batch columns"], target: Int[Array, " batch"]) ->
     # could collect all of them on every device. Logits are at most 0, so the exponentials cannot overflow.
     is_target = target[:, None] == jnp.arange(logits.shape[1])[None, :]
     return jnp.log(jnp.sum(jnp.exp(logits), axis=1)) - jnp.sum(jnp.where(is_target, logits, 0.0), axis=1)
-
-
-def _reduce(
-    losses: Float[Array, " batch"], correct: Bool[Array, " batch"], mask: Bool[Array, " batch"] | None
-) -> ContrastiveOutput:
-    counted = losses.shape[0] if mask is None else jnp.maximum(jnp.sum(mask), 1)
-    return ContrastiveOutput(
-        loss=jnp.sum(losses) / counted,
-        accuracy=jnp.sum(correct).astype(jnp.float32) / counted,
-        losses=losses,
-        correct=correct,
-    )
