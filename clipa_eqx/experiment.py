@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 from clipa_eqx.data.images.augment import ImageConfig
 from clipa_eqx.data.images.evaluation import EvalImageConfig
