@@ -121,6 +121,7 @@ def test_programs_and_new_runs_read_the_bucket(run, whole, server, config, capsy
     assert bucket_at(server.url("runs/two")).read("metrics.jsonl").count(b"\n") == STEPS
 
 
+@pytest.mark.slow
 def test_unfinished_checkpoints_are_ignored_and_damaged_ones_set_aside(run, server, config, whole, tmp_path, caplog):
     bucket, copy = bucket_at(run), bucket_at(server.url("runs/damaged"))
     for name in bucket.names():
@@ -137,6 +138,7 @@ def test_unfinished_checkpoints_are_ignored_and_damaged_ones_set_aside(run, serv
     assert_same_runs(downloaded(copy.url, tmp_path / "copy"), whole, steps=STEPS)
 
 
+@pytest.mark.slow
 def test_connections_that_drop_are_survived_and_a_long_outage_is_one_error(server, config, whole, tmp_path):
     with dropping_proxy(server.port) as proxy:
         kind = write_config(tmp_path / "config.py", steps=STEPS)
@@ -198,6 +200,7 @@ def test_a_missing_bucket_or_package_and_another_scheme_are_one_message(server, 
         tiny_runs.train_on_one_device(config, server.url("runs/three"))
 
 
+@pytest.mark.slow
 def test_a_local_run_that_was_copied_to_a_bucket_is_refused(server, config, whole):
     bucket = bucket_at(server.url("runs/copied"))
     for path in whole.rglob("*"):
