@@ -152,7 +152,7 @@ class Bucket:
                 os.environ.setdefault("TENSORSTORE_GCS_HTTP_URL", os.environ["STORAGE_EMULATOR_HOST"])
             context = {"gcs_request_retries": retries}
             return {"driver": "gcs", "bucket": self.name, "path": path, "context": context}
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        endpoint = _s3_endpoint()
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
         return {
             "driver": "s3",
@@ -218,9 +218,9 @@ class Bucket:
             ) from error
         options: dict[str, Any] = {}
         if self.scheme == "gs" and "STORAGE_EMULATOR_HOST" in os.environ:
-            options["token"] = "anon"
+            options |= {"token": "anon", "endpoint_url": os.environ["STORAGE_EMULATOR_HOST"]}
         if self.scheme == "s3":
-            options["config_kwargs"] = {"connect_timeout": 10, "read_timeout": 60}
+            options |= {"config_kwargs": {"connect_timeout": 10, "read_timeout": 60}, "endpoint_url": _s3_endpoint()}
         try:
             return fsspec.filesystem(self.scheme, use_listings_cache=False, **options)
         except Exception as error:
@@ -262,6 +262,11 @@ def _patience() -> float:
         return max(float(text), 1.0)
     except ValueError as error:
         raise ConfigError(f"{PATIENCE_VARIABLE} is {text!r}; give seconds") from error
+
+
+def _s3_endpoint() -> str | None:
+    """The address of an S3-compatible store, by the variables that the AWS tools read."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
 
 def _is_refused(error: Exception) -> bool:

@@ -34,7 +34,7 @@ class BucketSaves:
         bucket: Bucket,
         *,
         keep: int | Callable[[Sequence[int]], set[int]] | None,
-        before_commit: Callable[[], None],
+        before_commit: Callable[[], object],
     ) -> None:
         """Open for writing, which deletes unfinished checkpoints; with ``keep=None`` open for reading only.
 

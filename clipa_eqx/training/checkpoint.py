@@ -1,7 +1,6 @@
 """Training checkpoints: read only once committed, restored onto any mesh, verified by checksums.
 
-Orbax saves them in local folders, ``bucket_saves`` in buckets.
-"""
+Orbax saves them in local folders, ``bucket_saves`` in buckets."""
 
 import logging
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -85,8 +84,8 @@ class Checkpoints:
                 cleanup_tmp_directories=True,
             )
         self.folder = folder
-        self.before_commit: Callable[[], None] = _nothing
-        """Called before a checkpoint in a bucket is committed, by process 0 in another thread."""
+        self.before_commit: Callable[[], object] = lambda: None
+        # Called before a checkpoint in a bucket is committed, by process 0 in another thread.
         self._bucket: BucketSaves | None = None
         if (bucket := bucket_of(folder.parent)) is not None:
             self._bucket = BucketSaves(bucket, keep=keep, before_commit=lambda: self.before_commit())
@@ -322,8 +321,7 @@ class Checkpoints:
         return self._bucket.store(int(record.folder.name), arrays)
 
     def _read_arrays(self, record: CheckpointRecord, wanted: Mapping[str, Any]) -> dict[str, Any]:
-        assert record.arrays is not None
-        found = read_arrays(self._store(record, record.arrays), leaves_by_path(dict(wanted)))
+        found = read_arrays(self._store(record, str(record.arrays)), leaves_by_path(dict(wanted)))
         return from_leaves(dict(wanted), found)
 
     def _agreed_record(self, step: int) -> CheckpointRecord:
@@ -350,7 +348,3 @@ class Checkpoints:
         check_checksums(leaves, sums, folder=folder)
         self._known[step] = "was read without checksums" if sums is None else "was verified by its checksums"
         return leaves
-
-
-def _nothing() -> None:
-    """Do nothing: the run folder is local."""

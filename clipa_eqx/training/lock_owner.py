@@ -52,6 +52,11 @@ def described(owner: Mapping[str, Any]) -> str:
     return f"process {owner.get('pid')} on {owner.get('host')} ({machine}), which started at {owner.get('started')}"
 
 
+def seconds_with_sleep() -> float:
+    """Seconds including those in which the machine is suspended, where the system counts them."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
 def _process_start(pid: int) -> str | None:
     """The start of a process, "ended" for one that its parent has not collected; None where ``/proc`` is missing."""
     fields = _text(f"/proc/{pid}/stat").rpartition(")")[2].split()

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, cast
 from clipa_eqx.buckets.mirror import SOURCE_FILE, bucket_of
 from clipa_eqx.errors import CheckpointError
 from clipa_eqx.training.bucket_lock import BucketLock, bucket_lock, is_training_in
-from clipa_eqx.training.lock_owner import described, is_gone, is_here, this_process
+from clipa_eqx.training.lock_owner import described, is_gone, is_here, seconds_with_sleep, this_process
 
 LOCK_NAME = "run.lock"
 """File in a run folder while a process trains there."""
@@ -235,7 +235,6 @@ def run_lock(
     clock: Callable[[], float] | None = None,
 ) -> Generator[RunLock | BucketLock]:
     """Hold the lock of a run folder until the block ends. The folder is created, and removed if it is empty at the end.
-
     For the copy of a folder in a bucket, the lock is in the bucket.
 
     The lock of a process that was killed on this machine is taken over at once. That of another machine is taken over
@@ -251,12 +250,10 @@ def run_lock(
         CheckpointError: another process trains in the folder.
         OSError: the folder cannot be written.
     """
-    clock = clock or _clock
+    clock = clock or seconds_with_sleep
+    times: Any = {"lease": lease, "renew_seconds": renew_seconds, "poll_seconds": poll_seconds, "clock": clock}
     if (bucket := bucket_of(folder)) is not None:
-        ending, poll = _ENDING_SECONDS, poll_seconds
-        with bucket_lock(
-            bucket, lease=lease, renew_seconds=renew_seconds, poll_seconds=poll, clock=clock, ending_seconds=ending
-        ) as held:
+        with bucket_lock(bucket, ending_seconds=_ENDING_SECONDS, **times) as held:
             yield held
         return
     created = [one for one in (folder, *folder.parents) if not one.exists()]
@@ -351,8 +348,3 @@ def _parsed(content: bytes, *, changed: int) -> _Found:
         return _Found(content, {}, f"damaged-{changed}")
     known = cast("dict[str, Any]", owner)
     return _Found(content, known, str(known["token"]))
-
-
-def _clock() -> float:
-    """Seconds including those in which the machine is suspended, where the system counts them."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()

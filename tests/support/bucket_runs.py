@@ -1,0 +1,16 @@
+"""Run folders in buckets, for tests: complete copies of them on this machine."""
+
+from pathlib import Path
+
+from clipa_eqx.buckets.bucket import bucket_at
+
+
+def downloaded(url: str, folder: Path) -> Path:
+    """A copy of all objects of a folder in a bucket, as a program such as ``gsutil cp -r`` makes it."""
+    bucket = bucket_at(url)
+    assert bucket is not None
+    for name in bucket.names():
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        bucket.download(name, file)
+    return folder
