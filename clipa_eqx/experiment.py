@@ -218,6 +218,9 @@ class ExperimentConfig:
             its Python stacks into the run folder and ends. Phases without steps, such as compiling and saving, may take
             3 times as long. ``None`` waits forever.
         flight_steps: number of the last steps that the flight record keeps, see docs/training.md; 0 for none.
+        micro_batch: pairs whose activations are in memory at once, over all devices; None takes the complete batch. The
+            loss still compares all pairs of the batch, and the results differ by rounding only. Each pair is embedded
+            twice.
 
     Raises:
         ConfigError: parts that contradict each other. The message lists all of them.
@@ -246,6 +249,7 @@ class ExperimentConfig:
     on_non_finite: Literal["stop", "skip"] = "stop"
     watchdog: float | None = 1800.0
     flight_steps: int = 32
+    micro_batch: int | None = None
 
     def __post_init__(self) -> None:
         problems = [*_size_problems(self), *_batch_problems(self)]
@@ -253,6 +257,10 @@ class ExperimentConfig:
             problems.append(f"seed is {self.seed}; it must not be negative")
         if self.log_every_steps < 1:
             problems.append(f"log_every_steps is {self.log_every_steps}; it must be at least 1")
+        if self.micro_batch is not None and not 1 <= self.micro_batch <= self.batch_size:
+            problems.append(
+                f"micro_batch is {self.micro_batch}; it must be from 1 to batch_size {self.batch_size}, or None"
+            )
         if self.watchdog is not None and not self.watchdog > 0:
             problems.append(f"watchdog is {self.watchdog}; it must be a positive number of seconds, or None")
         if self.flight_steps < 0:

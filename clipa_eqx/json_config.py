@@ -35,6 +35,7 @@ LATER_FIELDS: Mapping[tuple[str, str], Any] = {
     ("ExperimentConfig", "on_non_finite"): "stop",
     ("ExperimentConfig", "watchdog"): 1800.0,
     ("ExperimentConfig", "flight_steps"): 32,
+    ("ExperimentConfig", "micro_batch"): None,
     ("CheckpointConfig", "keep_every_steps"): None,
     ("CheckpointConfig", "keep_best"): None,
     ("InitConfig", "text_rows"): "resample",

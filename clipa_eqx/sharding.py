@@ -131,7 +131,7 @@ def check_batch(batch_size: int, mesh: Mesh | AbstractMesh) -> None:
     Raises:
         ShardingError: they do not.
     """
-    parts = _batch_parts(mesh)
+    parts = batch_parts(mesh)
     if batch_size % parts:
         raise ShardingError(
             f"batch_size {batch_size} cannot be split evenly over {parts} devices "
@@ -144,9 +144,27 @@ def rows_of_process(batch_size: int, mesh: Mesh) -> range:
 
     If the devices of one place on the batch axes belong to several processes, each of them holds its rows.
     """
-    size = batch_size // _batch_parts(mesh)
+    size = batch_size // batch_parts(mesh)
     parts = _parts_of_process(mesh)
     return range(parts.start * size, parts.stop * size)
+
+
+def batch_parts(mesh: Mesh | AbstractMesh) -> int:
+    """The number of parts into which the mesh splits a batch."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def check_micro_batch(micro_batch: int, mesh: Mesh | AbstractMesh) -> None:
+    """Check that the batch axes of the mesh divide a micro-batch.
+
+    Raises:
+        ShardingError: they do not.
+    """
+    if micro_batch % batch_parts(mesh):
+        raise ShardingError(
+            f"micro_batch {micro_batch} cannot be split evenly over {batch_parts(mesh)} devices "
+            f"(mesh data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']}); use a multiple of {batch_parts(mesh)}"
+        )
 
 
 def put_global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
@@ -162,10 +180,10 @@ def put_global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, j
         first = parts.start * size
 
         def of_device(index: Any) -> np.ndarray:
-            start, stop, _ = index[0].indices(size * _batch_parts(mesh))
+            start, stop, _ = index[0].indices(size * batch_parts(mesh))
             return rows[start - first : stop - first]
 
-        return jax.make_array_from_callback((size * _batch_parts(mesh), *rows.shape[1:]), sharding, of_device)
+        return jax.make_array_from_callback((size * batch_parts(mesh), *rows.shape[1:]), sharding, of_device)
 
     return {name: put(rows) for name, rows in batch.items()}
 
@@ -173,10 +191,6 @@ def put_global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, j
 def describe_shardings(tree: Any, mesh: Mesh | AbstractMesh) -> dict[str, PartitionSpec]:
     """The partition of each leaf by path, for reports."""
     return {path: sharding.spec for path, sharding in leaves_by_path(shardings_for(tree, mesh)).items()}
-
-
-def _batch_parts(mesh: Mesh | AbstractMesh) -> int:
-    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def _parts_of_process(mesh: Mesh) -> range:

@@ -41,7 +41,7 @@ def less_memory(
         available: bytes that a device has, if that is known.
     """
     batch = smaller_batch(config.batch_size, devices=devices, needed=needed, available=available)
-    temporary, state = _for_activations(config, batch), _for_state(config, devices)
+    temporary, state = _for_activations(config, batch, devices=devices), _for_state(config, devices)
     is_state_larger = needed is not None and needed.arguments > needed.temporary
     more = ("more devices, or devices with more memory",)
     return (*state, *temporary, *more) if is_state_larger else (*temporary, *state, *more)
@@ -63,8 +63,14 @@ def smaller_batch(
     return found if found >= smallest else None
 
 
-def _for_activations(config: ExperimentConfig, batch: int | None) -> tuple[str, ...]:
+def _for_activations(config: ExperimentConfig, batch: int | None, *, devices: int) -> tuple[str, ...]:
     lines: list[str] = []
+    micro_batch = smaller_batch(config.micro_batch or config.batch_size, devices=devices)
+    if micro_batch is not None:
+        lines.append(
+            f"--micro-batch {micro_batch}: activations of so many pairs at once, with the same loss; each pair is "
+            "embedded twice"
+        )
     if batch is not None:
         lines.append(f"--batch-size {batch}: fewer pairs per step (optim.peak_lr usually falls with it)")
     remat = [

@@ -21,7 +21,7 @@ from clipa_eqx.models.clip import CLIPConfig, abstract_clip
 from clipa_eqx.optim import make_optimizer
 from clipa_eqx.progress import waiting
 from clipa_eqx.saved.kinds import CHECKPOINTS_NAME
-from clipa_eqx.sharding import check_batch, make_mesh
+from clipa_eqx.sharding import check_batch, check_micro_batch, make_mesh
 from clipa_eqx.tokenizer.loading import load_tokenizer
 from clipa_eqx.tokenizer.wordpiece import Tokenizer
 from clipa_eqx.training.checkpoint_record import committed_steps
@@ -73,6 +73,8 @@ def prepare(config: ExperimentConfig, workdir: Path, *, devices: Sequence[Any] |
     with refused_together():
         mesh = make_mesh(config.mesh, devices=chosen)
         check_batch(config.batch_size, mesh)
+        if config.micro_batch is not None:
+            check_micro_batch(config.micro_batch, mesh)
         if config.wandb is not None and jax.process_index() == 0:
             check_wandb(config.wandb)
         if config.tensorboard and jax.process_index() == 0:

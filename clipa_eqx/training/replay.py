@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
 import optax
 from jax.sharding import Mesh
@@ -20,7 +19,6 @@ from clipa_eqx.durations import RunLength
 from clipa_eqx.errors import CheckpointError, ConfigError, DamageError, DataError
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.models.clip import CLIP, abstract_clip
-from clipa_eqx.models.device_pixels import normalize_on_device
 from clipa_eqx.optim import make_optimizer
 from clipa_eqx.precision import Precision
 from clipa_eqx.saved.kinds import CHECKPOINTS_NAME, METRICS_NAME
@@ -30,6 +28,7 @@ from clipa_eqx.training.checkpoint import Checkpoints
 from clipa_eqx.training.checkpoint_record import committed_steps
 from clipa_eqx.training.device_batches import DeviceBatch, DeviceBatches
 from clipa_eqx.training.flight import FLIGHT_NAME, bits, recorded_steps
+from clipa_eqx.training.gradients import batch_rows, embed_rows
 from clipa_eqx.training.inputs import open_sources, train_batches
 from clipa_eqx.training.metrics import read_metrics, to_host
 from clipa_eqx.training.run_folder import check_same_run, run_record
@@ -222,12 +221,8 @@ def _bad_rows(
 ) -> tuple[BadRow, ...]:
     @jax.jit
     def finite(model: CLIP, arrays: Mapping[str, Array]) -> tuple[Bool[Array, " batch"], Bool[Array, " batch"]]:
-        towers, dtype = precision.for_towers(model), precision.compute
-        pixels = normalize_on_device(arrays["image"]).astype(dtype)
-        # The keys of the step: one per tower and row.
-        k_image, k_text = (jr.split(k, pixels.shape[0]) for k in jr.split(key))
-        image = jax.vmap(lambda x, k: towers.image(x, key=k))(pixels, k_image)
-        text = jax.vmap(lambda x, k: towers.text(x, key=k, dtype=dtype))(arrays["tokens"], k_text)
+        rows = batch_rows(arrays["image"], arrays["tokens"], key=key)
+        image, text = embed_rows(model, rows, precision=precision)
         return _finite_rows(image), _finite_rows(text)
 
     good = dict(zip(("image", "text"), jax.device_get(finite(model, batch.arrays)), strict=True))

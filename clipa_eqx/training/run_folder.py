@@ -40,6 +40,7 @@ _FREE = (
     "log_every_steps",
     "loss/algorithm",
     "loss/chunk",
+    "micro_batch",
     "checkpoint",
     "wandb",
     "tensorboard",

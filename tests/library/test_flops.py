@@ -12,7 +12,7 @@ from support.tiny_models import tiny_clip_config
 from clipa_eqx.flops import step_flops
 from clipa_eqx.models.clip import abstract_clip
 from clipa_eqx.precision import Precision
-from clipa_eqx.training.step import batch_loss
+from clipa_eqx.training.gradients import batch_loss
 
 BATCH = 4
 

@@ -29,8 +29,8 @@ from clipa_eqx.sharding import (
     put_global_batch,
     shardings_for,
 )
+from clipa_eqx.training.gradients import batch_loss
 from clipa_eqx.training.state import abstract_state
-from clipa_eqx.training.step import batch_loss
 from clipa_eqx.trees import leaf_paths, leaves_by_path, match_by_path
 
 pytestmark = pytest.mark.usefixtures("quick_compile")

@@ -15,7 +15,7 @@ from clipa_eqx.optim import OptimConfig, learning_rates, make_optimizer
 from clipa_eqx.precision import Precision
 from clipa_eqx.schedules import Cosine
 from clipa_eqx.sharding import MeshConfig, make_mesh, put_global_batch
-from clipa_eqx.training.step import batch_loss
+from clipa_eqx.training.gradients import batch_loss
 from conversion.flax_clipa.names import to_flax
 
 goldens.require("facts")

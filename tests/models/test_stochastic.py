@@ -13,7 +13,8 @@ from support.tiny_models import tiny_clip_config
 from clipa_eqx.models.blocks import BlockConfig
 from clipa_eqx.models.clip import CLIP
 from clipa_eqx.precision import Precision
-from clipa_eqx.training.step import batch_loss, step_key
+from clipa_eqx.training.gradients import batch_loss
+from clipa_eqx.training.step import step_key
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

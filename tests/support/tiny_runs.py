@@ -100,7 +100,7 @@ def compile_once(config: ExperimentConfig, optimizer, abstract: TrainState, mesh
     """``compile_step`` that compiles equal steps once per session: a step depends on these parts of a config alone."""
     key = (
         *(config.model, config.optim, config.batch_size, config.duration, config.seed, config.precision),
-        *(config.on_non_finite, mesh),
+        *(config.on_non_finite, config.loss, config.micro_batch, mesh),
     )
     if key not in _COMPILED:
         _COMPILED[key] = compile_step(config, optimizer, abstract, mesh)

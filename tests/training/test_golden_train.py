@@ -21,8 +21,9 @@ from clipa_eqx.losses.config import LossConfig
 from clipa_eqx.optim import make_optimizer
 from clipa_eqx.precision import Precision
 from clipa_eqx.sharding import MeshConfig, make_mesh, shardings_for
+from clipa_eqx.training.gradients import batch_loss
 from clipa_eqx.training.state import abstract_state, start_state
-from clipa_eqx.training.step import batch_loss, make_train_step
+from clipa_eqx.training.step import make_train_step
 from clipa_eqx.trees import leaf_paths
 from conversion.flax_clipa.names import flax_rules, from_flax, to_flax
 

@@ -15,7 +15,7 @@ from clipa_eqx.errors import ConfigError
 from clipa_eqx.json_config import from_json, to_json
 from clipa_eqx.models.clip import abstract_clip
 from clipa_eqx.precision import Precision
-from clipa_eqx.training.step import batch_loss
+from clipa_eqx.training.gradients import batch_loss
 
 BATCH = 24  # no other size of the tiny models
 MODELS = {

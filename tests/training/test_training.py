@@ -23,10 +23,11 @@ from clipa_eqx.sharding import MeshConfig, make_mesh
 from clipa_eqx.tokenizer.loading import load_tokenizer
 from clipa_eqx.training import step as step_module
 from clipa_eqx.training.checkpoint import Checkpoints
+from clipa_eqx.training.gradients import batch_gradients, batch_loss
 from clipa_eqx.training.inputs import open_sources, train_batches
 from clipa_eqx.training.metrics import read_metrics
 from clipa_eqx.training.start import first_state
-from clipa_eqx.training.step import batch_loss, make_train_step, step_key
+from clipa_eqx.training.step import make_train_step, step_key
 from clipa_eqx.trees import leaves_by_path
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -41,7 +42,7 @@ def finished(tmp_path_factory):
     """A finished run: its folder, what ``train`` returned, and how often the loss was traced."""
     workdir = tmp_path_factory.mktemp("finished") / "run"
     tiny_runs.forget_compiled()
-    with mock.patch.object(step_module, "batch_loss", side_effect=batch_loss) as traced:
+    with mock.patch.object(step_module, "batch_gradients", side_effect=batch_gradients) as traced:
         result = tiny_runs.train_on_one_device(config_of_run(), workdir)
     return workdir, result, traced.call_count
 
