@@ -1,6 +1,8 @@
 """The JobSets: fields that decide when a run starts again, and their commands, which the programs' parsers accept."""
 
 import dataclasses
+import re
+import shlex
 from functools import partial
 from string import Template
 
@@ -108,3 +110,26 @@ def test_the_devices_divide_the_batch_and_hold_the_mesh(kind):
     inner = axes["fsdp"] * axes["tensor"]
     assert devices % inner == 0
     assert config.batch_size % (devices // axes["tensor"]) == 0
+
+
+def commands_of_the_page():
+    """The words after the program in each command of docs/scale.md that starts a run."""
+    text = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+    lines = [line for block in re.findall(r"```(?:sh|text)\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    starts = re.compile(r"(?:python scripts/train\.py|scripts/launch/one_host\.sh|sbatch .*scripts/launch/slurm\.sh) ")
+    return [line[found.end() :] for line in lines if (found := starts.match(line))]
+
+
+@pytest.mark.parametrize("words", commands_of_the_page())
+def test_a_command_of_the_page_is_one_that_the_program_accepts(words, capsys):
+    assert run(partial(train.main, [*shlex.split(words), "--print-config"])) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_the_page_starts_runs_in_each_way():
+    assert len(commands_of_the_page()) == 4
+
+
+def test_every_launch_file_is_on_the_page():
+    text = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+    assert [path.name for path in LAUNCH.iterdir() if f"scripts/launch/{path.name}" not in text] == []
