@@ -42,7 +42,7 @@ lint: .venv/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
-	$(BIN)/shellcheck --external-sources scripts/*.sh findings/*.sh .ci/run
+	$(BIN)/shellcheck --external-sources scripts/*.sh scripts/launch/*.sh findings/*.sh .ci/run
 	@# The types that users of the installed package see; its list of modules is only shown when something is missing.
 	@said=$$(PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pyright --verifytypes clipa_eqx --ignoreexternal) || { echo "$$said"; exit 1; }
 

@@ -10,6 +10,7 @@ from clipa_eqx.agreement import refused_together
 from clipa_eqx.cli import USAGE, print_error, set_up_logging
 from clipa_eqx.devices import CONNECT_SECONDS, connect, coordinator, open_devices
 from clipa_eqx.programs.distributed import Processes
+from clipa_eqx.programs.slurm import slurm_place
 
 
 def connect_processes(processes: Processes, *, check: Callable[[], None] | None = None) -> None:
@@ -24,7 +25,7 @@ def connect_processes(processes: Processes, *, check: Callable[[], None] | None 
         ConfigError: the flags are wrong, or there is no cluster, no coordinator or no device.
         ClipaError: what ``check`` raised; on the other processes a ConfigError.
     """
-    place = coordinator(processes.address, processes.count, processes.index)
+    place = coordinator(processes.address, processes.count, processes.index) or slurm_place(os.environ)
     connect(place, seconds=processes.seconds or CONNECT_SECONDS, give_up=_end)
     open_devices()
     set_up_logging(process_index=jax.process_index())
