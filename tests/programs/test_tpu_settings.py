@@ -15,7 +15,11 @@ from support.recorded_tpu import SCRIPTS, WHERE
         ({"ZONE": ""}, (), "tpu.env: ZONE has no value"),
         ({"WANDB_API_KEY": "secret"}, (), "WANDB_API_KEY is no setting; the settings are: PROJECT ZONE"),
         ({"PRE_TRAINING_RUN": ""}, (), "tpu.env: PRE_TRAINING_RUN has no value"),
-        ({"PRE_TRAINING_RUN": "az://bucket/run"}, (), "PRE_TRAINING_RUN is az://bucket/run; a run folder is gs://BUCKET"),
+        (
+            {"PRE_TRAINING_RUN": "az://bucket/run"},
+            (),
+            "PRE_TRAINING_RUN is az://bucket/run; a run folder is gs://BUCKET",
+        ),
         ({"PRE_TRAINING_RUN": "gs://bucket"}, (), "PRE_TRAINING_RUN is gs://bucket; a run folder is gs://BUCKET/NAME"),
         ({"RECORDS": '"gs://bucket/pairs"'}, (), "tpu.env:6: RECORDS has a quotation mark"),
         ({"RECORDS": "data # mine"}, (), "tpu.env:6: RECORDS has a comment; put it on a line of its own"),
