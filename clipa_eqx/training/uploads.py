@@ -90,7 +90,7 @@ class RunUploads(NamedTuple):
 
     Attributes:
         changed: uploads what has changed, in process 0.
-        last_words: the same, and in other processes their stacks and flight records: for a process that is about to end.
+        last_words: the same, and in other processes their stacks and flight records, before the process ends.
     """
 
     changed: Callable[[], None]

@@ -105,7 +105,7 @@ def test_a_run_whose_lock_was_taken_ends_before_it_writes(server, monkeypatch):
 
     with (
         mock.patch.object(Reports, "finish", taken_over_at_6),
-        pytest.raises(CheckpointError, match="lost was taken over by process 7 on elsewhere .*This run ends now"),
+        pytest.raises(CheckpointError, match=r"lost was taken over by process 7 on elsewhere .*This run ends now"),
     ):
         tiny_runs.train_on_one_device(tiny_runs.run_config(), bucket.url)
     assert bucket.read("metrics.jsonl") == before["metrics"]
