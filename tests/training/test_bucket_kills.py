@@ -90,13 +90,13 @@ def test_two_processes_save_together_and_resume_as_in_a_local_folder(server, buc
 
 def test_a_run_that_stalls_leaves_the_stacks_and_last_steps_of_all_processes_in_the_bucket(server, bucket, folder):
     config = write_config(folder / f"stuck-{bucket.scheme}.py", steps=STEPS, every=3, keep=2, before=STUCK)
-    run = in_bucket(server, bucket, config, folder, "stuck", processes=2, flags=("--watchdog", "5"))
+    run = in_bucket(server, bucket, config, folder, "stuck", processes=2, flags=("--watchdog", "20"))
     processes = run.start()
     assert [process.wait(300) for process in processes] == [STALLED] * 2, run.said()
     copy = downloaded(run.url, run.workdir)
     for number in range(2):
         text = (copy / f"flight/stacks-{number}.txt").read_text()
-        assert "no progress for 5 s" in text
+        assert "no progress for 20 s" in text
         assert "finish_and_stay" in text
     lines = recorded_steps(copy / "flight")
     assert max(lines) >= 7
