@@ -71,14 +71,13 @@ read_env() {
   IMAGENET_VAL=${IMAGENET_VAL:-}
 }
 
-# Check that settings have a value in the env file, and that run folders are paths or gs://, for which the workers have
-# what it needs.
+# Check that settings have a value in the env file, and that run folders are paths or in a bucket.
 need() {
   local name
   for name in "$@"; do
     [[ -n ${!name:-} ]] || fail "$env_file: $name has no value"
-    [[ $name != *_RUN || ${!name} != *://* || ${!name} == gs://?*/?* ]] ||
-      fail "$env_file: $name is ${!name}; a run folder is gs://bucket/run, or on a file system that all workers share"
+    [[ $name != *_RUN || ${!name} != *://* || ${!name} =~ ^(gs|s3)://[^/]+/.+ ]] ||
+      fail "$env_file: $name is ${!name}; a run folder is gs://BUCKET/NAME, s3://BUCKET/NAME, or a path on a file system that all workers share"
   done
 }
 

@@ -42,7 +42,7 @@ install() {
   # A .venv without pip is that of an interrupted start.
   .venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv .venv
   .venv/bin/python -m pip install --quiet --upgrade pip
-  .venv/bin/python -m pip install --quiet -c constraints.txt -e '.[tpu,gcs]'
+  .venv/bin/python -m pip install --quiet -c constraints.txt -e '.[tpu,bucket]'
   .venv/bin/python - <<'PYTHON'
 import jax
 

@@ -150,6 +150,9 @@ class Bucket:
         if self.scheme == "gs":
             if "STORAGE_EMULATOR_HOST" in os.environ:  # the name that other libraries know
                 os.environ.setdefault("TENSORSTORE_GCS_HTTP_URL", os.environ["STORAGE_EMULATOR_HOST"])
+                # An emulator needs no credentials. Without a token TensorStore looks for them in the network at each
+                # save, which may take a minute on a machine that has none.
+                os.environ.setdefault("GOOGLE_AUTH_TOKEN_FOR_TESTING", "emulator")
             context = {"gcs_request_retries": retries}
             return {"driver": "gcs", "bucket": self.name, "path": path, "context": context}
         endpoint = _s3_endpoint()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 
+from clipa_eqx.buckets.mirror import local_copy, named
 from clipa_eqx.cli import FAILED, OK
 from clipa_eqx.config_files import apply_overrides
 from clipa_eqx.devices import open_devices
@@ -42,6 +43,30 @@ def report(
     Raises:
         ClipaError: there is no such run or step, or no state or data from before it.
     """
+    with named(run):
+        found = _replayed(
+            local_copy(run, with_weights=False),
+            step,
+            overrides,
+            devices=devices,
+            is_from_start=is_from_start,
+            program=program,
+            program_flags=program_flags,
+        )
+    print("\n".join(lines(found)))
+    return OK if found.is_reproduced else FAILED
+
+
+def _replayed(
+    run: Path,
+    step: int,
+    overrides: Sequence[str],
+    *,
+    devices: int,
+    is_from_start: bool,
+    program: str,
+    program_flags: Sequence[str],
+) -> Replayed:
     expect_kind(run, "run folder")
     if devices < 1:
         raise ConfigError(f"--devices is {devices}; it must be at least 1")
@@ -53,9 +78,7 @@ def report(
     config = apply_overrides(config, overrides, program=program, program_flags=program_flags)
     if devices == 1:
         config = dataclasses.replace(config, mesh=MeshConfig())
-    found = replay(config, run, step, record=record, devices=open_devices()[:devices], is_from_start=is_from_start)
-    print("\n".join(lines(found)))
-    return OK if found.is_reproduced else FAILED
+    return replay(config, run, step, record=record, devices=open_devices()[:devices], is_from_start=is_from_start)
 
 
 def lines(found: Replayed) -> Iterator[str]:

@@ -44,10 +44,13 @@ class BucketLock:
         self._thread = threading.Thread(target=self._renew_until_ended, name="lock of the bucket", daemon=True)
 
     def check(self) -> None:
-        """Raise CheckpointError if another process has taken the lock, or may have: no sign of life was possible."""
+        """Raise CheckpointError if another process has taken the lock, or may have: no sign of life was possible.
+
+        Raises:
+            BucketError: the bucket did not answer for longer than the patience.
+        """
         if self._clock() - self._renewed_at > 3 * self._renew_seconds:  # the thread was suspended too
-            with suppress(BucketError):
-                self._renew()
+            self._renew()
         if self._lost is not None:
             raise CheckpointError(
                 f"run folder {self._bucket.url} {self._lost}, because this process gave no sign of life for too long "

@@ -107,7 +107,7 @@ def _train(
         stops.check_start()
         claim_on_all(workdir, record)
         upload = stack.enter_context(uploads(workdir, check_lock=check_lock))
-        watchdog.folder = workdir / FLIGHT_NAME
+        watchdog.folder, watchdog.write = workdir / FLIGHT_NAME, lambda _: upload.last_words()
         best = BestScore(config.checkpoint.keep_best)
         checkpoints = stack.enter_context(
             Checkpoints(
@@ -116,7 +116,7 @@ def _train(
                 checksums=config.checkpoint.checksums,
             )
         )
-        checkpoints.before_commit = upload
+        checkpoints.before_commit = upload.changed
         with watchdog.phase("restoring or making the first state"):
             resumed = resume(checkpoints, abstract, mesh, record)
             if resumed is not None:
@@ -131,7 +131,7 @@ def _train(
         rows = stack.enter_context(train_batches(config, mixture, tokenizer, start_step=start, mesh=mesh))
         batches = DeviceBatches(rows, mesh)
         flight = stack.enter_context(open_flight_record(config, workdir, mesh))
-        watchdog.write = flight.write
+        watchdog.write = lambda reason: (flight.write(reason), upload.last_words())
         page = partial(
             open_live_report,
             config=config,
@@ -201,7 +201,7 @@ def _train(
         check_lock()
         with watchdog.phase("writing the model"):
             folder = _save_final_model(config, workdir, state.model, tokenizer, record=record, steps=total_steps)
-            upload()
+            upload.changed()
         return TrainResult(total_steps, reports.last, folder)
 
 

@@ -63,14 +63,18 @@ def write_shards(store: Mapping[str, Any], shards: Mapping[str, Shards], *, is_f
     Raises:
         Exception: of TensorStore, which has no type of its own for it.
     """
+    mode = {"create": True, "open": True} if is_first else {"open": True, "assume_metadata": True}
+    # All at once: one after the other, each array would cost the time of several requests.
+    opening = {
+        path: _open(store, path, {**mode, "metadata": _metadata(one)})
+        for path, one in shards.items()
+        if one.parts or is_first
+    }
     running: list[Any] = []
     size = 0
-    for path, one in shards.items():
-        if not (one.parts or is_first):
-            continue
-        mode = {"create": True, "open": True} if is_first else {"open": True, "assume_metadata": True}
-        array: Any = _open(store, path, {**mode, "metadata": _metadata(one)}).result()
-        for index, values in one.parts:
+    for path, future in opening.items():
+        array: Any = future.result()
+        for index, values in shards[path].parts:
             running.append(array[index].write(values))
             size += values.nbytes
             if size > _MOST_BYTES_IN_FLIGHT:

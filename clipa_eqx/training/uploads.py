@@ -1,10 +1,14 @@
-"""Uploads of the small files of a run to its bucket: before each checkpoint, now and then, and at the end."""
+"""Uploads of the small files of a run to its bucket: before each checkpoint, now and then, and at the end.
+
+Process 0 uploads everything; each other process its own stacks and flight records, once something went wrong.
+"""
 
 import logging
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path, PurePath
+from typing import NamedTuple
 
 import jax
 
@@ -13,6 +17,7 @@ from clipa_eqx.buckets.mirror import SOURCE_FILE, bucket_of
 from clipa_eqx.errors import CheckpointError
 from clipa_eqx.replacing import is_temporary
 from clipa_eqx.saved.kinds import CHECKPOINTS_NAME, CONFIG_FILE, METRICS_NAME, MODEL_NAME
+from clipa_eqx.training.flight import FLIGHT_NAME
 
 EVERY_SECONDS = 30.0
 """Between two uploads while nothing is saved."""
@@ -23,9 +28,15 @@ _log = logging.getLogger(__name__)
 class Uploads:
     """The files of the local copy of a run folder, and which versions of them are in the bucket."""
 
-    def __init__(self, folder: Path, bucket: Bucket, check_lock: Callable[[], None]) -> None:
-        """Take the files as they are now for those in the bucket, except for the record of the run."""
-        self._folder, self._bucket, self._check_lock = folder, bucket, check_lock
+    def __init__(
+        self, folder: Path, bucket: Bucket, check_lock: Callable[[], None], *, only: str | None = None
+    ) -> None:
+        """Take the files as they are now for those in the bucket, except for the record of the run.
+
+        Args:
+            only: name of the folder in ``folder`` to upload; None for everything.
+        """
+        self._folder, self._bucket, self._check_lock, self._only = folder, bucket, check_lock, only
         self._guard = threading.Lock()
         self._sent = {name: version for name, version in self._files().items() if name != CONFIG_FILE}
 
@@ -63,7 +74,8 @@ class Uploads:
         for path in sorted(self._folder.rglob("*")):
             name = path.relative_to(self._folder)
             first = name.parts[0]
-            is_ours = first not in (CHECKPOINTS_NAME, SOURCE_FILE) and not _is_unfinished(name)
+            is_asked_for = first == self._only if self._only else first not in (CHECKPOINTS_NAME, SOURCE_FILE)
+            is_ours = is_asked_for and not _is_unfinished(name)
             try:
                 if is_ours and path.is_file() and not path.is_symlink():
                     about = path.stat()
@@ -73,11 +85,21 @@ class Uploads:
         return found
 
 
-@contextmanager
-def uploads(folder: Path, *, check_lock: Callable[[], None]) -> Generator[Callable[[], None]]:
-    """Yield a function that uploads what has changed; it is also called now and then, and when the block ends.
+class RunUploads(NamedTuple):
+    """Functions that upload files of a run; for a local run folder they do nothing.
 
-    For a local run folder, and in processes other than process 0, it does nothing.
+    Attributes:
+        changed: uploads what has changed, in process 0.
+        last_words: the same, and in other processes their stacks and flight records, before the process ends.
+    """
+
+    changed: Callable[[], None]
+    last_words: Callable[[], None]
+
+
+@contextmanager
+def uploads(folder: Path, *, check_lock: Callable[[], None]) -> Generator[RunUploads]:
+    """Yield functions that upload what has changed, which is also done now and then, and when the block ends.
 
     Args:
         check_lock: raises CheckpointError if another process has taken the run folder; nothing is uploaded then.
@@ -86,16 +108,17 @@ def uploads(folder: Path, *, check_lock: Callable[[], None]) -> Generator[Callab
         BucketError: an upload failed at the end of a block that itself ended well.
     """
     bucket = bucket_of(folder)
-    if bucket is None or jax.process_index() != 0:
-        yield _nothing
+    if bucket is None:
+        yield RunUploads(_nothing, _nothing)
         return
-    upload = Uploads(folder, bucket, check_lock)
-    upload()  # the record of the run
+    is_first = jax.process_index() == 0
+    upload = Uploads(folder, bucket, check_lock, only=None if is_first else FLIGHT_NAME)
     ended = threading.Event()
-    thread = threading.Thread(target=_upload_until, args=(upload, ended), name="uploads", daemon=True)
-    thread.start()
+    if is_first:
+        upload()  # the record of the run
+        threading.Thread(target=_upload_until, args=(upload, ended), name="uploads", daemon=True).start()
     try:
-        yield upload
+        yield RunUploads(upload if is_first else _nothing, upload)
     except BaseException:
         ended.set()
         try:
@@ -104,7 +127,8 @@ def uploads(folder: Path, *, check_lock: Callable[[], None]) -> Generator[Callab
             _log.warning("the last lines of the metrics and the report were not uploaded: %s", error)
         raise
     ended.set()
-    upload()
+    if is_first:
+        upload()
 
 
 def _upload_until(upload: Callable[[], None], ended: threading.Event) -> None:
@@ -126,4 +150,4 @@ def _nothing() -> None:
     """Do nothing: the run folder is local, or process 0 uploads."""
 
 
-__all__ = ["EVERY_SECONDS", "Uploads", "uploads"]
+__all__ = ["EVERY_SECONDS", "RunUploads", "Uploads", "uploads"]

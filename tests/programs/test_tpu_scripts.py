@@ -49,7 +49,7 @@ def test_a_clone_is_copied_to_a_worker_with_nothing_on_it_and_installed(pod):
         assert (clone / name).is_file()
     assert not (clone / "tests").exists()  # 19 of 20 MB
     calls = (clone / "pip_calls").read_text().splitlines()
-    assert calls.count("-m pip install --quiet -c constraints.txt -e .[tpu,gcs]") == 2
+    assert calls.count("-m pip install --quiet -c constraints.txt -e .[tpu,bucket]") == 2
     assert pod("pre_training", FOLDER="my clone").returncode == 0
 
 

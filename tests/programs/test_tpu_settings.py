@@ -16,15 +16,11 @@ from support.recorded_tpu import SCRIPTS, WHERE
         ({"WANDB_API_KEY": "secret"}, (), "WANDB_API_KEY is no setting; the settings are: PROJECT ZONE"),
         ({"PRE_TRAINING_RUN": ""}, (), "tpu.env: PRE_TRAINING_RUN has no value"),
         (
-            {"PRE_TRAINING_RUN": "s3://bucket/run"},
+            {"PRE_TRAINING_RUN": "az://bucket/run"},
             (),
-            "PRE_TRAINING_RUN is s3://bucket/run; a run folder is gs://bucket/",
+            "PRE_TRAINING_RUN is az://bucket/run; a run folder is gs://BUCKET",
         ),
-        (
-            {"PRE_TRAINING_RUN": "gs://bucket"},
-            (),
-            "PRE_TRAINING_RUN is gs://bucket; a run folder is gs://bucket/run, or",
-        ),
+        ({"PRE_TRAINING_RUN": "gs://bucket"}, (), "PRE_TRAINING_RUN is gs://bucket; a run folder is gs://BUCKET/NAME"),
         ({"RECORDS": '"gs://bucket/pairs"'}, (), "tpu.env:6: RECORDS has a quotation mark"),
         ({"RECORDS": "data # mine"}, (), "tpu.env:6: RECORDS has a comment; put it on a line of its own"),
         ({"RECORDS": " data"}, (), "tpu.env:6: RECORDS begins with a space"),
@@ -70,6 +66,13 @@ def test_settings_are_those_of_the_file_and_not_of_the_shell_that_calls(pod):
     done = pod.run("pre_training", env, ZONE="zone-a")
     assert (done.returncode, pod.calls()) == (2, [])
     assert "tpu.env: ZONE has no value" in done.stderr
+
+
+def test_run_folders_may_be_in_buckets(pod):
+    for stage, run in (("pre_training", "gs://bucket/runs/first"), ("fine_tuning", "s3://bucket/second")):
+        done = pod(stage, "--dry-run", **{f"{stage.upper()}_RUN": run})
+        assert done.returncode == 0, done.stderr
+        assert run in done.stdout
 
 
 def test_an_empty_setting_that_has_a_default_takes_it(pod):

@@ -1,5 +1,6 @@
 """Run folders in buckets, for tests: complete copies of them on this machine."""
 
+import re
 from pathlib import Path
 
 from clipa_eqx.buckets.bucket import bucket_at
@@ -14,3 +15,11 @@ def downloaded(url: str, folder: Path) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         bucket.download(name, file)
     return folder
+
+
+def committed_in(url: str) -> list[int]:
+    """The steps of a run in a bucket whose checkpoints have a record, in order."""
+    bucket = bucket_at(url)
+    assert bucket is not None
+    found = (re.fullmatch(r"checkpoints/(\d+)/record/metadata", name) for name in bucket.names("checkpoints"))
+    return sorted(int(one[1]) for one in found if one)

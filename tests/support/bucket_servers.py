@@ -76,6 +76,8 @@ def _gcs() -> Iterator[int]:
     logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)
     # The emulator prints a traceback for each connection that a client closes.
     http.server.HTTPServer.handle_error = lambda *_: None
+    # It answers one request at a time. More than five that wait would be dropped, and sent again after seconds.
+    http.server.HTTPServer.request_queue_size = 512
     emulator = Emulator("127.0.0.1", port, in_memory=True, default_bucket="bucket")
     emulator.start()
     try:

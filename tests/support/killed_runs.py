@@ -7,7 +7,7 @@ import re
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from clipa_eqx.cli import INTERRUPTED
 from clipa_eqx.training.checkpoint_record import committed_steps, read_checkpoint_record
 from clipa_eqx.training.flight import FLIGHT_NAME
 from clipa_eqx.training.run_lock import LOCK_NAME, is_lock_file
+from support.bucket_runs import committed_in, downloaded
 from support.fork_server import Forked, ForkServer
 from support.process_groups import free_port
 from support.train_processes import assert_same_metrics_and_model
@@ -80,6 +81,8 @@ class Run:
         faults: number of faults that ended a life, by kind and phase.
         damaged: files of checkpoints that were damaged.
         is_stored: whether lives share one compiled step, instead of compiling it from the cache.
+        url: the address of the run folder if it is in a bucket; ``workdir`` gets a copy at the end.
+        variables: environment of its processes.
     """
 
     server: ForkServer
@@ -93,6 +96,8 @@ class Run:
     damaged: list[Path] = field(default_factory=list)
     lives: int = 0
     is_stored: bool = True
+    url: str | None = None
+    variables: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.draw = random.Random(self.seed)
@@ -127,13 +132,18 @@ class Run:
         return [
             self.server.start(
                 [
-                    *(str(self.config), "--workdir", str(self.workdir), *self.flags, *meeting),
+                    *(str(self.config), "--workdir", self.url or str(self.workdir), *self.flags, *meeting),
                     *(("--process-index", str(number)) if meeting else ()),
                     *(own[number] if own else ()),
                 ],
                 log=self.log(number),
                 settings=settings,
-                **{"PHASES": str(self.marks(number)), "SAMPLES": str(self.samples(number)), **variables},
+                **{
+                    **self.variables,
+                    "PHASES": str(self.marks(number)),
+                    "SAMPLES": str(self.samples(number)),
+                    **variables,
+                },
             )
             for number in range(self.processes)
         ]
@@ -157,12 +167,16 @@ class Run:
         assert [process.wait(300) for process in processes] == [0] * len(processes), self.said()
         self._check_start(before)
 
+    def committed(self) -> list[int]:
+        """The committed steps, in order."""
+        return committed_steps(self.checkpoints) if self.url is None else committed_in(self.url)
+
     def newest(self) -> set[int]:
         """The steps that the next life may start after: that of the newest checkpoint that nothing happened to.
 
         Damage may change nothing that is read, so that a newer one may be taken too.
         """
-        steps = committed_steps(self.checkpoints)
+        steps = self.committed()
         intact = [step for step in steps if not any(self._is_of(file, step) for file in self.damaged)]
         newest = max(intact, default=0)
         return {newest, *(step for step in steps if step > newest)}
@@ -221,7 +235,7 @@ class Run:
             said = self.log(fault.process).read_text()
             if "stopped before this start did a step" not in said:
                 (step,) = re.findall(r"stopped after step (\d+) of", said)
-                assert committed_steps(self.checkpoints)[-1] == int(step), self.said()
+                assert self.committed()[-1] == int(step), self.said()
         if code != 0:
             self.faults[fault] += 1
         return code != 0
@@ -297,6 +311,8 @@ class Run:
 
     def assert_is(self, whole: "Run", *, steps: int) -> None:
         """Check that this finished run is the uninterrupted one."""
+        if self.url is not None:
+            downloaded(self.url, self.workdir)
         assert_same_metrics_and_model(self.workdir, whole.workdir, steps=steps)
         assert checksums(self.workdir, steps) == checksums(whole.workdir, steps)
         assert self.trained_on() == whole.trained_on()
@@ -367,7 +383,7 @@ def interrupt(
 def _next_fault(
     draw: random.Random, done: Counter[Fault], run: Run, phases: Sequence[str], kinds: Sequence[str]
 ) -> Fault:
-    is_new = not committed_steps(run.checkpoints)
+    is_new = not run.committed()
     is_late = run.faults.total() >= 10
     possible = [
         phase

@@ -100,6 +100,7 @@ def install() -> None:
     """Mark the phases of this process. Call it once, before training."""
     from clipa_eqx.programs import training_run
     from clipa_eqx.training import loop, preparation
+    from clipa_eqx.training.bucket_lock import BucketLock
     from clipa_eqx.training.checkpoint import Checkpoints
     from clipa_eqx.training.flight import FlightRecord
     from clipa_eqx.training.live_report import LiveReport
@@ -118,6 +119,9 @@ def install() -> None:
 
     def open_and_mark(self: Checkpoints, *args: Any, **rest: Any) -> None:
         open_checkpoints(self, *args, **rest)
+        if self._bucket is not None:
+            self._bucket._delete = with_marks(self._bucket._delete, "deleting", "deleted")
+            return
         deleter = self._manager._checkpoint_deleter
         deleter.delete_steps = with_marks(deleter.delete_steps, "deleting", "deleted")
 
@@ -128,6 +132,7 @@ def install() -> None:
     Checkpoints.restore = with_marks(Checkpoints.restore, "restore", "state")
     Checkpoints.save = with_marks(Checkpoints.save, "saving", "save")
     RunLock.acquire = with_marks(RunLock.acquire, "lock")
+    BucketLock.acquire = with_marks(BucketLock.acquire, "lock")
     LiveReport.close = with_marks(LiveReport.close, "page", "closed")
     loop.prepare = with_marks(loop.prepare, "preparation")
     loop.first_state = with_marks(loop.first_state, "first state", "state")

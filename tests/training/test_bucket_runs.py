@@ -1,7 +1,9 @@
 """Run folders in buckets, against real servers on loopback: the guarantees of a local run folder."""
 
+import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -12,13 +14,16 @@ from support import tiny_runs
 from support.bucket_runs import downloaded
 from support.bucket_servers import bucket_server
 from support.dropping_proxy import dropping_proxy
-from support.tiny_models import tiny_clip_config
+from support.tiny_models import WORDS, tiny_clip_config
 from support.train_processes import assert_same_runs, start, wait_for, write_config
 
 from clipa_eqx.buckets.bucket import bucket_at
 from clipa_eqx.buckets.mirror import local_copy
+from clipa_eqx.cli import OK
+from clipa_eqx.data.array_record_writer import write_records
 from clipa_eqx.errors import CheckpointError, ConfigError
 from clipa_eqx.experiment import InitConfig
+from clipa_eqx.programs import evaluate, replay
 from clipa_eqx.programs.targets import show
 from clipa_eqx.saved.model import load_model
 from clipa_eqx.training.reporting import Reports
@@ -30,7 +35,7 @@ from clipa_eqx.trees import leaves_by_path
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 STEPS = 12
-SCHEMES = ("gs", "s3")
+SCHEMES = ("gs", pytest.param("s3", marks=pytest.mark.slow))
 
 
 @pytest.fixture(scope="module", params=SCHEMES)
@@ -119,6 +124,27 @@ def test_programs_and_new_runs_read_the_bucket(run, whole, server, config, capsy
     again = tiny_runs.run_config(model=config.model, init=InitConfig(source=run), tensorboard=True)
     tiny_runs.train_on_one_device(again, server.url("runs/two"))
     assert bucket_at(server.url("runs/two")).read("metrics.jsonl").count(b"\n") == STEPS
+
+
+@pytest.mark.slow
+def test_evaluate_and_replay_read_the_bucket(run, whole, tmp_path, capsys, logging_as_before):
+    rows = (replace(one, label=i % 2) for i, one in enumerate(tiny_runs.make_records(16)))
+    write_records(rows, tmp_path / "labeled", class_names=WORDS[:2])
+    scores = []
+    for source in (run, str(whole)):
+        out = tmp_path / f"{len(scores)}.json"
+        data = ("--suite", "zero-shot", "--data", str(tmp_path / "labeled"), "--templates", "class_name_only")
+        assert evaluate.main([source, *data, "--out", str(out)]) == OK
+        scores.append(json.loads(out.read_text())["top1"])
+    assert scores[0] == scores[1]
+    capsys.readouterr()
+    assert replay.main([run, "10"]) == OK
+    text = capsys.readouterr().out
+    assert "step 10, replayed from checkpoint 8" in text
+    assert "same bits" in text
+    assert "differs" not in text
+    with pytest.raises(CheckpointError, match=rf"{run} has no checkpoint from before step 2"):
+        replay.main([run, "2"])
 
 
 @pytest.mark.slow
