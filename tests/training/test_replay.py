@@ -78,7 +78,7 @@ def test_a_step_without_an_older_checkpoint_names_what_can_be_replayed(healthy):
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
+def command(monkeypatch, capsys, logging_as_before):
     """Calls the command; gives exit code, report and error. The step is compiled once for all tests."""
     shared = functools.partial(replay, compiler=tiny_runs.compile_once)
     monkeypatch.setattr(replayed_step, "replay", shared)
