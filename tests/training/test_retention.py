@@ -1,4 +1,4 @@
-"""Which checkpoints are kept: the latest, one per period, and the best, also over an interruption."""
+"""Retention of checkpoints: the latest, one per period, and the best, also over an interruption."""
 
 import pytest
 from hypothesis import given
