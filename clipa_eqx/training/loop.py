@@ -98,7 +98,7 @@ def _train(
         )
         stops.check_start()
         total_steps = run.total_steps
-        space = partial(check_space, workdir, abstract, keep=config.checkpoint.keep, total_steps=total_steps)
+        space = partial(check_space, workdir, abstract, config=config.checkpoint, total_steps=total_steps)
         stack.enter_context(memory_errors("training", advice=less_memory(config, devices=mesh.size)))
         check_lock = stack.enter_context(locked_on_all(workdir, record, check=space))
         stack.enter_context(jax.set_mesh(mesh))

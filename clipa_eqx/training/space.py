@@ -15,7 +15,9 @@ import jax
 
 from clipa_eqx.buckets.mirror import bucket_of
 from clipa_eqx.errors import CheckpointError, ClipaError
+from clipa_eqx.experiment import CheckpointConfig
 from clipa_eqx.saved.kinds import CHECKPOINTS_NAME
+from clipa_eqx.training.retention import kept_steps
 from clipa_eqx.training.state import TrainState
 
 _log = logging.getLogger(__name__)
@@ -32,12 +34,12 @@ def tree_bytes(tree: Any) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def check_space(workdir: Path, abstract: TrainState, *, keep: int, total_steps: int) -> None:
+def check_space(workdir: Path, abstract: TrainState, *, config: CheckpointConfig, total_steps: int) -> None:
     """Compare the space that a run will need with what is free, before the first step. A run folder must exist.
 
     Nothing is compared for a folder in a bucket.
 
-    A warning says that the disk will fill before ``keep`` checkpoints are there, unless it is freed.
+    A warning says that the disk will fill before all checkpoints are there that ``config`` keeps, unless it is freed.
 
     Raises:
         CheckpointError: the next checkpoint and the model at the end do not fit.
@@ -57,16 +59,38 @@ def check_space(workdir: Path, abstract: TrainState, *, keep: int, total_steps: 
             f"{shown(checkpoint)} and the model at the end {shown(model)}; free {shown(checkpoint + model - free)} "
             "more, or give a --workdir on another file system. No step was done"
         )
-    # While a checkpoint is written, all that are kept are still there.
-    missing = max(keep + 1 - len(saved), 1)
+    missing = max(most_checkpoints(config, total_steps=total_steps) - len(saved), 1)
     needed = missing * checkpoint + model
     if needed > free:
         _log.warning(
-            "the file system of %s has %s free, but this run takes up to %s more: %d checkpoints of %s (while one is "
-            "written, there is one more than checkpoint.keep), and a model of %s; free space, or set a smaller "
-            "checkpoint.keep",
-            *(workdir, shown(free), shown(needed), missing, shown(checkpoint), shown(model)),
+            "the file system of %s has %s free, but this run takes up to %s more: %d checkpoints of %s (those that %s "
+            "keep, and the one that is being written), and a model of %s; free space, or keep fewer checkpoints",
+            *(workdir, shown(free), shown(needed), missing, shown(checkpoint), _fields(config), shown(model)),
         )
+
+
+def most_checkpoints(config: CheckpointConfig, *, total_steps: int) -> int:
+    """The largest number of checkpoints that are there at a time: those that are kept, and the one being written.
+
+    With ``keep_best`` it is an upper limit, because scores decide which steps are saved.
+
+    >>> most_checkpoints(CheckpointConfig(every_steps=4, keep=2), total_steps=100)
+    3
+    >>> most_checkpoints(CheckpointConfig(every_steps=4, keep=2, keep_every_steps=20), total_steps=100)
+    7
+    >>> most_checkpoints(CheckpointConfig(every_steps=4, keep=2, keep_best="x"), total_steps=100)
+    4
+    """
+    if config.keep_best is not None:
+        every = config.keep_every_steps
+        return config.keep + (0 if every is None else (total_steps - 1) // every) + 2
+    before_the_last = range(config.every_steps, total_steps, config.every_steps)
+    return len(kept_steps(before_the_last, config, best=None)) + 1
+
+
+def _fields(config: CheckpointConfig) -> str:
+    names = [name for name in ("keep", "keep_every_steps", "keep_best") if getattr(config, name) is not None]
+    return " and ".join(f"checkpoint.{name}" for name in names)
 
 
 @contextmanager

@@ -35,7 +35,7 @@ def pending_numbers(about: Mapping[str, Any], *, step: int) -> StepNumbers | Non
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StepEnd:
-    """What happens after a step. All processes call it together.
+    """The work after a step. All processes call it together.
 
     Attributes:
         score: scores a model by evaluations.

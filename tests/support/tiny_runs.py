@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import jax
 import numpy as np
@@ -26,6 +27,7 @@ from clipa_eqx.schedules import Cosine
 from clipa_eqx.sharding import make_mesh, put_global_batch, shardings_for
 from clipa_eqx.tokenizer.loading import load_tokenizer
 from clipa_eqx.tokenizer.vocabulary import write_vocab
+from clipa_eqx.training import loop
 from clipa_eqx.training.inputs import open_sources, train_batches
 from clipa_eqx.training.loop import TrainResult, train
 from clipa_eqx.training.start import first_state
@@ -107,6 +109,19 @@ def compile_once(config: ExperimentConfig, optimizer, abstract: TrainState, mesh
     return _COMPILED[key]
 
 
+_FIRST: dict = {}
+
+
+def first_state_once(config: ExperimentConfig, optimizer, *, abstract, mesh, vocab_sha256) -> TrainState:
+    """``first_state`` that computes equal random states once per session; steps consume the copy that it returns."""
+    if config.init is not None:
+        return first_state(config, optimizer, abstract=abstract, mesh=mesh, vocab_sha256=vocab_sha256)
+    key = (config.model, config.optim, config.batch_size, config.duration, config.seed, config.precision, mesh)
+    if key not in _FIRST:
+        _FIRST[key] = first_state(config, optimizer, abstract=abstract, mesh=mesh, vocab_sha256=vocab_sha256)
+    return jax.tree.map(lambda leaf: leaf.copy(), _FIRST[key])
+
+
 def forget_compiled():
     """Forget all compiled steps, so that the next run traces and compiles its step."""
     _COMPILED.clear()
@@ -119,7 +134,8 @@ def one_device() -> list[jax.Device]:
 
 def train_on_one_device(config: ExperimentConfig, workdir: Path, *, compiler: Compiler = compile_once) -> TrainResult:
     """``train`` as on a machine with a single device."""
-    return train(config, workdir, devices=one_device(), compiler=compiler)
+    with mock.patch.object(loop, "first_state", first_state_once):
+        return train(config, workdir, devices=one_device(), compiler=compiler)
 
 
 def drive(config: ExperimentConfig, *, devices: int, steps: int) -> Driven:

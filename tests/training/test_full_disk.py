@@ -16,6 +16,7 @@ from support.tiny_models import tiny_clip_config
 from support.train_processes import assert_same_runs, write_config
 
 from clipa_eqx.errors import CheckpointError
+from clipa_eqx.experiment import CheckpointConfig
 from clipa_eqx.training import loop, run_folder, space
 from clipa_eqx.training.checkpoint import Checkpoints
 from clipa_eqx.training.metrics import MetricLog, read_metrics
@@ -242,39 +243,58 @@ def test_a_run_without_space_for_a_checkpoint_and_the_model_is_refused_before_it
 
 
 def test_a_run_whose_last_checkpoints_do_not_fit_is_warned_once(free, abstract, tmp_path, caplog):
+    config = CheckpointConfig(every_steps=4)
     free(3)
-    check_space(tmp_path, abstract, keep=3, total_steps=12)
+    check_space(tmp_path, abstract, config=config, total_steps=40)
     (warning,) = caplog.records
     assert "takes up to 22.2 MiB more: 4 checkpoints of 4.5 MiB" in warning.getMessage()
-    assert "checkpoint.keep" in warning.getMessage()
+    assert "(those that checkpoint.keep keep, and" in warning.getMessage()
     caplog.clear()
     free(5)
-    check_space(tmp_path, abstract, keep=3, total_steps=12)
+    check_space(tmp_path, abstract, config=config, total_steps=40)
+    free(4)
+    check_space(tmp_path, abstract, config=config, total_steps=12)  # the run has three saves only
     assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("more", "count"),
+    [({"keep_every_steps": 8}, 7), ({"keep_best": "a"}, 5), ({"keep_every_steps": 8, "keep_best": "a"}, 9)],
+)
+def test_checkpoints_that_are_kept_longer_need_space_too(free, abstract, tmp_path, caplog, more, count):
+    config = CheckpointConfig(every_steps=4, **more)
+    free(count + 1)
+    check_space(tmp_path, abstract, config=config, total_steps=40)
+    assert not caplog.records
+    free(count + 0.5)
+    check_space(tmp_path, abstract, config=config, total_steps=40)
+    (warning,) = caplog.records
+    assert f"more: {count} checkpoints" in warning.getMessage()
+    assert all(f"checkpoint.{name}" in warning.getMessage() for name in more)
 
 
 def test_checkpoints_that_are_there_already_need_no_space(free, abstract, tmp_path, caplog):
     for step in (4, 8):
         (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
     free(3)
-    check_space(tmp_path, abstract, keep=3, total_steps=12)
+    check_space(tmp_path, abstract, config=CheckpointConfig(every_steps=4), total_steps=12)
     assert not caplog.records
     free(1.5)
     with pytest.raises(CheckpointError, match="the next checkpoint takes"):
-        check_space(tmp_path, abstract, keep=3, total_steps=12)
+        check_space(tmp_path, abstract, config=CheckpointConfig(every_steps=4), total_steps=12)
 
 
 def test_an_unfinished_checkpoint_counts_as_free_and_a_finished_run_needs_its_model_only(free, abstract, tmp_path):
     (tmp_path / "checkpoints" / "12").mkdir(parents=True)
     free(1)
-    check_space(tmp_path, abstract, keep=1, total_steps=12)
+    check_space(tmp_path, abstract, config=CheckpointConfig(every_steps=4, keep=1), total_steps=12)
     free(1.5)
     with pytest.raises(CheckpointError, match="the next checkpoint takes"):
-        check_space(tmp_path, abstract, keep=1, total_steps=16)
+        check_space(tmp_path, abstract, config=CheckpointConfig(every_steps=4, keep=1), total_steps=16)
     unfinished = tmp_path / "checkpoints" / "16.orbax-checkpoint-tmp"
     unfinished.mkdir()
     (unfinished / "data").write_bytes(b"x" * 2**22)
-    check_space(tmp_path, abstract, keep=1, total_steps=16)
+    check_space(tmp_path, abstract, config=CheckpointConfig(every_steps=4, keep=1), total_steps=16)
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,20 @@ def test_an_update_that_is_skipped_changes_no_bit(leaf):
     assert int(metrics["skipped"]) == 1
 
 
+def test_a_good_update_is_that_of_the_policy_stop():
+    params = {"a": jnp.array([-0.0, 0.0, 1e-30, 3.0]), "b": jnp.array([2.0])}
+    optimizer, grads = _adam(), jax.tree.map(lambda leaf: leaf - 0.5, params)
+    both = [
+        jax.jit(non_finite.update, static_argnums=0, static_argnames="on_non_finite")(
+            optimizer, grads, optimizer.init(params), params, loss=jnp.array(1.0), on_non_finite=policy
+        )
+        for policy in ("stop", "skip")
+    ]
+    assert_bit_equal(*(found[:2] for found in both))
+    assert [int(found[2].get("skipped", -1)) for found in both] == [-1, 0]
+
+
+@pytest.mark.slow
 def test_a_good_step_is_the_step_of_the_policy_stop(tmp_path):
     states = []
     for policy in ("stop", "skip"):

@@ -1,7 +1,13 @@
 """The replay of a step: the same bits, the poisoned record, and clear refusals."""
 
 import dataclasses
+import functools
+import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -9,12 +15,15 @@ import jax.random as jr
 import numpy as np
 import pytest
 from support import tiny_runs
+from support.paths import ROOT
 from support.tiny_models import tiny_clip_config
 
+from clipa_eqx import cli
 from clipa_eqx.errors import CheckpointError, ConfigError, NonFiniteError
 from clipa_eqx.experiment import CheckpointConfig, InitConfig
 from clipa_eqx.models.clip import CLIP
 from clipa_eqx.programs import replayed_step
+from clipa_eqx.programs.replay import main
 from clipa_eqx.saved.model import save_model
 from clipa_eqx.saved.provenance import TRAINED_HERE, Provenance, Source
 from clipa_eqx.tokenizer.loading import load_tokenizer
@@ -66,6 +75,62 @@ def test_a_step_without_an_older_checkpoint_names_what_can_be_replayed(healthy):
         again(config, run, 13)
     found = again(config, run, 3, is_from_start=True)
     assert (found.start, found.is_equal) == (0, True)
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, logging_as_before):
+    """Calls the command; gives exit code, report and error. The step is compiled once for all tests."""
+    shared = functools.partial(replay, compiler=tiny_runs.compile_once)
+    monkeypatch.setattr(replayed_step, "replay", shared)
+
+    def call(*arguments):
+        code = cli.run(functools.partial(main, [*map(str, arguments)]))
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return call
+
+
+def test_the_exit_code_of_the_command_says_whether_the_step_is_as_recorded(healthy, command, tmp_path):
+    _, run = healthy
+    code, report, _ = command(run, 9)
+    assert (code, report.splitlines()[0]) == (0, "step 9, replayed from checkpoint 8")
+    assert report.splitlines()[-1] == "reproduced bit for bit"
+    changed = tmp_path / "run"
+    shutil.copytree(run, changed)
+    lines = [json.loads(line) for line in (changed / "metrics.jsonl").read_text().splitlines()]
+    lines[8]["loss"] *= 1.01
+    (changed / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    code, report, _ = command(changed, 9)
+    assert code == 1
+    assert "not reproduced: loss or gradient differ from the record by more than rounding" in report
+    for arguments, message in {
+        (run, 3): "has no checkpoint from before step 3",
+        (run, 13): "the run has no step 13",
+        (run, 9, "--devices", 0): "--devices is 0; it must be at least 1",
+        (tmp_path / "none", 9): "does not exist; expected a run folder",
+        (run, 9, "--optim.peak-lr", 1): "peak_lr",
+    }.items():
+        code, report, error = command(*arguments)
+        assert (code, report) == (2, ""), error
+        assert message in error
+        assert "Traceback" not in error
+
+
+@pytest.mark.slow
+def test_the_program_replays_in_a_process_of_its_own(healthy, tmp_path):
+    _, run = healthy
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts/replay.py"), str(run), "9"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("reproduced "), done.stdout
 
 
 def test_other_numbers_than_those_recorded_are_not_reproduced(healthy):

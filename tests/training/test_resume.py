@@ -10,7 +10,7 @@ from support.tiny_models import tiny_clip_config
 from support.train_processes import assert_same_runs
 
 from clipa_eqx.evals.contrastive import ContrastiveConfig
-from clipa_eqx.training import loop
+from clipa_eqx.training import checkpoint, loop
 from clipa_eqx.training.device_batches import DeviceBatches
 from clipa_eqx.training.metrics import read_metrics
 from clipa_eqx.training.reporting import Reports
@@ -21,11 +21,22 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 STEPS = 12
 
 
-def test_sigterm_saves_the_step_and_the_run_resumes_bit_by_bit(tmp_path):
-    config = tiny_runs.run_config(model=tiny_clip_config(**tiny_runs.STOCHASTIC))
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    tiny_runs.train_on_one_device(config, whole)
-    finish = Reports.finish
+@pytest.fixture(scope="module")
+def config():
+    scored = ContrastiveConfig(data=str(tiny_runs.folder() / "records"), batch_size=64, every_steps=4)
+    return tiny_runs.run_config(model=tiny_clip_config(**tiny_runs.STOCHASTIC), contrastive=(scored,))
+
+
+@pytest.fixture(scope="module")
+def whole(config, tmp_path_factory):
+    """A run that nothing interrupted."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    tiny_runs.train_on_one_device(config, workdir)
+    return workdir
+
+
+def test_sigterm_saves_the_step_and_the_run_resumes_bit_by_bit(config, whole, tmp_path):
+    stopped, finish = tmp_path / "stopped", Reports.finish
 
     def stop_after_step_6(self, numbers, **rest):
         finish(self, numbers, **rest)
@@ -56,11 +67,8 @@ def before(function):
     return interrupted
 
 
-def test_an_evaluation_that_is_interrupted_is_repeated_before_its_line_is_written(tmp_path):
-    scored = ContrastiveConfig(data=str(tiny_runs.folder() / "records"), batch_size=64, every_steps=4)
-    config = tiny_runs.run_config(model=tiny_clip_config(**tiny_runs.STOCHASTIC), contrastive=(scored,))
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    tiny_runs.train_on_one_device(config, whole)
+def test_an_evaluation_that_is_interrupted_is_repeated_before_its_line_is_written(config, whole, tmp_path):
+    stopped = tmp_path / "stopped"
     for _ in range(2):  # also while it is repeated
         with (
             mock.patch.object(loop, "evaluate_model", before(loop.evaluate_model)),
@@ -86,9 +94,24 @@ def test_an_evaluation_that_is_interrupted_is_repeated_before_its_line_is_writte
     assert_same_runs(stopped, whole, steps=STEPS)
 
 
+def test_a_signal_during_a_save_completes_it_and_one_while_the_model_is_written_completes_the_run(
+    config, whole, tmp_path
+):
+    stopped = tmp_path / "stopped"
+    with (
+        mock.patch.object(checkpoint, "leaf_checksums", before(checkpoint.leaf_checksums)),
+        pytest.raises(Interrupted, match="after step 4 of 12 and saved"),
+    ):
+        tiny_runs.train_on_one_device(config, stopped)
+    assert [line["step"] for line in read_metrics(stopped / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert [path.name for path in (stopped / "checkpoints").iterdir()] == ["4"]
+    with mock.patch.object(loop, "save_model", before(loop.save_model)):
+        assert tiny_runs.train_on_one_device(config, stopped).steps == STEPS
+    assert_same_runs(stopped, whole, steps=STEPS)
+
+
 @pytest.mark.parametrize(("owner", "name"), [(loop, "prepare"), (loop, "claim_on_all"), (DeviceBatches, "take")])
-def test_a_signal_before_the_first_step_ends_the_start_at_once(tmp_path, owner, name):
-    config = tiny_runs.run_config(model=tiny_clip_config(**tiny_runs.STOCHASTIC))
+def test_a_signal_before_the_first_step_ends_the_start_at_once(config, tmp_path, owner, name):
     with (
         mock.patch.object(owner, name, before(getattr(owner, name))),
         pytest.raises(Interrupted, match="before this start did a step"),

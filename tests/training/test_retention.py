@@ -1,12 +1,16 @@
-"""Which checkpoints are kept: the latest, one per period, and the best, also over an interruption."""
+"""Retention of checkpoints: the latest, one per period, and the best, also over an interruption."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from support import tiny_runs
 
 from clipa_eqx.errors import ConfigError
 from clipa_eqx.evals.contrastive import ContrastiveConfig
 from clipa_eqx.experiment import CheckpointConfig
 from clipa_eqx.training import loop
+from clipa_eqx.training.retention import kept_steps
+from clipa_eqx.training.space import most_checkpoints
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -65,3 +69,24 @@ def test_a_score_that_the_run_does_not_have_is_refused_with_those_that_it_has():
 def test_a_period_at_which_nothing_is_saved_is_refused():
     with pytest.raises(ConfigError, match=r"keep_every_steps is 6, .* saved every 4 steps; give a multiple of 4"):
         CheckpointConfig(every_steps=4, keep_every_steps=6)
+
+
+@given(st.integers(1, 4), st.integers(1, 4), st.none() | st.integers(1, 4), st.integers(1, 60), st.data())
+def test_a_run_never_has_more_checkpoints_than_were_counted(every, keep, often, total, data):
+    best = data.draw(st.none() | st.just("a"))
+    config = CheckpointConfig(
+        every_steps=every, keep=keep, keep_every_steps=None if often is None else often * every, keep_best=best
+    )
+    bests = data.draw(st.sets(st.integers(1, total))) if best else set()
+    there, most, latest_best = set(), 0, None
+    for step in range(1, total + 1):
+        if step in bests:
+            latest_best = step
+        if step in bests or step % every == 0 or step == total:
+            there.add(step)
+            most = max(most, len(there))
+            there = kept_steps(sorted(there), config, best=latest_best)
+    if best:
+        assert most <= most_checkpoints(config, total_steps=total)
+    else:
+        assert most == most_checkpoints(config, total_steps=total)

@@ -64,6 +64,7 @@ def test_progress_and_phases_keep_it_quiet():
     assert ended.codes == []
 
 
+@pytest.mark.slow
 def test_the_time_in_which_its_process_was_suspended_does_not_count(tmp_path):
     program = """
 import os, signal, threading, time
