@@ -14,6 +14,7 @@ from clipa_eqx.losses.contrastive import contrastive_loss
 from clipa_eqx.sharding import BATCH
 
 BATCH_SIZE, EMBED, CHUNK, PARTS = 1024, 8, 96, 8
+COMPILED = ["softmax", pytest.param("sigmoid", marks=pytest.mark.slow)]
 
 
 def loss_and_gradients(config, mesh):
@@ -47,7 +48,7 @@ def largest_buffer(text):
     return max(sizes)
 
 
-@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("kind", COMPILED)
 @pytest.mark.parametrize(
     ("algorithm", "split", "largest"),
     [
@@ -69,7 +70,7 @@ def test_no_buffer_is_larger_than_a_block_of_logits(kind, algorithm, split, larg
     assert largest_buffer(other.as_text()) >= complete, "the test would see a full matrix"
 
 
-@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("kind", COMPILED)
 def test_the_ring_gathers_nothing_and_reduces_scalars_only(kind):
     text = compiled(kind, "ring", True).as_text()
     assert "collective-permute" in text
