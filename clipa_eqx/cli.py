@@ -64,6 +64,8 @@ def exit_code_of(error: BaseException) -> int:
         return 130
     if isinstance(error, PeerError):
         return error.code
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else FAILED if error.code else OK
     is_usage = isinstance(error, ClipaError) or (isinstance(error, Exception) and _machine_problem(error) is not None)
     return USAGE if is_usage else FAILED
 

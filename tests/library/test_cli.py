@@ -8,7 +8,7 @@ import sys
 import pytest
 from support.paths import ROOT
 
-from clipa_eqx.cli import run
+from clipa_eqx.cli import exit_code_of, run
 
 WORK = '''"""A program that takes an OSError for an error of its input, and ends in the way that its argument names."""
 import select
@@ -116,3 +116,8 @@ def test_an_assertion_of_ours_is_a_bug(capsys, logging_as_before):
 
     assert run(main) == 1
     assert "please report it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("code", "expected"), [(3, 3), (None, 0), ("a message", 1)])
+def test_an_exit_has_its_own_code(code, expected):
+    assert exit_code_of(SystemExit(code)) == expected
