@@ -93,7 +93,7 @@ def named(path: Path | str) -> Generator[None]:
 
 
 def refresh(folder: Path, *, with_weights: bool = False) -> None:
-    """Bring a copy up to date; a folder that is no copy is left as it is.
+    """Bring a copy up to date; a folder that is no copy is left unchanged.
 
     Raises:
         BucketError: the bucket cannot be read.

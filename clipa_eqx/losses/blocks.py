@@ -57,7 +57,7 @@ class SoftmaxSums(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """What the gradient of a block needs about its rows or its columns besides the embeddings.
+    """Numbers of the rows or columns of a block that its gradient needs in addition to the embeddings.
 
     Attributes:
         cotangent: of the pair's loss; 0 for excluded pairs.

@@ -2,7 +2,7 @@
 
 Buckets have no links and no files to write in place. All that is needed is that an object can be created exclusively.
 Objects are numbered, and the owner of the highest number holds the lock. A sign of life is the next number, created
-exclusively; so is a takeover. Whoever finds a higher number than its own, or misses its own, has lost the lock.
+exclusively; so is a takeover. A process that finds a higher number than its own, or misses its own, has lost it.
 """
 
 import json

@@ -58,7 +58,7 @@ class BucketSaves:
         return sorted(int(match[1]) for match in found if match)
 
     def record(self, step: int) -> bytes | None:
-        """The record of a step as it is stored; None if the step is not committed."""
+        """The record of a step as stored; None if the step is not committed."""
         return self._bucket.read(_record(step))
 
     def store(self, step: int, arrays: str) -> dict[str, Any]:

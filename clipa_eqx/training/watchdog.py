@@ -111,7 +111,8 @@ class Watchdog:
             PeerError: the error is that of a collective with a process that failed.
         """
         self._over.set()
-        if error is None or isinstance(error, Interrupted):
+        # A caller that wraps the step may end all processes on purpose, by SystemExit.
+        if error is None or isinstance(error, Interrupted | SystemExit):
             return
         # A collective fails as soon as one of its processes has ended; that one knows why.
         failure = None if isinstance(error, ClipaError) else self._peers.wait_for_failure(seconds=_REPORT_SECONDS)

@@ -1,13 +1,12 @@
 """Runs whose processes are killed, run out of disk or lose checkpoint files, again and again, until they end."""
 
-import json
 import os
 import random
 import re
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from clipa_eqx.training.run_lock import LOCK_NAME, is_lock_file
 from support.bucket_runs import committed_in, downloaded
 from support.fork_server import Forked, ForkServer
 from support.process_groups import free_port
+from support.sample_lines import sample_lines
 from support.train_processes import assert_same_metrics_and_model
 
 LONGEST = {
@@ -44,10 +44,6 @@ LONGEST = {
 
 REPEATED = ("step", "reporting", "evaluation", "saving", "save", "deleting")
 """Phases that a process may enter more than once."""
-
-LAST = ("final model", "end", "page")
-FULL = ("claim", "restore", "state", "step", "reporting", "evaluation", "saving", "save", "final model")
-"""Phases in which a disk may become full. Before, nothing is written except the lock."""
 
 WORKING = ("step", "reporting", "saving", "save")
 """Phases in which workers have surely started."""
@@ -188,7 +184,7 @@ class Run:
         """Check that no committed step was lost: the life that just ended began after the newest."""
         marks = self.marks()
         if marks.exists() and '"first batch"' in marks.read_text():
-            starts = [step for step, ids in _lines(self.samples()) if ids is None]
+            starts = [step for step, ids in sample_lines(self.samples()) if ids is None]
             assert not starts or starts[-1] in before or self._is_unreported(), (starts[-1], before, self.said())
 
     def _is_unreported(self) -> bool:
@@ -296,7 +292,7 @@ class Run:
         for life in range(1, self.lives + 1):
             found: dict[int, list[int]] = {}
             for process in range(_MOST_PROCESSES):
-                for step, ids in _lines(self.samples(process, life=life)):
+                for step, ids in sample_lines(self.samples(process, life=life)):
                     if ids is not None:
                         found[step] = found.get(step, []) + ids
                     elif process == 0:
@@ -344,79 +340,3 @@ def checksums(workdir: Path, step: int) -> dict[str, str]:
     found = read_checkpoint_record(workdir / "checkpoints" / str(step)).checksums
     assert found
     return dict(found)
-
-
-def interrupt(
-    new: Callable[[int], Run],
-    whole: Run,
-    phases: Sequence[str],
-    *,
-    total: int,
-    steps: int,
-    seed: int,
-    kinds: Sequence[str] = ("SIGKILL",),
-    damage: float = 0.0,
-) -> Counter[Fault]:
-    """Let runs live until a fault, again and again, until so many faults happened; each is then the uninterrupted run.
-
-    Args:
-        new: makes the run of a number.
-        phases: phases of the faults; the rarest so far comes next.
-        kinds: kinds of the faults.
-        damage: probability that a file of a checkpoint is damaged after a life.
-    """
-    draw, done, number = random.Random(seed), Counter[Fault](), 0
-    while done.total() < total:
-        run, is_alive = new(number), True
-        number += 1
-        while is_alive and (done + run.faults).total() < total:
-            fault = _next_fault(draw, done + run.faults, run, phases, kinds)
-            is_alive = run.live(fault)
-            if draw.random() < damage:
-                run.damage()
-        run.finish()
-        run.assert_is(whole, steps=steps)
-        done += run.faults
-    return done
-
-
-def _next_fault(
-    draw: random.Random, done: Counter[Fault], run: Run, phases: Sequence[str], kinds: Sequence[str]
-) -> Fault:
-    is_new = not run.committed()
-    is_late = run.faults.total() >= 10
-    possible = [
-        phase
-        for phase in phases
-        if not (phase == "first state" and not is_new)
-        and not (phase == "restore" and is_new)
-        and not (phase in LAST and not is_late and any(other not in LAST for other in phases))
-    ]
-    counts = Counter[str]()
-    for fault, count in done.items():
-        counts[fault.phase] += count
-    fewest = min(counts[phase] for phase in possible)
-    phase = draw.choice([phase for phase in possible if counts[phase] == fewest])
-    fitting = {"full disk": FULL, "worker": WORKING}
-    kind = draw.choice([kind for kind in kinds if phase in fitting.get(kind, (phase,))])
-    return Fault(kind, phase, draw.randrange(run.processes))
-
-
-def by(name: str, faults: Counter[Fault]) -> Counter[object]:
-    """Number of faults by their ``kind``, ``phase`` or ``process``."""
-    counts = Counter[object]()
-    for fault, count in faults.items():
-        counts[getattr(fault, name)] += count
-    return counts
-
-
-def _lines(path: Path) -> list[tuple[int, list[int] | None]]:
-    """The lines of a file of samples, except those that a kill interrupted."""
-    found: list[tuple[int, list[int] | None]] = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            step, ids = json.loads(line)
-        except ValueError:
-            continue
-        found.append((step, ids))
-    return found

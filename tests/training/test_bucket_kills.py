@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from support.bucket_runs import committed_in, downloaded
 from support.bucket_servers import bucket_server
-from support.killed_runs import LONGEST, Fault, Run, by, interrupt
+from support.kill_series import by, interrupt
+from support.killed_runs import LONGEST, Fault, Run
 from support.train_processes import write_config
 
 from clipa_eqx.cli import STALLED

@@ -4,7 +4,8 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from support.killed_runs import LONGEST, WORKING, Fault, Run, by, interrupt
+from support.kill_series import by, interrupt
+from support.killed_runs import LONGEST, WORKING, Fault, Run
 from support.train_processes import write_config
 
 STEPS = 12

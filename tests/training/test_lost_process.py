@@ -4,7 +4,8 @@ import time
 
 import jax
 import pytest
-from support.killed_runs import Fault, Run, by, interrupt
+from support.kill_series import by, interrupt
+from support.killed_runs import Fault, Run
 from support.train_processes import write_config
 
 from clipa_eqx.agreement import check_same_entries
