@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipa_eqx.argument_parser import ArgumentParser
+from clipa_eqx.buckets.bucket import address
 from clipa_eqx.cli import run
 from clipa_eqx.commands import command_line, next_lines
 from clipa_eqx.errors import ConfigError
@@ -186,7 +187,7 @@ def _next_lines(arguments: argparse.Namespace, given: Sequence[str]) -> list[str
         word for i, word in enumerate(given) if word.partition("=")[0] != "--out" and given[i - 1 : i] != ["--out"]
     ]
     with_classes = command_line("evaluate", *others, "--predictions", "--out", out)
-    tune = command_line("train", "CONFIG.py", "--workdir", "NEW_RUN", "--init-from", arguments.model)
+    tune = command_line("train", "CONFIG.py", "--workdir", "NEW_RUN", "--init-from", address(arguments.model))
     has_classes = arguments.suite == "zero-shot" and not arguments.predictions
     return next_lines(
         *([] if not has_classes else [(with_classes, "the five likeliest classes of each image")]),

@@ -72,6 +72,7 @@ def test_a_chunk_without_columns_is_refused():
         LossConfig(chunk=0)
 
 
+@pytest.mark.slow
 def test_a_step_of_the_ring_trains_the_bias_and_reports_it():
     optimizer = make_optimizer(OptimConfig(peak_lr=1e-3), abstract_clip(BIASED), RunLength(total_steps=10))
     mesh = make_mesh(MeshConfig(data=2, fsdp=2), devices=jax.devices()[:4])

@@ -131,8 +131,11 @@ def traced(precision):
         scans = [e for e in found if e.primitive.name == "scan" and e.params["reverse"] == backward]
         assert len(scans) == 2
         for e in scans:
-            first = e.params["num_consts"]
-            yield from (v for v in e.invars[first : first + e.params["num_carry"]] if is_batched(v))
+            if "ft_in" in e.params:  # since JAX 0.12
+                first, count = (len(part.vals) for part in e.params["ft_in"].unpack()[:2])
+            else:
+                first, count = e.params["num_consts"], e.params["num_carry"]
+            yield from (v for v in e.invars[first : first + count] if is_batched(v))
 
     logits = [e for e in forward("dot_general") if e.outvars[0].aval.shape == (BATCH, BATCH)]
     weights = [v for e in forward("dot_general", "mlp") for v in e.invars]
