@@ -31,6 +31,7 @@ def test_all_flags_that_help_can_be_pasted_and_change_the_config():
     config = tiny_runs.run_config(batch_size=64)
     lines = less_memory(config, devices=8)
     assert flags(lines) == [
+        "--micro-batch 32",
         "--batch-size 32",
         "--model.image.blocks.remat full --model.text.blocks.remat full",
         "--precision.compute bfloat16",
@@ -65,7 +66,7 @@ def test_the_larger_part_comes_first():
     config = tiny_runs.run_config()
     state = less_memory(config, devices=8, needed=ProgramMemory(3 * GIB, GIB))
     temporary = less_memory(config, devices=8, needed=ProgramMemory(GIB, 3 * GIB))
-    assert (flags(state)[0], flags(temporary)[0]) == ("--mesh.fsdp 8", "--batch-size 8")
+    assert (flags(state)[0], flags(temporary)[0]) == ("--mesh.fsdp 8", "--micro-batch 8")
 
 
 @pytest.mark.parametrize(
@@ -91,7 +92,7 @@ def test_a_run_that_cannot_fit_ends_before_its_first_step_and_leaves_no_folder(t
         train(tiny_runs.run_config(), tmp_path / "run", devices=jax.devices()[:1], compiler=compiler)
     message = str(caught.value)
     assert message.startswith("a step of 16 pairs needs 0.0")
-    assert "a device has 0.00 GiB. What helps:\n  --batch-size " in message
+    assert "a device has 0.00 GiB. What helps:\n  --micro-batch " in message
     assert not (tmp_path / "run").exists()
 
 
