@@ -55,7 +55,12 @@ def find_files(place: Place, *, may_be_empty: bool = False) -> list[FoundFile]:
             raise DataError(
                 f"the source {place.url} does not exist; give a folder, a file or a pattern like 'dir/*.tar'"
             )
-    except OSError as error:
+    except DataError:
+        raise
+    # Drivers raise errors of their own for credentials and connections.
+    except Exception as error:
+        if place.is_local and not isinstance(error, OSError):
+            raise
         raise DataError(f"the source {place.url} cannot be listed: {error}") from error
     if not found and not may_be_empty:
         raise DataError(f"the source {place.url} holds no files")

@@ -32,7 +32,7 @@ def leaves_of(model):
         values = [leaf] if depth is None else leaf
         found |= {name: np.asarray(value, np.float64) for name, value in zip(names, values, strict=True)}
     for name, tower in (("image", model.image), ("text", model.text)):
-        found[f"{name}/position"] = np.asarray(tower._positions(), np.float64)
+        found[f"{name}/position"] = np.asarray(tower._positions(jnp.float32), np.float64)
     return found
 
 

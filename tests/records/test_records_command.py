@@ -181,7 +181,7 @@ def missing_shard_of_tfds(folder):
 
 
 def no_driver(folder):
-    return ["webdataset", "s3://bucket/tars", folder / "out"], "s3fs"
+    return ["webdataset", "abfs://bucket/tars", folder / "out"], "adlfs"
 
 
 def contradiction(folder):
@@ -255,6 +255,18 @@ def test_a_mistake_gets_one_message_and_exit_code_2(mistake, tmp_path, capsys):
     assert re.search(said, message)
     assert shown.out == ""
     assert not (tmp_path / "out/manifest.json").exists()
+
+
+def test_a_bucket_without_credentials_gets_one_message(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert call("webdataset", "s3://bucket/tars", tmp_path / "out") == 2
+    assert (
+        "error: the source s3://bucket/tars cannot be listed: Unable to locate credentials" in capsys.readouterr().err
+    )
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,7 @@ def test_a_second_start_with_other_flags_is_refused_and_the_first_is_interrupted
         assert sorted(path.name for path in run.iterdir()) == [
             "checkpoints",
             "config.json",
+            "flight",
             "metrics.jsonl",
             "report.html",
         ]
@@ -67,6 +68,7 @@ def test_a_second_start_with_other_flags_is_refused_and_the_first_is_interrupted
     assert sorted(path.name for path in run.iterdir()) == [
         "checkpoints",
         "config.json",
+        "flight",
         "metrics.jsonl",
         "model",
         "report.html",
