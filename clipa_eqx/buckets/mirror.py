@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from clipa_eqx.buckets.bucket import Bucket, BucketError, bucket_at
+from clipa_eqx.buckets.bucket import Bucket, bucket_at
 from clipa_eqx.errors import CheckpointError, ClipaError
 
 SOURCE_FILE = ".bucket.json"
@@ -185,16 +185,3 @@ def _named_as(folder: Path, bucket: Bucket) -> Generator[None]:
         raise
     finally:
         logging.setLogRecordFactory(before)
-
-
-__all__ = [
-    "LOCK_FOLDER",
-    "SOURCE_FILE",
-    "BucketError",
-    "bucket_of",
-    "local_copy",
-    "local_run",
-    "named",
-    "refresh",
-    "shown",
-]

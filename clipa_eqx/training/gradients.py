@@ -118,7 +118,8 @@ def batch_gradients(
         )
 
     def loss(model: CLIP) -> tuple[Float[Array, ""], BatchLoss]:
-        out = batch_loss(model, images, tokens, key=key, precision=precision, mesh=mesh, loss_config=loss_config)
+        embeddings = embed_rows(model, rows, precision=precision, mesh=mesh)
+        out = _loss_of(embeddings, (model.log_temperature, model.bias), mesh=mesh, loss_config=loss_config)
         return out.loss, out
 
     return jax.grad(loss, has_aux=True)(model)

@@ -148,6 +148,3 @@ def _is_unfinished(name: PurePath) -> bool:
 
 def _nothing() -> None:
     """Do nothing: the run folder is local, or process 0 uploads."""
-
-
-__all__ = ["EVERY_SECONDS", "RunUploads", "Uploads", "uploads"]
