@@ -69,6 +69,7 @@ def test_meshes_give_the_losses_and_samples_of_one_device(sizes):
     assert np.ptp(one.losses) > 1e-2, "nothing was learned: the comparison would hold for a step that does nothing"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("data", "fsdp"), [(4, 2)])
 def test_the_sharded_loss_trains_as_the_global_one(data, fsdp):
     np.testing.assert_allclose(run(data, fsdp, algorithm="sharded").losses, run(data, fsdp).losses, rtol=RTOL)

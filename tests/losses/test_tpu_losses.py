@@ -11,7 +11,7 @@ from support.paths import ROOT
 
 pytestmark = pytest.mark.slow
 
-# With 64 rows per device and a width of 24, compiled for a v4, a reduce-scatter became an all-reduce of the complete array.
+# With 64 rows per device and a width of 24 on a v4, a reduce-scatter became an all-reduce of the complete array.
 BATCH_SIZE, EMBED, PARTS = 1024, 128, 4
 
 PROGRAM = """

@@ -169,12 +169,16 @@ def test_the_table_of_the_manual_has_the_dtypes_of_the_step():
     assert documented() == {kind: [float32[kind], bfloat16[kind]] for kind in float32}
 
 
-def test_gradients_are_reduced_over_the_devices_in_float32():
-    for sizes in ((8, 1), (1, 8)):
-        reductions = compiled_reductions(BFLOAT16, *sizes)
-        # A CPU adds 16-bit values as float32, in reductions that it calls promoted.
-        assert reductions
-        assert [line for line in reductions if "promoted" in line or "bf16" in line] == []
+@pytest.mark.parametrize("sizes", [(1, 8), pytest.param((8, 1), marks=pytest.mark.slow)], ids=str)
+def test_gradients_are_reduced_over_the_devices_in_float32(sizes):
+    reductions = compiled_reductions(BFLOAT16, *sizes)
+    # A CPU adds 16-bit values as float32, in reductions that it calls promoted.
+    assert reductions
+    assert [line for line in reductions if "promoted" in line or "bf16" in line] == []
+
+
+@pytest.mark.slow
+def test_gradients_in_bfloat16_are_reduced_in_bfloat16():
     rounded = compiled_reductions(Precision(compute="bfloat16", gradients="bfloat16"), 8, 1)
     assert [line for line in rounded if "promoted" in line or "bf16" in line]
 
