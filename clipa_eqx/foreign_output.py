@@ -11,7 +11,7 @@ import warnings
 OURS = ("clipa_eqx", "conversion", "scripts", "quickstart", "configs", "benchmarks", "__main__")
 """First parts of the names of our loggers."""
 
-_NEVER = ("absl", "asyncio")
+_NEVER = ("absl", "asyncio", "fsspec", "gcsfs", "s3fs")
 """Loggers that repeat, with tracebacks, errors which are raised too (Orbax logs to absl, and to asyncio)."""
 
 

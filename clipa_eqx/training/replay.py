@@ -146,7 +146,8 @@ def replay(
     recorded, recorded_bits, ids = _recorded(run, step)
     with jax.set_mesh(mesh):
         vocab = tokenizer.vocab_sha256
-        state = _restored(run, step, abstract, mesh, is_from_start=is_from_start)
+        total_steps = length.total_steps
+        state = _restored(run, step, abstract, mesh, is_from_start=is_from_start, total_steps=total_steps)
         if state is None:
             state = first_state(config, optimizer, abstract=abstract, mesh=mesh, vocab_sha256=vocab)
         start = int(state.step)
@@ -196,7 +197,9 @@ def _recorded(run: Path, step: int) -> tuple[dict[str, Any], dict[str, str], set
     return (logged[-1] if logged else {}), {}, ids
 
 
-def _restored(run: Path, step: int, abstract: TrainState, mesh: Mesh, *, is_from_start: bool) -> TrainState | None:
+def _restored(
+    run: Path, step: int, abstract: TrainState, mesh: Mesh, *, is_from_start: bool, total_steps: int
+) -> TrainState | None:
     """The newest valid state before a step; None for the first state of the run."""
     saved = committed_steps(run / CHECKPOINTS_NAME)
     earlier = [one for one in saved if one < step]
@@ -208,8 +211,9 @@ def _restored(run: Path, step: int, abstract: TrainState, mesh: Mesh, *, is_from
                 except DamageError as error:
                     _log.warning("%s; an earlier one is taken", error)
     if saved and not is_from_start:
+        later = f"; steps {min(saved) + 1} and later can be replayed" if min(saved) < total_steps else ""
         raise CheckpointError(
-            f"{run} has no checkpoint from before step {step}; steps {min(saved) + 1} and later can be replayed. "
+            f"{run} has no checkpoint from before step {step}{later}. "
             f"Compute the {step} steps from the first state with --from-start. Next time keep more checkpoints: "
             "--checkpoint.keep N, or --checkpoint.keep-every-steps N keeps some of them for ever"
         )

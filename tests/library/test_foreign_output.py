@@ -13,6 +13,7 @@ from multiprocessing import shared_memory
 logging.getLogger("clipa_eqx.data").info("ours")
 logging.getLogger("scripts.quickstart").warning("ours too")
 logging.getLogger("absl").error("an error that is raised too")
+logging.getLogger("gcsfs").error("another one")
 logging.getLogger("jax._src.xla_bridge").warning("An NVIDIA GPU may be present on this machine")
 logging.getLogger("orbax.checkpoint").info("read_only")
 logging.getLogger("httpx").warning("a request")

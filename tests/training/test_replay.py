@@ -77,6 +77,15 @@ def test_a_step_without_an_older_checkpoint_names_what_can_be_replayed(healthy):
     assert (found.start, found.is_equal) == (0, True)
 
 
+def test_a_run_that_kept_only_its_last_step_offers_none_to_replay(healthy, tmp_path):
+    config, run = healthy
+    last = tmp_path / "run"
+    shutil.copytree(run, last)
+    shutil.rmtree(last / "checkpoints" / "8")
+    with pytest.raises(CheckpointError, match=r"no checkpoint from before step 3\. Compute the 3 steps from the first"):
+        again(config, last, 3)
+
+
 @pytest.fixture
 def command(monkeypatch, capsys, logging_as_before):
     """Calls the command; gives exit code, report and error. The step is compiled once for all tests."""
