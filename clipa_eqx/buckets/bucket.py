@@ -149,7 +149,7 @@ class Bucket:
         path = f"{self.folder}/{name}/".lstrip("/")
         if self.scheme == "gs":
             if "STORAGE_EMULATOR_HOST" in os.environ:  # the name that other libraries know
-                os.environ.setdefault("TENSORSTORE_GCS_HTTP_URL", os.environ["STORAGE_EMULATOR_HOST"])
+                os.environ["TENSORSTORE_GCS_HTTP_URL"] = os.environ["STORAGE_EMULATOR_HOST"]
                 # An emulator needs no credentials. Without a token TensorStore looks for them in the network at each
                 # save, which may take a minute on a machine that has none.
                 os.environ.setdefault("GOOGLE_AUTH_TOKEN_FOR_TESTING", "emulator")

@@ -39,6 +39,7 @@ class BucketLock:
         self._number = -1
         self._renewed_at = clock()
         self._lost: str | None = None
+        self._is_answering = True
         self._guard = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._renew_until_ended, name="lock of the bucket", daemon=True)
@@ -87,10 +88,10 @@ class BucketLock:
         self._thread.start()
 
     def release(self) -> None:
-        """Stop renewing, and remove the lock if it is still ours."""
+        """Stop renewing, and remove the lock if it is still ours and the bucket answers."""
         self._ended.set()
         with self._guard, suppress(BucketError):
-            if self._lost is None and self._number >= 0:
+            if self._lost is None and self._number >= 0 and self._is_answering:
                 self._bucket.delete([_name(self._number)])
 
     def _take(self, number: int) -> bool:
@@ -115,7 +116,9 @@ class BucketLock:
         while not self._ended.wait(self._renew_seconds) and self._lost is None:
             try:
                 self._renew()
+                self._is_answering = True
             except BucketError as error:  # the next renewal may succeed
+                self._is_answering = False
                 _log.warning("the lock of %s cannot be renewed: %s", self._bucket.url, error)
 
     def _renew(self) -> None:

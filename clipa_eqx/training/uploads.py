@@ -119,8 +119,10 @@ def uploads(folder: Path, *, check_lock: Callable[[], None]) -> Generator[RunUpl
         threading.Thread(target=_upload_until, args=(upload, ended), name="uploads", daemon=True).start()
     try:
         yield RunUploads(upload if is_first else _nothing, upload)
-    except BaseException:
+    except BaseException as problem:
         ended.set()
+        if isinstance(problem, BucketError):  # the bucket does not answer: another wait would help nobody
+            raise
         try:
             upload()
         except CheckpointError as error:
