@@ -15,7 +15,7 @@ from clipa_eqx import Duration, ExperimentConfig, pretrain_stage, stage_model
 
 def config() -> ExperimentConfig:
     return pretrain_stage(
-        stage_model("B/16", image_size=64, length=32, image_pool="tok"),
+        stage_model("B/16", image_size=64, length=32, image_pool="tok", remat="dots"),
         records="data/laion400m",
         batch_size=32_768,
         duration=Duration(epochs=7.0),

@@ -23,7 +23,7 @@ def config() -> ExperimentConfig:
     # 10,000 times the 1,281,167 images of ImageNet: 12.8 billion pairs.
     steps = 10_000 * 1_281_167 // batch_size
     return pretrain_stage(
-        stage_model("H/14", image_size=84, length=8, remat="image"),
+        stage_model("H/14", image_size=84, length=8, remat="both"),
         records="data/laion2b",
         batch_size=batch_size,
         duration=Duration(steps=steps),

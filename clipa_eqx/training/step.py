@@ -99,6 +99,29 @@ def make_train_step(
     )
 
 
+def lower_step(
+    config: ExperimentConfig, optimizer: optax.GradientTransformation, abstract: TrainState, mesh: Mesh
+) -> jax.stages.Lowered:
+    """The step of a run, ready to be compiled for the devices of the mesh. Call it under ``jax.set_mesh(mesh)``."""
+    step = make_train_step(
+        optimizer,
+        abstract=abstract,
+        mesh=mesh,
+        seed=config.seed,
+        precision=config.precision,
+        loss_config=config.loss,
+        micro_batch=config.micro_batch,
+        max_temperature=config.optim.max_temperature,
+        on_non_finite=config.on_non_finite,
+    )
+    rows, size, length = config.batch_size, config.model.image.image_size, config.model.text.length
+    batch = {
+        "image": jax.ShapeDtypeStruct((rows, *size, 3), np.uint8),
+        "tokens": jax.ShapeDtypeStruct((rows, length), np.int32),
+    }
+    return step.lower(abstract, batch)
+
+
 def compile_step(
     config: ExperimentConfig,
     optimizer: optax.GradientTransformation,
@@ -117,26 +140,10 @@ def compile_step(
     Raises:
         ConfigError: the step needs more memory than a device has.
     """
-    step = make_train_step(
-        optimizer,
-        abstract=abstract,
-        mesh=mesh,
-        seed=config.seed,
-        precision=config.precision,
-        loss_config=config.loss,
-        micro_batch=config.micro_batch,
-        max_temperature=config.optim.max_temperature,
-        on_non_finite=config.on_non_finite,
-    )
-    rows, size, length = config.batch_size, config.model.image.image_size, config.model.text.length
-    batch = {
-        "image": jax.ShapeDtypeStruct((rows, *size, 3), np.uint8),
-        "tokens": jax.ShapeDtypeStruct((rows, length), np.int32),
-    }
     _log.info("compiling the step; that takes from seconds to a few minutes")
     since = time.perf_counter()
     with waiting("compiling the step", first=LINE_EVERY):
-        compiled = step.lower(abstract, batch).compile()
+        compiled = lower_step(config, optimizer, abstract, mesh).compile()
     seconds, needed = time.perf_counter() - since, memory_of(compiled)
     if needed is None:
         _log.info("compiled in %.1f s", seconds)
