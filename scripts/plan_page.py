@@ -1,13 +1,16 @@
-"""Compile recipes for slices, record what `plan` reports, and write the tables of README.md and docs/performance.md.
+"""Compile recipes for slices and record what `plan` reports: tables of README.md and docs/performance.md, and a line of
+each recipe's docstring.
 
 Run `python scripts/plan_page.py CONFIG TOPOLOGY [CONFIG TOPOLOGY ...]` with the extra `plan`; it takes one to several
-minutes for each pair. Without pairs only the tables are written again; a test compares them with what this writes.
+minutes for each pair. Without pairs only the texts are written again; a test compares them with what this writes.
 """
 
 import json
 import os
+import re
 import subprocess
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -90,6 +93,18 @@ def cost_table(recorded: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def with_plan(name: str, source: str) -> str:
+    """The text of a recipe with the line of its docstring that says what `plan` found, after its hardware."""
+    source = re.sub(r"\nPlan: .*?(?=\n[A-Z][a-z]+: )", "", source, flags=re.DOTALL)
+    made = read_record().get(name, {})
+    if not made:
+        return source
+    found = [f"{_verdict(made[one])} on {one}" for one in (*SLICES, *sorted(set(made) - set(SLICES))) if one in made]
+    text = f"per device {', '.join(found)} (`scripts/plan.py`, docs/performance.md)."
+    line = textwrap.fill(f"Plan:      {text}", width=120, subsequent_indent=" " * 11, break_on_hyphens=False)
+    return re.sub(r"(\nHardware: .*?)(?=\n[A-Z][a-z]+: )", rf"\1\n{line}", source, count=1, flags=re.DOTALL)
+
+
 def filled(page: str) -> str:
     """A text of a page with its generated parts written again, each between its two markers."""
     recorded = read_record()
@@ -105,13 +120,18 @@ def filled(page: str) -> str:
     return page
 
 
+def _verdict(made: Mapping[str, Any]) -> str:
+    is_refused = made["bytes"]["total"] is None or made["least_seconds"] is None
+    return "does not fit" if is_refused else f"{made['bytes']['total'] / GIB:.2f} GiB"
+
+
 def _cell(made: Mapping[str, Any] | None) -> str:
     if made is None:
         return "-"
-    if made["bytes"]["total"] is None or made["least_seconds"] is None:
-        return "does not fit"
-    sizes = made["bytes"]["total"] / GIB, made["bytes"]["peak"] / GIB
-    return f"{sizes[0]:.2f} ({sizes[1]:.2f}), {made['compile_cpu_seconds']:.0f} s"
+    verdict = _verdict(made)
+    if verdict == "does not fit":
+        return verdict
+    return f"{verdict} ({made['bytes']['peak'] / GIB:.2f}), {made['compile_cpu_seconds']:.0f} s"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -124,6 +144,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         record_pair(name, topology)
     for path in PAGES:
         write_text(path, filled(path.read_text(encoding="utf-8")))
+    for name in recipe_names():
+        path = ROOT / "configs" / f"{name}.py"
+        write_text(path, with_plan(name, path.read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":
