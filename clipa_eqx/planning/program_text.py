@@ -87,7 +87,8 @@ _Program = Mapping[str, tuple[_Instruction, ...]]
 def collectives(text: str, *, devices: int) -> list[Collective]:
     """All collectives of a program; equal ones are joined.
 
-    A reduce-scatter that the compiler writes as a fusion of an all-reduce counts as a reduce-scatter.
+    A reduce-scatter that the compiler writes as a fusion of an all-reduce counts as a reduce-scatter. One that runs
+    next to other operations is written once where it starts, again in each of these, and where it ends; it counts once.
 
     Args:
         text: of the optimized program, as ``compiled.as_text()`` gives it.
@@ -95,6 +96,8 @@ def collectives(text: str, *, devices: int) -> list[Collective]:
     """
     program, counts = _parse(text), dict[Collective, int]()
     for computation, times, is_certain in _runs(program, _entry(text)):
+        if _is_later_part(computation, program[computation]):
+            continue
         for one in program[computation]:
             kind = one.operation.removesuffix("-start")
             if kind not in KINDS:
@@ -172,6 +175,12 @@ def _trips(program: _Program, line: str) -> int | None:
         if (value := re.search(r"s32\[\]\S* constant\((\d+)\)", one.line))
     }
     return limits.pop() if len(limits) == 1 else None
+
+
+def _is_later_part(name: str, instructions: tuple[_Instruction, ...]) -> bool:
+    """Whether a computation only continues a collective that another one has started."""
+    ends = any('custom_call_target="AsyncCollectiveDone"' in one.line for one in instructions)
+    return ends or name.startswith("async_collective_fusion")
 
 
 def _attribute(line: str, name: str, value: str = r"%?[\w.\-]+") -> str:

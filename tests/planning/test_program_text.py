@@ -37,6 +37,13 @@ def test_an_asynchronous_gather_counts_once_and_by_its_result():
     ]
 
 
+def test_a_gather_that_runs_next_to_a_product_counts_once():
+    embeddings = (Array("f32", (32768, 512)),)
+    assert [one for one in collectives(LOOP, devices=512) if one.arrays == embeddings] == [
+        Collective("all-gather", embeddings, 4, 1)
+    ]
+
+
 @pytest.mark.parametrize(
     ("kind", "shares"),
     [("all-gather", 7 / 8), ("reduce-scatter", 7 / 8), ("all-reduce", 14 / 8), ("all-to-all", 7 / 8)],
