@@ -54,7 +54,7 @@ def stage_model(
         image_init: initial weights of the image tower: "xavier", or "scaled" as in the reference's t5x branch.
         mask_ratio: fraction of the patches that training leaves out.
         remat: towers whose activations are computed again in the backward pass instead of stored; "dots" does so in
-            both towers for all but the matrix products, which nearly costs no operations.
+            both towers except for the matrix products, which costs nearly no operations.
 
     Raises:
         ConfigError: an unknown name, an image size that the patch does not divide, or a ratio that leaves no patch.

@@ -55,7 +55,7 @@ def record_pair(name: str, topology: str) -> None:
 
 
 def read_record() -> dict[str, dict[str, Any]]:
-    """What is recorded, by recipe and slice."""
+    """Recorded plans, by recipe and slice."""
     return json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
 
 

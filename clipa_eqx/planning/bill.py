@@ -42,12 +42,12 @@ class Bill(NamedTuple):
 
     @property
     def fits(self) -> bool:
-        """Whether the step as it is fits."""
+        """Whether the unchanged step fits."""
         return does_fit(self.compiled, self.available)
 
     @property
     def change(self) -> Change | None:
-        """The cheapest change that fits, if the step does not fit as it is and one was found."""
+        """The cheapest change that fits, if the unchanged step does not fit and one was found."""
         return self.tried[-1].change if self.tried and self.tried[-1].fits else None
 
 

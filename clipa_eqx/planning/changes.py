@@ -35,7 +35,7 @@ def changes(prepared: Prepared, target: Slice, *, needed: ProgramMemory | None, 
     temporaries fall at most as fast as the micro-batch.
 
     Args:
-        needed: bytes per device of the step as it is, if they are known.
+        needed: bytes per device of the unchanged step, if they are known.
         available: bytes that a device has.
     """
     config = prepared.config

@@ -50,7 +50,7 @@ class StateBytes(NamedTuple):
 
 
 class Compiled(NamedTuple):
-    """What the compiler said.
+    """Report of the compiler.
 
     Attributes:
         memory: bytes per device; None if the compiler refused and did not say how much it needs.

@@ -165,7 +165,7 @@ def _runs(program: _Program, name: str, times: int = 1, is_certain: bool = True)
 
 
 def _trips(program: _Program, line: str) -> int | None:
-    """How often a loop runs: what the compiler notes, or else the only limit in its condition."""
+    """Number of times that a loop runs: what the compiler notes, or else the only limit in its condition."""
     if noted := re.search(r'known_trip_count"?[=:]\{"n":"(\d+)"', line):
         return int(noted[1])
     limits = {

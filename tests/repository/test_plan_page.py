@@ -1,4 +1,4 @@
-"""What `plan` found for the recipes: the tables and docstrings are those of the record, and the goals hold."""
+"""Recorded plans of the recipes: the tables and docstrings are those of the record, and the goals hold."""
 
 import pytest
 from support.paths import ROOT
