@@ -118,7 +118,7 @@ def test_memory_that_runs_out_in_a_step_is_one_message(tmp_path):
     assert "--batch-size 8" in message
 
 
-def test_a_tpu_takes_what_its_compiler_takes():
+def test_a_tpu_takes_what_its_compiler_takes(no_type_checks):
     """The sum of arguments and temporaries counts gaps, which the compiler does not count as memory in use."""
     device = SimpleNamespace(platform="tpu", process_index=0)
     mesh = SimpleNamespace(devices=np.array([device], dtype=object), size=1)
