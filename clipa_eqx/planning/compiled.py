@@ -131,7 +131,7 @@ def compile_for_slice(prepared: Prepared) -> Compiled:
     return Compiled(
         memory=memory_of(compiled),
         limit=None,
-        activations=kept_activations(text, rows=prepared.rows),
+        activations=kept_activations(text, rows=prepared.rows, weights=_parts_of_weights(prepared)),
         collectives=tuple(collectives(text, devices=prepared.mesh.size)),
         seconds=seconds,
         cpu_seconds=cpu_seconds,
@@ -139,15 +139,30 @@ def compile_for_slice(prepared: Prepared) -> Compiled:
     )
 
 
-def kept_activations(text: str, *, rows: int) -> int:
-    """Bytes of the arrays that loops over blocks stack for the backward pass: one entry per block, with these rows."""
+def kept_activations(text: str, *, rows: int, weights: frozenset[tuple[int, ...]] = frozenset()) -> int:
+    """Bytes of the arrays that loops over blocks stack for the backward pass.
+
+    Args:
+        rows: rows of the batch that a device has at once; the arrays have one entry per block with these rows.
+        weights: shapes of the parts of parameters, which are stacked too and may have an axis of this size.
+    """
     return sum(
         array.bytes
         for loop in loops(text)
         if not loop.is_backward
         for array in loop.carried
-        if len(array.shape) > 2 and array.shape[0] == loop.trips and rows in array.shape[1:3]
+        if len(array.shape) > 2
+        and array.shape[0] == loop.trips
+        and rows in array.shape[1:3]
+        and array.shape not in weights
     )
+
+
+def _parts_of_weights(prepared: Prepared) -> frozenset[tuple[int, ...]]:
+    """Shapes of the part of each parameter that a device has."""
+    model = prepared.abstract.model
+    placed = jax.tree.leaves(shardings_for(model, prepared.mesh))
+    return frozenset(where.shard_shape(x.shape) for x, where in zip(jax.tree.leaves(model), placed, strict=True))
 
 
 def refused_bytes(message: str) -> tuple[int, int | None]:
