@@ -45,9 +45,9 @@ def record_pair(name: str, topology: str) -> None:
     kept = {key: made[key] for key in KEPT}
     sent: dict[str, dict[str, int]] = {}
     for one in kept["collectives"]:
-        total = sent.setdefault(one["kind"], {"count": 0, "sent": 0})
-        total["count"] += one["count"]
-        total["sent"] += one["sent"] * one["count"]
+        total = sent.setdefault(one["kind"], {"times": 0, "sent": 0})
+        total["times"] += one["times"]
+        total["sent"] += one["sent"] * one["times"]
     kept["collectives"] = sent
     recorded = read_record()
     recorded.setdefault(name, {})[topology] = kept

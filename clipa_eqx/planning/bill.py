@@ -130,10 +130,10 @@ def bill_json(bill: Bill) -> dict[str, Any]:
                 "kind": one.kind,
                 "arrays": [str(array) for array in one.arrays],
                 "devices": one.devices,
-                "count": one.count,
+                "times": one.times,
                 "bytes": one.bytes,
                 "sent": round(one.sent),
-                "is_count_certain": one.is_certain,
+                "is_certain": one.is_certain,
             }
             for one in compiled.collectives or ()
         ],
@@ -224,10 +224,10 @@ def _collective_lines(found: Sequence[Collective]) -> list[str]:
     for kind in KINDS:
         group = by_kind[kind]
         if group:
-            largest = max(group, key=lambda one: one.sent * one.count)
+            largest = max(group, key=lambda one: one.sent * one.times)
             lines.append(
-                f"  {kind:<19}{sum(one.count for one in group):6,} times, {_gib(group):7.2f} GiB sent; most: "
-                f"{largest.count} x {largest.arrays[0]} over {largest.devices} devices"
+                f"  {kind:<19}{sum(one.times for one in group):6,} times, {_gib(group):7.2f} GiB sent; most: "
+                f"{largest.times} x {largest.arrays[0]} over {largest.devices} devices"
             )
     if not all(one.is_certain for one in found):
         lines.append("  some are in loops of unknown length, and counted once")
@@ -235,4 +235,4 @@ def _collective_lines(found: Sequence[Collective]) -> list[str]:
 
 
 def _gib(group: Sequence[Collective]) -> float:
-    return sum(one.sent * one.count for one in group) / GIB
+    return sum(one.sent * one.times for one in group) / GIB

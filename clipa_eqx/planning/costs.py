@@ -76,11 +76,11 @@ def step_bounds(
         collectives: those of the compiled step.
     """
     share = chips / devices
-    gathered = sum(one.bytes * one.count for one in collectives if one.kind == "all-gather")
+    gathered = sum(one.bytes * one.times for one in collectives if one.kind == "all-gather")
     return StepBounds(
         compute=sum(step_operations(config)) / (chips * chip.flops),
         memory=2 * (memory.arguments + activations + gathered) / (chip.bandwidth * share),
-        links=sum(one.sent * one.count for one in collectives) / (chip.links * share),
+        links=sum(one.sent * one.times for one in collectives) / (chip.links * share),
     )
 
 

@@ -39,14 +39,14 @@ class Collective(NamedTuple):
     Attributes:
         arrays: what it works on: the complete arrays, before a reduce-scatter and after an all-gather.
         devices: devices of a group.
-        count: how often a step runs it.
+        times: how often a step runs it.
         is_certain: False if a loop around it runs a number of times that the text does not show; it counts as one.
     """
 
     kind: Kind
     arrays: tuple[Array, ...]
     devices: int
-    count: int
+    times: int
     is_certain: bool = True
 
     @property
@@ -109,8 +109,8 @@ def collectives(text: str, *, devices: int) -> list[Collective]:
             arrays = _moved(kind, one, size)
             key = Collective("reduce-scatter" if is_scatter else kind, arrays, size, 1, is_certain)
             counts[key] = counts.get(key, 0) + times
-    found = [key._replace(count=count) for key, count in counts.items()]
-    return sorted(found, key=lambda one: -one.sent * one.count)
+    found = [key._replace(times=count) for key, count in counts.items()]
+    return sorted(found, key=lambda one: -one.sent * one.times)
 
 
 def loops(text: str) -> list[Loop]:

@@ -54,7 +54,7 @@ def test_every_recipe_fits_512_cores_of_v3(name):
     made = planned(name, "v3:16x16")
     assert made["fits"], made["bytes"]
     assert made["devices"] == 512
-    assert all(one["is_count_certain"] for one in made["collectives"])
+    assert all(one["is_certain"] for one in made["collectives"])
     assert made["least_seconds"]["compute"] > 0
 
 

@@ -57,14 +57,14 @@ def test_a_permutation_sends_its_array_once():
 
 
 def test_the_largest_traffic_is_first():
-    traffic = [one.sent * one.count for one in collectives(LOOP, devices=512)]
+    traffic = [one.sent * one.times for one in collectives(LOOP, devices=512)]
     assert traffic == sorted(traffic, reverse=True)
 
 
 def test_a_loop_whose_length_the_text_does_not_show_counts_once_and_is_marked():
     text = LOOP.replace("constant(32)", "parameter(1)")
     found = [one for one in collectives(text, devices=512) if one.kind == "all-reduce"]
-    assert [(one.count, one.is_certain) for one in found] == [(1, False)]
+    assert [(one.times, one.is_certain) for one in found] == [(1, False)]
     assert loops(text)[0].trips is None
 
 
