@@ -77,7 +77,7 @@ def check_compiler() -> None:
     """
     if importlib.util.find_spec("libtpu") is None:
         raise ConfigError(
-            f"compiling for a TPU needs its compiler, which is not installed; run {pip_install('libtpu')} (the extra plan)"
+            f"compiling for a TPU needs the extra plan, which is not installed; run {pip_install('libtpu')}"
         )
 
 

@@ -178,7 +178,7 @@ def test_a_mesh_that_does_not_divide_is_one_message(config, flags, message):
 def test_without_libtpu_the_message_says_what_to_install(config, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(slices.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"which is not installed; run pip install libtpu \(the extra plan\)"):
+    with pytest.raises(ConfigError, match="needs the extra plan, which is not installed; run pip install libtpu"):
         planned(config)
     with pytest.raises(ConfigError, match="pip install libtpu"):
         open_slice("v5e:2x4")
