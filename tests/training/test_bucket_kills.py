@@ -40,14 +40,16 @@ Reports.finish = finish_and_stay
 @pytest.fixture(scope="module", params=["gs", "s3"])
 def bucket(request):
     with bucket_server(request.param) as running, pytest.MonkeyPatch.context() as patch:
-        for name, value in running.variables().items():
+        for name, value in running.variables(patience=300).items():
             patch.setenv(name, value)
         yield running
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    with cpu_server(tmp_path_factory.mktemp("compiled"), ALSO_IMPORTED="gcsfs s3fs") as started:
+    # gcsfs reads the variable when it is imported, see Bucket._driver.
+    variables = {"ALSO_IMPORTED": "gcsfs s3fs", "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
+    with cpu_server(tmp_path_factory.mktemp("compiled"), **variables) as started:
         yield started
 
 
@@ -64,7 +66,7 @@ def config(folder):
 def in_bucket(server, bucket, config, folder, name, **rest):
     """A run in the bucket; ``folder`` gets its logs."""
     place = folder / f"{bucket.scheme}-{name}"
-    return Run(server, config, place, url=bucket.url(place.name), variables=bucket.variables(), **rest)
+    return Run(server, config, place, url=bucket.url(place.name), variables=bucket.variables(patience=300), **rest)
 
 
 @pytest.fixture(scope="module")
