@@ -290,7 +290,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            self._failure = error if isinstance(error, BucketError) else None  # nor can the bucket name its steps now
+            self._failure = error if isinstance(error, BucketError) else None  # it does not list its steps now either
             if self._saving is None or self._failure is not None:
                 raise
             step, size = self._saving
