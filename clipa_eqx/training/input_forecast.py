@@ -111,7 +111,7 @@ def step_seconds(spans: Sequence[tuple[float, float]]) -> float:
 def slow_input_advice(
     config: ExperimentConfig, *, shortage: float, processors: int, record_bytes: float, is_resumed: bool
 ) -> str:
-    """What to change if the input is too slow, the cheapest change first.
+    """Advice for an input that is too slow, the cheapest change first.
 
     Args:
         shortage: images/s of the step divided by those of the input.

@@ -33,7 +33,7 @@ from clipa_eqx.training.memory import less_memory
 from clipa_eqx.training.preparation import prepare
 from clipa_eqx.training.profiling import ProfiledSteps, StepProfile
 from clipa_eqx.training.read_ahead import ReadAhead
-from clipa_eqx.training.recompilation import CompileWatch
+from clipa_eqx.training.recompilation import WARM_UP, CompileWatch
 from clipa_eqx.training.reporting import Reports, StepNumbers
 from clipa_eqx.training.restoring import resume
 from clipa_eqx.training.retention import BestScore, kept_steps
@@ -85,7 +85,7 @@ def train(
 
     Raises:
         ClipaError: anything the caller can fix: config, mesh, data, run folder, non-finite loss.
-        RecompilationError: the loop compiled something after its first ``config.log_every_steps`` steps.
+        RecompilationError: the loop compiled something after its first ``config.log_every_steps`` (at least 10) steps.
         Interrupted: a signal asked for the end; the state is saved.
     """
     with local_run(workdir) as folder:
@@ -188,7 +188,7 @@ def _train(
             StepProfile(workdir, profile, start=start, throughput=reports.throughput, watchdog=watchdog)
         )
         # The numbers of the last step of a period are read one step later.
-        warm_up = start + config.log_every_steps + 1
+        warm_up = start + max(config.log_every_steps, WARM_UP) + 1
         compiles = stack.enter_context(CompileWatch(warm_up=warm_up, is_allowed=allow_recompilation))
         forecast = InputForecast(
             config,

@@ -110,7 +110,7 @@ class Throughput:
         """Rates since the last call: images/s, images/s/device, seconds per step, percent of time waiting for input.
 
         ``host_seconds_per_step`` is the time of this process except for waiting: starting the step, sending the batch
-        to the devices, reading and writing numbers. It costs nothing as long as it is shorter than the step.
+        to the devices, reading and writing numbers. If it is shorter than the step, it delays nothing.
 
         Args:
             step: the last step that the devices have finished. Those that were only started do not count.

@@ -56,12 +56,12 @@ class ReadAhead(Iterator[Batch]):
 
     @property
     def is_measured(self) -> bool:
-        """Whether the measurement is over."""
+        """True once the measurement is over."""
         return not self._thread.is_alive()
 
     @property
     def is_at_least(self) -> bool:
-        """Whether the batches were so large that the thread had to wait until some were taken."""
+        """True if the batches were so large that the thread had to wait until some were taken."""
         return self._is_at_least
 
     def images_per_second(self) -> float | None:
@@ -115,7 +115,7 @@ class ReadAhead(Iterator[Batch]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the thread. If storage does not answer, its last read would keep this process: that is not waited for."""
+        """End the thread, but do not wait long for its last batch: storage may not answer."""
         self._stop.set()
         self._thread.join(_END_SECONDS)
 

@@ -11,13 +11,16 @@ import jax
 
 from clipa_eqx.errors import RecompilationError
 
+WARM_UP = 10
+"""Steps of a start that may compile, if a period of the log is no longer."""
+
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 
 _log = logging.getLogger(__name__)
 
 
 class CompileWatch:
-    """Notes what this thread compiles. Use it in a ``with`` block.
+    """A watch over what this thread compiles. Use it in a ``with`` block.
 
     Programs for logging, scoring and saving are compiled when they are first used, so compilations are allowed in the
     first steps, and in the first use of what ``first_use`` names.

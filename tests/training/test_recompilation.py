@@ -10,11 +10,11 @@ from support import tiny_runs
 from clipa_eqx.durations import Duration
 from clipa_eqx.errors import RecompilationError
 from clipa_eqx.training.metrics import read_metrics
-from clipa_eqx.training.recompilation import CompileWatch
+from clipa_eqx.training.recompilation import WARM_UP, CompileWatch
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
-STEPS, LOG_EVERY = 9, 4
+STEPS, LOG_EVERY, LATE = 14, 4, 13
 
 
 def compiling_at(step):
@@ -44,27 +44,32 @@ def config():
 
 
 def test_a_late_compilation_ends_the_run_and_is_named(config, tmp_path):
-    with pytest.raises(RecompilationError, match=r"step 8 compiled .*newly_compiled.* again or late") as raised:
-        tiny_runs.train_on_one_device(config, tmp_path / "run", compiler=compiling_at(8))
+    with pytest.raises(RecompilationError, match=rf"step {LATE} compiled .*newly_compiled.* again or late") as raised:
+        tiny_runs.train_on_one_device(config, tmp_path / "run", compiler=compiling_at(LATE))
     assert "--allow-recompilation" in str(raised.value)
     # The same command, with the flag, resumes.
     result = tiny_runs.train_on_one_device(config, tmp_path / "run", allow_recompilation=True)
     assert result.steps == STEPS
 
 
+def test_a_longer_period_of_the_log_may_compile(tmp_path):
+    config = tiny_runs.run_config(duration=Duration(steps=STEPS), log_every_steps=LATE)
+    assert tiny_runs.train_on_one_device(config, tmp_path / "run", compiler=compiling_at(LATE)).steps == STEPS
+
+
 def test_with_the_flag_it_is_a_warning(config, tmp_path, caplog):
-    compiler = compiling_at(8)
+    compiler = compiling_at(LATE)
     result = tiny_runs.train_on_one_device(config, tmp_path / "run", compiler=compiler, allow_recompilation=True)
     assert result.steps == STEPS
     (message,) = [one.getMessage() for one in caplog.records if "newly_compiled" in one.getMessage()]
-    assert message.startswith("step 8 compiled")
+    assert message.startswith(f"step {LATE} compiled")
 
 
-@pytest.mark.parametrize("step", [1, LOG_EVERY + 1])
-def test_the_first_period_of_the_log_may_compile(config, tmp_path, step):
+@pytest.mark.parametrize("step", [1, WARM_UP + 1])
+def test_the_first_steps_may_compile(config, tmp_path, step):
     result = tiny_runs.train_on_one_device(config, tmp_path / "run", compiler=compiling_at(step))
     assert result.steps == STEPS
-    assert [line["step"] for line in read_metrics(tmp_path / "run/metrics.jsonl")] == [1, 2, 4, 8, 9]
+    assert [line["step"] for line in read_metrics(tmp_path / "run/metrics.jsonl")] == [1, 2, 4, 8, 12, 14]
 
 
 def compile_something():
