@@ -22,7 +22,7 @@ LOCK_FOLDER = "run.lock"
 """Folder of the lock's objects."""
 
 # Folders of a run that are not copied: large, or of no use on another machine. Their names are kept.
-_NOT_COPIED = frozenset({"checkpoints", "damaged_checkpoints", "wandb", LOCK_FOLDER})
+_NOT_COPIED = frozenset({"checkpoints", "damaged_checkpoints", "profile", "wandb", LOCK_FOLDER})
 _RECORD = re.compile(r"checkpoints/(\d+)/record/metadata")
 _OTHER_CHECKPOINT = re.compile(r"checkpoints/(\d+)/_CHECKPOINT_METADATA")
 _WEIGHTS = frozenset({".safetensors", ".msgpack"})

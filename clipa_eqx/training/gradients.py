@@ -65,8 +65,11 @@ def embed_rows(model: CLIP, rows: Rows, *, precision: Precision, mesh: Mesh | No
     axes = None if mesh is None else BATCH_AXES
     towers, dtype = precision.for_towers(model), precision.compute
     pixels = normalize_on_device(rows.images).astype(dtype)
-    image = jax.vmap(lambda x, k: towers.image(x, key=k), spmd_axis_name=axes)(pixels, rows.image_keys)
-    text = jax.vmap(lambda x, k: towers.text(x, key=k, dtype=dtype), spmd_axis_name=axes)(rows.tokens, rows.text_keys)
+    tokens, text_keys = rows.tokens, rows.text_keys
+    with jax.named_scope("image_tower"):
+        image = jax.vmap(lambda x, k: towers.image(x, key=k), spmd_axis_name=axes)(pixels, rows.image_keys)
+    with jax.named_scope("text_tower"):
+        text = jax.vmap(lambda x, k: towers.text(x, key=k, dtype=dtype), spmd_axis_name=axes)(tokens, text_keys)
     return Embeddings(image.astype(jnp.float32), text.astype(jnp.float32))
 
 
@@ -125,6 +128,7 @@ def batch_gradients(
     return jax.grad(loss, has_aux=True)(model)
 
 
+@jax.named_scope("loss")
 def _loss_of(
     embeddings: Embeddings,
     scale: tuple[Float[Array, ""], Float[Array, ""] | None],

@@ -72,10 +72,11 @@ def make_train_step(
             micro_batch=micro_batch,
         )
         params: Any = state.model
-        updates, opt_state, skipped = non_finite.update(
-            optimizer, grads, state.opt_state, params, loss=out.loss, on_non_finite=on_non_finite
-        )
-        model: Any = cap_temperature(optax.apply_updates(params, updates), max_temperature)
+        with jax.named_scope("optimizer"):
+            updates, opt_state, skipped = non_finite.update(
+                optimizer, grads, state.opt_state, params, loss=out.loss, on_non_finite=on_non_finite
+            )
+            model: Any = cap_temperature(optax.apply_updates(params, updates), max_temperature)
         metrics = {
             "loss": out.loss,
             "accuracy": out.accuracy,

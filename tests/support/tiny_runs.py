@@ -132,10 +132,12 @@ def one_device() -> list[jax.Device]:
     return jax.devices()[:1]
 
 
-def train_on_one_device(config: ExperimentConfig, workdir: Path, *, compiler: Compiler = compile_once) -> TrainResult:
+def train_on_one_device(
+    config: ExperimentConfig, workdir: Path, *, compiler: Compiler = compile_once, **options
+) -> TrainResult:
     """``train`` as on a machine with a single device."""
     with mock.patch.object(loop, "first_state", first_state_once):
-        return train(config, workdir, devices=one_device(), compiler=compiler)
+        return train(config, workdir, devices=one_device(), compiler=compiler, **options)
 
 
 def drive(config: ExperimentConfig, *, devices: int, steps: int) -> Driven:

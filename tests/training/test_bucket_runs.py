@@ -26,6 +26,7 @@ from clipa_eqx.experiment import InitConfig
 from clipa_eqx.programs import evaluate, replay
 from clipa_eqx.programs.targets import show
 from clipa_eqx.saved.model import load_model
+from clipa_eqx.training.profiling import ProfiledSteps
 from clipa_eqx.training.reporting import Reports
 from clipa_eqx.training.restoring import read_newest
 from clipa_eqx.training.run_lock import run_lock
@@ -71,7 +72,7 @@ def run(server, config):
             os.kill(os.getpid(), signal.SIGTERM)
 
     with mock.patch.object(Reports, "finish", stop_after_step_6), pytest.raises(Interrupted, match="after step 7"):
-        tiny_runs.train_on_one_device(config, url)
+        tiny_runs.train_on_one_device(config, url, profile=ProfiledSteps(2, 3))
     found = bucket_at(url).names()
     assert [name for name in found if name.endswith("record/metadata")] == [
         f"checkpoints/{step}/record/metadata" for step in (4, 7)
@@ -90,6 +91,11 @@ def test_a_run_that_is_stopped_and_resumed_in_a_bucket_is_the_local_run(run, who
     assert {"config.json", "metrics.jsonl", "report.html", "model/config.json"} <= names.keys()
     assert len([name for name in names if name.startswith("tensorboard/")]) == 1
     assert not any("tmp" in name or name.startswith(".") for name in names)
+
+
+def test_a_trace_is_uploaded_and_stays_when_the_run_resumes_without_a_copy_of_it(run):
+    assert len([name for name in bucket_at(run).names() if name.startswith("profile/") and name.endswith(".pb")]) == 1
+    assert not (local_copy(run, with_weights=False) / "profile").exists()
 
 
 def test_another_run_a_second_job_and_a_foreign_folder_are_refused(run, server, config):
