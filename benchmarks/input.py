@@ -229,10 +229,12 @@ def start_reference(folder: Path, images: list[bytes], *, size: int, options: ar
 
 
 def ask(reference: Reference) -> float:
-    """Measure one round of the other side, in images per second."""
+    """Measure one round of the other side, in images per second; then wait until it has filled its buffer again."""
     reference.requests.write("\n")
     reference.requests.flush()
-    return float(reference.answers.readline())
+    found = float(reference.answers.readline())
+    time.sleep(0.5)
+    return found
 
 
 def decoder(images: list[bytes], *, size: int) -> Callable[[], int]:
