@@ -8,9 +8,13 @@ import dataclasses
 import re
 from typing import Any, Literal, NamedTuple
 
+import jax
+import jax.numpy as jnp
+
 from clipa_eqx.errors import ConfigError
 from clipa_eqx.models.blocks import Block, BlockConfig
 from clipa_eqx.models.clip import CLIP, CLIPConfig
+from clipa_eqx.models.cudnn_attention import cudnn_attention
 from clipa_eqx.models.layers import AttentionKernel
 
 AttentionChoice = Literal["auto", "cudnn", "xla"]
@@ -47,6 +51,7 @@ def choose_kernels(
     if choice == "xla":
         return XLA_KERNELS
     general = [*_dtype_problems(compute), *_device_problems(device)]
+    general = general or _jax_problems()
     image = _head_problems("image", config.image.blocks, tensor=tensor, device=device)
     text = _head_problems("text", config.text.blocks, tensor=tensor, device=device)
     if choice == "cudnn" and (problems := [*general, *image, *text]):
@@ -89,6 +94,16 @@ def _device_problems(device: Any) -> list[str]:
         return [f"the devices are no NVIDIA GPUs ({device.device_kind}, {device.platform})"]
     if found < _OLDEST:
         return [f"{device.device_kind} has compute capability {found[0]}.{found[1]}, and cuDNN needs 8.0"]
+    return []
+
+
+def _jax_problems() -> list[str]:
+    """The reason for which JAX would not trace cuDNN's attention here, such as a cuDNN that is missing or too old."""
+    tokens = jax.ShapeDtypeStruct((2, 1, 64), jnp.bfloat16)
+    try:
+        jax.eval_shape(jax.grad(lambda x: jnp.sum(cudnn_attention(x, x, x))), tokens)
+    except (NotImplementedError, RuntimeError, ValueError) as error:
+        return [f"JAX refuses it ({error})"]
     return []
 
 

@@ -47,9 +47,18 @@ def gpu(capability="9.0"):
     return SimpleNamespace(platform="gpu", device_kind="a GPU", compute_capability=capability)
 
 
+def test_auto_takes_xla_where_jax_finds_no_cudnn():
+    arguments = {"compute": "bfloat16", "device": gpu()}
+    assert choose_kernels("auto", preset("H/14"), **arguments) == XLA_KERNELS
+    with pytest.raises(ConfigError, match=r'attention is "cudnn", but JAX refuses it \(cuDNN is not detected\.\); fix'):
+        choose_kernels("cudnn", preset("H/14"), **arguments)
+
+
 def choice_for(choice="auto", *, config=None, compute="bfloat16", device=None, tensor=1):
     config = preset("H/14") if config is None else config
-    return choose_kernels(choice, config, compute=compute, device=gpu() if device is None else device, tensor=tensor)
+    device = gpu() if device is None else device
+    with cudnn_present():
+        return choose_kernels(choice, config, compute=compute, device=device, tensor=tensor)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -202,7 +211,7 @@ def test_the_gradients_of_a_preset_lower_for_cuda_to_kernels_of_the_complete_bat
     """Per tower one call forward, again if activations are recomputed, and one backward, in the bodies of the scans."""
     size, length, tokens = SHAPES[name]
     config = with_remat(preset(name, image_size=size, length=length), remat)
-    kernels = choose_kernels("auto", config, compute="bfloat16", device=gpu())
+    kernels = choice_for(config=config)
     rows = jax.ShapeDtypeStruct((6, size, size, 3), np.uint8), jax.ShapeDtypeStruct((6, length), np.int32)
     with cudnn_present():
         traced = jax.jit(gradients(kernels, mesh=None)).trace(abstract_clip(config), *rows)

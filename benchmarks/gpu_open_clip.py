@@ -1,0 +1,150 @@
+"""open_clip's side of ``gpu.py``: blocks compiled by torch.compile, bfloat16 autocast, fused AdamW."""
+
+import argparse
+import importlib
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from clipa_eqx.models.blocks import BlockConfig
+from clipa_eqx.models.presets import preset
+
+torch: Any = importlib.import_module("torch")
+open_clip: Any = importlib.import_module("open_clip")
+
+
+def main() -> None:
+    options = parse_options()
+    end = time.monotonic() + options.seconds
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    batch, is_growing = options.start, True
+    while True:
+        since = time.monotonic()
+        try:
+            seconds, memory = measure(options, batch, device)
+        except torch.OutOfMemoryError:
+            batch, is_growing = batch // 2, False
+            if batch < 1:
+                raise
+            _release(device)
+            continue
+        print_row(batch=batch, seconds=seconds, memory=memory, note=_note(options))
+        took = time.monotonic() - since
+        total = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+        is_room = 2 * batch <= options.most and (total is None or 1.8 * memory < total)
+        if not (is_growing and is_room and time.monotonic() + 1.3 * took < end):
+            return
+        batch *= 2
+        _release(device)
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--preset", default="Ti/16")
+    parser.add_argument("--image-size", type=int, default=32)
+    parser.add_argument("--length", type=int, default=8)
+    parser.add_argument("--start", type=int, default=64, help="batch of the first try")
+    parser.add_argument("--most", type=int, default=2**16, help="largest batch")
+    parser.add_argument("--recompute", choices=("none", "image", "both"), default="none")
+    parser.add_argument("--eager", action="store_true", help="do not compile")
+    parser.add_argument("--seconds", type=float, default=60.0)
+    return parser.parse_args()
+
+
+def measure(options: argparse.Namespace, batch: int, device: Any) -> tuple[float, int]:
+    """Seconds of a step, and peak memory in bytes."""
+    torch.manual_seed(0)
+    torch.set_float32_matmul_precision("high")
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    model = make_model(options, device)
+    loss_of = open_clip.ClipLoss()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.2, fused=True)
+    size = options.image_size
+    images = torch.randn(batch, 3, size, size, device=device)
+    tokens = torch.randint(0, 32000, (batch, options.length), device=device)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            image, text, scale = model(images, tokens)
+            loss = loss_of(image, text, scale)
+        loss.backward()
+        optimizer.step()
+
+    _timed(step, device, steps=2)
+    once = _timed(step, device, steps=2)
+    seconds = _timed(step, device, steps=max(3, min(50, int(2.0 / once))))
+    return seconds, torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
+
+
+def make_model(options: argparse.Namespace, device: Any) -> Any:
+    """Our preset as an open_clip model: same widths, depths, tokens and pooling, no causal mask."""
+    ours = preset(options.preset, image_size=options.image_size, length=options.length)
+    image, text = ours.image.blocks, ours.text.blocks
+    vision = {
+        "image_size": options.image_size,
+        "patch_size": ours.image.patch_size[0],
+        "layers": image.depth,
+        "width": image.width,
+        "head_width": image.width // image.heads,
+        "mlp_ratio": _ratio(image),
+        "no_ln_pre": True,
+        "pool_type": "avg",
+        "final_ln_after_pool": True,
+    }
+    words = {
+        "context_length": options.length,
+        "vocab_size": ours.text.vocab,
+        "layers": text.depth,
+        "width": text.width,
+        "heads": text.heads,
+        "mlp_ratio": _ratio(text),
+        "pool_type": "last",
+        "no_causal_mask": True,
+    }
+    model = open_clip.CLIP(ours.image.output, vision, words).to(device)
+    if options.recompute in ("image", "both"):
+        model.visual.set_grad_checkpointing(True)
+    if options.recompute == "both":
+        model.transformer.grad_checkpointing = True
+    if not options.eager:
+        # The blocks of a tower share one compiled program; compiling the complete model takes minutes.
+        for block in (*model.visual.transformer.resblocks, *model.transformer.resblocks):
+            block.compile()
+    return model
+
+
+def _ratio(blocks: BlockConfig) -> float:
+    return blocks.mlp_dim / blocks.width
+
+
+def _timed(step: Any, device: Any, *, steps: int) -> float:
+    since = time.perf_counter()
+    for _ in range(steps):
+        step()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return (time.perf_counter() - since) / steps
+
+
+def _release(device: Any) -> None:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _note(options: argparse.Namespace) -> str:
+    compiled = "eager" if options.eager else "blocks compiled"
+    return f"{compiled}, recomputed {options.recompute}, torch {torch.__version__}"
+
+
+def print_row(**values: Any) -> None:
+    print("ROW " + json.dumps(values), flush=True)
+
+
+if __name__ == "__main__":
+    main()
