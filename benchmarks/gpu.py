@@ -16,12 +16,10 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from clipa_eqx.flops import step_flops
+from clipa_eqx.models.presets import preset
+
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-
-from clipa_eqx.flops import step_flops  # noqa: E402
-from clipa_eqx.models.presets import preset  # noqa: E402
-
 OURS, THEIRS = "clipa_eqx", "open_clip"
 SIDES = {OURS: "gpu_ours.py", THEIRS: "gpu_open_clip.py"}
 GIB = 2**30
@@ -57,7 +55,7 @@ MODELS = (
     Model("B/16", 112, 16, 4096, "none"),
     Model("L/14", 224, 32, 256, "both"),
 )
-TINY = (Model("Ti/16", 32, 5, 2, "image"),)
+TINY = (Model("Ti/16", 32, 5, 4, "image"),)
 
 
 class Measured(NamedTuple):

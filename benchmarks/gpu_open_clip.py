@@ -3,12 +3,8 @@
 import argparse
 import importlib
 import json
-import sys
 import time
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from clipa_eqx.models.blocks import BlockConfig
 from clipa_eqx.models.presets import preset

@@ -2,14 +2,10 @@
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import jax
 import jax.numpy as jnp
@@ -148,6 +144,8 @@ def _timed(compiled: Any, state: Any, rows: Mapping[str, Array], *, steps: int) 
 
 def largest_batch(program: Program, options: argparse.Namespace) -> int:
     """The largest power of two that fits, from the memory of the step of the first try."""
+    if options.start >= options.most:
+        return options.most
     compiled, _ = program.compile(options.start, is_for_memory=True)
     needed, limit = memory_of(compiled), device_limit(jax.devices()[0])
     batch = options.start
