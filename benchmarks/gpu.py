@@ -1,11 +1,12 @@
 """Training steps on one GPU next to open_clip's: largest batch, pairs per second, share of the matrix-product peak.
 
-Both sides run in turns, each in a process of its own, so that the memory of a GPU is free for the next. Without PyTorch
-or open_clip only our side runs. Our side needs JAX, NumPy, Equinox, optax and jaxtyping. The program prints what it has
-when its time is over.
+Each model and side is a process of its own. All of them compile at the same time; then they are measured one after the
+other, and each leaves the GPU's memory to the next. Without PyTorch or open_clip only our side runs. Our side needs
+JAX, NumPy, Equinox, optax and jaxtyping. The program prints what it has when its time is over.
 """
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,8 +25,11 @@ HERE = Path(__file__).resolve().parent
 OURS, THEIRS = "clipa_eqx", "open_clip"
 SIDES = {OURS: "gpu_ours.py", THEIRS: "gpu_open_clip.py"}
 GIB = 2**30
-ROW = "ROW "
-"""Start of the lines of a side that are results; the last one counts."""
+READY, ROW = "READY", "ROW "
+"""Lines that a side prints: it has compiled and waits for its turn; a result, of which the last counts."""
+
+COMPILING = 0.55
+"""Share of the time after which processes that still compile are given up."""
 
 
 class Model(NamedTuple):
@@ -58,43 +63,48 @@ MODELS = (
 TINY = (Model("Ti/16", 32, 5, 4, "image"),)
 
 
+class Side(NamedTuple):
+    """A process that measures one model, and the files that it writes to."""
+
+    model: Model
+    name: str
+    process: "subprocess.Popen[str]"
+    out: Path
+    errors: Path
+
+
 class Measured(NamedTuple):
-    """Result of a side.
+    """Result of a side; ``peak`` is the rate of a matrix product in the same process, 0 if it measured none."""
 
-    Attributes:
-        seconds: time of a step; None if there is no result.
-        memory: peak memory in bytes.
-        note: kernels and settings, or the reason of a missing result.
-    """
-
-    batch: int = 0
-    seconds: float | None = None
-    memory: int = 0
-    note: str = ""
+    batch: int
+    seconds: float
+    memory: int
+    note: str
+    peak: float
+    device: str
 
 
 def main() -> None:
     options = parse_options()
     end = time.monotonic() + options.seconds
     models = TINY if options.tiny else tuple(MODELS[int(number)] for number in options.models.split(","))
-    sides = [OURS, THEIRS] if _has_open_clip() and not options.ours_only else [OURS]
-    peak, device = _peak(options, end=end)
-    print(f"device: {device}", f"matrix product: {_tera(peak)} TFLOP/s", _HEADER, sep="\n", flush=True)
-    runs = [(model, side) for model in models for side in sides]
-    found: dict[tuple[Model, str], Measured] = {}
-    for number, run in enumerate(runs):
-        model, side = run
-        left = end - time.monotonic()
-        # A run may take more than its share of the rest, since others take less.
-        allowed = min(left, 1.7 * left / (len(runs) - number))
-        found[run] = _measure(model, side, options, seconds=allowed)
-        print(_line(model, side, found[run], peak), flush=True)
+    has_theirs = all(importlib.util.find_spec(name) is not None for name in ("torch", "open_clip"))
+    names = [OURS, THEIRS] if has_theirs and not options.ours_only else [OURS]
+    with tempfile.TemporaryDirectory() as folder:
+        sides = [_start(model, name, options, Path(folder)) for model in models for name in names]
+        try:
+            found = _in_turns(sides, end=end, compiled_by=time.monotonic() + COMPILING * options.seconds)
+        finally:
+            for side in sides:
+                _kill(side)
     for model in models:
-        ours, theirs = (_pairs(found.get((model, side))) for side in (OURS, THEIRS))
+        ours, theirs = (found.get((model, name)) for name in (OURS, THEIRS))
         if ours is not None and theirs is not None:
-            print(f"{model.name}: {ours / theirs:.2f} x {THEIRS}")
-    if THEIRS not in sides and not options.ours_only:
+            ratio = (ours.batch / ours.seconds) / (theirs.batch / theirs.seconds)
+            print(f"{model.name}: {ratio:.2f} x {THEIRS}")
+    if not has_theirs:
         print(f"{THEIRS} is not measured: packages torch and open_clip_torch are not installed")
+    sys.exit(0 if found else 1)
 
 
 def parse_options() -> argparse.Namespace:
@@ -109,83 +119,116 @@ def parse_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _has_open_clip() -> bool:
-    return all(importlib.util.find_spec(name) is not None for name in ("torch", "open_clip"))
-
-
-def _peak(options: argparse.Namespace, *, end: float) -> tuple[float, str]:
-    """Operations per second of a bfloat16 matrix product, and the device in words."""
-    flags = ["--peak", "128" if options.tiny else "8192"]
-    row, note = _last_row(OURS, flags, seconds=end - time.monotonic())
-    if row is None:
-        sys.exit(f"no matrix product could be measured: {note}")
-    return float(row["peak"]), str(row["device"])
-
-
-def _measure(model: Model, side: str, options: argparse.Namespace, *, seconds: float) -> Measured:
+def _start(model: Model, name: str, options: argparse.Namespace, folder: Path) -> Side:
     recomputed = model.recomputed if options.recompute or options.tiny else "none"
     flags = ["--preset", model.preset, "--image-size", str(model.image_size), "--length", str(model.length)]
-    flags += ["--start", str(model.start), "--recompute", recomputed, "--seconds", f"{seconds:.0f}"]
-    flags += ["--most", "4"] if options.tiny else []
-    flags += ["--attention", options.attention] if side == OURS else ["--eager"] if options.tiny else []
-    row, note = _last_row(side, flags, seconds=seconds)
-    if row is None:
-        return Measured(note=note)
-    return Measured(int(row["batch"]), float(row["seconds"]), int(row["memory"]), str(row["note"]))
-
-
-def _last_row(side: str, flags: list[str], *, seconds: float) -> tuple[dict[str, Any] | None, str]:
-    """The last result that a side printed, or None and the reason."""
-    if seconds < 1:
-        return None, "no time left"
-    # JAX takes most of the memory at its start instead of a little at a time.
-    environment = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.94", **os.environ}
-    with tempfile.TemporaryFile("w+") as errors:
+    flags += ["--start", str(model.start), "--recompute", recomputed]
+    flags += ["--most", str(model.start)] if options.tiny else []
+    if name == OURS:
+        flags += ["--attention", options.attention, "--product", "128" if options.tiny else "8192"]
+    elif options.tiny:
+        flags += ["--eager"]
+    # Processes that wait for their turn leave the memory to the one that is measured.
+    memory = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}
+    number = len(list(folder.iterdir()))
+    out, errors = (folder / f"{number}.{end}" for end in ("out", "err"))
+    with out.open("w") as to_out, errors.open("w") as to_errors:
         process = subprocess.Popen(
-            [sys.executable, str(HERE / SIDES[side]), *flags],
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            env=environment,
+            [sys.executable, str(HERE / SIDES[name]), *flags],
+            stdin=subprocess.PIPE,
+            stdout=to_out,
+            stderr=to_errors,
+            env={**memory, **os.environ},
             text=True,
         )
-        try:
-            out, _ = process.communicate(timeout=seconds)
-            reason = f"exit code {process.returncode}"
-        except subprocess.TimeoutExpired:
-            process.kill()
-            out, _ = process.communicate()
-            reason = "its time was over"
-        errors.seek(0)
-        lines = errors.read().strip().splitlines()
-    rows = [line.removeprefix(ROW) for line in out.splitlines() if line.startswith(ROW)]
-    if rows:
-        return json.loads(rows[-1]), ""
-    return None, f"{reason}: {lines[-1][:200]}" if lines else reason
+    return Side(model, name, process, out, errors)
+
+
+def _in_turns(sides: Sequence[Side], *, end: float, compiled_by: float) -> dict[tuple[Model, str], Measured]:
+    """Let each side measure when all have compiled, and print its line."""
+    _wait(lambda: all(READY in _lines(side.out) or side.process.poll() is not None for side in sides), compiled_by)
+    late = [side for side in sides if READY not in _lines(side.out) and side.process.poll() is None]
+    for side in late:  # what they do on the device would disturb the others
+        _kill(side)
+    print(_HEADER, flush=True)
+    found: dict[tuple[Model, str], Measured] = {}
+    peak = 0.0
+    for number, side in enumerate(sides):
+        left = max(0.0, end - time.monotonic())
+        # A side may take more than its share of the rest, since others take less.
+        allowed = min(left, 2.0 * left / (len(sides) - number))
+        _go(side, seconds=allowed)
+        _wait(lambda process=side.process: process.poll() is not None, time.monotonic() + allowed)
+        is_over = side.process.poll() is None
+        _kill(side)
+        result = _result(side)
+        if result is None:
+            late_or_over = "it did not compile in its time" if side in late else "its time was over"
+            reason = late_or_over if side in late or is_over else _fault(side)
+            print(_COLUMNS.format(side.model.name, side.name, *"-----", reason), flush=True)
+        else:
+            found[side.model, side.name] = result
+            peak = max(peak, result.peak)
+            print(_line(side, result, peak), flush=True)
+    for device in sorted({result.device for result in found.values()}):
+        print(device)
+    if peak:
+        print(f"matrix product: {_tera(peak)} TFLOP/s")
+    return found
+
+
+def _wait(is_done: Callable[[], bool], until: float) -> None:
+    while not is_done() and time.monotonic() < until:
+        time.sleep(0.05)
+
+
+def _go(side: Side, *, seconds: float) -> None:
+    with contextlib.suppress(BrokenPipeError):  # it has ended
+        if side.process.stdin is not None:
+            side.process.stdin.write(f"{seconds}\n")
+            side.process.stdin.flush()
+
+
+def _kill(side: Side) -> None:
+    side.process.kill()
+    side.process.wait()
+
+
+def _lines(file: Path) -> list[str]:
+    return file.read_text().splitlines()
+
+
+def _result(side: Side) -> Measured | None:
+    rows = [line.removeprefix(ROW) for line in _lines(side.out) if line.startswith(ROW)]
+    if not rows:
+        return None
+    row: dict[str, Any] = json.loads(rows[-1])
+    return Measured(**row)
+
+
+def _fault(side: Side) -> str:
+    last = [line for line in _lines(side.errors) if line.strip()][-1:]
+    return f"exit code {side.process.returncode}: {''.join(last)[:200]}"
 
 
 _COLUMNS = "{:27}{:11}{:>7}{:>10}{:>10}{:>9}{:>10}  {}"
 _HEADER = _COLUMNS.format("model", "side", "batch", "pairs/s", "TFLOP/s", "of peak", "peak GiB", "settings")
 
 
-def _line(model: Model, side: str, found: Measured, peak: float) -> str:
-    if found.seconds is None:
-        return _COLUMNS.format(model.name, side, *"-----", found.note)
+def _line(side: Side, found: Measured, peak: float) -> str:
+    model = side.model
     config = preset(model.preset, image_size=model.image_size, length=model.length)
     rate = step_flops(config, batch_size=found.batch).total / found.seconds
     return _COLUMNS.format(
         model.name,
-        side,
+        side.name,
         found.batch,
-        f"{found.batch / found.seconds:,.0f}",
+        f"{found.batch / found.seconds:,.1f}",
         _tera(rate),
-        f"{100 * rate / peak:.1f} %",
+        f"{100 * rate / peak:.1f} %" if peak else "-",
         f"{found.memory / GIB:.1f}",
         found.note,
     )
-
-
-def _pairs(found: Measured | None) -> float | None:
-    return None if found is None or found.seconds is None else found.batch / found.seconds
 
 
 def _tera(rate: float) -> str:

@@ -15,8 +15,12 @@ open_clip: Any = importlib.import_module("open_clip")
 
 def main() -> None:
     options = parse_options()
-    end = time.monotonic() + options.seconds
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_float32_matmul_precision("high")
+    if not options.eager:
+        compile_blocks(options, device)
+    print("READY", flush=True)
+    end = time.monotonic() + float(sys.stdin.readline())
     batch, is_growing = options.start, True
     while True:
         since = time.monotonic()
@@ -28,11 +32,21 @@ def main() -> None:
                 raise
             _release(device)
             continue
-        print_row(batch=batch, seconds=seconds, memory=memory, note=_note(options))
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+        row = {
+            "batch": batch,
+            "seconds": seconds,
+            "memory": memory,
+            "note": f"{'eager' if options.eager else 'blocks compiled'}, recomputed {options.recompute}",
+            "peak": 0.0,
+            "device": f"{name}, torch {torch.__version__}",
+        }
+        print("ROW " + json.dumps(row), flush=True)
         took = time.monotonic() - since
         total = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
         is_room = 2 * batch <= options.most and (total is None or 1.8 * memory < total)
-        if not (is_growing and is_room and time.monotonic() + 1.3 * took < end):
+        # Compiling for another batch takes longer than the first measurement, whose blocks were compiled before.
+        if not (is_growing and is_room and time.monotonic() + took + 30 < end):
             return
         batch *= 2
         _release(device)
@@ -47,14 +61,12 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--most", type=int, default=2**16, help="largest batch")
     parser.add_argument("--recompute", choices=("none", "image", "both"), default="none")
     parser.add_argument("--eager", action="store_true", help="do not compile")
-    parser.add_argument("--seconds", type=float, default=60.0)
     return parser.parse_args()
 
 
 def measure(options: argparse.Namespace, batch: int, device: Any) -> tuple[float, int]:
     """Seconds of a step, and peak memory in bytes."""
     torch.manual_seed(0)
-    torch.set_float32_matmul_precision("high")
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     model = make_model(options, device)
@@ -78,14 +90,28 @@ def measure(options: argparse.Namespace, batch: int, device: Any) -> tuple[float
     return seconds, torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
 
 
-def make_model(options: argparse.Namespace, device: Any) -> Any:
+def compile_blocks(options: argparse.Namespace, device: Any) -> None:
+    """Compile one block of each tower for the batch of the first try; the others share its program."""
+    model = make_model(options, device, depth=1)
+    config = preset(options.preset, image_size=options.image_size, length=options.length)
+    towers = ((model.visual.transformer, config.image.visible), (model.transformer, config.text.length))
+    for transformer, tokens in towers:
+        x = torch.randn(options.start, tokens, transformer.width, device=device, requires_grad=True)
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            out = transformer(x)
+        out.float().sum().backward()
+    del model
+    _release(device)
+
+
+def make_model(options: argparse.Namespace, device: Any, *, depth: int | None = None) -> Any:
     """Our preset as an open_clip model: same widths, depths, tokens and pooling, no causal mask."""
     ours = preset(options.preset, image_size=options.image_size, length=options.length)
     image, text = ours.image.blocks, ours.text.blocks
     vision = {
         "image_size": options.image_size,
         "patch_size": ours.image.patch_size[0],
-        "layers": image.depth,
+        "layers": depth or image.depth,
         "width": image.width,
         "head_width": image.width // image.heads,
         "mlp_ratio": _ratio(image),
@@ -96,14 +122,15 @@ def make_model(options: argparse.Namespace, device: Any) -> Any:
     words = {
         "context_length": options.length,
         "vocab_size": ours.text.vocab,
-        "layers": text.depth,
+        "layers": depth or text.depth,
         "width": text.width,
         "heads": text.heads,
         "mlp_ratio": _ratio(text),
         "pool_type": "last",
         "no_causal_mask": True,
     }
-    model = open_clip.CLIP(ours.image.output, vision, words).to(device)
+    with torch.device(device):
+        model = open_clip.CLIP(ours.image.output, vision, words)
     if options.recompute in ("image", "both"):
         model.visual.set_grad_checkpointing(True)
     if options.recompute == "both":
@@ -131,15 +158,6 @@ def _timed(step: Any, device: Any, *, steps: int) -> float:
 def _release(device: Any) -> None:
     if device.type == "cuda":
         torch.cuda.empty_cache()
-
-
-def _note(options: argparse.Namespace) -> str:
-    compiled = "eager" if options.eager else "blocks compiled"
-    return f"{compiled}, recomputed {options.recompute}, torch {torch.__version__}"
-
-
-def print_row(**values: Any) -> None:
-    print("ROW " + json.dumps(values), flush=True)
 
 
 if __name__ == "__main__":

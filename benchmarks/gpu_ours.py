@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -29,35 +30,37 @@ from clipa_eqx.trees import count_params
 
 def main() -> None:
     options = parse_options()
-    if options.peak:
-        print_row(peak=product_peak(options.peak), device=in_words())
-        return
     config = config_of(options)
     kernels = choose_kernels(options.attention, config, compute="bfloat16", device=jax.devices()[0])
     program = Program(config, kernels)
-    batch = largest_batch(program, options)
-    note = f"attention {kernels.image}/{kernels.text}, recomputed {options.recompute}"
+    batch, compiled = largest_batch(program, options)
+    print("READY", flush=True)
+    sys.stdin.readline()
+    peak = product_peak(options.product)
     while True:
         try:
-            compiled, compile_seconds = program.compile(batch)
-            needed, limit = memory_of(compiled), device_limit(jax.devices()[0])
-            if batch > 1 and needed is not None and limit is not None and needed.total > limit:
-                batch //= 2
-                continue
             seconds = program.time(compiled, batch)
-            stats: Any = jax.devices()[0].memory_stats()
-            memory = stats["peak_bytes_in_use"] if stats else (needed.total if needed else 0)
-            print_row(batch=batch, seconds=seconds, memory=memory, note=f"{note}, compiled in {compile_seconds:.0f} s")
-            return
+            break
         except Exception as error:
             if not is_out_of_memory(error) or batch == 1:
                 raise
-            batch //= 2
+        batch //= 2
+        compiled = program.compile(batch)
+    stats: Any = jax.devices()[0].memory_stats()
+    needed = memory_of(compiled)
+    row = {
+        "batch": batch,
+        "seconds": seconds,
+        "memory": stats["peak_bytes_in_use"] if stats else needed.total if needed else 0,
+        "note": f"attention {kernels.image}/{kernels.text}, recomputed {options.recompute}",
+        "peak": peak,
+        "device": f"{jax.devices()[0].device_kind}, jax {jax.__version__}",
+    }
+    print("ROW " + json.dumps(row), flush=True)
 
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--peak", type=int, default=0, help="measure only the product of square matrices of this side")
     parser.add_argument("--preset", default="Ti/16")
     parser.add_argument("--image-size", type=int, default=32)
     parser.add_argument("--length", type=int, default=8)
@@ -65,7 +68,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--most", type=int, default=2**16, help="largest batch")
     parser.add_argument("--recompute", choices=("none", "image", "both"), default="none")
     parser.add_argument("--attention", choices=("auto", "cudnn", "xla"), default="auto")
-    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--product", type=int, default=8192, help="side of the matrices of the peak")
     return parser.parse_args()
 
 
@@ -96,19 +99,15 @@ class Program:
             kernels=kernels,
         )
 
-    def compile(self, batch: int, *, is_for_memory: bool = False) -> tuple[Any, float]:
-        """The compiled step and the seconds of compiling; only for its memory, without the search for fast kernels."""
+    def compile(self, batch: int) -> Any:
+        """The compiled step."""
         size = self.config.image.image_size
         shapes = {
             "image": jax.ShapeDtypeStruct((batch, *size, 3), np.uint8),
             "tokens": jax.ShapeDtypeStruct((batch, self.config.text.length), np.int32),
         }
-        is_gpu = jax.devices()[0].platform == "gpu"
-        options: dict[str, Any] = {"xla_gpu_autotune_level": 0} if is_gpu and is_for_memory else {}
-        since = time.perf_counter()
         with jax.set_mesh(self.mesh):
-            compiled = self.step.lower(self.abstract, shapes).compile(options)
-        return compiled, time.perf_counter() - since
+            return self.step.lower(self.abstract, shapes).compile()
 
     def time(self, compiled: Any, batch: int) -> float:
         """Seconds of a step: the host starts all steps and waits for the last one only."""
@@ -142,25 +141,31 @@ def _timed(compiled: Any, state: Any, rows: Mapping[str, Array], *, steps: int) 
     return state, (time.perf_counter() - since) / steps
 
 
-def largest_batch(program: Program, options: argparse.Namespace) -> int:
-    """The largest power of two that fits, from the memory of the step of the first try."""
-    if options.start >= options.most:
-        return options.most
-    compiled, _ = program.compile(options.start, is_for_memory=True)
-    needed, limit = memory_of(compiled), device_limit(jax.devices()[0])
-    batch = options.start
-    if needed is not None and limit is not None:
-        gradients = 4 * count_params(program.abstract.model)
-        per_pair = max(needed.temporary - gradients, 1) / options.start
-        while batch > 1 and _memory(needed, gradients, per_pair, batch) > limit:
-            batch //= 2
-        while 2 * batch <= options.most and _memory(needed, gradients, per_pair, 2 * batch) <= limit:
+def largest_batch(program: Program, options: argparse.Namespace) -> tuple[int, Any]:
+    """The largest power of two whose step fits, and that step; found by compiling, not by running."""
+    batch, limit = options.start, device_limit(jax.devices()[0])
+    compiled = program.compile(batch)
+    is_smaller = False
+    while True:
+        needed = memory_of(compiled)
+        if needed is None or limit is None:
+            return batch, compiled
+        if needed.total > limit:
+            if batch == 1:
+                return batch, compiled
+            batch, is_smaller = batch // 2, True
+            compiled = program.compile(batch)
+        elif not is_smaller and 2 * batch <= options.most and _doubled(needed, program) <= limit:
             batch *= 2
-    return min(batch, options.most)
+            compiled = program.compile(batch)
+        else:
+            return batch, compiled
 
 
-def _memory(needed: ProgramMemory, gradients: int, per_pair: float, batch: int) -> float:
-    return needed.arguments + gradients + per_pair * batch
+def _doubled(needed: ProgramMemory, program: Program) -> int:
+    """Bytes of the step for twice the batch: gradients do not grow."""
+    gradients = 4 * count_params(program.abstract.model)
+    return needed.total + max(needed.temporary - gradients, 0)
 
 
 def product_peak(side: int) -> float:
@@ -177,14 +182,6 @@ def product_peak(side: int) -> float:
         jax.block_until_ready(out)
         seconds.append((time.perf_counter() - since) / 10)
     return 2 * side**3 / min(seconds)
-
-
-def in_words() -> str:
-    return f"{jax.devices()[0].device_kind}, jax {jax.__version__}"
-
-
-def print_row(**values: Any) -> None:
-    print("ROW " + json.dumps(values), flush=True)
 
 
 if __name__ == "__main__":
