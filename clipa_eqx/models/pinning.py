@@ -1,4 +1,4 @@
-"""Where activations are on a mesh: split over the batch only."""
+"""Placement of activations on a mesh: split over the batch only."""
 
 import jax
 from jax.sharding import PartitionSpec
