@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from clipa_eqx.errors import ConfigError
 from clipa_eqx.models.layers import Attention, Gelu, InitStyle, LayerNorm, Mlp, drop_path, dropout
+from clipa_eqx.models.mixed import PRODUCT
 from clipa_eqx.models.pinning import pin_batch
 
 Remat = Literal["none", "dots", "full"]
@@ -21,7 +22,10 @@ Remat = Literal["none", "dots", "full"]
 # (the reference's "minimal"); only the residual stream between blocks (the reference's "actcp").
 _REMAT_POLICIES: dict[Remat, Callable[..., Any] | None] = {
     "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(PRODUCT),
+    ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 

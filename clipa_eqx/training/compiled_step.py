@@ -23,23 +23,13 @@ Compiler = Callable[[ExperimentConfig, optax.GradientTransformation, TrainState,
 _log = logging.getLogger(__name__)
 
 
-def compile_step(
-    config: ExperimentConfig,
-    optimizer: optax.GradientTransformation,
-    abstract: TrainState,
-    mesh: Mesh,
-    *,
-    memory_limit: int | None = None,
-) -> TrainStep:
-    """The step of a run, compiled before any data is read, so that its memory is known first.
-
-    Call this function and the step under ``jax.set_mesh(mesh)``.
-
-    Args:
-        memory_limit: bytes of a device; None asks the devices of the mesh.
+def lower_step(
+    config: ExperimentConfig, optimizer: optax.GradientTransformation, abstract: TrainState, mesh: Mesh
+) -> jax.stages.Lowered:
+    """The step of a run, ready to be compiled for the devices of the mesh. Call it under ``jax.set_mesh(mesh)``.
 
     Raises:
-        ConfigError: the step needs more memory than a device has, or cuDNN's attention is chosen and cannot be used.
+        ConfigError: cuDNN's attention is chosen and cannot be used.
     """
     kernels = choose_kernels(
         config.attention,
@@ -66,10 +56,31 @@ def compile_step(
         "tokens": jax.ShapeDtypeStruct((rows, length), np.int32),
     }
     _log.info("attention of the image tower by %s, of the text tower by %s", *kernels)
+    return step.lower(abstract, batch)
+
+
+def compile_step(
+    config: ExperimentConfig,
+    optimizer: optax.GradientTransformation,
+    abstract: TrainState,
+    mesh: Mesh,
+    *,
+    memory_limit: int | None = None,
+) -> TrainStep:
+    """The step of a run, compiled before any data is read, so that its memory is known first.
+
+    Call this function and the step under ``jax.set_mesh(mesh)``.
+
+    Args:
+        memory_limit: bytes of a device; None asks the devices of the mesh.
+
+    Raises:
+        ConfigError: the step needs more memory than a device has, or cuDNN's attention is chosen and cannot be used.
+    """
     _log.info("compiling the step; that takes from seconds to a few minutes")
     since = time.perf_counter()
     with waiting("compiling the step", first=LINE_EVERY):
-        compiled = step.lower(abstract, batch).compile()
+        compiled = lower_step(config, optimizer, abstract, mesh).compile()
     seconds, needed = time.perf_counter() - since, memory_of(compiled)
     if needed is None:
         _log.info("compiled in %.1f s", seconds)

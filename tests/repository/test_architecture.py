@@ -24,6 +24,7 @@ FLOORS = (
     "experiment reference_chain",
     "config_files recipes reports",
     "training",
+    "planning",
     "programs",
 )
 FLOOR = {f"clipa_eqx.{room}": floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
