@@ -49,6 +49,10 @@ class NonFiniteError(ClipaError, RuntimeError):
     """The loss or a parameter became NaN or infinite; the message names step, samples and last checkpoint."""
 
 
+class RecompilationError(ClipaError, RuntimeError):
+    """The training loop compiled a program after its first steps; the message names it."""
+
+
 class PeerError(ClipaError, RuntimeError):
     """Another process of the run failed; its message has the reason.
 

@@ -16,8 +16,8 @@ from clipa_eqx.optim import make_optimizer
 from clipa_eqx.planning.program_text import Collective, collectives, loops
 from clipa_eqx.planning.slices import Slice
 from clipa_eqx.sharding import batch_parts, check_batch, check_micro_batch, make_mesh, shardings_for
+from clipa_eqx.training.compiled_step import lower_step
 from clipa_eqx.training.state import TrainState, abstract_state
-from clipa_eqx.training.step import lower_step
 
 
 class Prepared(NamedTuple):

@@ -30,6 +30,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--init-from", metavar="RUN_OR_MODEL", help="start from these weights (sets init.source)")
     parser.add_argument("--print-config", action="store_true", help="print the resolved config as JSON and exit")
     parser.add_argument("--help-config", action="store_true", help="list the flags of every config field and exit")
+    parser.add_argument(
+        "--profile",
+        metavar="START:STOP",
+        help="write a trace of these steps, both included, to the folder profile of the run folder",
+    )
+    parser.add_argument(
+        "--allow-recompilation",
+        action="store_true",
+        help="warn instead of ending the run if the loop compiles something after its first steps",
+    )
     add_distributed_flags(parser)
     arguments, overrides = parser.parse_known_args(argv)
 
@@ -48,7 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return OK
     if arguments.workdir is None:
         raise ConfigError("--workdir is missing; give the folder for this run's checkpoints, metrics and model")
-    return training_run.start(config, arguments.workdir, processes=processes_of(arguments))
+    return training_run.start(
+        config,
+        arguments.workdir,
+        processes=processes_of(arguments),
+        profile=arguments.profile,
+        allow_recompilation=arguments.allow_recompilation,
+    )
 
 
 def program() -> int:

@@ -17,6 +17,7 @@ from clipa_eqx.json_config import to_json
 from clipa_eqx.programs.connection import connect_processes
 from clipa_eqx.programs.distributed import Processes
 from clipa_eqx.training.loop import train
+from clipa_eqx.training.profiling import ProfiledSteps
 from clipa_eqx.training.stopping import Interrupted
 
 __all__ = ["resolve_config", "start", "to_json"]
@@ -51,19 +52,29 @@ def resolve_config(
     return apply_overrides(config, overrides, program=program, program_flags=program_flags)
 
 
-def start(config: ExperimentConfig, workdir: Path | str, *, processes: Processes | None = None) -> int:
+def start(
+    config: ExperimentConfig,
+    workdir: Path | str,
+    *,
+    processes: Processes | None = None,
+    profile: str | None = None,
+    allow_recompilation: bool = False,
+) -> int:
     """Train in a run folder, from its last checkpoint if it has one, and return the exit code.
 
     Args:
         processes: connect to the other processes of the run first, before any device is touched.
+        profile: steps to write a trace of, such as ``10:12``.
+        allow_recompilation: warn instead of ending the run if the loop compiles something after its first steps.
 
     Raises:
-        ClipaError: a mistake in config, data or run folder.
+        ClipaError: a mistake in config, data, run folder or the steps to profile.
     """
+    profiled = None if profile is None else ProfiledSteps.of(profile)
     if processes is not None:
         connect_processes(processes)
     try:
-        result = train(config, workdir)
+        result = train(config, workdir, profile=profiled, allow_recompilation=allow_recompilation)
     except Interrupted as stop:
         _log.warning("%s", stop)
         return INTERRUPTED

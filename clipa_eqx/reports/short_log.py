@@ -7,6 +7,9 @@ from clipa_eqx.reports.scores import Line, score_name
 _RATES = ("input_bound_percent", "images_per_second", "images_per_second_per_device")
 """Numbers of a line that are means over the time of its steps."""
 
+_PER_STEP = ("seconds_per_step", "host_seconds_per_step")
+"""Numbers of a line that are means over its steps."""
+
 
 class ShortLog:
     """The lines of a log. Beyond ``most``, neighbors are merged, everywhere as many.
@@ -77,8 +80,10 @@ def _merged(first: Line, second: Line, *, since: int) -> Line:
         float(line.get("seconds_per_step", 0.0)) * count for line, count in zip((first, second), steps, strict=True)
     ]
     merged = dict(second)
-    if "seconds_per_step" in second and sum(steps) > 0:
-        merged["seconds_per_step"] = sum(times) / sum(steps)
+    for name in _PER_STEP:
+        if name in second and sum(steps) > 0:
+            first_value = float(first.get(name, 0.0))
+            merged[name] = (first_value * steps[0] + float(second[name]) * steps[1]) / sum(steps)
     for name in _RATES:
         if name in first and name in second and sum(times) > 0:
             merged[name] = (first[name] * times[0] + second[name] * times[1]) / sum(times)

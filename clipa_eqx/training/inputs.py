@@ -78,7 +78,7 @@ def log_inputs(
             "; ".join(repeats),
             mixture.largest_batch,
         )
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    available = available_processors()
     if (workers := config.data.stream.workers) > available:
         _log.warning(
             "data.stream.workers is %d, and this machine has %s for them: they wait for each other, and each takes "
@@ -89,6 +89,11 @@ def log_inputs(
         )
     for planned in evaluations:
         log_evaluation(planned.evaluation, tokenizer)
+
+
+def available_processors() -> int:
+    """Processors of this machine that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def train_transform(config: ExperimentConfig, tokenizer: Tokenizer) -> TrainTransform:

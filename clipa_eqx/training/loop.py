@@ -1,6 +1,7 @@
 """Training from a config to a model folder. This is the page to read first."""
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -20,21 +21,26 @@ from clipa_eqx.models.clip import CLIP
 from clipa_eqx.saved.kinds import CHECKPOINTS_NAME, MODEL_NAME
 from clipa_eqx.saved.model import save_model
 from clipa_eqx.saved.provenance import TRAINED_HERE, Provenance, Source
+from clipa_eqx.sharding import rows_of_process
 from clipa_eqx.tokenizer.wordpiece import Tokenizer
 from clipa_eqx.training.checkpoint import Checkpoints
+from clipa_eqx.training.compiled_step import Compiler, compile_step
 from clipa_eqx.training.device_batches import DeviceBatches
 from clipa_eqx.training.flight import FLIGHT_NAME, open_flight_record
+from clipa_eqx.training.input_forecast import InputForecast
 from clipa_eqx.training.inputs import PlannedEvaluation, evaluate_model, train_batches
 from clipa_eqx.training.live_report import open_live_report
 from clipa_eqx.training.memory import less_memory
 from clipa_eqx.training.preparation import prepare
+from clipa_eqx.training.profiling import ProfiledSteps, StepProfile
+from clipa_eqx.training.read_ahead import ReadAhead
+from clipa_eqx.training.recompilation import WARM_UP, CompileWatch
 from clipa_eqx.training.reporting import Reports, StepNumbers
 from clipa_eqx.training.restoring import resume
 from clipa_eqx.training.retention import BestScore, kept_steps
 from clipa_eqx.training.run_folder import claim_on_all, locked_on_all
 from clipa_eqx.training.space import check_space, explained, tree_bytes
 from clipa_eqx.training.start import first_state
-from clipa_eqx.training.step import Compiler, compile_step
 from clipa_eqx.training.step_end import StepEnd, pending_numbers
 from clipa_eqx.training.stopping import stop_requests
 from clipa_eqx.training.uploads import uploads
@@ -64,6 +70,8 @@ def train(
     *,
     devices: Sequence[Any] | None = None,
     compiler: Compiler = compile_step,
+    profile: ProfiledSteps | None = None,
+    allow_recompilation: bool = False,
 ) -> TrainResult:
     """Train, or resume training, in ``workdir``; the same config gives the same run, however often it is interrupted.
 
@@ -72,18 +80,34 @@ def train(
         workdir: the run folder, new or of the same run: a local path, ``gs://bucket/run`` or ``s3://bucket/run``.
         devices: the devices to train on; all by default.
         compiler: makes the step. Give another one to wrap the step of ``compile_step``, or to reuse a compiled step.
+        profile: steps whose trace is written to the folder ``profile`` of the run folder.
+        allow_recompilation: if the loop compiles something after its first steps, warn instead of ending the run.
 
     Raises:
         ClipaError: anything the caller can fix: config, mesh, data, run folder, non-finite loss.
+        RecompilationError: the loop compiled something after its first ``config.log_every_steps`` (at least 10) steps.
         Interrupted: a signal asked for the end; the state is saved.
     """
     with local_run(workdir) as folder:
-        result = _train(config, folder, devices=devices, compiler=compiler)
+        result = _train(
+            config,
+            folder,
+            devices=devices,
+            compiler=compiler,
+            profile=profile,
+            allow_recompilation=allow_recompilation,
+        )
         return result._replace(model_folder=Path(workdir) / MODEL_NAME)
 
 
 def _train(
-    config: ExperimentConfig, workdir: Path, *, devices: Sequence[Any] | None, compiler: Compiler
+    config: ExperimentConfig,
+    workdir: Path,
+    *,
+    devices: Sequence[Any] | None,
+    compiler: Compiler,
+    profile: ProfiledSteps | None,
+    allow_recompilation: bool,
 ) -> TrainResult:
     """``train`` in a local folder, which may be the copy of a folder in a bucket."""
     with ExitStack() as stack:
@@ -98,6 +122,8 @@ def _train(
         )
         stops.check_start()
         total_steps = run.total_steps
+        if profile is not None:
+            profile.check(total_steps=total_steps)
         space = partial(check_space, workdir, abstract, config=config.checkpoint, total_steps=total_steps)
         stack.enter_context(memory_errors("training", advice=less_memory(config, devices=mesh.size)))
         check_lock = stack.enter_context(locked_on_all(workdir, record, check=space))
@@ -128,7 +154,8 @@ def _train(
         about = resumed.about if resumed else {}
         best.resume(about)
         stops.check_start()
-        rows = stack.enter_context(train_batches(config, mixture, tokenizer, start_step=start, mesh=mesh))
+        made = stack.enter_context(train_batches(config, mixture, tokenizer, start_step=start, mesh=mesh))
+        rows = stack.enter_context(ReadAhead(made, most=total_steps - start))
         batches = DeviceBatches(rows, mesh)
         flight = stack.enter_context(open_flight_record(config, workdir, mesh))
         watchdog.write = lambda reason: (flight.write(reason), upload.last_words())
@@ -157,6 +184,19 @@ def _train(
                 page=page,
             )
         )
+        traced = stack.enter_context(
+            StepProfile(workdir, profile, start=start, throughput=reports.throughput, watchdog=watchdog)
+        )
+        # The numbers of the last step of a period are read one step later.
+        warm_up = start + max(config.log_every_steps, WARM_UP) + 1
+        compiles = stack.enter_context(CompileWatch(warm_up=warm_up, is_allowed=allow_recompilation))
+        forecast = InputForecast(
+            config,
+            mixture,
+            rows,
+            local_rows=len(rows_of_process(config.batch_size, mesh)),
+            is_resumed=resumed is not None,
+        )
         end_step = StepEnd(
             config=config,
             total_steps=total_steps,
@@ -168,6 +208,7 @@ def _train(
             checkpoints=checkpoints,
             best=best,
             stops=stops,
+            compiles=compiles,
             watchdog=watchdog,
         )
 
@@ -181,7 +222,12 @@ def _train(
         for step in range(start + 1, total_steps + 1):
             assert batch is not None
             flight.started(step, batch.sample_id)
-            state, metrics = step_fn(state, batch.arrays)
+            reports.throughput.waited(batch.waited_seconds)
+            traced.before(step, running=state.step)
+            since = time.perf_counter()
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                state, metrics = step_fn(state, batch.arrays)
+            forecast.clock.started(metrics["loss"], since=since)
             previous, pending = pending, StepNumbers(step, {**metrics, **batch.counts}, batch.sample_id)
             # While the devices work on this step, fetch the next batch and read the numbers of the previous step.
             watchdog.at(f"waiting for the batch of step {step + 1}")
@@ -193,9 +239,12 @@ def _train(
             if previous is not None:
                 reports.finish(previous, last_checkpoint=checkpoints.last_saved)
                 watchdog.stepping()
+            traced.after(step, running=metrics["loss"])
             if end_step(state, pending):
                 pending = None
                 watchdog.stepping()
+            forecast.print_once()
+            compiles.check(step)
         watchdog.at("waiting for the last checkpoint")
         checkpoints.wait()
         check_lock()

@@ -82,22 +82,35 @@ class Throughput:
     def __init__(self, *, batch_size: int, devices: int, step: int = 0) -> None:
         """Start the clock after step ``step``, on so many devices over all processes."""
         self._batch_size, self._devices = batch_size, devices
-        self._since, self._step, self._starved = time.perf_counter(), step, 0.0
+        self._since, self._step, self._starved, self._waited = time.perf_counter(), step, 0.0, 0.0
 
     def starved(self, seconds: float) -> None:
         """Add the longest time that the devices may have waited for a batch."""
         self._starved += seconds
 
+    def waited(self, seconds: float) -> None:
+        """Add time in which this process waited for a batch or for the devices."""
+        self._waited += seconds
+
+    def wait_for(self, running: Any) -> None:
+        """Wait until the devices have computed arrays; that is no work of this process."""
+        since = time.perf_counter()
+        jax.block_until_ready(running)
+        self.waited(time.perf_counter() - since)
+
     @contextmanager
     def paused(self, running: Any) -> Generator[None]:
         """Wait for ``running``, then exclude the time in the ``with`` block from the rates."""
-        jax.block_until_ready(running)
+        self.wait_for(running)
         since = time.perf_counter()
         yield
         self._since += time.perf_counter() - since
 
     def rates(self, step: int) -> dict[str, float]:
         """Rates since the last call: images/s, images/s/device, seconds per step, percent of time waiting for input.
+
+        ``host_seconds_per_step`` is the time of this process except for waiting: starting the step, sending the batch
+        to the devices, reading and writing numbers. If it is shorter than the step, it delays nothing.
 
         Args:
             step: the last step that the devices have finished. Those that were only started do not count.
@@ -110,8 +123,9 @@ class Throughput:
             "images_per_second_per_device": images / self._devices,
             "seconds_per_step": elapsed / max(steps, 1),
             "input_bound_percent": 100.0 * min(self._starved / elapsed, 1.0),
+            "host_seconds_per_step": max(elapsed - self._waited, 0.0) / max(steps, 1),
         }
-        self._since, self._step, self._starved = now, step, 0.0
+        self._since, self._step, self._starved, self._waited = now, step, 0.0, 0.0
         return rates
 
 

@@ -2,12 +2,14 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from clipa_eqx.trees import leaves_by_path, stacked_depth
 
 
+@jax.named_scope("norms")
 def norms(name: str, tree: Any) -> dict[str, Array]:
     """L2 norms: ``name``, ``name/image``, ``name/text``, and ``name/image/blocks`` as a vector over depth."""
     totals: dict[str, Array] = {}

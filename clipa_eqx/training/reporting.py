@@ -121,7 +121,9 @@ class Reports:
             NonFiniteError: loss, gradient or update is NaN or infinite, and the step did not skip its update; names
                 step, samples and last checkpoint.
         """
-        values = to_host(numbers.metrics)
+        with jax.profiler.TraceAnnotation("numbers"):
+            self.throughput.wait_for(numbers.metrics)
+            values = to_host(numbers.metrics)
         if self._flight is not None:
             self._flight.finished(numbers.step, values)
         if not values.get(SKIPPED) and not is_finite(values):

@@ -13,6 +13,7 @@ from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.models.clip import CLIP
 from clipa_eqx.training.checkpoint import Checkpoints
 from clipa_eqx.training.inputs import PlannedEvaluation
+from clipa_eqx.training.recompilation import CompileWatch
 from clipa_eqx.training.reporting import Reports, StepNumbers
 from clipa_eqx.training.retention import BestScore
 from clipa_eqx.training.state import TrainState
@@ -53,6 +54,7 @@ class StepEnd:
     checkpoints: Checkpoints
     best: BestScore
     stops: StopRequests
+    compiles: CompileWatch
     watchdog: Watchdog
 
     def __call__(self, state: TrainState, numbers: StepNumbers) -> bool:
@@ -107,6 +109,7 @@ class StepEnd:
                 self.reports.throughput.paused(state.step),
                 self.watchdog.phase(f"scoring the model of step {int(state.step)}"),
                 called_before_batches(before_batch),
+                self.compiles.first_use(*(one.name for one in due)),
             ):
                 return self.score(due, state.model)
         except Interrupted:
@@ -118,7 +121,11 @@ class StepEnd:
             return
         self.check_lock()  # scoring may have taken long
         about = {**self.record, **self.reports.about(), **self.best.about(), **more}
-        with self.reports.throughput.paused(state.step), self.watchdog.phase(f"saving step {step}"):
+        with (
+            self.reports.throughput.paused(state.step),
+            self.watchdog.phase(f"saving step {step}"),
+            self.compiles.first_use("checkpoint"),
+        ):
             self.checkpoints.save(state, step=step, about=about)
 
     def _is_due(self, planned: PlannedEvaluation, step: int) -> bool:

@@ -18,10 +18,17 @@ def long_lines(*, last, scored_every=0):
             seconds_per_step=1.0 + (step * 7) % 11,
             images_per_second=8 / (1.0 + (step * 7) % 11),
             input_bound_percent=float(step % 100),
+            host_seconds_per_step=0.01 * (1 + step % 7),
             **({"zero_shot/a/top1": step / last} if scored_every and step % scored_every == 0 else {}),
         )
         for step in (1, 2, *range(5, last + 1, 5))
     ]
+
+
+def counted(lines):
+    """Each line with the number of its steps."""
+    steps = [int(line["step"]) for line in lines]
+    return zip(lines, [steps[0], *(after - before for before, after in itertools.pairwise(steps))], strict=True)
 
 
 def shortened(lines, *, most):
@@ -41,6 +48,8 @@ def test_sums_over_time_are_those_of_all_lines(count):
     assert input_bound_share(found) == pytest.approx(input_bound_share(lines))
     images = [sum(line["images_per_second"] * seconds for line, seconds in timed(one)) for one in (found, lines)]
     assert images[0] == pytest.approx(images[1])
+    host = [sum(line["host_seconds_per_step"] * steps for line, steps in counted(one)) for one in (found, lines)]
+    assert host[0] == pytest.approx(host[1])
 
 
 def test_early_lines_are_kept_as_densely_as_late_ones():

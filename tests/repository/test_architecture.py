@@ -54,6 +54,7 @@ FRAMEWORK_HOMES = {
     "conversion.open_clip.torch_file": {"torch"},
     "conversion.open_clip.adapter": {"torch"},
     "benchmarks.reference_input": {"tensorflow"},
+    "benchmarks.gpu_open_clip": {"torch", "open_clip"},
 }
 DEVICE_LIBRARIES = {"jax", "equinox", "optax", "orbax"}
 

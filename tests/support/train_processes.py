@@ -22,6 +22,7 @@ CLOCKS = {
     "images_per_second_per_device",
     "seconds_per_step",
     "input_bound_percent",
+    "host_seconds_per_step",
 }
 """Metrics that are not functions of the state."""
 

@@ -16,9 +16,9 @@ from clipa_eqx.device_memory import ProgramMemory
 from clipa_eqx.errors import ConfigError
 from clipa_eqx.precision import Precision
 from clipa_eqx.sharding import MeshConfig
+from clipa_eqx.training.compiled_step import compile_step
 from clipa_eqx.training.loop import train
 from clipa_eqx.training.memory import check_step_fits, less_memory, smaller_batch
-from clipa_eqx.training.step import compile_step
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

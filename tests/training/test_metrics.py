@@ -96,6 +96,26 @@ def test_rates_are_those_of_the_steps_since_the_last_call(clock):
     assert throughput.rates(6)["images_per_second"] == pytest.approx(32)
 
 
+def test_host_time_is_the_time_without_waiting_for_batches_and_devices(clock, monkeypatch):
+    def computed(running):
+        clock.now += running
+
+    monkeypatch.setattr(metrics.jax, "block_until_ready", computed)
+    throughput = Throughput(batch_size=32, devices=4)
+    for _ in range(4):
+        clock.now += 0.01  # work of the host
+        throughput.wait_for(0.4)
+        clock.now += 0.1
+        throughput.waited(0.1)  # waiting for a batch
+    with throughput.paused(0.5):
+        clock.now += 600.0
+    assert throughput.rates(4)["host_seconds_per_step"] == pytest.approx(0.01)
+    clock.now += 0.5
+    assert throughput.rates(5)["host_seconds_per_step"] == pytest.approx(0.5)
+    throughput.waited(9.0)
+    assert throughput.rates(6)["host_seconds_per_step"] == 0.0
+
+
 def test_rates_of_a_resumed_run_and_of_consecutive_steps_count_finished_steps(clock):
     throughput = Throughput(batch_size=4, devices=1, step=10)
     for step in (11, 12):

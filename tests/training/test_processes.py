@@ -18,6 +18,7 @@ from clipa_eqx.training.metrics import read_metrics
 from clipa_eqx.trees import leaves_by_path
 
 PROCESS = '''"""One of the processes that train together; the last of them gets a real SIGTERM in its first start."""
+import logging
 import os
 import signal
 import sys
@@ -39,9 +40,11 @@ from support import tiny_runs
 from support.tiny_models import tiny_clip_config
 from clipa_eqx.sharding import MeshConfig
 from clipa_eqx.training.loop import train
-from clipa_eqx.training.step import compile_step
+from clipa_eqx.training.compiled_step import compile_step
+from clipa_eqx.training.profiling import ProfiledSteps
 from clipa_eqx.training.stopping import Interrupted
 
+logging.basicConfig(level=logging.INFO)
 tiny_runs.folder = lambda: Path(folder)
 config = tiny_runs.run_config(model=tiny_clip_config(**tiny_runs.STOCHASTIC), mesh=MeshConfig(fsdp=2))
 
@@ -61,7 +64,8 @@ def compile_slow(*args):
 
 
 try:
-    train(config, Path(workdir), compiler=compile_slow if is_stopped == "True" else compile_step)
+    compiler = compile_slow if is_stopped == "True" else compile_step
+    train(config, Path(workdir), compiler=compiler, profile=ProfiledSteps(1, 2))
 except Interrupted as stop:
     print(stop)
 '''
@@ -105,7 +109,10 @@ def test_two_processes_train_restore_and_save_as_one_process_with_as_many_device
 
     one, two = tmp_path / "one", tmp_path / "two"
     start(one, processes=1, is_stopped=False)
-    assert "stopped after step" in start(two, processes=2, is_stopped=True)
+    said = start(two, processes=2, is_stopped=True)
+    assert "stopped after step" in said
+    assert said.count("the input of process 0 of 2 makes") == 1
+    assert len(list((two / "profile").rglob("*.xplane.pb"))) == 1  # process 0 writes the trace
     stopped = [line["step"] for line in read_metrics(two / "metrics.jsonl")]
     assert stopped == list(range(1, len(stopped) + 1))
     assert 3 <= len(stopped) < 12

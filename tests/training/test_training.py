@@ -75,6 +75,7 @@ def test_a_line_holds_what_the_reference_logs_and_norms_per_tower_and_block(fini
         for part in ("", "/image", "/text", "/image/blocks", "/text/blocks")
     }
     rates = {"images_per_second", "images_per_second_per_device", "seconds_per_step", "input_bound_percent", "time"}
+    rates.add("host_seconds_per_step")
     state = {"step", "loss", "accuracy", "temperature", "image_norm", "text_norm", "lr", "truncated_fraction"}
     state.add("unknown_fraction")
     for line in lines:
@@ -83,6 +84,7 @@ def test_a_line_holds_what_the_reference_logs_and_norms_per_tower_and_block(fini
         assert line["epoch"] == 16 * line["step"] / tiny_runs.RECORDS
         assert line["images_per_second_per_device"] == line["images_per_second"]  # of one device
         assert 0 <= line["input_bound_percent"] <= 100
+        assert 0 <= line["host_seconds_per_step"] <= line["seconds_per_step"]
         assert all(len(line[name]) == 2 for name in norms if name.endswith("blocks"))
         for name in ("grad_norm", "param_norm", "update_norm"):
             towers = np.square([line[f"{name}/image"], line[f"{name}/text"]])
