@@ -3,7 +3,8 @@
 All sides share one core, also their threads: (a) the reference's pipeline rebuilt with tf.data, from TFRecord, with a
 cheaper stand-in for its tokenizer (described in benchmarks/reference_input.py), (b) simplejpeg decoding the same JPEGs
 at the fastest scale that covers the wanted size, and ours with crop and tokens, with color jitter, and in the exact
-mode. Rounds are interleaved.
+mode; (b) and ours also for the JPEGs that --max-side stores. Rounds are interleaved, and each ratio is of two
+neighboring rounds: the median, and the least and the largest of them.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -41,7 +43,8 @@ _CAPTION = "an old wooden boat lies on the quiet shore of the lake under a heavy
 _ROOT = Path(__file__).parents[1]
 _QUIET = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
 _REFERENCE = "(a) tf.data"
-_BARE = "(b) bare scaled decode"
+_BARE = "(b) bare decode"
+_LINKS = 32
 _MODES: tuple[tuple[ImageMode, ColorConfig | None], ...] = (("fast", None), ("fast", ColorConfig()), ("exact", None))
 
 
@@ -55,28 +58,35 @@ def main() -> None:
             soak(sets[""], options)
             return
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-        shrink = IngestOptions(max_side=options.max_side)
-        small = [data for data in (fit_image(image, options=shrink) for image in images) if isinstance(data, bytes)]
-        sets[f", max-side {options.max_side}"] = write_set(folder / "small", small, records=options.records)
-        sizes = ", ".join(f"{statistics.mean(map(len, some)) / 1000:.0f} kB" for some in (images, small))
-        print(f"{options.records} records of {len(images)} different JPEGs, {options.width}x{options.height} px,")
-        print(f"as they are and ingested with --max-side {options.max_side} ({sizes} each on average); one core;")
-        print(f"batch {options.batch}, {options.length} tokens, best of {options.rounds} rounds of {options.seconds} s")
+        stored = {"": images}
+        for side in options.max_side:
+            stored[f", max-side {side}"] = shrink(images, max_side=side, quality=options.jpeg_quality)
+            sets[f", max-side {side}"] = write_set(
+                folder / f"set-{side}", stored[f", max-side {side}"], records=options.records
+            )
+        sizes = ", ".join(f"{statistics.mean(map(len, some)) / 1000:.1f}" for some in stored.values())
+        print(f"{len(images)} different JPEGs of {options.width}x{options.height} px, as they are and re-encoded with")
+        print(f"--max-side {options.max_side}, quality {options.jpeg_quality} ({sizes} kB each on average); one core;")
+        print(f"batch {options.batch}, {options.length} tokens; {options.rounds} rounds of {options.seconds} s")
         for size in options.sizes:
-            measure_size(folder, sets, images, size=size, options=options)
+            measure_size(folder, sets, stored, size=size, options=options)
 
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 112, 224], help="sides of the images made, px")
     parser.add_argument("--images", "--pictures", type=int, default=128, help="number of different JPEGs")
-    parser.add_argument("--records", type=int, default=4096, help="records; Grain shuffles a few hundred slowly")
+    parser.add_argument("--records", type=int, default=4096, help="records of a shard; a set has 32 links to it")
     parser.add_argument("--width", type=int, default=512, help="width of the JPEGs, px")
     parser.add_argument("--height", type=int, default=384, help="height of the JPEGs, px")
-    parser.add_argument("--max-side", type=int, default=256, help="longest side of the JPEGs after ingest, px")
+    parser.add_argument("--max-side", type=int, nargs="*", default=[256], help="longest sides after conversion, px")
+    parser.add_argument(
+        "--jpeg-quality", type=int, default=IngestOptions().jpeg_quality, help="quality after --max-side"
+    )
+    parser.add_argument("--only-fast", action="store_true", help="leave out color jitter and the exact mode")
     parser.add_argument("--batch", type=int, default=64, help="records per batch")
     parser.add_argument("--length", type=int, default=16, help="text tokens")
-    parser.add_argument("--seconds", type=float, default=1.5, help="seconds per round and path")
+    parser.add_argument("--seconds", type=float, default=1.0, help="seconds per round and path")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--soak", type=float, metavar="MINUTES", help="run one stream for so long; print its rates")
     parser.add_argument("--workers", type=int, default=0, help="worker processes of the soak (0: this process)")
@@ -105,10 +115,24 @@ def make_images(count: int, *, width: int, height: int) -> list[bytes]:
     return images
 
 
+def shrink(images: list[bytes], *, max_side: int, quality: int) -> list[bytes]:
+    """The JPEGs that a conversion with ``--max-side`` stores."""
+    options = IngestOptions(max_side=max_side, jpeg_quality=quality)
+    return [data for data in (fit_image(image, options=options) for image in images) if isinstance(data, bytes)]
+
+
 def write_set(folder: Path, images: list[bytes], *, records: int) -> RecordSource:
+    """Write one shard and open a set of it and links to it: an order of few records takes longer to shuffle."""
     rows = (Record(key=str(i), image=images[i % len(images)], captions=(_CAPTION,)) for i in range(records))
-    write_records(rows, folder)
-    return open_records(folder)
+    write_records(rows, folder, records_per_shard=records)
+    manifest = open_records(folder).manifest
+    (shard,) = manifest.shards
+    links = [replace(shard, name=f"link-{number:02d}.array_record") for number in range(_LINKS)]
+    for link in links:
+        os.link(folder / shard.name, folder / link.name)
+    rows_in_all = records * _LINKS
+    linked = replace(manifest, shards=tuple(links), rows_read=rows_in_all, rows_written=rows_in_all)
+    return RecordSource(folder=str(folder), manifest=linked)
 
 
 def make_stream(source: RecordSource, image: ImageConfig, options: argparse.Namespace, **stream: int) -> BatchIterator:
@@ -117,36 +141,49 @@ def make_stream(source: RecordSource, image: ImageConfig, options: argparse.Name
 
 
 def measure_size(
-    folder: Path, sets: dict[str, RecordSource], images: list[bytes], *, size: int, options: argparse.Namespace
+    folder: Path,
+    sets: dict[str, RecordSource],
+    stored: dict[str, list[bytes]],
+    *,
+    size: int,
+    options: argparse.Namespace,
 ) -> None:
-    """Print one row per path: images/s, ratios to both other sides, microseconds per image."""
+    """Print one row per path: images/s of the best round, ratios to both other sides, microseconds per image."""
     rounds: dict[str, Callable[[], float]] = {}
     streams: list[BatchIterator] = []
-    reference = start_reference(folder, images, size=size, options=options)
+    reference = start_reference(folder, stored[""], size=size, options=options)
     try:
         rounds[_REFERENCE] = lambda: ask(reference)
-        bare = decoder(images, size=size)
-        rounds[_BARE] = lambda: rate(bare, seconds=options.seconds)
         for name, source in sets.items():
-            for mode, color in _MODES:
+            bare = decoder(stored[name], size=size)
+            rounds[_BARE + name] = lambda bare=bare: rate(bare, seconds=options.seconds)
+            for mode, color in _MODES[:1] if options.only_fast else _MODES:
                 image = ImageConfig(size=(size, size), mode=mode, color=color)
                 stream = make_stream(source, image, options, threads=0)
                 streams.append(stream)
                 title = f"{mode}{name}" + ("" if color is None else ", color")
                 rounds[title] = lambda stream=stream: rate(lambda: len(next(stream)["image"]), seconds=options.seconds)
-        rates = dict.fromkeys(rounds, 0.0)
+        rates: dict[str, list[float]] = {title: [] for title in rounds}
         for _ in range(options.rounds):
             for title, take in rounds.items():
-                rates[title] = max(rates[title], take())
+                rates[title].append(take())
     finally:
         for stream in streams:
             stream.close()
         # It ends at the end of its input. Killed, TensorFlow would leave files in the temporary folder.
         reference.process.communicate()
-    print(f"\n{size} px{'':24}images/s   / (a)   / (b)   us/image")
-    for title, per_second in rates.items():
-        ratios = (per_second / rates[one] for one in (_REFERENCE, _BARE))
-        print(f"{title:28}{per_second:10.0f}", *(f"{ratio:7.2f}" for ratio in ratios), f"{1e6 / per_second:10.0f}")
+    print(f"\n{size} px{'':28}images/s          / (a)                 / (b)      us/image")
+    bare = _BARE
+    for title, found in rates.items():
+        bare = title if title.startswith(_BARE) else bare
+        ratios = "".join(f"{spread(found, rates[one]):>20}" for one in (_REFERENCE, bare))
+        print(f"{title:32}{max(found):10.0f}{ratios}{1e6 / max(found):10.0f}")
+
+
+def spread(ours: list[float], theirs: list[float]) -> str:
+    """Median of the ratios of neighboring rounds, with the least and the largest."""
+    ratios = [one / other for one, other in zip(ours, theirs, strict=True)]
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
 
 
 class Reference(NamedTuple):
@@ -192,10 +229,12 @@ def start_reference(folder: Path, images: list[bytes], *, size: int, options: ar
 
 
 def ask(reference: Reference) -> float:
-    """Measure one round of the other side, in images per second."""
+    """Measure one round of the other side, in images per second; then wait until it has filled its buffer again."""
     reference.requests.write("\n")
     reference.requests.flush()
-    return float(reference.answers.readline())
+    found = float(reference.answers.readline())
+    time.sleep(0.5)
+    return found
 
 
 def decoder(images: list[bytes], *, size: int) -> Callable[[], int]:
@@ -207,7 +246,10 @@ def decoder(images: list[bytes], *, size: int) -> Callable[[], int]:
     height, width = map(int, simplejpeg.decode_jpeg_header(images[0])[:2])
     scales = [eighths / 8 for eighths in range(1, 9) if min(height, width) * eighths / 8 >= size] or [1.0]
     decoders = [partial(decode, images[:64], height=height, width=width, scale=scale) for scale in scales]
-    return max(decoders, key=lambda one: rate(one, seconds=0.3))
+    # In turns, because a busy moment of the machine would reject the right one.
+    rates = [[rate(one, seconds=0.1) for one in decoders] for _ in range(4)]
+    best = [max(found) for found in zip(*rates, strict=True)]
+    return decoders[best.index(max(best))]
 
 
 def decode(images: list[bytes], *, height: int, width: int, scale: float) -> int:

@@ -17,16 +17,24 @@ class ProgramMemory(NamedTuple):
 
     Attributes:
         arguments: its inputs, and outputs that do not reuse their memory.
-        temporary: what it computes in between.
+        temporary: what it computes in between, gaps between its parts included.
+        peak: at the fullest moment, arguments included; 0 if not known. Compilers for TPUs compare it with the memory
+            of a device, and refuse a program that has more.
     """
 
     arguments: int
     temporary: int
+    peak: int = 0
 
     @property
     def total(self) -> int:
         """Bytes per device while the program runs."""
         return self.arguments + self.temporary
+
+    @property
+    def without_gaps(self) -> "ProgramMemory":
+        """The same with only as much temporary memory as is in use at the peak, if that is known."""
+        return self._replace(temporary=max(self.peak - self.arguments, 0)) if self.peak else self
 
 
 def memory_of(compiled: Any) -> ProgramMemory | None:
@@ -35,7 +43,8 @@ def memory_of(compiled: Any) -> ProgramMemory | None:
     if found is None:
         return None
     outputs = found.output_size_in_bytes - found.alias_size_in_bytes
-    return ProgramMemory(found.argument_size_in_bytes + max(outputs, 0), found.temp_size_in_bytes)
+    peak = getattr(found, "peak_memory_in_bytes", 0)
+    return ProgramMemory(found.argument_size_in_bytes + max(outputs, 0), found.temp_size_in_bytes, peak)
 
 
 def device_limit(device: Any) -> int | None:

@@ -19,6 +19,7 @@ from clipa_eqx.evals.score_names import score_names_of
 from clipa_eqx.evals.zero_shot import ZeroShotConfig
 from clipa_eqx.losses.config import LossConfig
 from clipa_eqx.models.clip import CLIPConfig
+from clipa_eqx.models.kernels import AttentionChoice, cudnn_problems, cudnn_refusal
 from clipa_eqx.optim import OptimConfig
 from clipa_eqx.precision import Precision
 from clipa_eqx.sharding import MeshConfig
@@ -221,6 +222,9 @@ class ExperimentConfig:
         micro_batch: pairs whose activations are in memory at once, over all devices; None takes the complete batch. The
             loss still compares all pairs of the batch, and the results differ by rounding only. Each pair is embedded
             twice.
+        attention: kernel of attention in the towers: "cudnn" is cuDNN's flash attention, for NVIDIA GPUs and bfloat16,
+            "xla" the plain products. "auto" takes cuDNN's where the devices, ``precision`` and the width of the heads
+            allow it. Results differ by rounding only.
 
     Raises:
         ConfigError: parts that contradict each other. The message lists all of them.
@@ -250,6 +254,7 @@ class ExperimentConfig:
     watchdog: float | None = 1800.0
     flight_steps: int = 32
     micro_batch: int | None = None
+    attention: AttentionChoice = "auto"
 
     def __post_init__(self) -> None:
         problems = [*_size_problems(self), *_batch_problems(self)]
@@ -261,6 +266,9 @@ class ExperimentConfig:
             problems.append(
                 f"micro_batch is {self.micro_batch}; it must be from 1 to batch_size {self.batch_size}, or None"
             )
+        refused = cudnn_problems(self.model, compute=self.precision.compute) if self.attention == "cudnn" else []
+        if refused:
+            problems.append(cudnn_refusal(refused))
         if self.watchdog is not None and not self.watchdog > 0:
             problems.append(f"watchdog is {self.watchdog}; it must be a positive number of seconds, or None")
         if self.flight_steps < 0:

@@ -51,6 +51,30 @@ def step_flops(config: CLIPConfig, *, batch_size: int) -> StepFlops:
     )
 
 
+def recomputed_flops(config: CLIPConfig, *, batch_size: int, is_cached: bool = False) -> int:
+    """Count the operations that a step repeats to save memory, which ``step_flops`` leaves out.
+
+    Args:
+        is_cached: whether embeddings are computed first for the loss (``micro_batch``), and again for the gradients.
+    """
+    total = 0
+    for tokens, blocks in ((config.image.visible, config.image.blocks), (config.text.length, config.text.blocks)):
+        if blocks.remat == "full":
+            total += _blocks(tokens, blocks)
+        elif blocks.remat == "dots":
+            # Products of activations with each other have batch axes, so they are not kept.
+            total += blocks.depth * 2 * _product(tokens, blocks.width, tokens)
+    return batch_size * (total + (_forward(config) if is_cached else 0))
+
+
+def _forward(config: CLIPConfig) -> int:
+    """Operations of both towers for one pair, forward."""
+    image, text = config.image, config.text
+    patches = _product(image.patches, 3 * image.patch_size[0] * image.patch_size[1], image.blocks.width)
+    image_rest = _blocks(image.visible, image.blocks) + _pool(image) + _head(image.blocks.width, image.embed)
+    return patches + image_rest + _blocks(text.length, text.blocks) + _head(text.blocks.width, text.embed)
+
+
 def _blocks(tokens: int, blocks: BlockConfig) -> int:
     attention = 4 * _product(tokens, blocks.width, blocks.width) + 2 * _product(tokens, blocks.width, tokens)
     return blocks.depth * (attention + 2 * _product(tokens, blocks.width, blocks.mlp_dim))

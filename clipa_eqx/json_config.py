@@ -36,6 +36,7 @@ LATER_FIELDS: Mapping[tuple[str, str], Any] = {
     ("ExperimentConfig", "watchdog"): 1800.0,
     ("ExperimentConfig", "flight_steps"): 32,
     ("ExperimentConfig", "micro_batch"): None,
+    ("ExperimentConfig", "attention"): "auto",
     ("CheckpointConfig", "keep_every_steps"): None,
     ("CheckpointConfig", "keep_best"): None,
     ("InitConfig", "text_rows"): "resample",

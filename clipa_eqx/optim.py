@@ -21,12 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from clipa_eqx.durations import RunLength
 from clipa_eqx.errors import ConfigError
 from clipa_eqx.layerwise import add_decay, keep_trained, per_layer, scale_and_negate
-from clipa_eqx.schedules import Cosine, Schedule, make_multiplier
+from clipa_eqx.schedules import Cosine, Scalar, Schedule, make_multiplier
 from clipa_eqx.trees import leaf_paths, map_with_path, match_by_path
 
 DEFAULT_DECAY: tuple[tuple[str, float], ...] = (
@@ -163,7 +163,7 @@ def make_optimizer(
     )
 
 
-def learning_rates(config: OptimConfig, count: Int[Array, ""] | int, run: RunLength) -> dict[str, Float[Array, ""]]:
+def learning_rates(config: OptimConfig, count: Int[Array, ""] | int, run: RunLength) -> dict[str, Scalar]:
     """Learning rate of the update after ``count`` updates, by pattern of ``config.schedules``, without ``lr_factors``.
 
     Frozen patterns are left out. Unlike the reference's ``global_schedule``, the rate includes the peak.

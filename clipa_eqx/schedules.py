@@ -7,15 +7,19 @@ reference: it changes only the moments.
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from clipa_eqx.durations import NO_TIME, Duration, RunLength
 from clipa_eqx.errors import ConfigError
 
 Count = Int[Array, ""] | int
-Multiplier = Callable[[Count], Float[Array, ""]]
+Scalar = Float[Array, ""] | np.float32
+Multiplier = Callable[[Count], Scalar]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -126,6 +130,9 @@ Schedule = Cosine | Polynomial | Rsqrt | Stair
 def make_multiplier(schedule: Schedule, run: RunLength) -> Multiplier:
     """The multiplier as a function of the updates done before; it can be traced.
 
+    A Python number gives a numpy result, without any work of a device: for a device that is busy with a step, that work
+    would have to wait for the step.
+
     It is meant for 0 to ``run.total_steps`` updates; after that a cool-down continues below zero, as in the reference.
 
     Examples:
@@ -154,33 +161,33 @@ def make_multiplier(schedule: Schedule, run: RunLength) -> Multiplier:
             raise ConfigError("a schedule with reference_batch_size needs batch_size")
         peak = run.batch_size / schedule.reference_batch_size
 
-    def multiplier(count: Count) -> Float[Array, ""]:
-        step = jnp.asarray(count, jnp.float32)
-        value = _decayed(schedule, step, peak=peak, warmup_steps=warmup, total_steps=total_steps)
+    def multiplier(count: Count) -> Scalar:
+        numbers: Any = jnp if isinstance(count, jax.Array) else np
+        step: Any = numbers.asarray(count, np.float32)
+        value = _decayed(schedule, step, numbers, peak=peak, warmup_steps=warmup, total_steps=total_steps)
         if warmup:
-            value = value * jnp.minimum(1.0, step / warmup)
+            value = value * numbers.minimum(1.0, step / warmup)
         if cooldown:
-            value = value * jnp.minimum(1.0, (total_steps - step) / cooldown)
-        return value
+            value = value * numbers.minimum(1.0, (total_steps - step) / cooldown)
+        return value if numbers is jnp else np.float32(value)
 
     return multiplier
 
 
-def _decayed(
-    schedule: Schedule, step: Float[Array, ""], *, peak: float, warmup_steps: int, total_steps: int
-) -> Float[Array, ""]:
-    progress = jnp.clip((step - warmup_steps) / max(total_steps - warmup_steps, 1), 0.0, 1.0)
+def _decayed(schedule: Schedule, step: Any, numbers: Any, *, peak: float, warmup_steps: int, total_steps: int) -> Any:
+    """The multiplier without its ramps; ``numbers`` is the module of ``step``, numpy or jax.numpy."""
+    progress = numbers.clip((step - warmup_steps) / max(total_steps - warmup_steps, 1), 0.0, 1.0)
     match schedule:
         case Cosine():
             low = schedule.min_ratio
-            return low + (peak - low) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+            return low + (peak - low) * 0.5 * (1.0 + numbers.cos(np.pi * progress))
         case Polynomial():
             end = schedule.end_ratio
             return end + (peak - end) * (1.0 - progress) ** schedule.power
         case Rsqrt():
-            since = jnp.maximum(step - warmup_steps, 0.0)
-            return peak / jnp.sqrt((since + schedule.timescale_steps) / schedule.timescale_steps)
+            since = numbers.maximum(step - warmup_steps, 0.0)
+            return peak / numbers.sqrt((since + schedule.timescale_steps) / schedule.timescale_steps)
         case Stair():
             # Compared one by one: a step is an integer below 2**24, exact in float32.
-            values = jnp.asarray((1.0, *schedule.factors), jnp.float32)
-            return peak * values[jnp.sum(step >= jnp.asarray(schedule.steps, jnp.float32))]
+            values = numbers.asarray((1.0, *schedule.factors), np.float32)
+            return peak * values[numbers.sum(step >= numbers.asarray(schedule.steps, np.float32))]

@@ -1,7 +1,7 @@
 """B/16 pre-training: 160 px (100 patches), 32 text tokens, 7 epochs of LAION-400M.
 
 Command:   python scripts/train.py configs/b16_160px_t32.py --workdir runs/b16_160px_t32
-Hardware:  TPU pod slice or GPUs; any number of devices that divides the batch.
+Hardware:  TPU pod slice or GPUs. The number of devices divides the batch; with fewer, each needs more memory.
 Samples:   2,799,992,832 pairs: 7 epochs of 400 million, 85,449 steps of 32,768.
 Hours:     not published.
 Expect:    no number published for these settings.
@@ -15,7 +15,7 @@ from clipa_eqx import Duration, ExperimentConfig, pretrain_stage, stage_model
 
 def config() -> ExperimentConfig:
     return pretrain_stage(
-        stage_model("B/16", image_size=160, length=32, image_pool="tok"),
+        stage_model("B/16", image_size=160, length=32, image_pool="tok", remat="dots"),
         records="data/laion400m",
         batch_size=32_768,
         duration=Duration(epochs=7.0),

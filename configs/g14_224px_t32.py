@@ -1,7 +1,8 @@
 """g/14 fine-tuning: 224 px, 32 text tokens, 524 million pairs, 30 % of the patches masked.
 
 Command:   python scripts/train.py configs/g14_224px_t32.py --workdir runs/g14_224px_t32
-Hardware:  TPU pod slice or GPUs; any number of devices that is a multiple of 16 and divides the batch.
+Hardware:  TPU pod slice or GPUs. The number of devices is a multiple of 16 that divides the batch; with fewer, each
+           needs more memory.
 Samples:   524,288,000 pairs: 16,000 steps of 32,768.
 Hours:     not published.
 Expect:    no number published; no g/14 model was released.

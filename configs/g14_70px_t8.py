@@ -1,7 +1,8 @@
 """g/14 pre-training: 70 px (25 patches), 8 text tokens, 12.8 billion pairs.
 
 Command:   python scripts/train.py configs/g14_70px_t8.py --workdir runs/g14_70px_t8
-Hardware:  TPU pod slice or GPUs; any number of devices that is a multiple of 16 and divides the batch.
+Hardware:  TPU pod slice or GPUs. The number of devices is a multiple of 16 that divides the batch; with fewer, each
+           needs more memory.
 Samples:   12,811,632,640 pairs: 195,490 steps of 65,536, 10,000 times the images of ImageNet.
 Hours:     not published.
 Expect:    no number published; no g/14 model was released.

@@ -1,7 +1,8 @@
 """H/14 pre-training: 112 px (64 patches), 32 text tokens, 7 epochs of LAION-400M.
 
 Command:   python scripts/train.py configs/h14_112px_t32.py --workdir runs/h14_112px_t32
-Hardware:  TPU pod slice or GPUs; any number of devices that is a multiple of 8 and divides the batch.
+Hardware:  TPU pod slice or GPUs. The number of devices is a multiple of 8 that divides the batch; with fewer, each
+           needs more memory.
 Samples:   2,799,992,832 pairs: 7 epochs of 400 million, 85,449 steps of 32,768.
 Hours:     not published.
 Expect:    no number published.

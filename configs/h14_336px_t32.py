@@ -1,8 +1,8 @@
 """H/14 fine-tuning: 336 px, 32 text tokens, 131 million pairs, 40 % of the patches masked.
 
 Command:   python scripts/train.py configs/h14_336px_t32.py --workdir runs/h14_336px_t32
-Hardware:  TPU pod slice; laid out for 512 TPU v3 cores (16 GB each). Any number of devices that is a multiple of 8
-           and divides the batch works.
+Hardware:  TPU pod slice; laid out for 512 TPU v3 cores (16 GB each). The number of devices is a multiple of 8 that
+           divides the batch; with fewer, each needs more memory.
 Samples:   131,072,000 pairs: 8,000 steps of 16,384.
 Hours:     864 A100 hours, the difference of the published 8,640 for all three stages and 7,776 for the first two; not
            re-run here.

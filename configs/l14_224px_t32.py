@@ -1,8 +1,8 @@
 """L/14 fine-tuning: 224 px, 32 text tokens, 524 million pairs, 30 % of the patches masked.
 
 Command:   python scripts/train.py configs/l14_224px_t32.py --workdir runs/l14_224px_t32
-Hardware:  TPU pod slice; laid out for 512 TPU v3 cores (16 GB each). Any number of devices that is a multiple of 8
-           and divides the batch works.
+Hardware:  TPU pod slice; laid out for 512 TPU v3 cores (16 GB each). The number of devices is a multiple of 8 that
+           divides the batch; with fewer, each needs more memory.
 Samples:   524,288,000 pairs: 16,000 steps of 32,768.
 Hours:     4,008 A100 hours published for the stage at 84 px and this one together; not re-run here.
 Expect:    79.7 % zero-shot ImageNet top-1 with DataComp-1B. Published by the reference, not re-run here.

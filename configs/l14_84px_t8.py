@@ -1,8 +1,8 @@
 """L/14 pre-training: 84 px (36 patches), 8 text tokens, 12.8 billion pairs.
 
 Command:   python scripts/train.py configs/l14_84px_t8.py --workdir runs/l14_84px_t8
-Hardware:  TPU pod slice; laid out for 512 TPU v3 cores (16 GB each). Any number of devices that is a multiple of 8
-           and divides the batch works.
+Hardware:  TPU pod slice; laid out for 512 TPU v3 cores (16 GB each). The number of devices is a multiple of 8 that
+           divides the batch; with fewer, each needs more memory.
 Samples:   12,811,632,640 pairs: 195,490 steps of 65,536, 10,000 times the images of ImageNet.
 Hours:     4,008 A100 hours published for this stage and the one at 224 px together; not re-run here.
 Expect:    72.7 % zero-shot ImageNet top-1 with DataComp-1B. Published by the reference, not re-run here.
@@ -20,7 +20,7 @@ def config() -> ExperimentConfig:
     # 10,000 times the 1,281,167 images of ImageNet: 12.8 billion pairs.
     steps = 10_000 * 1_281_167 // batch_size
     return pretrain_stage(
-        stage_model("L/14", image_size=84, length=8, remat="image"),
+        stage_model("L/14", image_size=84, length=8, remat="both"),
         records="data/datacomp1b",
         batch_size=batch_size,
         duration=Duration(steps=steps),

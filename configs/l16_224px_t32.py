@@ -1,7 +1,7 @@
 """L/16 fine-tuning: 224 px, 32 text tokens, 131 million pairs, no masking.
 
 Command:   python scripts/train.py configs/l16_224px_t32.py --workdir runs/l16_224px_t32
-Hardware:  TPU pod slice or GPUs; any number of devices that divides the batch.
+Hardware:  TPU pod slice or GPUs. The number of devices divides the batch; with fewer, each needs more memory.
 Samples:   131,072,000 pairs: 4,000 steps of 32,768.
 Hours:     about 3 days on 8 A100 published for the nearest setting, pre-training included; not re-run here.
 Expect:    67.8 % zero-shot ImageNet top-1 published after pre-training at 64 px with 16 text tokens by the reference's

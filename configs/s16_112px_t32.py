@@ -1,7 +1,7 @@
 """S/16 pre-training: 112 px (49 patches), 32 text tokens, 7 epochs of LAION-400M.
 
 Command:   python scripts/train.py configs/s16_112px_t32.py --workdir runs/s16_112px_t32
-Hardware:  TPU pod slice or GPUs; any number of devices that divides the batch.
+Hardware:  TPU pod slice or GPUs. The number of devices divides the batch; with fewer, each needs more memory.
 Samples:   2,799,992,832 pairs: 7 epochs of 400 million, 85,449 steps of 32,768.
 Hours:     not published.
 Expect:    no number published.

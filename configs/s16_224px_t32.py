@@ -1,7 +1,7 @@
 """S/16 fine-tuning: 224 px, 32 text tokens, 131 million pairs, no masking.
 
 Command:   python scripts/train.py configs/s16_224px_t32.py --workdir runs/s16_224px_t32
-Hardware:  TPU pod slice or GPUs; any number of devices that divides the batch.
+Hardware:  TPU pod slice or GPUs. The number of devices divides the batch; with fewer, each needs more memory.
 Samples:   131,072,000 pairs: 4,000 steps of 32,768.
 Hours:     not published.
 Expect:    no number published.

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from clipa_eqx import PRESETS, ExperimentConfig, RunLength, load_config
 from clipa_eqx.argument_parser import ArgumentParser
 from clipa_eqx.cli import run
+from clipa_eqx.planning.published import PUBLISHED
 from clipa_eqx.replacing import write_text
 from conversion.weights.released import RELEASED, ReleasedModel
 
@@ -23,15 +24,7 @@ LAION_400M = 400_000_000
 """Pairs with which epochs are converted to steps."""
 
 COSTS: Mapping[str, tuple[int, int]] = {
-    "h14-224px-t32-laion2b": (7776, 12_247),
-    "h14-336px-t32-laion2b": (8640, 13_616),
-    "l14-224px-t32-datacomp1b": (4008, 6318),
-    "l14-336px-t32-datacomp1b": (4520, 7124),
-    "h14-224px-t32-datacomp1b-from70px": (5920, 9324),
-    "h14-224px-t32-datacomp1b": (7776, 12_247),
-    "h14-336px-t32-datacomp1b": (8640, 13_616),
-    "bigg14-224px-t32-datacomp1b": (21_998, 34_646),
-    "bigg14-336px-t32-datacomp1b": (23_742, 39_056),
+    row.name: (row.hours, row.dollars) for row in PUBLISHED if row.hours is not None and row.dollars is not None
 }
 """Published A100 hours and dollars of all stages of a row; the table of pre-training has none."""
 

@@ -17,12 +17,23 @@ T = TypeVar("T")
 PATIENCE_VARIABLE = "CLIPA_EQX_BUCKET_PATIENCE"
 """Environment variable: seconds for which a request that fails is repeated; 300 by default."""
 
+LONGEST_PAUSE = 16.0
+"""Seconds between two tries."""
+
+SECONDS_PER_BYTE = 1 / 2**20
+"""Added to the time that a request may take for each byte of its content."""
+
 _URL = re.compile(r"(gs|s3):/+([^/]+)(?:/+(.*?))?/*")
 _PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}
-_LONGEST_PAUSE = 16.0
+# A request gets the patience that is left, but not less than this, if the patience is not shorter.
+_SHORTEST_LIMIT = 10.0
 # Another try does not help against these. Drivers and cloud libraries have errors of their own, known by name.
 _PERMANENT = (FileNotFoundError, FileExistsError, PermissionError, ImportError, TypeError, ValueError)
 _CREDENTIALS = frozenset({"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "RefreshError"})
+
+_silent_since: dict[tuple[str, str], float] = {}
+"""Buckets of which no request was answered since a time: scheme and name. The patience is not granted to each request
+anew: a run that ends because its bucket does not answer makes several."""
 
 _log = logging.getLogger(__name__)
 
@@ -57,13 +68,15 @@ class Bucket:
             BucketError: it cannot be read.
         """
         try:
-            return self._tried(lambda fs: bytes(fs.cat_file(self._path(name))), f"{name} cannot be read")
+            return self._tried(
+                lambda fs, limit: bytes(fs.cat_file(self._path(name), timeout=limit)), f"{name} cannot be read"
+            )
         except FileNotFoundError:
             return None
 
     def write(self, name: str, content: bytes) -> None:
         """Write an object, complete in one step; errors as ``read``."""
-        self._written(lambda fs: fs.pipe_file(self._path(name), content), name)
+        self._written(lambda fs, limit: fs.pipe_file(self._path(name), content, timeout=limit), name, size=len(content))
 
     def create(self, name: str, content: bytes) -> bool:
         """Write an object if there is none; False if there is one. ``content`` must be unique.
@@ -72,14 +85,14 @@ class Bucket:
             BucketError: it cannot be written.
         """
 
-        def create(fs: Any) -> bool:
+        def create(fs: Any, limit: float) -> bool:
             try:
-                fs.pipe_file(self._path(name), content, mode="create")
+                fs.pipe_file(self._path(name), content, mode="create", timeout=limit)
             except Exception:
                 # Drivers report a refusal in several ways, also after a request that they repeated was a success.
                 fs.invalidate_cache()
                 try:
-                    return bytes(fs.cat_file(self._path(name))) == content
+                    return bytes(fs.cat_file(self._path(name), timeout=limit)) == content
                 except FileNotFoundError:
                     pass
                 raise
@@ -89,28 +102,42 @@ class Bucket:
 
     def upload(self, file: Path, name: str) -> None:
         """Write an object from a file; errors as ``write``."""
-        self._written(lambda fs: fs.put_file(str(file), self._path(name)), name)
+        self._written(
+            lambda fs, limit: fs.put_file(str(file), self._path(name), timeout=limit), name, size=file.stat().st_size
+        )
 
-    def download(self, name: str, file: Path) -> None:
+    def download(self, name: str, file: Path, size: int) -> None:
         """Read an object into a file.
+
+        Args:
+            size: of the object, in bytes.
 
         Raises:
             BucketError: it cannot be read, or is not there.
         """
         try:
-            self._tried(lambda fs: fs.get_file(self._path(name), str(file)), f"{name} cannot be read")
+            self._tried(
+                lambda fs, limit: fs.get_file(self._path(name), str(file), timeout=limit),
+                f"{name} cannot be read",
+                size=size,
+            )
         except FileNotFoundError as error:
             raise BucketError(f"{self.url}: {name} is not there any more; try again") from error
 
-    def copy(self, name: str, target: str) -> None:
-        """Copy an object inside the bucket; errors as ``write``."""
-        self._written(lambda fs: fs.cp_file(self._path(name), self._path(target)), name)
+    def copy(self, name: str, target: str, size: int) -> None:
+        """Copy an object of a size in bytes inside the bucket; errors as ``write``."""
+        self._written(
+            lambda fs, limit: fs.cp_file(self._path(name), self._path(target), timeout=limit), name, size=size
+        )
 
     def delete(self, names: Iterable[str]) -> None:
         """Delete objects, in this order; those that are not there are no error. Errors as ``write``."""
         for name in names:
             try:
-                self._tried(lambda fs, name=name: fs.rm_file(self._path(name)), f"{name} cannot be deleted")
+                self._tried(
+                    lambda fs, limit, name=name: fs.rm_file(self._path(name), timeout=limit),
+                    f"{name} cannot be deleted",
+                )
             except FileNotFoundError:
                 continue
 
@@ -118,7 +145,9 @@ class Bucket:
         """All objects in a folder below this one, at any depth, with their sizes in bytes; errors as ``read``."""
         root, where = f"{self._path('').rstrip('/')}/", self._path(prefix).rstrip("/")
         try:
-            found: dict[str, Any] = self._tried(lambda fs: fs.find(where, detail=True), f"{prefix} cannot be listed")
+            found: dict[str, Any] = self._tried(
+                lambda fs, limit: fs.find(where, detail=True, timeout=limit), f"{prefix or 'it'} cannot be listed"
+            )
         except FileNotFoundError:
             return {}
         return {
@@ -127,72 +156,68 @@ class Bucket:
             if path.startswith(f"{where}/") and not path.endswith("/")
         }
 
-    def entries(self) -> dict[str, bool]:
-        """Names at the top of this folder, and whether each is a folder; errors as ``read``."""
+    def entries(self) -> dict[str, int | None]:
+        """Names at the top of this folder, each with its size in bytes, None for a folder; errors as ``read``."""
         where = self._path("").rstrip("/")
         try:
-            found: list[Any] = self._tried(lambda fs: fs.ls(where, detail=True), "it cannot be listed")
+            found: list[Any] = self._tried(
+                lambda fs, limit: fs.ls(where, detail=True, timeout=limit), "it cannot be listed"
+            )
         except FileNotFoundError:
             return {}
-        named = ((PurePosixPath(one["name"]), one["type"] == "directory") for one in found)
-        return {path.name: is_folder for path, is_folder in named if str(path) != where}
-
-    def array_store(self, name: str) -> dict[str, Any]:
-        """TensorStore's JSON of a folder below this one, with as much patience."""
-        patience = _patience()
-        longest = max(min(_LONGEST_PAUSE, patience / 4), 0.1)
-        retries = {
-            "max_retries": max(int(patience / longest) + 2, 3),
-            "initial_delay": f"{min(1.0, longest):.2f}s",
-            "max_delay": f"{longest:.2f}s",
-        }
-        path = f"{self.folder}/{name}/".lstrip("/")
-        if self.scheme == "gs":
-            if "STORAGE_EMULATOR_HOST" in os.environ:  # the name that other libraries know
-                os.environ["TENSORSTORE_GCS_HTTP_URL"] = os.environ["STORAGE_EMULATOR_HOST"]
-                # An emulator needs no credentials. Without a token TensorStore looks for them in the network at each
-                # save, which may take a minute on a machine that has none.
-                os.environ.setdefault("GOOGLE_AUTH_TOKEN_FOR_TESTING", "emulator")
-            context = {"gcs_request_retries": retries}
-            return {"driver": "gcs", "bucket": self.name, "path": path, "context": context}
-        endpoint = _s3_endpoint()
-        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+        named = ((PurePosixPath(one["name"]), one) for one in found)
         return {
-            "driver": "s3",
-            "bucket": self.name,
-            "path": path,
-            **({"endpoint": endpoint} if endpoint else {}),
-            **({"aws_region": region or "us-east-1"} if region or endpoint else {}),
-            "context": {"s3_request_retries": retries},
+            path.name: None if one["type"] == "directory" else int(one["size"] or 0)
+            for path, one in named
+            if str(path) != where
         }
+
+    def unanswered(self, what: str, error: Exception, waited: float) -> BucketError:
+        """The error for a request that was repeated for so many seconds, the patience. Later ones are tried once."""
+        here, spent = (self.scheme, self.name), time.monotonic() - patience()
+        _silent_since[here] = min(_silent_since.get(here, spent), spent)
+        return self._explained(error, what, waited)
 
     def _path(self, name: str) -> str:
         return "/".join(part for part in (self.name, self.folder, name) if part)
 
-    def _written(self, call: Callable[[Any], T], name: str) -> T:
+    def _written(self, call: Callable[[Any, float], T], name: str, *, size: int = 0) -> T:
         try:
-            return self._tried(call, f"{name} cannot be written")
+            return self._tried(call, f"{name} cannot be written", size=size)
         except FileNotFoundError as error:
             raise BucketError(
                 f"{self.url}: {name} cannot be written: there is no bucket {self.name}; create it, or correct its name"
             ) from error
 
-    def _tried(self, call: Callable[[Any], T], what: str) -> T:
-        """The result of ``call``, repeated while the connection fails. FileNotFoundError is passed on."""
-        fs = self._driver()
-        since, pause = time.monotonic(), min(1.0, _patience() / 10)
+    def _tried(self, call: Callable[[Any, float], T], what: str, *, size: int = 0) -> T:
+        """The result of ``call``, repeated while the connection fails. FileNotFoundError is passed on.
+
+        Drivers repeat a request too, perhaps for longer, so ``call`` also gets the seconds that it may take.
+        """
+        fs, here, seconds = self._driver(), (self.scheme, self.name), patience()
+        begun, pause = time.monotonic(), min(1.0, seconds / 10)
         while True:
+            tried_at = time.monotonic()
+            since = min(begun, _silent_since.get(here, begun))
+            limit = max(seconds - (tried_at - since), min(seconds, _SHORTEST_LIMIT)) + size * SECONDS_PER_BYTE
             try:
-                return call(fs)
+                result = call(fs, limit)
             except FileNotFoundError:
+                _silent_since.pop(here, None)
                 raise
             except Exception as error:
-                waited = time.monotonic() - since
-                if _is_permanent(error) or waited + pause > _patience():
-                    raise self._explained(error, what, waited) from error
+                if _is_permanent(error):
+                    _silent_since.pop(here, None)
+                    raise self._explained(error, what, 0.0) from error
+                waited = time.monotonic() - min(begun, _silent_since.setdefault(here, tried_at))
+                if waited + pause > seconds:
+                    raise self.unanswered(what, error, waited) from error
                 _log.warning("%s: %s (%s); trying again", self.url, what, _words(error))
                 time.sleep(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE)
+                pause = min(2 * pause, LONGEST_PAUSE)
+            else:
+                _silent_since.pop(here, None)
+                return result
 
     def _explained(self, error: Exception, what: str, waited: float) -> BucketError:
         if _is_refused(error):
@@ -223,7 +248,7 @@ class Bucket:
         if self.scheme == "gs" and "STORAGE_EMULATOR_HOST" in os.environ:
             options |= {"token": "anon", "endpoint_url": os.environ["STORAGE_EMULATOR_HOST"]}
         if self.scheme == "s3":
-            options |= {"config_kwargs": {"connect_timeout": 10, "read_timeout": 60}, "endpoint_url": _s3_endpoint()}
+            options |= {"config_kwargs": {"connect_timeout": 10, "read_timeout": 60}, "endpoint_url": s3_endpoint()}
         try:
             return fsspec.filesystem(self.scheme, use_listings_cache=False, **options)
         except Exception as error:
@@ -259,7 +284,8 @@ def address(path: Path | str) -> str:
     return str(path) if bucket is None else bucket.url
 
 
-def _patience() -> float:
+def patience() -> float:
+    """Seconds for which a request that fails is repeated."""
     text = os.environ.get(PATIENCE_VARIABLE, "300")
     try:
         return max(float(text), 1.0)
@@ -267,7 +293,7 @@ def _patience() -> float:
         raise ConfigError(f"{PATIENCE_VARIABLE} is {text!r}; give seconds") from error
 
 
-def _s3_endpoint() -> str | None:
+def s3_endpoint() -> str | None:
     """The address of an S3-compatible store, by the variables that the AWS tools read."""
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
@@ -285,5 +311,5 @@ def _is_permanent(error: Exception) -> bool:
 
 
 def _words(error: BaseException) -> str:
-    text = " ".join(str(error).split())[:200]
+    text = " ".join(str(error).split())[:200] or ("no answer in time" if isinstance(error, TimeoutError) else "")
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -107,15 +107,15 @@ def refresh(folder: Path, *, with_weights: bool = False) -> None:
         if old.name != SOURCE_FILE and old.name not in entries:
             shutil.rmtree(old) if old.is_dir() else old.unlink()
     sizes: dict[str, int] = {}
-    for name, is_folder in entries.items():
-        if name == "checkpoints" and is_folder:
+    for name, size in entries.items():
+        if name == "checkpoints" and size is None:
             _copy_records(bucket, folder)
         elif name in _NOT_COPIED:
             continue
-        elif is_folder:
+        elif size is None:
             sizes |= bucket.names(name)
         else:
-            sizes[name] = -1
+            sizes[name] = size
     is_ours = any(name in entries for name in ("config.json", "metrics.jsonl", "checkpoints", "manifest.json"))
     for name, size in sizes.items():
         file = folder / name
@@ -125,8 +125,8 @@ def refresh(folder: Path, *, with_weights: bool = False) -> None:
             # The name is enough: the file is replaced or not read, or it shows that the folder has another use.
             if not file.exists():
                 file.touch()
-        elif not (is_weights and file.is_file() and file.stat().st_size == size):
-            bucket.download(name, file)
+        elif not (is_weights and "/" in name and file.is_file() and file.stat().st_size == size):
+            bucket.download(name, file, size)
 
 
 def _copy_records(bucket: Bucket, folder: Path) -> None:

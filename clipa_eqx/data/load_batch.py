@@ -13,6 +13,8 @@ from clipa_eqx.data.mixture import Mixture
 from clipa_eqx.data.prefetch import Batch
 from clipa_eqx.data.progress import COMPLETE, PREPARING, READING, BatchProgress
 from clipa_eqx.data.records import Record
+from clipa_eqx.data.sample_generators import sample_generator, sample_generators
+from clipa_eqx.data.shuffled_order import ShuffledOrder
 from clipa_eqx.errors import DataError
 
 Row = Mapping[str, Any]
@@ -27,15 +29,6 @@ _log = logging.getLogger(__name__)
 _MOST_ATTEMPTS = 8
 # Records in memory as bytes while a batch is built; larger reads save nothing and cost memory.
 _READ_RECORDS = 64
-
-
-def sample_generator(*, seed: int, sample: int) -> np.random.Generator:
-    """Make the generator of sample n = step * batch_size + row.
-
-    It is new for each sample, so that its ``spawn`` depends on (seed, n) only. The generators of Grain's ``random_map``
-    are reused, so that their ``spawn`` depends on the number of earlier calls.
-    """
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, sample))))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +49,7 @@ class LoadTrainBatch:
 
     mixture: Mixture
     transform: TrainTransformFn
-    orders: tuple[Any, ...]
+    orders: tuple[ShuffledOrder, ...]
     seed: int
     batch_size: int
     first_row: int
@@ -74,6 +67,7 @@ class LoadTrainBatch:
         first = step * self.batch_size + self.first_row
         origins = [self.mixture.position_of(sample) for sample in range(first, first + self.local_size)]
         ids = [self.mixture.record_id(source, int(self.orders[source][position])) for source, position in origins]
+        generators = sample_generators(seed=self.seed, samples=range(first, first + self.local_size))
         substituted = np.zeros(self.local_size, np.bool_)
         batch: Batch = {}
         for chunk in range(0, self.local_size, _READ_RECORDS):
@@ -82,7 +76,7 @@ class LoadTrainBatch:
                 self.mixture.read(ids[chunk : chunk + _READ_RECORDS], on_shard=on_shard), start=chunk
             ):
                 self.progress.set_position(step, stage=PREPARING, row=at, record=ids[at])
-                row, used = self._row(first + at, ids[at], found)
+                row, used = self._row(first + at, ids[at], found, rng=generators[at])
                 substituted[at] = used != ids[at]
                 ids[at] = used
                 batch = _put(batch, at, row, size=self.local_size, where=lambda used=used: self.mixture.describe(used))
@@ -95,13 +89,15 @@ class LoadTrainBatch:
     def _reads(self, step: int, row: int, record_id: int) -> None:
         self.progress.set_position(step, stage=READING, row=row, record=record_id)
 
-    def _row(self, sample: int, record_id: int, found: Record | DataError) -> tuple[Row, int]:
+    def _row(
+        self, sample: int, record_id: int, found: Record | DataError, *, rng: np.random.Generator
+    ) -> tuple[Row, int]:
         """Make the row of a sample; return it with the id of the record that it was made from."""
         for attempt in range(_MOST_ATTEMPTS):
             try:
                 if isinstance(found, DataError):
                     raise found
-                return self.transform(found, sample_generator(seed=self.seed, sample=sample)), record_id
+                return self.transform(found, rng), record_id
             except DataError as error:
                 # The error of a record that cannot be read names its place already.
                 place = f"{self.mixture.describe(record_id)}, key {found.key!r}: " if isinstance(found, Record) else ""
@@ -110,11 +106,12 @@ class LoadTrainBatch:
                     raise problem from error
             source, _ = self.mixture.locate(record_id)
             # Sampled, because damaged records are often neighbors: the next one is likely to be bad too.
-            rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence((self.seed, sample, 1 + attempt))))
-            record_id = self.mixture.record_id(source, int(rng.integers(len(self.mixture.sources[source]))))
+            choice = np.random.Generator(np.random.PCG64(np.random.SeedSequence((self.seed, sample, 1 + attempt))))
+            record_id = self.mixture.record_id(source, int(choice.integers(len(self.mixture.sources[source]))))
             _log.warning("sample %d: %s; %s replaces it", sample, problem, self.mixture.describe(record_id))
             on_shard = functools.partial(self._reads, *divmod(sample, self.batch_size))
             (found,) = self.mixture.read([record_id], on_shard=on_shard)
+            rng = sample_generator(seed=self.seed, sample=sample)  # as new: the bad record may have used the first one
         raise DataError(
             f"sample {sample}: {_MOST_ATTEMPTS} sampled records of one source are all bad; restore the data"
         )
@@ -189,16 +186,16 @@ def _place(source: RecordSource, index: int, record: Record) -> str:
 
 
 def _put(batch: Batch, at: int, row: Row, *, size: int, where: Callable[[], str]) -> Batch:
-    """Write row ``at``; the first row written decides names, shapes and types of a batch of ``size`` rows of zeros."""
-    values = {name: np.asarray(value) for name, value in row.items()}
+    """Write row ``at``; the first row written decides names, shapes and types of a batch of ``size`` unset rows."""
     if not batch:
-        batch = {name: np.zeros((size, *value.shape), value.dtype) for name, value in values.items()}
-    if values.keys() != batch.keys():
+        first = {name: np.asarray(value) for name, value in row.items()}
+        batch = {name: np.empty((size, *value.shape), value.dtype) for name, value in first.items()}
+    if row.keys() != batch.keys():
         raise DataError(
-            f"{where()}: the transform returned {sorted(values)}, for the first record of the batch {sorted(batch)}"
+            f"{where()}: the transform returned {sorted(row)}, for the first record of the batch {sorted(batch)}"
         )
-    for name, value in values.items():
-        rows = batch[name]
+    for name, rows in batch.items():
+        value = np.asarray(row[name])
         # Checked here, because numpy would broadcast or cast silently.
         if value.shape != rows.shape[1:] or value.dtype != rows.dtype:
             raise DataError(

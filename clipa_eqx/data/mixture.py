@@ -7,13 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from typing import Any, NamedTuple
-
-import grain
-import numpy as np
+from typing import NamedTuple
 
 from clipa_eqx.data.array_record_reader import RecordSource, read_grouped
 from clipa_eqx.data.records import Record
+from clipa_eqx.data.shuffled_order import ShuffledOrder, shuffled_order
 from clipa_eqx.errors import DataError, counted
 
 
@@ -60,7 +58,7 @@ class Mixture:
         """Number of records of all sources, which is the number of samples of an epoch."""
         return self._ends[-1]
 
-    def orders(self, *, seed: int) -> tuple[Any, ...]:
+    def orders(self, *, seed: int) -> tuple[ShuffledOrder, ...]:
         """Shuffled order of each source: entry ``SourcePosition.position`` is the index of the record."""
         return tuple(shuffled_order(len(s), seed=seed, source=number) for number, s in enumerate(self.sources))
 
@@ -156,15 +154,3 @@ def pick(sample: int, parts: Sequence[int]) -> SourcePosition:
         sample -= before
         rest -= part
     raise AssertionError("the last source gets all remaining samples")
-
-
-def shuffled_order(records: int, *, seed: int, source: int = 0) -> Any:
-    """Endless shuffled order with random access: ``order[n]`` is the index of the n-th record to read.
-
-    Each epoch of ``records`` entries is another permutation.
-    """
-    # Grain adds the epoch to the seed of a shuffle. Hashing first keeps seeds 1 and 2, and the sources of a mixture,
-    # from sharing shifted epochs.
-    shuffle_seed = int(np.random.SeedSequence((seed, source)).generate_state(1)[0])
-    # No repeat() is needed: an index beyond the end belongs to a later epoch.
-    return grain.MapDataset.range(records).shuffle(seed=shuffle_seed)

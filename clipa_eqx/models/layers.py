@@ -15,10 +15,12 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from clipa_eqx.models.cudnn_attention import cudnn_attention
 from clipa_eqx.models.mixed import add_parameter, product
 
 Gelu = Literal["tanh", "exact"]
 InitStyle = Literal["xavier", "scaled"]
+AttentionKernel = Literal["xla", "cudnn"]
 
 
 class Linear(eqx.Module):
@@ -63,6 +65,7 @@ class Attention(eqx.Module):
     v: Linear
     out: Linear
     heads: int = eqx.field(static=True)
+    kernel: AttentionKernel = eqx.field(static=True, default="xla")  # of a step (kernels.py), never saved
 
     @classmethod
     def init(cls, dim: int, *, heads: int, style: InitStyle, residual_depth: int, key: PRNGKeyArray) -> "Attention":
@@ -93,7 +96,7 @@ class Attention(eqx.Module):
         q, k, v = split(self.q(x)), split(self.k(source)), split(self.v(source))
         # ``dot_product_attention`` has no argument for the precision. The products of its gradient inherit this one.
         with jax.default_matmul_precision("highest") if k.dtype == jnp.float32 else nullcontext():
-            attended = jax.nn.dot_product_attention(q, k, v)
+            attended = (cudnn_attention if self.kernel == "cudnn" else jax.nn.dot_product_attention)(q, k, v)
         return self.out(attended.reshape(x.shape))
 
 

@@ -10,8 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
+
+PRODUCT = "bfloat16 product"
+"""Name of the results of ``product`` for policies of ``jax.checkpoint``."""
 
 HIGHEST = lax.Precision.HIGHEST
 """Precision of float32 products; by default, TPUs and GPUs round their operands to fewer bits."""
@@ -20,7 +24,8 @@ HIGHEST = lax.Precision.HIGHEST
 def product(x: Float[Array, "*seq in"], weight: Float[Array, "out in"]) -> Float[Array, "*seq out"]:
     """Compute ``x @ weight.T``, in bfloat16 if ``x`` is bfloat16; the gradient of the weight has the weight's dtype."""
     if x.dtype == jnp.bfloat16 and weight.dtype == jnp.float32:
-        return _bfloat16_product(x, weight)
+        # Policies of ``jax.checkpoint`` know plain products only, and this one by its name.
+        return checkpoint_name(_bfloat16_product(x, weight), PRODUCT)
     wide = jnp.promote_types(x.dtype, weight.dtype)
     return jnp.matmul(x, weight.T, precision=HIGHEST if wide == jnp.float32 else None)
 

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from clipa_eqx.models.blocks import BlockConfig, pin_batch
+from clipa_eqx.models.blocks import BlockConfig
 from clipa_eqx.models.layers import Attention, LayerNorm, Mlp, xavier_uniform
 from clipa_eqx.models.mixed import prepend
+from clipa_eqx.models.pinning import pin_batch
 
 ImagePool = Literal["gap", "tok", "first", "map"]
 TextPool = Literal["last", "tok", "gap"]

@@ -16,8 +16,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from clipa_eqx.buckets.array_store import ArrayStore, array_store, failed
 from clipa_eqx.buckets.bucket import Bucket, BucketError
-from clipa_eqx.errors import CheckpointError
+from clipa_eqx.errors import CheckpointError, ClipaError
 from clipa_eqx.saved.kinds import CHECKPOINTS_NAME, RECORD_FILE
 from clipa_eqx.training.stored_arrays import host_shards, write_shards
 
@@ -61,9 +62,9 @@ class BucketSaves:
         """The record of a step as stored; None if the step is not committed."""
         return self._bucket.read(_record(step))
 
-    def store(self, step: int, arrays: str) -> dict[str, Any]:
-        """TensorStore's JSON of the arrays of a step."""
-        return self._bucket.array_store(f"{CHECKPOINTS_NAME}/{step}/{arrays}")
+    def store(self, step: int, arrays: str) -> ArrayStore:
+        """The folder of the arrays of a step."""
+        return array_store(self._bucket, f"{CHECKPOINTS_NAME}/{step}/{arrays}")
 
     def save(self, step: int, leaves: Mapping[str, jax.Array], record: Callable[[str], Mapping[str, Any]]) -> None:
         """Copy the leaves to the host and start writing. ``record`` makes the record from the name of the arrays."""
@@ -77,8 +78,10 @@ class BucketSaves:
                 write_shards(self.store(step, arrays), shards, is_first=self._is_first)
                 shards.clear()
                 self._commit(step, content)
-            except Exception as error:
+            except ClipaError as error:
                 self._error = error
+            except Exception as error:
+                self._error = failed(self._bucket, f"checkpoint {step} cannot be written", error)
 
         self._thread = threading.Thread(target=write, name=f"save of checkpoint {step}", daemon=True)
         self._thread.start()
@@ -107,9 +110,8 @@ class BucketSaves:
         """
         here = f"{CHECKPOINTS_NAME}/{step}/"
         place = f"{folder}/{step}-{secrets.token_hex(4)}"
-        names = list(self._bucket.names(here))
-        for name in names:
-            self._bucket.copy(name, f"{place}/{name.removeprefix(here)}")
+        for name, size in self._bucket.names(here).items():
+            self._bucket.copy(name, f"{place}/{name.removeprefix(here)}", size)
         self._delete(step)
         return f"{self._bucket.url}/{place}"
 

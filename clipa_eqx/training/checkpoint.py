@@ -15,6 +15,8 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 from orbax.checkpoint.checkpoint_manager import StepAlreadyExistsError
 
+from clipa_eqx.buckets.array_store import ArrayStore
+from clipa_eqx.buckets.bucket import BucketError
 from clipa_eqx.buckets.mirror import bucket_of
 from clipa_eqx.checksums import leaf_checksums
 from clipa_eqx.errors import CheckpointError
@@ -37,7 +39,6 @@ from clipa_eqx.training.stored_tree import check_same_leaves, leaf_types, nested
 from clipa_eqx.trees import from_leaves, leaves_by_path
 
 T = TypeVar("T")
-
 _log = logging.getLogger(__name__)
 
 _OPTIMIZER, _FORMER_OPTIMIZER = "optimizer", "optimiser"
@@ -235,9 +236,8 @@ class Checkpoints:
             CheckpointError: a later version wrote it.
             DamageError: it is missing or damaged.
         """
-        if self._bucket is None:
-            return read_checkpoint_record(self.folder / str(step))
-        return parsed_record(self._bucket.record(step), self.folder / str(step))
+        path = self.folder / str(step)
+        return read_checkpoint_record(path) if self._bucket is None else parsed_record(self._bucket.record(step), path)
 
     def set_aside(self, step: int, folder: str) -> str | None:
         """Move a checkpoint in a bucket to another folder of its run, by process 0; None if it is not in a bucket."""
@@ -290,7 +290,8 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            if self._saving is None:
+            self._failure = error if isinstance(error, BucketError) else None  # it does not list its steps now either
+            if self._saving is None or self._failure is not None:
                 raise
             step, size = self._saving
             what, good = f"checkpoint {step} could not be written to {self.folder}", ""
@@ -314,15 +315,14 @@ class Checkpoints:
         )
         return self._manager.save(step, args=args)
 
-    def _store(self, record: CheckpointRecord, arrays: str) -> dict[str, Any]:
-        """TensorStore's JSON of the arrays of a checkpoint that was written to a bucket; it may be a local copy."""
-        if self._bucket is None:
-            return local_store(record.folder / arrays)
-        return self._bucket.store(int(record.folder.name), arrays)
+    def _store(self, record: CheckpointRecord, arrays: str) -> ArrayStore:
+        """The arrays of a checkpoint that was written to a bucket; it may be a local copy."""
+        folder = record.folder
+        return local_store(folder / arrays) if self._bucket is None else self._bucket.store(int(folder.name), arrays)
 
     def _read_arrays(self, record: CheckpointRecord, wanted: Mapping[str, Any]) -> dict[str, Any]:
-        found = read_arrays(self._store(record, str(record.arrays)), leaves_by_path(dict(wanted)))
-        return from_leaves(dict(wanted), found)
+        store, tree = self._store(record, str(record.arrays)), dict(wanted)
+        return from_leaves(tree, read_arrays(store, leaves_by_path(tree)))
 
     def _agreed_record(self, step: int) -> CheckpointRecord:
         """The record of a step; with several processes, all fail if one cannot read it."""

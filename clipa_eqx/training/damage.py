@@ -110,6 +110,8 @@ def _as_ours(problem: Exception, folder: Path) -> Exception:
         return problem if cause is problem else MemoryError(str(cause))
     reason = " ".join(f"{type(cause).__name__}: {cause}".split())
     reason = reason if len(reason) <= _LONGEST else f"{reason[:_LONGEST]} ..."
-    if isinstance(cause, PermissionError | BucketError) or any(word in str(cause) for word in _OTHER_CAUSES):
+    if isinstance(cause, PermissionError | TimeoutError | BucketError) or any(
+        word in str(cause) for word in _OTHER_CAUSES
+    ):
         return CheckpointError(f"checkpoint {folder} cannot be read: {reason}")
     return DamageError(f"its files cannot be read ({reason})", folder=folder)

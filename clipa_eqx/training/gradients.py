@@ -18,6 +18,7 @@ from clipa_eqx.losses.config import LossConfig
 from clipa_eqx.losses.contrastive import contrastive_loss
 from clipa_eqx.models.clip import CLIP
 from clipa_eqx.models.device_pixels import normalize_on_device
+from clipa_eqx.models.kernels import XLA_KERNELS, Kernels, with_kernels
 from clipa_eqx.models.layers import l2_normalize
 from clipa_eqx.precision import Precision
 from clipa_eqx.sharding import BATCH_AXES, batch_parts, check_micro_batch, shardings_for
@@ -60,10 +61,12 @@ def batch_rows(
     return Rows(images, tokens, k_image, k_text)
 
 
-def embed_rows(model: CLIP, rows: Rows, *, precision: Precision, mesh: Mesh | None = None) -> Embeddings:
+def embed_rows(
+    model: CLIP, rows: Rows, *, precision: Precision, mesh: Mesh | None = None, kernels: Kernels = XLA_KERNELS
+) -> Embeddings:
     """Embed rows; with keys, masking, dropout and drop path are on. With a mesh, call it under ``jax.set_mesh``."""
     axes = None if mesh is None else BATCH_AXES
-    towers, dtype = precision.for_towers(model), precision.compute
+    towers, dtype = with_kernels(precision.for_towers(model), kernels), precision.compute
     pixels = normalize_on_device(rows.images).astype(dtype)
     tokens, text_keys = rows.tokens, rows.text_keys
     with jax.named_scope("image_tower"):
@@ -103,6 +106,7 @@ def batch_gradients(
     mesh: Mesh | None = None,
     loss_config: LossConfig = _SOFTMAX,
     micro_batch: int | None = None,
+    kernels: Kernels = XLA_KERNELS,
 ) -> tuple[CLIP, BatchLoss]:
     """The gradients of ``batch_loss`` by the model, and its result.
 
@@ -110,6 +114,7 @@ def batch_gradients(
         micro_batch: pairs whose activations are in memory at once, over all devices; None takes the complete batch.
             It need not divide the batch. Each micro-batch is embedded twice: without activations, for the loss, and
             again with them, for the gradients. Results differ by rounding only.
+        kernels: kernels of attention, as ``choose_kernels`` returns them.
 
     Raises:
         ShardingError: ``micro_batch`` is no multiple of the devices that split the batch.
@@ -117,11 +122,17 @@ def batch_gradients(
     rows = batch_rows(images, tokens, key=key)
     if micro_batch is not None and micro_batch < images.shape[0]:
         return _cached_gradients(
-            model, rows, precision=precision, mesh=mesh, loss_config=loss_config, micro_batch=micro_batch
+            model,
+            rows,
+            precision=precision,
+            mesh=mesh,
+            loss_config=loss_config,
+            micro_batch=micro_batch,
+            kernels=kernels,
         )
 
     def loss(model: CLIP) -> tuple[Float[Array, ""], BatchLoss]:
-        embeddings = embed_rows(model, rows, precision=precision, mesh=mesh)
+        embeddings = embed_rows(model, rows, precision=precision, mesh=mesh, kernels=kernels)
         out = _loss_of(embeddings, (model.log_temperature, model.bias), mesh=mesh, loss_config=loss_config)
         return out.loss, out
 
@@ -151,7 +162,14 @@ def _loss_of(
 
 
 def _cached_gradients(
-    model: CLIP, rows: Rows, *, precision: Precision, mesh: Mesh | None, loss_config: LossConfig, micro_batch: int
+    model: CLIP,
+    rows: Rows,
+    *,
+    precision: Precision,
+    mesh: Mesh | None,
+    loss_config: LossConfig,
+    micro_batch: int,
+    kernels: Kernels,
 ) -> tuple[CLIP, BatchLoss]:
     parts = 1
     if mesh is not None:
@@ -160,7 +178,7 @@ def _cached_gradients(
     split = _Split(rows.images.shape[0] // parts, micro_batch // parts, parts, mesh)
 
     def embed(model: CLIP, rows: Rows) -> Embeddings:
-        return embed_rows(model, rows, precision=precision, mesh=mesh)
+        return embed_rows(model, rows, precision=precision, mesh=mesh, kernels=kernels)
 
     def forward(_: None, rows: Rows) -> tuple[None, Embeddings]:
         return None, embed(model, rows)

@@ -24,6 +24,7 @@ from clipa_eqx.saved.provenance import TRAINED_HERE, Provenance, Source
 from clipa_eqx.sharding import rows_of_process
 from clipa_eqx.tokenizer.wordpiece import Tokenizer
 from clipa_eqx.training.checkpoint import Checkpoints
+from clipa_eqx.training.compiled_step import Compiler, compile_step
 from clipa_eqx.training.device_batches import DeviceBatches
 from clipa_eqx.training.flight import FLIGHT_NAME, open_flight_record
 from clipa_eqx.training.input_forecast import InputForecast
@@ -40,7 +41,6 @@ from clipa_eqx.training.retention import BestScore, kept_steps
 from clipa_eqx.training.run_folder import claim_on_all, locked_on_all
 from clipa_eqx.training.space import check_space, explained, tree_bytes
 from clipa_eqx.training.start import first_state
-from clipa_eqx.training.step import Compiler, compile_step
 from clipa_eqx.training.step_end import StepEnd, pending_numbers
 from clipa_eqx.training.stopping import stop_requests
 from clipa_eqx.training.uploads import uploads

@@ -26,6 +26,7 @@ from clipa_eqx.sharding import make_mesh
 from clipa_eqx.tokenizer.loading import load_tokenizer
 from clipa_eqx.training.checkpoint import Checkpoints
 from clipa_eqx.training.checkpoint_record import committed_steps
+from clipa_eqx.training.compiled_step import Compiler, compile_step
 from clipa_eqx.training.device_batches import DeviceBatch, DeviceBatches
 from clipa_eqx.training.flight import FLIGHT_NAME, bits, recorded_steps
 from clipa_eqx.training.gradients import batch_rows, embed_rows
@@ -34,7 +35,7 @@ from clipa_eqx.training.metrics import read_metrics, to_host
 from clipa_eqx.training.run_folder import check_same_run, run_record
 from clipa_eqx.training.start import first_state
 from clipa_eqx.training.state import TrainState, abstract_state
-from clipa_eqx.training.step import Compiler, compile_step, step_key
+from clipa_eqx.training.step import step_key
 from clipa_eqx.trees import leaves_by_path
 
 ROUNDING = 1e-3
@@ -267,7 +268,7 @@ def _bad_leaves(config: ExperimentConfig, model: CLIP, batch: DeviceBatch, mesh:
     keeper = optax.GradientTransformation(init, keep)
     abstract = abstract_state(config.model, keeper)
     # With the policy "skip", the step would not take over its optimizer's state.
-    compiled = compile_step(dataclasses.replace(config, on_non_finite="stop"), keeper, abstract, mesh)
+    compiled = compile_step(dataclasses.replace(config, on_non_finite="stop", attention="auto"), keeper, abstract, mesh)
     counter: Int[Array, ""] = jnp.asarray(step - 1, jnp.int32)
     state = TrainState(model=model, opt_state=jax.jit(init)(model), step=counter)
     after, _ = compiled(state, batch.arrays)

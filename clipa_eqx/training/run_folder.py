@@ -29,8 +29,8 @@ from clipa_eqx.training.space import write_error
 
 _log = logging.getLogger(__name__)
 
-# Fields that may change when a run is resumed: paths, mesh, the loss's algorithm, logging, checkpoints, what happens at
-# a fault. None of them changes a number that was computed before, or others except by rounding.
+# Fields that may change when a run is resumed: paths, mesh, algorithms of loss and attention, logging, checkpoints,
+# what happens at a fault. None of them changes a number that was computed before, or others except by rounding.
 _FREE = (
     "mesh",
     "data/sources/*/folder",
@@ -41,6 +41,7 @@ _FREE = (
     "loss/algorithm",
     "loss/chunk",
     "micro_batch",
+    "attention",
     "checkpoint",
     "wandb",
     "tensorboard",

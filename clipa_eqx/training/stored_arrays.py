@@ -13,6 +13,8 @@ import jax
 import numpy as np
 import tensorstore as ts
 
+from clipa_eqx.buckets.array_store import ArrayStore
+
 _LARGEST_CHUNK = 128 * 2**20
 """Most bytes of an object. Larger shards are split: parts are sent side by side, and stores limit the size."""
 
@@ -53,14 +55,15 @@ def host_shards(leaves: Mapping[str, jax.Array]) -> dict[str, Shards]:
     return found
 
 
-def write_shards(store: Mapping[str, Any], shards: Mapping[str, Shards], *, is_first: bool) -> None:
+def write_shards(store: ArrayStore, shards: Mapping[str, Shards], *, is_first: bool) -> None:
     """Write the shards of this process, and wait until all of them are stored.
 
     Args:
-        store: TensorStore's JSON of the folder for the arrays.
+        store: the folder for the arrays.
         is_first: this process also writes the description of each array; one does.
 
     Raises:
+        TimeoutError: the store did not answer for longer than its limit.
         Exception: of TensorStore, which has no type of its own for it.
     """
     mode = {"create": True, "open": True} if is_first else {"open": True, "assume_metadata": True}
@@ -73,68 +76,70 @@ def write_shards(store: Mapping[str, Any], shards: Mapping[str, Shards], *, is_f
     running: list[Any] = []
     size = 0
     for path, future in opening.items():
-        array: Any = future.result()
+        array: Any = future.result(timeout=store.limit(0))
         for index, values in shards[path].parts:
             running.append(array[index].write(values))
             size += values.nbytes
             if size > _MOST_BYTES_IN_FLIGHT:
-                _wait(running)
+                _wait(running, store.limit(size))
                 running, size = [], 0
-    _wait(running)
+    _wait(running, store.limit(size))
 
 
-def read_arrays(store: Mapping[str, Any], wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+def read_arrays(store: ArrayStore, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
     """Arrays by path, each placed by the sharding of its abstract array. A process reads what its devices hold.
 
     Raises:
+        TimeoutError: the store did not answer for longer than its limit.
         Exception: of TensorStore; also if a chunk is missing.
         ValueError: an array has another shape or dtype.
     """
     opening = {path: _open(store, path, {"open": True}) for path in wanted}
-    arrays = {path: one.result() for path, one in opening.items()}
+    arrays = {path: one.result(timeout=store.limit(0)) for path, one in opening.items()}
     reading: dict[str, dict[Any, Any]] = {}
+    size = 0
     for path, like in wanted.items():
         _check(path, arrays[path], like)
         assert like.sharding is not None
         indices: list[Any] = list(like.sharding.addressable_devices_indices_map(like.shape).values())
         reading[path] = {_key(index, like.shape): arrays[path][index].read() for index in indices}
+        size += like.size * like.dtype.itemsize
     found: dict[str, jax.Array] = {}
     for path, like in wanted.items():
-        values = {key: np.asarray(one.result()) for key, one in reading.pop(path).items()}
+        values = {key: np.asarray(one.result(timeout=store.limit(size))) for key, one in reading.pop(path).items()}
         found[path] = jax.make_array_from_callback(
             like.shape, like.sharding, lambda index, values=values, shape=like.shape: values[_key(index, shape)]
         )
     return found
 
 
-def read_array(store: Mapping[str, Any], path: str) -> np.ndarray:
+def read_array(store: ArrayStore, path: str) -> np.ndarray:
     """One complete array; errors as ``read_arrays``."""
-    array: Any = _open(store, path, {"open": True}).result()
-    return np.asarray(array.read().result())
+    array: Any = _open(store, path, {"open": True}).result(timeout=store.limit(0))
+    return np.asarray(array.read().result(timeout=store.limit(array.size * array.dtype.numpy_dtype.itemsize)))
 
 
-def local_store(folder: Path) -> dict[str, Any]:
-    """TensorStore's JSON of a local folder."""
-    return {"driver": "file", "path": f"{folder.absolute()}/"}
+def local_store(folder: Path) -> ArrayStore:
+    """A local folder of arrays."""
+    return ArrayStore({"driver": "file", "path": f"{folder.absolute()}/"})
 
 
-def _wait(running: Iterable[Any]) -> None:
+def _wait(running: Iterable[Any], seconds: float | None) -> None:
     for one in running:
-        one.result()
+        one.result(timeout=seconds)
 
 
-def _open(store: Mapping[str, Any], path: str, how: Mapping[str, Any]) -> Any:
-    kvstore = {name: value for name, value in store.items() if name != "context"}
+def _open(store: ArrayStore, path: str, how: Mapping[str, Any]) -> Any:
     spec = {
         "driver": "zarr3",
-        "kvstore": {**kvstore, "path": f"{store['path']}{path}/"},
+        "kvstore": {**store.kvstore, "path": f"{store.kvstore['path']}{path}/"},
         # By default, TensorStore leaves out chunks of zeros, and reads missing chunks as zeros.
         "store_data_equal_to_fill_value": True,
         "fill_missing_data_reads": False,
         "recheck_cached_data": False,
         **how,
     }
-    return ts.open(spec, context=_context(json.dumps(store.get("context", {}))))
+    return ts.open(spec, context=_context(json.dumps(store.context)))
 
 
 @functools.cache

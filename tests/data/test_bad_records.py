@@ -10,9 +10,10 @@ from support.streams import ON_DEMAND, assert_same_batches, concatenate, share, 
 
 from clipa_eqx.data.array_record_reader import open_records
 from clipa_eqx.data.array_record_writer import write_records
-from clipa_eqx.data.mixture import Mixture, shuffled_order
+from clipa_eqx.data.mixture import Mixture
 from clipa_eqx.data.prefetch import StreamConfig
 from clipa_eqx.data.records import Record
+from clipa_eqx.data.shuffled_order import shuffled_order
 from clipa_eqx.data.stream import check_substituted, train_stream
 from clipa_eqx.errors import DataError
 from clipa_eqx.experiment import DataSource

@@ -10,8 +10,9 @@ from support.streams import ON_DEMAND, assert_same_batches, concatenate, share, 
 
 from clipa_eqx.data.array_record_reader import open_records
 from clipa_eqx.data.array_record_writer import write_records
-from clipa_eqx.data.mixture import Mixture, pick, shuffled_order
+from clipa_eqx.data.mixture import Mixture, pick
 from clipa_eqx.data.prefetch import StreamConfig
+from clipa_eqx.data.shuffled_order import shuffled_order
 from clipa_eqx.data.stream import train_stream
 from clipa_eqx.errors import DataError
 

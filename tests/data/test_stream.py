@@ -8,9 +8,9 @@ from support.streams import ON_DEMAND, assert_same_batches, concatenate, share, 
 
 from clipa_eqx.data.array_record_reader import open_records
 from clipa_eqx.data.array_record_writer import write_records
-from clipa_eqx.data.mixture import shuffled_order
 from clipa_eqx.data.prefetch import StreamConfig
 from clipa_eqx.data.records import Record
+from clipa_eqx.data.shuffled_order import shuffled_order
 from clipa_eqx.data.stream import eval_stream, train_stream
 from clipa_eqx.errors import DataError
 

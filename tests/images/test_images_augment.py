@@ -1,5 +1,6 @@
 """Training and evaluation images: random parameters, colors, affine changes, and fast mode against exact mode."""
 
+import io
 import pickle
 import subprocess
 import sys
@@ -13,8 +14,9 @@ from support.image_files import encode
 
 from clipa_eqx.data.images import fast as fast_images
 from clipa_eqx.data.images.affine import AffineChange, AffineConfig, apply_affine, sample_affine
-from clipa_eqx.data.images.augment import ImageConfig, sample_augmentation, train_image
+from clipa_eqx.data.images.augment import ImageConfig, render_image, sample_augmentation, train_image
 from clipa_eqx.data.images.color import COLOR_OPS, ColorChange, ColorConfig, apply_color, sample_color
+from clipa_eqx.data.images.decode import image_size
 from clipa_eqx.data.images.evaluation import EvalImageConfig, eval_image
 from clipa_eqx.data.images.fast import Region, ScaledImage, resample
 from clipa_eqx.errors import ConfigError, DataError
@@ -147,6 +149,37 @@ def test_any_size_comes_out_also_from_tiny_and_long_images(mode, size):
             assert got.dtype == np.uint8
             side = (size[0], size[0])
             assert eval_image(data, EvalImageConfig(size=side, mode=mode)).shape == (*side, 3)
+
+
+def encode_cmyk(levels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(levels).convert("CMYK").save(file, "JPEG")
+    return file.getvalue()
+
+
+LEVELS = photo(147, 93, seed=5, roughness=0.8)
+ROTATED = Image.Exif()
+ROTATED[0x0112] = 6  # orientation
+JPEG_KINDS = {
+    "odd sides": encode(LEVELS, "JPEG"),
+    "progressive": encode(LEVELS, "JPEG", progressive=True),
+    "gray": encode(LEVELS[..., 0], "JPEG"),
+    "4:4:4": encode(LEVELS, "JPEG", subsampling=0),
+    "CMYK": encode_cmyk(LEVELS),
+    "rotated by EXIF": encode(LEVELS, "JPEG", exif=ROTATED.tobytes()),
+    "no JPEG": encode(LEVELS, "PNG"),
+}
+
+
+@pytest.mark.parametrize("kind", JPEG_KINDS)
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+def test_reading_the_header_once_changes_no_pixel(kind, mode):
+    data, config = JPEG_KINDS[kind], ImageConfig(size=(24, 31), mode=mode)
+    for seed in range(5):
+        parameters = sample_augmentation(np.random.default_rng(seed), *image_size(data), config)
+        expected = render_image(data, config, parameters)  # reads it again
+        np.testing.assert_array_equal(train_image(data, config, np.random.default_rng(seed)), expected)
+        assert expected.std() > 10
 
 
 @pytest.mark.parametrize("mode", ["exact", "fast"])

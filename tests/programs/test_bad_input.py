@@ -14,7 +14,7 @@ from support.tiny_models import tiny_clip_config
 
 from clipa_eqx.cli import run
 from clipa_eqx.data.array_record_writer import write_records
-from clipa_eqx.data.mixture import shuffled_order
+from clipa_eqx.data.shuffled_order import shuffled_order
 from clipa_eqx.programs.train import main
 from clipa_eqx.training.metrics import read_metrics
 

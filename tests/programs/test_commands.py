@@ -11,7 +11,7 @@ from support.paths import ROOT
 
 from clipa_eqx.errors import ConfigError
 
-COMMANDS = ("train", "evaluate", "show", "explain", "compare_runs", "replay")
+COMMANDS = ("train", "evaluate", "show", "explain", "compare_runs", "replay", "plan")
 FLAGS = {
     "train": (
         *("--workdir", "--init-from", "--print-config", "--help-config"),
@@ -22,6 +22,7 @@ FLAGS = {
     "explain": ("--data", "--workers"),
     "compare_runs": ("--out", "--dollars-per-device-hour"),
     "replay": ("--devices", "--from-start"),
+    "plan": ("--topology", "--mesh", "--table", "--json", "--utilization", "--dollars-per-chip-hour", "--records"),
 }
 HELP_WITHOUT_JAX = """
 import runpy, sys
@@ -78,6 +79,7 @@ def test_a_command_ends_with_the_exit_code_of_its_main(name, monkeypatch, capsys
         ("train", ("none.py",), "error: config file none.py does not exist; give the path of a Python file"),
         ("evaluate", ("none", "--suite", "zero-shot", "--data", "d", "--out", "."), "error: --out . is a folder"),
         ("replay", ("none", "7"), "error: none does not exist; expected a run folder"),
+        ("plan", ("none.py", "--topology", "v9:4x4"), "error: --topology v9:4x4: the chip v9 is not known; choose one"),
         (
             "show",
             ("none",),

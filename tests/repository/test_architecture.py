@@ -24,6 +24,7 @@ FLOORS = (
     "experiment reference_chain",
     "config_files recipes reports",
     "training",
+    "planning",
     "programs",
 )
 FLOOR = {f"clipa_eqx.{room}": floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
@@ -53,6 +54,7 @@ FRAMEWORK_HOMES = {
     "conversion.open_clip.torch_file": {"torch"},
     "conversion.open_clip.adapter": {"torch"},
     "benchmarks.reference_input": {"tensorflow"},
+    "benchmarks.gpu_open_clip": {"torch", "open_clip"},
 }
 DEVICE_LIBRARIES = {"jax", "equinox", "optax", "orbax"}
 

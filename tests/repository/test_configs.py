@@ -72,8 +72,9 @@ DERIVED = {
 }
 
 # Kinds of recipes in the reference's files: image pool, reduction of captions and prompts, first moment, color jitter,
-# resizing of scored images, remat of image and text tower.
-FEW_TOKENS = ("gap", "syntax", "bfloat16", True, "resize_small_crop", "full", "none")
+# resizing of scored images, remat of image and text tower. Where `plan` found the reference's remat to need too
+# much memory, remat is ours; it changes no result.
+FEW_TOKENS = ("gap", "syntax", "bfloat16", True, "resize_small_crop", "full", "full")
 TUNING = ("gap", "truncate", "bfloat16", True, "squash", "full", "full")
 CLASS_TOKEN = ("tok", "truncate", "float32", False, "resize_small_crop", "full", "none")
 KINDS = {
@@ -85,17 +86,17 @@ KINDS = {
     "l14_84px_t8": FEW_TOKENS,
     "l14_224px_t32": TUNING,
     "l14_336px_t32": TUNING,
-    "bigg14_70px_t8": (*FEW_TOKENS[:-1], "full"),
-    "bigg14_84px_t8": (*FEW_TOKENS[:-1], "full"),
+    "bigg14_70px_t8": FEW_TOKENS,
+    "bigg14_84px_t8": FEW_TOKENS,
     "bigg14_224px_t32": TUNING,
     "bigg14_336px_t32": TUNING,
-    "g14_70px_t8": (*FEW_TOKENS[:-1], "full"),
+    "g14_70px_t8": FEW_TOKENS,
     "g14_224px_t32": TUNING,
     "l16_64px_t32": CLASS_TOKEN,
     "l16_224px_t32": CLASS_TOKEN,
-    "b16_64px_t32": (*CLASS_TOKEN[:-2], "none", "none"),
-    "b16_112px_t32": (*CLASS_TOKEN[:-2], "none", "none"),
-    "b16_160px_t32": (*CLASS_TOKEN[:-2], "none", "none"),
+    "b16_64px_t32": (*CLASS_TOKEN[:-2], "dots", "dots"),
+    "b16_112px_t32": (*CLASS_TOKEN[:-2], "dots", "dots"),
+    "b16_160px_t32": (*CLASS_TOKEN[:-2], "dots", "dots"),
     "b16_224px_t32": CLASS_TOKEN,
     "s16_64px_t32": CLASS_TOKEN,
     "s16_112px_t32": CLASS_TOKEN,
@@ -215,8 +216,8 @@ def test_a_docstring_says_which_numbers_of_devices_work(name):
     docstring = " ".join((ast.get_docstring(ast.parse(FILES[name].read_text(encoding="utf-8"))) or "").split())
     config = load_config(FILES[name])
     split = config.mesh.fsdp
-    condition = f"is a multiple of {split} and divides the batch" if split > 1 else "divides the batch"
-    assert f"ny number of devices that {condition}" in docstring
+    condition = f"is a multiple of {split} that divides the batch" if split > 1 else "divides the batch"
+    assert f"The number of devices {condition}; with fewer, each needs more memory." in docstring
     if "512 TPU v3 cores" in docstring:
         assert (512 % split, config.batch_size % 512) == (0, 0)
 

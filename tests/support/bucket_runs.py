@@ -10,10 +10,10 @@ def downloaded(url: str, folder: Path) -> Path:
     """A copy of all objects of a folder in a bucket, as a program such as ``gsutil cp -r`` makes it."""
     bucket = bucket_at(url)
     assert bucket is not None
-    for name in bucket.names():
+    for name, size in bucket.names().items():
         file = folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        bucket.download(name, file)
+        bucket.download(name, file, size)
     return folder
 
 

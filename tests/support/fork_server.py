@@ -5,6 +5,7 @@ no thread, so that a fork is as safe as a new process.
 """
 
 import ctypes
+import importlib
 import json
 import os
 import select
@@ -54,7 +55,10 @@ class Forked:
 
 
 class ForkServer:
-    """Starts ``scripts/train.py`` in forks of one process. Use it in a ``with`` block, which kills what still runs."""
+    """Starts ``scripts/train.py`` in forks of one process. Use it in a ``with`` block, which kills what still runs.
+
+    ``variables`` are for its environment; ``ALSO_IMPORTED`` names modules that the forks need, with spaces between.
+    """
 
     def __init__(self, **variables: str) -> None:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT / "tests"), str(ROOT))), **variables}
@@ -126,6 +130,17 @@ class ForkServer:
         self._server.stdout.close()
 
 
+def cpu_server(cache: Path, **variables: str) -> ForkServer:
+    """A server of training processes on CPUs; what one of them compiles, the next ones read from a folder."""
+    return ForkServer(
+        JAX_PLATFORMS="cpu",
+        JAX_DISABLE_MOST_OPTIMIZATIONS="1",
+        JAX_COMPILATION_CACHE_DIR=str(cache),
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+        **variables,
+    )
+
+
 def _serve() -> dict[str, Any] | None:
     """Fork a process per line of standard input and report its end; returns in each fork, and at the end of input."""
     woken, wake = os.pipe()
@@ -195,6 +210,8 @@ def main() -> int:
     from clipa_eqx.programs import connection, train, training_run  # noqa: F401
     from support import phase_marks, tiny_runs  # noqa: F401
 
+    for name in os.environ.get("ALSO_IMPORTED", "").split():
+        importlib.import_module(name)
     request = _serve()
     return 0 if request is None else _become(request)
 

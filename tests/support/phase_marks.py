@@ -22,7 +22,7 @@ from typing import Any
 import jax
 from jax.experimental import serialize_executable
 
-from clipa_eqx.training.step import compile_step
+from clipa_eqx.training.compiled_step import compile_step
 
 
 def record(variable: str, value: object) -> None:

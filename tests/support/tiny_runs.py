@@ -28,11 +28,12 @@ from clipa_eqx.sharding import make_mesh, put_global_batch, shardings_for
 from clipa_eqx.tokenizer.loading import load_tokenizer
 from clipa_eqx.tokenizer.vocabulary import write_vocab
 from clipa_eqx.training import loop
+from clipa_eqx.training.compiled_step import Compiler, compile_step
 from clipa_eqx.training.inputs import open_sources, train_batches
 from clipa_eqx.training.loop import TrainResult, train
 from clipa_eqx.training.start import first_state
 from clipa_eqx.training.state import TrainState, abstract_state
-from clipa_eqx.training.step import Compiler, TrainStep, compile_step
+from clipa_eqx.training.step import TrainStep
 from support.tiny_models import LENGTH as LENGTH
 from support.tiny_models import PIECES, SIZE, WORDS, tiny_clip_config
 from support.tiny_models import VOCAB as VOCAB
@@ -102,7 +103,7 @@ def compile_once(config: ExperimentConfig, optimizer, abstract: TrainState, mesh
     """``compile_step`` that compiles equal steps once per session: a step depends on these parts of a config alone."""
     key = (
         *(config.model, config.optim, config.batch_size, config.duration, config.seed, config.precision),
-        *(config.on_non_finite, config.loss, config.micro_batch, mesh),
+        *(config.on_non_finite, config.loss, config.micro_batch, config.attention, mesh),
     )
     if key not in _COMPILED:
         _COMPILED[key] = compile_step(config, optimizer, abstract, mesh)

@@ -93,3 +93,11 @@ def test_any_place_gives_the_same_run(server, config, folder, whole, name):
     assert [line["step"] for line in deterministic(run.workdir)] == list(range(1, STEPS + 1))
     assert run.trained_on() == whole.trained_on()
     assert_same_losses(run, whole)
+
+
+@pytest.mark.slow
+def test_a_tensor_axis_over_two_processes_gives_the_same_run(server, config, folder, whole):
+    run = run_on([Place(2, 1, ("--mesh.tensor", "2"))], server=server, config=config, workdir=folder / "tensor")
+    # Each process loads all rows, because its device holds a part of what is computed for each.
+    assert run.trained_on() == {step: 2 * ids for step, ids in whole.trained_on().items()}
+    assert_same_losses(run, whole)

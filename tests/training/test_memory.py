@@ -3,8 +3,10 @@
 import dataclasses
 import functools
 import shlex
+from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
 from support import tiny_runs
 from support.tiny_models import tiny_clip_config
@@ -14,9 +16,9 @@ from clipa_eqx.device_memory import ProgramMemory
 from clipa_eqx.errors import ConfigError
 from clipa_eqx.precision import Precision
 from clipa_eqx.sharding import MeshConfig
+from clipa_eqx.training.compiled_step import compile_step
 from clipa_eqx.training.loop import train
-from clipa_eqx.training.memory import less_memory, smaller_batch
-from clipa_eqx.training.step import compile_step
+from clipa_eqx.training.memory import check_step_fits, less_memory, smaller_batch
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -114,3 +116,17 @@ def test_memory_that_runs_out_in_a_step_is_one_message(tmp_path):
     message = str(caught.value)
     assert message.startswith("memory ran out while training (RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.).")
     assert "--batch-size 8" in message
+
+
+def test_a_tpu_takes_what_its_compiler_takes(no_type_checks):
+    """The sum of arguments and temporaries counts gaps, which the compiler does not count as memory in use."""
+    device = SimpleNamespace(platform="tpu", process_index=0)
+    mesh = SimpleNamespace(devices=np.array([device], dtype=object), size=1)
+    needed = ProgramMemory(arguments=GIB, temporary=16 * GIB, peak=15 * GIB)
+    config = tiny_runs.run_config()
+    check_step_fits(needed, config, mesh, limit=16 * GIB)
+    with pytest.raises(ConfigError, match=r"needs 15\.00 GiB per device"):
+        check_step_fits(needed, config, mesh, limit=14 * GIB)
+    device.platform = "gpu"
+    with pytest.raises(ConfigError, match=r"needs 17\.00 GiB per device"):
+        check_step_fits(needed, config, mesh, limit=16 * GIB)

@@ -11,10 +11,10 @@ from support import tiny_runs
 from clipa_eqx.data.prefetch import BatchIterator
 from clipa_eqx.durations import Duration, RunLength
 from clipa_eqx.sharding import make_mesh
+from clipa_eqx.training.compiled_step import compile_step
 from clipa_eqx.training.device_batches import DeviceBatches
 from clipa_eqx.training.metrics import Throughput, read_metrics
 from clipa_eqx.training.reporting import Reports, StepNumbers
-from clipa_eqx.training.step import compile_step
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

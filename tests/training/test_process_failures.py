@@ -38,7 +38,7 @@ from clipa_eqx.evals import embeddings
 from clipa_eqx.evals.contrastive import ContrastiveConfig
 from clipa_eqx.training import loop
 from clipa_eqx.training.checkpoint import Checkpoints
-from clipa_eqx.training.step import compile_step
+from clipa_eqx.training.compiled_step import compile_step
 from clipa_eqx.training.stopping import Interrupted
 
 tiny_runs.folder = lambda: Path(folder)

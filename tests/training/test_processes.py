@@ -40,8 +40,8 @@ from support import tiny_runs
 from support.tiny_models import tiny_clip_config
 from clipa_eqx.sharding import MeshConfig
 from clipa_eqx.training.loop import train
+from clipa_eqx.training.compiled_step import compile_step
 from clipa_eqx.training.profiling import ProfiledSteps
-from clipa_eqx.training.step import compile_step
 from clipa_eqx.training.stopping import Interrupted
 
 logging.basicConfig(level=logging.INFO)

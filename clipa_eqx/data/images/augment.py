@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from clipa_eqx.data.images.affine import AffineChange, AffineConfig, apply_affine, sample_affine
 from clipa_eqx.data.images.color import ColorChange, ColorConfig, apply_color, sample_color
 from clipa_eqx.data.images.crops import CropBox, check_crop_ranges, crop_and_resize, sample_crop_box
-from clipa_eqx.data.images.decode import decode_image, image_size
+from clipa_eqx.data.images.decode import JpegHeader, decode_image, image_size, is_jpeg, jpeg_header
 from clipa_eqx.data.images.fast import Region, decode_for_region, resample
 from clipa_eqx.errors import ConfigError
 
@@ -71,8 +71,9 @@ def train_image(data: bytes, config: ImageConfig, rng: np.random.Generator) -> U
     Raises:
         DataError: the bytes are not a complete image (see ``decode_image``).
     """
-    height, width = image_size(data)
-    return render_image(data, config, sample_augmentation(rng, height, width, config))
+    header = jpeg_header(data) if is_jpeg(data) else None
+    height, width = image_size(data) if header is None else header.size
+    return render_image(data, config, sample_augmentation(rng, height, width, config), header=header)
 
 
 def sample_augmentation(rng: np.random.Generator, height: int, width: int, config: ImageConfig) -> Augmentation:
@@ -85,8 +86,12 @@ def sample_augmentation(rng: np.random.Generator, height: int, width: int, confi
     )
 
 
-def render_image(data: bytes, config: ImageConfig, parameters: Augmentation) -> UInt8[np.ndarray, "height width 3"]:
+def render_image(
+    data: bytes, config: ImageConfig, parameters: Augmentation, *, header: JpegHeader | None = None
+) -> UInt8[np.ndarray, "height width 3"]:
     """Compute a training image from its parameters: affine change of the full image, crop and resize, color change.
+
+    ``header`` is that of a JPEG, if it was read before.
 
     Raises:
         DataError: the bytes are not a complete image (see ``decode_image``).
@@ -98,7 +103,7 @@ def render_image(data: bytes, config: ImageConfig, parameters: Augmentation) -> 
         image = crop_and_resize(full, parameters.box, size=config.size)
     else:
         region = Region(*map(float, parameters.box))
-        scaled = decode_for_region(data, region, size=config.size)
+        scaled = decode_for_region(data, region, size=config.size, header=header)
         if parameters.affine is not None:
             scaled = scaled._replace(pixels=apply_affine(scaled.pixels, parameters.affine))
         image = resample(scaled, region, size=config.size)

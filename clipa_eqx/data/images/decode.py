@@ -34,6 +34,13 @@ class ImageSize(NamedTuple):
     width: int
 
 
+class JpegHeader(NamedTuple):
+    """Size of a JPEG and the color space in which it is stored."""
+
+    size: ImageSize
+    colorspace: str
+
+
 def image_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageSize:
     """Read height and width from the header (in microseconds for a JPEG).
 
@@ -41,7 +48,7 @@ def image_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageSize:
         DataError: not an image, an unknown format, or more than ``max_pixels``.
     """
     if is_jpeg(data):
-        return _jpeg_header(data, max_pixels=max_pixels)[0]
+        return jpeg_header(data, max_pixels=max_pixels).size
     if data[:8] == b"\x89PNG\r\n\x1a\n" and data[12:16] == b"IHDR" and len(data) >= 24:
         width, height = struct.unpack(">II", data[16:24])  # Pillow would parse every chunk
         if min(height, width) > 0 and height * width <= max_pixels:
@@ -89,16 +96,25 @@ def decode_jpeg_scaled(
     """
     if not is_jpeg(data):
         raise DataError(f"decode_jpeg_scaled got {len(data)} bytes that do not start like a JPEG; use decode_image")
-    size, colorspace = _jpeg_header(data, max_pixels=max_pixels)
-    scale = jpeg_scale(size, min_height=min_height, min_width=min_width)
+    header = jpeg_header(data, max_pixels=max_pixels)
+    scale = jpeg_scale(header.size, min_height=min_height, min_width=min_width)
+    return decode_jpeg_at(data, header, scale=scale)
+
+
+def decode_jpeg_at(data: bytes, header: JpegHeader, *, scale: float) -> UInt8[np.ndarray, "height width 3"]:
+    """Decode a JPEG, whose header was read, at a scale that ``jpeg_scale`` returned; scaled sides are rounded up.
+
+    Raises:
+        DataError: truncated or damaged.
+    """
     options: dict[str, Any] = {}
     if scale < 1:
         options = {
-            "min_height": math.ceil(size.height * scale),
-            "min_width": math.ceil(size.width * scale),
+            "min_height": math.ceil(header.size.height * scale),
+            "min_width": math.ceil(header.size.width * scale),
             "min_factor": 1 / scale,
         }
-    if colorspace not in ("CMYK", "YCCK"):
+    if header.colorspace not in ("CMYK", "YCCK"):
         return _decode_jpeg(data, "RGB", options)
     ink = _decode_jpeg(data, "CMYK", options).astype(np.uint16)
     if _ADOBE not in data:  # Adobe stores ink inverted, so that white is 255; without its mark ink is not inverted
@@ -126,7 +142,12 @@ def _decode_jpeg(data: bytes, colorspace: str, options: dict[str, Any]) -> np.nd
         raise DataError(f"cannot decode JPEG image of {len(data)} bytes: {error}") from error
 
 
-def _jpeg_header(data: bytes, *, max_pixels: int) -> tuple[ImageSize, str]:
+def jpeg_header(data: bytes, *, max_pixels: int = MAX_PIXELS) -> JpegHeader:
+    """Read the header of a JPEG.
+
+    Raises:
+        DataError: the header is damaged, or the image has more than ``max_pixels``.
+    """
     try:
         header = simplejpeg.decode_jpeg_header(data, strict=False)
     # ValueError with libjpeg's message, or KeyError if the damage left no valid color space.
@@ -134,7 +155,7 @@ def _jpeg_header(data: bytes, *, max_pixels: int) -> tuple[ImageSize, str]:
         raise DataError(f"cannot read the header of a JPEG image of {len(data)} bytes: {error}") from error
     size = ImageSize(int(header[0]), int(header[1]))
     _check_pixels(size, max_pixels=max_pixels)
-    return size, str(header[2])
+    return JpegHeader(size, str(header[2]))
 
 
 def _open(data: bytes, *, max_pixels: int) -> tuple[Image.Image, ImageSize]:

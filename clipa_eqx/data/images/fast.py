@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from clipa_eqx.data.images.decode import decode_image, decode_jpeg_scaled, image_size, is_jpeg, jpeg_scale
+from clipa_eqx.data.images.decode import JpegHeader, decode_image, decode_jpeg_at, is_jpeg, jpeg_header, jpeg_scale
 
 # The package has no wheel for Linux on ARM. There Pillow does the same in five times the time.
 _IS_VECTORIZED = importlib.util.find_spec("cykooz_resizer") is not None
@@ -46,20 +46,23 @@ class ScaledImage(NamedTuple):
     scale: float
 
 
-def decode_for_region(data: bytes, region: Region, *, size: tuple[int, int]) -> ScaledImage:
+def decode_for_region(
+    data: bytes, region: Region, *, size: tuple[int, int], header: JpegHeader | None = None
+) -> ScaledImage:
     """Decode at the smallest scale at which ``region`` has at least ``size`` (height, width) pixels.
 
-    Formats other than JPEG are decoded at full scale.
+    Formats other than JPEG are decoded at full scale. ``header`` is that of a JPEG, if it was read before.
 
     Raises:
         DataError: the bytes are not a complete image (see ``decode_image``).
     """
     if not is_jpeg(data):
         return ScaledImage(decode_image(data), 1.0)
-    full = image_size(data)
+    header = header or jpeg_header(data)
+    full = header.size
     wanted = max(size[0] / region.height, size[1] / region.width)
-    least = {"min_height": math.ceil(full.height * wanted), "min_width": math.ceil(full.width * wanted)}
-    return ScaledImage(decode_jpeg_scaled(data, **least), jpeg_scale(full, **least))
+    scale = jpeg_scale(full, min_height=math.ceil(full.height * wanted), min_width=math.ceil(full.width * wanted))
+    return ScaledImage(decode_jpeg_at(data, header, scale=scale), scale)
 
 
 def resample(
