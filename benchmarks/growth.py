@@ -180,7 +180,7 @@ def resume(options: argparse.Namespace) -> Iterator[str]:
 
 def stopping_step(compiled: list[Any], begun: list[float], *, stop_after: int) -> Any:
     """A compiler that compiles once, notes when each step begins, and requests a stop in a step."""
-    from clipa_eqx.training.step import compile_step
+    from clipa_eqx.training.compiled_step import compile_step
 
     def compiler(*arguments: Any) -> Any:
         if not compiled:
@@ -274,11 +274,11 @@ def start_phases(config_file: Path, launched: float) -> dict[str, float]:
     import jax
 
     from clipa_eqx.programs import training_run
+    from clipa_eqx.training.compiled_step import compile_step
     from clipa_eqx.training.device_batches import DeviceBatches
     from clipa_eqx.training.inputs import train_batches
     from clipa_eqx.training.preparation import prepare
     from clipa_eqx.training.start import first_state
-    from clipa_eqx.training.step import compile_step
 
     over("Python and imports")
     config = training_run.resolve_config(config_file, [], program="growth")

@@ -22,9 +22,9 @@ from clipa_eqx.durations import Duration
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.models.presets import preset
 from clipa_eqx.recipes import small_stage
+from clipa_eqx.training.compiled_step import compile_step
 from clipa_eqx.training.loop import train
 from clipa_eqx.training.metrics import read_metrics
-from clipa_eqx.training.step import compile_step
 
 
 def main() -> None:
