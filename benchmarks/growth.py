@@ -36,8 +36,8 @@ def main() -> None:
         return
     os.environ.update(JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES=str(DEVICES[-1]), TF_CPP_MIN_LOG_LEVEL="3")
     for part in [options.part] if options.part else PARTS:
-        rows = {"devices": devices, "fsdp": fsdp, "resume": resume, "ingest": ingest, "start": start}[part](options)
         print(f"{part}:", flush=True)
+        rows = {"devices": devices, "fsdp": fsdp, "resume": resume, "ingest": ingest, "start": start}[part](options)
         for row in rows:
             print(f"  {row}", flush=True)
 
@@ -45,10 +45,10 @@ def main() -> None:
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--part", choices=PARTS, help="the part to measure; all by default")
-    parser.add_argument("--preset", default="S/16", help="model of the parts devices, fsdp and start")
+    parser.add_argument("--preset", default="Ti/16", help="model of the parts devices, fsdp and start")
     parser.add_argument("--image-size", type=int, default=64, help="side of the square image, px")
     parser.add_argument("--length", type=int, default=32, help="text tokens")
-    parser.add_argument("--batch", type=int, default=64, help="pairs per step, over all devices")
+    parser.add_argument("--batch", type=int, default=256, help="pairs per step, over all devices")
     parser.add_argument("--rounds", type=int, default=3, help="measured steps, starts and conversions, in turns")
     parser.add_argument("--steps", type=int, nargs="+", default=[100, 1000, 10_000], help="steps done before a resume")
     parser.add_argument("--rows", type=int, default=4000, help="rows of the conversion")
@@ -105,17 +105,22 @@ def step_on(options: argparse.Namespace, *, count: int, fsdp: int) -> tuple[Call
 
 
 def devices(options: argparse.Namespace) -> Iterator[str]:
-    """Images/s over all devices, each number of devices in turns; the best of the rounds counts."""
-    steps = {count: step_on(options, count=count, fsdp=1)[0] for count in DEVICES}
-    seconds: dict[int, list[float]] = {count: [] for count in DEVICES}
+    """Images/s over all devices, each mesh in turns; the best of the rounds counts.
+
+    Each device of the axis data updates all parameters, so on simulated devices the update is repeated. The axis fsdp
+    splits it.
+    """
+    meshes = [("data", count) for count in DEVICES] + [("fsdp", DEVICES[-1])]
+    steps = [step_on(options, count=count, fsdp=count if axis == "fsdp" else 1)[0] for axis, count in meshes]
+    seconds: list[list[float]] = [[] for _ in meshes]
     for _ in range(options.rounds):
-        for count, step in steps.items():
-            seconds[count].append(step())
-    first = options.batch / min(seconds[1])
+        for step, found in zip(steps, seconds, strict=True):
+            found.append(step())
+    first = options.batch / min(seconds[0])
     yield f"{options.preset}, {options.image_size} px, {options.length} tokens, batch {options.batch}, {cpus()}"
-    for count, found in seconds.items():
+    for (axis, count), found in zip(meshes, seconds, strict=True):
         rate = options.batch / min(found)
-        yield f"{count} devices: {rate:7.1f} images/s in all, {100 * rate / first:5.1f} % of one device"
+        yield f"{axis} {count}: {rate:7.1f} images/s in all, {100 * rate / first:5.1f} % of one device"
 
 
 def fsdp(options: argparse.Namespace) -> Iterator[str]:
@@ -166,7 +171,8 @@ def resume(options: argparse.Namespace) -> Iterator[str]:
         done = 0
         for stop in options.steps:
             seconds = seconds_to_first_step("run", stop_after=stop - done)
-            yield f"{done:7,d} steps done: {seconds:5.2f} s to the next step"
+            remark = "" if done else ", of which most is compiling the initialization"
+            yield f"{done:7,d} steps done: {seconds:5.2f} s to the next step{remark}"
             done = stop
         seconds = min(seconds_to_first_step("run", stop_after=1) for _ in range(options.rounds))
         yield f"{done:7,d} steps done: {seconds:5.2f} s to the next step, best of {options.rounds} starts"
@@ -174,7 +180,7 @@ def resume(options: argparse.Namespace) -> Iterator[str]:
 
 def stopping_step(compiled: list[Any], begun: list[float], *, stop_after: int) -> Any:
     """A compiler that compiles once, notes when each step begins, and requests a stop in a step."""
-    from clipa_eqx.training.step import compile_step
+    from clipa_eqx.training.compiled_step import compile_step
 
     def compiler(*arguments: Any) -> Any:
         if not compiled:
@@ -268,11 +274,11 @@ def start_phases(config_file: Path, launched: float) -> dict[str, float]:
     import jax
 
     from clipa_eqx.programs import training_run
+    from clipa_eqx.training.compiled_step import compile_step
     from clipa_eqx.training.device_batches import DeviceBatches
     from clipa_eqx.training.inputs import train_batches
     from clipa_eqx.training.preparation import prepare
     from clipa_eqx.training.start import first_state
-    from clipa_eqx.training.step import compile_step
 
     over("Python and imports")
     config = training_run.resolve_config(config_file, [], program="growth")

@@ -22,9 +22,9 @@ from clipa_eqx.durations import Duration
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.models.presets import preset
 from clipa_eqx.recipes import small_stage
+from clipa_eqx.training.compiled_step import compile_step
 from clipa_eqx.training.loop import train
 from clipa_eqx.training.metrics import read_metrics
-from clipa_eqx.training.step import compile_step
 
 
 def main() -> None:
@@ -56,11 +56,11 @@ def main() -> None:
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--preset", default="S/16")
+    parser.add_argument("--preset", default="Ti/16")
     parser.add_argument("--image-size", type=int, default=64, help="side of the square image, px")
     parser.add_argument("--length", type=int, default=32, help="text tokens")
-    parser.add_argument("--batch", type=int, default=16, help="pairs per step")
-    parser.add_argument("--steps", type=int, default=32, help="steps of each run")
+    parser.add_argument("--batch", type=int, default=24, help="pairs per step")
+    parser.add_argument("--steps", type=int, default=20, help="steps of each run")
     parser.add_argument("--rounds", type=int, default=3)
     return parser.parse_args()
 

@@ -1,10 +1,20 @@
-"""Operations per second of a training step on one device, next to its matrix-product peak in the same run."""
+"""Operations per second of a training step on one device, next to its matrix-product peak in the same run.
+
+With ``--against``, next to the step of open_clip (extra ``open-clip``) or of the reference, on the CPU in a process of
+its own: both sides make a step in turns, and the ratio is that of neighboring steps. Our side has huge pages as in
+``train.py``.
+"""
 
 import argparse
 import dataclasses
+import os
 import platform
+import resource
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
+from statistics import median
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +23,7 @@ from jaxtyping import Array, Float
 
 from clipa_eqx.durations import RunLength
 from clipa_eqx.flops import step_flops
+from clipa_eqx.huge_pages import TUNABLES, restart_with_huge_pages
 from clipa_eqx.models.blocks import Remat
 from clipa_eqx.models.clip import CLIPConfig, abstract_clip
 from clipa_eqx.models.presets import PRESETS, preset
@@ -23,13 +34,19 @@ from clipa_eqx.training.state import TrainState, abstract_state, init_state
 from clipa_eqx.training.step import TrainStep, make_train_step
 from clipa_eqx.trees import count_params
 
+SIDES = ("open_clip", "reference")
+
 
 def main() -> None:
+    restart_with_huge_pages()
     options = parse_options()
     config = preset(options.preset, image_size=options.image_size, length=options.length)
     if options.remat != "none":
         config = with_remat(config, options.remat)
     step, state, batch, compile_seconds = prepare(config, options)
+    if options.against:
+        compare(step, state, batch, options)
+        return
     step_seconds: list[float] = []
     product_seconds: list[float] = []
     product, matrix = prepare_product(options.product, precision=options.precision)
@@ -69,8 +86,9 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=32, help="text tokens")
     parser.add_argument("--batch", type=int, default=64, help="pairs per step")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--remat", choices=("none", "dots", "full"), default="none")
+    parser.add_argument("--remat", choices=("none", "dots", "full"), default="dots")
     parser.add_argument("--product", type=int, default=3072, help="side of the matrices of the peak")
+    parser.add_argument("--against", choices=SIDES, help="compare with this step, on the CPU in float32")
     parser.add_argument("--rounds", type=int, default=3, help="measured steps and products, in turns")
     return parser.parse_args()
 
@@ -82,6 +100,38 @@ def with_remat(config: CLIPConfig, remat: Remat) -> CLIPConfig:
         for tower in (config.image, config.text)
     )
     return dataclasses.replace(config, image=image, text=text)
+
+
+def compare(step: TrainStep, state: TrainState, batch: Mapping[str, Array], options: argparse.Namespace) -> None:
+    """Print both sides' seconds and peak memory, step by step in turns, and the ratio of neighboring steps."""
+    sizes = {"preset": options.preset, "image-size": options.image_size, "length": options.length}
+    flags = [text for name, value in {**sizes, "batch": options.batch}.items() for text in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", f"benchmarks.step_{options.against}", *flags]
+    # The other side has its own defaults, as its users do.
+    variables = {name: value for name, value in os.environ.items() if name != TUNABLES}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        ready = other.stdout.readline()
+        if not ready.startswith("ready"):
+            raise SystemExit(f"{' '.join(command)} did not start; --against open_clip needs the extra open-clip")
+        version = ready.removeprefix("ready").strip()
+        print(f"ours: jax {jax.__version__}, remat {options.remat}; {options.against}: {version}")
+        ratios: list[float] = []
+        for number in range(options.rounds + 1):
+            since = time.perf_counter()
+            state, metrics = step(state, batch)
+            jax.block_until_ready(metrics)
+            ours = time.perf_counter() - since
+            print("step", file=other.stdin, flush=True)
+            theirs, peak = map(float, other.stdout.readline().split())
+            if number:  # the first step of both is a warm-up
+                ratios.append(theirs / ours)
+                print(f"ours {ours:.2f} s, {options.against} {theirs:.2f} s, ratio {ratios[-1]:.2f}", flush=True)
+        other.stdin.close()
+    mine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"speed ours / {options.against}: {median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+    print(f"peak memory of the process: ours {mine:.2f} GiB, {options.against} {peak:.2f} GiB")
 
 
 def prepare(

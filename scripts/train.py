@@ -2,7 +2,7 @@
 
 import sys
 
-from clipa_eqx.programs.train import program
+from clipa_eqx.programs.train import command
 
 if __name__ == "__main__":
-    sys.exit(program())
+    sys.exit(command())

@@ -27,7 +27,10 @@ def product(x: Float[Array, "*seq in"], weight: Float[Array, "out in"]) -> Float
         # Policies of ``jax.checkpoint`` know plain products only, and this one by its name.
         return checkpoint_name(_bfloat16_product(x, weight), PRODUCT)
     wide = jnp.promote_types(x.dtype, weight.dtype)
-    return jnp.matmul(x, weight.T, precision=HIGHEST if wide == jnp.float32 else None)
+    # Without ``weight.T``, whose gradient would be computed transposed, and then copied.
+    dimensions = (((x.ndim - 1,), (1,)), ((), ()))
+    precision = HIGHEST if wide == jnp.float32 else None
+    return lax.dot_general(x.astype(wide), weight.astype(wide), dimensions, precision=precision)
 
 
 def add_parameter(x: Float[Array, "*shape"], parameter: Float[Array, "..."]) -> Float[Array, "*shape"]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from clipa_eqx.argument_parser import ArgumentParser
 from clipa_eqx.cli import INTERRUPTED, OK, end_now, run
 from clipa_eqx.errors import ConfigError
+from clipa_eqx.huge_pages import restart_with_huge_pages
 from clipa_eqx.programs.distributed import add_distributed_flags, processes_of
 
 EPILOG = """Any field of the config is a flag: --batch-size 64 --optim.peak-lr 4e-4 --data.sources.0.folder DIR.
@@ -76,3 +77,9 @@ def program() -> int:
     if code not in (OK, INTERRUPTED) and "--distributed" in sys.argv:
         end_now(code)
     return code
+
+
+def command() -> int:
+    """``program`` as the first thing that a process does: it may start again, with other settings of the allocator."""
+    restart_with_huge_pages()
+    return program()

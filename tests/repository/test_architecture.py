@@ -15,7 +15,7 @@ LONGEST_FILE = 350
 # Rooms of the library, lowest floor first. A room imports rooms of lower floors only, so no two import each other.
 # A room is a folder, or a file that is in no folder of its own.
 FLOORS = (
-    "commands errors foreign_output progress similar_flags",
+    "commands errors foreign_output huge_pages progress similar_flags",
     "agreement argument_parser buckets cli data.images device_memory devices durations json_config json_files "
     "precision replacing tokenizer trees",
     "checksums config_flags data layerwise models schedules sharding",
@@ -55,6 +55,7 @@ FRAMEWORK_HOMES = {
     "conversion.open_clip.adapter": {"torch"},
     "benchmarks.reference_input": {"tensorflow"},
     "benchmarks.gpu_open_clip": {"torch", "open_clip"},
+    "benchmarks.step_open_clip": {"torch", "open_clip"},
 }
 DEVICE_LIBRARIES = {"jax", "equinox", "optax", "orbax"}
 
