@@ -118,6 +118,7 @@ def compare(step: TrainStep, state: TrainState, batch: Mapping[str, Array], opti
         version = ready.removeprefix("ready").strip()
         print(f"ours: jax {jax.__version__}, remat {options.remat}; {options.against}: {version}")
         ratios: list[float] = []
+        peak = 0.0
         for number in range(options.rounds + 1):
             since = time.perf_counter()
             state, metrics = step(state, batch)
