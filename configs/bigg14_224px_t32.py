@@ -3,6 +3,7 @@
 Command:   python scripts/train.py configs/bigg14_224px_t32.py --workdir runs/bigg14_224px_t32
 Hardware:  TPU pod slice; laid out for 512 TPU v3 cores (16 GB each). The number of devices is a multiple of 16 that
            divides the batch; with fewer, each needs more memory.
+Plan:      per device 4.31 GiB on v3:16x16 (`scripts/plan.py`, docs/performance.md).
 Samples:   524,288,000 pairs: 32,000 steps of 16,384.
 Hours:     21,998 A100 hours published for pre-training at 84 px and this stage together; not re-run here.
 Expect:    82.5 % (the reference's JAX table) or 82.7 % (its torch table and open_clip) zero-shot ImageNet top-1 with

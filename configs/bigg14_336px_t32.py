@@ -3,6 +3,7 @@
 Command:   python scripts/train.py configs/bigg14_336px_t32.py --workdir runs/bigg14_336px_t32
 Hardware:  TPU pod slice; laid out for 512 TPU v3 cores (16 GB each). The number of devices is a multiple of 16 that
            divides the batch; with fewer, each needs more memory.
+Plan:      per device 6.75 GiB on v3:16x16 (`scripts/plan.py`, docs/performance.md).
 Samples:   131,072,000 pairs: 8,000 steps of 16,384.
 Hours:     1,744 A100 hours, the difference of the published 23,742 for all three stages and 21,998 for the first two;
            not re-run here.

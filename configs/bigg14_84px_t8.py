@@ -3,6 +3,7 @@
 Command:   python scripts/train.py configs/bigg14_84px_t8.py --workdir runs/bigg14_84px_t8
 Hardware:  TPU pod slice; laid out for 512 TPU v3 cores (16 GB each). The number of devices is a multiple of 16 that
            divides the batch; with fewer, each needs more memory.
+Plan:      per device 4.39 GiB on v3:16x16 (`scripts/plan.py`, docs/performance.md).
 Samples:   12,811,632,640 pairs: 195,490 steps of 65,536, 10,000 times the images of ImageNet.
 Hours:     21,998 A100 hours published for this stage and the one at 224 px together; not re-run here.
 Expect:    78.5 % zero-shot ImageNet top-1 with DataComp-1B. Published by the reference, not re-run here.

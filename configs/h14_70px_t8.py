@@ -3,6 +3,7 @@
 Command:   python scripts/train.py configs/h14_70px_t8.py --workdir runs/h14_70px_t8
 Hardware:  TPU pod slice; laid out for 512 TPU v3 cores (16 GB each). The number of devices is a multiple of 8 that
            divides the batch; with fewer, each needs more memory.
+Plan:      per device 2.82 GiB on v3:16x16 (`scripts/plan.py`, docs/performance.md).
 Samples:   12,811,632,640 pairs: 195,490 steps of 65,536, 10,000 times the images of ImageNet.
 Hours:     5,920 A100 hours published for this stage on DataComp-1B and the one at 224 px together; not re-run here.
 Expect:    70.1 % zero-shot ImageNet top-1 with LAION-2B; no number published at the end of this stage with DataComp-1B

@@ -3,6 +3,7 @@
 Command:   python scripts/train.py configs/l14_224px_t32.py --workdir runs/l14_224px_t32
 Hardware:  TPU pod slice; laid out for 512 TPU v3 cores (16 GB each). The number of devices is a multiple of 8 that
            divides the batch; with fewer, each needs more memory.
+Plan:      per device 2.90 GiB on v3:16x16 (`scripts/plan.py`, docs/performance.md).
 Samples:   524,288,000 pairs: 16,000 steps of 32,768.
 Hours:     4,008 A100 hours published for the stage at 84 px and this one together; not re-run here.
 Expect:    79.7 % zero-shot ImageNet top-1 with DataComp-1B. Published by the reference, not re-run here.

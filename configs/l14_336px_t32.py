@@ -3,6 +3,7 @@
 Command:   python scripts/train.py configs/l14_336px_t32.py --workdir runs/l14_336px_t32
 Hardware:  TPU pod slice; laid out for 512 TPU v3 cores (16 GB each). The number of devices is a multiple of 8 that
            divides the batch; with fewer, each needs more memory.
+Plan:      per device 2.94 GiB on v3:16x16 (`scripts/plan.py`, docs/performance.md).
 Samples:   131,072,000 pairs: 8,000 steps of 16,384.
 Hours:     512 A100 hours, the difference of the published 4,520 for all three stages and 4,008 for the first two; not
            re-run here.
