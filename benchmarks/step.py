@@ -116,8 +116,12 @@ def compare(step: TrainStep, state: TrainState, batch: Mapping[str, Array], opti
         if not ready.startswith("ready"):
             raise SystemExit(f"{' '.join(command)} did not start; --against open_clip needs the extra open-clip")
         version = ready.removeprefix("ready").strip()
-        print(f"ours: jax {jax.__version__}, remat {options.remat}; {options.against}: {version}")
+        product, matrix = prepare_product(options.product, precision="float32")
+        rate = 2e-9 * options.product**3 / min(seconds(lambda: product(matrix)) for _ in range(5))
+        print(f"ours: jax {jax.__version__}, remat {options.remat}, products {rate:.0f} GFLOP/s")
+        print(f"{options.against}: {version}")
         ratios: list[float] = []
+        peak = 0.0
         for number in range(options.rounds + 1):
             since = time.perf_counter()
             state, metrics = step(state, batch)

@@ -26,7 +26,10 @@ def main() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.2, fused=True)
     images = torch.randn(options.batch, 3, options.image_size, options.image_size)
     tokens = torch.randint(0, 32000, (options.batch, options.length))
-    print(f"ready torch {torch.__version__}, open_clip {open_clip.__version__}", flush=True)
+    rate = product_rate()
+    print(
+        f"ready torch {torch.__version__}, open_clip {open_clip.__version__}, products {rate:.0f} GFLOP/s", flush=True
+    )
     for _ in sys.stdin:
         since = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
@@ -36,6 +39,16 @@ def main() -> None:
         optimizer.step()
         loss.item()
         print(time.perf_counter() - since, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, flush=True)
+
+
+def product_rate(side: int = 3072) -> float:
+    """GFLOP/s of a product of square matrices, best of five."""
+    matrix, seconds = torch.randn(side, side), []
+    for _ in range(5):
+        since = time.perf_counter()
+        matrix @ matrix
+        seconds.append(time.perf_counter() - since)
+    return 2e-9 * side**3 / min(seconds)
 
 
 if __name__ == "__main__":

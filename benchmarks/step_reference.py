@@ -1,6 +1,6 @@
 """The reference's step on the JAX of this environment, to compare ours with (``step.py`` starts it).
 
-Like CLIPA's (docs/reference.md F1): the blocks of a tower are separate parameters, run one after the other in Python,
+Like CLIPA's (docs/reference.md F1.0): the blocks of a tower are separate parameters, run one after the other in Python,
 kernels are (in, out), everything is kept for the backward pass, and optax's Adam with decoupled decay of kernels makes
 the update. Metrics are the loss only. A line of input asks for a step.
 """
@@ -37,14 +37,15 @@ def main() -> None:
     config = preset(options.preset, image_size=options.image_size, length=options.length)
     params = init(config, np.random.default_rng(0))
     is_kernel = jax.tree_util.tree_map_with_path(lambda path, _: "kernel" in jax.tree_util.keystr(path), params)
-    optimizer = optax.adamw(1e-4, b1=0.9, b2=0.95, weight_decay=0.2, mask=is_kernel)
+    optimizer: Any = optax.adamw(1e-4, b1=0.9, b2=0.95, weight_decay=0.2, mask=is_kernel)
     state = jax.jit(optimizer.init)(params)
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def step(params: Params, state: Any, images: Array, tokens: Array) -> tuple[Params, Any, Array]:
         loss, grads = jax.value_and_grad(lambda p: loss_of(p, images, tokens, config))(params)
         updates, state = optimizer.update(grads, state, params)
-        return optax.apply_updates(params, updates), state, loss
+        changed: Any = optax.apply_updates(params, updates)
+        return changed, state, loss
 
     images = jr.normal(jr.key(1), (options.batch, options.image_size, options.image_size, 3))
     tokens = jr.randint(jr.key(2), (options.batch, options.length), 0, config.text.vocab)

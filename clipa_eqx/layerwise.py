@@ -59,7 +59,7 @@ def scale_and_negate(
     peak_lr: float,
     factors: Mapping[str, Strength],
     schedules: Mapping[str, Any],
-    multipliers: Mapping[Any, Callable[[Int[Array, ""]], Float[Array, ""]]],
+    multipliers: Mapping[Any, Callable[[Int[Array, ""]], Float[Array, ""] | np.float32]],
 ) -> optax.GradientTransformation:
     """Multiply by -(peak learning rate * factor * multiplier of the leaf's or layer's schedule).
 
