@@ -47,7 +47,11 @@ def main() -> None:
         total = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
         is_room = 2 * batch <= options.most and (total is None or 1.8 * memory < total)
         # Compiling for another batch takes longer than the first measurement, whose blocks were compiled before.
-        if not (is_growing and is_room and time.monotonic() + took + 30 < end):
+        if not (is_growing and is_room):
+            return
+        if time.monotonic() + took + 30 >= end:
+            row["note"] += ", larger batches not tried"
+            print("ROW " + json.dumps(row), flush=True)
             return
         batch *= 2
         _release(device)

@@ -60,7 +60,8 @@ def recomputed_flops(config: CLIPConfig, *, batch_size: int, is_cached: bool = F
     total = 0
     for tokens, blocks in ((config.image.visible, config.image.blocks), (config.text.length, config.text.blocks)):
         if blocks.remat == "full":
-            total += _blocks(tokens, blocks)
+            # No gradient needs the result of a block's last product.
+            total += _blocks(tokens, blocks) - blocks.depth * _product(tokens, blocks.mlp_dim, blocks.width)
         elif blocks.remat == "dots":
             # Products of activations with each other have batch axes, so they are not kept.
             total += blocks.depth * 2 * _product(tokens, blocks.width, tokens)

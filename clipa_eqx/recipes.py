@@ -12,6 +12,7 @@ from clipa_eqx.data.images.color import ColorConfig
 from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.data.prefetch import StreamConfig
 from clipa_eqx.durations import NO_TIME, Duration
+from clipa_eqx.errors import ConfigError
 from clipa_eqx.evals.zero_shot import ZeroShotConfig
 from clipa_eqx.experiment import CheckpointConfig, DataConfig, DataSource, ExperimentConfig, InitConfig
 from clipa_eqx.losses.config import LossConfig
@@ -57,8 +58,10 @@ def stage_model(
             both towers except for the matrix products, which costs nearly no operations.
 
     Raises:
-        ConfigError: an unknown name, an image size that the patch does not divide, or a ratio that leaves no patch.
+        ConfigError: an unknown name, an image size that the patch does not divide, or a ratio that leaves no patch, or another remat.
     """
+    if remat not in _REMAT:
+        raise ConfigError(f"remat of stage_model is {remat!r}; it must be one of {', '.join(map(repr, _REMAT))}")
     model = preset(name, image_size=image_size, length=length)
     image, text = model.image, model.text
     of_image, of_text = _REMAT[remat]

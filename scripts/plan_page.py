@@ -80,6 +80,8 @@ def cost_table(recorded: Mapping[str, Mapping[str, Any]]) -> str:
     for name in recipe_names():
         for topology in (one for one in SLICES if one in recorded.get(name, {})):
             made = recorded[name][topology]
+            if made["least_seconds"] is None:  # the compiler refused it
+                continue
             parts = made["bytes"]
             sizes = [parts[key] for key in ("parameters", "optimizer_state", "temporary", "activations")]
             least = made["least_seconds"]

@@ -53,7 +53,7 @@ class Bill(NamedTuple):
 
 def does_fit(compiled: Compiled, available: int) -> bool:
     """Whether a compiled step fits into this many bytes."""
-    return not compiled.is_refused and compiled.memory is not None and compiled.memory.peak <= available
+    return not compiled.is_refused and compiled.memory is not None and compiled.memory.without_gaps.total <= available
 
 
 def make_bill(

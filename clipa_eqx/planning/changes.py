@@ -12,6 +12,9 @@ from clipa_eqx.planning.costs import step_operations
 from clipa_eqx.planning.slices import Slice
 from clipa_eqx.sharding import batch_parts, make_mesh
 
+_MOST_ALONE = 2
+"""Micro-batches to try before they are combined with recomputation."""
+
 
 class Change(NamedTuple):
     """A changed config that computes the same, except for rounding.
@@ -48,10 +51,12 @@ def changes(prepared: Prepared, target: Slice, *, needed: ProgramMemory | None, 
     found = [change(one, *flags) for one, flags in _more_fsdp(prepared, target, needed, available)]
     remat = [change(one, *flags) for one, flags in _more_remat(config)]
     found += sorted(remat, key=lambda one: one.extra)
-    found += [change(one, *flags) for one, flags in _smaller(config, prepared, needed, available)]
+    smaller = list(_smaller(config, prepared, needed, available))
+    found += [change(one, *flags) for one, flags in (smaller[:_MOST_ALONE] if remat else smaller)]
     if remat:
+        # How much temporary memory full recomputation leaves is not known, so no micro-batch is left out.
         full = remat[-1]
-        found += [change(one, *full.flags, *flags) for one, flags in _smaller(full.config, prepared, needed, available)]
+        found += [change(one, *full.flags, *flags) for one, flags in _smaller(full.config, prepared, None, available)]
     return found
 
 
@@ -75,16 +80,18 @@ def _more_fsdp(
 
 
 def _more_remat(config: ExperimentConfig) -> Iterator[tuple[ExperimentConfig, tuple[str, ...]]]:
-    """Remat of either tower, and of both, where it is not full yet; both are last."""
-    model = config.model
-    towers = [name for name in ("text", "image") if getattr(model, name).blocks.remat != "full"]
-    for chosen in [(name,) for name in towers] + ([tuple(towers)] if len(towers) > 1 else []):
-        changed = config.model
-        for name in chosen:
-            tower = getattr(changed, name)
-            changed = replace(changed, **{name: replace(tower, blocks=replace(tower.blocks, remat="full"))})
-        flags = tuple(word for name in chosen for word in (f"--model.{name}.blocks.remat", "full"))
-        yield replace(config, model=changed), flags
+    """Products only, then nothing, kept by either tower and by both, where less is not kept yet; the last is "full"."""
+    settings = {name: getattr(config.model, name).blocks.remat for name in ("text", "image")}
+    for remat, larger in (("dots", ("none",)), ("full", ("none", "dots"))):
+        towers = [name for name, setting in settings.items() if setting in larger]
+        single = [(name,) for name in towers] if remat == "full" else []
+        for chosen in single + ([tuple(towers)] if len(towers) > 1 or (towers and not single) else []):
+            changed = config.model
+            for name in chosen:
+                tower = getattr(changed, name)
+                changed = replace(changed, **{name: replace(tower, blocks=replace(tower.blocks, remat=remat))})
+            flags = tuple(word for name in chosen for word in (f"--model.{name}.blocks.remat", remat))
+            yield replace(config, model=changed), flags
 
 
 def _smaller(

@@ -123,7 +123,10 @@ def compile_for_slice(prepared: Prepared) -> Compiled:
             if not is_out_of_memory(error):
                 raise ConfigError(f"the compiler failed: {str(error).strip().splitlines()[0]}") from error
             used, limit = refused_bytes(str(error))
-            arguments = min(sum(prepared.state), used)
+            state = sum(prepared.state)
+            if "HLO temporaries" in str(error):  # the message counts these alone, and its limit is what they may have
+                used, limit = used + state, None
+            arguments = min(state, used)
             memory = ProgramMemory(arguments, used - arguments, used) if used else None
             return Compiled(memory, limit, 0, None, seconds, cpu_seconds, "")
         seconds, cpu_seconds = time.perf_counter() - since, time.process_time() - cpu_since

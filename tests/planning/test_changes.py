@@ -34,7 +34,17 @@ def test_remat_comes_before_micro_batches_and_both_come_last(prepared):
     assert flags_of(found)[:4] == [text, image, f"{text} {image}", "--micro-batch 512"]
     assert flags_of(found)[-1] == f"{text} {image} --micro-batch 8"
     assert [change.extra for change in found[:3]] == sorted(change.extra for change in found[:3])
-    assert found[2].extra == pytest.approx(1 / 3, rel=0.05)
+    assert found[2].extra == pytest.approx(2 / 9, rel=0.05)
+
+
+def test_keeping_only_products_is_tried_first_where_everything_is_kept(prepared):
+    config = apply_overrides(
+        prepared.config, ("--model.image.blocks.remat", "none", "--model.text.blocks.remat", "none")
+    )
+    needed = ProgramMemory(arguments=GIB, temporary=20 * GIB)
+    found = changes(prepared._replace(config=config), SLICE, needed=needed, available=15 * GIB)
+    assert flags_of(found)[0] == "--model.text.blocks.remat dots --model.image.blocks.remat dots"
+    assert found[0].extra < 0.02
 
 
 def test_splitting_the_state_comes_first_where_it_is_enough(prepared):
