@@ -58,7 +58,8 @@ def stage_model(
             both towers except for the matrix products, which costs nearly no operations.
 
     Raises:
-        ConfigError: an unknown name, an image size that the patch does not divide, or a ratio that leaves no patch, or another remat.
+        ConfigError: an unknown name, an image size that the patch does not divide, a ratio that leaves no patch, or
+            another remat.
     """
     if remat not in _REMAT:
         raise ConfigError(f"remat of stage_model is {remat!r}; it must be one of {', '.join(map(repr, _REMAT))}")

@@ -32,6 +32,7 @@ _PERMANENT = (FileNotFoundError, FileExistsError, PermissionError, ImportError, 
 _CREDENTIALS = frozenset({"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "RefreshError"})
 
 _silent_since: dict[tuple[str, str], float] = {}
+_answered_at: dict[tuple[str, str], float] = {}
 """Buckets of which no request was answered since a time: scheme and name. The patience is not granted to each request
 anew: a run that ends because its bucket does not answer makes several."""
 
@@ -209,14 +210,17 @@ class Bucket:
                 if _is_permanent(error):
                     _silent_since.pop(here, None)
                     raise self._explained(error, what, 0.0) from error
-                waited = time.monotonic() - min(begun, _silent_since.setdefault(here, tried_at))
-                if waited + pause > seconds:
+                # Other threads may have had answers while this request was sent.
+                silent_since = max(tried_at, _answered_at.get(here, tried_at))
+                waited = time.monotonic() - min(begun, _silent_since.setdefault(here, silent_since))
+                if waited + pause > seconds + size * SECONDS_PER_BYTE:
                     raise self.unanswered(what, error, waited) from error
                 _log.warning("%s: %s (%s); trying again", self.url, what, _words(error))
                 time.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
             else:
                 _silent_since.pop(here, None)
+                _answered_at[here] = time.monotonic()
                 return result
 
     def _explained(self, error: Exception, what: str, waited: float) -> BucketError:

@@ -148,7 +148,7 @@ def mesh_config(text: str) -> MeshConfig:
         ConfigError: it does not have three sizes.
     """
     parts = text.split("x")
-    if len(parts) != 3 or not all(part.isdigit() for part in parts):
+    if len(parts) != 3 or not all(part.isascii() and part.isdigit() for part in parts):
         raise ConfigError(f"--mesh is {text!r}; give the sizes of data, fsdp and tensor, such as 64x8x1")
     data, fsdp, tensor = map(int, parts)
     return MeshConfig(data=data, fsdp=fsdp, tensor=tensor)

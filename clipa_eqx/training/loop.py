@@ -216,13 +216,13 @@ def _train(
         batch = batches.take() if start < total_steps else None
         stops.check_start()
         stops.has_begun = True
+        reports.throughput.waited(batch.waited_seconds if batch else 0.0)
         if resumed_numbers is not None:  # the evaluations of this step were interrupted
             end_step(state, resumed_numbers)
         pending: StepNumbers | None = None
         for step in range(start + 1, total_steps + 1):
             assert batch is not None
             flight.started(step, batch.sample_id)
-            reports.throughput.waited(batch.waited_seconds)
             traced.before(step, running=state.step)
             since = time.perf_counter()
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
@@ -232,6 +232,7 @@ def _train(
             # While the devices work on this step, fetch the next batch and read the numbers of the previous step.
             watchdog.at(f"waiting for the batch of step {step + 1}")
             batch = batches.take(running=metrics["loss"]) if step < total_steps else None
+            reports.throughput.waited(batch.waited_seconds if batch else 0.0)
             reports.throughput.starved(batch.starved_seconds if batch else 0.0)
             check_lock()
             checkpoints.check()

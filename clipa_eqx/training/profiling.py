@@ -34,7 +34,7 @@ class ProfiledSteps(NamedTuple):
         Raises:
             ConfigError: not two numbers of steps in their order, or more than ``MOST_STEPS``.
         """
-        found = re.fullmatch(r"([0-9]+):([0-9]+)", text)
+        found = re.fullmatch(r"([0-9]{1,12}):([0-9]{1,12})", text)
         example = "give the first and the last step, such as --profile 10:12"
         if found is None:
             raise ConfigError(f"--profile {text} is not START:STOP; {example}")

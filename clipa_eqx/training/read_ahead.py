@@ -10,9 +10,11 @@ from typing import NamedTuple
 from clipa_eqx.data.prefetch import Batch
 
 SECONDS = 1.0
-"""Time to measure, from the first batch on. Batches that take longer are measured until two of them were waited for."""
+"""Least time to measure, from the first batch on. It is longer if the first batch, or two that were waited for, take
+longer."""
 
 _LONGEST = 120.0
+_LONGEST_WAVE = 30.0
 _MOST_BYTES = 2**30
 _END_SECONDS = 5.0
 
@@ -75,6 +77,7 @@ class ReadAhead(Iterator[Batch]):
             found = self._ready.get()
             self._taken.set()
             if isinstance(found, BaseException):
+                self._is_direct = True
                 raise found
             if found is not None:
                 return found
@@ -99,7 +102,11 @@ class ReadAhead(Iterator[Batch]):
 
     def _is_enough(self, begun: float) -> bool:
         now = time.perf_counter()
-        if not self._fetched or now - self._fetched[0].end < self._seconds:
+        if not self._fetched:
+            return False
+        # Workers that start together deliver their first batches together: that wave says nothing about their rate.
+        wave = min(self._fetched[0].wait, _LONGEST_WAVE)
+        if now - self._fetched[0].end < max(self._seconds, wave):
             return False
         return batches_per_second(self._fetched) is not None or now - begun > _LONGEST
 

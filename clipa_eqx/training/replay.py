@@ -134,6 +134,7 @@ def replay(
         ConfigError: the run has no such step, or the config does not fit.
         DataError: a record is damaged, or the data are not those of the run.
     """
+    config = dataclasses.replace(config, attention="auto")  # the run's devices may have had other kernels
     mesh = make_mesh(config.mesh, devices=devices)
     mixture = open_sources(config)
     tokenizer = load_tokenizer(config.data.vocab, model_vocab=config.model.text.vocab)
@@ -268,7 +269,7 @@ def _bad_leaves(config: ExperimentConfig, model: CLIP, batch: DeviceBatch, mesh:
     keeper = optax.GradientTransformation(init, keep)
     abstract = abstract_state(config.model, keeper)
     # With the policy "skip", the step would not take over its optimizer's state.
-    compiled = compile_step(dataclasses.replace(config, on_non_finite="stop", attention="auto"), keeper, abstract, mesh)
+    compiled = compile_step(dataclasses.replace(config, on_non_finite="stop"), keeper, abstract, mesh)
     counter: Int[Array, ""] = jnp.asarray(step - 1, jnp.int32)
     state = TrainState(model=model, opt_state=jax.jit(init)(model), step=counter)
     after, _ = compiled(state, batch.arrays)

@@ -61,7 +61,10 @@ class Uploads:
                     content = (self._folder / name).read_bytes()
                     self._bucket.write(name, content[: content.rfind(b"\n") + 1])
                 else:
-                    self._bucket.upload(self._folder / name, name)
+                    try:
+                        self._bucket.upload(self._folder / name, name)
+                    except FileNotFoundError:  # deleted since it was listed
+                        continue
                 self._sent[name] = files[name]
             gone = [name for name in self._sent if name not in files]
             self._bucket.delete(gone)

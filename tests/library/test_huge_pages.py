@@ -14,7 +14,7 @@ MADVISE = "always [madvise] never\n"
 
 
 def test_a_program_that_trains_on_a_cpu_asks_for_huge_pages():
-    wanted = {"A": "1", TUNABLES: "glibc.malloc.hugetlb=1"}
+    wanted = {"A": "1", TUNABLES: "glibc.malloc.hugetlb=1", "CLIPA_EQX_HUGE_PAGES": "1"}
     assert variables_with_huge_pages({"A": "1"}, libc="glibc", state=MADVISE) == wanted
     variables = {"A": "1", "JAX_PLATFORMS": "cpu"}
     assert variables_with_huge_pages(variables, libc="glibc", state=MADVISE) == {**wanted, "JAX_PLATFORMS": "cpu"}
@@ -24,6 +24,7 @@ def test_a_program_that_trains_on_a_cpu_asks_for_huge_pages():
     ("variables", "libc", "state"),
     [
         ({TUNABLES: ""}, "glibc", MADVISE),
+        ({"CLIPA_EQX_HUGE_PAGES": "1"}, "glibc", MADVISE),
         ({"JAX_PLATFORMS": "cuda,cpu"}, "glibc", MADVISE),
         ({}, "", MADVISE),
         ({}, "glibc", "[always] madvise never\n"),
@@ -43,7 +44,11 @@ def test_the_process_starts_again_once_with_the_same_arguments(tmp_path):
         "from clipa_eqx.huge_pages import restart_with_huge_pages\n"
         "restart_with_huge_pages()\n"
     )
-    variables = {name: value for name, value in os.environ.items() if name not in (TUNABLES, "JAX_PLATFORMS")}
+    variables = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in (TUNABLES, "JAX_PLATFORMS", "CLIPA_EQX_HUGE_PAGES")
+    }
     ran = subprocess.run(
         [sys.executable, script, "a b", "--c"], capture_output=True, text=True, check=True, env=variables
     )

@@ -36,6 +36,20 @@ def measured(rows):
     return rows
 
 
+def test_a_first_wave_of_workers_that_started_together_is_no_rate():
+    def waves():
+        time.sleep(0.6)
+        for _ in range(8):  # they were made together, and come one shortly after the other
+            time.sleep(0.005)
+            yield {"sample_id": np.arange(10)}
+        while True:
+            time.sleep(0.1)
+            yield {"sample_id": np.arange(10)}
+
+    with ReadAhead(waves(), most=1000, seconds=0.02) as rows:
+        assert measured(rows).images_per_second() < 400
+
+
 def test_batches_come_once_and_in_order_during_and_after_the_measurement():
     with ReadAhead(batches(seconds=0.002), most=300, seconds=0.1) as rows:
         assert numbers(rows, 5) == [0, 1, 2, 3, 4]

@@ -67,6 +67,20 @@ def test_a_step_of_a_healthy_run_is_replayed_bit_for_bit(healthy):
     assert (found.bad_rows, found.bad_leaves, found.same_samples) == ((), (), None)
 
 
+def test_a_replay_needs_no_kernel_of_the_devices_of_the_run(healthy):
+    config, run = healthy
+    chosen = []
+
+    def compiler(config, *rest):
+        chosen.append(config.attention)
+        return tiny_runs.compile_once(config, *rest)
+
+    devices = tiny_runs.one_device()
+    there = dataclasses.replace(config, attention="xla")
+    replay(there, run, 9, record=read_record(run), devices=devices, compiler=compiler)
+    assert chosen == ["auto"]
+
+
 def test_a_step_without_an_older_checkpoint_names_what_can_be_replayed(healthy):
     config, run = healthy
     with pytest.raises(CheckpointError, match=r"no checkpoint from before step 3; steps 9 and later can be replayed"):
