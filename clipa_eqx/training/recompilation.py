@@ -56,7 +56,8 @@ class CompileWatch:
             return
         raise RecompilationError(
             f"{what}. This is a bug of clipa_eqx, or of the code that calls it: report it with the output of "
-            "JAX_LOG_COMPILES=1. The steps since the last checkpoint are lost. To resume in spite of it, run the same command with --allow-recompilation"
+            "JAX_LOG_COMPILES=1. The steps since the last checkpoint are lost. To resume in spite of it, run the same "
+            "command with --allow-recompilation"
         )
 
     @contextmanager
