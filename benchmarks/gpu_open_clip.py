@@ -50,8 +50,7 @@ def main() -> None:
         if not (is_growing and is_room):
             return
         if time.monotonic() + took + 30 >= end:
-            row["note"] += ", larger batches not tried"
-            print("ROW " + json.dumps(row), flush=True)
+            print("ROW " + json.dumps({**row, "note": f"{row['note']}, larger batches not tried"}), flush=True)
             return
         batch *= 2
         _release(device)

@@ -19,7 +19,7 @@ from clipa_eqx.training.loop import TrainResult
 def ending(monkeypatch, capsys, tmp_path):
     """Ends a run with this config in a folder whose name needs quotes; gives the words of each next command."""
     workdir = tmp_path / "my run"
-    monkeypatch.setattr(training_run, "train", lambda config, workdir: TrainResult(3, {}, workdir / "model"))
+    monkeypatch.setattr(training_run, "train", lambda config, workdir, **_: TrainResult(3, {}, workdir / "model"))
 
     def end(config):
         assert training_run.start(config, workdir) == OK

@@ -114,6 +114,7 @@ def test_another_run_a_second_job_and_a_foreign_folder_are_refused(run, server, 
     assert list(bucket_at(server.url("photos")).names()) == ["a.jpg"]
 
 
+@pytest.mark.slow
 def test_programs_and_new_runs_read_the_bucket(run, whole, server, config, capsys):
     loaded, local = load_model(f"{run}/model"), load_model(whole / "model")
     for path, leaf in leaves_by_path(loaded.model).items():
