@@ -23,7 +23,7 @@ from clipa_eqx.models.kernels import AttentionChoice, cudnn_problems, cudnn_refu
 from clipa_eqx.optim import OptimConfig
 from clipa_eqx.precision import Precision
 from clipa_eqx.sharding import MeshConfig
-from clipa_eqx.surgery import TextRows
+from clipa_eqx.surgery.sizes import TextRows
 from clipa_eqx.tokenizer.reduce import Reduction
 
 

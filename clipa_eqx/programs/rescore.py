@@ -27,7 +27,7 @@ from clipa_eqx.models.clip import CLIP
 from clipa_eqx.programs.results import decides, is_weights_equal
 from clipa_eqx.programs.scored import Scored, load_scored
 from clipa_eqx.sharding import MeshConfig, make_mesh
-from clipa_eqx.surgery import with_pixel_statistics
+from clipa_eqx.surgery.patches import with_pixel_statistics
 from clipa_eqx.tokenizer.wordpiece import Tokenizer
 
 _CONFIGS: Mapping[str, type[EvaluationConfig]] = {

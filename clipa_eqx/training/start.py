@@ -22,7 +22,7 @@ from clipa_eqx.saved.leaf_shapes import check_leaves
 from clipa_eqx.saved.model import load_model
 from clipa_eqx.saved.model_folder import open_model_folder
 from clipa_eqx.sharding import sampling_shardings_for, shardings_for
-from clipa_eqx.surgery import adopt
+from clipa_eqx.surgery.adoption import adopt
 from clipa_eqx.training.imported_optimizer import check_optimizer, continued_state
 from clipa_eqx.training.restoring import read_newest
 from clipa_eqx.training.run_folder import read_record

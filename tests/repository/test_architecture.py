@@ -30,6 +30,8 @@ FLOORS = (
 FLOOR = {f"clipa_eqx.{room}": floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 # The package's front resolves its names on first use; it may name any room and no room may import it.
 FRONT = "clipa_eqx"
+# Packages whose names are for users; they pass names on, and no other module does.
+FRONTS = (FRONT, "clipa_eqx.surgery")
 
 # Commands of conversion, and which others each may import. All of them may import the library.
 MAY_IMPORT = {
@@ -219,11 +221,11 @@ def defined(parsed: ast.Module) -> set[str]:
 
 
 def borrowed(parsed: ast.Module) -> list[str]:
-    """Names that are imported from a module which itself imports them; the front is the only one to pass names on."""
+    """Names that are imported from a module which itself imports them; only the fronts pass names on."""
     return [
         f"{node.module}.{alias.name}"
         for node in ast.walk(parsed)
-        if isinstance(node, ast.ImportFrom) and node.module in MODULES and node.module != FRONT
+        if isinstance(node, ast.ImportFrom) and node.module in MODULES and node.module not in FRONTS
         for alias in node.names
         if f"{node.module}.{alias.name}" not in MODULES and alias.name not in defined(tree(MODULES[node.module]))
     ]

@@ -1,0 +1,26 @@
+"""Surgery: named changes of a model, as pure functions that return another model and a report of the changes.
+
+Loading is strict, so every difference between two stages of training is one of these functions. A change of the
+configuration sets the static fields of the model, its towers and their layers at once.
+"""
+
+from clipa_eqx.surgery.adoption import adopt
+from clipa_eqx.surgery.configuration import unstack_blocks, validate, with_config
+from clipa_eqx.surgery.patches import with_pixel_statistics
+from clipa_eqx.surgery.report import LeafChange, Operated, SurgeryReport
+from clipa_eqx.surgery.sizes import TextRows, learn_image_position, resize_image, resize_text
+
+__all__ = [
+    "LeafChange",
+    "Operated",
+    "SurgeryReport",
+    "TextRows",
+    "adopt",
+    "learn_image_position",
+    "resize_image",
+    "resize_text",
+    "unstack_blocks",
+    "validate",
+    "with_config",
+    "with_pixel_statistics",
+]

@@ -1,0 +1,105 @@
+"""Configuration and leaves of a model: what fits, what differs, and the model that both describe."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+
+from clipa_eqx.errors import ConfigError
+from clipa_eqx.models.clip import CLIP, CLIPConfig, abstract_clip
+from clipa_eqx.surgery.report import Operated, operated
+from clipa_eqx.trees import from_leaves, layer_path, leaves_by_path, stacked_depth
+
+_HOW_TO_MAKE = {
+    "image/position": "keep_initial starts it at random; surgery.learn_image_position makes it",
+    "bias": "keep_initial starts it at model.bias; add log_temperature to start at model.temperature too",
+}
+
+NUMERIC_FIELDS = ("heads", "norm_eps", "gelu", "pool")
+"""Fields that change the function which the same leaves compute.
+
+Other fields change the leaves, matter only to training or to new models (rates, masking, remat, initializers), or
+belong to computed positions.
+"""
+
+
+def with_config(model: CLIP, config: CLIPConfig) -> Operated:
+    """Replace the configuration and keep the leaves: rates, masking and remat, but also heads or pooling.
+
+    Heads, pooling, ``norm_eps`` and ``gelu`` change the outputs of the same weights; nothing here prevents that.
+
+    Raises:
+        ConfigError: the configuration describes other leaves; the message lists all that differ.
+    """
+    problems = differing(leaves_by_path(model), leaves_by_path(abstract_clip(config)))
+    if problems:
+        raise ConfigError("with_config: the configuration describes other leaves:\n  " + "\n  ".join(problems))
+    changes = tuple(f"{name}: {a!r} -> {b!r}" for name, a, b in config_changes(model.config, config))
+    return operated(model, rebuild(config, leaves_by_path(model)), changes)
+
+
+def validate(model: CLIP) -> None:
+    """Check that leaves and static fields are those that ``model.config`` describes; use it after changes by hand.
+
+    Raises:
+        ConfigError: leaves differ (the message lists all of them), or static fields disagree with the configuration.
+    """
+    expected = abstract_clip(model.config)
+    problems = differing(leaves_by_path(model), leaves_by_path(expected))
+    if problems:
+        raise ConfigError("the model differs from what its config describes:\n  " + "\n  ".join(problems))
+    if jax.tree.structure(model) != jax.tree.structure(expected):
+        raise ConfigError(
+            "static fields of the model's towers or layers disagree with model.config; change it with with_config"
+        )
+
+
+def unstack_blocks(tree: Any) -> dict[str, Any]:
+    """Return all leaves by path; stacked leaves are split into layers such as ``image/blocks/{i}/attn/q/weight``."""
+    out: dict[str, Any] = {}
+    for path, leaf in leaves_by_path(tree).items():
+        depth = stacked_depth(path, leaf)
+        out |= {path: leaf} if depth is None else {layer_path(path, i): leaf[i] for i in range(depth)}
+    return out
+
+
+def rebuild(config: CLIPConfig, leaves: Mapping[str, Any]) -> CLIP:
+    """Make the model of a configuration, with all its static fields, from these leaves.
+
+    Raises:
+        ConfigError: the configuration describes other leaves; the message lists all that differ.
+    """
+    expected = abstract_clip(config)
+    problems = differing(leaves, leaves_by_path(expected))
+    if problems:
+        raise ConfigError("the leaves differ from what the configuration describes:\n  " + "\n  ".join(problems))
+    return from_leaves(expected, leaves)
+
+
+def differing(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """A line for each leaf that is missing, not wanted or of another shape."""
+    problems = [
+        f"{path} {tuple(leaf.shape)}: missing ({_HOW_TO_MAKE.get(path, 'keep_initial starts it at random')})"
+        for path, leaf in wanted.items()
+        if path not in found
+    ]
+    problems += [
+        f"{path} {tuple(leaf.shape)}: present, not wanted" for path, leaf in found.items() if path not in wanted
+    ]
+    surgeries = {"text/position": " (resize_text resamples it)", "image/position": " (resize_image resamples it)"}
+    return problems + [
+        f"{path}: {tuple(found[path].shape)} found, {tuple(leaf.shape)} wanted{surgeries.get(path, '')}"
+        for path, leaf in wanted.items()
+        if path in found and tuple(found[path].shape) != tuple(leaf.shape)
+    ]
+
+
+def config_changes(before: Any, after: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Name, old and new value of each field that differs, also inside of nested configurations."""
+    for field in dataclasses.fields(before):
+        a, b, name = getattr(before, field.name), getattr(after, field.name), f"{path}{field.name}"
+        if dataclasses.is_dataclass(a):
+            yield from config_changes(a, b, f"{name}.")
+        elif a != b:
+            yield name, a, b

@@ -1,0 +1,88 @@
+"""The result of a surgery: the new model, and a report of every leaf and field that changed."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from clipa_eqx.models.clip import CLIP
+from clipa_eqx.trees import leaves_by_path
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LeafChange:
+    """A leaf that a surgery added, removed or gave other values; ``str(change)`` has its path, types and shapes.
+
+    Attributes:
+        path: path of the leaf, such as ``text/position``.
+        before: shape and dtype before; None for a leaf that was added.
+        after: shape and dtype after; None for a leaf that was removed.
+    """
+
+    path: str
+    before: jax.ShapeDtypeStruct | None
+    after: jax.ShapeDtypeStruct | None
+
+    def __str__(self) -> str:
+        if self.before is None:
+            return f"{self.path}: added, {_shown(self.after)}"
+        if self.after is None:
+            return f"{self.path}: removed, {_shown(self.before)}"
+        if self.before == self.after:
+            return f"{self.path}: other values, {_shown(self.after)}"
+        return f"{self.path}: {_shown(self.before)} -> {_shown(self.after)}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SurgeryReport:
+    """Changes of a surgery; ``str(report)`` is all of them in one line.
+
+    Attributes:
+        changes: the changes in words, of leaves and of fields; empty if nothing changed.
+        leaves: every leaf that was changed, added or removed, with its shapes; all other leaves are the same arrays.
+    """
+
+    changes: tuple[str, ...] = ()
+    leaves: tuple[LeafChange, ...] = ()
+
+    def __str__(self) -> str:
+        return "; ".join(self.changes) or "nothing changed"
+
+
+class Operated(NamedTuple):
+    """Result of a surgery.
+
+    Attributes:
+        model: the new model.
+        report: how it differs from the old one.
+    """
+
+    model: CLIP
+    report: SurgeryReport
+
+
+def operated(before: CLIP, after: CLIP, changes: Sequence[str]) -> Operated:
+    """A result whose report lists these changes and each leaf that is not the same array as before."""
+    return Operated(after, SurgeryReport(changes=tuple(changes), leaves=leaf_changes(before, after)))
+
+
+def leaf_changes(before: Any, after: Any) -> tuple[LeafChange, ...]:
+    """Leaves of ``after`` that are not the same array in ``before``, then leaves that ``after`` lacks."""
+    old, new = leaves_by_path(before), leaves_by_path(after)
+    changed = [
+        LeafChange(path=path, before=_shape(old.get(path)), after=_shape(leaf))
+        for path, leaf in new.items()
+        if leaf is not old.get(path)
+    ]
+    removed = [LeafChange(path=path, before=_shape(leaf), after=None) for path, leaf in old.items() if path not in new]
+    return (*changed, *removed)
+
+
+def _shape(leaf: Any) -> jax.ShapeDtypeStruct | None:
+    return None if leaf is None else jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+
+def _shown(leaf: jax.ShapeDtypeStruct | None) -> str:
+    return "nothing" if leaf is None else f"{np.dtype(leaf.dtype).name}[{','.join(map(str, leaf.shape))}]"
