@@ -6,18 +6,24 @@ configuration sets the static fields of the model, its towers and their layers a
 
 from clipa_eqx.surgery.adoption import adopt
 from clipa_eqx.surgery.configuration import unstack_blocks, validate, with_config
-from clipa_eqx.surgery.patches import with_pixel_statistics
+from clipa_eqx.surgery.mixing import average, cast, interpolate
+from clipa_eqx.surgery.patches import PatchResize, resize_patch, with_pixel_statistics
 from clipa_eqx.surgery.report import LeafChange, Operated, SurgeryReport
 from clipa_eqx.surgery.sizes import TextRows, learn_image_position, resize_image, resize_text
 
 __all__ = [
     "LeafChange",
     "Operated",
+    "PatchResize",
     "SurgeryReport",
     "TextRows",
     "adopt",
+    "average",
+    "cast",
+    "interpolate",
     "learn_image_position",
     "resize_image",
+    "resize_patch",
     "resize_text",
     "unstack_blocks",
     "validate",

@@ -61,14 +61,14 @@ def adopt(
         {path: leaf for path, leaf in found.items() if kept.get(path) is not True},
         {path: leaf for path, leaf in wanted.items() if kept[path] is not True},
     )
-    for name, found_value, wanted_value in config_changes(model.config, target_config):
+    for name, has, wants in config_changes(model.config, target_config):
         if name.rsplit(".", 1)[-1] in NUMERIC_FIELDS:
             problems.append(
-                f"{name}: {found_value!r} found, {wanted_value!r} wanted, which changes the outputs of the weights; use "
+                f"{name}: {has!r} found, {wants!r} wanted, which changes the outputs of the weights; use "
                 "the same value, or change it with surgery.with_config and save the result"
             )
         elif name != "temperature":
-            changes.append(f"{name}: {found_value!r} -> {wanted_value!r}")
+            changes.append(f"{name}: {has!r} -> {wants!r}")
     if problems:
         raise CheckpointError(
             "the weights to start from do not fit this model, and no surgery for it was requested:\n  "

@@ -2,14 +2,22 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from clipa_eqx.data.images.host_pixels import IMAGENET_MEAN, IMAGENET_STD
 from clipa_eqx.errors import ConfigError
 from clipa_eqx.models.clip import CLIP
+from clipa_eqx.surgery.configuration import rebuild
 from clipa_eqx.surgery.report import Operated, operated
+from clipa_eqx.surgery.sizes import resample_grid
+from clipa_eqx.trees import leaves_by_path
+
+PatchResize = Literal["pseudo-inverse", "bilinear"]
+"""Ways to make the kernels of another patch size; ``resize_patch`` describes them."""
 
 
 def with_pixel_statistics(model: CLIP, *, mean: Sequence[float], std: Sequence[float]) -> Operated:
@@ -39,3 +47,66 @@ def with_pixel_statistics(model: CLIP, *, mean: Sequence[float], std: Sequence[f
     image = dataclasses.replace(model.image, patch=changed)
     line = f"image/patch: pixels of mean {tuple(mean)} and std {tuple(std)}"
     return operated(model, dataclasses.replace(model, image=image), (line,))
+
+
+def resize_patch(
+    model: CLIP,
+    *,
+    patch_size: tuple[int, int],
+    image_size: tuple[int, int] | None = None,
+    method: PatchResize = "pseudo-inverse",
+) -> Operated:
+    """Change the size of the patches to (height, width) in pixels; positions follow as in ``resize_image``.
+
+    With B, the bilinear resizing of a patch from the old to the new size (half-pixel centers, edges clamped, no
+    antialiasing), the new kernel of each output is ``pinv(B.T) @ w``, or ``B @ w`` for "bilinear". The pseudo-inverse
+    makes the new kernel on a resized patch act as the old kernel on the patch: exactly when the patch grows in both
+    directions, and as closely as least squares allow when it shrinks. "bilinear" changes the scale of the outputs.
+
+    Args:
+        model: model to change.
+        patch_size: new (height, width) of a patch.
+        image_size: new (height, width) of the images; None keeps it.
+        method: "pseudo-inverse" (FlexiViT) or "bilinear".
+
+    Raises:
+        ConfigError: the patches do not divide the image size.
+
+    Source: Beyer et al., "FlexiViT: One Model for All Patch Sizes", arXiv:2212.08013, section 3.4.
+    """
+    old = model.config.image
+    image = dataclasses.replace(old, patch_size=patch_size, image_size=image_size or old.image_size)
+    if image == old:
+        return operated(model, model, ())
+    names = [name for name in ("patch_size", "image_size") if getattr(image, name) != getattr(old, name)]
+    leaves = leaves_by_path(model)
+    changes = [f"image.{name}: {getattr(old, name)} -> {getattr(image, name)}" for name in names]
+    if patch_size != old.patch_size:
+        leaves["image/patch/weight"] = _resample_kernel(model.image.patch.weight, old.patch_size, patch_size, method)
+        changes.append(f"image/patch/weight: kernels resampled from {old.patch_size} to {patch_size} pixels ({method})")
+    if model.image.position is not None and image.grid != old.grid:
+        leaves["image/position"] = resample_grid(model.image.position, old.grid, image.grid)
+        changes.append(f"image/position: class token's row kept, grid {old.grid} resampled to {image.grid}")
+    return operated(model, rebuild(dataclasses.replace(model.config, image=image), leaves), changes)
+
+
+def _resample_kernel(
+    weight: Float[Array, "dim old_pixels"], old: tuple[int, int], new: tuple[int, int], method: PatchResize
+) -> Float[Array, "dim new_pixels"]:
+    # B is the Kronecker product of two matrices, one per axis, and so is its pseudo-inverse.
+    down, across = (
+        matrix if method == "bilinear" else np.linalg.pinv(matrix.T)
+        for matrix in (_bilinear(*sizes) for sizes in zip(old, new, strict=True))
+    )
+    wide = jnp.promote_types(weight.dtype, jnp.float32)
+    kernel = weight.astype(wide).reshape(-1, *old, 3)
+    resized = jnp.einsum(
+        "dyxc,vy,ux->dvuc", kernel, jnp.asarray(down, wide), jnp.asarray(across, wide), precision="highest"
+    )
+    return resized.reshape(len(weight), -1).astype(weight.dtype)
+
+
+def _bilinear(old: int, new: int) -> Float[np.ndarray, "new old"]:
+    """Matrix of linear interpolation from ``old`` to ``new`` values: half-pixel centers, clamped edges, float64."""
+    at = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
+    return np.maximum(0.0, 1.0 - np.abs(at[:, None] - np.arange(old)))
