@@ -7,24 +7,33 @@ configuration sets the static fields of the model, its towers and their layers a
 from clipa_eqx.surgery.adoption import adopt
 from clipa_eqx.surgery.configuration import unstack_blocks, validate, with_config
 from clipa_eqx.surgery.mixing import average, cast, interpolate
+from clipa_eqx.surgery.parts import Classified, Classifier, TakenTower, add_classifier, prune_depth, take_tower
 from clipa_eqx.surgery.patches import PatchResize, resize_patch, with_pixel_statistics
 from clipa_eqx.surgery.report import LeafChange, Operated, SurgeryReport
 from clipa_eqx.surgery.sizes import TextRows, learn_image_position, resize_image, resize_text
+from clipa_eqx.surgery.vocabulary import swap_vocabulary
 
 __all__ = [
+    "Classified",
+    "Classifier",
     "LeafChange",
     "Operated",
     "PatchResize",
     "SurgeryReport",
+    "TakenTower",
     "TextRows",
+    "add_classifier",
     "adopt",
     "average",
     "cast",
     "interpolate",
     "learn_image_position",
+    "prune_depth",
     "resize_image",
     "resize_patch",
     "resize_text",
+    "swap_vocabulary",
+    "take_tower",
     "unstack_blocks",
     "validate",
     "with_config",
