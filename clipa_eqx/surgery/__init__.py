@@ -6,6 +6,7 @@ configuration sets the static fields of the model, its towers and their layers a
 
 from clipa_eqx.surgery.adoption import adopt
 from clipa_eqx.surgery.configuration import unstack_blocks, validate, with_config
+from clipa_eqx.surgery.lora import Adapters, LoraLinear, attach, detach, lora, merge, unmerge
 from clipa_eqx.surgery.mixing import average, cast, interpolate
 from clipa_eqx.surgery.parts import Classified, Classifier, TakenTower, add_classifier, prune_depth, take_tower
 from clipa_eqx.surgery.patches import PatchResize, resize_patch, with_pixel_statistics
@@ -14,9 +15,11 @@ from clipa_eqx.surgery.sizes import TextRows, learn_image_position, resize_image
 from clipa_eqx.surgery.vocabulary import swap_vocabulary
 
 __all__ = [
+    "Adapters",
     "Classified",
     "Classifier",
     "LeafChange",
+    "LoraLinear",
     "Operated",
     "PatchResize",
     "SurgeryReport",
@@ -24,16 +27,21 @@ __all__ = [
     "TextRows",
     "add_classifier",
     "adopt",
+    "attach",
     "average",
     "cast",
+    "detach",
     "interpolate",
     "learn_image_position",
+    "lora",
+    "merge",
     "prune_depth",
     "resize_image",
     "resize_patch",
     "resize_text",
     "swap_vocabulary",
     "take_tower",
+    "unmerge",
     "unstack_blocks",
     "validate",
     "with_config",
