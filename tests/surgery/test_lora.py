@@ -120,7 +120,6 @@ def test_factors_have_the_type_of_the_weight():
     # Compiled, operations may be fused, which rounds bfloat16 elsewhere.
     with jax.disable_jit():
         np.testing.assert_array_equal(with_factors.encode_text(TOKENS), model.encode_text(TOKENS))
-        np.testing.assert_array_equal(with_factors.encode_image(IMAGE), model.encode_image(IMAGE))
     for found, expected in zip(outputs(with_factors), outputs(model), strict=True):
         np.testing.assert_allclose(found, expected, rtol=0, atol=0.01)
 
