@@ -30,7 +30,7 @@ class LoraLinear(eqx.Module):
     in a ``Linear``.
 
     Attributes:
-        weight: the weight of the plain layer, which training leaves as it is.
+        weight: the weight of the plain layer, which training leaves unchanged.
         bias: the bias of the plain layer, or None.
         lora_down: factor from the input to the rank.
         lora_up: factor from the rank to the output; zero at first.
