@@ -6,6 +6,7 @@ configuration sets the static fields of the model, its towers and their layers a
 
 from clipa_eqx.surgery.adoption import adopt
 from clipa_eqx.surgery.configuration import unstack_blocks, validate, with_config
+from clipa_eqx.surgery.heads import swap_head
 from clipa_eqx.surgery.low_rank import Adapters, LoraLinear, attach, detach, lora, merge, unmerge
 from clipa_eqx.surgery.mixing import average, cast, interpolate
 from clipa_eqx.surgery.parts import Classified, Classifier, TakenTower, add_classifier, prune_depth, take_tower
@@ -39,6 +40,7 @@ __all__ = [
     "resize_image",
     "resize_patch",
     "resize_text",
+    "swap_head",
     "swap_vocabulary",
     "take_tower",
     "unmerge",
