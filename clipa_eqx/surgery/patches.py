@@ -23,7 +23,8 @@ PatchResize = Literal["pseudo-inverse", "bilinear"]
 def with_pixel_statistics(model: CLIP, *, mean: Sequence[float], std: Sequence[float]) -> Operated:
     """Change the patch projection so that pixels normalized with ImageNet's statistics act as with others.
 
-    This is exact in real numbers, also at the border: images are not padded. A projection without a bias gets one.
+    This is exact in real numbers, also at the border: images are not padded. A projection without a bias gets one: the
+    field ``patch`` becomes "linear".
 
     Args:
         mean: mean of each channel that the weights expect, of values from 0 to 1.
@@ -39,14 +40,15 @@ def with_pixel_statistics(model: CLIP, *, mean: Sequence[float], std: Sequence[f
     factor = jnp.asarray(old[1] / np.asarray(std), kernel.dtype)
     shift = jnp.asarray((old[0] - np.asarray(mean)) / np.asarray(std), kernel.dtype)
     bias = jnp.einsum("dpc,c->d", kernel, shift, precision="highest")
-    changed = dataclasses.replace(
-        patch,
-        weight=(kernel * factor[None, None]).reshape(patch.weight.shape),
-        bias=bias if patch.bias is None else patch.bias + bias,
-    )
-    image = dataclasses.replace(model.image, patch=changed)
-    line = f"image/patch: pixels of mean {tuple(mean)} and std {tuple(std)}"
-    return operated(model, dataclasses.replace(model, image=image), (line,))
+    leaves = leaves_by_path(model) | {
+        "image/patch/weight": (kernel * factor[None, None]).reshape(patch.weight.shape),
+        "image/patch/bias": bias if patch.bias is None else patch.bias + bias,
+    }
+    config = dataclasses.replace(model.config, image=dataclasses.replace(model.config.image, patch="linear"))
+    changes = [f"image/patch: pixels of mean {tuple(mean)} and std {tuple(std)}"]
+    if patch.bias is None:
+        changes.append("image.patch: 'conv' -> 'linear', for the bias")
+    return operated(model, rebuild(config, leaves), changes)
 
 
 def resize_patch(

@@ -47,7 +47,9 @@ def test_a_model_of_other_pixel_statistics_acts_alike_on_pixels_of_imagenet(patc
     expected = model.encode_image(jnp.asarray(theirs, jnp.float32))
     np.testing.assert_allclose(changed.encode_image(jnp.asarray(ours, jnp.float32)), expected, rtol=0, atol=2e-6)
     assert np.abs(model.encode_image(jnp.asarray(ours, jnp.float32)) - expected).max() > 1e-3
-    assert str(report) == f"image/patch: pixels of mean {mean} and std {std}"
+    added = ("image.patch: 'conv' -> 'linear', for the bias",) if patch == "conv" else ()
+    assert report.changes == (f"image/patch: pixels of mean {mean} and std {std}", *added)
+    surgery.validate(changed)
     with pytest.raises(ConfigError, match="three positive stds"):
         surgery.with_pixel_statistics(model, mean=mean, std=(0.2, 0.0, 0.2))
 
