@@ -7,7 +7,7 @@ configuration sets the static fields of the model, its towers and their layers a
 from clipa_eqx.surgery.adoption import adopt
 from clipa_eqx.surgery.configuration import unstack_blocks, validate, with_config
 from clipa_eqx.surgery.heads import swap_head
-from clipa_eqx.surgery.low_rank import Adapters, LoraLinear, attach, detach, lora, merge, unmerge
+from clipa_eqx.surgery.low_rank import LORA_FACTORS, Adapters, LoraLinear, attach, detach, lora, merge, unmerge
 from clipa_eqx.surgery.mixing import average, cast, interpolate
 from clipa_eqx.surgery.parts import Classified, Classifier, TakenTower, add_classifier, prune_depth, take_tower
 from clipa_eqx.surgery.patches import PatchResize, resize_patch, with_pixel_statistics
@@ -16,6 +16,7 @@ from clipa_eqx.surgery.sizes import TextRows, learn_image_position, resize_image
 from clipa_eqx.surgery.vocabulary import swap_vocabulary
 
 __all__ = [
+    "LORA_FACTORS",
     "Adapters",
     "Classified",
     "Classifier",

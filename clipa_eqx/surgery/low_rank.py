@@ -19,8 +19,9 @@ from clipa_eqx.surgery.configuration import validate
 from clipa_eqx.surgery.report import Operated, operated
 from clipa_eqx.trees import match_by_path
 
-FACTORS = r".*/lora_(down|up)"
-"""Pattern of the paths of all factors, for rules such as ``lr_factors=((FACTORS, 1.0), (".*", 0.0))``."""
+LORA_FACTORS = r".*/lora_(down|up)"
+"""Pattern of the paths of all factors, for rules: ``schedules=((LORA_FACTORS, Cosine()), (".*", None))`` of an
+``OptimConfig`` trains the factors alone."""
 
 
 class LoraLinear(eqx.Module):

@@ -135,8 +135,6 @@ def test_planted_statistics_of_pixels_are_found_and_scored(folder, tmp_path, cap
     lines = listed(capsys)
     assert lines["image/mean"] == "[0.485, 0.456, 0.406] and [0.48, 0.46, 0.41]"
     folded = with_pixel_statistics(tiny_clip(), mean=OTHER_MEAN, std=OTHER_STD).model
-    config = dataclasses.replace(folded.config, image=dataclasses.replace(folded.config.image, patch="linear"))
-    folded = dataclasses.replace(folded, config=config, image=dataclasses.replace(folded.image, config=config.image))
     save_model(tmp_path / "folded", folded, tokenizer=tiny_tokenizer(), preprocess=PREPROCESS, provenance={})
     evaluated(folder, tmp_path / "folded", tmp_path / "folded.json")
     expected = json.loads((tmp_path / "folded.json").read_text())["top1"]

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,7 +13,10 @@ from support.leaves import assert_bit_equal
 from support.tiny_models import tiny_clip
 
 from clipa_eqx import surgery
+from clipa_eqx.durations import RunLength
 from clipa_eqx.errors import ConfigError
+from clipa_eqx.optim import OptimConfig, make_optimizer
+from clipa_eqx.schedules import Cosine
 from clipa_eqx.trees import leaf_paths, leaves_by_path, map_with_path
 
 ALL = (r".*/(attn/(q|k|v|out)|mlp/fc_(in|out)|head|patch)/weight",)
@@ -111,6 +115,26 @@ def test_gradients_reach_both_factors_through_a_stack():
     factors = [path for path in found if path.startswith("image/") and path.endswith(("lora_up", "lora_down"))]
     assert len(factors) == 2 * 8
     assert all(np.abs(np.asarray(found[path])).max() > 0 for path in factors)
+
+
+def test_training_of_the_factors_alone_leaves_all_else_and_keeps_moments_of_the_factors_only():
+    model = tiny_clip()
+    learned = start = adapted(model, targets=SOME)
+    rules = ((surgery.LORA_FACTORS, Cosine()), (".*", None))
+    optimizer = make_optimizer(OptimConfig(peak_lr=1e-2, schedules=rules), start, RunLength(total_steps=3))
+    state = optimizer.init(start)
+    factors = [leaf for path, leaf in leaves_by_path(start).items() if path.endswith(("lora_up", "lora_down"))]
+    moments = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim]
+    assert sorted(leaf.shape for leaf in moments) == sorted(leaf.shape for leaf in [*factors, *factors])
+    gradient = eqx.filter_jit(eqx.filter_grad(lambda m: m.encode_image(IMAGE) @ m.encode_text(TOKENS)))
+    for _ in range(3):
+        updates, state = optimizer.update(gradient(learned), state, learned)
+        learned = optax.apply_updates(learned, updates)
+    assert_bit_equal(surgery.detach(learned)[0], model)
+    before = leaves_by_path(start)
+    changed = {path for path, leaf in leaves_by_path(learned).items() if not np.array_equal(leaf, before[path])}
+    assert {"text/head/lora_up", "image/blocks/attn/q/lora_up"} <= changed
+    assert not any("lora" not in path for path in changed)
 
 
 def test_factors_have_the_type_of_the_weight():
