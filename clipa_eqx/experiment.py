@@ -266,9 +266,10 @@ class ExperimentConfig:
             problems.append(
                 f"micro_batch is {self.micro_batch}; it must be from 1 to batch_size {self.batch_size}, or None"
             )
-        refused = cudnn_problems(self.model, compute=self.precision.compute) if self.attention == "cudnn" else []
-        if refused:
-            problems.append(cudnn_refusal(refused))
+        if self.attention == "cudnn":
+            compute, tensor = self.precision.compute, self.mesh.tensor
+            if refused := cudnn_problems(self.model, compute=compute, tensor=tensor):
+                problems.append(cudnn_refusal(refused))
         if self.watchdog is not None and not self.watchdog > 0:
             problems.append(f"watchdog is {self.watchdog}; it must be a positive number of seconds, or None")
         if self.flight_steps < 0:

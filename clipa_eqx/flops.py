@@ -36,10 +36,7 @@ def step_flops(config: CLIPConfig, *, batch_size: int) -> StepFlops:
     >>> step_flops(preset("B/16", image_size=64), batch_size=1).total // 10**9
     16
     """
-    image, text = config.image, config.text
-    patches = _product(image.patches, 3 * image.patch_size[0] * image.patch_size[1], image.blocks.width)
-    image_rest = _blocks(image.visible, image.blocks) + _pool(image) + _head(image.blocks.width, image.embed)
-    words = _blocks(text.length, text.blocks) + _head(text.blocks.width, text.embed)
+    image, (patches, image_rest, words) = config.image, _forward(config)
     # Per pair: its image with all texts and, for the softmax, its text with all images.
     logits = (2 if config.bias is None else 1) * _product(1, image.output, batch_size)
     # All pairs share the query of attention pooling.
@@ -65,15 +62,24 @@ def recomputed_flops(config: CLIPConfig, *, batch_size: int, is_cached: bool = F
         elif blocks.remat == "dots":
             # Products of activations with each other have batch axes, so they are not kept.
             total += blocks.depth * 2 * _product(tokens, blocks.width, tokens)
-    return batch_size * (total + (_forward(config) if is_cached else 0))
+    return batch_size * (total + (sum(_forward(config)) if is_cached else 0))
 
 
-def _forward(config: CLIPConfig) -> int:
-    """Operations of both towers for one pair, forward."""
+class _Forward(NamedTuple):
+    """Operations for one pair, forward: projection of the patches, rest of the image tower, text tower."""
+
+    patches: int
+    image_rest: int
+    text: int
+
+
+def _forward(config: CLIPConfig) -> _Forward:
     image, text = config.image, config.text
-    patches = _product(image.patches, 3 * image.patch_size[0] * image.patch_size[1], image.blocks.width)
-    image_rest = _blocks(image.visible, image.blocks) + _pool(image) + _head(image.blocks.width, image.embed)
-    return patches + image_rest + _blocks(text.length, text.blocks) + _head(text.blocks.width, text.embed)
+    return _Forward(
+        patches=_product(image.patches, 3 * image.patch_size[0] * image.patch_size[1], image.blocks.width),
+        image_rest=_blocks(image.visible, image.blocks) + _pool(image) + _head(image.blocks.width, image.embed),
+        text=_blocks(text.length, text.blocks) + _head(text.blocks.width, text.embed),
+    )
 
 
 def _blocks(tokens: int, blocks: BlockConfig) -> int:

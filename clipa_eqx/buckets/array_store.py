@@ -68,7 +68,13 @@ def array_store(bucket: Bucket, name: str) -> ArrayStore:
 
 
 def failed(bucket: Bucket, what: str, error: Exception) -> BucketError:
-    """The error for requests of TensorStore that failed."""
+    """The error for requests of TensorStore that failed, with its cause."""
+    problem = _problem(bucket, what, error)
+    problem.__cause__ = error
+    return problem
+
+
+def _problem(bucket: Bucket, what: str, error: Exception) -> BucketError:
     if isinstance(error, TimeoutError) or any(words in str(error) for words in _NO_ANSWER):
         return bucket.unanswered(what, error, patience())
     text = " ".join(str(error).split())[:200]

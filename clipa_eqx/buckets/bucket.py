@@ -32,9 +32,11 @@ _PERMANENT = (FileNotFoundError, FileExistsError, PermissionError, ImportError, 
 _CREDENTIALS = frozenset({"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "RefreshError"})
 
 _silent_since: dict[tuple[str, str], float] = {}
-_answered_at: dict[tuple[str, str], float] = {}
 """Buckets of which no request was answered since a time: scheme and name. The patience is not granted to each request
 anew: a run that ends because its bucket does not answer makes several."""
+
+_answered_at: dict[tuple[str, str], float] = {}
+"""Time of the last answer of a bucket to any thread."""
 
 _log = logging.getLogger(__name__)
 

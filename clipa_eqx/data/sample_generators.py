@@ -32,7 +32,8 @@ def sample_generator(*, seed: int, sample: int) -> np.random.Generator:
 def sample_generators(*, seed: int, samples: Sequence[int], is_vectorized: bool = True) -> list[np.random.Generator]:
     """Make the generators of several samples; each equals that of ``sample_generator``.
 
-    Hashing the seeds of a batch together takes a third of the time. ``is_vectorized=False`` hashes them one by one.
+    The seeds of a batch are hashed together, which takes less time (``benchmarks/sample_order.py``).
+    ``is_vectorized=False`` hashes them one by one.
     """
     if not is_vectorized or seed > _LARGEST_SEED:
         return [sample_generator(seed=seed, sample=sample) for sample in samples]

@@ -14,7 +14,8 @@ class ShuffledOrder:
     """Endless order of ``records`` records: ``order[n]`` is the index of the n-th record to read.
 
     Each epoch of ``records`` entries is another permutation, computed and never stored. The order is that of Grain's
-    ``MapDataset.range(records).shuffle(seed=seed)``, whose general machinery takes twice the time per entry.
+    ``MapDataset.range(records).shuffle(seed=seed)``, whose general machinery takes more time per entry
+    (``benchmarks/sample_order.py``).
 
     Attributes:
         records: number of records, at least 1.

@@ -59,7 +59,7 @@ def choose_kernels(
     return Kernels("xla" if general or image else "cudnn", "xla" if general or text else "cudnn")
 
 
-def cudnn_problems(config: CLIPConfig, *, compute: str, tensor: int = 1) -> list[str]:
+def cudnn_problems(config: CLIPConfig, *, compute: str, tensor: int) -> list[str]:
     """The conditions of cuDNN that a config does not meet on any device; arguments as of ``choose_kernels``."""
     towers = {"image": config.image.blocks, "text": config.text.blocks}
     found = [_head_problems(name, blocks, tensor=tensor, device=None) for name, blocks in towers.items()]

@@ -80,12 +80,12 @@ def _more_fsdp(
 
 
 def _more_remat(config: ExperimentConfig) -> Iterator[tuple[ExperimentConfig, tuple[str, ...]]]:
-    """Products only, then nothing, kept by either tower and by both, where less is not kept yet; the last is "full"."""
+    """Products only kept by both towers, then nothing by either and by both, where more is kept now; "full" is last."""
     settings = {name: getattr(config.model, name).blocks.remat for name in ("text", "image")}
     for remat, larger in (("dots", ("none",)), ("full", ("none", "dots"))):
         towers = [name for name, setting in settings.items() if setting in larger]
-        single = [(name,) for name in towers] if remat == "full" else []
-        for chosen in single + ([tuple(towers)] if len(towers) > 1 or (towers and not single) else []):
+        one_by_one = [(name,) for name in towers] if remat == "full" and len(towers) > 1 else []
+        for chosen in [*one_by_one, *([tuple(towers)] if towers else [])]:
             changed = config.model
             for name in chosen:
                 tower = getattr(changed, name)

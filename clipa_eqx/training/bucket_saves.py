@@ -78,10 +78,11 @@ class BucketSaves:
                 write_shards(self.store(step, arrays), shards, is_first=self._is_first)
                 shards.clear()
                 self._commit(step, content)
-            except ClipaError as error:
-                self._error = error
+            except (ValueError, RuntimeError, OSError) as error:  # what TensorStore raises
+                what = f"checkpoint {step} cannot be written"
+                self._error = error if isinstance(error, ClipaError) else failed(self._bucket, what, error)
             except Exception as error:
-                self._error = failed(self._bucket, f"checkpoint {step} cannot be written", error)
+                self._error = error
 
         self._thread = threading.Thread(target=write, name=f"save of checkpoint {step}", daemon=True)
         self._thread.start()

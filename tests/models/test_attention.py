@@ -183,6 +183,7 @@ def test_in_bfloat16_it_is_as_close_to_float32_as_xla_is():
     assert 0 < error(CUDNN) < 1.5 * error(XLA_KERNELS)
 
 
+@pytest.mark.slow
 def test_values_and_gradients_do_not_depend_on_what_is_computed_again():
     """With 16 pairs, the last of three micro-batches has 4."""
     assert_those_of_xla(computed(CUDNN, remat="full", micro_batch=6))

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 BLOCKER = """
 import sys
@@ -30,6 +32,7 @@ def run(tmp_path, *flags):
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
 
 
+@pytest.mark.slow
 def test_it_runs_on_a_cpu_with_jax_numpy_equinox_optax_and_jaxtyping_only(tmp_path):
     done = run(tmp_path, "--seconds", "200", "--ours-only")
     assert (done.returncode, done.stderr) == (0, "")

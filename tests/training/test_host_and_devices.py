@@ -77,6 +77,7 @@ def test_the_next_step_starts_before_the_numbers_of_the_last_one_are_there(tmp_p
     assert all(waited.values())
 
 
+@pytest.mark.slow
 def test_the_loop_sends_nothing_to_the_devices_unasked(tmp_path):
     """A Python number or a numpy array in a call would be copied to the devices in each step. Batches are sent."""
     name, calls, take = "jax_transfer_guard_host_to_device", [], DeviceBatches.take

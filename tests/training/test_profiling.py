@@ -53,6 +53,7 @@ def test_a_trace_has_the_steps_that_were_asked_for_and_changes_nothing(config, w
     assert models[0] == models[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [ProfiledSteps(1, 1), ProfiledSteps(STEPS, STEPS)])
 def test_the_first_and_the_last_step_can_be_traced(config, tmp_path, steps):
     tiny_runs.train_on_one_device(config, tmp_path / "run", profile=steps)
