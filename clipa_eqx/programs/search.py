@@ -12,7 +12,8 @@ EPILOG = """INDEX is a folder of photos, or a folder that clipa-embed wrote. A f
 when it is searched for the first time; later only new and changed files are, deleted ones are dropped, and --model is
 not needed. Its index is a folder in the cache (CLIPA_EQX_CACHE, or clipa_eqx in XDG_CACHE_HOME, or ~/.cache/clipa_eqx),
 or the one that --index names; nothing is written to the folder of photos. Several queries are answered at once.
-Every vector is compared with the query. A score is the cosine of the two, so only the order of scores has a meaning.
+Every vector is compared with the query, unless --approximate is given. A score is the cosine of the two, so only the
+order of scores has a meaning.
 Exit codes: 0 done, 2 a mistake in index, model or arguments, 1 anything else."""
 
 
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             model=arguments.model,
             photo_index=arguments.index,
             batch_size=arguments.batch_size,
+            is_approximate=arguments.approximate,
         )
     )
     print(answer.about)
@@ -67,5 +69,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--index", type=Path, metavar="DIR", help="folder for the index of a folder of photos")
     parser.add_argument("--html", type=Path, metavar="FILE.html", help="also write a page of thumbnails, replacing it")
+    parser.add_argument(
+        "--approximate",
+        action="store_true",
+        help="search a graph of neighbors, for millions of rows (extra search); its recall is printed",
+    )
     parser.add_argument("--batch-size", type=int, default=64, help="photos embedded at once; default: 64")
     return parser

@@ -19,6 +19,7 @@ from clipa_eqx.programs.encoders import load_encoder
 from clipa_eqx.replacing import write_text
 from clipa_eqx.reports.gallery import Card, Results, gallery
 from clipa_eqx.saved.kinds import kind_of, what_is
+from clipa_eqx.search.approximate import TESTED_K, TESTED_ROWS, approximate_rows, open_graph
 from clipa_eqx.search.embedding import EMBEDDINGS_FILE
 from clipa_eqx.search.encoder import Encoder, check_same_model, encode_items
 from clipa_eqx.search.exact import Best, best_rows
@@ -46,6 +47,7 @@ class Request:
         model: a model folder or a run folder; None takes the one that the index names.
         photo_index: folder for the index of a folder of photos; None is a place in the cache.
         batch_size: photos at once.
+        is_approximate: search a graph of neighbors with usearch, instead of every row.
     """
 
     index: Path
@@ -54,6 +56,7 @@ class Request:
     model: Path | None = None
     photo_index: Path | None = None
     batch_size: int = 64
+    is_approximate: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,19 +79,26 @@ def search(request: Request) -> Answer:
     if (request.index / EMBEDDINGS_FILE).is_file():
         if request.photo_index is not None:
             raise ConfigError(f"--index has no effect: {request.index} is a folder of embeddings; leave it out")
-        index = open_embeddings(request.index)
+        index, folder = open_embeddings(request.index), request.index
         encoder = _encoder(request, recorded=index.model["path"])
         check_same_model(index.model, encoder, where=str(request.index), hint="give --model with the one it names")
     else:
-        encoder, index = _photos(request)
+        encoder, index, folder = _photos(request)
     if not len(index):
         raise DataError(f"{index.title} has nothing that can be searched")
     queries = _vectors(encoder, request)
-    best = best_rows(index.blocks(), queries, k=request.k)
+    how = "every row compared"
+    if request.is_approximate:
+        with locked_folder(folder, error=ConfigError, waits=True):
+            graph = open_graph(index, folder)
+        best = approximate_rows(graph, index, queries, k=request.k)
+        how = f"approximate, recall@{TESTED_K} of {TESTED_ROWS} sampled rows {graph.recall:.3f}"
+    else:
+        best = best_rows(index.blocks(), queries, k=request.k)
     what = counted(len(index), "photo" if index.kind == "images" else "text")
     return Answer(
         results=[_results(index, query, best, row) for row, query in enumerate(request.queries)],
-        about=f"{what} of {index.title}, model {encoder.path}",
+        about=f"{what} of {index.title}, model {encoder.path}, {how}",
     )
 
 
@@ -102,7 +112,7 @@ def _check_queries(request: Request) -> None:
             raise DataError(f"--image {query.content} is not a file; give an image file")
 
 
-def _photos(request: Request) -> tuple[Encoder, SearchIndex]:
+def _photos(request: Request) -> tuple[Encoder, SearchIndex, Path]:
     given = request.index
     if (given / PHOTOS_FILE).is_file():
         begun = read_photo_index(given)
@@ -133,7 +143,7 @@ def _photos(request: Request) -> tuple[Encoder, SearchIndex]:
         if changes.new or begun is None:
             update(index, folder, encoder, changes, batch_size=request.batch_size)
         shrink(index, folder)
-        return encoder, open_photos(index, folder)
+        return encoder, open_photos(index, folder), index
 
 
 def _cached(folder: Path) -> Path:

@@ -1,8 +1,9 @@
 """Embeddings on disk as something to search: its rows in blocks, and the item behind each row."""
 
 import bisect
+import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,8 +19,8 @@ from clipa_eqx.search.embedding import EMBEDDINGS_FILE, FORMAT
 from clipa_eqx.search.exact import Block
 from clipa_eqx.search.shards import open_vectors, read_listing
 
-ROWS_PER_BLOCK = 65536
-"""Rows that are in memory at once."""
+ROWS_PER_BLOCK = 8192
+"""Rows that are in memory at once; few enough for the cache of a processor, so that more queries cost little."""
 
 
 class Found(NamedTuple):
@@ -60,6 +61,7 @@ class SearchIndex:
         title: the place of the items, for messages.
         model: fingerprint of the model that made the vectors, with its ``path``.
         width: length of the vectors.
+        state: a hash that changes with the rows or their order.
         parts: the rows; together they have the numbers below ``len(index)``.
         find: the item behind a number.
     """
@@ -68,6 +70,7 @@ class SearchIndex:
     title: str
     model: Mapping[str, Any]
     width: int
+    state: str
     parts: Sequence[Part]
     find: Callable[[int], Found]
 
@@ -81,6 +84,21 @@ class SearchIndex:
                 some = slice(start, start + rows)
                 taken = some if part.rows is None else part.rows[some]
                 yield Block(part.numbers[some], np.asarray(part.vectors[taken]))
+
+    def rows(self, numbers: Int64[np.ndarray, " rows"]) -> Float[np.ndarray, "rows embed"]:
+        """The vectors with these numbers, in that order. Raises IndexError if there is no such number."""
+        found = np.zeros((len(numbers), self.width), np.float32)
+        missing = np.ones(len(numbers), bool)
+        for part in self.parts:
+            order = np.argsort(part.numbers)
+            at = np.searchsorted(part.numbers, numbers, sorter=order).clip(max=len(order) - 1)
+            here = part.numbers[order[at]] == numbers if len(order) else np.zeros(len(numbers), bool)
+            places = order[at[here]]
+            found[here] = part.vectors[places if part.rows is None else part.rows[places]]
+            missing &= ~here
+        if missing.any():
+            raise IndexError(f"the index has no row {numbers[missing][0]}")
+        return found
 
 
 def open_embeddings(folder: Path) -> SearchIndex:
@@ -121,9 +139,15 @@ def open_embeddings(folder: Path) -> SearchIndex:
         title=str(content["inputs"]["path"]),
         model=content["model"],
         width=int(content["width"]),
+        state=state_of(str(shard["sha256"]) for shard in content["shards"]),
         parts=parts,
         find=find,
     )
+
+
+def state_of(parts: Iterable[str]) -> str:
+    """One hash over descriptions of all rows."""
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _image_opener(about: Mapping[str, Any]) -> Callable[[int, str], bytes]:

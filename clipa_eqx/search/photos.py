@@ -15,7 +15,7 @@ from clipa_eqx.progress import progress_bar
 from clipa_eqx.replacing import write_text
 from clipa_eqx.search.embedding import remove_shard
 from clipa_eqx.search.encoder import Chunk, Encoder, check_same_model, encode_items
-from clipa_eqx.search.index import Found, Part, SearchIndex
+from clipa_eqx.search.index import Found, Part, SearchIndex, state_of
 from clipa_eqx.search.inputs import ImageFile, Item, list_images
 from clipa_eqx.search.shards import Listing, open_vectors, read_listing, vectors_path, write_shard
 
@@ -181,9 +181,12 @@ def open_photos(index: Path, folder: Path) -> SearchIndex:
         shard, row = changes.places[name]
         by_shard.setdefault(shard, []).append((row, number))
     parts: list[Part] = []
+    described: list[str] = []
     width = 0
     for shard, pairs in sorted(by_shard.items()):
-        vectors = open_vectors(index, shard, rows=len(read_listing(index, shard).ids))
+        listing = read_listing(index, shard)
+        vectors = open_vectors(index, shard, rows=len(listing.ids))
+        described.append(f"{listing.vectors_sha256} {pairs}")
         rows = np.array(pairs, np.int64)
         width = vectors.shape[1]
         parts.append(Part(vectors=vectors, rows=rows[:, 0], numbers=rows[:, 1]))
@@ -191,7 +194,15 @@ def open_photos(index: Path, folder: Path) -> SearchIndex:
     def find(number: int) -> Found:
         return Found(names[number], None, (folder / names[number]).read_bytes)
 
-    return SearchIndex(kind="images", title=str(folder), model=begun.model, width=width, parts=parts, find=find)
+    return SearchIndex(
+        kind="images",
+        title=str(folder),
+        model=begun.model,
+        width=width,
+        state=state_of(described),
+        parts=parts,
+        find=find,
+    )
 
 
 def _shards(index: Path) -> list[int]:

@@ -1,6 +1,5 @@
 """Shards of embeddings: a file of vectors, and a listing next to it that makes the shard complete."""
 
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -174,8 +173,3 @@ def import_parquet() -> tuple[Any, Any]:
     except ImportError as error:
         raise DataError(f"Parquet needs the package pyarrow; install it with `{pip_install('pyarrow')}`") from error
     return pyarrow, parquet
-
-
-def digest_of(listings: Iterable[Listing]) -> str:
-    """One SHA-256 over the vectors of several shards."""
-    return hashlib.sha256("".join(one.vectors_sha256 for one in listings).encode()).hexdigest()
