@@ -55,7 +55,6 @@ if TYPE_CHECKING:
     from clipa_eqx.experiment import DataConfig as DataConfig
     from clipa_eqx.experiment import DataSource as DataSource
     from clipa_eqx.experiment import ExperimentConfig as ExperimentConfig
-    from clipa_eqx.experiment import InitConfig as InitConfig
     from clipa_eqx.experiment import WandbConfig as WandbConfig
     from clipa_eqx.losses.config import LossConfig as LossConfig
     from clipa_eqx.losses.contrastive import contrastive_loss as contrastive_loss
@@ -97,6 +96,7 @@ if TYPE_CHECKING:
     from clipa_eqx.sharding import MeshConfig as MeshConfig
     from clipa_eqx.sharding import make_mesh as make_mesh
     from clipa_eqx.sharding import shardings_for as shardings_for
+    from clipa_eqx.surgery.init_config import InitConfig as InitConfig
     from clipa_eqx.tokenizer.train import train_wordpiece as train_wordpiece
     from clipa_eqx.tokenizer.wordpiece import Tokenizer as Tokenizer
     from clipa_eqx.tokenizer.wordpiece import Tokens as Tokens
@@ -135,7 +135,7 @@ _HOME = {
     "ExperimentConfig": "experiment",
     "FewShotConfig": "evals.few_shot",
     "ImageConfig": "data.images.augment",
-    "InitConfig": "experiment",
+    "InitConfig": "surgery.init_config",
     "Interrupted": "training.stopping",
     "LinearProbeConfig": "evals.linear_probe",
     "LoadedModel": "saved.model",

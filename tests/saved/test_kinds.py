@@ -11,7 +11,6 @@ from support.tiny_models import tiny_clip, tiny_tokenizer
 from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.data.manifest import Manifest, write_manifest
 from clipa_eqx.errors import CheckpointError, ClipaError
-from clipa_eqx.experiment import InitConfig
 from clipa_eqx.programs.scored import load_scored
 from clipa_eqx.programs.targets import show
 from clipa_eqx.saved.adapters import load_adapters
@@ -19,6 +18,7 @@ from clipa_eqx.saved.description import load_model_config
 from clipa_eqx.saved.kinds import expect_kind, kind_of, what_is
 from clipa_eqx.saved.model import save_model
 from clipa_eqx.sharding import MeshConfig, make_mesh
+from clipa_eqx.surgery.init_config import InitConfig
 from clipa_eqx.training.run_folder import check_kind
 from clipa_eqx.training.start import load_source
 from conversion.compare.opening import open_side
