@@ -17,6 +17,9 @@ RECORD_FILE = "record/metadata"
 
 METRICS_NAME, CHECKPOINTS_NAME, MODEL_NAME = "metrics.jsonl", "checkpoints", "model"
 
+FROZEN_NAME = "frozen_leaves"
+"""Folder of a run next to its checkpoints for leaves that are never trained; stored as a checkpoint, once."""
+
 Kind = Literal["run folder", "model folder", "record folder", "other folder", "file", "missing"]
 
 
