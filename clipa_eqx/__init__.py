@@ -81,6 +81,8 @@ if TYPE_CHECKING:
     from clipa_eqx.recipes import pretrain_stage as pretrain_stage
     from clipa_eqx.recipes import small_stage as small_stage
     from clipa_eqx.recipes import stage_model as stage_model
+    from clipa_eqx.saved.adapters import load_adapters as load_adapters
+    from clipa_eqx.saved.adapters import save_adapters as save_adapters
     from clipa_eqx.saved.model import LoadedModel as LoadedModel
     from clipa_eqx.saved.model import ModelTokenizer as ModelTokenizer
     from clipa_eqx.saved.model import Preprocess as Preprocess
@@ -183,6 +185,7 @@ _HOME = {
     "layer_decay_rules": "optim",
     "leaf_paths": "trees",
     "leaves_by_path": "trees",
+    "load_adapters": "saved.adapters",
     "load_config": "config_files",
     "load_model": "saved.model",
     "local_softmax_contrastive": "losses.softmax",
@@ -194,6 +197,7 @@ _HOME = {
     "preset": "models.presets",
     "pretrain_stage": "recipes",
     "run_evaluation": "evals.evaluation",
+    "save_adapters": "saved.adapters",
     "save_model": "saved.model",
     "score_records": "evals.record_folder",
     "sharded_softmax_contrastive": "losses.softmax",

@@ -292,7 +292,7 @@ def _save_final_model(
     folder = workdir / MODEL_NAME
     whole: Any = multihost_utils.process_allgather(model, tiled=True) if jax.process_count() > 1 else model
     if jax.process_index() == 0:
-        whole = merged(whole)
+        lora, whole = (whole if has_factors(whole) else None), merged(whole)
         provenance = Provenance(source=Source(name=TRAINED_HERE), steps=steps, run=record)
         what, kept = f"the model at the end, {folder}, cannot be written", f"Checkpoint {steps} holds the last step."
         with explained(what, workdir, needed=tree_bytes(whole), then=kept):
