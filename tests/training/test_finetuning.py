@@ -22,9 +22,10 @@ from clipa_eqx.errors import CheckpointError, ConfigError
 from clipa_eqx.models.clip import CLIP
 from clipa_eqx.programs.describe import describe_run
 from clipa_eqx.programs.scored import load_scored
+from clipa_eqx.saved.adapters import load_adapters
 from clipa_eqx.saved.model import load_model, save_model
 from clipa_eqx.sharding import MeshConfig, make_mesh, put_global_batch
-from clipa_eqx.surgery import LORA_FACTORS
+from clipa_eqx.surgery import LORA_FACTORS, attach, merge
 from clipa_eqx.surgery.init_config import InitConfig
 from clipa_eqx.surgery.operations import Lora, PruneDepth, ResizePatch
 from clipa_eqx.tokenizer.loading import load_tokenizer
@@ -70,6 +71,12 @@ def test_a_lora_run_ends_with_a_plain_model_in_which_only_the_targets_have_chang
     assert before.keys() == after.keys()
     changed = [path for path in before if not np.array_equal(before[path], after[path])]
     assert changed == ["image/blocks/attn/q/weight", "image/blocks/attn/v/weight"]
+
+
+def test_a_lora_run_leaves_its_factors_as_adapters_of_the_source(source, tuned):
+    base = load_model(source).model
+    attached = attach(base, load_adapters(tuned / "adapters", base=base)).model
+    assert_bit_equal(as_numpy(merge(attached).model), as_numpy(load_model(tuned / "model").model))
 
 
 def test_frozen_leaves_are_stored_once_and_checkpoints_have_the_trained_ones(tuned):
