@@ -53,7 +53,6 @@ OPERATIONS = {
     ),
 }
 MATERIALS = Materials(load=lambda name: tiny_clip(int(name)), pieces=lambda: (PIECES, NEW_PIECES))
-ABSTRACT = Materials(load=lambda _: abstract_clip(tiny_clip_config()), pieces=MATERIALS.pieces)
 
 
 def test_every_operation_has_a_case():
@@ -75,7 +74,7 @@ def test_an_operation_does_what_its_function_does(name):
 def test_the_shapes_of_a_result_are_known_without_weights(name):
     operation, function = OPERATIONS[name]
     abstract = abstract_clip(tiny_clip_config())
-    made = jax.eval_shape(lambda model: apply_operations(model, (operation,), ABSTRACT, key=KEY)[0], abstract)
+    made = jax.eval_shape(lambda model: apply_operations(model, (operation,), MATERIALS, key=KEY)[0], abstract)
     expected = leaves_by_path(function(tiny_clip(0)).model)
     shapes = {path: (leaf.shape, leaf.dtype) for path, leaf in leaves_by_path(made).items()}
     assert shapes == {path: (leaf.shape, leaf.dtype) for path, leaf in expected.items()}

@@ -16,9 +16,14 @@ import numpy as np
 import pytest
 from support import tiny_runs
 from support.leaves import as_numpy, assert_bit_equal
+from support.paths import ROOT
+from support.tiny_models import PIECES
 from support.train_processes import assert_same_runs
 
+from clipa_eqx.config_files import load_config
+from clipa_eqx.durations import Duration
 from clipa_eqx.errors import CheckpointError, ConfigError
+from clipa_eqx.experiment import CheckpointConfig
 from clipa_eqx.models.clip import CLIP
 from clipa_eqx.programs.describe import describe_run
 from clipa_eqx.programs.scored import load_scored
@@ -27,8 +32,17 @@ from clipa_eqx.saved.model import load_model, save_model
 from clipa_eqx.sharding import MeshConfig, make_mesh, put_global_batch
 from clipa_eqx.surgery import LORA_FACTORS, attach, merge
 from clipa_eqx.surgery.init_config import InitConfig
-from clipa_eqx.surgery.operations import Lora, PruneDepth, ResizePatch
+from clipa_eqx.surgery.operations import (
+    Average,
+    Interpolate,
+    Lora,
+    PruneDepth,
+    ResizePatch,
+    SwapHead,
+    SwapVocabulary,
+)
 from clipa_eqx.tokenizer.loading import load_tokenizer
+from clipa_eqx.tokenizer.vocabulary import write_vocab
 from clipa_eqx.training.checkpoint_record import read_checkpoint_record
 from clipa_eqx.training.replay import replay
 from clipa_eqx.training.reporting import Reports
@@ -37,6 +51,7 @@ from clipa_eqx.training.shapes import model_of_record
 from clipa_eqx.training.start import load_source
 from clipa_eqx.training.stopping import Interrupted
 from clipa_eqx.trees import leaves_by_path
+from conversion.flax_clipa.unpack_run import unpack_run
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -154,6 +169,12 @@ def test_a_run_folder_of_a_lora_run_is_read_as_its_plain_model(tuned, tmp_path):
     assert "parameters, trained: 512" in lines
 
 
+def test_the_state_of_a_lora_run_is_not_exported_as_one_of_the_reference(tuned, tmp_path):
+    with pytest.raises(CheckpointError, match=r"trains some leaves only .* export its model, .*model, once"):
+        unpack_run(tuned, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_step_of_a_lora_run_is_replayed_from_its_checkpoint(source, tuned):
     options = {"devices": tiny_runs.one_device(), "compiler": tiny_runs.compile_once}
     replayed = replay(lora_config(source), tuned, 6, record=read_record(tuned), **options)
@@ -211,3 +232,45 @@ def test_frozen_leaves_keep_their_bits_and_have_no_gradient():
     # A full step computes two gradients per product of the towers.
     assert operations[heads.trainable, None] < 0.5 * operations[None, None]
     assert operations[heads.trainable, 8] < operations[None, None]
+
+
+@pytest.mark.slow
+def test_models_are_mixed_and_vocabularies_swapped_when_a_run_starts(source, tuned, tmp_path, caplog):
+    write_vocab((*PIECES[:30], "new", *PIECES[30:63]), tmp_path / "vocab.txt")
+    base = tiny_runs.run_config(duration=Duration(steps=1), checkpoint=CheckpointConfig(every_steps=1))
+    surgery = (
+        Interpolate(source=str(tuned), alpha=0.5),
+        Average(sources=(str(source), str(tuned / "model"))),
+        SwapVocabulary(rows=64),
+        SwapHead(embed=16),
+    )
+    data = dataclasses.replace(base.data, vocab=str(tmp_path / "vocab.txt"))
+    config = dataclasses.replace(base, data=data, init=InitConfig(source=str(source), surgery=surgery))
+    with caplog.at_level("INFO"):
+        tiny_runs.train_on_one_device(config, tmp_path / "run")
+    [line] = [record.getMessage() for record in caplog.records if record.getMessage().startswith("initialized from")]
+    for change in ("0.5 of the way", "average of 3 models", "rows of 63 shared pieces kept", "head/weight: random"):
+        assert change in line
+    unswapped = dataclasses.replace(config, init=InitConfig(source=str(source), surgery=surgery[:2]))
+    with pytest.raises(CheckpointError, match=r"another vocabulary.* SwapVocabulary\(\) in init.surgery"):
+        tiny_runs.train_on_one_device(unswapped, tmp_path / "unswapped")
+    missing = InitConfig(source=str(source), surgery=(Interpolate(source=str(tmp_path / "no"), alpha=0.5),))
+    with pytest.raises(CheckpointError, match="does not exist"):
+        tiny_runs.train_on_one_device(dataclasses.replace(base, init=missing), tmp_path / "missing")
+    assert not (tmp_path / "missing").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["quickstart_lora", "quickstart_heads"])
+def test_the_example_configs_train_on_other_sizes_of_the_mesh(name, source, tmp_path):
+    """The configs of the page, with the tiny model and its data; factors are split over the tensor axis."""
+    shown = load_config(ROOT / "configs" / f"{name}.py")
+    init = dataclasses.replace(shown.init, source=str(source))
+    fields = {"init": init, "trainable": shown.trainable, "duration": Duration(steps=2)}
+    one = tiny_runs.drive(tiny_runs.run_config(**fields), devices=1, steps=2)
+    mesh = MeshConfig(data=1, fsdp=2, tensor=2)
+    four = tiny_runs.drive(tiny_runs.run_config(**fields, mesh=mesh), devices=4, steps=2)
+    np.testing.assert_allclose(four.losses, one.losses, rtol=1e-5)
+    whole, split = (leaves_by_path(jax.tree.map(np.asarray, made.state.model)) for made in (one, four))
+    for path, leaf in whole.items():
+        np.testing.assert_allclose(split[path], leaf, rtol=2e-3, atol=2e-5, err_msg=path)
