@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clipa_eqx.evals.code_version import code_version
-from clipa_eqx.experiment import ExperimentConfig
-from clipa_eqx.flops import step_flops
+from clipa_eqx.experiment import ExperimentConfig, operations_per_step
 from clipa_eqx.json_config import to_json
 from clipa_eqx.models.blocks import BlockConfig
 
@@ -62,7 +61,7 @@ def _facts(
     if total_steps is not None:
         samples = total_steps * config.batch_size
         yield "length", f"{total_steps:,} steps, {samples:,} samples"
-    yield "operations", f"{step_flops(config.model, batch_size=config.batch_size).total:.4g} FLOPs per step"
+    yield "operations", f"{operations_per_step(config).total:.4g} FLOPs per step"
     yield (
         "data",
         ", ".join(
@@ -72,6 +71,10 @@ def _facts(
     )
     yield "captions", f"shortened by {config.data.text_reduction}"
     yield "starts from", config.init.source if config.init else "random weights"
+    if config.init is not None and config.init.surgery:
+        yield "surgery", ", ".join(type(one).__name__ for one in config.init.surgery)
+    if config.trainable is not None:
+        yield "trained", ", ".join(config.trainable)
     yield "peak learning rate", f"{config.optim.peak_lr:g}"
     yield "seed", str(config.seed)
     if machine is None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import jax.random as jr
 import optax
 from jax.sharding import Mesh
@@ -102,7 +103,13 @@ def check_init(config: ExperimentConfig, abstract: TrainState, *, vocab_sha256: 
         return
     described = describe_source(init)
     _check_vocabulary(init, described.vocab_sha256, vocab_sha256)
-    materials = _materials(config, described, describe_source, vocab_sha256=vocab_sha256)
+
+    def other(init: InitConfig) -> Source:
+        # Of zeros, because it is mixed while shapes are traced; no array is made there.
+        found = describe_source(init)
+        return found._replace(model=jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), found.model))
+
+    materials = _materials(config, described, other, vocab_sha256=vocab_sha256)
     fresh = abstract_clip(config.model)
     jax.eval_shape(lambda a, b: started_model(a, config, init, materials, fresh=b)[0], described.model, fresh)
     if init.optimizer:
@@ -151,7 +158,7 @@ def started_model(
 def _materials(
     config: ExperimentConfig, source: "Source", load: Callable[[InitConfig], "Source"], *, vocab_sha256: str
 ) -> Materials:
-    """What the surgery of a run needs; ``load`` gives the other models that it mixes in, or their shapes."""
+    """The needs of the surgery of a run; ``load`` gives the other models that it mixes in."""
 
     def other(folder: str) -> CLIP:
         found = load(InitConfig(source=folder))
