@@ -18,6 +18,8 @@ from clipa_eqx.search.embedding import EmbeddingOptions, begin, embed, finish
 from clipa_eqx.search.index import open_embeddings
 from clipa_eqx.search.inputs import image_folder_inputs, list_images, text_file_inputs
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 OPTIONS = EmbeddingOptions(shard_inputs=3, batch_size=8)
 
 

@@ -19,6 +19,9 @@ from clipa_eqx.search.inputs import list_images
 from clipa_eqx.search.photos import changes_of, open_photos
 
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("CLIPA_EQX_CACHE", str(tmp_path / "cache"))
