@@ -95,7 +95,7 @@ def search(request: Request) -> Answer:
         how = f"approximate, recall@{TESTED_K} of {TESTED_ROWS} sampled rows {graph.recall:.3f}"
     else:
         best = best_rows(index.blocks(), queries, k=request.k)
-    what = counted(len(index), "photo" if index.kind == "images" else "text")
+    what = counted(len(index), "image" if index.kind == "images" else "text")
     return Answer(
         results=[_results(index, query, best, row) for row, query in enumerate(request.queries)],
         about=f"{what} of {index.title}, model {encoder.path}, {how}",
