@@ -57,6 +57,10 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "photos" / "beach.jpg").write_bytes(file.getvalue())
     for model in ("runs/mine/model", "runs/tuned/model", "models/l14"):
         save_model(tmp_path / model, tiny_clip(), tokenizer=tiny_tokenizer(), preprocess=size, provenance={})
+    # A model by name that was converted before.
+    monkeypatch.setenv("CLIPA_EQX_CACHE", str(tmp_path / "cache"))
+    converted = tmp_path / "cache" / "models" / "UCSC-VLAA--ViT-L-14-CLIPA-datacomp1B@main"
+    save_model(converted, tiny_clip(), tokenizer=tiny_tokenizer(), preprocess=size, provenance={})
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
