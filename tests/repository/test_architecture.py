@@ -40,6 +40,7 @@ MAY_IMPORT = {
     "conversion.t5x": ("conversion.weights", "conversion.flax_clipa"),
     "conversion.open_clip": ("conversion.weights",),
     "conversion.compare": ("conversion.weights", "conversion.flax_clipa", "conversion.open_clip"),
+    "conversion.export": ("conversion.weights", "conversion.open_clip"),
     "conversion.verify": ("conversion.weights",),
     "conversion.released": ("conversion.weights",),
     "conversion.records": (),
