@@ -1,7 +1,7 @@
 """Operations per second of a training step on one device, next to its matrix-product peak in the same run.
 
 With ``--against``, next to the step of open_clip (extra ``open-clip``) or of the reference, on the CPU in a process of
-its own: both sides make a step in turns, and the ratio is that of neighboring steps. Our side has huge pages as in
+its own: both sides make two steps in turns, and the ratio is that of the second ones. Our side has huge pages as in
 ``train.py``.
 """
 
@@ -123,13 +123,18 @@ def compare(step: TrainStep, state: TrainState, batch: Mapping[str, Array], opti
         ratios: list[float] = []
         peak = 0.0
         for number in range(options.rounds + 1):
-            since = time.perf_counter()
-            state, metrics = step(state, batch)
-            jax.block_until_ready(metrics)
-            ours = time.perf_counter() - since
-            print("step", file=other.stdin, flush=True)
-            theirs, peak = map(float, other.stdout.readline().split())
-            if number:  # the first step of both is a warm-up
+            ours, theirs = 0.0, 0.0
+            # Two steps per turn, of which the second counts, as in training: a system may take memory back from a
+            # process that waits, and the first step then waits for it.
+            for _ in range(2):
+                since = time.perf_counter()
+                state, metrics = step(state, batch)
+                jax.block_until_ready(metrics)
+                ours = time.perf_counter() - since
+            for _ in range(2):
+                print("step", file=other.stdin, flush=True)
+                theirs, peak = map(float, other.stdout.readline().split())
+            if number:  # the first turn of both is a warm-up
                 ratios.append(theirs / ours)
                 print(f"ours {ours:.2f} s, {options.against} {theirs:.2f} s, ratio {ratios[-1]:.2f}", flush=True)
         other.stdin.close()

@@ -55,7 +55,6 @@ if TYPE_CHECKING:
     from clipa_eqx.experiment import DataConfig as DataConfig
     from clipa_eqx.experiment import DataSource as DataSource
     from clipa_eqx.experiment import ExperimentConfig as ExperimentConfig
-    from clipa_eqx.experiment import InitConfig as InitConfig
     from clipa_eqx.experiment import WandbConfig as WandbConfig
     from clipa_eqx.losses.config import LossConfig as LossConfig
     from clipa_eqx.losses.contrastive import contrastive_loss as contrastive_loss
@@ -82,6 +81,8 @@ if TYPE_CHECKING:
     from clipa_eqx.recipes import pretrain_stage as pretrain_stage
     from clipa_eqx.recipes import small_stage as small_stage
     from clipa_eqx.recipes import stage_model as stage_model
+    from clipa_eqx.saved.adapters import load_adapters as load_adapters
+    from clipa_eqx.saved.adapters import save_adapters as save_adapters
     from clipa_eqx.saved.model import LoadedModel as LoadedModel
     from clipa_eqx.saved.model import ModelTokenizer as ModelTokenizer
     from clipa_eqx.saved.model import Preprocess as Preprocess
@@ -95,6 +96,7 @@ if TYPE_CHECKING:
     from clipa_eqx.sharding import MeshConfig as MeshConfig
     from clipa_eqx.sharding import make_mesh as make_mesh
     from clipa_eqx.sharding import shardings_for as shardings_for
+    from clipa_eqx.surgery.init_config import InitConfig as InitConfig
     from clipa_eqx.tokenizer.train import train_wordpiece as train_wordpiece
     from clipa_eqx.tokenizer.wordpiece import Tokenizer as Tokenizer
     from clipa_eqx.tokenizer.wordpiece import Tokens as Tokens
@@ -133,7 +135,7 @@ _HOME = {
     "ExperimentConfig": "experiment",
     "FewShotConfig": "evals.few_shot",
     "ImageConfig": "data.images.augment",
-    "InitConfig": "experiment",
+    "InitConfig": "surgery.init_config",
     "Interrupted": "training.stopping",
     "LinearProbeConfig": "evals.linear_probe",
     "LoadedModel": "saved.model",
@@ -183,6 +185,7 @@ _HOME = {
     "layer_decay_rules": "optim",
     "leaf_paths": "trees",
     "leaves_by_path": "trees",
+    "load_adapters": "saved.adapters",
     "load_config": "config_files",
     "load_model": "saved.model",
     "local_softmax_contrastive": "losses.softmax",
@@ -194,6 +197,7 @@ _HOME = {
     "preset": "models.presets",
     "pretrain_stage": "recipes",
     "run_evaluation": "evals.evaluation",
+    "save_adapters": "saved.adapters",
     "save_model": "saved.model",
     "score_records": "evals.record_folder",
     "sharded_softmax_contrastive": "losses.softmax",

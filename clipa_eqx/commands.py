@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parents[1]
-_SCRIPTS = ("train", "evaluate", "show", "replay")
+_SCRIPTS = ("train", "evaluate", "show", "replay", "embed", "search")
 _CONVERSIONS = {
     "records": "conversion.records",
     "flax": "conversion.flax_clipa",
@@ -25,8 +25,8 @@ def command_line(name: str, *arguments: object) -> str:
     An installed program names the installed commands, a program of a clone the files of the clone.
 
     Args:
-        name: "train", "evaluate", "show", "replay", "records", "flax", "t5x", "open-clip", "released", "verify" or
-            "compare".
+        name: "train", "evaluate", "show", "replay", "embed", "search", "records", "flax", "t5x", "open-clip",
+            "released", "verify" or "compare".
         arguments: words in order, such as paths; placeholders are words in capitals.
     """
     called = Path(sys.argv[0])

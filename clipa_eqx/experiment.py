@@ -23,7 +23,8 @@ from clipa_eqx.models.kernels import AttentionChoice, cudnn_problems, cudnn_refu
 from clipa_eqx.optim import OptimConfig
 from clipa_eqx.precision import Precision
 from clipa_eqx.sharding import MeshConfig
-from clipa_eqx.surgery.sizes import TextRows
+from clipa_eqx.surgery.init_config import InitConfig
+from clipa_eqx.surgery.operations import lora_of
 from clipa_eqx.tokenizer.reduce import Reduction
 
 
@@ -85,45 +86,6 @@ class DataConfig:
         if repeated:
             raise ConfigError(
                 f"data.sources names {', '.join(repeated)} more than once; name it once, with more weight"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class InitConfig:
-    """Weights to start from, and what may differ from them (``surgery.adopt``).
-
-    Attributes:
-        source: a run folder, of which the latest checkpoint is taken, or a model folder.
-        resize_text: resize learned text positions to this run's text length.
-        text_rows: how ``resize_text`` does it. "resample" interpolates, as the reference; "first" keeps the rows in
-            front, so that each word keeps its position, and repeats the last row.
-        resize_image: resample learned image positions to this run's image size.
-        keep_initial: patterns of leaf paths that keep their random initial values, such as a new head; each must match
-            a leaf.
-        optimizer: also take the optimizer's state and step, which models imported from a full training checkpoint have.
-            The run then resumes at the step of the source instead of starting at step 0.
-
-    Raises:
-        ConfigError: an empty source, ``text_rows`` without ``resize_text``, or ``optimizer`` together with a change of
-            the weights.
-    """
-
-    source: str
-    resize_text: bool = False
-    text_rows: TextRows = "resample"
-    resize_image: bool = False
-    keep_initial: tuple[str, ...] = ()
-    optimizer: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.source:
-            raise ConfigError("init.source is empty; give a run folder or a model folder, or leave out init")
-        if self.text_rows != "resample" and not self.resize_text:
-            raise ConfigError(f'init.text_rows "{self.text_rows}" has no effect without init.resize_text; set both')
-        if self.optimizer and (self.resize_text or self.resize_image or self.keep_initial):
-            raise ConfigError(
-                "init.optimizer resumes another run, so all of its leaves are taken unchanged; leave out resize_text, "
-                "resize_image and keep_initial, or start at step 0 without init.optimizer"
             )
 
 
@@ -222,6 +184,9 @@ class ExperimentConfig:
         micro_batch: pairs whose activations are in memory at once, over all devices; None takes the complete batch. The
             loss still compares all pairs of the batch, and the results differ by rounding only. Each pair is embedded
             twice.
+        trainable: patterns of the leaves that are trained, such as ``(LORA_FACTORS,)`` or ``("image/head/.*",)``;
+            all others are frozen: they stay as they are, bit for bit, have no gradient and no optimizer state, and are
+            stored once, not in each checkpoint. ``optim.schedules`` may freeze more. None trains all that it does not.
         attention: kernel of attention in the towers: "cudnn" is cuDNN's flash attention, for NVIDIA GPUs and bfloat16,
             "xla" the plain products. "auto" takes cuDNN's where the devices, ``precision`` and the width of the heads
             allow it. Results differ by rounding only.
@@ -255,6 +220,7 @@ class ExperimentConfig:
     flight_steps: int = 32
     micro_batch: int | None = None
     attention: AttentionChoice = "auto"
+    trainable: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         problems = [*_size_problems(self), *_batch_problems(self)]
@@ -270,6 +236,7 @@ class ExperimentConfig:
             compute, tensor = self.precision.compute, self.mesh.tensor
             if refused := cudnn_problems(self.model, compute=compute, tensor=tensor):
                 problems.append(cudnn_refusal(refused))
+        problems += _trainable_problems(self)
         if self.watchdog is not None and not self.watchdog > 0:
             problems.append(f"watchdog is {self.watchdog}; it must be a positive number of seconds, or None")
         if self.flight_steps < 0:
@@ -314,6 +281,21 @@ def _size_problems(config: ExperimentConfig) -> list[str]:
         for name, size in (("data.image.size", config.data.image.size), ("eval_image.size", config.eval_image.size))
         if size != wanted
     ]
+
+
+def _trainable_problems(config: ExperimentConfig) -> list[str]:
+    init = config.init
+    if config.trainable == ():
+        return ["trainable is empty, so nothing is trained; name leaves by patterns, or leave it out to train all"]
+    if config.trainable is not None and init is not None and init.optimizer:
+        return ["init.optimizer resumes another run, which trained all leaves; leave out trainable"]
+    is_some_frozen = any(schedule is None for _, schedule in config.optim.schedules)
+    if config.trainable is None and init is not None and lora_of(init.surgery) is not None and not is_some_frozen:
+        return [
+            "init.surgery adds LoRA factors, but nothing says what is trained; set trainable to (LORA_FACTORS,) of "
+            "clipa_eqx.surgery to train the factors alone, or to ('.*',) to train all leaves"
+        ]
+    return []
 
 
 def _batch_problems(config: ExperimentConfig) -> list[str]:

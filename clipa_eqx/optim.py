@@ -15,6 +15,7 @@ trained. To change that, put a rule for ``.*/position`` first in the list of the
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -125,6 +126,7 @@ def make_optimizer(
     params: Any,
     run: RunLength,
     *,
+    trainable: Sequence[str] | None = None,
     scale_by: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformation:
     """The transformation whose updates are added to the parameters; ``update`` needs ``params``.
@@ -132,6 +134,7 @@ def make_optimizer(
     Args:
         params: the tree to train; its leaves may be abstract.
         run: length of the run, where schedules end.
+        trainable: patterns of leaves, see ``schedules_by_path``.
         scale_by: replaces Adam; then ``b1``, ``b2``, ``eps`` and ``mu_dtype`` have no effect.
 
     Raises:
@@ -140,11 +143,9 @@ def make_optimizer(
     """
     decay = match_by_path(config.decay, params, what="optim.decay")
     factors = match_by_path(config.lr_factors, params, what="optim.lr_factors")
-    schedules = match_by_path(config.schedules, params, what="optim.schedules")
+    schedules = schedules_by_path(config, params, trainable=trainable)
     trained = {path: per_layer(s, lambda one: float(one is not None)) for path, s in schedules.items()}
     live = map_with_path(lambda path, _: bool(np.any(trained[path])), params)
-    if not any(jax.tree.leaves(live)):
-        raise ConfigError("optim.schedules: every leaf is frozen; give one pattern a schedule")
     multipliers = {schedule: make_multiplier(schedule, run) for _, schedule in config.schedules if schedule is not None}
     adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps, mu_dtype=jnp.dtype(config.mu_dtype))
     chain = optax.chain(
@@ -161,6 +162,45 @@ def make_optimizer(
         optax.masked(chain, lambda _: live),
         optax.masked(optax.set_to_zero(), lambda _: jax.tree.map(lambda is_live: not is_live, live)),
     )
+
+
+def schedules_by_path(
+    config: OptimConfig, params: Any, *, trainable: Sequence[str] | None = None
+) -> dict[str, Schedule | tuple[Schedule | None, ...] | None]:
+    """The schedule of each leaf; None if it is frozen, a tuple over depth where the layers of a stack differ.
+
+    Args:
+        params: the tree to train; its leaves may be abstract.
+        trainable: patterns of leaves, as those of a rule; all other leaves are frozen, and of these, those that
+            ``config.schedules`` freezes. None trains what ``config.schedules`` does not freeze.
+
+    Raises:
+        ConfigError: schedules that do not cover the tree, a rule or a pattern that decides no leaf, or nothing left to
+            train.
+    """
+    schedules = match_by_path(config.schedules, params, what="optim.schedules")
+    if trainable is not None:
+        chosen = match_by_path([(one, True) for one in trainable], params, what="trainable", otherwise=False)
+        schedules = {path: _where(chosen[path], schedule) for path, schedule in schedules.items()}
+    if all(schedule is None for schedule in schedules.values()):
+        name = "optim.schedules" if trainable is None else "trainable and optim.schedules"
+        raise ConfigError(f"{name}: every leaf is frozen; give a pattern of one that is trained")
+    return schedules
+
+
+def trained_leaves(config: OptimConfig, params: Any, *, trainable: Sequence[str] | None = None) -> Any:
+    """A tree like ``params`` with True for each leaf of which a layer is trained; arguments as there."""
+    schedules = schedules_by_path(config, params, trainable=trainable)
+    return map_with_path(lambda path, _: schedules[path] is not None, params)
+
+
+def _where(chosen: bool | tuple[bool, ...], schedule: Any) -> Any:
+    """The schedule of a leaf, or of its layers, where it is chosen; else None."""
+    if isinstance(chosen, bool):
+        return schedule if chosen else None
+    layers = schedule if isinstance(schedule, tuple) else (schedule,) * len(chosen)
+    kept = tuple(one if is_chosen else None for one, is_chosen in zip(layers, chosen, strict=True))
+    return kept if any(one is not None for one in kept) else None
 
 
 def learning_rates(config: OptimConfig, count: Int[Array, ""] | int, run: RunLength) -> dict[str, Scalar]:

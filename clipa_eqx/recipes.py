@@ -14,7 +14,7 @@ from clipa_eqx.data.prefetch import StreamConfig
 from clipa_eqx.durations import NO_TIME, Duration
 from clipa_eqx.errors import ConfigError
 from clipa_eqx.evals.zero_shot import ZeroShotConfig
-from clipa_eqx.experiment import CheckpointConfig, DataConfig, DataSource, ExperimentConfig, InitConfig
+from clipa_eqx.experiment import CheckpointConfig, DataConfig, DataSource, ExperimentConfig
 from clipa_eqx.losses.config import LossConfig
 from clipa_eqx.models.blocks import Remat
 from clipa_eqx.models.clip import CLIPConfig
@@ -25,6 +25,7 @@ from clipa_eqx.optim import DEFAULT_DECAY, OptimConfig
 from clipa_eqx.precision import Precision
 from clipa_eqx.schedules import Cosine
 from clipa_eqx.sharding import MeshConfig
+from clipa_eqx.surgery.init_config import InitConfig
 
 _REMAT: dict[str, tuple[Remat, Remat]] = {
     "none": ("none", "none"),

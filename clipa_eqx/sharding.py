@@ -30,6 +30,10 @@ RULES: tuple[tuple[str, Placement], ...] = (
     (r"(.*/)?(out|fc_out)/weight", "rows"),
     (r"(.*/)?(q|k|v|fc_in)/bias", "parts"),
     (r"(.*/)?(patch|head|token)/weight", "largest"),
+    # Factors next to a weight: the axis that the weight splits is split in the factor that has it.
+    (r"(.*/)?(q|k|v|fc_in)/lora_up", "columns"),
+    (r"(.*/)?(out|fc_out)/lora_down", "rows"),
+    (r"(.*/)?lora_(down|up)", "largest"),
     (r"(.*/)?position", "whole"),
     (r"(.*/)?(weight|bias|class_token|probe|log_temperature)", "whole"),
     (r"(.*/)?(count|updates_done|step)", "whole"),

@@ -81,8 +81,16 @@ def layer_path(path: str, layer: int) -> str:
     return f"{found[1]}/{layer}/{found[2]}"
 
 
+_REFUSE: Any = object()
+
+
 def match_by_path(
-    rules: Sequence[tuple[str, T]], tree: Any, *, what: str, unused: Literal["error", "allow"] = "error"
+    rules: Sequence[tuple[str, T]],
+    tree: Any,
+    *,
+    what: str,
+    unused: Literal["error", "allow"] = "error",
+    otherwise: T = _REFUSE,
 ) -> dict[str, T | tuple[T, ...]]:
     """The value that an ordered list of ``(pattern, value)`` gives to each leaf, by path.
 
@@ -98,6 +106,7 @@ def match_by_path(
         what: the name of the list for messages, for example ``"optim.decay"``.
         unused: ``"allow"`` is for tables that are part of the library and cover every model; each rule that a user
             writes must decide a leaf.
+        otherwise: the value of leaves and layers that no rule matches; without it they are an error.
 
     Raises:
         ConfigError: a pattern that is not a regular expression; leaves that no rule matches; rules that decide no leaf.
@@ -112,10 +121,10 @@ def match_by_path(
         chosen = [_first(patterns, alternatives) for alternatives in names]
         found = [index for index in chosen if index is not None]
         deciding.update(found)
-        if len(found) < len(chosen):
+        if len(found) < len(chosen) and otherwise is _REFUSE:
             uncovered += [path] if not found else [n[-1] for n, c in zip(names, chosen, strict=True) if c is None]
             continue
-        values = [rules[index][1] for index in found]
+        values = [otherwise if index is None else rules[index][1] for index in chosen]
         alike = all(value == values[0] for value in values[1:])
         decided[path] = values[0] if alike else tuple(values)
     if uncovered:

@@ -2,6 +2,7 @@
 
 Command:   python scripts/train.py configs/b16_112px_t32.py --workdir runs/b16_112px_t32
 Hardware:  TPU pod slice or GPUs. The number of devices divides the batch; with fewer, each needs more memory.
+Plan:      per device 3.41 GiB on v3:16x16 (`scripts/plan.py`, docs/performance.md).
 Samples:   2,799,992,832 pairs: 7 epochs of 400 million, 85,449 steps of 32,768.
 Hours:     about 2 days on 8 A100 published for the nearest setting, fine-tuning included; not re-run here.
 Expect:    no number published for 32 text tokens; with 16 tokens and 6 epochs 59.7 % zero-shot ImageNet top-1, 63.2 %

@@ -8,7 +8,7 @@ from clipa_eqx.data.images.affine import AffineConfig
 from clipa_eqx.data.images.augment import ImageConfig
 from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.durations import Duration
-from clipa_eqx.experiment import CheckpointConfig, DataConfig, DataSource, ExperimentConfig, InitConfig
+from clipa_eqx.experiment import CheckpointConfig, DataConfig, DataSource, ExperimentConfig
 from clipa_eqx.flops import step_flops
 from clipa_eqx.models.blocks import BlockConfig
 from clipa_eqx.models.clip import CLIPConfig
@@ -16,6 +16,7 @@ from clipa_eqx.models.text import TextConfig
 from clipa_eqx.models.vision import VisionConfig
 from clipa_eqx.optim import OptimConfig
 from clipa_eqx.schedules import Cosine
+from clipa_eqx.surgery.init_config import InitConfig
 
 VOCAB_SIZE = 2000
 BATCH_SIZE = 128

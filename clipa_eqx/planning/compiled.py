@@ -11,13 +11,12 @@ from clipa_eqx.device_memory import ProgramMemory, memory_of
 from clipa_eqx.durations import RunLength
 from clipa_eqx.errors import ConfigError, is_out_of_memory
 from clipa_eqx.experiment import ExperimentConfig
-from clipa_eqx.models.clip import abstract_clip
-from clipa_eqx.optim import make_optimizer
 from clipa_eqx.planning.program_text import Collective, collectives, loops
 from clipa_eqx.planning.slices import Slice
 from clipa_eqx.sharding import batch_parts, check_batch, check_micro_batch, make_mesh, shardings_for
 from clipa_eqx.training.compiled_step import lower_step
-from clipa_eqx.training.state import TrainState, abstract_state
+from clipa_eqx.training.shapes import optimizer_and_shapes
+from clipa_eqx.training.state import TrainState
 
 
 class Prepared(NamedTuple):
@@ -91,8 +90,7 @@ def prepare(config: ExperimentConfig, target: Slice, *, records: int) -> Prepare
     if config.micro_batch is not None:
         check_micro_batch(config.micro_batch, mesh)
     run = RunLength.of(config.duration, batch_size=config.batch_size, data_size=records)
-    optimizer = make_optimizer(config.optim, abstract_clip(config.model), run)
-    abstract = abstract_state(config.model, optimizer)
+    optimizer, abstract = optimizer_and_shapes(config, run)
     return Prepared(config, mesh, run.total_steps, optimizer, abstract, state_bytes(abstract, mesh))
 
 

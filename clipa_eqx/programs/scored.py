@@ -22,6 +22,8 @@ from clipa_eqx.saved.kinds import CONFIG_FILE, MODEL_NAME, WEIGHTS_FILE, expect_
 from clipa_eqx.saved.leaf_hashes import array_hashes, recorded_hashes
 from clipa_eqx.saved.model import load_model
 from clipa_eqx.sharding import shardings_for
+from clipa_eqx.surgery.init_config import abstract_model
+from clipa_eqx.surgery.low_rank import merged
 from clipa_eqx.tokenizer.loading import load_tokenizer
 from clipa_eqx.tokenizer.wordpiece import Tokenizer
 from clipa_eqx.training.restoring import read_newest
@@ -93,7 +95,9 @@ def _load_checkpoint(folder: Path, mesh: Mesh) -> Scored:
     digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
     check_same_everywhere(digest, what=f"runs in {folder}")
     # Not training.start.load_source: the result names the step, and a live run may commit another one meanwhile.
-    step, model = read_newest(folder, lambda found, step: found.restore_model(config.model, mesh, step=step))
+    abstract = abstract_model(config.model, config.init)
+    step, model = read_newest(folder, lambda found, step: found.restore_model(abstract, mesh, step=step))
+    model = merged(model)
     return Scored(
         model=model,
         tokenizer=tokenizer,

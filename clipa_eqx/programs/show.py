@@ -8,6 +8,7 @@ from pathlib import Path
 from clipa_eqx.argument_parser import ArgumentParser
 from clipa_eqx.cli import run
 from clipa_eqx.errors import ConfigError
+from clipa_eqx.programs.mesh_flag import mesh_sizes
 from clipa_eqx.similar_flags import similar
 
 EPILOG = """Prints the resolved config as JSON and a table of all parameters: shape, number of values and, with --mesh,
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ConfigError(f"unknown arguments {' '.join(overrides)}; only a config file takes overrides{meant}")
     if arguments.every is not None and not 1 <= arguments.every <= 86400:
         raise ConfigError(f"--every is {arguments.every:g}; give seconds, at least 1 and at most a day (86400)")
-    mesh = None if arguments.mesh is None else _mesh_sizes(arguments.mesh)
+    mesh = None if arguments.mesh is None else mesh_sizes(arguments.mesh)
 
     # Nothing here computes on a device, and on a TPU host a training run may hold them.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -89,11 +90,3 @@ def main(argv: Sequence[str] | None = None) -> None:
 def program() -> int:
     """Run the command on ``sys.argv`` and return its exit code."""
     return run(main)
-
-
-def _mesh_sizes(text: str) -> tuple[int, int, int]:
-    parts = text.split("x")
-    if len(parts) != 3 or not all(part.isascii() and part.isdigit() for part in parts):
-        raise ConfigError(f"--mesh is {text!r}; give the sizes of data, fsdp and tensor, such as 64x8x1")
-    data, fsdp, tensor = map(int, parts)
-    return data, fsdp, tensor

@@ -12,10 +12,11 @@ from clipa_eqx.cli import INTERRUPTED, OK
 from clipa_eqx.commands import command_line, next_lines
 from clipa_eqx.config_files import apply_overrides, load_config
 from clipa_eqx.errors import counted
-from clipa_eqx.experiment import ExperimentConfig, InitConfig
+from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.json_config import to_json
 from clipa_eqx.programs.connection import connect_processes
 from clipa_eqx.programs.distributed import Processes
+from clipa_eqx.surgery.init_config import InitConfig
 from clipa_eqx.training.loop import train
 from clipa_eqx.training.profiling import ProfiledSteps
 from clipa_eqx.training.stopping import Interrupted

@@ -1,4 +1,4 @@
-"""The one decision what a folder is: a run folder, a model folder, a record folder, or none of them."""
+"""The one decision what a folder is: a run folder, a model folder, a folder of adapters, a record folder, or none."""
 
 import json
 from pathlib import Path
@@ -12,12 +12,15 @@ CONFIG_FILE = "config.json"
 
 WEIGHTS_FILE, TOKENIZER_FOLDER = "model.safetensors", "tokenizer"
 PREPROCESS_FILE, PROVENANCE_FILE = "preprocess.json", "provenance.json"
+ADAPTERS_FILE, FACTORS_FILE = "adapters.json", "adapters.safetensors"
+"""In a folder of adapters what they are, and their factors."""
+
 RECORD_FILE = "record/metadata"
 """In a checkpoint the record of its run; ``metadata`` is the name that Orbax gives to a JSON file."""
 
 METRICS_NAME, CHECKPOINTS_NAME, MODEL_NAME = "metrics.jsonl", "checkpoints", "model"
 
-Kind = Literal["run folder", "model folder", "record folder", "other folder", "file", "missing"]
+Kind = Literal["run folder", "model folder", "folder of adapters", "record folder", "other folder", "file", "missing"]
 
 
 def kind_of(path: Path | str) -> Kind:
@@ -38,6 +41,8 @@ def kind_of(path: Path | str) -> Kind:
         return "run folder"
     if _has_files_of_model(path):
         return "model folder"
+    if _has_adapters(path):
+        return "folder of adapters"
     if manifest is not None and (manifest == _UNREADABLE or "shards" in manifest):
         return "record folder"
     return "other folder"
@@ -112,3 +117,8 @@ def _has_files_of_model(path: Path) -> bool:
     # Other programs have model.safetensors and tokenizer/ too, but not under these names how images are prepared.
     is_ours = (path / PREPROCESS_FILE).is_file() or (path / PROVENANCE_FILE).is_file()
     return is_ours and ((path / WEIGHTS_FILE).is_file() or (path / TOKENIZER_FOLDER).is_dir())
+
+
+def _has_adapters(path: Path) -> bool:
+    about, has_factors = _keys(path / ADAPTERS_FILE), (path / FACTORS_FILE).is_file()
+    return about is not None and ({"schema", "alpha", "base"} <= about or has_factors)

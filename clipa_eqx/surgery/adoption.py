@@ -12,7 +12,7 @@ from clipa_eqx.surgery import sizes as resizing
 from clipa_eqx.surgery.configuration import NUMERIC_FIELDS, config_changes, differing, rebuild
 from clipa_eqx.surgery.report import Operated, operated
 from clipa_eqx.surgery.sizes import TextRows
-from clipa_eqx.trees import layer_path, leaf_paths, leaves_by_path, match_by_path
+from clipa_eqx.trees import layer_path, leaves_by_path, match_by_path
 
 
 def adopt(
@@ -91,9 +91,7 @@ def adopt(
 
 
 def _initial_by_path(patterns: Sequence[str], fresh: CLIP) -> dict[str, bool | tuple[bool, ...]]:
-    if not patterns:
-        return dict.fromkeys(leaf_paths(fresh), False)
-    return match_by_path([*((pattern, True) for pattern in patterns), (".*", False)], fresh, what="init.keep_initial")
+    return match_by_path([(pattern, True) for pattern in patterns], fresh, what="init.keep_initial", otherwise=False)
 
 
 def _mixed(keep: bool | tuple[bool, ...], found: Any, fresh: Any) -> Any:

@@ -95,6 +95,26 @@ def differing(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def reshaping_changes(found: CLIPConfig, wanted: CLIPConfig) -> list[tuple[str, Any, Any]]:
+    """The ``config_changes`` that add, remove or reshape leaves; a field that does not fit alone counts too."""
+
+    def shapes(config: CLIPConfig) -> dict[str, tuple[int, ...]]:
+        return {path: tuple(leaf.shape) for path, leaf in leaves_by_path(abstract_clip(config)).items()}
+
+    def reshapes(name: str, value: Any) -> bool:
+        try:
+            return shapes(_with_field(wanted, name.split("."), value)) != shapes(wanted)
+        except ConfigError:
+            return True
+
+    return [change for change in config_changes(found, wanted) if reshapes(change[0], change[1])]
+
+
+def _with_field(config: Any, path: list[str], value: Any) -> Any:
+    name, *rest = path
+    return dataclasses.replace(config, **{name: _with_field(getattr(config, name), rest, value) if rest else value})
+
+
 def config_changes(before: Any, after: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Name, old and new value of each field that differs, also inside of nested configurations."""
     for field in dataclasses.fields(before):

@@ -142,14 +142,24 @@ def merge(model: CLIP) -> Operated:
     """
     found = _with_factors(model)
 
-    def merged(path: str, layer: Linear | LoraLinear) -> Linear | LoraLinear:
+    def add(path: str, layer: Linear | LoraLinear) -> Linear | LoraLinear:
         if not isinstance(layer, LoraLinear):
             return layer
         return _linear(_moved(layer.weight, layer.lora_down, layer.lora_up, layer.scale), layer.bias)
 
-    result = _map_layers(merged, model)
+    result = _map_layers(add, model)
     validate(result)
     return operated(model, result, [f"{path}/weight: LoRA merged" for path in found])
+
+
+def merged(model: CLIP) -> CLIP:
+    """Return the plain model of one that may have factors: merged if it has, else the same."""
+    return merge(model).model if has_factors(model) else model
+
+
+def has_factors(model: CLIP) -> bool:
+    """Whether a linear layer of the model has factors."""
+    return any(isinstance(layer, LoraLinear) for layer in _linear_layers(model).values())
 
 
 def unmerge(model: CLIP, adapters: Adapters) -> Operated:
@@ -237,8 +247,7 @@ def _chosen(model: CLIP, layers: Mapping[str, Linear | LoraLinear], targets: Seq
     """Paths of the layers that the targets name."""
     if not targets:
         raise ConfigError("lora: targets is empty; name weights, such as 'image/blocks/attn/(q|v)/weight'")
-    rules = [*((pattern, True) for pattern in targets), (".*", False)]
-    decided = match_by_path(rules, model, what="lora.targets")
+    decided = match_by_path([(one, True) for one in targets], model, what="lora.targets", otherwise=False)
     weights = {f"{path}/weight" for path in layers}
     named = [path for path, value in decided.items() if value is not False]
     problems = [f"{path}: not the weight of a linear layer" for path in named if path not in weights]

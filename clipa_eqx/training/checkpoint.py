@@ -20,7 +20,7 @@ from clipa_eqx.buckets.bucket import BucketError
 from clipa_eqx.buckets.mirror import bucket_of
 from clipa_eqx.checksums import leaf_checksums
 from clipa_eqx.errors import CheckpointError
-from clipa_eqx.models.clip import CLIP, CLIPConfig, abstract_clip
+from clipa_eqx.models.clip import CLIP
 from clipa_eqx.saved.leaf_file import Leaf
 from clipa_eqx.sharding import shardings_for
 from clipa_eqx.training.bucket_saves import BucketSaves
@@ -178,14 +178,13 @@ class Checkpoints:
         counter = jax.device_put(np.asarray(step, np.int32), shardings.step)
         return TrainState(model=parts["model"], opt_state=parts["opt_state"], step=counter)
 
-    def restore_model(self, config: CLIPConfig, mesh: Mesh, *, step: int) -> CLIP:
+    def restore_model(self, abstract: CLIP, mesh: Mesh, *, step: int) -> CLIP:
         """The model of a step without its optimizer.
 
         Raises:
-            CheckpointError: the checkpoint holds another architecture than ``config``, or cannot be read.
+            CheckpointError: the checkpoint holds another architecture than ``abstract``, or cannot be read.
             DamageError: its files are incomplete or were changed.
         """
-        abstract = abstract_clip(config)
         record = self._agreed_record(step)
         stored = {path.removeprefix("model/"): leaf for path, leaf in record.leaves.items() if path[:6] == "model/"}
         check_same_leaves(stored, abstract, where=f"checkpoint {self.folder / str(step)}")

@@ -14,6 +14,7 @@ from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.models.kernels import choose_kernels
 from clipa_eqx.progress import LINE_EVERY, waiting
 from clipa_eqx.training.memory import check_step_fits
+from clipa_eqx.training.shapes import trained_by
 from clipa_eqx.training.state import TrainState
 from clipa_eqx.training.step import TrainStep, make_train_step
 
@@ -49,6 +50,7 @@ def lower_step(
         max_temperature=config.optim.max_temperature,
         on_non_finite=config.on_non_finite,
         kernels=kernels,
+        trained=trained_by(config, abstract.model),
     )
     rows, size, length = config.batch_size, config.model.image.image_size, config.model.text.length
     batch = {

@@ -8,6 +8,7 @@ something else: a pair would be compared with the pairs of its micro-batch only.
 import dataclasses
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -107,6 +108,7 @@ def batch_gradients(
     loss_config: LossConfig = _SOFTMAX,
     micro_batch: int | None = None,
     kernels: Kernels = XLA_KERNELS,
+    trained: Any = True,
 ) -> tuple[CLIP, BatchLoss]:
     """The gradients of ``batch_loss`` by the model, and its result.
 
@@ -115,6 +117,8 @@ def batch_gradients(
             It need not divide the batch. Each micro-batch is embedded twice: without activations, for the loss, and
             again with them, for the gradients. Results differ by rounding only.
         kernels: kernels of attention, as ``choose_kernels`` returns them.
+        trained: True, or a tree like ``model`` of booleans. Gradients of leaves that are False are not computed; the
+            result has None there.
 
     Raises:
         ShardingError: ``micro_batch`` is no multiple of the devices that split the batch.
@@ -129,14 +133,17 @@ def batch_gradients(
             loss_config=loss_config,
             micro_batch=micro_batch,
             kernels=kernels,
+            trained=trained,
         )
+    moving, frozen = eqx.partition(model, trained)
 
-    def loss(model: CLIP) -> tuple[Float[Array, ""], BatchLoss]:
+    def loss(moving: CLIP) -> tuple[Float[Array, ""], BatchLoss]:
+        model = eqx.combine(moving, frozen)
         embeddings = embed_rows(model, rows, precision=precision, mesh=mesh, kernels=kernels)
         out = _loss_of(embeddings, (model.log_temperature, model.bias), mesh=mesh, loss_config=loss_config)
         return out.loss, out
 
-    return jax.grad(loss, has_aux=True)(model)
+    return jax.grad(loss, has_aux=True)(moving)
 
 
 @jax.named_scope("loss")
@@ -170,6 +177,7 @@ def _cached_gradients(
     loss_config: LossConfig,
     micro_batch: int,
     kernels: Kernels,
+    trained: Any,
 ) -> tuple[CLIP, BatchLoss]:
     parts = 1
     if mesh is not None:
@@ -194,8 +202,10 @@ def _cached_gradients(
     scale = (model.log_temperature, model.bias)
     (by_embeddings, (by_temperature, by_bias)), out = jax.grad(loss, argnums=(0, 1), has_aux=True)(embeddings, scale)
 
+    moving, frozen = eqx.partition(model, trained)
+
     def add(grads: CLIP, rows: Rows, cotangents: Embeddings) -> CLIP:
-        _, pull_back = jax.vjp(lambda model: embed(model, rows), model)
+        _, pull_back = jax.vjp(lambda moving: embed(eqx.combine(moving, frozen), rows), moving)
         (more,) = pull_back(cotangents)
         total = jax.tree.map(jnp.add, grads, more)
         return total if mesh is None else jax.lax.with_sharding_constraint(total, shardings_for(total, mesh))
@@ -204,14 +214,16 @@ def _cached_gradients(
         return add(grads, *xs), None
 
     full_cotangents, rest_cotangents = split.apart(by_embeddings)
-    zeros = jax.tree.map(jnp.zeros_like, model)
+    zeros = jax.tree.map(jnp.zeros_like, moving)
     if mesh is not None:
         zeros = jax.lax.with_sharding_constraint(zeros, shardings_for(zeros, mesh))
     grads, _ = jax.lax.scan(backward, zeros, (full, full_cotangents))
     if rest is not None:
         grads = add(grads, rest, rest_cotangents)
     # No tower depends on these two.
-    return dataclasses.replace(grads, log_temperature=by_temperature, bias=by_bias), out
+    by_scale = dataclasses.replace(model, log_temperature=by_temperature, bias=by_bias)
+    by_scale, _ = eqx.partition(by_scale, trained)
+    return dataclasses.replace(grads, log_temperature=by_scale.log_temperature, bias=by_scale.bias), out
 
 
 class _Split(NamedTuple):

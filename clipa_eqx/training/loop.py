@@ -22,6 +22,7 @@ from clipa_eqx.saved.kinds import CHECKPOINTS_NAME, MODEL_NAME
 from clipa_eqx.saved.model import save_model
 from clipa_eqx.saved.provenance import TRAINED_HERE, Provenance, Source
 from clipa_eqx.sharding import rows_of_process
+from clipa_eqx.surgery.low_rank import merged
 from clipa_eqx.tokenizer.wordpiece import Tokenizer
 from clipa_eqx.training.checkpoint import Checkpoints
 from clipa_eqx.training.compiled_step import Compiler, compile_step
@@ -282,6 +283,7 @@ def _save_final_model(
     folder = workdir / MODEL_NAME
     whole: Any = multihost_utils.process_allgather(model, tiled=True) if jax.process_count() > 1 else model
     if jax.process_index() == 0:
+        whole = merged(whole)
         provenance = Provenance(source=Source(name=TRAINED_HERE), steps=steps, run=record)
         what, kept = f"the model at the end, {folder}, cannot be written", f"Checkpoint {steps} holds the last step."
         with explained(what, workdir, needed=tree_bytes(whole), then=kept):

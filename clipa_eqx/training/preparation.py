@@ -17,8 +17,7 @@ from clipa_eqx.errors import counted
 from clipa_eqx.evals.code_version import code_digest
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.json_config import flat
-from clipa_eqx.models.clip import CLIPConfig, abstract_clip
-from clipa_eqx.optim import make_optimizer
+from clipa_eqx.models.clip import CLIPConfig
 from clipa_eqx.progress import waiting
 from clipa_eqx.saved.kinds import CHECKPOINTS_NAME
 from clipa_eqx.sharding import check_batch, check_micro_batch, make_mesh
@@ -33,8 +32,9 @@ from clipa_eqx.training.inputs import (
     read_evaluations,
 )
 from clipa_eqx.training.run_folder import check_claim, run_record
+from clipa_eqx.training.shapes import optimizer_and_shapes
 from clipa_eqx.training.start import check_init
-from clipa_eqx.training.state import TrainState, abstract_state
+from clipa_eqx.training.state import TrainState
 from clipa_eqx.training.tensorboard import check_tensorboard
 from clipa_eqx.training.trackers import check_wandb
 from clipa_eqx.trees import count_params
@@ -85,9 +85,7 @@ def prepare(config: ExperimentConfig, workdir: Path, *, devices: Sequence[Any] |
         with waiting("preparing the evaluations"):
             evaluations = prepare_evaluations(config, tokenizer)
         run = RunLength.of(config.duration, batch_size=config.batch_size, data_size=len(mixture))
-        model = abstract_clip(config.model)
-        optimizer = make_optimizer(config.optim, model, run)
-        abstract = abstract_state(config.model, optimizer)
+        optimizer, abstract = optimizer_and_shapes(config, run)
         record = run_record(config, [s.manifest for s in mixture.sources], vocab_sha256=tokenizer.vocab_sha256)
         if jax.process_index() == 0:
             check_claim(workdir, record)
@@ -98,7 +96,7 @@ def prepare(config: ExperimentConfig, workdir: Path, *, devices: Sequence[Any] |
     check_same_entries(dict(flat(record)), what="configs, data or vocabularies")
     evaluations = read_evaluations(config, evaluations, tokenizer)
     log_inputs(config, mixture, evaluations, tokenizer)
-    _log.info("%s: %s parameters, mesh %s", workdir, f"{count_params(model):,}", dict(mesh.shape))
+    _log.info("%s: %s parameters, mesh %s", workdir, f"{count_params(abstract.model):,}", dict(mesh.shape))
     steps, records = counted(run.total_steps, "step"), counted(len(mixture), "record")
     _log.info("%s of %s from %s", steps, counted(config.batch_size, "pair"), records)
     return Prepared(mixture, tokenizer, evaluations, mesh, run, optimizer, abstract, record)

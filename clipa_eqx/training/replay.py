@@ -18,11 +18,11 @@ from clipa_eqx.data.mixture import Mixture
 from clipa_eqx.durations import RunLength
 from clipa_eqx.errors import CheckpointError, ConfigError, DamageError, DataError
 from clipa_eqx.experiment import ExperimentConfig
-from clipa_eqx.models.clip import CLIP, abstract_clip
-from clipa_eqx.optim import make_optimizer
+from clipa_eqx.models.clip import CLIP
 from clipa_eqx.precision import Precision
 from clipa_eqx.saved.kinds import CHECKPOINTS_NAME, METRICS_NAME
 from clipa_eqx.sharding import make_mesh
+from clipa_eqx.surgery.init_config import abstract_model
 from clipa_eqx.tokenizer.loading import load_tokenizer
 from clipa_eqx.training.checkpoint import Checkpoints
 from clipa_eqx.training.checkpoint_record import committed_steps
@@ -33,8 +33,9 @@ from clipa_eqx.training.gradients import batch_rows, embed_rows
 from clipa_eqx.training.inputs import open_sources, train_batches
 from clipa_eqx.training.metrics import read_metrics, to_host
 from clipa_eqx.training.run_folder import check_same_run, run_record
+from clipa_eqx.training.shapes import optimizer_and_shapes
 from clipa_eqx.training.start import first_state
-from clipa_eqx.training.state import TrainState, abstract_state
+from clipa_eqx.training.state import TrainState, abstract_start
 from clipa_eqx.training.step import step_key
 from clipa_eqx.trees import leaves_by_path
 
@@ -143,8 +144,7 @@ def replay(
         raise ConfigError(f"the run has no step {step}; it has steps 1 to {length.total_steps}")
     now = run_record(config, [one.manifest for one in mixture.sources], vocab_sha256=tokenizer.vocab_sha256)
     check_same_run(record, now, where=f"run folder {run}", workdir=run)
-    optimizer = make_optimizer(config.optim, abstract_clip(config.model), length)
-    abstract = abstract_state(config.model, optimizer)
+    optimizer, abstract = optimizer_and_shapes(config, length)
     recorded, recorded_bits, ids = _recorded(run, step)
     with jax.set_mesh(mesh):
         vocab = tokenizer.vocab_sha256
@@ -267,7 +267,7 @@ def _bad_leaves(config: ExperimentConfig, model: CLIP, batch: DeviceBatch, mesh:
         return jax.tree.map(jnp.zeros_like, params)
 
     keeper = optax.GradientTransformation(init, keep)
-    abstract = abstract_state(config.model, keeper)
+    abstract = abstract_start(abstract_model(config.model, config.init), keeper)
     # With the policy "skip", the step would not take over its optimizer's state.
     compiled = compile_step(dataclasses.replace(config, on_non_finite="stop"), keeper, abstract, mesh)
     counter: Int[Array, ""] = jnp.asarray(step - 1, jnp.int32)

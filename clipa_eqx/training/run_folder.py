@@ -104,7 +104,7 @@ def check_kind(workdir: Path) -> None:
     """
     if workdir.is_file():
         raise CheckpointError(f"run folder {workdir} is a file; give a new folder with --workdir")
-    if kind_of(workdir) in ("model folder", "record folder"):
+    if kind_of(workdir) in ("model folder", "record folder", "folder of adapters"):
         raise CheckpointError(f"{what_is(workdir)}; give a new folder with --workdir")
     if _has_record(workdir) or not workdir.is_dir():
         return

@@ -31,6 +31,11 @@ def start_state(model: CLIP, optimizer: optax.GradientTransformation) -> TrainSt
     return TrainState(model=model, opt_state=optimizer.init(params), step=jnp.zeros((), jnp.int32))
 
 
+def abstract_start(model: CLIP, optimizer: optax.GradientTransformation) -> TrainState:
+    """Shapes and dtypes of the state of step 0 for an abstract model."""
+    return jax.eval_shape(lambda model: start_state(model, optimizer), model)
+
+
 def abstract_state(config: CLIPConfig, optimizer: optax.GradientTransformation) -> TrainState:
     """Shapes and dtypes of the state, without allocating it."""
     return jax.eval_shape(lambda: init_state(config, optimizer, key=jr.key(0)))

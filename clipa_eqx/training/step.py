@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -44,11 +45,16 @@ def make_train_step(
     max_temperature: float | None = None,
     on_non_finite: non_finite.OnNonFinite = "stop",
     kernels: Kernels = XLA_KERNELS,
+    trained: Any = True,
 ) -> jax.stages.Wrapped:
     """The jitted step, a ``TrainStep`` that can also be lowered; the state is donated.
 
     ``batch`` holds ``image`` uint8[batch h w 3] and ``tokens`` int32[batch length], split over the batch axes.
     Metrics stay on the devices. Lower and call it under ``jax.set_mesh(mesh)``.
+
+    Args:
+        trained: True, or a tree like the model of booleans. Leaves that are False stay as they are, bit for bit; their
+            gradients are not computed, and the norms in the metrics leave them out.
     """
 
     def step(state: TrainState, batch: Mapping[str, Array]) -> tuple[TrainState, Metrics]:
@@ -62,13 +68,18 @@ def make_train_step(
             loss_config=loss_config,
             micro_batch=micro_batch,
             kernels=kernels,
+            trained=trained,
         )
         params: Any = state.model
         with jax.named_scope("optimizer"):
+            # The optimizer has no state for frozen leaves, and drops these zeros.
+            full: Any = grads if trained is True else eqx.combine(grads, jax.tree.map(jnp.zeros_like, params))
             updates, opt_state, skipped = non_finite.update(
-                optimizer, grads, state.opt_state, params, loss=out.loss, on_non_finite=on_non_finite
+                optimizer, full, state.opt_state, params, loss=out.loss, on_non_finite=on_non_finite
             )
-            model: Any = cap_temperature(optax.apply_updates(params, updates), max_temperature)
+            moved: Any = cap_temperature(optax.apply_updates(params, updates), max_temperature)
+            changed, updates = eqx.filter(moved, trained), eqx.filter(updates, trained)
+            model: Any = eqx.combine(changed, params)
         metrics = {
             "loss": out.loss,
             "accuracy": out.accuracy,
@@ -77,7 +88,7 @@ def make_train_step(
             "image_norm": out.image_norm,
             "text_norm": out.text_norm,
             **norms("grad_norm", grads),
-            **norms("param_norm", model),
+            **norms("param_norm", changed),
             **norms("update_norm", updates),
             **skipped,
         }

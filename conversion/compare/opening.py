@@ -52,10 +52,10 @@ def open_side(path: str, choices: Choices, stack: ExitStack, *, other: CLIPConfi
 
     Raises:
         ConversionError: it is none of the three kinds, is damaged, or its config cannot be determined.
-        CheckpointError: a model folder is damaged, or ``path`` is a run folder or a record folder.
+        CheckpointError: a model folder is damaged, or ``path`` is a folder of another kind.
     """
     kind = kind_of(path)
-    if kind in ("run folder", "record folder"):
+    if kind in ("run folder", "record folder", "folder of adapters"):
         expect_kind(path, "model folder", other="a model of another format")
     if kind == "model folder":
         return _model_folder(path, stack)

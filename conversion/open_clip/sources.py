@@ -39,7 +39,7 @@ def find_source(source: str) -> OpenClipSource:
 
     Raises:
         ConversionError: there is no such model, or the hub cannot be reached.
-        CheckpointError: it is a run folder or a record folder.
+        CheckpointError: it is a run folder, a record folder or a folder of adapters.
     """
     if source.startswith(HUB):
         return _download(source.removeprefix(HUB))
@@ -50,7 +50,7 @@ def find_source(source: str) -> OpenClipSource:
         raise ConversionError(f"{what_is(folder)} already; there is nothing to import")
     if path.is_dir():
         found = [path / name for name in WEIGHTS_FILES if (path / name).is_file()]
-        if not found and kind_of(path) in ("run folder", "record folder"):
+        if not found and kind_of(path) in ("run folder", "record folder", "folder of adapters"):
             raise CheckpointError(f"{what_is(path)}; expected an open_clip model")
         if not found:
             there = ", ".join(sorted(entry.name for entry in path.iterdir())[:10]) or "nothing"

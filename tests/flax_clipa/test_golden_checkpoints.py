@@ -16,7 +16,6 @@ from support.reference_models import clip_config
 from support.tiny_models import tiny_run
 
 from clipa_eqx.durations import Duration, RunLength
-from clipa_eqx.experiment import InitConfig
 from clipa_eqx.json_config import to_json
 from clipa_eqx.losses.config import LossConfig
 from clipa_eqx.models.clip import abstract_clip
@@ -26,6 +25,7 @@ from clipa_eqx.precision import Precision
 from clipa_eqx.saved.model import load_model
 from clipa_eqx.saved.optimizer_file import open_optimizer_state
 from clipa_eqx.sharding import MeshConfig, make_mesh
+from clipa_eqx.surgery.init_config import InitConfig
 from clipa_eqx.tokenizer.vocabulary import SPECIAL, write_vocab
 from clipa_eqx.training.start import first_state
 from clipa_eqx.training.state import abstract_state

@@ -12,7 +12,7 @@ from clipa_eqx.data.images.color import ColorConfig
 from clipa_eqx.durations import Duration
 from clipa_eqx.errors import ConfigError
 from clipa_eqx.evals.zero_shot import ZeroShotConfig
-from clipa_eqx.experiment import InitConfig
+from clipa_eqx.surgery.init_config import InitConfig
 
 GOOD = "from support.tiny_models import tiny_run\n\n\ndef config():\n    return tiny_run(seed=7)\n"
 

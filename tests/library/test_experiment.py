@@ -10,8 +10,9 @@ from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.durations import Duration
 from clipa_eqx.errors import ConfigError
 from clipa_eqx.evals.zero_shot import ZeroShotConfig
-from clipa_eqx.experiment import CheckpointConfig, DataConfig, DataSource, InitConfig, WandbConfig
+from clipa_eqx.experiment import CheckpointConfig, DataConfig, DataSource, WandbConfig
 from clipa_eqx.sharding import MeshConfig
+from clipa_eqx.surgery.init_config import InitConfig
 
 
 def data_config(*folders):

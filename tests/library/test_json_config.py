@@ -14,13 +14,14 @@ from clipa_eqx.data.images.color import ColorConfig
 from clipa_eqx.durations import Duration
 from clipa_eqx.errors import ConfigError
 from clipa_eqx.evals.zero_shot import ZeroShotConfig
-from clipa_eqx.experiment import CheckpointConfig, DataConfig, DataSource, ExperimentConfig, InitConfig, WandbConfig
+from clipa_eqx.experiment import CheckpointConfig, DataConfig, DataSource, ExperimentConfig, WandbConfig
 from clipa_eqx.json_config import LATER_FIELDS, from_json, to_json
 from clipa_eqx.losses.config import LossConfig
 from clipa_eqx.models.clip import CLIPConfig
 from clipa_eqx.optim import OptimConfig
 from clipa_eqx.precision import Precision
 from clipa_eqx.schedules import Cosine, Polynomial, Rsqrt, Stair
+from clipa_eqx.surgery.init_config import InitConfig
 
 LABELED = ZeroShotConfig(data="y")
 

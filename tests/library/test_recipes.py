@@ -7,10 +7,10 @@ import pytest
 from clipa_eqx.data.images.color import ColorConfig
 from clipa_eqx.durations import NO_TIME, Duration, RunLength
 from clipa_eqx.errors import ConfigError
-from clipa_eqx.experiment import InitConfig
 from clipa_eqx.models.presets import preset
 from clipa_eqx.recipes import finetune_stage, pretrain_stage, small_stage
 from clipa_eqx.sharding import MeshConfig
+from clipa_eqx.surgery.init_config import InitConfig
 
 MODEL = preset("S/16", image_size=64, length=8)
 

@@ -15,13 +15,13 @@ LONGEST_FILE = 350
 # Rooms of the library, lowest floor first. A room imports rooms of lower floors only, so no two import each other.
 # A room is a folder, or a file that is in no folder of its own.
 FLOORS = (
-    "commands errors foreign_output huge_pages progress similar_flags",
-    "agreement argument_parser buckets cli data.images device_memory devices durations json_config json_files "
-    "precision replacing tokenizer trees",
+    "cache_folder commands errors foreign_output huge_pages progress similar_flags",
+    "agreement argument_parser buckets cli data.images device_memory devices durations file_lock "
+    "json_config json_files precision replacing tokenizer trees",
     "checksums config_flags data layerwise models schedules sharding",
     "evals flops losses optim surgery",
     "saved",
-    "experiment reference_chain",
+    "experiment reference_chain search",
     "config_files recipes reports",
     "training",
     "planning",

@@ -11,13 +11,15 @@ from support.tiny_models import tiny_clip, tiny_tokenizer
 from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.data.manifest import Manifest, write_manifest
 from clipa_eqx.errors import CheckpointError, ClipaError
-from clipa_eqx.experiment import InitConfig
 from clipa_eqx.programs.scored import load_scored
 from clipa_eqx.programs.targets import show
+from clipa_eqx.saved.adapters import load_adapters
 from clipa_eqx.saved.description import load_model_config
 from clipa_eqx.saved.kinds import expect_kind, kind_of, what_is
 from clipa_eqx.saved.model import save_model
 from clipa_eqx.sharding import MeshConfig, make_mesh
+from clipa_eqx.surgery.init_config import InitConfig
+from clipa_eqx.training.run_folder import check_kind
 from clipa_eqx.training.start import load_source
 from conversion.compare.opening import open_side
 from conversion.flax_clipa.exporting import export_flax
@@ -47,6 +49,11 @@ def finished_run(at, saved):
 
 def model_folder(at, saved):
     shutil.copytree(saved, at, dirs_exist_ok=True)
+
+
+def adapters(at, _):
+    (at / "adapters.json").write_text('{"schema": 1, "alpha": 8.0, "base": {}}')
+    (at / "adapters.safetensors").write_text("")
 
 
 def record_folder(at, _):
@@ -90,6 +97,11 @@ FOLDERS = [
     (model_folder, {"config.json": '{"schema": 2, "model": {}}'}, "model folder"),
     *((model_folder, {"config.json": text}, "model folder") for text in (None, "{}", *DAMAGED)),
     (model_folder, {"config.json": None, "preprocess.json": None, "provenance.json": None}, "other folder"),
+    (adapters, {}, "folder of adapters"),
+    (adapters, {"adapters.safetensors": None}, "folder of adapters"),
+    *((adapters, {"adapters.json": text}, "folder of adapters") for text in DAMAGED),
+    (adapters, {"adapters.json": None}, "other folder"),
+    (adapters, {"adapters.json": '{"alpha": 1}', "adapters.safetensors": None}, "other folder"),
     (record_folder, {}, "record folder"),
     *((record_folder, {"manifest.json": text}, "record folder") for text in DAMAGED),
     (record_folder, {"manifest.json": '{"name": "an extension of a browser"}'}, "other folder"),
@@ -151,11 +163,14 @@ ASK = {
     "compare": (call_open_side, {"model folder", "other folder", "missing"}),
     "import from open_clip": (lambda path: find_source(str(path)), {"other folder", "missing"}),
     "load_model_config": (load_model_config, {"model folder"}),
+    "load_adapters": (lambda path: load_adapters(path, base=None), {"folder of adapters"}),
+    "a new run": (check_kind, {"run folder", "other folder", "missing"}),
 }
 MAKE = {
     "run folder": run_folder,
     "model folder": model_folder,
     "record folder": record_folder,
+    "folder of adapters": adapters,
     "other folder": hugging_face,
     "missing": lambda at, _: at.rmdir(),
 }

@@ -21,8 +21,7 @@ from clipa_eqx.data.prefetch import StreamConfig
 from clipa_eqx.data.records import Record
 from clipa_eqx.durations import Duration, RunLength
 from clipa_eqx.experiment import CheckpointConfig, DataConfig, DataSource, ExperimentConfig
-from clipa_eqx.models.clip import abstract_clip
-from clipa_eqx.optim import OptimConfig, make_optimizer
+from clipa_eqx.optim import OptimConfig
 from clipa_eqx.schedules import Cosine
 from clipa_eqx.sharding import make_mesh, put_global_batch, shardings_for
 from clipa_eqx.tokenizer.loading import load_tokenizer
@@ -31,8 +30,9 @@ from clipa_eqx.training import loop
 from clipa_eqx.training.compiled_step import Compiler, compile_step
 from clipa_eqx.training.inputs import open_sources, train_batches
 from clipa_eqx.training.loop import TrainResult, train
+from clipa_eqx.training.shapes import optimizer_and_shapes
 from clipa_eqx.training.start import first_state
-from clipa_eqx.training.state import TrainState, abstract_state
+from clipa_eqx.training.state import TrainState
 from clipa_eqx.training.step import TrainStep
 from support.tiny_models import LENGTH as LENGTH
 from support.tiny_models import PIECES, SIZE, WORDS, tiny_clip_config
@@ -104,6 +104,7 @@ def compile_once(config: ExperimentConfig, optimizer, abstract: TrainState, mesh
     key = (
         *(config.model, config.optim, config.batch_size, config.duration, config.seed, config.precision),
         *(config.on_non_finite, config.loss, config.micro_batch, config.attention, mesh),
+        *(config.trainable, config.init.surgery if config.init else ()),
     )
     if key not in _COMPILED:
         _COMPILED[key] = compile_step(config, optimizer, abstract, mesh)
@@ -117,7 +118,10 @@ def first_state_once(config: ExperimentConfig, optimizer, *, abstract, mesh, voc
     """``first_state`` that computes equal random states once per session; steps consume the copy that it returns."""
     if config.init is not None:
         return first_state(config, optimizer, abstract=abstract, mesh=mesh, vocab_sha256=vocab_sha256)
-    key = (config.model, config.optim, config.batch_size, config.duration, config.seed, config.precision, mesh)
+    key = (
+        *(config.model, config.optim, config.batch_size, config.duration, config.seed, config.precision, mesh),
+        config.trainable,
+    )
     if key not in _FIRST:
         _FIRST[key] = first_state(config, optimizer, abstract=abstract, mesh=mesh, vocab_sha256=vocab_sha256)
     return jax.tree.map(lambda leaf: leaf.copy(), _FIRST[key])
@@ -170,5 +174,4 @@ def placed_state(config: ExperimentConfig, *, devices: int) -> Driven:
 
 def optimizer_and_state(config: ExperimentConfig) -> tuple[optax.GradientTransformation, TrainState]:
     """The optimizer of a run, and its state without memory."""
-    optimizer = make_optimizer(config.optim, abstract_clip(config.model), RunLength.of(config.duration))
-    return optimizer, abstract_state(config.model, optimizer)
+    return optimizer_and_shapes(config, RunLength.of(config.duration))

@@ -14,7 +14,6 @@ from support.reference_models import clip_config
 from support.tiny_models import tiny_clip_config, tiny_run
 
 from clipa_eqx.durations import Duration, RunLength
-from clipa_eqx.experiment import InitConfig
 from clipa_eqx.json_config import to_json
 from clipa_eqx.losses.softmax import softmax_contrastive
 from clipa_eqx.models.clip import abstract_clip
@@ -25,6 +24,7 @@ from clipa_eqx.saved.model import load_model
 from clipa_eqx.saved.optimizer_file import open_optimizer_state
 from clipa_eqx.schedules import Cosine
 from clipa_eqx.sharding import MeshConfig, make_mesh, put_global_batch
+from clipa_eqx.surgery.init_config import InitConfig
 from clipa_eqx.tokenizer.vocabulary import SPECIAL, write_vocab
 from clipa_eqx.training.start import first_state
 from clipa_eqx.training.state import abstract_state

@@ -22,10 +22,11 @@ from clipa_eqx.buckets.mirror import local_copy
 from clipa_eqx.cli import OK
 from clipa_eqx.data.array_record_writer import write_records
 from clipa_eqx.errors import CheckpointError, ConfigError
-from clipa_eqx.experiment import InitConfig
+from clipa_eqx.models.clip import abstract_clip
 from clipa_eqx.programs import evaluate, replay
 from clipa_eqx.programs.targets import show
 from clipa_eqx.saved.model import load_model
+from clipa_eqx.surgery.init_config import InitConfig
 from clipa_eqx.training.profiling import ProfiledSteps
 from clipa_eqx.training.reporting import Reports
 from clipa_eqx.training.restoring import read_newest
@@ -125,7 +126,9 @@ def test_programs_and_new_runs_read_the_bucket(run, whole, server, config, capsy
     assert f"model: {run}/model" in text
     assert "clipa_eqx_copy" not in text
     mesh = tiny_runs.placed_state(config, devices=1).mesh
-    step, model = read_newest(local_copy(run), lambda found, step: found.restore_model(config.model, mesh, step=step))
+    step, model = read_newest(
+        local_copy(run), lambda found, step: found.restore_model(abstract_clip(config.model), mesh, step=step)
+    )
     assert step == STEPS
     np.testing.assert_array_equal(jax.tree.leaves(model)[0], jax.tree.leaves(local.model)[0])
     again = tiny_runs.run_config(model=config.model, init=InitConfig(source=run), tensorboard=True)

@@ -59,7 +59,7 @@ def test_a_checkpoint_with_the_former_name_of_the_optimizer_state_is_restored_bi
 def test_the_model_alone_is_restored(saved):
     made, path = saved
     with Checkpoints(path, keep=2) as checkpoints:
-        model = checkpoints.restore_model(made.state.model.config, make_mesh(MeshConfig()), step=3)
+        model = checkpoints.restore_model(abstract_clip(made.state.model.config), make_mesh(MeshConfig()), step=3)
         assert checkpoints.record(3).about == ABOUT
     assert_bit_equal(model, made.state.model)
 
@@ -71,7 +71,7 @@ def test_a_checkpoint_of_another_architecture_is_refused_with_every_differing_le
         with pytest.raises(CheckpointError, match=r"of another architecture") as caught:
             checkpoints.restore(other.abstract, other.mesh, step=3)
         with pytest.raises(CheckpointError, match=r"text/token/weight: float32\[64, 32\] in the checkpoint"):
-            checkpoints.restore_model(other.state.model.config, other.mesh, step=3)
+            checkpoints.restore_model(abstract_clip(other.state.model.config), other.mesh, step=3)
     lines = [line.strip() for line in str(caught.value).splitlines()[1:]]
     assert len(lines) == 3  # the table and its two moments
     assert all("text/token/weight: float32[64, 32] in the checkpoint, float32[80, 32] expected" in x for x in lines)
@@ -86,7 +86,7 @@ def test_leaves_that_only_one_side_has_are_named(saved):
             CheckpointError, match=r"(?s)missing in the checkpoint: image/position.*not in this model: image/norm"
         ),
     ):
-        checkpoints.restore_model(config, made.mesh, step=3)
+        checkpoints.restore_model(abstract_clip(config), made.mesh, step=3)
     assert abstract_clip(config).image.norm is None
 
 

@@ -13,12 +13,13 @@ from support.leaves import as_numpy, assert_bit_equal
 from support.tiny_models import tiny_clip_config
 
 from clipa_eqx.errors import CheckpointError, DamageError
-from clipa_eqx.experiment import InitConfig
+from clipa_eqx.models.clip import abstract_clip
 from clipa_eqx.programs.describe import describe_run
 from clipa_eqx.programs.scored import load_scored
 from clipa_eqx.saved.kinds import kind_of
 from clipa_eqx.saved.model import load_model
 from clipa_eqx.sharding import MeshConfig, make_mesh
+from clipa_eqx.surgery.init_config import InitConfig
 from clipa_eqx.training.checkpoint import Checkpoints
 from clipa_eqx.training.metrics import read_metrics
 from clipa_eqx.training.restoring import read_newest
@@ -127,7 +128,7 @@ def test_the_leaf_and_the_folder_are_named(run):
         with pytest.raises(DamageError, match=words):
             checkpoints.restore(made.abstract, made.mesh, step=12)
         with pytest.raises(DamageError, match=r"model/image/patch/weight.* differ from the checksums"):
-            checkpoints.restore_model(made.state.model.config, made.mesh, step=12)
+            checkpoints.restore_model(abstract_clip(made.state.model.config), made.mesh, step=12)
         with pytest.raises(DamageError, match=r"damaged: model/text/token/weight differ from the checksums"):
             checkpoints.read_leaf(12, "model/text/token/weight")
         # On 8 devices as on one.

@@ -15,7 +15,6 @@ from support.tiny_models import tiny_clip_config
 
 from clipa_eqx.durations import Duration
 from clipa_eqx.errors import CheckpointError, ConfigError, ConversionError
-from clipa_eqx.experiment import InitConfig
 from clipa_eqx.json_config import to_json
 from clipa_eqx.models.clip import abstract_clip
 from clipa_eqx.optim import OptimConfig
@@ -23,6 +22,7 @@ from clipa_eqx.reference_chain import chain_shape
 from clipa_eqx.saved.description import OPTIMIZER_FILE
 from clipa_eqx.saved.optimizer_file import open_optimizer_state
 from clipa_eqx.schedules import Cosine, Polynomial
+from clipa_eqx.surgery.init_config import InitConfig
 from clipa_eqx.training.imported_optimizer import check_optimizer, continued_state
 from clipa_eqx.training.metrics import read_metrics
 from conversion.flax_clipa.__main__ import main

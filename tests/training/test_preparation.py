@@ -12,10 +12,11 @@ from support.tiny_models import PIECES, tiny_clip_config
 from clipa_eqx.data.array_record_writer import write_records
 from clipa_eqx.errors import ClipaError, ConfigError
 from clipa_eqx.evals.zero_shot import ZeroShotConfig
-from clipa_eqx.experiment import DataSource, InitConfig, WandbConfig
+from clipa_eqx.experiment import DataSource, WandbConfig
 from clipa_eqx.models.clip import CLIP
 from clipa_eqx.saved.model import save_model
 from clipa_eqx.sharding import MeshConfig
+from clipa_eqx.surgery.init_config import InitConfig
 from clipa_eqx.tokenizer.loading import load_tokenizer
 from clipa_eqx.tokenizer.vocabulary import write_vocab
 from clipa_eqx.training.preparation import prepare

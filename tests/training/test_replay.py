@@ -20,12 +20,13 @@ from support.tiny_models import tiny_clip_config
 
 from clipa_eqx import cli
 from clipa_eqx.errors import CheckpointError, ConfigError, NonFiniteError
-from clipa_eqx.experiment import CheckpointConfig, InitConfig
+from clipa_eqx.experiment import CheckpointConfig
 from clipa_eqx.models.clip import CLIP
 from clipa_eqx.programs import replayed_step
 from clipa_eqx.programs.replay import main
 from clipa_eqx.saved.model import save_model
 from clipa_eqx.saved.provenance import TRAINED_HERE, Provenance, Source
+from clipa_eqx.surgery.init_config import InitConfig
 from clipa_eqx.tokenizer.loading import load_tokenizer
 from clipa_eqx.training.flight import bits, recorded_steps
 from clipa_eqx.training.inputs import open_sources, train_batches

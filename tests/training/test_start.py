@@ -8,10 +8,10 @@ import pytest
 from support import tiny_runs
 
 from clipa_eqx.errors import CheckpointError
-from clipa_eqx.experiment import InitConfig
 from clipa_eqx.models.clip import CLIP
 from clipa_eqx.saved.model import save_model
 from clipa_eqx.sharding import MeshConfig, make_mesh
+from clipa_eqx.surgery.init_config import InitConfig
 from clipa_eqx.tokenizer.loading import load_tokenizer
 from clipa_eqx.training.start import first_state, initial_key
 from clipa_eqx.training.step import step_key

@@ -15,11 +15,11 @@ from support.leaves import assert_bit_equal
 from support.tiny_models import tiny_clip_config
 
 from clipa_eqx.errors import CheckpointError, ConfigError, NonFiniteError
-from clipa_eqx.experiment import InitConfig
-from clipa_eqx.models.clip import CLIP
+from clipa_eqx.models.clip import CLIP, abstract_clip
 from clipa_eqx.precision import Precision
 from clipa_eqx.saved.model import load_model
 from clipa_eqx.sharding import MeshConfig, make_mesh
+from clipa_eqx.surgery.init_config import InitConfig
 from clipa_eqx.tokenizer.loading import load_tokenizer
 from clipa_eqx.training import step as step_module
 from clipa_eqx.training.checkpoint import Checkpoints
@@ -137,7 +137,7 @@ def test_training_ends_with_a_model_of_the_last_checkpoint(finished):
     workdir, result, _ = finished
     loaded = load_model(result.model_folder)
     with Checkpoints(workdir / "checkpoints", keep=3) as checkpoints:
-        last = checkpoints.restore_model(loaded.model.config, make_mesh(MeshConfig()), step=12)
+        last = checkpoints.restore_model(abstract_clip(loaded.model.config), make_mesh(MeshConfig()), step=12)
     assert_bit_equal(loaded.model, last)
     assert loaded.provenance.steps == 12
     assert loaded.tokenizer.tokenizer.vocab_size == tiny_runs.VOCAB

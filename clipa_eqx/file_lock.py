@@ -1,0 +1,53 @@
+"""Folders that one process at a time may write to; the lock ends with the process, however it ends."""
+
+import fcntl
+import logging
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from clipa_eqx.errors import ClipaError
+
+_log = logging.getLogger(__name__)
+
+
+@contextmanager
+def locked_folder(folder: Path, *, error: type[ClipaError], waits: bool = False) -> Generator[None]:
+    """Create a folder and keep other processes out of it for the time of the block.
+
+    On a file system without locks, the block runs without one, and the log has a warning.
+
+    Args:
+        error: class of the errors.
+        waits: wait for the other process instead of raising an error.
+
+    Raises:
+        error: another process is writing there, or the folder cannot be created.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as cause:
+        raise error(f"{folder} is a file; give the name of a folder") from cause
+    except OSError as cause:
+        raise error(f"{folder} cannot be created ({cause.strerror}); give a folder that can be written") from cause
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        _lock(handle, folder, error=error, waits=waits)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int, folder: Path, *, error: type[ClipaError], waits: bool) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return
+    except BlockingIOError as cause:
+        if not waits:
+            raise error(f"another process is writing to {folder} right now; wait for it, or end it") from cause
+    except OSError as cause:
+        _log.warning("%s cannot be locked (%s); start no second process that writes to it", folder, cause.strerror)
+        return
+    _log.info("waiting for another process that is writing to %s", folder)
+    fcntl.flock(handle, fcntl.LOCK_EX)

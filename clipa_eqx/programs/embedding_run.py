@@ -1,0 +1,101 @@
+"""The work of ``clipa-embed``: inputs, model and folder are checked, the shards written, and the result described."""
+
+import logging
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import jax
+import numpy as np
+
+from clipa_eqx.agreement import refused_together
+from clipa_eqx.data.array_record_reader import open_records
+from clipa_eqx.data.bucket_manifest import is_url
+from clipa_eqx.devices import in_words, open_devices
+from clipa_eqx.errors import ConfigError, DataError
+from clipa_eqx.evals.gathering import sum_processes
+from clipa_eqx.evals.prompts import PromptReduction
+from clipa_eqx.file_lock import locked_folder
+from clipa_eqx.programs.encoders import load_encoder
+from clipa_eqx.saved.kinds import kind_of, what_is
+from clipa_eqx.search.embedding import EmbeddingOptions, Summary, begin, embed, finish
+from clipa_eqx.search.encoder import Encoder
+from clipa_eqx.search.inputs import Inputs, image_folder_inputs, record_inputs, text_file_inputs
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """An embedding to do.
+
+    Attributes:
+        model: a model folder, or a run folder.
+        images: a folder with image files, or a record folder; None if texts are embedded.
+        texts: a text file, or a record folder.
+        out: the folder to write.
+        options: settings of that folder.
+        image_mode, text_reduction, mesh: as in ``load_encoder``.
+    """
+
+    model: Path
+    images: str | None
+    texts: str | None
+    out: Path
+    options: EmbeddingOptions
+    image_mode: Literal["exact", "fast"] | None = None
+    text_reduction: PromptReduction | None = None
+    mesh: tuple[int, int, int] | None = None
+
+
+def run_embedding(request: Request) -> Summary:
+    """Write the missing shards of a folder of embeddings, with all processes of the program, each its share.
+
+    Raises:
+        CheckpointError: there is no such model.
+        ConfigError: a setting is wrong, or the folder belongs to another command.
+        DataError: inputs are missing or cannot be read.
+    """
+    devices = open_devices()
+    with refused_together("embed"):
+        inputs = _inputs(request)
+    _log.info("embedding %d %s on %s", inputs.count, inputs.kind, in_words(devices))
+    encoder = load_encoder(
+        request.model, mesh=request.mesh, image_mode=request.image_mode, text_reduction=request.text_reduction
+    )
+    with ExitStack() as held:
+        with refused_together("lock the folder of embeddings"):
+            if jax.process_index() == 0:
+                held.enter_context(locked_folder(request.out, error=ConfigError))
+        return _embed(request, encoder, inputs)
+
+
+def _embed(request: Request, encoder: Encoder, inputs: Inputs) -> Summary:
+    is_first = jax.process_index() == 0
+    with refused_together("begin the folder of embeddings"):
+        if is_first:
+            begin(request.out, encoder, inputs, request.options)
+    with refused_together("embed its shards"):
+        new = embed(
+            request.out,
+            encoder,
+            inputs,
+            request.options,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+    with refused_together("finish the folder of embeddings"):
+        return finish(request.out, inputs, request.options, new=int(sum_processes(np.array([new]))[0]), writes=is_first)
+
+
+def _inputs(request: Request) -> Inputs:
+    kind: Literal["images", "texts"] = "images" if request.images is not None else "texts"
+    given = request.images if request.images is not None else str(request.texts)
+    if is_url(given) or kind_of(given) == "record folder":
+        return record_inputs(open_records(given), kind=kind)
+    if kind == "images":
+        return image_folder_inputs(Path(given))
+    if Path(given).is_dir():
+        raise DataError(f"--texts: {what_is(given)}; give a UTF-8 file of lines, or a record folder")
+    return text_file_inputs(Path(given))

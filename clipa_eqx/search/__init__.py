@@ -1,0 +1,1 @@
+"""Embeddings on disk, and searching them: what is embedded, shards, exact and approximate search, folders of photos."""

@@ -1,0 +1,229 @@
+"""Operations of surgery as values, for ``init.surgery`` of a config, and the model that a list of them makes."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax.random as jr
+from jaxtyping import PRNGKeyArray
+
+from clipa_eqx.errors import ConfigError
+from clipa_eqx.models.clip import CLIP
+from clipa_eqx.surgery import heads, low_rank, mixing, parts, patches, sizes, vocabulary
+from clipa_eqx.surgery.patches import PatchResize
+from clipa_eqx.surgery.report import Operated, SurgeryReport
+from clipa_eqx.surgery.sizes import TextRows
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResizeImage:
+    """``surgery.resize_image``: another image size, (height, width) in pixels; learned positions are resampled."""
+
+    image_size: tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResizeText:
+    """``surgery.resize_text``: another text length in tokens; ``rows`` makes the rows of learned positions."""
+
+    length: int
+    rows: TextRows = "resample"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResizePatch:
+    """``surgery.resize_patch``: another patch size, and another image size or the same, (height, width)."""
+
+    patch_size: tuple[int, int]
+    image_size: tuple[int, int] | None = None
+    method: PatchResize = "pseudo-inverse"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LearnImagePosition:
+    """``surgery.learn_image_position``: computed image positions become a leaf that can be trained."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PixelStatistics:
+    """``surgery.with_pixel_statistics``: the weights expect pixels of this mean and standard deviation per channel."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SwapVocabulary:
+    """``surgery.swap_vocabulary``: from the vocabulary of the source to that of ``data.vocab``.
+
+    Attributes:
+        rows: rows of the token table, ``model.text.vocab``; None is one per piece.
+    """
+
+    rows: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SwapHead:
+    """``surgery.swap_head``: random heads of this width of the joint space."""
+
+    embed: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PruneDepth:
+    """``surgery.prune_depth``: numbers of the blocks to keep, counted from 0; None keeps all of a tower."""
+
+    image: tuple[int, ...] | None = None
+    text: tuple[int, ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Interpolate:
+    """``surgery.interpolate``: ``alpha`` of the way to the model of another run folder or model folder."""
+
+    source: str
+    alpha: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Average:
+    """``surgery.average``: the mean with the models of other run folders or model folders.
+
+    Attributes:
+        sources: the other models.
+        weights: of the model itself, then of each source; None is one each.
+    """
+
+    sources: tuple[str, ...]
+    weights: tuple[float, ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lora:
+    """``surgery.lora``: factors next to the weights that the patterns ``targets`` name; the last operation of a list.
+
+    Raises:
+        ConfigError: a rank below 1, an alpha that is not positive, or no targets.
+    """
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or not 0 < self.alpha < math.inf or not self.targets:
+            raise ConfigError(
+                f"Lora: rank {self.rank}, alpha {self.alpha}, targets {self.targets}; expected a rank of at least 1, a "
+                "positive alpha, and patterns of weights such as 'image/blocks/attn/(q|v)/weight'"
+            )
+
+
+Surgery = (
+    ResizeImage
+    | ResizeText
+    | ResizePatch
+    | LearnImagePosition
+    | PixelStatistics
+    | SwapVocabulary
+    | SwapHead
+    | PruneDepth
+    | Interpolate
+    | Average
+    | Lora
+)
+"""An operation of ``init.surgery``."""
+
+
+def lora_of(operations: Sequence[Surgery]) -> Lora | None:
+    """The operation that adds factors; None if there is none."""
+    return next((one for one in operations if isinstance(one, Lora)), None)
+
+
+def without_lora(operations: Sequence[Surgery]) -> tuple[Surgery, ...]:
+    """The operations that make a plain model."""
+    return tuple(one for one in operations if not isinstance(one, Lora))
+
+
+def check_operations(operations: Sequence[Surgery]) -> None:
+    """Check that factors come once, and last, because other operations need a plain model.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    found = [number for number, one in enumerate(operations) if isinstance(one, Lora)]
+    if found and found != [len(operations) - 1]:
+        raise ConfigError(
+            f"init.surgery has Lora at place {found[0]} of 0 to {len(operations) - 1}; put it last, and once"
+        )
+
+
+class Materials(NamedTuple):
+    """Needs of operations that are not in their fields.
+
+    Attributes:
+        load: gives the model of a folder, or its shapes.
+        pieces: gives the pieces of the source's vocabulary, and those of the new one.
+    """
+
+    load: Callable[[str], CLIP]
+    pieces: Callable[[], tuple[Sequence[str], Sequence[str]]]
+
+
+def apply_operations(
+    model: CLIP, operations: Sequence[Surgery], materials: Materials, *, key: PRNGKeyArray, first: int = 0
+) -> tuple[CLIP, tuple[SurgeryReport, ...]]:
+    """Apply operations in their order; returns the model and a report for each.
+
+    Args:
+        model: the model to start with; it may be abstract under ``jax.eval_shape``.
+        operations: the operations.
+        materials: what else they need.
+        key: randomness of the operations; the one at place i has ``fold_in(key, i)``.
+        first: place of the first one in the list of the config.
+
+    Raises:
+        ConfigError: an operation that the model does not allow; the message names its place.
+    """
+    reports: list[SurgeryReport] = []
+    for number, operation in enumerate(operations, first):
+        try:
+            model, report = _applied(model, operation, materials, key=jr.fold_in(key, number))
+        except ConfigError as error:
+            raise ConfigError(f"init.surgery.{number} ({type(operation).__name__}): {error}") from error
+        reports.append(report)
+    return model, tuple(reports)
+
+
+def report_lines(reports: Sequence[SurgeryReport]) -> Iterator[str]:
+    """Every change of the reports in words, a line each."""
+    return (change for report in reports for change in report.changes)
+
+
+def _applied(model: CLIP, operation: Surgery, materials: Materials, *, key: PRNGKeyArray) -> Operated:
+    fields: dict[str, Any] = {one.name: getattr(operation, one.name) for one in dataclasses.fields(operation)}
+    match operation:
+        case ResizeImage():
+            return sizes.resize_image(model, **fields)
+        case ResizeText():
+            return sizes.resize_text(model, **fields)
+        case ResizePatch():
+            return patches.resize_patch(model, **fields)
+        case LearnImagePosition():
+            return sizes.learn_image_position(model)
+        case PixelStatistics():
+            return patches.with_pixel_statistics(model, **fields)
+        case SwapVocabulary():
+            old, new = materials.pieces()
+            return vocabulary.swap_vocabulary(model, old=old, new=new, key=key, **fields)
+        case SwapHead():
+            return heads.swap_head(model, key=key, **fields)
+        case PruneDepth():
+            return parts.prune_depth(model, **fields)
+        case Interpolate(source=source, alpha=alpha):
+            return mixing.interpolate(model, materials.load(source), alpha=alpha)
+        case Average(sources=sources, weights=weights):
+            return mixing.average([model, *map(materials.load, sources)], weights=weights)
+        case Lora():
+            return low_rank.lora(model, key=key, **fields)

@@ -1,0 +1,207 @@
+"""Folders of embeddings: what is in them, resumes that are byte-equal, and what a resume refuses."""
+
+import dataclasses
+import json
+from functools import partial
+
+import numpy as np
+import pytest
+from search.conftest import noise
+
+from clipa_eqx.cli import OK, USAGE, run
+from clipa_eqx.data.array_record_writer import write_records
+from clipa_eqx.data.records import Record
+from clipa_eqx.errors import ConfigError, DataError
+from clipa_eqx.programs.embed import main
+from clipa_eqx.saved.model import load_model
+from clipa_eqx.search.embedding import EmbeddingOptions, begin, embed, finish
+from clipa_eqx.search.index import open_embeddings
+from clipa_eqx.search.inputs import image_folder_inputs, list_images, text_file_inputs
+
+OPTIONS = EmbeddingOptions(shard_inputs=3, batch_size=8)
+
+
+def call(*argv):
+    return run(partial(main, [str(one) for one in argv]))
+
+
+def write(folder, encoder, inputs, options=OPTIONS, **places):
+    begin(folder, encoder, inputs, options)
+    new = embed(folder, encoder, inputs, options, **places)
+    return finish(folder, inputs, options, new=new)
+
+
+def content_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def vectors_of(folder):
+    return np.concatenate([block.vectors for block in open_embeddings(folder).blocks()])
+
+
+def test_images_have_the_vectors_of_the_model_in_the_order_of_their_paths(photos, encoder, model_folder, tmp_path):
+    out = tmp_path / "out"
+    assert call(model_folder, "--images", photos, "--out", out, "--shard-inputs", 3, "--batch-size", 8) == OK
+    index = open_embeddings(out)
+    names = [index.find(number).id for number in range(len(index))]
+    assert names == sorted(names) == [file.name for file in list_images(photos)]
+    expected = load_model(model_folder).encode_images([photos / name for name in names])
+    np.testing.assert_allclose(vectors_of(out), expected, atol=1e-6)
+    assert index.find(6).image() == (photos / names[6]).read_bytes()
+    content = json.loads((out / "embeddings.json").read_text())
+    assert [shard["rows"] for shard in content["shards"]] == [3, 3, 1]
+    assert (content["rows"], content["complete"], content["width"]) == (7, True, 16)
+
+
+def test_a_run_that_was_killed_in_any_shard_resumes_byte_equal(photos, encoder, tmp_path):
+    inputs = image_folder_inputs(photos)
+    write(tmp_path / "once", encoder, inputs)
+    for kept in range(4):
+        folder = tmp_path / f"killed{kept}"
+        write(folder, encoder, inputs)
+        for path in folder.iterdir():  # as a kill leaves it: some shards, one of them without its listing
+            if path.suffix == ".json" and path.name >= f"{kept:05}" and path.name != "embeddings.json":
+                path.unlink()
+        begun = json.loads((folder / "embeddings.json").read_text())
+        for name in ("shards", "rows", "unreadable", "truncated"):
+            begun.pop(name)
+        (folder / "embeddings.json").write_text(json.dumps({**begun, "complete": False}))
+        with pytest.raises(ConfigError, match="is not complete; run the command"):
+            open_embeddings(folder)
+        assert write(folder, encoder, inputs).new == max(3 - kept, 0)
+        assert content_of(folder) == content_of(tmp_path / "once")
+
+
+def test_a_damaged_shard_is_written_again(photos, encoder, tmp_path):
+    inputs = image_folder_inputs(photos)
+    write(tmp_path / "out", encoder, inputs)
+    before = content_of(tmp_path / "out")
+    file = tmp_path / "out" / "00001.npy"
+    file.write_bytes(file.read_bytes()[:-4] + b"\0\0\0\0")
+    assert write(tmp_path / "out", encoder, inputs).new == 1
+    assert content_of(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda e, i, o: (e, i, dataclasses.replace(o, dtype="float16")), "options.dtype was float32, is now float16"),
+        (lambda e, i, o: (e, i, dataclasses.replace(o, batch_size=4)), "options.batch_size was 8, is now 4"),
+        (lambda e, i, o: (dataclasses.replace(e, weights_sha256="1" * 64), i, o), "model.weights_sha256 was"),
+        (lambda e, i, o: (dataclasses.replace(e, text_reduction="syntax"), i, o), "model.text_reduction was truncate"),
+        (lambda e, i, o: (e, dataclasses.replace(i, about={**i.about, "sha256": "2"}), o), "inputs.sha256 was"),
+    ],
+)
+def test_another_model_inputs_or_options_are_refused_and_nothing_changes(photos, encoder, tmp_path, change, message):
+    inputs = image_folder_inputs(photos)
+    write(tmp_path / "out", encoder, inputs)
+    before = content_of(tmp_path / "out")
+    with pytest.raises(ConfigError, match=message):
+        write(tmp_path / "out", *change(encoder, inputs, OPTIONS))
+    assert content_of(tmp_path / "out") == before
+
+
+def test_processes_share_the_shards_and_give_the_files_of_one(photos, encoder, tmp_path):
+    inputs = image_folder_inputs(photos)
+    write(tmp_path / "one", encoder, inputs)
+    begin(tmp_path / "two", encoder, inputs, OPTIONS)
+    parts = [embed(tmp_path / "two", encoder, inputs, OPTIONS, process_index=i, process_count=2) for i in range(2)]
+    assert parts == [2, 1]
+    finish(tmp_path / "two", inputs, OPTIONS, new=3)
+    assert content_of(tmp_path / "two") == content_of(tmp_path / "one")
+
+
+def test_unreadable_images_are_refused_by_name_or_left_out_and_counted(photos, model_folder, tmp_path, capsys):
+    (photos / "2.png").write_bytes(b"no image")
+    (photos / "5.png").write_bytes(noise(5)[:100])
+    command = (model_folder, "--images", photos, "--batch-size", 8)
+    assert call(*command, "--out", tmp_path / "refused") == USAGE
+    assert "input 3, 2.png: cannot decode image" in capsys.readouterr().err
+    assert call(*command, "--out", tmp_path / "out", "--on-unreadable", "skip") == OK
+    printed = capsys.readouterr().out
+    assert "5 images in 1 shard" in printed
+    assert "left out, because they cannot be read: 2 inputs\n  2.png: cannot decode" in printed
+    index = open_embeddings(tmp_path / "out")
+    assert [index.find(number).id for number in range(5)] == ["0.png", "1.png", "4.png", "6.png", "more/3.png"]
+    whole = load_model(model_folder).encode_images([photos / "6.png"])
+    np.testing.assert_allclose(vectors_of(tmp_path / "out")[3], whole[0], atol=1e-6)
+
+
+def test_lines_of_a_file_are_texts_row_by_row(encoder, model_folder, tmp_path):
+    texts = ["a cat", "", "a dog of a photo of a cat of a dog", *(f"w{i}" for i in range(2000))]
+    file = tmp_path / "texts.txt"
+    file.write_bytes("\ufeff".encode() + "\r\n".join(texts).encode())
+    inputs = text_file_inputs(file)
+    assert [item.content for item in inputs.read(range(1023, 1027))] == texts[1023:1027]
+    options = EmbeddingOptions(shard_inputs=1000, dtype="float16")
+    summary = write(tmp_path / "out", encoder, inputs, options)
+    assert (summary.rows, summary.shards, summary.truncated) == (2003, 3, 1)
+    assert vectors_of(tmp_path / "out").dtype == np.float16
+    expected = load_model(model_folder).encode_texts(texts)
+    np.testing.assert_allclose(vectors_of(tmp_path / "out"), expected, atol=1e-3)
+    assert open_embeddings(tmp_path / "out").find(1999)[:2] == ("2000", texts[1999])
+
+
+def test_a_line_that_is_no_text_is_refused_with_its_number(encoder, tmp_path):
+    (tmp_path / "texts").write_bytes(b"a cat\na \xff dog\n")
+    with pytest.raises(DataError, match="input 2, 2: not UTF-8"):
+        write(tmp_path / "out", encoder, text_file_inputs(tmp_path / "texts"))
+
+
+def test_records_give_their_images_or_all_their_captions(encoder, model_folder, tmp_path):
+    rows = [Record(key=f"k{i}", image=noise(i), captions=("a cat", "a dog")[: i % 3]) for i in range(5)]
+    write_records(rows, tmp_path / "records")
+    folder = tmp_path / "records"
+    assert call(model_folder, "--images", folder, "--out", tmp_path / "images", "--shard-inputs", 2) == OK
+    index = open_embeddings(tmp_path / "images")
+    assert [index.find(i).id for i in range(5)] == [f"k{i}" for i in range(5)]
+    assert index.find(4).image() == noise(4)
+    assert call(model_folder, "--texts", folder, "--out", tmp_path / "texts", "--shard-inputs", 2) == OK
+    texts = open_embeddings(tmp_path / "texts")
+    assert [texts.find(i)[:2] for i in range(len(texts))] == [
+        ("k1#0", "a cat"),
+        ("k2#0", "a cat"),
+        ("k2#1", "a dog"),
+        ("k4#0", "a cat"),
+    ]
+    expected = load_model(model_folder).encode_texts(["a cat", "a cat", "a dog", "a cat"])
+    np.testing.assert_allclose(vectors_of(tmp_path / "texts"), expected, atol=1e-6)
+
+
+def test_parquet_has_the_same_rows(photos, encoder, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    write(tmp_path / "out", encoder, image_folder_inputs(photos), dataclasses.replace(OPTIONS, with_parquet=True))
+    table = parquet.read_table([tmp_path / "out" / f"{shard:05}.parquet" for shard in range(3)])
+    np.testing.assert_array_equal(np.stack(table["embedding"].to_numpy()), vectors_of(tmp_path / "out"))
+    assert table["id"].to_pylist() == [file.name for file in list_images(photos)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--images", "EMPTY", "--out", "OUT"], "has no images; expected files that end in .jpg"),
+        (["--images", "NONE", "--out", "OUT"], "does not exist; give a folder with images"),
+        (["--texts", "EMPTY", "--out", "OUT"], "give a UTF-8 file of lines, or a record folder"),
+        (["--texts", "NONE", "--out", "OUT"], "give a UTF-8 file, one text per line"),
+        (["--images", "PHOTOS", "--out", "PHOTOS"], "is not empty and has no embeddings.json"),
+        (["--images", "PHOTOS", "--out", "OUT", "--batch-size", "0"], "batch_size is 0"),
+        (["--images", "PHOTOS", "--out", "OUT", "--mesh", "3x1x1"], "is not 8 devices"),
+        (["--images", "PHOTOS", "--out", "OUT", "--mesh", "8"], "give the sizes of data, fsdp and tensor"),
+    ],
+)
+def test_mistakes_end_with_one_message_and_write_nothing(photos, model_folder, tmp_path, flags, message, capsys):
+    (tmp_path / "empty").mkdir()
+    names = {"EMPTY": "empty", "NONE": "none", "OUT": "out", "PHOTOS": "photos"}
+    assert call(model_folder, *(tmp_path / names[one] if one in names else one for one in flags)) == USAGE
+    assert message in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("*"))
+
+
+@pytest.mark.parametrize("mesh", ["8x1x1", "2x2x2"])
+def test_the_mesh_changes_vectors_by_rounding_only(photos, encoder, model_folder, tmp_path, mesh):
+    out = tmp_path / "out"
+    assert call(model_folder, "--images", photos, "--out", out, "--batch-size", 6, "--mesh", mesh) == OK
+    single = load_model(model_folder).encode_images([photos / file.name for file in list_images(photos)])
+    np.testing.assert_allclose(vectors_of(out), single, atol=2e-6)
+    scores = single @ single.T
+    np.testing.assert_array_equal(np.argsort(-scores), np.argsort(-(vectors_of(out) @ vectors_of(out).T)))
