@@ -41,6 +41,7 @@ MAY_IMPORT = {
     "conversion.open_clip": ("conversion.weights",),
     "conversion.by_name": ("conversion.weights", "conversion.flax_clipa", "conversion.open_clip"),
     "conversion.compare": ("conversion.weights", "conversion.flax_clipa", "conversion.open_clip"),
+    "conversion.export": ("conversion.weights", "conversion.open_clip"),
     "conversion.verify": ("conversion.weights",),
     "conversion.released": ("conversion.weights",),
     "conversion.records": (),
