@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from support.tiny_models import PIECES, tiny_clip, tiny_clip_config
+from support.random_clips import random_clip
+from support.tiny_models import PIECES, tiny_clip_config
 
 from clipa_eqx import surgery
 from clipa_eqx.trees import leaves_by_path
@@ -14,12 +15,12 @@ KEY = jr.key(4)
 OTHER = {"image": {"position": "learned"}}
 OPERATIONS = {
     "adopt": lambda m: surgery.adopt(
-        m, m.config, fresh=tiny_clip(1, **OTHER), keep_initial=("image/blocks/1/.*", "text/head/weight")
+        m, m.config, fresh=random_clip(1, **OTHER), keep_initial=("image/blocks/1/.*", "text/head/weight")
     ),
-    "average": lambda m: surgery.average([m, tiny_clip(1, **OTHER)]),
+    "average": lambda m: surgery.average([m, random_clip(1, **OTHER)]),
     "cast": lambda m: surgery.cast(m, "bfloat16"),
-    "interpolate": lambda m: surgery.interpolate(m, tiny_clip(1, **OTHER), alpha=0.25),
-    "learn_image_position": lambda m: surgery.learn_image_position(tiny_clip()),
+    "interpolate": lambda m: surgery.interpolate(m, random_clip(1, **OTHER), alpha=0.25),
+    "learn_image_position": lambda m: surgery.learn_image_position(random_clip()),
     "prune_depth": lambda m: surgery.prune_depth(m, image=(1,)),
     "resize_image": lambda m: surgery.resize_image(m, image_size=(24, 16)),
     "resize_patch": lambda m: surgery.resize_patch(m, patch_size=(4, 8)),
@@ -37,7 +38,7 @@ def shape(leaf):
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_the_report_lists_exactly_the_leaves_that_differ(name):
-    before = tiny_clip() if name == "learn_image_position" else tiny_clip(**OTHER)
+    before = random_clip() if name == "learn_image_position" else random_clip(**OTHER)
     after, report = OPERATIONS[name](before)
     old, new = leaves_by_path(before), leaves_by_path(after)
     listed = {change.path: change for change in report.leaves}
