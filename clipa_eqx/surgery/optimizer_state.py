@@ -36,8 +36,9 @@ def with_optimizer(
     those of resampled positions are resampled by the same linear map, and those of a resized patch by the bilinear map
     of its pixels. These maps are averages with weights that are not negative, so second moments are not negative, and
     no step of Adam (first moment over the root of the second) is longer than the longest that it is made of. Moments of
-    leaves that are new, random or trained for the first time start at zero, and counts stay: the first step of such a
-    leaf is at most (1 - b1) / sqrt(1 - b2) times the learning rate, 0.45 for the defaults of ``OptimConfig``.
+    leaves that are new, random or trained for the first time start at zero, and counts stay, so Adam no longer corrects
+    their bias: under a constant gradient the first step of such a leaf is 0.45 of the learning rate and none is above
+    1.1, with the defaults of ``OptimConfig``. With ``b2`` of 0.999 some are 6.6 times the learning rate: warm up again.
 
     Args:
         before: the model that was given to the operation.

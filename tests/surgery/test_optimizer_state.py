@@ -278,3 +278,15 @@ def test_what_does_not_belong_together_is_one_error():
         surgery.with_optimizer(model, result, state, optax.sgd(0.1, momentum=0.9))
     with pytest.raises(ConfigError, match=r"(?s)missing: .*count"):
         surgery.with_optimizer(model, result, optax.sgd(0.1).init(model), optimizer)
+
+
+@pytest.mark.parametrize(("b2", "first", "longest_step"), [(0.95, 0.45, 1.1), (0.999, 3.2, 6.6)])
+def test_steps_of_leaves_whose_moments_start_at_zero_are_as_long_as_the_manual_says(b2, first, longest_step):
+    adam = optax.scale_by_adam(b1=0.9, b2=b2)
+    state = adam.init(jnp.zeros(()))._replace(count=jnp.asarray(100_000))
+    lengths = []
+    for _ in range(30):
+        step, state = adam.update(jnp.asarray(3.0), state)
+        lengths.append(float(step))
+    assert round(lengths[0], 2 if first < 1 else 1) == first
+    assert round(max(lengths), 1) == longest_step
