@@ -11,6 +11,8 @@ from support.random_clips import IMAGE, random_clip
 from clipa_eqx import surgery
 from clipa_eqx.errors import ConfigError
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 HEADS = ("image/head/weight", "text/head/weight")
 
 

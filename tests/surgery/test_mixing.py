@@ -16,6 +16,8 @@ from clipa_eqx import surgery
 from clipa_eqx.errors import ConfigError
 from clipa_eqx.trees import leaf_paths, leaves_by_path
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 ALPHAS = st.floats(0, 1, width=32)
 
 

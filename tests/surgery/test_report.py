@@ -13,6 +13,8 @@ from clipa_eqx import surgery
 from clipa_eqx.errors import ClipaError
 from clipa_eqx.trees import leaves_by_path
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 KEY = jr.key(4)
 OTHER = {"image": {"position": "learned"}}
 OPERATIONS = {

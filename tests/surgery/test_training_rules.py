@@ -15,6 +15,8 @@ from clipa_eqx.optim import OptimConfig, layer_decay_rules, make_optimizer
 from clipa_eqx.schedules import Cosine, Rsqrt
 from clipa_eqx.trees import leaves_by_path, match_by_path
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 PLAIN = OptimConfig(peak_lr=1e-2)
 TWO = OptimConfig(
     peak_lr=1e-2,

@@ -13,6 +13,8 @@ from support.tiny_models import PIECES
 from clipa_eqx import surgery
 from clipa_eqx.errors import ConfigError
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 KEY = jr.key(5)
 
 
