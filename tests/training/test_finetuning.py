@@ -125,7 +125,7 @@ def test_an_interrupted_fine_tune_resumes_bit_by_bit(source, tuned, tmp_path):
 
 @pytest.mark.slow
 def test_a_start_without_a_checkpoint_stores_the_frozen_leaves_again(source, tuned, tmp_path):
-    """Of an interrupted start, only complete frozen leaves are left; the weights to start from may be others now."""
+    """Its complete frozen leaves may be of other weights than those that the next start finds."""
     run = shutil.copytree(tuned, tmp_path / "run")
     shutil.rmtree(run / "checkpoints")
     (run / "frozen_leaves" / "1.orbax-checkpoint-tmp").mkdir()
