@@ -153,7 +153,8 @@ def drive(config: ExperimentConfig, *, devices: int, steps: int) -> Driven:
     optimizer, abstract = optimizer_and_state(config)
     metrics, ids = [], []
     with jax.set_mesh(mesh), train_batches(config, source, tokenizer, start_step=0, mesh=mesh) as batches:
-        state = first_state(config, optimizer, abstract=abstract, mesh=mesh, vocab_sha256="any")
+        vocab = tokenizer.vocab_sha256
+        state = first_state(config, optimizer, abstract=abstract, mesh=mesh, vocab_sha256=vocab)
         step = compile_step(config, optimizer, abstract, mesh)
         for _ in range(steps):
             rows = next(batches)
