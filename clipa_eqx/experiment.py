@@ -17,15 +17,18 @@ from clipa_eqx.evals.linear_probe import LinearProbeConfig
 from clipa_eqx.evals.retrieval import RetrievalConfig
 from clipa_eqx.evals.score_names import score_names_of
 from clipa_eqx.evals.zero_shot import ZeroShotConfig
+from clipa_eqx.flops import StepFlops, step_flops
 from clipa_eqx.losses.config import LossConfig
 from clipa_eqx.models.clip import CLIPConfig
 from clipa_eqx.models.kernels import AttentionChoice, cudnn_problems, cudnn_refusal
-from clipa_eqx.optim import OptimConfig
+from clipa_eqx.optim import OptimConfig, trained_leaves
 from clipa_eqx.precision import Precision
 from clipa_eqx.sharding import MeshConfig
-from clipa_eqx.surgery.init_config import InitConfig
+from clipa_eqx.surgery.init_config import InitConfig, abstract_model
+from clipa_eqx.surgery.low_rank import ranks
 from clipa_eqx.surgery.operations import lora_of
 from clipa_eqx.tokenizer.reduce import Reduction
+from clipa_eqx.trees import leaves_by_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,6 +275,20 @@ class ExperimentConfig:
     def evaluations(self) -> tuple[EvaluationConfig, ...]:
         """All evaluations: zero-shot, retrieval, contrastive, few-shot, linear probe."""
         return (*self.zero_shot, *self.retrieval, *self.contrastive, *self.few_shot, *self.linear_probe)
+
+
+def operations_per_step(config: ExperimentConfig) -> StepFlops:
+    """The operations of a step of a run, without gradients of what ``trainable`` freezes.
+
+    Raises:
+        ConfigError: patterns that do not fit the model.
+    """
+    if config.trainable is None:
+        return step_flops(config.model, batch_size=config.batch_size)
+    model = abstract_model(config.model, config.init)
+    chosen = leaves_by_path(trained_leaves(config.optim, model, trainable=config.trainable))
+    trained = {path for path, is_trained in chosen.items() if is_trained}
+    return step_flops(config.model, batch_size=config.batch_size, trained=trained, ranks=ranks(model))
 
 
 def _size_problems(config: ExperimentConfig) -> list[str]:

@@ -22,9 +22,10 @@ LOCK_FOLDER = "run.lock"
 """Folder of the lock's objects."""
 
 # Folders of a run that are not copied: large, or of no use on another machine. Their names are kept.
-_NOT_COPIED = frozenset({"checkpoints", "damaged_checkpoints", "profile", "wandb", LOCK_FOLDER})
-_RECORD = re.compile(r"checkpoints/(\d+)/record/metadata")
-_OTHER_CHECKPOINT = re.compile(r"checkpoints/(\d+)/_CHECKPOINT_METADATA")
+_OF_RECORDS = ("checkpoints", "frozen_leaves")
+_NOT_COPIED = frozenset({*_OF_RECORDS, "damaged_checkpoints", "profile", "wandb", LOCK_FOLDER})
+_RECORD = re.compile(r"\w+/(\d+)/record/metadata")
+_OTHER_CHECKPOINT = re.compile(r"\w+/(\d+)/_CHECKPOINT_METADATA")
 _WEIGHTS = frozenset({".safetensors", ".msgpack"})
 
 _log = logging.getLogger(__name__)
@@ -108,8 +109,8 @@ def refresh(folder: Path, *, with_weights: bool = False) -> None:
             shutil.rmtree(old) if old.is_dir() else old.unlink()
     sizes: dict[str, int] = {}
     for name, size in entries.items():
-        if name == "checkpoints" and size is None:
-            _copy_records(bucket, folder)
+        if name in _OF_RECORDS and size is None:
+            _copy_records(bucket, folder, name)
         elif name in _NOT_COPIED:
             continue
         elif size is None:
@@ -129,9 +130,9 @@ def refresh(folder: Path, *, with_weights: bool = False) -> None:
             bucket.download(name, file, size)
 
 
-def _copy_records(bucket: Bucket, folder: Path) -> None:
+def _copy_records(bucket: Bucket, folder: Path, folder_name: str) -> None:
     """Copy the records of committed checkpoints, and delete those of checkpoints that are gone."""
-    names = bucket.names("checkpoints")
+    names = bucket.names(folder_name)
     others = {found[1] for name in names if (found := _OTHER_CHECKPOINT.fullmatch(name))}
     if others:
         raise CheckpointError(
@@ -139,7 +140,7 @@ def _copy_records(bucket: Bucket, folder: Path) -> None:
             "run back to a local folder to use it, or start a new run in the bucket with --init-from that folder"
         )
     committed = {found[1]: name for name in names if (found := _RECORD.fullmatch(name))}
-    here = folder / "checkpoints"
+    here = folder / folder_name
     here.mkdir(exist_ok=True)
     for old in here.iterdir():
         if old.name not in committed:

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from clipa_eqx.device_memory import ProgramMemory
-from clipa_eqx.experiment import ExperimentConfig
-from clipa_eqx.flops import recomputed_flops, step_flops
+from clipa_eqx.experiment import ExperimentConfig, operations_per_step
+from clipa_eqx.flops import recomputed_flops
 from clipa_eqx.planning.chips import Chip
 from clipa_eqx.planning.program_text import Collective
 
@@ -54,7 +54,7 @@ class RunCost(NamedTuple):
 def step_operations(config: ExperimentConfig) -> tuple[int, int]:
     """Useful operations of a step, and those that it repeats to save memory."""
     is_cached = config.micro_batch is not None and config.micro_batch < config.batch_size
-    useful = step_flops(config.model, batch_size=config.batch_size).total
+    useful = operations_per_step(config).total
     return useful, recomputed_flops(config.model, batch_size=config.batch_size, is_cached=is_cached)
 
 

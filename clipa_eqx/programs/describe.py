@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from clipa_eqx.buckets.mirror import shown
 from clipa_eqx.data.manifest import read_manifest
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.json_config import from_json, to_json
-from clipa_eqx.models.clip import CLIP, CLIPConfig, abstract_clip
+from clipa_eqx.models.clip import CLIP, abstract_clip
 from clipa_eqx.saved.description import load_model_config
 from clipa_eqx.saved.kinds import (
     CHECKPOINTS_NAME,
@@ -23,9 +23,11 @@ from clipa_eqx.saved.kinds import (
     PROVENANCE_FILE,
 )
 from clipa_eqx.sharding import AXES, MeshConfig, check_batch, describe_shardings
+from clipa_eqx.surgery.init_config import abstract_model
 from clipa_eqx.training.checkpoint_record import committed_steps
 from clipa_eqx.training.metrics import read_metrics
 from clipa_eqx.training.run_folder import read_record
+from clipa_eqx.training.shapes import trained_by
 from clipa_eqx.trees import count_params, leaves_by_path
 
 MeshSizes = tuple[int, int, int]
@@ -42,7 +44,7 @@ def describe_config(config: ExperimentConfig, mesh: MeshSizes | None) -> Iterato
     if mesh is not None:
         check_batch(config.batch_size, _abstract_mesh(mesh))
     yield _json(to_json(config))
-    yield from describe_parameters(config.model, mesh)
+    yield from describe_parameters(abstract_model(config.model, config.init), mesh, trained=_trained(config))
 
 
 def describe_model(folder: Path, mesh: MeshSizes | None) -> Iterator[str]:
@@ -56,7 +58,7 @@ def describe_model(folder: Path, mesh: MeshSizes | None) -> Iterator[str]:
     for name in (PREPROCESS_FILE, PROVENANCE_FILE):
         path = folder / name
         yield f"{name}: {path.read_text(encoding='utf-8').strip() if path.exists() else 'missing'}"
-    yield from describe_parameters(config, mesh)
+    yield from describe_parameters(abstract_clip(config), mesh)
 
 
 def describe_run(folder: Path, mesh: MeshSizes | None) -> Iterator[str]:
@@ -68,7 +70,7 @@ def describe_run(folder: Path, mesh: MeshSizes | None) -> Iterator[str]:
     record = read_record(folder)
     config = from_json(ExperimentConfig, record["config"], where=str(folder / CONFIG_FILE))
     yield _json(record["config"])
-    yield from describe_parameters(config.model, mesh)
+    yield from describe_parameters(abstract_model(config.model, config.init), mesh, trained=_trained(config))
     steps = committed_steps(folder / CHECKPOINTS_NAME)
     yield ""
     yield f"saved steps: {', '.join(map(str, steps)) or 'none yet'}"
@@ -98,18 +100,26 @@ def describe_records(folder: Path) -> Iterator[str]:
         yield f"{name}: {value}"
 
 
-def describe_parameters(config: CLIPConfig, mesh: MeshSizes | None) -> Iterator[str]:
+def describe_parameters(
+    model: CLIP, mesh: MeshSizes | None, *, trained: Mapping[str, bool] | None = None
+) -> Iterator[str]:
     """A table of all parameters (path, shape, number of values and, with a mesh, how each is split), and their sums.
+
+    Args:
+        model: the model; its leaves may be abstract.
+        mesh: sizes of the axes, or None.
+        trained: whether each leaf is trained, by path; None if all are.
 
     Raises:
         ConfigError: the mesh cannot split the model.
     """
-    model = abstract_clip(config)
     splits = {} if mesh is None else _splits(model, mesh)
-    rows = [("path", "shape", "values", *(("split",) if splits else ()))]
+    states = {} if trained is None else {path: "trained" if one else "frozen" for path, one in trained.items()}
+    rows = [("path", "shape", "values", *(("split",) if splits else ()), *(("state",) if states else ()))]
     for path, leaf in leaves_by_path(model).items():
         shape = "x".join(map(str, leaf.shape)) or "scalar"
-        rows.append((path, shape, f"{math.prod(leaf.shape):,}", *((splits[path],) if splits else ())))
+        more = (column[path] for column in (splits, states) if column)
+        rows.append((path, shape, f"{math.prod(leaf.shape):,}", *more))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     yield ""
     for path, shape, values, *split in rows:
@@ -117,6 +127,16 @@ def describe_parameters(config: CLIPConfig, mesh: MeshSizes | None) -> Iterator[
     yield ""
     for name, part in (("image", model.image), ("text", model.text), ("all", model)):
         yield f"parameters, {name}: {count_params(part):,}"
+    if trained is not None:
+        moving = [leaf for path, leaf in leaves_by_path(model).items() if trained[path]]
+        yield f"parameters, trained: {count_params(moving):,}"
+
+
+def _trained(config: ExperimentConfig) -> dict[str, bool] | None:
+    """Whether each leaf of a run is trained, by path; None if ``trainable`` is not set."""
+    if config.trainable is None:
+        return None
+    return leaves_by_path(trained_by(config, abstract_model(config.model, config.init)))
 
 
 def _splits(model: CLIP, sizes: MeshSizes) -> dict[str, str]:

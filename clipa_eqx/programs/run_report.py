@@ -7,7 +7,6 @@ from pathlib import Path
 from clipa_eqx.errors import ClipaError, ConfigError
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.json_config import from_json
-from clipa_eqx.models.clip import abstract_clip
 from clipa_eqx.replacing import write_text
 from clipa_eqx.reports.run_facts import run_facts
 from clipa_eqx.reports.run_page import REPORT_NAME, FixedParts, RunAbout, RunState, run_page
@@ -15,6 +14,7 @@ from clipa_eqx.reports.run_progress import is_finished, total_steps
 from clipa_eqx.reports.samples import Sample
 from clipa_eqx.reports.scores import Line
 from clipa_eqx.saved.kinds import CHECKPOINTS_NAME, METRICS_NAME
+from clipa_eqx.surgery.init_config import abstract_model
 from clipa_eqx.tokenizer.loading import load_tokenizer
 from clipa_eqx.training.checkpoint_record import committed_steps
 from clipa_eqx.training.inputs import open_sources
@@ -42,7 +42,7 @@ def write_run_report(folder: Path, out: Path | None) -> Path:
     lines = read_metrics(folder / METRICS_NAME)
     facts = run_facts(
         config,
-        parameters=count_params(abstract_clip(config.model)),
+        parameters=count_params(abstract_model(config.model, config.init)),
         total_steps=total_steps(config, lines),
         machine=None,
     )

@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from clipa_eqx.experiment import ExperimentConfig
-from clipa_eqx.flops import step_flops
+from clipa_eqx.experiment import ExperimentConfig, operations_per_step
 from clipa_eqx.json_config import flat, to_json
 from clipa_eqx.reports.chart_html import chart_figure
 from clipa_eqx.reports.curves import Chart, Curve, Quantity, curve_points, quantities
@@ -48,7 +47,7 @@ class ComparedRun:
 
     def operations(self) -> list[float]:
         """Operations of the steps of this run at each line."""
-        per_step = step_flops(self.config.model, batch_size=self.config.batch_size).total
+        per_step = operations_per_step(self.config).total
         before = int(self.lines[0]["step"]) - 1
         return [float(per_step * (int(line["step"]) - before)) for line in self.lines]
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clipa_eqx.evals.code_version import code_version
-from clipa_eqx.experiment import ExperimentConfig
-from clipa_eqx.flops import step_flops
+from clipa_eqx.experiment import ExperimentConfig, operations_per_step
 from clipa_eqx.json_config import to_json
 from clipa_eqx.models.blocks import BlockConfig
 
@@ -62,7 +61,7 @@ def _facts(
     if total_steps is not None:
         samples = total_steps * config.batch_size
         yield "length", f"{total_steps:,} steps, {samples:,} samples"
-    yield "operations", f"{step_flops(config.model, batch_size=config.batch_size).total:.4g} FLOPs per step"
+    yield "operations", f"{operations_per_step(config).total:.4g} FLOPs per step"
     yield (
         "data",
         ", ".join(

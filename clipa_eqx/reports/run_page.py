@@ -9,8 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from clipa_eqx.experiment import ExperimentConfig
-from clipa_eqx.flops import step_flops
+from clipa_eqx.experiment import ExperimentConfig, operations_per_step
 from clipa_eqx.json_config import to_json
 from clipa_eqx.reports.chart_html import chart_figure
 from clipa_eqx.reports.curves import run_charts
@@ -161,7 +160,7 @@ def _tiles(
         now_share = last.get("input_bound_percent")
         more = f"of the time, at most; {now_share:.1f} % in the last line" if now_share is not None else "of the time"
         yield "waiting for input", f"{share:.1f} %", more
-    flops = step_flops(config.model, batch_size=config.batch_size).total
+    flops = operations_per_step(config).total
     speed = f"{with_prefix(flops / per_step)}FLOP/s" if per_step else ""
     yield "operations so far", f"{with_prefix(float(flops * steps_done(lines)))}FLOPs", speed
     for name, words, factor, unit in (

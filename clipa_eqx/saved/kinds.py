@@ -20,6 +20,12 @@ RECORD_FILE = "record/metadata"
 
 METRICS_NAME, CHECKPOINTS_NAME, MODEL_NAME = "metrics.jsonl", "checkpoints", "model"
 
+ADAPTERS_NAME = "adapters"
+"""Folder of a LoRA run for the factors alone, next to the model."""
+
+FROZEN_NAME = "frozen_leaves"
+"""Folder of a run next to its checkpoints for leaves that are never trained; stored as a checkpoint, once."""
+
 Kind = Literal["run folder", "model folder", "folder of adapters", "record folder", "other folder", "file", "missing"]
 
 

@@ -9,6 +9,20 @@ from clipa_eqx.surgery.configuration import unstack_blocks, validate, with_confi
 from clipa_eqx.surgery.heads import swap_head
 from clipa_eqx.surgery.low_rank import LORA_FACTORS, Adapters, LoraLinear, attach, detach, lora, merge, unmerge
 from clipa_eqx.surgery.mixing import average, cast, interpolate
+from clipa_eqx.surgery.operations import (
+    Average,
+    Interpolate,
+    LearnImagePosition,
+    Lora,
+    PixelStatistics,
+    PruneDepth,
+    ResizeImage,
+    ResizePatch,
+    ResizeText,
+    Surgery,
+    SwapHead,
+    SwapVocabulary,
+)
 from clipa_eqx.surgery.parts import Classified, Classifier, TakenTower, add_classifier, prune_depth, take_tower
 from clipa_eqx.surgery.patches import PatchResize, resize_patch, with_pixel_statistics
 from clipa_eqx.surgery.report import LeafChange, Operated, SurgeryReport
@@ -18,13 +32,25 @@ from clipa_eqx.surgery.vocabulary import swap_vocabulary
 __all__ = [
     "LORA_FACTORS",
     "Adapters",
+    "Average",
     "Classified",
     "Classifier",
+    "Interpolate",
     "LeafChange",
+    "LearnImagePosition",
+    "Lora",
     "LoraLinear",
     "Operated",
     "PatchResize",
+    "PixelStatistics",
+    "PruneDepth",
+    "ResizeImage",
+    "ResizePatch",
+    "ResizeText",
+    "Surgery",
     "SurgeryReport",
+    "SwapHead",
+    "SwapVocabulary",
     "TakenTower",
     "TextRows",
     "add_classifier",

@@ -162,6 +162,12 @@ def has_factors(model: CLIP) -> bool:
     return any(isinstance(layer, LoraLinear) for layer in _linear_layers(model).values())
 
 
+def ranks(model: CLIP) -> dict[str, int]:
+    """The rank of the factors of each linear layer that has some, by its path; the model may be abstract."""
+    layers = _linear_layers(model).items()
+    return {path: layer.lora_down.shape[-2] for path, layer in layers if isinstance(layer, LoraLinear)}
+
+
 def unmerge(model: CLIP, adapters: Adapters) -> Operated:
     """Subtract the product of factors from weights that ``merge`` added it to, and attach the factors.
 

@@ -19,12 +19,11 @@ from jax.experimental import multihost_utils
 from clipa_eqx.buckets.array_store import ArrayStore, array_store, failed
 from clipa_eqx.buckets.bucket import Bucket, BucketError
 from clipa_eqx.errors import CheckpointError, ClipaError
-from clipa_eqx.saved.kinds import CHECKPOINTS_NAME, RECORD_FILE
+from clipa_eqx.saved.kinds import RECORD_FILE
 from clipa_eqx.training.stored_arrays import host_shards, write_shards
 
 _POLL_SECONDS = 0.2
 _LONGEST_WAIT = 3600.0
-_RECORD = re.compile(rf"{CHECKPOINTS_NAME}/(\d+)/{re.escape(RECORD_FILE)}")
 
 
 class BucketSaves:
@@ -33,6 +32,7 @@ class BucketSaves:
     def __init__(
         self,
         bucket: Bucket,
+        name: str,
         *,
         keep: int | Callable[[Sequence[int]], set[int]] | None,
         before_commit: Callable[[], object],
@@ -40,10 +40,12 @@ class BucketSaves:
         """Open for writing, which deletes unfinished checkpoints; with ``keep=None`` open for reading only.
 
         Args:
+            bucket: the run folder.
+            name: name of the folder of the checkpoints in it.
             keep: the number of checkpoints to keep, or a function from the steps that are there to those that are kept.
             before_commit: called by process 0, in another thread, before a checkpoint is committed.
         """
-        self._bucket, self._keep, self._before_commit = bucket, keep, before_commit
+        self._bucket, self._name, self._keep, self._before_commit = bucket, name, keep, before_commit
         self._is_first = jax.process_index() == 0
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
@@ -55,16 +57,17 @@ class BucketSaves:
 
     def steps(self) -> list[int]:
         """The committed steps, in order."""
-        found = (_RECORD.fullmatch(name) for name in self._bucket.names(CHECKPOINTS_NAME))
+        pattern = rf"{self._name}/(\d+)/{re.escape(RECORD_FILE)}"
+        found = (re.fullmatch(pattern, name) for name in self._bucket.names(self._name))
         return sorted(int(match[1]) for match in found if match)
 
     def record(self, step: int) -> bytes | None:
         """The record of a step as stored; None if the step is not committed."""
-        return self._bucket.read(_record(step))
+        return self._bucket.read(self._record(step))
 
     def store(self, step: int, arrays: str) -> ArrayStore:
         """The folder of the arrays of a step."""
-        return array_store(self._bucket, f"{CHECKPOINTS_NAME}/{step}/{arrays}")
+        return array_store(self._bucket, f"{self._name}/{step}/{arrays}")
 
     def save(self, step: int, leaves: Mapping[str, jax.Array], record: Callable[[str], Mapping[str, Any]]) -> None:
         """Copy the leaves to the host and start writing. ``record`` makes the record from the name of the arrays."""
@@ -109,7 +112,7 @@ class BucketSaves:
 
         Everything is copied before its record is deleted, so that an interruption loses nothing.
         """
-        here = f"{CHECKPOINTS_NAME}/{step}/"
+        here = f"{self._name}/{step}/"
         place = f"{folder}/{step}-{secrets.token_hex(4)}"
         for name, size in self._bucket.names(here).items():
             self._bucket.copy(name, f"{place}/{name.removeprefix(here)}", size)
@@ -117,17 +120,19 @@ class BucketSaves:
         return f"{self._bucket.url}/{place}"
 
     def _commit(self, step: int, content: bytes) -> None:
-        folder = f"{CHECKPOINTS_NAME}/{step}/written-{self._attempt}"
+        folder = f"{self._name}/{step}/written-{self._attempt}"
         if not self._is_first:
             self._bucket.write(f"{folder}/{jax.process_index()}", b"")
-            self._wait_for(lambda: self._bucket.read(_record(step)) is not None, f"process 0 to commit step {step}")
+            self._wait_for(
+                lambda: self._bucket.read(self._record(step)) is not None, f"process 0 to commit step {step}"
+            )
             return
         others = {f"{folder}/{index}" for index in range(1, jax.process_count())}
         if others:
             missing = "other processes to write their part"
             self._wait_for(lambda: others <= set(self._bucket.names(folder)), f"{missing} of step {step}")
         self._before_commit()
-        if not self._bucket.create(_record(step), content):
+        if not self._bucket.create(self._record(step), content):
             raise CheckpointError(f"checkpoint {step} of {self._bucket.url} was saved by another process meanwhile")
         self._bucket.delete(others)
         assert self._keep is not None
@@ -147,18 +152,17 @@ class BucketSaves:
 
     def _delete(self, step: int) -> None:
         """Delete a checkpoint; its record first, so that no part of it is ever taken for a checkpoint."""
-        names = self._bucket.names(f"{CHECKPOINTS_NAME}/{step}")
-        self._bucket.delete(sorted(names, key=lambda name: name != _record(step)))
+        names = self._bucket.names(f"{self._name}/{step}")
+        self._bucket.delete(sorted(names, key=lambda name: name != self._record(step)))
+
+    def _record(self, step: int) -> str:
+        return f"{self._name}/{step}/{RECORD_FILE}"
 
     def _remove_unfinished(self) -> None:
-        names = self._bucket.names(CHECKPOINTS_NAME)
-        steps = {int(found[1]) for name in names if (found := re.match(rf"{CHECKPOINTS_NAME}/(\d+)/", name))}
+        names = self._bucket.names(self._name)
+        steps = {int(found[1]) for name in names if (found := re.match(rf"{self._name}/(\d+)/", name))}
         for step in steps - set(self.steps()):
             self._delete(step)
-
-
-def _record(step: int) -> str:
-    return f"{CHECKPOINTS_NAME}/{step}/{RECORD_FILE}"
 
 
 def _agreed_name() -> str:

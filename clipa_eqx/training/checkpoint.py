@@ -2,47 +2,48 @@
 
 Orbax saves them in local folders, ``bucket_saves`` in buckets."""
 
+import dataclasses
 import logging
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 from orbax.checkpoint.checkpoint_manager import StepAlreadyExistsError
 
-from clipa_eqx.buckets.array_store import ArrayStore
 from clipa_eqx.buckets.bucket import BucketError
 from clipa_eqx.buckets.mirror import bucket_of
 from clipa_eqx.checksums import leaf_checksums
 from clipa_eqx.errors import CheckpointError
 from clipa_eqx.models.clip import CLIP
-from clipa_eqx.saved.leaf_file import Leaf
 from clipa_eqx.sharding import shardings_for
 from clipa_eqx.training.bucket_saves import BucketSaves
-from clipa_eqx.training.checkpoint_record import (
-    CheckpointRecord,
-    committed_steps,
-    parsed_record,
-    read_checkpoint_record,
-    record_json,
-)
-from clipa_eqx.training.damage import check_checksums, read_intact
+from clipa_eqx.training.checkpoint_record import CheckpointRecord, record_json
 from clipa_eqx.training.space import tree_bytes, write_error
 from clipa_eqx.training.state import TrainState
-from clipa_eqx.training.stored_arrays import local_store, read_array, read_arrays
-from clipa_eqx.training.stored_tree import check_same_leaves, leaf_types, nested, unnested, with_shardings
-from clipa_eqx.trees import from_leaves, leaves_by_path
+from clipa_eqx.training.stored_steps import FOLDERS, StoredSteps, parts_of
+from clipa_eqx.training.stored_tree import check_same_leaves, leaf_types, nested, with_shardings
+from clipa_eqx.trees import leaves_by_path
 
-T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
-_OPTIMIZER, _FORMER_OPTIMIZER = "optimizer", "optimiser"
-"""Name of the optimizer state inside a checkpoint, and its name before fields and files took US spelling."""
+
+class Frozen(NamedTuple):
+    """Leaves of a run that are never trained, which its checkpoints leave out.
+
+    Attributes:
+        trained: a tree like the model of booleans; False for a frozen leaf.
+        sha256: that of the record with which they are stored.
+    """
+
+    trained: Any
+    sha256: str
 
 
 class _Kept:
@@ -85,21 +86,22 @@ class Checkpoints:
                 cleanup_tmp_directories=True,
             )
         self.folder = folder
+        self.frozen: Frozen | None = None
         self.before_commit: Callable[[], object] = lambda: None
         # Called before a checkpoint in a bucket is committed, by process 0 in another thread.
         self._bucket: BucketSaves | None = None
         if (bucket := bucket_of(folder.parent)) is not None:
-            self._bucket = BucketSaves(bucket, keep=keep, before_commit=lambda: self.before_commit())
+            self._bucket = BucketSaves(bucket, folder.name, keep=keep, before_commit=lambda: self.before_commit())
         self._manager: Any = self._bucket or ocp.CheckpointManager(folder.absolute(), options=options)
         self._has_checksums = checksums
-        self._known: dict[int, str] = {}
+        self._stored = StoredSteps(folder, bucket=self._bucket, checksums=checksums)
         self._saving: tuple[int, int] | None = None
         """Step and bytes of the save that may be running in the background."""
         self._failure: CheckpointError | None = None
 
     def steps(self) -> list[int]:
         """The committed steps, in order."""
-        return committed_steps(self.folder) if self._bucket is None else self._bucket.steps()
+        return self._stored.steps()
 
     def latest(self) -> int | None:
         """The last committed step, or ``None``."""
@@ -128,7 +130,7 @@ class Checkpoints:
 
     def known(self, step: int) -> str:
         """The knowledge of this process about a step, as the end of a sentence that starts with its name."""
-        return self._known.get(step, "was not read by this run")
+        return self._stored.known.get(step, "was not read by this run")
 
     def save(self, state: TrainState, *, step: int, about: Mapping[str, Any]) -> None:
         """Start writing a state; return once it may be donated. ``about`` is JSON (the resolved run).
@@ -137,11 +139,15 @@ class Checkpoints:
             CheckpointError: this save or the one before it failed; or this step, or a later one, exists.
         """
         self.wait()
+        frozen = self.frozen
+        if frozen is not None:
+            state = dataclasses.replace(state, model=eqx.filter(state.model, frozen.trained))
         # On a CPU the host's view of an array is the array itself, and the next step overwrites it: copy first.
         if jax.default_backend() == "cpu" and self._bucket is None:
             state = jax.tree.map(lambda leaf: leaf.copy(), state)
-        sums = leaf_checksums({"model": state.model, "opt_state": state.opt_state}) if self._has_checksums else None
+        sums = leaf_checksums(parts_of(state)) if self._has_checksums else None
         record = CheckpointRecord(leaf_types(state), sums, dict(about), self.folder / str(step))
+        record = record._replace(frozen=frozen and frozen.sha256)
         is_started = False
         if (self.latest() or -1) < step:
             self._saving = (step, tree_bytes(state))
@@ -152,7 +158,7 @@ class Checkpoints:
                 f"checkpoint {self.folder / str(step)} cannot be saved: this step or a later one is there or being "
                 "written; use another run folder, or end the other process that writes to this one"
             )
-        self._known[step] = "was written by this run, after a step with finite loss, gradient and update"
+        self._stored.known[step] = "was written by this run, after a step with finite loss, gradient and update"
 
     def restore(self, abstract: TrainState, mesh: Mesh, *, step: int) -> TrainState:
         """The state of a step, placed on ``mesh`` by the rule table; another mesh may have saved it.
@@ -161,20 +167,12 @@ class Checkpoints:
             CheckpointError: the checkpoint has other leaves, shapes or dtypes than ``abstract``, or cannot be read.
             DamageError: its files are incomplete or were changed.
         """
-        record = self._agreed_record(step)
-        check_same_leaves(record.leaves, abstract, where=f"checkpoint {self.folder / str(step)}")
+        record = self._stored.agreed_record(step)
+        leaves = self._stored.leaves(record)
+        check_same_leaves(leaves, abstract, where=f"checkpoint {self.folder / str(step)}")
         shardings = shardings_for(abstract, mesh)
-        optimizer = self._optimizer(step)
-        model = with_shardings(abstract.model, shardings.model)
-        opt_state = with_shardings(abstract.opt_state, shardings.opt_state)
-
-        def read() -> dict[str, Any]:
-            if record.arrays is not None:
-                return self._read_arrays(record, {"model": model, "opt_state": opt_state})
-            stored = self._read(step, {"model": nested(model), optimizer: nested(opt_state)})
-            return {"model": unnested(model, stored["model"]), "opt_state": unnested(opt_state, stored[optimizer])}
-
-        parts = self._verified(step, record, read)
+        wanted = with_shardings(abstract, shardings)
+        parts = self._stored.trees(record, parts_of(wanted))
         counter = jax.device_put(np.asarray(step, np.int32), shardings.step)
         return TrainState(model=parts["model"], opt_state=parts["opt_state"], step=counter)
 
@@ -185,17 +183,12 @@ class Checkpoints:
             CheckpointError: the checkpoint holds another architecture than ``abstract``, or cannot be read.
             DamageError: its files are incomplete or were changed.
         """
-        record = self._agreed_record(step)
-        stored = {path.removeprefix("model/"): leaf for path, leaf in record.leaves.items() if path[:6] == "model/"}
+        record = self._stored.agreed_record(step)
+        leaves = self._stored.leaves(record)
+        stored = {path.removeprefix("model/"): leaf for path, leaf in leaves.items() if path[:6] == "model/"}
         check_same_leaves(stored, abstract, where=f"checkpoint {self.folder / str(step)}")
         wanted = with_shardings(abstract, shardings_for(abstract, mesh))
-
-        def read() -> dict[str, Any]:
-            if record.arrays is not None:
-                return self._read_arrays(record, {"model": wanted})
-            return {"model": unnested(wanted, self._read(step, {"model": nested(wanted)})["model"])}
-
-        return self._verified(step, record, read)["model"]
+        return self._stored.trees(record, {"model": wanted})["model"]
 
     def read_leaf(self, step: int, path: str) -> np.ndarray:
         """One leaf of a step, by its path in a ``TrainState``, without the others.
@@ -204,29 +197,7 @@ class Checkpoints:
             CheckpointError: it cannot be read.
             DamageError: its files are incomplete or were changed.
         """
-        part, _, rest = path.partition("/")
-        item: Any = 0
-        how: Any = ocp.RestoreArgs(restore_type=np.ndarray)
-        for name in reversed(rest.split("/")):
-            item, how = {name: item}, {name: how}
-        args = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
-        folder = (self.folder / str(step) / {"model": "model", "opt_state": self._optimizer(step)}[part]).absolute()
-        record = self._agreed_record(step)
-
-        def read() -> dict[str, np.ndarray]:
-            if record.arrays is not None:
-                values = read_array(self._store(record, record.arrays), path)
-            else:
-                with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-                    node: Any = reader.restore(folder, args=args)
-                for name in rest.split("/"):
-                    node = node[name]
-                values = np.asarray(node)
-            if Leaf(values.shape, values.dtype) != record.leaves[path]:
-                raise ValueError(f"{path} is {values.dtype}{list(values.shape)}")
-            return {path: values}
-
-        return self._verified(step, record, read)[path]
+        return self._stored.leaf(step, path)
 
     def record(self, step: int) -> CheckpointRecord:
         """The record of a step.
@@ -235,8 +206,7 @@ class Checkpoints:
             CheckpointError: a later version wrote it.
             DamageError: it is missing or damaged.
         """
-        path = self.folder / str(step)
-        return read_checkpoint_record(path) if self._bucket is None else parsed_record(self._bucket.record(step), path)
+        return self._stored.record(step)
 
     def set_aside(self, step: int, folder: str) -> str | None:
         """Move a checkpoint in a bucket to another folder of its run, by process 0; None if it is not in a bucket."""
@@ -304,46 +274,10 @@ class Checkpoints:
         """Start a save in the background; False if there is a later step."""
         step = int(record.folder.name)
         if self._bucket is not None:
-            leaves = leaves_by_path({"model": state.model, "opt_state": state.opt_state})
+            leaves = leaves_by_path(parts_of(state))
             self._bucket.save(step, leaves, lambda arrays: record_json(record._replace(arrays=arrays)))
             return True
-        args = ocp.args.Composite(
-            model=ocp.args.StandardSave(nested(state.model)),
-            optimizer=ocp.args.StandardSave(nested(state.opt_state)),
-            record=ocp.args.JsonSave(record_json(record)),
-        )
+        trees = {FOLDERS[name]: nested(part) for name, part in parts_of(state).items()}
+        saves = {name: ocp.args.StandardSave(tree) for name, tree in trees.items() if tree}
+        args = ocp.args.Composite(**saves, record=ocp.args.JsonSave(record_json(record)))
         return self._manager.save(step, args=args)
-
-    def _store(self, record: CheckpointRecord, arrays: str) -> ArrayStore:
-        """The arrays of a checkpoint that was written to a bucket; it may be a local copy."""
-        folder = record.folder
-        return local_store(folder / arrays) if self._bucket is None else self._bucket.store(int(folder.name), arrays)
-
-    def _read_arrays(self, record: CheckpointRecord, wanted: Mapping[str, Any]) -> dict[str, Any]:
-        store, tree = self._store(record, str(record.arrays)), dict(wanted)
-        return from_leaves(tree, read_arrays(store, leaves_by_path(tree)))
-
-    def _agreed_record(self, step: int) -> CheckpointRecord:
-        """The record of a step; with several processes, all fail if one cannot read it."""
-        return read_intact(lambda: self.record(step), folder=self.folder / str(step))
-
-    def _optimizer(self, step: int) -> str:
-        """The name of the optimizer state in the checkpoint of a step."""
-        return _FORMER_OPTIMIZER if (self.folder / str(step) / _FORMER_OPTIMIZER).is_dir() else _OPTIMIZER
-
-    def _read(self, step: int, trees: Mapping[str, Any]) -> dict[str, Any]:
-        # Not by the manager: it ends a read with a barrier, which a process that cannot read its part never reaches.
-        folder: Any = (self.folder / str(step)).absolute()
-        with closing(ocp.StandardCheckpointHandler()) as reader:
-            return {
-                name: reader.restore(folder / name, args=ocp.args.StandardRestore(tree)) for name, tree in trees.items()
-            }
-
-    def _verified(self, step: int, record: CheckpointRecord, read: Callable[[], T]) -> T:
-        """The result of ``read``, compared with the recorded checksums."""
-        folder = self.folder / str(step)
-        leaves = read_intact(read, folder=folder)
-        sums = record.checksums if self._has_checksums else None
-        check_checksums(leaves, sums, folder=folder)
-        self._known[step] = "was read without checksums" if sums is None else "was verified by its checksums"
-        return leaves

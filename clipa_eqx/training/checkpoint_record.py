@@ -13,6 +13,9 @@ from clipa_eqx.saved.kinds import RECORD_FILE
 from clipa_eqx.saved.leaf_file import Leaf
 
 _FORMAT = 1
+_LATER = ("arrays", "frozen")
+"""Entries of a record that some checkpoints have."""
+
 _KEYS_BEFORE_CHECKSUMS = {"format", "leaves", "about"}
 
 
@@ -25,6 +28,8 @@ class CheckpointRecord(NamedTuple):
         folder: the checkpoint.
         about: JSON that ``Checkpoints.save`` was given.
         arrays: name of the folder of the arrays, for a checkpoint that was written to a bucket; else None.
+        frozen: sha256 of the record of the frozen leaves of the run, which the checkpoint lacks; None if it has all.
+        sha256: hash of the record itself, as read; None in a record that was not read, or is of an early version.
     """
 
     leaves: dict[str, Leaf]
@@ -32,6 +37,8 @@ class CheckpointRecord(NamedTuple):
     about: dict[str, Any]
     folder: Path
     arrays: str | None = None
+    frozen: str | None = None
+    sha256: str | None = None
 
 
 def record_json(record: CheckpointRecord) -> dict[str, Any]:
@@ -42,7 +49,7 @@ def record_json(record: CheckpointRecord) -> dict[str, Any]:
         "leaves": {path: [list(leaf.shape), str(leaf.dtype)] for path, leaf in record.leaves.items()},
         "checksums": record.checksums,
         "about": record.about,
-        **({"arrays": record.arrays} if record.arrays is not None else {}),
+        **{name: value for name in _LATER if (value := getattr(record, name)) is not None},
     }
     return {**content, "sha256": _hash(content)}
 
@@ -88,7 +95,9 @@ def parsed_record(text: bytes | None, folder: Path) -> CheckpointRecord:
         leaves = {path: Leaf(tuple(shape), jnp.dtype(dtype)) for path, (shape, dtype) in content["leaves"].items()}
     except (AttributeError, TypeError, ValueError) as error:
         raise DamageError(f"{RECORD_FILE} has no list of leaves: {error}", folder=folder) from error
-    return CheckpointRecord(leaves, content.get("checksums"), content["about"], folder, content.get("arrays"))
+    later = {name: content.get(name) for name in _LATER}
+    sums, about = content.get("checksums"), content["about"]
+    return CheckpointRecord(leaves, sums, about, folder, **later, sha256=found.get("sha256"))
 
 
 def committed_steps(checkpoints: Path) -> list[int]:

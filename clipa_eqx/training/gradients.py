@@ -222,8 +222,12 @@ def _cached_gradients(
         grads = add(grads, rest, rest_cotangents)
     # No tower depends on these two.
     by_scale = dataclasses.replace(model, log_temperature=by_temperature, bias=by_bias)
-    by_scale, _ = eqx.partition(by_scale, trained)
-    return dataclasses.replace(grads, log_temperature=by_scale.log_temperature, bias=by_scale.bias), out
+    by_scale = eqx.filter(by_scale, trained)
+
+    def scale_of(tree: CLIP) -> tuple[Any, Any]:
+        return tree.log_temperature, tree.bias
+
+    return eqx.tree_at(scale_of, grads, scale_of(by_scale), is_leaf=lambda leaf: leaf is None), out
 
 
 class _Split(NamedTuple):

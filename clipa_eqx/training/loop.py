@@ -28,6 +28,7 @@ from clipa_eqx.training.checkpoint import Checkpoints
 from clipa_eqx.training.compiled_step import Compiler, compile_step
 from clipa_eqx.training.device_batches import DeviceBatches
 from clipa_eqx.training.flight import FLIGHT_NAME, open_flight_record
+from clipa_eqx.training.frozen_leaves import frozen_leaves
 from clipa_eqx.training.input_forecast import InputForecast
 from clipa_eqx.training.inputs import PlannedEvaluation, evaluate_model, train_batches
 from clipa_eqx.training.live_report import open_live_report
@@ -40,6 +41,7 @@ from clipa_eqx.training.reporting import Reports, StepNumbers
 from clipa_eqx.training.restoring import resume
 from clipa_eqx.training.retention import BestScore, kept_steps
 from clipa_eqx.training.run_folder import claim_on_all, locked_on_all
+from clipa_eqx.training.shapes import trained_by
 from clipa_eqx.training.space import check_space, explained, tree_bytes
 from clipa_eqx.training.start import first_state
 from clipa_eqx.training.step_end import StepEnd, pending_numbers
@@ -125,7 +127,10 @@ def _train(
         total_steps = run.total_steps
         if profile is not None:
             profile.check(total_steps=total_steps)
-        space = partial(check_space, workdir, abstract, config=config.checkpoint, total_steps=total_steps)
+        trained = trained_by(config, abstract.model)
+        space = partial(
+            check_space, workdir, abstract, config=config.checkpoint, total_steps=total_steps, trained=trained
+        )
         stack.enter_context(memory_errors("training", advice=less_memory(config, devices=mesh.size)))
         check_lock = stack.enter_context(locked_on_all(workdir, record, check=space))
         stack.enter_context(jax.set_mesh(mesh))
@@ -152,6 +157,10 @@ def _train(
                 vocab = tokenizer.vocab_sha256
                 state = first_state(config, optimizer, abstract=abstract, mesh=mesh, vocab_sha256=vocab)
                 start = int(state.step)
+            is_resumed = resumed is not None
+            checkpoints.frozen = frozen_leaves(
+                workdir, state, trained=trained, config=config.checkpoint, is_resumed=is_resumed, about=record
+            )
         about = resumed.about if resumed else {}
         best.resume(about)
         stops.check_start()
@@ -196,7 +205,7 @@ def _train(
             mixture,
             rows,
             local_rows=len(rows_of_process(config.batch_size, mesh)),
-            is_resumed=resumed is not None,
+            is_resumed=is_resumed,
         )
         end_step = StepEnd(
             config=config,
@@ -283,7 +292,7 @@ def _save_final_model(
     folder = workdir / MODEL_NAME
     whole: Any = multihost_utils.process_allgather(model, tiled=True) if jax.process_count() > 1 else model
     if jax.process_index() == 0:
-        whole = merged(whole)
+        lora, whole = (whole if has_factors(whole) else None), merged(whole)
         provenance = Provenance(source=Source(name=TRAINED_HERE), steps=steps, run=record)
         what, kept = f"the model at the end, {folder}, cannot be written", f"Checkpoint {steps} holds the last step."
         with explained(what, workdir, needed=tree_bytes(whole), then=kept):

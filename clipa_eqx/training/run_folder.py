@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import shlex
+import shutil
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
@@ -21,7 +22,7 @@ from clipa_eqx.errors import CheckpointError, listed
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.json_config import flat, to_json, with_current_names
 from clipa_eqx.replacing import is_temporary, write_text
-from clipa_eqx.saved.kinds import CHECKPOINTS_NAME, CONFIG_FILE, METRICS_NAME, MODEL_NAME, kind_of, what_is
+from clipa_eqx.saved.kinds import CHECKPOINTS_NAME, CONFIG_FILE, FROZEN_NAME, METRICS_NAME, MODEL_NAME, kind_of, what_is
 from clipa_eqx.training.bucket_lock import BucketLock
 from clipa_eqx.training.checkpoint_record import newest_record
 from clipa_eqx.training.run_lock import RunLock, is_lock_file, run_lock
@@ -84,6 +85,8 @@ def claim(workdir: Path, record: Mapping[str, Any]) -> None:
             run.
     """
     check_claim(workdir, record)
+    if not _has_results(workdir):
+        shutil.rmtree(workdir / FROZEN_NAME, ignore_errors=True)
     write_text(workdir / CONFIG_FILE, json.dumps(record, indent=1) + "\n")
 
 

@@ -11,12 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
 import jax
 
 from clipa_eqx.buckets.mirror import bucket_of
 from clipa_eqx.errors import CheckpointError, ClipaError
 from clipa_eqx.experiment import CheckpointConfig
-from clipa_eqx.saved.kinds import CHECKPOINTS_NAME
+from clipa_eqx.saved.kinds import CHECKPOINTS_NAME, FROZEN_NAME
+from clipa_eqx.training.checkpoint_record import committed_steps
 from clipa_eqx.training.retention import kept_steps
 from clipa_eqx.training.state import TrainState
 
@@ -34,38 +36,48 @@ def tree_bytes(tree: Any) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def check_space(workdir: Path, abstract: TrainState, *, config: CheckpointConfig, total_steps: int) -> None:
+def check_space(
+    workdir: Path, abstract: TrainState, *, config: CheckpointConfig, total_steps: int, trained: Any = True
+) -> None:
     """Compare the space that a run will need with what is free, before the first step. A run folder must exist.
 
     Nothing is compared for a folder in a bucket.
 
     A warning says that the disk will fill before all checkpoints are there that ``config`` keeps, unless it is freed.
 
+    Args:
+        trained: True, or a tree like the model of booleans: leaves that are False are stored once, not in each
+            checkpoint.
+
     Raises:
         CheckpointError: the next checkpoint and the model at the end do not fit.
     """
     if bucket_of(workdir) is not None:
         return
-    checkpoint, model = tree_bytes(abstract) + _SMALL_FILES, _model_bytes(abstract)
+    frozen = tree_bytes(eqx.filter(abstract.model, trained, inverse=True))
+    checkpoint, model = tree_bytes(abstract) - frozen + _SMALL_FILES, _model_bytes(abstract)
+    once = 0 if committed_steps(workdir / FROZEN_NAME) else frozen
     free = shutil.disk_usage(workdir).free  # for this user
     saved = [one.name for one in _entries(workdir / CHECKPOINTS_NAME)]
     free += sum(_folder_bytes(workdir / CHECKPOINTS_NAME / name) for name in saved if not name.isdigit())
     saved = [name for name in saved if name.isdigit()]
     if str(total_steps) in saved:  # only the model is left to write
         checkpoint = 0
-    if checkpoint + model > free:
+    if checkpoint + once + model > free:
         raise CheckpointError(
             f"the file system of run folder {workdir} has {shown(free)} free, but the next checkpoint takes "
-            f"{shown(checkpoint)} and the model at the end {shown(model)}; free {shown(checkpoint + model - free)} "
-            "more, or give a --workdir on another file system. No step was done"
+            f"{shown(checkpoint)}{_with_frozen(once)} and the model at the end {shown(model)}; free "
+            f"{shown(checkpoint + once + model - free)} more, or give a --workdir on another file system. No "
+            "step was done"
         )
     missing = max(most_checkpoints(config, total_steps=total_steps) - len(saved), 1)
-    needed = missing * checkpoint + model
+    needed = missing * checkpoint + once + model
     if needed > free:
         _log.warning(
             "the file system of %s has %s free, but this run takes up to %s more: %d checkpoints of %s (those that %s "
-            "keep, and the one that is being written), and a model of %s; free space, or keep fewer checkpoints",
-            *(workdir, shown(free), shown(needed), missing, shown(checkpoint), _fields(config), shown(model)),
+            "keep, and the one that is being written)%s, and a model of %s; free space, or keep fewer checkpoints",
+            *(workdir, shown(free), shown(needed), missing, shown(checkpoint), _fields(config)),
+            *(_with_frozen(once), shown(model)),
         )
 
 
@@ -140,6 +152,10 @@ def shown(size: int) -> str:
     if size < 2**20:
         return f"{size / 2**10:.1f} KiB"
     return f"{size / 2**20:.1f} MiB" if size < 2**30 else f"{size / 2**30:.2f} GiB"
+
+
+def _with_frozen(size: int) -> str:
+    return f", the frozen leaves {shown(size)}" if size else ""
 
 
 def _model_bytes(abstract: TrainState) -> int:

@@ -16,11 +16,14 @@ from clipa_eqx.buckets.bucket import Bucket, BucketError
 from clipa_eqx.buckets.mirror import SOURCE_FILE, bucket_of
 from clipa_eqx.errors import CheckpointError
 from clipa_eqx.replacing import is_temporary
-from clipa_eqx.saved.kinds import CHECKPOINTS_NAME, CONFIG_FILE, METRICS_NAME, MODEL_NAME
+from clipa_eqx.saved.kinds import CHECKPOINTS_NAME, CONFIG_FILE, FROZEN_NAME, METRICS_NAME, MODEL_NAME
 from clipa_eqx.training.flight import FLIGHT_NAME
 
 EVERY_SECONDS = 30.0
 """Between two uploads while nothing is saved."""
+
+_NOT_OURS = (CHECKPOINTS_NAME, FROZEN_NAME, SOURCE_FILE)
+"""What others write: saves of checkpoints and frozen leaves, and the name of the bucket."""
 
 _log = logging.getLogger(__name__)
 
@@ -77,7 +80,7 @@ class Uploads:
         for path in sorted(self._folder.rglob("*")):
             name = path.relative_to(self._folder)
             first = name.parts[0]
-            is_asked_for = first == self._only if self._only else first not in (CHECKPOINTS_NAME, SOURCE_FILE)
+            is_asked_for = first == self._only if self._only else first not in _NOT_OURS
             is_ours = is_asked_for and not _is_unfinished(name)
             try:
                 if is_ours and path.is_file() and not path.is_symlink():

@@ -1,6 +1,7 @@
 """The count of operations equals that of the matrix products in the traced step."""
 
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,10 @@ from support.tiny_models import tiny_clip_config
 from clipa_eqx.flops import step_flops
 from clipa_eqx.models.clip import abstract_clip
 from clipa_eqx.precision import Precision
-from clipa_eqx.training.gradients import batch_loss
+from clipa_eqx.surgery.low_rank import lora as add_lora
+from clipa_eqx.surgery.low_rank import ranks
+from clipa_eqx.training.gradients import batch_gradients, batch_loss
+from clipa_eqx.trees import leaves_by_path, map_with_path
 
 BATCH = 4
 
@@ -59,6 +63,32 @@ def test_the_count_is_that_of_the_traced_gradient(fields):
     config = tiny_clip_config(**fields)
     gradient, arguments = traced(config)
     assert step_flops(config, batch_size=BATCH).total == product_flops(jax.make_jaxpr(gradient)(*arguments).jaxpr)
+
+
+@pytest.mark.parametrize(
+    ("trainable", "lora"),
+    [
+        (".*/head/weight", ()),
+        ("text/.*", ()),
+        ("image/blocks/attn/q/bias", ()),
+        (".*/lora_.*", ("text/.*/fc_in/weight",)),
+    ],
+    ids=["heads", "text tower", "a bias", "lora"],
+)
+def test_the_count_of_a_step_that_trains_some_leaves_is_that_of_its_traced_gradient(trainable, lora):
+    config = tiny_clip_config()
+    model = abstract_clip(config)
+    if lora:
+        model = jax.eval_shape(lambda model: add_lora(model, rank=3, alpha=1, targets=lora, key=jr.key(0)).model, model)
+    trained = map_with_path(lambda path, _: re.fullmatch(trainable, path) is not None, model)
+    _, (_, *arguments) = traced(config)
+
+    def gradient(model, images, tokens, key):
+        return batch_gradients(model, images, tokens, key=key, precision=Precision(), trained=trained)[0]
+
+    counted = product_flops(jax.jit(gradient).trace(model, *arguments).jaxpr.jaxpr)
+    paths = {path for path, is_trained in leaves_by_path(trained).items() if is_trained}
+    assert step_flops(config, batch_size=BATCH, trained=paths, ranks=ranks(model)).total == counted
 
 
 def test_the_compilers_count_for_one_wide_block_is_a_few_percent_higher():
