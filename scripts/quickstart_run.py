@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from clipa_eqx.cli import INTERRUPTED, OK
+from clipa_eqx.commands import command_line, next_lines
 from clipa_eqx.config_files import load_config
 from clipa_eqx.data.array_record_reader import open_records
 from clipa_eqx.durations import Duration, RunLength
@@ -71,6 +72,10 @@ def run_quickstart(folder: Path, *, seed: int, is_baseline: bool, is_short: bool
         f"zero-shot on the held-out family: top-1 {100 * scored.top1:.1f} %, top-5 {100 * scored.top5:.1f} % "
         f"of {len(scored.per_class_count)} classes in {result.seconds:.0f} s; report: {report}"
     )
+    vectors = folder / "embeddings"
+    embed = command_line("embed", folder / stages[-1].name, "--images", test, "--out", vectors)
+    search = command_line("search", vectors, "--text", "arrow", "--html", folder / "arrow.html")
+    print("\n".join(next_lines((embed, "vectors of the held-out icons"), (search, "a page of the most similar ones"))))
     return OK
 
 

@@ -79,7 +79,9 @@ def program() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, metavar="MODEL_OR_RUN", help="a model folder or a run folder")
+    parser.add_argument(
+        "model", type=Path, metavar="MODEL_OR_RUN", help="a model folder, a run folder, or the name of a model"
+    )
     inputs = parser.add_mutually_exclusive_group(required=True)
     inputs.add_argument("--images", metavar="DIR", help="a folder with image files, or a record folder")
     inputs.add_argument("--texts", metavar="FILE|RECORDS", help="a UTF-8 file of lines, or a record folder")

@@ -10,6 +10,7 @@ from clipa_eqx.buckets.bucket import address
 from clipa_eqx.evals.prompts import PromptReduction
 from clipa_eqx.programs.scored import load_scored
 from clipa_eqx.progress import waiting
+from clipa_eqx.saved.by_name import is_name
 from clipa_eqx.search.encoder import Encoder
 from clipa_eqx.sharding import MeshConfig, make_mesh
 
@@ -44,6 +45,6 @@ def load_encoder(
         preprocess=preprocess if image_mode is None else dataclasses.replace(preprocess, mode=image_mode),
         text_reduction=text_reduction or scored.text_reduction,
         weights_sha256=str(scored.identity["leaves_sha256"]),
-        path=given if "://" in given else str(folder.resolve()),
+        path=given if "://" in given or is_name(folder) else str(folder.resolve()),
         mesh=placed,
     )

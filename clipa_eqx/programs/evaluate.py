@@ -197,7 +197,9 @@ def _next_lines(arguments: argparse.Namespace, given: Sequence[str]) -> list[str
 
 def _parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, metavar="MODEL_OR_RUN", help="a model folder or a run folder")
+    parser.add_argument(
+        "model", type=Path, metavar="MODEL_OR_RUN", help="a model folder, a run folder, or the name of a model"
+    )
     parser.add_argument("--suite", choices=tuple(SUITES), required=True)
     parser.add_argument("--data", required=True, metavar="DIR", help="folder of records with its manifest")
     parser.add_argument("--out", type=Path, required=True, metavar="RESULT.json")

@@ -11,13 +11,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from clipa_eqx.agreement import check_same_everywhere, refused_together
-from clipa_eqx.buckets.mirror import bucket_of, local_copy, named, shown
+from clipa_eqx.buckets.mirror import bucket_of, named, shown
 from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.data.verification import hash_file
 from clipa_eqx.evals.prompts import PromptReduction, prompt_reduction
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.json_config import from_json
 from clipa_eqx.models.clip import CLIP
+from clipa_eqx.saved.by_name import local_model
 from clipa_eqx.saved.kinds import CONFIG_FILE, MODEL_NAME, WEIGHTS_FILE, expect_kind, kind_of
 from clipa_eqx.saved.leaf_hashes import array_hashes, recorded_hashes
 from clipa_eqx.saved.model import load_model
@@ -59,7 +60,7 @@ def load_scored(folder: Path, mesh: Mesh) -> Scored:
         ConfigError: the processes found different models, or another process found none.
     """
     with named(folder):
-        return _load_scored(local_copy(folder), mesh)
+        return _load_scored(local_model(folder), mesh)
 
 
 def _load_scored(folder: Path, mesh: Mesh) -> Scored:

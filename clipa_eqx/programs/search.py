@@ -65,7 +65,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-k", type=int, default=5, metavar="N", help="results per query; default: 5")
     parser.add_argument(
-        "--model", type=Path, metavar="MODEL_OR_RUN", help="default: the model that the index was made with"
+        "--model",
+        type=Path,
+        metavar="MODEL_OR_RUN",
+        help="a model folder, a run folder, or the name of a model; default: the model of the index",
     )
     parser.add_argument("--index", type=Path, metavar="DIR", help="folder for the index of a folder of photos")
     parser.add_argument("--html", type=Path, metavar="FILE.html", help="also write a page of thumbnails, replacing it")

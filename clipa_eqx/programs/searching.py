@@ -95,7 +95,7 @@ def search(request: Request) -> Answer:
         how = f"approximate, recall@{TESTED_K} of {TESTED_ROWS} sampled rows {graph.recall:.3f}"
     else:
         best = best_rows(index.blocks(), queries, k=request.k)
-    what = counted(len(index), "photo" if index.kind == "images" else "text")
+    what = counted(len(index), "image" if index.kind == "images" else "text")
     return Answer(
         results=[_results(index, query, best, row) for row, query in enumerate(request.queries)],
         about=f"{what} of {index.title}, model {encoder.path}, {how}",
@@ -155,7 +155,7 @@ def _encoder(request: Request, *, recorded: str | None) -> Encoder:
     model = request.model or (None if recorded is None else Path(recorded))
     if model is None:
         raise ConfigError(f"{request.index} has no index yet; give --model MODEL_OR_RUN to make one")
-    if request.model is None and not model.exists():
+    if request.model is None and model.is_absolute() and not model.exists():
         raise ConfigError(f"the model of the index, {model}, is not there anymore; give its new place with --model")
     _log.info("searching on %s", in_words(open_devices()))
     return load_encoder(model)

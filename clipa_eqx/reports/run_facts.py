@@ -71,6 +71,10 @@ def _facts(
     )
     yield "captions", f"shortened by {config.data.text_reduction}"
     yield "starts from", config.init.source if config.init else "random weights"
+    if config.init is not None and config.init.surgery:
+        yield "surgery", ", ".join(type(one).__name__ for one in config.init.surgery)
+    if config.trainable is not None:
+        yield "trained", ", ".join(config.trainable)
     yield "peak learning rate", f"{config.optim.peak_lr:g}"
     yield "seed", str(config.seed)
     if machine is None:

@@ -13,13 +13,14 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
-from clipa_eqx.buckets.mirror import local_copy, named
+from clipa_eqx.buckets.mirror import named
 from clipa_eqx.data.images.evaluation import EvalImageConfig, eval_image, resize_for_eval
 from clipa_eqx.data.images.host_pixels import normalize_on_host
 from clipa_eqx.errors import CheckpointError, ClipaError, DataError, listed
 from clipa_eqx.evals.prompts import PromptReduction, prompt_reduction
 from clipa_eqx.models.clip import CLIP, CLIPConfig, abstract_clip
 from clipa_eqx.replacing import check_replaceable, new_folder
+from clipa_eqx.saved.by_name import is_name, local_model
 from clipa_eqx.saved.description import MODEL_FOLDER, check_parts, write_description
 from clipa_eqx.saved.encoding import ImageLike, encode_image_list, encode_text_list
 from clipa_eqx.saved.kinds import WEIGHTS_FILE
@@ -233,11 +234,17 @@ def save_model(
     return folder
 
 
-def load_model(folder: Path | str, *, verify: bool = True) -> LoadedModel:
-    """Read a model folder, as ``save_model`` or an import wrote it.
+def load_model(folder: Path | str, *, weights: Path | str | None = None, verify: bool = True) -> LoadedModel:
+    """Read a model folder, as ``save_model`` or an import wrote it, or a model by name.
+
+    A model by name is converted to a folder in the cache the first time, and is read from there ever after; the cache
+    is the folder that ``CLIPA_EQX_CACHE`` names, else ``clipa_eqx`` in ``XDG_CACHE_HOME`` or ``~/.cache``.
 
     Args:
-        folder: the folder to read: a local path, ``gs://bucket/run/model`` or ``s3://bucket/run/model``.
+        folder: the folder to read: a local path, ``gs://bucket/run/model`` or ``s3://bucket/run/model``; or
+            ``hf-hub:OWNER/NAME``, an open_clip repository of the Hugging Face hub, with ``@REVISION`` for another
+            revision than the newest at the time; or the name of a released model, as ``clipa-released`` lists them.
+        weights: the downloaded file of the named released model.
         verify: compare SHA-256 of each leaf with that in ``provenance.json``, if it has one (folders of version 0.1.0
             that were trained have none). It takes about a second per 2 GB on 4 cores; False saves it.
 
@@ -245,14 +252,23 @@ def load_model(folder: Path | str, *, verify: bool = True) -> LoadedModel:
         >>> clip = load_model("runs/h14/model")  # doctest: +SKIP
         >>> images = clip.encode_images(["cat.jpg", "dog.jpg"])  # doctest: +SKIP
         >>> texts = clip.encode_texts(["a cat", "a dog"])  # doctest: +SKIP
+        >>> clip = load_model("h14-224px-t32-datacomp1b", weights="h14.npz")  # doctest: +SKIP
 
     Raises:
+        ConfigError: no released model has this name, or its weights are not given.
+        ConversionError: the weights of a named model cannot be downloaded, converted, or written to the cache.
         CheckpointError: ``folder`` is not a model folder; files are missing, damaged, of a later version, or do not fit
             each other; all missing, unused, mis-shaped and non-finite leaves are listed at once, then all leaves that
             were changed after they were written.
     """
     with named(folder):
-        return _load_model(local_copy(folder), verify=verify)
+        local = local_model(folder, weights=weights)
+        try:
+            return _load_model(local, verify=verify)
+        except CheckpointError as error:
+            if weights is None and not is_name(folder):
+                raise
+            raise CheckpointError(f"{error}; delete {local}, and {folder} is converted again") from error
 
 
 def _load_model(folder: Path, *, verify: bool) -> LoadedModel:

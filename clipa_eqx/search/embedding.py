@@ -9,13 +9,14 @@ from typing import Any
 
 from clipa_eqx.errors import ConfigError, DataError, counted
 from clipa_eqx.json_files import read_json_object
-from clipa_eqx.progress import progress_bar
+from clipa_eqx.progress import progress_bar, waiting
 from clipa_eqx.replacing import write_text
 from clipa_eqx.search.encoder import Chunk, Encoder, encode_items
 from clipa_eqx.search.inputs import Inputs
 from clipa_eqx.search.shards import (
     Unreadable,
     VectorType,
+    clean_shard,
     import_parquet,
     is_complete,
     listing_path,
@@ -91,7 +92,8 @@ def begin(folder: Path, encoder: Encoder, inputs: Inputs, options: EmbeddingOpti
     own = describe(encoder, inputs, options)
     path = folder / EMBEDDINGS_FILE
     if not path.exists():
-        others = [one.name for one in folder.iterdir()] if folder.is_dir() else []
+        # A name that starts with a dot is a temporary file of a killed process.
+        others = [one.name for one in folder.iterdir() if one.name[0] != "."] if folder.is_dir() else []
         if others:
             raise ConfigError(
                 f"{folder} is not empty and has no {EMBEDDINGS_FILE} ({', '.join(sorted(others)[:3])}); give a new "
@@ -137,7 +139,10 @@ def embed(
         NonFiniteError: a vector is NaN or infinite.
     """
     mine = range(process_index, shard_count(inputs, options), process_count)
-    missing = [shard for shard in mine if not is_complete(folder, shard, with_parquet=options.with_parquet)]
+    with waiting("hashing complete shards"):
+        missing = [shard for shard in mine if not is_complete(folder, shard, with_parquet=options.with_parquet)]
+    if missing:
+        clean_shard(folder, missing[0])  # shards are written in order
     done = sum(len(_numbers(shard, inputs, options)) for shard in mine if shard not in set(missing))
     total = done + sum(len(_numbers(shard, inputs, options)) for shard in missing)
     if done:

@@ -17,7 +17,7 @@ from clipa_eqx.search.embedding import remove_shard
 from clipa_eqx.search.encoder import Chunk, Encoder, check_same_model, encode_items
 from clipa_eqx.search.index import Found, Part, SearchIndex, state_of
 from clipa_eqx.search.inputs import ImageFile, Item, list_images
-from clipa_eqx.search.shards import Listing, open_vectors, read_listing, vectors_path, write_shard
+from clipa_eqx.search.shards import Listing, clean_shard, open_vectors, read_listing, vectors_path, write_shard
 
 PHOTOS_FILE = "photos.json"
 """File of an index that names the folder of photos and the model."""
@@ -138,6 +138,7 @@ def update(index: Path, folder: Path, encoder: Encoder, changes: Changes, *, bat
     else:
         check_same_model(begun.model, encoder, where=f"the index {index}", hint="name another --index for this model")
     first = max(changes.shards, default=-1) + 1
+    clean_shard(index, first)
     with progress_bar(what="embedding photos", total=len(changes.new), unit="image") as bar:
         for shard, start in enumerate(range(0, len(changes.new), SHARD_FILES), first):
             some = changes.new[start : start + SHARD_FILES]

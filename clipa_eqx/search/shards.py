@@ -12,7 +12,7 @@ from jaxtyping import Float
 from clipa_eqx.data.verification import hash_file
 from clipa_eqx.errors import DataError, pip_install
 from clipa_eqx.json_files import read_json_object
-from clipa_eqx.replacing import new_file
+from clipa_eqx.replacing import new_file, remove_leftovers
 from clipa_eqx.search.encoder import Chunk
 
 VectorType = Literal["float32", "float16"]
@@ -125,6 +125,12 @@ def read_listing(folder: Path, shard: int) -> Listing:
     if len(listing.ids) != len(listing.numbers):
         raise DataError(f"{path} has {len(listing.ids)} ids and {len(listing.numbers)} numbers; {hint}")
     return listing
+
+
+def clean_shard(folder: Path, shard: int) -> None:
+    """Delete what a killed process left of a shard that it was writing."""
+    for path in (vectors_path(folder, shard), parquet_path(folder, shard), listing_path(folder, shard)):
+        remove_leftovers(path)
 
 
 def is_complete(folder: Path, shard: int, *, with_parquet: bool = False) -> bool:

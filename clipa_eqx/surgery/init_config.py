@@ -17,7 +17,8 @@ class InitConfig:
     """Weights to start from, and what may differ from them (``surgery.adopt``).
 
     Attributes:
-        source: a run folder, of which the latest checkpoint is taken, or a model folder.
+        source: a run folder, of which the latest checkpoint is taken, a model folder, or the name of a model as
+            ``load_model`` takes it.
         resize_text: resize learned text positions to this run's text length.
         text_rows: how ``resize_text`` does it. "resample" interpolates, as the reference; "first" keeps the rows in
             front, so that each word keeps its position, and repeats the last row.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -160,6 +161,11 @@ def merged(model: CLIP) -> CLIP:
 def has_factors(model: CLIP) -> bool:
     """Whether a linear layer of the model has factors."""
     return any(isinstance(layer, LoraLinear) for layer in _linear_layers(model).values())
+
+
+def is_factor(path: str) -> bool:
+    """Whether the path of a leaf is that of a factor."""
+    return re.fullmatch(LORA_FACTORS, path) is not None
 
 
 def ranks(model: CLIP) -> dict[str, int]:

@@ -163,7 +163,7 @@ class Materials(NamedTuple):
     """Needs of operations that are not in their fields.
 
     Attributes:
-        load: gives the model of a folder, or its shapes.
+        load: gives the model of a folder.
         pieces: gives the pieces of the source's vocabulary, and those of the new one.
     """
 

@@ -107,7 +107,7 @@ class Guard:
         return (
             f"{self.summary()}: worse by {fall:.4f}, and guard.largest_fall allows {limit:g}. The run has ended; its "
             f"checkpoints are kept, also that of step {step}. In a new --workdir, try --optim.peak-lr below {rate:g}, "
-            f"or train fewer leaves (trainable, docs/finetuning.md). Or mix the weights of {run} with those of the start by "
+            f"or train fewer leaves (trainable, docs/finetuning.md). Or mix {run} with its start by "
             "clipa_eqx.surgery.interpolate (WiSE-FT, docs/training.md). To resume this run all the same, allow more: "
             f"--guard.largest-fall {_above(fall)}"
         )

@@ -27,6 +27,7 @@ from clipa_eqx.tokenizer.wordpiece import Tokenizer
 from clipa_eqx.training.checkpoint import Checkpoints
 from clipa_eqx.training.compiled_step import Compiler, compile_step
 from clipa_eqx.training.device_batches import DeviceBatches
+from clipa_eqx.training.final_adapters import save_final_adapters
 from clipa_eqx.training.flight import FLIGHT_NAME, open_flight_record
 from clipa_eqx.training.frozen_leaves import frozen_leaves
 from clipa_eqx.training.guarding import Guard
@@ -305,12 +306,13 @@ def _save_final_model(
     if state.ema is not None:
         average |= {"updates": int(state.ema.count)}
     if jax.process_index() == 0:
-        lora, whole = (whole if has_factors(whole) else None), merged(whole)
         provenance = Provenance(source=Source(name=TRAINED_HERE), steps=steps, average=average, run=record)
         what, kept = f"the model at the end, {folder}, cannot be written", f"Checkpoint {steps} holds the last step."
         with explained(what, workdir, needed=tree_bytes(whole), then=kept):
+            save_final_adapters(config, workdir, whole, provenance=provenance)
+            plain = merged(whole)
             save_model(
-                folder, whole, tokenizer=tokenizer, preprocess=config.eval_image, provenance=provenance, overwrite=True
+                folder, plain, tokenizer=tokenizer, preprocess=config.eval_image, provenance=provenance, overwrite=True
             )
         _log.info("model written to %s", folder)
     return folder

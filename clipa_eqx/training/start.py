@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import jax.random as jr
 import optax
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
-from clipa_eqx.buckets.mirror import local_copy, named
+from clipa_eqx.buckets.mirror import named
 from clipa_eqx.errors import CheckpointError, ConfigError
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.models.clip import CLIP, abstract_clip
+from clipa_eqx.saved.by_name import local_model
 from clipa_eqx.saved.kinds import expect_kind
 from clipa_eqx.saved.leaf_file import LeafReader
 from clipa_eqx.saved.leaf_shapes import check_leaves
@@ -98,7 +100,7 @@ def _first_state(
     model, changes = started_model(source.model, config, config.init, materials, fresh=fresh)
     _log.info("initialized from %s: %s", config.init.source, "; ".join(changes) or "nothing changed")
     if config.init.optimizer:
-        folder = local_copy(config.init.source)
+        folder = local_model(config.init.source)
         return continued_state(model, folder, config.optim, abstract=abstract, mesh=mesh, verify=verify)
     model = jax.device_put(model, shardings.model)
     return jax.jit(lambda model: start_state(model, optimizer), out_shardings=shardings)(model)
@@ -116,11 +118,17 @@ def check_init(config: ExperimentConfig, abstract: TrainState, *, vocab_sha256: 
         return
     described = describe_source(init)
     _check_vocabulary(init, described.vocab_sha256, vocab_sha256)
-    materials = _materials(config, described, describe_source, vocab_sha256=vocab_sha256)
+
+    def other(init: InitConfig) -> Source:
+        # Of zeros, because it is mixed while shapes are traced; no array is made there.
+        found = describe_source(init)
+        return found._replace(model=jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), found.model))
+
+    materials = _materials(config, described, other, vocab_sha256=vocab_sha256)
     fresh = abstract_clip(config.model)
     jax.eval_shape(lambda a, b: started_model(a, config, init, materials, fresh=b)[0], described.model, fresh)
     if init.optimizer:
-        step = check_optimizer(local_copy(init.source), config.model, config.optim, abstract=abstract)
+        step = check_optimizer(local_model(init.source), config.model, config.optim, abstract=abstract)
         if step >= total_steps:
             raise ConfigError(
                 f"init.source {init.source} is at step {step}, the run is over after {total_steps}; give a longer "
@@ -165,7 +173,7 @@ def started_model(
 def _materials(
     config: ExperimentConfig, source: "Source", load: Callable[[InitConfig], "Source"], *, vocab_sha256: str
 ) -> Materials:
-    """What the surgery of a run needs; ``load`` gives the other models that it mixes in, or their shapes."""
+    """The needs of the surgery of a run; ``load`` gives the other models that it mixes in."""
 
     def other(folder: str) -> CLIP:
         found = load(InitConfig(source=folder))
@@ -211,7 +219,7 @@ def describe_source(init: InitConfig) -> Source:
         CheckpointError: there is no such model, or its folder is damaged.
     """
     with named(init.source):
-        return _describe(local_copy(init.source))
+        return _describe(local_model(init.source))
 
 
 def _describe(source: Path) -> Source:
@@ -228,7 +236,7 @@ def _describe(source: Path) -> Source:
 def load_source(init: InitConfig, mesh: Mesh, *, verify: bool = True) -> Source:
     """The model of a run folder's newest valid checkpoint, or of a model folder."""
     with named(init.source):
-        return _load(local_copy(init.source), mesh, verify=verify)
+        return _load(local_model(init.source), mesh, verify=verify)
 
 
 def _load(source: Path, mesh: Mesh, *, verify: bool) -> Source:

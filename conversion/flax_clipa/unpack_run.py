@@ -8,16 +8,18 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from clipa_eqx.errors import CheckpointError
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.json_config import from_json
 from clipa_eqx.models.clip import CLIPConfig, abstract_clip
 from clipa_eqx.progress import progress_bar
 from clipa_eqx.reference_chain import ChainShape, chain_shape
 from clipa_eqx.saved.description import OPTIMIZER_FILE
-from clipa_eqx.saved.kinds import CONFIG_FILE, WEIGHTS_FILE
+from clipa_eqx.saved.kinds import CONFIG_FILE, MODEL_NAME, WEIGHTS_FILE
 from clipa_eqx.saved.leaf_file import Leaf, LeafSlice, LeafWriter
 from clipa_eqx.saved.leaf_shapes import leaf_shapes
 from clipa_eqx.saved.optimizer_file import FIRST_SCHEDULE, Counts, Kind, write_optimizer_state
+from clipa_eqx.surgery.operations import lora_of
 from clipa_eqx.training.checkpoint import Checkpoints
 from clipa_eqx.training.restoring import read_newest
 from clipa_eqx.training.run_folder import read_record
@@ -31,10 +33,15 @@ def unpack_run(workdir: Path, scratch: Path) -> CLIPConfig:
     Leaves are read one at a time, so memory must hold only the largest stacked leaf.
 
     Raises:
-        CheckpointError: not a run folder, or its checkpoint is missing or damaged.
+        CheckpointError: not a run folder, its checkpoint is missing or damaged, or the run trains some leaves only.
     """
     record = read_record(workdir)
     run = from_json(ExperimentConfig, record["config"], where=str(workdir / CONFIG_FILE))
+    if run.trainable is not None or (run.init is not None and lora_of(run.init.surgery) is not None):
+        raise CheckpointError(
+            f"{workdir} is a run that trains some leaves only (trainable, or LoRA), whose state the reference could "
+            f"not resume; export its model, {workdir / MODEL_NAME}, once the run has ended"
+        )
     read_newest(workdir, lambda checkpoints, step: _unpack(checkpoints, step, run, scratch))
     return run.model
 

@@ -2,7 +2,10 @@
 
 import json
 import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +16,7 @@ from clipa_eqx.saved.description import check_parts
 from clipa_eqx.saved.leaf_file import Leaf, LeafReader, LeafWriter
 from clipa_eqx.saved.leaf_hashes import check_file
 from clipa_eqx.saved.leaf_shapes import check_leaves
-from clipa_eqx.saved.model_folder import open_model_folder
+from clipa_eqx.saved.model_folder import ModelFolder, open_model_folder
 from conversion.open_clip.config import CONFIG_FILE, parse_open_clip_config
 from conversion.open_clip.mapping import from_clip_config, numerics_metadata
 from conversion.open_clip.names import open_clip_rules
@@ -32,6 +35,21 @@ WRITER = "clipa_eqx"
 """Value of ``writer`` in the metadata of weight files that were written here."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class PreparedExport:
+    """A model folder that open_clip can represent; nothing is written yet.
+
+    Attributes:
+        opened: the model folder.
+        described: content of ``open_clip_config.json``.
+        rules: rules for texts of the tokenizer that is written.
+    """
+
+    opened: ModelFolder
+    described: Mapping[str, Any]
+    rules: TextRules
+
+
 def export_open_clip(folder: Path, target: Path, *, overwrite: bool = False) -> Path:
     """Write ``open_clip_config.json``, weights in float32, and the tokenizer; the folder appears once complete.
 
@@ -48,48 +66,80 @@ def export_open_clip(folder: Path, target: Path, *, overwrite: bool = False) -> 
         ConfigError: tokenizer or preprocessing do not fit the model.
         ConversionError: open_clip cannot represent the model, or ``target`` cannot be written.
     """
+    prepared = prepare_export(folder)
+    try:
+        with new_folder(target, _EXPORTED, overwrite=overwrite, sources=[folder]) as new:
+            write_export(prepared, new)
+    except OSError as error:
+        raise ConversionError(f"{target} cannot be written ({error}); no partial folder was left") from error
+    log_differences(prepared, target)
+    return target
+
+
+def prepare_export(folder: Path) -> PreparedExport:
+    """Open a model folder for an export, and check that open_clip can represent the model.
+
+    Raises:
+        CheckpointError: ``folder`` is not a model folder.
+        ConfigError: tokenizer or preprocessing do not fit the model.
+        ConversionError: open_clip cannot represent the model.
+    """
     opened = open_model_folder(folder)
     config, preprocess, tokenizer = opened.config, opened.preprocess, opened.tokenizer
     check_parts(config, tokenizer, preprocess)
-    described = from_clip_config(config, resize=preprocess.resize)
-    placed = RuleTable(open_clip_rules(config), config).placed
     vocabulary = opened.provenance.vocabulary
     is_bert = vocabulary is not None and vocabulary.rules == "bert" and SEP in tokenizer.pieces
-    rules: TextRules = "bert" if is_bert else "reference"
-    try:
+    return PreparedExport(
+        opened=opened,
+        described=from_clip_config(config, resize=preprocess.resize),
+        rules="bert" if is_bert else "reference",
+    )
+
+
+def write_export(prepared: PreparedExport, new: Path) -> None:
+    """Write the files into a folder that is being made.
+
+    Raises:
+        CheckpointError: the weights are damaged or do not fit their config.
+        ConversionError: they are not finite.
+        OSError: a file cannot be written.
+    """
+    opened = prepared.opened
+    config = opened.config
+    placed = RuleTable(open_clip_rules(config), config).placed
+    with LeafReader(opened.weights) as leaves:
+        check_leaves(leaves.leaves, config, where=str(leaves.path))
+        check_file(leaves, opened.path)
+        shapes = {name: Leaf(one.shape, np.dtype(np.float32)) for name, one in placed.items()}
+        size = sum(4 * int(np.prod(leaf.shape)) for leaf in shapes.values())
+        metadata = {"format": "pt", "writer": WRITER, **rules_metadata(prepared.rules), **numerics_metadata(config)}
         with (
-            LeafReader(opened.weights) as leaves,
-            new_folder(target, _EXPORTED, overwrite=overwrite, sources=[folder]) as new,
+            LeafWriter(new / OPEN_CLIP_WEIGHTS, shapes, metadata=metadata) as writer,
+            progress_bar(what="export", total=size, unit="B") as bar,
         ):
-            check_leaves(leaves.leaves, config, where=str(leaves.path))
-            check_file(leaves, Path(folder))
-            shapes = {name: Leaf(one.shape, np.dtype(np.float32)) for name, one in placed.items()}
-            size = sum(4 * int(np.prod(leaf.shape)) for leaf in shapes.values())
-            metadata = {"format": "pt", "writer": WRITER, **rules_metadata(rules), **numerics_metadata(config)}
-            with (
-                LeafWriter(new / OPEN_CLIP_WEIGHTS, shapes, metadata=metadata) as writer,
-                progress_bar(what="export", total=size, unit="B") as bar,
-            ):
-                problems: list[str] = []
-                for name, one in placed.items():
-                    values = one.export(leaves.read)
-                    if not np.isfinite(values).all():
-                        problems.append(f"not finite: {name}")
-                    writer.write(name, values)
-                    bar.update(values.nbytes)
-                raise_problems(problems, where=str(folder))
-            write_tokenizer(new, tokenizer, length=config.text.length, as_reference=not is_bert)
-            text = json.dumps(described, indent=1) + "\n"
-            (new / CONFIG_FILE).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConversionError(f"{target} cannot be written ({error}); no partial folder was left") from error
-    settings = parse_open_clip_config(described, where=str(target)).preprocess
+            problems: list[str] = []
+            for name, one in placed.items():
+                values = one.export(leaves.read)
+                if not np.isfinite(values).all():
+                    problems.append(f"not finite: {name}")
+                writer.write(name, values)
+                bar.update(values.nbytes)
+            raise_problems(problems, where=str(opened.path))
+    is_bert = prepared.rules == "bert"
+    write_tokenizer(new, opened.tokenizer, length=config.text.length, as_reference=not is_bert)
+    (new / CONFIG_FILE).write_text(json.dumps(prepared.described, indent=1) + "\n", encoding="utf-8")
+
+
+def log_differences(prepared: PreparedExport, target: Path) -> None:
+    """Log in which images and texts open_clip differs from this package, and how to load the folder."""
+    opened = prepared.opened
+    preprocess = opened.preprocess
+    settings = parse_open_clip_config(prepared.described, where=str(target)).preprocess
     if (preprocess.resize, preprocess.mode) != ("squash", "exact") and settings is not None:
         ours = preprocess.resize + (" in mode fast" if preprocess.mode == "fast" else "")
         _log.warning("open_clip has no %s; its pixels differ: %s", ours, pixels_note(preprocess, settings))
-    _log.log(*text_note(target, rules=rules, length=config.text.length))
+    _log.log(*text_note(target, rules=prepared.rules, length=opened.config.text.length))
     _log.info("%s: open_clip.create_model_and_transforms('local-dir:%s')", target, target)
-    return target
 
 
 def text_note(target: Path, *, rules: TextRules, length: int) -> tuple[int, str]:
@@ -108,7 +158,7 @@ def text_note(target: Path, *, rules: TextRules, length: int) -> tuple[int, str]
     )
 
 
-def _is_ours(folder: Path) -> bool:
+def is_export(folder: Path) -> bool:
     """True if the weights were written here; a download has files of the same names."""
     try:
         with LeafReader(folder / OPEN_CLIP_WEIGHTS) as leaves:
@@ -117,8 +167,11 @@ def _is_ours(folder: Path) -> bool:
         return False
 
 
+EXPORTED_FILES = frozenset({CONFIG_FILE, OPEN_CLIP_WEIGHTS, VOCAB_FILE, JSON_FILE, SETTINGS_FILE})
+"""Files of an export."""
+
 _EXPORTED = FolderKind(
     name="folder that was exported here",
-    files=frozenset({CONFIG_FILE, OPEN_CLIP_WEIGHTS, VOCAB_FILE, JSON_FILE, SETTINGS_FILE}),
-    is_one=_is_ours,
+    files=EXPORTED_FILES,
+    is_one=is_export,
 )

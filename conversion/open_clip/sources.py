@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,7 +36,7 @@ class OpenClipSource(NamedTuple):
 
 
 def find_source(source: str) -> OpenClipSource:
-    """Find the files of a weight file, a folder, or ``hf-hub:REPO``, which is downloaded.
+    """Find the files of a weight file, a folder, or ``hf-hub:REPO`` or ``hf-hub:REPO@REVISION``, which is downloaded.
 
     Raises:
         ConversionError: there is no such model, or the hub cannot be reached.
@@ -73,7 +74,9 @@ def _config_in(folder: Path) -> Path | None:
     return path if path.is_file() else None
 
 
-def _download(repo: str) -> OpenClipSource:
+def _download(name: str) -> OpenClipSource:
+    """Download a repository, ``OWNER/NAME`` or ``OWNER/NAME@REVISION``."""
+    repo, _, revision = name.partition("@")
     try:
         import huggingface_hub
         from huggingface_hub.errors import (
@@ -84,18 +87,20 @@ def _download(repo: str) -> OpenClipSource:
         )
     except ImportError as error:
         raise ConversionError(
-            f"{HUB}{repo} cannot be downloaded without the package huggingface_hub: "
+            f"{HUB}{name} cannot be downloaded without the package huggingface_hub: "
             f"{pip_install('huggingface_hub')}; or download the repository by other means and give its folder"
         ) from error
-    _log.info("downloading %s%s (without a network this fails after half a minute)", HUB, repo)
+    _log.info("downloading %s%s (without a network this fails after half a minute)", HUB, name)
     download = huggingface_hub.hf_hub_download  # importing it sets the level of the library's log
+    if revision:
+        download = partial(download, revision=revision)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs two warnings for every retry
     problem: Exception | None = None
     try:
         config = Path(download(repo, CONFIG_FILE))
-        for name in WEIGHTS_FILES:
+        for file in WEIGHTS_FILES:
             try:
-                weights = Path(download(repo, name))
+                weights = Path(download(repo, file))
             except LocalEntryNotFoundError:
                 raise
             except EntryNotFoundError:
@@ -107,8 +112,8 @@ def _download(repo: str) -> OpenClipSource:
     except (HfHubHTTPError, HFValidationError, EntryNotFoundError, OSError, ValueError) as error:
         problem = error
     if problem is None:
-        raise ConversionError(f"{HUB}{repo} holds none of {', '.join(WEIGHTS_FILES)}")
+        raise ConversionError(f"{HUB}{name} holds none of {', '.join(WEIGHTS_FILES)}")
     raise ConversionError(
-        f"{HUB}{repo} cannot be downloaded ({torch_file.first_line(problem)}); check name and network, or copy the "
+        f"{HUB}{name} cannot be downloaded ({torch_file.first_line(problem)}); check name and network, or copy the "
         "repository from a machine that has it and give its folder"
     ) from problem

@@ -79,7 +79,7 @@ def test_the_count_of_a_step_that_trains_some_leaves_is_that_of_its_traced_gradi
     config = tiny_clip_config()
     model = abstract_clip(config)
     if lora:
-        model = jax.eval_shape(lambda model: add_lora(model, rank=3, alpha=1, targets=lora, key=jr.key(0)).model, model)
+        model = jax.eval_shape(lambda m: add_lora(m, rank=3, alpha=1.0, targets=lora, key=jr.key(0)).model, model)
     trained = map_with_path(lambda path, _: re.fullmatch(trainable, path) is not None, model)
     _, (_, *arguments) = traced(config)
 

@@ -57,6 +57,10 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "photos" / "beach.jpg").write_bytes(file.getvalue())
     for model in ("runs/mine/model", "runs/tuned/model", "models/l14"):
         save_model(tmp_path / model, tiny_clip(), tokenizer=tiny_tokenizer(), preprocess=size, provenance={})
+    # A model by name that was converted before.
+    monkeypatch.setenv("CLIPA_EQX_CACHE", str(tmp_path / "cache"))
+    converted = tmp_path / "cache" / "models" / "UCSC-VLAA--ViT-L-14-CLIPA-datacomp1B@main"
+    save_model(converted, tiny_clip(), tokenizer=tiny_tokenizer(), preprocess=size, provenance={})
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -99,8 +103,12 @@ def test_a_command_names_programs_flags_and_files_that_exist(command):
             assert (folders[0] / "__main__.py").is_file()
             files = [path for folder in folders for path in sorted(folder.glob("*.py"))]
         else:  # the thin files in scripts/ call the library's programs, which define the flags
-            flags = ROOT / "clipa_eqx" / "programs" / Path(program).name
-            files = [flags if flags.exists() else ROOT / program]
+            homes = (
+                f"clipa_eqx/programs/{Path(program).name}",
+                f"conversion/{Path(program).stem}/__main__.py",
+                program,
+            )
+            files = [next(ROOT / home for home in homes if (ROOT / home).exists())]
         source = "\n".join(path.read_text(encoding="utf-8") for path in files)
         if arguments and arguments[0].startswith("configs/"):
             parser = argparse.ArgumentParser(allow_abbrev=False)

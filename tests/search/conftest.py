@@ -1,8 +1,7 @@
 """A tiny model as a folder, and photos that it embeds."""
 
-import numpy as np
 import pytest
-from support.image_files import encode
+from support.scored_runs import noise_png
 from support.tiny_models import tiny_clip, tiny_tokenizer
 
 from clipa_eqx.data.images.evaluation import EvalImageConfig
@@ -33,9 +32,5 @@ def photos(tmp_path):
     folder = tmp_path / "photos"
     (folder / "more").mkdir(parents=True)
     for i in range(7):
-        (folder / ("more" if i == 3 else "") / f"{i}.png").write_bytes(noise(i))
+        (folder / ("more" if i == 3 else "") / f"{i}.png").write_bytes(noise_png(i))
     return folder
-
-
-def noise(seed):
-    return encode(np.random.default_rng(seed).integers(0, 256, (20, 24, 3), np.uint8))

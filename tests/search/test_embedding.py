@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from search.conftest import noise
+from support.scored_runs import noise_png
 
 from clipa_eqx.cli import OK, USAGE, run
 from clipa_eqx.data.array_record_writer import write_records
@@ -17,6 +17,8 @@ from clipa_eqx.saved.model import load_model
 from clipa_eqx.search.embedding import EmbeddingOptions, begin, embed, finish
 from clipa_eqx.search.index import open_embeddings
 from clipa_eqx.search.inputs import image_folder_inputs, list_images, text_file_inputs
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 OPTIONS = EmbeddingOptions(shard_inputs=3, batch_size=8)
 
@@ -113,7 +115,7 @@ def test_processes_share_the_shards_and_give_the_files_of_one(photos, encoder, t
 
 def test_unreadable_images_are_refused_by_name_or_left_out_and_counted(photos, model_folder, tmp_path, capsys):
     (photos / "2.png").write_bytes(b"no image")
-    (photos / "5.png").write_bytes(noise(5)[:100])
+    (photos / "5.png").write_bytes(noise_png(5)[:100])
     command = (model_folder, "--images", photos, "--batch-size", 8)
     assert call(*command, "--out", tmp_path / "refused") == USAGE
     assert "input 3, 2.png: cannot decode image" in capsys.readouterr().err
@@ -149,13 +151,13 @@ def test_a_line_that_is_no_text_is_refused_with_its_number(encoder, tmp_path):
 
 
 def test_records_give_their_images_or_all_their_captions(encoder, model_folder, tmp_path):
-    rows = [Record(key=f"k{i}", image=noise(i), captions=("a cat", "a dog")[: i % 3]) for i in range(5)]
+    rows = [Record(key=f"k{i}", image=noise_png(i), captions=("a cat", "a dog")[: i % 3]) for i in range(5)]
     write_records(rows, tmp_path / "records")
     folder = tmp_path / "records"
     assert call(model_folder, "--images", folder, "--out", tmp_path / "images", "--shard-inputs", 2) == OK
     index = open_embeddings(tmp_path / "images")
     assert [index.find(i).id for i in range(5)] == [f"k{i}" for i in range(5)]
-    assert index.find(4).image() == noise(4)
+    assert index.find(4).image() == noise_png(4)
     assert call(model_folder, "--texts", folder, "--out", tmp_path / "texts", "--shard-inputs", 2) == OK
     texts = open_embeddings(tmp_path / "texts")
     assert [texts.find(i)[:2] for i in range(len(texts))] == [

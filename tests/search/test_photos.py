@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from search.conftest import noise
+from support.scored_runs import noise_png
 from support.tiny_models import tiny_clip, tiny_tokenizer
 
 from clipa_eqx.cli import OK, USAGE, run
@@ -17,6 +17,8 @@ from clipa_eqx.saved.model import load_model, save_model
 from clipa_eqx.search import photos as photos_room
 from clipa_eqx.search.inputs import list_images
 from clipa_eqx.search.photos import changes_of, open_photos
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 @pytest.fixture(autouse=True)
@@ -81,9 +83,9 @@ def test_only_new_and_changed_photos_are_embedded_and_deleted_ones_are_dropped(
 
     monkeypatch.setattr(photos_room, "encode_items", watched)
     (photos / "0.png").unlink()
-    (photos / "1.png").write_bytes(noise(71))
+    (photos / "1.png").write_bytes(noise_png(71))
     os.utime(photos / "1.png", (1, 1))
-    (photos / "8.png").write_bytes(noise(8))
+    (photos / "8.png").write_bytes(noise_png(8))
     (photos / "more" / "3.png").rename(photos / "more" / "9.png")
     _code, hits, shown = search(photos, "--text", "a dog", "-k", 99)
     assert sorted(embedded) == ["1.png", "8.png", "9.png"]

@@ -9,12 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from clipa_eqx.data.array_record_writer import write_records
+from clipa_eqx.experiment import ExperimentConfig
+from clipa_eqx.json_config import from_json
 from clipa_eqx.training.checkpoint import Checkpoints
 from clipa_eqx.training.metrics import read_metrics
+from clipa_eqx.training.run_folder import read_record
 from support import tiny_runs
 from support.leaves import assert_bit_equal
 from support.paths import ROOT
-from support.tiny_models import WORDS, tiny_clip_config
+from support.tiny_models import WORDS
 
 CLOCKS = {
     "time",
@@ -96,7 +99,8 @@ def deterministic(workdir: Path) -> list[dict]:
 
 def final_state(workdir: Path, *, steps: int):
     """The state of the last step."""
-    made = tiny_runs.placed_state(tiny_runs.run_config(model=tiny_clip_config(**tiny_runs.STOCHASTIC)), devices=1)
+    config = from_json(ExperimentConfig, read_record(workdir)["config"])
+    made = tiny_runs.placed_state(config, devices=1)
     with Checkpoints(workdir / "checkpoints", keep=3) as checkpoints:
         assert checkpoints.latest() == steps
         return checkpoints.restore(made.abstract, made.mesh, step=steps)

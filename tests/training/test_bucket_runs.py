@@ -21,6 +21,7 @@ from clipa_eqx.buckets.bucket import bucket_at
 from clipa_eqx.buckets.mirror import local_copy
 from clipa_eqx.cli import OK
 from clipa_eqx.data.array_record_writer import write_records
+from clipa_eqx.durations import Duration
 from clipa_eqx.errors import CheckpointError, ConfigError
 from clipa_eqx.models.clip import abstract_clip
 from clipa_eqx.programs import evaluate, replay
@@ -269,3 +270,32 @@ def test_a_local_run_that_was_copied_to_a_bucket_is_refused(server, config, whol
             bucket.upload(path, path.relative_to(whole).as_posix())
     with pytest.raises(CheckpointError, match="has checkpoints that a run in a local folder wrote"):
         tiny_runs.train_on_one_device(config, bucket.url)
+
+
+@pytest.mark.slow
+def test_frozen_leaves_are_stored_once_in_a_bucket(server, config, tmp_path):
+    heads = replace(config, trainable=("(image|text)/head/weight",), tensorboard=False)
+    tiny_runs.train_on_one_device(heads, tmp_path / "local")
+    url = server.url("runs/heads")
+    finish = Reports.finish
+
+    def stop_after_step_6(self, numbers, **rest):
+        finish(self, numbers, **rest)
+        if numbers.step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with mock.patch.object(Reports, "finish", stop_after_step_6), pytest.raises(Interrupted, match="after step 7"):
+        tiny_runs.train_on_one_device(heads, url)
+    bucket = bucket_at(url)
+    frozen = bucket.names("frozen_leaves")
+    assert [name for name in frozen if name.endswith("record/metadata")] == ["frozen_leaves/0/record/metadata"]
+    tiny_runs.train_on_one_device(heads, url)
+    assert bucket.names("frozen_leaves") == frozen
+    assert not any("/blocks/" in name for name in bucket.names("checkpoints"))
+    assert_same_runs(downloaded(url, tmp_path / "copy"), tmp_path / "local", steps=STEPS)
+    again = replace(heads, trainable=None, init=InitConfig(source=url), duration=Duration(steps=1))
+    bucket.delete(list(bucket.names("model")))
+    tiny_runs.train_on_one_device(again, tmp_path / "again")
+    bucket.delete(frozen)
+    with pytest.raises(CheckpointError, match="its frozen leaves"):
+        tiny_runs.train_on_one_device(heads, url)

@@ -16,26 +16,45 @@ import numpy as np
 import pytest
 from support import tiny_runs
 from support.leaves import as_numpy, assert_bit_equal
+from support.paths import ROOT
+from support.tiny_models import PIECES, tiny_clip_config
 from support.train_processes import assert_same_runs
 
+from clipa_eqx.config_files import load_config
+from clipa_eqx.durations import Duration
 from clipa_eqx.errors import CheckpointError, ConfigError
+from clipa_eqx.experiment import CheckpointConfig
 from clipa_eqx.models.clip import CLIP
 from clipa_eqx.programs.describe import describe_run
 from clipa_eqx.programs.scored import load_scored
+from clipa_eqx.saved.adapters import load_adapters
 from clipa_eqx.saved.model import load_model, save_model
 from clipa_eqx.sharding import MeshConfig, make_mesh, put_global_batch
-from clipa_eqx.surgery import LORA_FACTORS
+from clipa_eqx.surgery import LORA_FACTORS, attach, merge
 from clipa_eqx.surgery.init_config import InitConfig
-from clipa_eqx.surgery.operations import Lora, PruneDepth, ResizePatch
+from clipa_eqx.surgery.operations import (
+    Average,
+    Interpolate,
+    Lora,
+    PruneDepth,
+    ResizePatch,
+    SwapHead,
+    SwapVocabulary,
+)
 from clipa_eqx.tokenizer.loading import load_tokenizer
+from clipa_eqx.tokenizer.vocabulary import write_vocab
 from clipa_eqx.training.checkpoint_record import read_checkpoint_record
+from clipa_eqx.training.compiled_step import lower_step
+from clipa_eqx.training.metrics import read_metrics
 from clipa_eqx.training.replay import replay
 from clipa_eqx.training.reporting import Reports
 from clipa_eqx.training.run_folder import read_record
 from clipa_eqx.training.shapes import model_of_record
+from clipa_eqx.training.space import tree_bytes
 from clipa_eqx.training.start import load_source
 from clipa_eqx.training.stopping import Interrupted
 from clipa_eqx.trees import leaves_by_path
+from conversion.flax_clipa.unpack_run import unpack_run
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -72,6 +91,12 @@ def test_a_lora_run_ends_with_a_plain_model_in_which_only_the_targets_have_chang
     assert changed == ["image/blocks/attn/q/weight", "image/blocks/attn/v/weight"]
 
 
+def test_a_lora_run_leaves_its_factors_as_adapters_of_the_source(source, tuned):
+    base = load_model(source).model
+    attached = attach(base, load_adapters(tuned / "adapters", base=base)).model
+    assert_bit_equal(as_numpy(merge(attached).model), as_numpy(load_model(tuned / "model").model))
+
+
 def test_frozen_leaves_are_stored_once_and_checkpoints_have_the_trained_ones(tuned):
     assert sorted(path.name for path in (tuned / "checkpoints").iterdir()) == ["12", "4", "8"]
     assert [path.name for path in (tuned / "frozen_leaves").iterdir()] == ["0"]
@@ -98,6 +123,7 @@ def test_an_interrupted_fine_tune_resumes_bit_by_bit(source, tuned, tmp_path):
     assert [path.name for path in (tmp_path / "run" / "frozen_leaves").iterdir()] == ["0"]
 
 
+@pytest.mark.slow
 def test_a_start_without_a_checkpoint_stores_the_frozen_leaves_again(source, tuned, tmp_path):
     """Of an interrupted start, only complete frozen leaves are left; the weights to start from may be others now."""
     run = shutil.copytree(tuned, tmp_path / "run")
@@ -147,6 +173,12 @@ def test_a_run_folder_of_a_lora_run_is_read_as_its_plain_model(tuned, tmp_path):
     assert "parameters, trained: 512" in lines
 
 
+def test_the_state_of_a_lora_run_is_not_exported_as_one_of_the_reference(tuned, tmp_path):
+    with pytest.raises(CheckpointError, match=r"trains some leaves only .* export its model, .*model, once"):
+        unpack_run(tuned, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_step_of_a_lora_run_is_replayed_from_its_checkpoint(source, tuned):
     options = {"devices": tiny_runs.one_device(), "compiler": tiny_runs.compile_once}
     replayed = replay(lora_config(source), tuned, 6, record=read_record(tuned), **options)
@@ -154,14 +186,11 @@ def test_a_step_of_a_lora_run_is_replayed_from_its_checkpoint(source, tuned):
     assert replayed.is_equal
 
 
-def test_only_factors_have_moments_and_norms(source):
-    config = lora_config(source)
-    made = tiny_runs.drive(config, devices=1, steps=2)
-    moments = {path.split("/mu/")[-1] for path in leaves_by_path(made.abstract.opt_state) if "/mu/" in path}
-    factors = {path for path in leaves_by_path(made.state.model) if path.rsplit("/", 1)[-1].startswith("lora_")}
-    assert moments == factors
-    assert len(factors) == 4
-    norms = {name for name in made.metrics[-1] if name.startswith("grad_norm")}
+def test_only_factors_have_moments_and_norms(tuned):
+    stored = read_checkpoint_record(tuned / "checkpoints" / "12").leaves
+    moments = {path.split("/mu/")[1] for path in stored if "/mu/" in path}
+    assert moments == {path.removeprefix("model/") for path in stored if path.startswith("model/")}
+    norms = {name for name in read_metrics(tuned / "metrics.jsonl")[-1] if name.startswith("grad_norm")}
     assert norms == {"grad_norm", "grad_norm/image", "grad_norm/image/blocks"}
 
 
@@ -181,26 +210,78 @@ def test_a_config_that_describes_another_model_than_the_surgery_is_refused_with_
     assert not (tmp_path / "run").exists()
 
 
-def test_frozen_leaves_keep_their_bits_and_have_no_gradient():
-    """Also a negative zero, to which even an update of zero would be visible; with micro-batches or without."""
-    heads = tiny_runs.run_config(trainable=("(image|text)/head/.*",))
-    operations = {}
-    for config in (heads, dataclasses.replace(heads, micro_batch=8), dataclasses.replace(heads, trainable=None)):
-        made = tiny_runs.placed_state(config, devices=1)
+@pytest.mark.parametrize("micro_batch", [None, pytest.param(8, marks=pytest.mark.slow)])
+def test_frozen_leaves_keep_their_bits_whatever_they_are(micro_batch):
+    """Also a negative zero, to which even an update of zero would be visible."""
+    config = tiny_runs.run_config(trainable=("(image|text)/head/.*",), micro_batch=micro_batch)
+    made = tiny_runs.placed_state(config, devices=1)
+    optimizer, abstract = tiny_runs.optimizer_and_state(config)
+    image = dataclasses.replace(made.state.model.image, class_token=-jnp.zeros(32))
+    start = dataclasses.replace(made.state, model=dataclasses.replace(made.state.model, image=image))
+    before = leaves_by_path(jax.tree.map(np.asarray, jax.tree.map(jnp.copy, start.model)))
+    with jax.set_mesh(made.mesh):
+        step = tiny_runs.compile_once(config, optimizer, abstract, made.mesh)
+        batch = {"image": np.zeros((16, 16, 16, 3), np.uint8), "tokens": np.ones((16, 8), np.int32)}
+        end, _ = step(start, put_global_batch(batch, made.mesh))
+    after = leaves_by_path(jax.tree.map(np.asarray, end.model))
+    changed = [path for path, leaf in before.items() if leaf.tobytes() != after[path].tobytes()]
+    assert changed == ["image/head/weight", "text/head/weight"]
+
+
+@pytest.mark.slow
+def test_a_step_that_trains_the_heads_needs_less_memory_and_fewer_operations():
+    """The gradient of a frozen leaf is nowhere: neither computed, nor an array of zeros."""
+    needed, counted = {}, {}
+    for trainable in (None, ("(image|text)/head/.*",)):
+        config = tiny_runs.run_config(trainable=trainable, model=tiny_clip_config(blocks={"width": 256, "depth": 4}))
         optimizer, abstract = tiny_runs.optimizer_and_state(config)
-        image = dataclasses.replace(made.state.model.image, class_token=-jnp.zeros(32))
-        start = dataclasses.replace(made.state, model=dataclasses.replace(made.state.model, image=image))
-        before = jax.tree.map(np.asarray, jax.tree.map(jnp.copy, start.model))
-        with jax.set_mesh(made.mesh):
-            step: Any = tiny_runs.compile_once(config, optimizer, abstract, made.mesh)
-            batch = {"image": np.zeros((16, 16, 16, 3), np.uint8), "tokens": np.ones((16, 8), np.int32)}
-            end, _ = step(start, put_global_batch(batch, made.mesh))
-        operations[config.trainable, config.micro_batch] = step.cost_analysis()["flops"]
-        if config.trainable is None:
-            continue
-        after = leaves_by_path(jax.tree.map(np.asarray, end.model))
-        changed = [path for path, leaf in leaves_by_path(before).items() if leaf.tobytes() != after[path].tobytes()]
-        assert changed == ["image/head/weight", "text/head/weight"]
-    # A full step computes two gradients per product of the towers.
-    assert operations[heads.trainable, None] < 0.5 * operations[None, None]
-    assert operations[heads.trainable, 8] < operations[None, None]
+        mesh = make_mesh(MeshConfig(), devices=tiny_runs.one_device())
+        with jax.set_mesh(mesh):
+            compiled: Any = lower_step(config, optimizer, abstract, mesh).compile()
+        needed[trainable] = compiled.memory_analysis().temp_size_in_bytes
+        counted[trainable] = compiled.cost_analysis()["flops"]
+        model = tree_bytes(abstract.model)
+    assert needed[config.trainable] < needed[None] - 0.8 * model
+    assert counted[config.trainable] < 0.5 * counted[None]
+
+
+@pytest.mark.slow
+def test_models_are_mixed_and_vocabularies_swapped_when_a_run_starts(source, tuned, tmp_path, caplog):
+    write_vocab((*PIECES[:30], "new", *PIECES[30:63]), tmp_path / "vocab.txt")
+    base = tiny_runs.run_config(duration=Duration(steps=1), checkpoint=CheckpointConfig(every_steps=1))
+    surgery = (
+        Interpolate(source=str(tuned), alpha=0.5),
+        Average(sources=(str(source), str(tuned / "model"))),
+        SwapVocabulary(rows=64),
+        SwapHead(embed=16),
+    )
+    data = dataclasses.replace(base.data, vocab=str(tmp_path / "vocab.txt"))
+    config = dataclasses.replace(base, data=data, init=InitConfig(source=str(source), surgery=surgery))
+    with caplog.at_level("INFO"):
+        tiny_runs.train_on_one_device(config, tmp_path / "run")
+    [line] = [record.getMessage() for record in caplog.records if record.getMessage().startswith("initialized from")]
+    for change in ("0.5 of the way", "average of 3 models", "rows of 63 shared pieces kept", "head/weight: random"):
+        assert change in line
+    unswapped = dataclasses.replace(config, init=InitConfig(source=str(source), surgery=surgery[:2]))
+    with pytest.raises(CheckpointError, match=r"another vocabulary.* SwapVocabulary\(\) in init.surgery"):
+        tiny_runs.train_on_one_device(unswapped, tmp_path / "unswapped")
+    missing = InitConfig(source=str(source), surgery=(Interpolate(source=str(tmp_path / "no"), alpha=0.5),))
+    with pytest.raises(CheckpointError, match="does not exist"):
+        tiny_runs.train_on_one_device(dataclasses.replace(base, init=missing), tmp_path / "missing")
+    assert not (tmp_path / "missing").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["quickstart_lora", "quickstart_heads"])
+def test_the_example_configs_train_on_other_sizes_of_the_mesh(name, source, tmp_path):
+    """The configs of the page, with the tiny model and its data; factors are split over the tensor axis."""
+    shown = load_config(ROOT / "configs" / f"{name}.py")
+    init = dataclasses.replace(shown.init, source=str(source))
+    fields = {"init": init, "trainable": shown.trainable, "duration": Duration(steps=4)}
+    one = tiny_runs.drive(tiny_runs.run_config(**fields), devices=1, steps=2)
+    mesh = MeshConfig(data=1, fsdp=2, tensor=2)
+    four = tiny_runs.drive(tiny_runs.run_config(**fields, mesh=mesh), devices=4, steps=2)
+    np.testing.assert_allclose(four.losses, one.losses, rtol=1e-5)
+    whole, split = (leaves_by_path(jax.tree.map(np.asarray, made.state.model)) for made in (one, four))
+    for path, leaf in whole.items():
+        np.testing.assert_allclose(split[path], leaf, rtol=2e-3, atol=2e-5, err_msg=path)
