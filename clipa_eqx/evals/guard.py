@@ -29,7 +29,7 @@ class GuardConfig:
             raise ConfigError(f"guard.largest_fall is {self.largest_fall}; it must be at least 0, such as 0.05")
 
     def fall(self, before: float, now: float) -> float:
-        """How much worse the score is than before; negative if it is better.
+        """The amount by which the score is worse than before; negative if it is better.
 
         >>> GuardConfig(score="zero_shot/imagenet/top1").fall(0.75, 0.5)
         0.25

@@ -85,7 +85,7 @@ def describe_run(folder: Path, mesh: MeshSizes | None) -> Iterator[str]:
 
 
 def _average_and_guard(folder: Path, config: ExperimentConfig) -> Iterator[str]:
-    """What the newest checkpoint says of the average of a run and of its guarded score; nothing for a run without."""
+    """The average of a run and its guarded score, as the newest checkpoint has them; nothing for a run without."""
     found = newest_record(folder / CHECKPOINTS_NAME)
     if found is None:
         return

@@ -27,7 +27,7 @@ def walk(steps, *, seed=0):
 
 
 def plain(params, *, decay, warm_up):
-    """The recurrence as it is defined, in float64."""
+    """The definition of the recurrence, in float64."""
     average = {name: leaf.astype(np.float64) for name, leaf in params[0].items()}
     for n, now in enumerate(params[1:]):
         d = min(decay, (1 + n) / (10 + n)) if warm_up else decay
@@ -49,7 +49,7 @@ def test_the_recurrence_is_that_of_a_plain_loop(decay, warm_up):
 
 
 def test_the_first_parameters_lose_their_weight_at_once():
-    """As the docstring of ``warm_up`` says: 0.1 of the average after the first update, 0.02 after the second."""
+    """The numbers of the docstring of ``warm_up``: 0.1 of the average after the first update, 0.02 after the second."""
     zero, one = {"a": jnp.zeros(())}, {"a": jnp.ones(())}
     average = new_average(one, {"a": True})
     shares = []

@@ -105,7 +105,7 @@ def saved_state(config, workdir, step=12, *, devices=1):
 
 
 def plain_average(states, steps, *, decay=EMA.decay):
-    """The recurrence as it is defined, in float64: from the first recorded parameters over those after these steps."""
+    """The definition of the recurrence, in float64: from the first recorded parameters over those after these steps."""
     average = {path: leaf.astype(np.float64) for path, leaf in states[min(states)].items()}
     for n, step in enumerate(steps):
         d = min(decay, (1 + n) / (10 + n))
