@@ -5,31 +5,176 @@ import logging
 import math
 import shutil
 
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from support import tiny_runs
 from support.planted_models import PREPROCESS, plant
 from support.scored_runs import NAMES, noise_png, write_set
+from support.tiny_models import SIZE, VOCAB, tiny_clip_config
 
 from clipa_eqx.cli import GUARDED, exit_code_of
 from clipa_eqx.data.images.augment import ImageConfig
+from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.data.prefetch import StreamConfig
 from clipa_eqx.durations import Duration
 from clipa_eqx.errors import CheckpointError, ConfigError, GuardError
+from clipa_eqx.evals.contrastive import ContrastiveConfig
 from clipa_eqx.evals.guard import GuardConfig
 from clipa_eqx.evals.zero_shot import ZeroShotConfig
 from clipa_eqx.experiment import CheckpointConfig, DataConfig, DataSource, InitConfig
+from clipa_eqx.models.clip import abstract_clip
 from clipa_eqx.optim import OptimConfig
 from clipa_eqx.programs.describe import describe_run
-from clipa_eqx.saved.model import load_model
+from clipa_eqx.saved.model import load_model, save_model
 from clipa_eqx.schedules import Cosine
+from clipa_eqx.tokenizer.loading import load_tokenizer
 from clipa_eqx.training.checkpoint_record import committed_steps, newest_record
 from clipa_eqx.training.guarding import Guard
 from clipa_eqx.training.metrics import read_metrics
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
-SCORE = "zero_shot/test/top1"
+LOSS, TOP1 = "contrastive/test/loss", "zero_shot/test/top1"
 CAREFUL, DESTRUCTIVE = 1e-7, 3.0
+NUMBERS = ("loss", "accuracy", "temperature", "image_norm", "text_norm", "grad_norm", "param_norm", "update_norm")
+
+
+def overheating(*_):
+    """A compiler whose step only raises the temperature, to 1,000: the loss of a model that knows little then rises."""
+
+    def step(state, batch):
+        hot = jax.device_put(np.float32(np.log(1000)), state.model.log_temperature.sharding)
+        count = jax.device_put(np.int32(int(state.step) + 1), state.step.sharding)
+        after = eqx.tree_at(lambda state: (state.model.log_temperature, state.step), state, (hot, count))
+        return after, {name: jnp.ones(()) for name in NUMBERS}
+
+    return step
+
+
+def never(*args):
+    raise AssertionError("the step was compiled")
+
+
+def guard_of(run):
+    return newest_record(run / "checkpoints").about["guard"]
+
+
+@pytest.fixture(scope="module")
+def destroyed(tmp_path_factory):
+    """A run whose loss rises, and the error that ended it. Its weights to start from are gone since."""
+    folder = tmp_path_factory.mktemp("destroyed")
+    rng = np.random.default_rng(0)
+    abstract = abstract_clip(tiny_clip_config())
+    model = jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), abstract)
+    vocab = load_tokenizer(str(tiny_runs.folder() / "vocab.txt"), model_vocab=VOCAB)
+    save_model(folder / "start", model, tokenizer=vocab, preprocess=EvalImageConfig(size=SIZE), provenance={})
+    # Saved only at the end, except for the state that is too bad.
+    config = tiny_runs.run_config(
+        duration=Duration(steps=6),
+        init=InitConfig(source=str(folder / "start")),
+        contrastive=(
+            ContrastiveConfig(data=write_set(folder / "test", first=50, count=9), every_steps=2, batch_size=16),
+        ),
+        checkpoint=CheckpointConfig(every_steps=6),
+        guard=GuardConfig(score=LOSS, largest_fall=0.5),
+    )
+    with pytest.raises(GuardError) as caught:
+        tiny_runs.train_on_one_device(config, folder / "run", compiler=overheating)
+    shutil.rmtree(folder / "start")
+    return config, folder / "run", caught.value
+
+
+def test_a_score_that_falls_too_far_ends_the_run(destroyed):
+    _, run, error = destroyed
+    [line] = [line for line in read_metrics(run / "metrics.jsonl") if LOSS in line]
+    assert line["step"] == 2
+    known = guard_of(run)
+    assert known == {"score": LOSS, "before": known["before"], "last": [2, line[LOSS]]}
+    before, now = known["before"], line[LOSS]
+    assert now > before + 0.5
+    words = str(error)
+    assert words.startswith(
+        f"guard: {LOSS} was {before:.4f} before the first step and is {now:.4f} after step 2: worse by "
+    )
+    for advice in ("allows 0.5.", "--optim.peak-lr below 0.001,", "(trainable, docs", "surgery.interpolate (WiSE-FT"):
+        assert advice in words
+    assert exit_code_of(error) == GUARDED == 3
+    assert committed_steps(run / "checkpoints") == [2]
+    assert not (run / "model").exists()
+
+
+def test_the_same_command_ends_at_once_with_the_same_message(destroyed):
+    config, run, error = destroyed
+    with pytest.raises(GuardError) as caught:
+        tiny_runs.train_on_one_device(config, run, compiler=never)
+    assert str(caught.value) == str(error)
+
+
+def test_a_run_that_may_lose_more_resumes_with_the_score_of_its_start(destroyed, tmp_path, caplog):
+    config, run, _ = destroyed
+    again = shutil.copytree(run, tmp_path / "run")
+    before = guard_of(run)["before"]
+    free = dataclasses.replace(config, guard=GuardConfig(score=LOSS, largest_fall=100.0))
+    with caplog.at_level(logging.INFO):
+        tiny_runs.train_on_one_device(free, again, compiler=overheating)
+    known = guard_of(again)
+    assert (known["before"], known["last"][0]) == (before, 6)
+    assert (
+        f"guard: {LOSS} was {before:.4f} before the first step and is {known['last'][1]:.4f} after step 6"
+        in caplog.text
+    )
+    assert (again / "model").exists()
+    shown = "\n".join(describe_run(again, None))
+    assert (
+        f"guard: {LOSS} {before:.4f} before the first step, {known['last'][1]:.4f} after step 6; largest fall" in shown
+    )
+
+
+def test_a_guard_that_is_left_out_for_a_while_keeps_its_score(destroyed, tmp_path):
+    config, run, _ = destroyed
+    without = Guard(dataclasses.replace(config, guard=None), run)
+    without.resume({"guard": guard_of(run)})
+    without.check()
+    assert without.about() == {"guard": guard_of(run)}
+    other = dataclasses.replace(config, guard=GuardConfig(score="contrastive/test/accuracy"))
+    again = shutil.copytree(run, tmp_path / "run")
+    with pytest.raises(CheckpointError, match=rf"'contrastive/test/accuracy' was not measured .* \(it was '{LOSS}'\)"):
+        tiny_runs.train_on_one_device(other, again, compiler=never)
+
+
+def test_a_guard_of_random_weights_is_refused(destroyed, tmp_path):
+    config = dataclasses.replace(destroyed[0], init=None)
+    with pytest.raises(ConfigError, match=rf"guard.score '{LOSS}' cannot fall: the run starts from random weights"):
+        tiny_runs.train_on_one_device(config, tmp_path / "run", compiler=never)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_began_without_a_guard_cannot_get_one(destroyed):
+    config, run, _ = destroyed
+    with pytest.raises(CheckpointError, match=r"was not measured before the first step of .* \(it had no guard\)"):
+        Guard(config, run).resume({})
+
+
+def test_a_guard_names_a_score_of_its_run(destroyed):
+    with pytest.raises(
+        ConfigError, match=r"guard\.score 'zero_shot/other/top1' is no score of this run; its scores are"
+    ):
+        dataclasses.replace(destroyed[0], guard=GuardConfig(score="zero_shot/other/top1"))
+
+
+@pytest.mark.parametrize("fall", [-0.1, math.nan])
+def test_a_limit_that_is_no_fall_is_refused(fall):
+    with pytest.raises(ConfigError, match=r"guard\.largest_fall is .*; it must be at least 0"):
+        GuardConfig(score=TOP1, largest_fall=fall)
+
+
+def test_a_loss_falls_by_rising_and_nan_is_never_allowed():
+    loss, top1 = GuardConfig(score="contrastive/test/loss", largest_fall=0.5), GuardConfig(score=TOP1)
+    assert [loss.allows(1.0, now) for now in (0.1, 1.5, 1.6, math.nan)] == [True, True, False, False]
+    assert [top1.allows(0.5, now) for now in (0.9, 0.46, 0.44, math.nan)] == [True, True, False, False]
 
 
 @pytest.fixture(scope="module")
@@ -57,80 +202,19 @@ def config_of_run(planted, source, rate, **fields):
         "init": InitConfig(source=str(source)),
         "zero_shot": (ZeroShotConfig(data=str(folder / "test"), templates="class_name_only", every_steps=2),),
         "checkpoint": CheckpointConfig(every_steps=2),
-        "guard": GuardConfig(score=SCORE),
+        "guard": GuardConfig(score=TOP1),
     }
     return tiny_runs.run_config(**(chosen | fields))
 
 
-def never(*args):
-    raise AssertionError("the step was compiled")
-
-
-def guard_of(run):
-    return newest_record(run / "checkpoints").about["guard"]
-
-
-@pytest.fixture(scope="module")
-def destroyed(planted, tmp_path_factory):
-    """A run with a learning rate that destroys the model, and the error that ended it. Its start is gone since."""
-    folder = tmp_path_factory.mktemp("destroyed")
-    source = shutil.copytree(planted[0] / "model", folder / "start")
-    # Saved only at the end, except for the state that is too bad.
-    config = config_of_run(planted, source, DESTRUCTIVE, checkpoint=CheckpointConfig(every_steps=6))
-    with pytest.raises(GuardError) as caught:
-        tiny_runs.train_on_one_device(config, folder / "run")
-    shutil.rmtree(source)
-    return config, folder / "run", caught.value
-
-
-def test_a_learning_rate_that_destroys_the_model_ends_the_run(destroyed):
-    _, run, error = destroyed
-    lines = [line for line in read_metrics(run / "metrics.jsonl") if SCORE in line]
-    assert [line["step"] for line in lines] == [2]
-    now = lines[0][SCORE]
-    assert now < 0.7
-    words = str(error)
-    assert words.startswith(f"guard: {SCORE} was 1.0000 before the first step and is {now:.4f} after step 2: worse by ")
-    for part in (
-        "guard.largest_fall allows 0.05",
-        "--optim.peak-lr below 3",
-        "(trainable, docs",
-        "interpolate (WiSE-FT",
+@pytest.mark.slow
+def test_a_learning_rate_that_destroys_the_model_ends_the_run(planted, tmp_path):
+    config = config_of_run(planted, planted[0] / "model", DESTRUCTIVE)
+    with pytest.raises(
+        GuardError, match=rf"guard: {TOP1} was 1\.0000 before the first step .* after step 2: worse by "
     ):
-        assert part in words
-    assert exit_code_of(error) == GUARDED == 3
-    assert committed_steps(run / "checkpoints") == [2]
-    assert guard_of(run) == {"score": SCORE, "before": 1.0, "last": [2, now]}
-    assert not (run / "model").exists()
-
-
-def test_the_same_command_ends_at_once_with_the_same_message(destroyed):
-    config, run, error = destroyed
-    with pytest.raises(GuardError) as caught:
-        tiny_runs.train_on_one_device(config, run, compiler=never)
-    assert str(caught.value) == str(error)
-
-
-def test_a_run_that_may_lose_more_resumes_with_the_score_of_its_start(destroyed, tmp_path, caplog):
-    config, run, _ = destroyed
-    again = shutil.copytree(run, tmp_path / "run")
-    free = dataclasses.replace(config, guard=GuardConfig(score=SCORE, largest_fall=1.0))
-    with caplog.at_level(logging.INFO):
-        tiny_runs.train_on_one_device(free, again)
-    assert guard_of(again)["before"] == 1.0
-    assert f"guard: {SCORE} was 1.0000 before the first step and is" in caplog.text
-    assert (again / "model").exists()
-
-
-def test_a_guard_that_is_left_out_for_a_while_keeps_its_score(destroyed, tmp_path):
-    config, run, _ = destroyed
-    again = shutil.copytree(run, tmp_path / "run")
-    tiny_runs.train_on_one_device(dataclasses.replace(config, guard=None), again)
-    assert guard_of(again) == guard_of(run)
-    Guard(config, again).resume({"guard": {**guard_of(again), "last": None}})
-    other = dataclasses.replace(config, guard=GuardConfig(score="zero_shot/test/top5"))
-    with pytest.raises(CheckpointError, match=rf"'zero_shot/test/top5' was not measured .* \(it was '{SCORE}'\)"):
-        tiny_runs.train_on_one_device(other, again, compiler=never)
+        tiny_runs.train_on_one_device(config, tmp_path / "run")
+    assert guard_of(tmp_path / "run")["last"][1] < 0.7
 
 
 @pytest.mark.slow
@@ -154,46 +238,14 @@ def test_a_careful_fine_tune_passes_and_reports_both_scores_after_a_kill(planted
     with pytest.raises(Killed), caplog.at_level(logging.INFO):
         tiny_runs.train_on_one_device(config, run, compiler=dying)
     assert (
-        f"guard: {SCORE} is 1.0000 before the first step; the run ends if it is worse by more than 0.05" in caplog.text
+        f"guard: {TOP1} is 1.0000 before the first step; the run ends if it is worse by more than 0.05" in caplog.text
     )
-    assert guard_of(run) == {"score": SCORE, "before": 1.0, "last": [4, 1.0]}
+    assert guard_of(run) == {"score": TOP1, "before": 1.0, "last": [4, 1.0]}
     shutil.rmtree(source)
     caplog.clear()
     with caplog.at_level(logging.INFO):
         tiny_runs.train_on_one_device(config, run)
     assert "is 1.0000 before the first step" not in caplog.text  # it is not measured again
-    assert f"guard: {SCORE} was 1.0000 before the first step and is 1.0000 after step 6" in caplog.text
+    assert f"guard: {TOP1} was 1.0000 before the first step and is 1.0000 after step 6" in caplog.text
     shown = "\n".join(describe_run(run, None))
-    assert f"guard: {SCORE} 1.0000 before the first step, 1.0000 after step 6; largest fall allowed 0.05" in shown
-
-
-def test_a_guard_of_random_weights_is_refused(planted, tmp_path):
-    config = config_of_run(planted, "any", CAREFUL, init=None)
-    with pytest.raises(ConfigError, match=rf"guard.score '{SCORE}' cannot fall: the run starts from random weights"):
-        tiny_runs.train_on_one_device(config, tmp_path / "run", compiler=never)
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_run_that_began_without_a_guard_cannot_get_one(planted):
-    config = config_of_run(planted, "any", CAREFUL)
-    with pytest.raises(CheckpointError, match=r"was not measured before the first step of .* \(it had no guard\)"):
-        Guard(config, planted[0]).resume({})
-
-
-def test_a_guard_names_a_score_of_its_run(planted):
-    with pytest.raises(
-        ConfigError, match=r"guard\.score 'zero_shot/other/top1' is no score of this run; its scores are"
-    ):
-        config_of_run(planted, "any", CAREFUL, guard=GuardConfig(score="zero_shot/other/top1"))
-
-
-@pytest.mark.parametrize("fall", [-0.1, math.nan])
-def test_a_limit_that_is_no_fall_is_refused(fall):
-    with pytest.raises(ConfigError, match=r"guard\.largest_fall is .*; it must be at least 0"):
-        GuardConfig(score=SCORE, largest_fall=fall)
-
-
-def test_a_loss_falls_by_rising_and_nan_is_never_allowed():
-    loss, top1 = GuardConfig(score="contrastive/test/loss", largest_fall=0.5), GuardConfig(score=SCORE)
-    assert [loss.allows(1.0, now) for now in (0.1, 1.5, 1.6, math.nan)] == [True, True, False, False]
-    assert [top1.allows(0.5, now) for now in (0.9, 0.46, 0.44, math.nan)] == [True, True, False, False]
+    assert f"guard: {TOP1} 1.0000 before the first step, 1.0000 after step 6; largest fall allowed 0.05" in shown
