@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.open_clip_folders import save, tiny_model
@@ -97,7 +98,7 @@ def test_open_clip_loads_the_repository_and_gives_our_embeddings(tmp_path, monke
     main([str(save(tmp_path / "model", model)), str(tmp_path / "hub"), "--to", "huggingface", "--license", "mit"])
     theirs, _, _ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'hub'}")
     images, tokens = inputs(model.config, 3)
-    pixels = np.array(normalize_on_device(images)).transpose(0, 3, 1, 2)
+    pixels = np.array(normalize_on_device(jnp.asarray(images))).transpose(0, 3, 1, 2)
     with torch.no_grad():
         image = theirs.eval().encode_image(torch.from_numpy(pixels.copy()), normalize=True)
         text = theirs.encode_text(torch.from_numpy(tokens.astype(np.int64)), normalize=True)
