@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 from support.open_clip_folders import save, tiny_model
 from support.paths import ROOT
 from support.random_models import random_model
@@ -65,6 +66,19 @@ def test_the_commands_of_the_page_run(command, tmp_path):
     done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / command[3] / ("open_clip_config.json" if "open" in command[-1] else "README.md")).is_file()
+
+
+@pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS)
+def test_jax_gives_our_embeddings_at_any_batch_size(changes, tmp_path):
+    model = random_model(tiny_clip_config(**changes))
+    main([str(save(tmp_path / "model", model)), str(tmp_path / "programs"), "--to", "stablehlo"])
+    images, tokens = inputs(model.config, 7)
+    for name, batch, ours in zip(("image", "text"), (images, tokens), our_features(model, images, tokens), strict=True):
+        program = export.deserialize(bytearray((tmp_path / "programs" / f"{name}.stablehlo").read_bytes()))
+        with np.load(tmp_path / "programs" / f"{name}.npz") as file:
+            weights = dict(file)
+        for rows in (1, 2, 7):
+            np.testing.assert_allclose(program.call(weights, batch[:rows]), ours[:rows], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS)
