@@ -103,7 +103,11 @@ def test_a_command_names_programs_flags_and_files_that_exist(command):
             assert (folders[0] / "__main__.py").is_file()
             files = [path for folder in folders for path in sorted(folder.glob("*.py"))]
         else:  # the thin files in scripts/ call the library's programs, which define the flags
-            homes = (f"clipa_eqx/programs/{Path(program).name}", f"conversion/{Path(program).stem}/__main__.py", program)
+            homes = (
+                f"clipa_eqx/programs/{Path(program).name}",
+                f"conversion/{Path(program).stem}/__main__.py",
+                program,
+            )
             files = [next(ROOT / home for home in homes if (ROOT / home).exists())]
         source = "\n".join(path.read_text(encoding="utf-8") for path in files)
         if arguments and arguments[0].startswith("configs/"):
