@@ -1,9 +1,12 @@
 """Folders of embeddings: what is in them, resumes that are byte-equal, and what a resume refuses."""
 
 import dataclasses
+import errno
 import json
+import os
 from functools import partial
 
+import jax
 import numpy as np
 import pytest
 from support.scored_runs import noise_png
@@ -11,7 +14,7 @@ from support.scored_runs import noise_png
 from clipa_eqx.cli import OK, USAGE, run
 from clipa_eqx.data.array_record_writer import write_records
 from clipa_eqx.data.records import Record
-from clipa_eqx.errors import ConfigError, DataError
+from clipa_eqx.errors import ConfigError, DataError, NonFiniteError
 from clipa_eqx.programs.embed import main
 from clipa_eqx.saved.model import load_model
 from clipa_eqx.search.embedding import EmbeddingOptions, begin, embed, finish
@@ -207,3 +210,32 @@ def test_the_mesh_changes_vectors_by_rounding_only(photos, encoder, model_folder
     np.testing.assert_allclose(vectors_of(out), single, atol=2e-6)
     scores = single @ single.T
     np.testing.assert_array_equal(np.argsort(-scores), np.argsort(-(vectors_of(out) @ vectors_of(out).T)))
+
+
+def test_a_full_disk_is_one_message_and_the_same_command_resumes(photos, encoder, tmp_path, monkeypatch):
+    inputs = image_folder_inputs(photos)
+    write(tmp_path / "once", encoder, inputs)
+    real = np.save
+
+    def full(handle, vectors):
+        if len(vectors) == 1:  # the last shard
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(handle, vectors)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "save", full)
+        with pytest.raises(DataError, match=r"No space left on device.; complete shards stay"):
+            write(tmp_path / "out", encoder, inputs)
+    assert sorted(content_of(tmp_path / "out")) == [
+        *(f"0000{i}.{end}" for i in (0, 1) for end in ("json", "npy")),
+        "embeddings.json",
+    ]
+    assert write(tmp_path / "out", encoder, inputs).new == 1
+    assert content_of(tmp_path / "out") == content_of(tmp_path / "once")
+
+
+def test_vectors_that_are_not_finite_are_refused(photos, encoder, tmp_path):
+    broken = dataclasses.replace(encoder, model=jax.tree.map(lambda leaf: leaf * np.nan, encoder.model))
+    with pytest.raises(NonFiniteError, match=r"the embedding of 0\.png is not finite"):
+        write(tmp_path / "out", broken, image_folder_inputs(photos))
+    assert list((tmp_path / "out").glob("*.npy")) == []
