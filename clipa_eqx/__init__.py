@@ -96,6 +96,10 @@ if TYPE_CHECKING:
     from clipa_eqx.schedules import Polynomial as Polynomial
     from clipa_eqx.schedules import Rsqrt as Rsqrt
     from clipa_eqx.schedules import Stair as Stair
+    from clipa_eqx.search.exact import Best as Best
+    from clipa_eqx.search.exact import best_rows as best_rows
+    from clipa_eqx.search.index import SearchIndex as SearchIndex
+    from clipa_eqx.search.index import open_embeddings as open_embeddings
     from clipa_eqx.sharding import MeshConfig as MeshConfig
     from clipa_eqx.sharding import make_mesh as make_mesh
     from clipa_eqx.sharding import shardings_for as shardings_for
@@ -116,6 +120,7 @@ __version__ = "0.2.0.dev0"
 _HOME = {
     "AffineConfig": "data.images.affine",
     "BatchIterator": "data.prefetch",
+    "Best": "search.exact",
     "BlockConfig": "models.blocks",
     "CLIP": "models.clip",
     "CLIPConfig": "models.clip",
@@ -162,6 +167,7 @@ _HOME = {
     "RetrievalConfig": "evals.retrieval",
     "Rsqrt": "schedules",
     "RunLength": "durations",
+    "SearchIndex": "search.index",
     "ShardingError": "errors",
     "Stair": "schedules",
     "StreamConfig": "data.prefetch",
@@ -179,6 +185,7 @@ _HOME = {
     "ZeroShotResult": "evals.counting",
     "ZeroShotTask": "evals.zero_shot",
     "ZeroShotTransform": "evals.zero_shot",
+    "best_rows": "search.exact",
     "class_embeddings": "evals.zero_shot",
     "contrastive_loss": "losses.contrastive",
     "count_params": "trees",
@@ -197,6 +204,7 @@ _HOME = {
     "local_softmax_contrastive": "losses.softmax",
     "make_mesh": "sharding",
     "make_optimizer": "optim",
+    "open_embeddings": "search.index",
     "open_evaluation": "evals.evaluation",
     "open_records": "data.array_record_reader",
     "prepare_zero_shot": "evals.zero_shot",
