@@ -62,7 +62,7 @@ def test_text_positions_that_shrink_and_grow_again_stay_near(small):
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=15)
 @given(length=st.integers(2, 40), share=st.floats(0.01, 1), seed=st.integers(0, 99))
 def test_text_positions_of_every_length_that_shrink_and_grow_again_stay_near(length, share, seed):
     check_texts(length, max(1, round(share * length)), seed)

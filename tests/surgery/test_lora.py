@@ -72,7 +72,7 @@ def test_merged_equals_unmerged():
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=5)
 @given(rank=st.integers(1, 6), alpha=st.floats(0.5, 16, width=32))
 def test_merged_equals_unmerged_for_every_rank_and_alpha(rank, alpha):
     check_merged(rank=rank, alpha=alpha)
