@@ -31,10 +31,11 @@ class GuardConfig:
     def fall(self, before: float, now: float) -> float:
         """The amount by which the score is worse than before; negative if it is better.
 
-        >>> GuardConfig(score="zero_shot/imagenet/top1").fall(0.75, 0.5)
-        0.25
-        >>> GuardConfig(score="contrastive/coco/loss").fall(0.75, 0.5)
-        -0.25
+        Examples:
+            >>> GuardConfig(score="zero_shot/imagenet/top1").fall(0.75, 0.5)
+            0.25
+            >>> GuardConfig(score="contrastive/coco/loss").fall(0.75, 0.5)
+            -0.25
         """
         return now - before if is_better(self.score, 0.0, 1.0) else before - now
 

@@ -7,7 +7,8 @@ import shlex
 import subprocess
 import sys
 
-import jax.random as jr
+import jax
+import numpy as np
 import pytest
 from support.paths import ROOT
 from support.synthetic_photos import write_photos
@@ -15,7 +16,7 @@ from support.tiny_models import tiny_clip_config
 
 from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.experiment import ExperimentConfig
-from clipa_eqx.models.clip import CLIP
+from clipa_eqx.models.clip import abstract_clip
 from clipa_eqx.saved.model import load_model, save_model
 from clipa_eqx.tokenizer.wordpiece import Tokenizer
 from clipa_eqx.training.metrics import read_metrics
@@ -35,7 +36,9 @@ def clone(tmp_path_factory):
         (folder / name).symlink_to(ROOT / name)
     (folder / "photos.py").write_text(CONFIG, encoding="utf-8")
     tokenizer = Tokenizer.bert()
-    model = CLIP.init(tiny_clip_config(text={"vocab": tokenizer.vocab_size}), key=jr.key(0))
+    rng = np.random.default_rng(0)
+    abstract = abstract_clip(tiny_clip_config(text={"vocab": tokenizer.vocab_size}))
+    model = jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), abstract)
     preprocess = EvalImageConfig(size=model.config.image.image_size, resize="squash")
     (folder / MODEL).parent.mkdir(parents=True)
     save_model(folder / MODEL, model, tokenizer=tokenizer, preprocess=preprocess, provenance={})

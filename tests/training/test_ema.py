@@ -16,12 +16,13 @@ from support.scored_runs import write_set
 from clipa_eqx.cli import OK, run
 from clipa_eqx.ema import EmaConfig
 from clipa_eqx.evals.contrastive import ContrastiveConfig
-from clipa_eqx.experiment import CheckpointConfig, InitConfig
+from clipa_eqx.experiment import CheckpointConfig
 from clipa_eqx.optim import OptimConfig
 from clipa_eqx.planning.compiled import state_bytes
 from clipa_eqx.programs.evaluate import main
 from clipa_eqx.saved.model import load_model
 from clipa_eqx.sharding import MeshConfig, make_mesh
+from clipa_eqx.surgery.init_config import InitConfig
 from clipa_eqx.training.checkpoint import Checkpoints
 from clipa_eqx.training.loop import train
 from clipa_eqx.training.memory import less_memory

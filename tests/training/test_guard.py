@@ -24,12 +24,13 @@ from clipa_eqx.errors import CheckpointError, ConfigError, GuardError
 from clipa_eqx.evals.contrastive import ContrastiveConfig
 from clipa_eqx.evals.guard import GuardConfig
 from clipa_eqx.evals.zero_shot import ZeroShotConfig
-from clipa_eqx.experiment import CheckpointConfig, DataConfig, DataSource, InitConfig
+from clipa_eqx.experiment import CheckpointConfig, DataConfig, DataSource
 from clipa_eqx.models.clip import abstract_clip
 from clipa_eqx.optim import OptimConfig
 from clipa_eqx.programs.describe import describe_run
 from clipa_eqx.saved.model import load_model, save_model
 from clipa_eqx.schedules import Cosine
+from clipa_eqx.surgery.init_config import InitConfig
 from clipa_eqx.tokenizer.loading import load_tokenizer
 from clipa_eqx.training.checkpoint_record import committed_steps, newest_record
 from clipa_eqx.training.guarding import Guard
