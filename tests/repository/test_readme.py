@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from support.embeddings import write_embeddings
 from support.parameter_counts import PARAMETERS
 from support.paths import ROOT
 from support.tiny_models import tiny_clip, tiny_clip_config, tiny_tokenizer
@@ -61,6 +62,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("CLIPA_EQX_CACHE", str(tmp_path / "cache"))
     converted = tmp_path / "cache" / "models" / "UCSC-VLAA--ViT-L-14-CLIPA-datacomp1B@main"
     save_model(converted, tiny_clip(), tokenizer=tiny_tokenizer(), preprocess=size, provenance={})
+    write_embeddings(tmp_path / "embeddings", tmp_path / "photos")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
