@@ -27,11 +27,13 @@ if TYPE_CHECKING:
     from clipa_eqx.data.transforms import TrainTransform as TrainTransform
     from clipa_eqx.durations import Duration as Duration
     from clipa_eqx.durations import RunLength as RunLength
+    from clipa_eqx.ema import EmaConfig as EmaConfig
     from clipa_eqx.errors import CheckpointError as CheckpointError
     from clipa_eqx.errors import ClipaError as ClipaError
     from clipa_eqx.errors import ConfigError as ConfigError
     from clipa_eqx.errors import ConversionError as ConversionError
     from clipa_eqx.errors import DataError as DataError
+    from clipa_eqx.errors import GuardError as GuardError
     from clipa_eqx.errors import NonFiniteError as NonFiniteError
     from clipa_eqx.errors import ShardingError as ShardingError
     from clipa_eqx.evals.contrastive import ContrastiveConfig as ContrastiveConfig
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from clipa_eqx.evals.evaluation import open_evaluation as open_evaluation
     from clipa_eqx.evals.evaluation import run_evaluation as run_evaluation
     from clipa_eqx.evals.few_shot import FewShotConfig as FewShotConfig
+    from clipa_eqx.evals.guard import GuardConfig as GuardConfig
     from clipa_eqx.evals.linear_probe import LinearProbeConfig as LinearProbeConfig
     from clipa_eqx.evals.record_folder import score_records as score_records
     from clipa_eqx.evals.retrieval import RetrievalConfig as RetrievalConfig
@@ -135,10 +138,13 @@ _HOME = {
     "DataError": "errors",
     "DataSource": "experiment",
     "Duration": "durations",
+    "EmaConfig": "ema",
     "EvalImageConfig": "data.images.evaluation",
     "Evaluation": "evals.evaluation",
     "ExperimentConfig": "experiment",
     "FewShotConfig": "evals.few_shot",
+    "GuardConfig": "evals.guard",
+    "GuardError": "errors",
     "ImageConfig": "data.images.augment",
     "InitConfig": "surgery.init_config",
     "Interrupted": "training.stopping",
