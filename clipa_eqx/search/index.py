@@ -105,9 +105,11 @@ def open_embeddings(folder: Path | str) -> SearchIndex:
     """Open a complete folder of embeddings; vectors are read when they are searched.
 
     Examples:
-        >>> index = open_embeddings("embeddings")  # doctest: +SKIP
-        >>> found = best_rows(index.blocks(), clip.encode_texts(["a cat"]), k=5)  # doctest: +SKIP
-        >>> [index.find(int(number)).id for number in found.numbers[0]]  # doctest: +SKIP
+        ```python
+        index = open_embeddings("embeddings")
+        found = best_rows(index.blocks(), clip.encode_texts(["a cat"]), k=5)
+        names = [index.find(int(number)).id for number in found.numbers[0]]
+        ```
 
     Raises:
         ConfigError: the folder has no embeddings, or is not complete.
