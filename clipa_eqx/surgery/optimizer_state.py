@@ -46,11 +46,6 @@ def with_optimizer(
         state: the optimizer state of ``before``, of any optimizer that keeps moments in the shapes of the leaves.
         optimizer: optimizer of the new model, such as that of ``make_optimizer``; it decides which leaves have moments.
 
-    Examples:
-        >>> result = surgery.resize_text(model, length=32)  # doctest: +SKIP
-        >>> optimizer = make_optimizer(config, result.model, run)  # doctest: +SKIP
-        >>> state, changes = surgery.with_optimizer(model, result, state, optimizer)  # doctest: +SKIP
-
     Raises:
         ConfigError: ``result`` or ``state`` is not of ``before``, or ``optimizer`` is of another kind than the one of
             ``state``; the message lists every leaf.

@@ -25,6 +25,7 @@ def freeze(optim: OptimConfig, model: Any, *patterns: str) -> OptimConfig:
             ``image/blocks/[0-3]/.*``.
 
     Examples:
+        >>> from clipa_eqx.models.presets import preset
         >>> locked = freeze(OptimConfig(peak_lr=1e-3), preset("B/16"), "image/.*")
         >>> locked.schedules[0]
         ('image/.*', None)
