@@ -236,6 +236,7 @@ def test_a_run_folder_as_a_start_gives_its_average(whole):
     assert_bit_equal(source.model, saved_state(config, folder).averaged)
 
 
+@pytest.mark.slow
 def test_a_step_of_a_run_with_an_average_is_replayed_bit_for_bit(whole):
     config, folder, _ = whole
     compiler = tiny_runs.compile_once
