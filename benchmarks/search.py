@@ -40,7 +40,7 @@ def main() -> None:
             model={},
             width=arguments.width,
             state="random",
-            parts=[Part(vectors=on_disk, rows=None, numbers=np.arange(arguments.rows))],
+            parts=[Part(vectors=lambda: on_disk, rows=None, numbers=np.arange(arguments.rows))],
             find=lambda number: Found(str(number), None, None),
         )
         print(f"{arguments.rows:,} vectors of {arguments.width}, {_K} results, median of {arguments.queries} queries")

@@ -42,12 +42,12 @@ class Part:
     """The rows of a shard that are searched.
 
     Attributes:
-        vectors: all vectors of the shard, on disk.
+        vectors: opens all vectors of the shard on disk; few shards are open at once, each needs a file descriptor.
         rows: the rows that are searched, in order; None for all.
         numbers: number of each of them.
     """
 
-    vectors: Float[np.ndarray, "all embed"]
+    vectors: Callable[[], Float[np.ndarray, "all embed"]]
     rows: Int64[np.ndarray, " rows"] | None
     numbers: Int64[np.ndarray, " rows"]
 
@@ -80,10 +80,11 @@ class SearchIndex:
     def blocks(self, *, rows: int = ROWS_PER_BLOCK) -> Iterator[Block]:
         """Yield all rows, at most ``rows`` at once."""
         for part in self.parts:
+            vectors = part.vectors()
             for start in range(0, len(part.numbers), rows):
                 some = slice(start, start + rows)
                 taken = some if part.rows is None else part.rows[some]
-                yield Block(part.numbers[some], np.asarray(part.vectors[taken]))
+                yield Block(part.numbers[some], np.asarray(vectors[taken]))
 
     def rows(self, numbers: Int64[np.ndarray, " rows"]) -> Float[np.ndarray, "rows embed"]:
         """The vectors with these numbers, in that order. Raises IndexError if there is no such number."""
@@ -94,7 +95,8 @@ class SearchIndex:
             at = np.searchsorted(part.numbers, numbers, sorter=order).clip(max=len(order) - 1)
             here = part.numbers[order[at]] == numbers if len(order) else np.zeros(len(numbers), bool)
             places = order[at[here]]
-            found[here] = part.vectors[places if part.rows is None else part.rows[places]]
+            if len(places):
+                found[here] = part.vectors()[places if part.rows is None else part.rows[places]]
             missing &= ~here
         if missing.any():
             raise IndexError(f"the index has no row {numbers[missing][0]}")
@@ -124,14 +126,11 @@ def open_embeddings(folder: Path | str) -> SearchIndex:
         raise ConfigError(f"{folder} is not complete; run the command that writes it again, which resumes")
     counts = [int(shard["rows"]) for shard in content["shards"]]
     ends = list(itertools.accumulate(counts))
-    parts = [
-        Part(
-            vectors=open_vectors(folder, shard, rows=count),
-            rows=None,
-            numbers=np.arange(end - count, end),
-        )
-        for shard, (count, end) in enumerate(zip(counts, ends, strict=True))
-    ]
+    parts: list[Part] = []
+    for shard, (count, end) in enumerate(zip(counts, ends, strict=True)):
+        vectors = partial(open_vectors, folder, shard, rows=count)
+        vectors()  # a missing or damaged file is an error now
+        parts.append(Part(vectors=vectors, rows=None, numbers=np.arange(end - count, end)))
     open_image = _image_opener(content["inputs"]) if content["kind"] == "images" else None
 
     def find(number: int) -> Found:

@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -186,10 +187,10 @@ def open_photos(index: Path, folder: Path) -> SearchIndex:
     width = 0
     for shard, pairs in sorted(by_shard.items()):
         listing = read_listing(index, shard)
-        vectors = open_vectors(index, shard, rows=len(listing.ids))
+        vectors = partial(open_vectors, index, shard, rows=len(listing.ids))
         described.append(f"{listing.vectors_sha256} {pairs}")
         rows = np.array(pairs, np.int64)
-        width = vectors.shape[1]
+        width = vectors().shape[1]
         parts.append(Part(vectors=vectors, rows=rows[:, 0], numbers=rows[:, 1]))
 
     def find(number: int) -> Found:

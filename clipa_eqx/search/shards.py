@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -83,7 +83,7 @@ def write_shard(
         DataError: the folder cannot be written.
         ConfigError: as ``encode_items``.
     """
-    found = list(chunks)
+    found = [_without_images(chunk) for chunk in chunks] if is_images else list(chunks)
     items = [item for chunk in found for item in chunk.items]
     vectors = np.concatenate([np.zeros((0, width), np.float32), *(chunk.vectors for chunk in found)]).astype(dtype)
     ids = [item.id for item in items]
@@ -160,12 +160,19 @@ def open_vectors(folder: Path, shard: int, *, rows: int) -> Float[np.ndarray, "r
     return found
 
 
+def _without_images(chunk: Chunk) -> Chunk:
+    """The chunk without the content of its images, which would be in memory until the shard is complete."""
+    return replace(chunk, items=[item._replace(content=b"") for item in chunk.items])
+
+
 def _write_parquet(path: Path, ids: Sequence[str], texts: Sequence[str] | None, vectors: np.ndarray) -> None:
     pyarrow, parquet = import_parquet()
     flat = pyarrow.array(np.ascontiguousarray(vectors).reshape(-1))
-    columns: dict[str, Any] = {"id": pyarrow.array([one.encode("utf-8", "replace").decode() for one in ids])}
+    named = [one.encode("utf-8", "replace").decode() for one in ids]
+    # The type is given: it cannot be read off a shard without rows.
+    columns: dict[str, Any] = {"id": pyarrow.array(named, pyarrow.string())}
     if texts is not None:
-        columns["text"] = pyarrow.array(texts)
+        columns["text"] = pyarrow.array(texts, pyarrow.string())
     columns["embedding"] = pyarrow.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
     with new_file(path, clean=False) as file:
         parquet.write_table(pyarrow.table(columns), file)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -21,7 +22,11 @@ def index_of(vectors, state="one"):
     half = len(vectors) // 2
     order = np.random.default_rng(1).permutation(len(vectors))  # rows on disk in another order than their numbers
     parts = [
-        Part(vectors=vectors[some], rows=None if i else np.arange(len(some))[::-1], numbers=some if i else some[::-1])
+        Part(
+            vectors=partial(vectors.take, some, axis=0),
+            rows=None if i else np.arange(len(some))[::-1],
+            numbers=some if i else some[::-1],
+        )
         for i, some in enumerate((order[:half], order[half:]))
     ]
     return SearchIndex(

@@ -18,8 +18,10 @@ from clipa_eqx.errors import ConfigError, DataError, NonFiniteError
 from clipa_eqx.programs.embed import main
 from clipa_eqx.saved.model import load_model
 from clipa_eqx.search.embedding import EmbeddingOptions, begin, embed, finish
+from clipa_eqx.search.encoder import Chunk, encode_items
 from clipa_eqx.search.index import open_embeddings
-from clipa_eqx.search.inputs import image_folder_inputs, list_images, text_file_inputs
+from clipa_eqx.search.inputs import Item, image_folder_inputs, list_images, text_file_inputs
+from clipa_eqx.search.shards import write_shard
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -56,6 +58,35 @@ def test_images_have_the_vectors_of_the_model_in_the_order_of_their_paths(photos
     content = json.loads((out / "embeddings.json").read_text())
     assert [shard["rows"] for shard in content["shards"]] == [3, 3, 1]
     assert (content["rows"], content["complete"], content["width"]) == (7, True, 16)
+
+
+def test_few_shards_are_open_at_once(photos, encoder, tmp_path):
+    write(tmp_path / "out", encoder, image_folder_inputs(photos), EmbeddingOptions(shard_inputs=1, batch_size=8))
+    before = len(os.listdir("/dev/fd"))
+    index = open_embeddings(tmp_path / "out")
+    assert len(os.listdir("/dev/fd")) == before
+    opened = [len(os.listdir("/dev/fd")) - before for _ in index.blocks()]
+    assert len(opened) == 7
+    assert max(opened) <= 2
+    index.rows(np.arange(7))
+    assert len(os.listdir("/dev/fd")) == before
+
+
+def test_the_content_of_images_is_dropped_once_they_are_encoded(encoder, tmp_path):
+    dropped: list[int] = []
+
+    class Content(bytes):
+        def __del__(self):
+            dropped.append(1)
+
+    def items():
+        for number in range(8):
+            assert number - len(dropped) <= 3  # those on the devices and the next
+            yield Item(number, str(number), Content(noise_png(number)))
+
+    chunks = encode_items(encoder, items(), batch_size=1, is_images=True)
+    listing = write_shard(tmp_path, 0, chunks, width=encoder.width, dtype="float32", is_images=True)
+    assert len(listing.ids) == 8
 
 
 def test_a_run_that_was_killed_in_any_shard_resumes_byte_equal(photos, encoder, tmp_path):
@@ -187,6 +218,16 @@ def test_parquet_has_the_same_rows(photos, encoder, tmp_path):
     table = parquet.read_table([tmp_path / "out" / f"{shard:05}.parquet" for shard in range(3)])
     np.testing.assert_array_equal(np.stack(table["embedding"].to_numpy()), vectors_of(tmp_path / "out"))
     assert table["id"].to_pylist() == [file.name for file in list_images(photos)]
+
+
+def test_a_shard_without_rows_has_the_types_of_the_others(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    for shard, texts in enumerate((["a cat"], [])):
+        items = [Item(number, str(number), text) for number, text in enumerate(texts)]
+        chunk = Chunk(items=items, vectors=np.zeros((len(items), 4), np.float32), unreadable=[], truncated=0)
+        write_shard(tmp_path, shard, [chunk], width=4, dtype="float32", is_images=False, with_parquet=True)
+    schemas = [parquet.read_schema(tmp_path / f"{shard:05}.parquet") for shard in range(2)]
+    assert schemas[0] == schemas[1]
 
 
 @pytest.mark.parametrize(
