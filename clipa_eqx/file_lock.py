@@ -1,5 +1,6 @@
 """Folders that one process at a time may write to; the lock ends with the process, however it ends."""
 
+import errno
 import fcntl
 import logging
 import os
@@ -8,6 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from clipa_eqx.errors import ClipaError
+
+LOCK_FILE = ".lock"
+"""File in a locked folder; it stays there, because deleting it would let two processes lock two files."""
 
 _log = logging.getLogger(__name__)
 
@@ -23,7 +27,7 @@ def locked_folder(folder: Path, *, error: type[ClipaError], waits: bool = False)
         waits: wait for the other process instead of raising an error.
 
     Raises:
-        error: another process is writing there, or the folder cannot be created.
+        error: another process is writing there, or the folder cannot be created or opened.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -31,12 +35,26 @@ def locked_folder(folder: Path, *, error: type[ClipaError], waits: bool = False)
         raise error(f"{folder} is a file; give the name of a folder") from cause
     except OSError as cause:
         raise error(f"{folder} cannot be created ({cause.strerror}); give a folder that can be written") from cause
-    handle = os.open(folder, os.O_RDONLY)
+    try:
+        handle = _opened(folder)
+    except OSError as cause:
+        raise error(f"{folder} cannot be locked ({cause.strerror}); give a folder that can be written") from cause
     try:
         _lock(handle, folder, error=error, waits=waits)
         yield
     finally:
         os.close(handle)
+
+
+def _opened(folder: Path) -> int:
+    # A regular file open for writing, because NFS locks neither folders nor files that are open for reading.
+    try:
+        return os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as cause:
+        if cause.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        # The file of another user, or a folder that can only be read.
+        return os.open(folder / LOCK_FILE if (folder / LOCK_FILE).exists() else folder, os.O_RDONLY)
 
 
 def _lock(handle: int, folder: Path, *, error: type[ClipaError], waits: bool) -> None:

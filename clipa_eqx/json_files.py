@@ -7,6 +7,15 @@ from typing import Any, cast
 from clipa_eqx.errors import ClipaError
 
 
+def has_format(path: Path, start: str) -> bool:
+    """Whether a JSON file holds an object whose ``format`` starts like this."""
+    try:
+        found = read_json_object(path, error=ClipaError, hint="")
+    except ClipaError:
+        return False
+    return str(found.get("format")).startswith(start)
+
+
 def read_json_object(path: Path, *, error: type[ClipaError], hint: str) -> dict[str, Any]:
     """Read the object that a JSON file holds.
 

@@ -19,7 +19,7 @@ from clipa_eqx.evals.prompts import PromptReduction
 from clipa_eqx.file_lock import locked_folder
 from clipa_eqx.programs.encoders import load_encoder
 from clipa_eqx.saved.kinds import kind_of, what_is
-from clipa_eqx.search.embedding import EmbeddingOptions, Summary, begin, embed, finish
+from clipa_eqx.search.embedding import EmbeddingOptions, Summary, begin, check_folder, embed, finish
 from clipa_eqx.search.encoder import Encoder
 from clipa_eqx.search.inputs import Inputs, image_folder_inputs, record_inputs, text_file_inputs
 
@@ -67,6 +67,7 @@ def run_embedding(request: Request) -> Summary:
     with ExitStack() as held:
         with refused_together("lock the folder of embeddings"):
             if jax.process_index() == 0:
+                check_folder(request.out)  # nothing is written to another folder, not even the lock
                 held.enter_context(locked_folder(request.out, error=ConfigError))
         return _embed(request, encoder, inputs)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +21,20 @@ from clipa_eqx.replacing import write_text
 from clipa_eqx.reports.gallery import Card, Results, gallery
 from clipa_eqx.saved.kinds import kind_of, what_is
 from clipa_eqx.search.approximate import TESTED_K, TESTED_ROWS, approximate_rows, open_graph
-from clipa_eqx.search.embedding import EMBEDDINGS_FILE
+from clipa_eqx.search.embedding import is_embeddings
 from clipa_eqx.search.encoder import Encoder, check_same_model, encode_items
 from clipa_eqx.search.exact import Best, best_rows
 from clipa_eqx.search.index import SearchIndex, open_embeddings
 from clipa_eqx.search.inputs import Item
-from clipa_eqx.search.photos import PHOTOS_FILE, changes_of, open_photos, read_photo_index, shrink, update
+from clipa_eqx.search.photos import (
+    changes_of,
+    check_place,
+    is_photo_index,
+    open_photos,
+    read_photo_index,
+    shrink,
+    update,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -76,7 +85,7 @@ def search(request: Request) -> Answer:
         DataError: a query or the folder of photos cannot be read.
     """
     _check_queries(request)
-    if (request.index / EMBEDDINGS_FILE).is_file():
+    if is_embeddings(request.index):
         if request.photo_index is not None:
             raise ConfigError(f"--index has no effect: {request.index} is a folder of embeddings; leave it out")
         index, folder = open_embeddings(request.index), request.index
@@ -98,7 +107,7 @@ def search(request: Request) -> Answer:
     what = counted(len(index), "image" if index.kind == "images" else "text")
     return Answer(
         results=[_results(index, query, best, row) for row, query in enumerate(request.queries)],
-        about=f"{what} of {index.title}, model {encoder.path}, {how}",
+        about=_shown(f"{what} of {index.title}, model {encoder.path}, {how}"),
     )
 
 
@@ -114,11 +123,12 @@ def _check_queries(request: Request) -> None:
 
 def _photos(request: Request) -> tuple[Encoder, SearchIndex, Path]:
     given = request.index
-    if (given / PHOTOS_FILE).is_file():
+    if is_photo_index(given):
         begun = read_photo_index(given)
         folder, index = (given if begun is None else begun.folder), given
     elif kind_of(given) == "other folder":
         folder, index = given, request.photo_index or _cached(given)
+        check_place(index, folder)
         begun = read_photo_index(index)
     else:
         hint = (
@@ -140,7 +150,7 @@ def _photos(request: Request) -> tuple[Encoder, SearchIndex, Path]:
         _log.info(
             "%s: %d new or changed, %d gone", counted(len(changes.files), "photo"), len(changes.new), changes.dropped
         )
-        if changes.new or begun is None:
+        if changes.new or changes.damaged or begun is None:
             update(index, folder, encoder, changes, batch_size=request.batch_size)
         shrink(index, folder)
         return encoder, open_photos(index, folder), index
@@ -148,7 +158,7 @@ def _photos(request: Request) -> tuple[Encoder, SearchIndex, Path]:
 
 def _cached(folder: Path) -> Path:
     real = folder.resolve()
-    return cache_folder("photos", f"{real.name}-{hashlib.sha256(str(real).encode()).hexdigest()[:12]}")
+    return cache_folder("photos", f"{real.name}-{hashlib.sha256(os.fsencode(real)).hexdigest()[:12]}")
 
 
 def _encoder(request: Request, *, recorded: str | None) -> Encoder:
@@ -180,7 +190,7 @@ def _vectors(encoder: Encoder, request: Request) -> Float32[np.ndarray, "queries
 def _results(index: SearchIndex, query: Query, best: Best, row: int) -> Results:
     content = query.content
     return Results(
-        query=str(content),
+        query=_shown(str(content)),
         query_image=content.read_bytes() if isinstance(content, Path) else None,
         cards=[
             _card(index, int(number), float(score))
@@ -191,7 +201,12 @@ def _results(index: SearchIndex, query: Query, best: Best, row: int) -> Results:
 
 def _card(index: SearchIndex, number: int, score: float) -> Card:
     found = index.find(number)
-    return Card(name=found.id, score=score, image=found.image, words=found.text or "")
+    return Card(name=_shown(found.id), score=score, image=found.image, words=found.text or "")
+
+
+def _shown(text: str) -> str:
+    """A text with what is not UTF-8 in the name of a file as question marks, so that it can be printed and written."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def write_page(path: Path, answer: Answer) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clipa_eqx.errors import ConfigError, DataError, counted
-from clipa_eqx.json_files import read_json_object
+from clipa_eqx.json_files import has_format, read_json_object
 from clipa_eqx.progress import progress_bar, waiting
 from clipa_eqx.replacing import write_text
 from clipa_eqx.search.encoder import Chunk, Encoder, encode_items
@@ -91,14 +91,8 @@ def begin(folder: Path, encoder: Encoder, inputs: Inputs, options: EmbeddingOpti
     """
     own = describe(encoder, inputs, options)
     path = folder / EMBEDDINGS_FILE
+    check_folder(folder)
     if not path.exists():
-        # A name that starts with a dot is a temporary file of a killed process.
-        others = [one.name for one in folder.iterdir() if one.name[0] != "."] if folder.is_dir() else []
-        if others:
-            raise ConfigError(
-                f"{folder} is not empty and has no {EMBEDDINGS_FILE} ({', '.join(sorted(others)[:3])}); give a new "
-                "folder for the embeddings"
-            )
         _write(path, {**own, "complete": False})
         return
     begun = read_json_object(path, error=ConfigError, hint="give a new folder for the embeddings")
@@ -108,6 +102,24 @@ def begin(folder: Path, encoder: Encoder, inputs: Inputs, options: EmbeddingOpti
             f"{folder} was begun with other settings: {'; '.join(problems)}. Use the same model, inputs and options "
             "to resume, or give a new folder"
         )
+
+
+def check_folder(folder: Path) -> None:
+    """Check that a folder is new, empty, or begun. Raises ConfigError if it has other contents."""
+    if (folder / EMBEDDINGS_FILE).exists():
+        return
+    # A name that starts with a dot is the lock, or a temporary file of a killed process.
+    others = [one.name for one in folder.iterdir() if one.name[0] != "."] if folder.is_dir() else []
+    if others:
+        raise ConfigError(
+            f"{folder} is not empty and has no {EMBEDDINGS_FILE} ({', '.join(sorted(others)[:3])}); give a new "
+            "folder for the embeddings"
+        )
+
+
+def is_embeddings(folder: Path) -> bool:
+    """Whether a folder has the description of embeddings, of any version. Another folder may have a file so named."""
+    return has_format(folder / EMBEDDINGS_FILE, "clipa_eqx embeddings ")
 
 
 def describe(encoder: Encoder, inputs: Inputs, options: EmbeddingOptions) -> dict[str, Any]:

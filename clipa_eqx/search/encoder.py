@@ -112,14 +112,20 @@ def encode_items(encoder: Encoder, items: Iterator[Item], *, batch_size: int, is
             yield _read(*former)
 
 
-def check_same_model(recorded: Mapping[str, Any], encoder: Encoder, *, where: str, hint: str) -> None:
+def check_same_model(
+    recorded: Mapping[str, Any], encoder: Encoder, *, where: str, hint: str, adds: bool = False
+) -> None:
     """Check that vectors of a recorded fingerprint and of this encoder can be compared.
 
+    Args:
+        adds: images are added to the recorded ones, so they must be prepared in the same way too.
+
     Raises:
-        ConfigError: the weights or the architecture differ.
+        ConfigError: the weights, the architecture or the preparation of images differ.
     """
     own = encoder.fingerprint
-    differing = [name for name in ("weights_sha256", "config", "vocab_sha256") if recorded.get(name) != own[name]]
+    names = ("weights_sha256", "config", "vocab_sha256", *(("preprocess",) if adds else ()))
+    differing = [name for name in names if recorded.get(name) != own[name]]
     if differing:
         raise ConfigError(f"{where} was made with another model ({', '.join(differing)} differ); {hint}")
 

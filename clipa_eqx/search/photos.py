@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from clipa_eqx.errors import ConfigError, DataError
-from clipa_eqx.json_files import read_json_object
+from clipa_eqx.json_files import has_format, read_json_object
 from clipa_eqx.progress import progress_bar
 from clipa_eqx.replacing import write_text
 from clipa_eqx.search.embedding import remove_shard
@@ -24,6 +24,8 @@ PHOTOS_FILE = "photos.json"
 """File of an index that names the folder of photos and the model."""
 
 FORMAT = "clipa_eqx photo index 1"
+
+_ANY_FORMAT = "clipa_eqx photo index "
 
 SHARD_FILES = 512
 """Files per shard; the work that a kill loses."""
@@ -54,7 +56,10 @@ class Changes:
         unreadable: the reason of each file that was found unreadable.
         new: files that are not in the index, or were changed since.
         rows: rows of the index, ``dropped`` of which are of files that are gone or were changed.
-        shards: numbers of the shards on disk, in order.
+        shards: numbers of the shards that can be read, in order.
+        damaged: numbers of shards whose vectors are damaged or missing; the listing of each can be read.
+        next_shard: a number above those of all shards on disk.
+        width: length of the vectors; 0 without shards.
     """
 
     files: Sequence[ImageFile]
@@ -64,18 +69,46 @@ class Changes:
     rows: int
     dropped: int
     shards: Sequence[int]
+    damaged: Sequence[int]
+    next_shard: int
+    width: int
+
+
+def is_photo_index(folder: Path) -> bool:
+    """Whether a folder has the description of an index, of any version. A folder of photos may have a file so named."""
+    return has_format(folder / PHOTOS_FILE, _ANY_FORMAT)
+
+
+def check_place(index: Path, folder: Path) -> None:
+    """Check that an index may be written to a folder: a new or empty one, or an index.
+
+    Names that start with a dot are not counted.
+
+    Raises:
+        ConfigError: the folder has other contents, or is the folder of photos or one around it.
+    """
+    if folder.resolve().is_relative_to(index.resolve()):
+        raise ConfigError(f"the index {index} would hold the photos of {folder}; name another --index")
+    if is_photo_index(index) or not index.is_dir():
+        return
+    others = sorted(one.name for one in index.iterdir() if one.name[0] != ".")
+    if others:
+        raise ConfigError(
+            f"{index} is not empty and is not an index of photos ({', '.join(others[:3])}): its {PHOTOS_FILE} is "
+            "missing, damaged or of another program; name a new folder with --index"
+        )
 
 
 def read_photo_index(index: Path) -> PhotoIndex | None:
     """The description of an index; None if the folder has none.
 
     Raises:
-        ConfigError: it cannot be read, or is of another version.
+        ConfigError: it is of another version.
     """
     path = index / PHOTOS_FILE
-    if not path.exists():
+    if not is_photo_index(index):
         return None
-    hint = "delete the folder of the index, and the photos are embedded again"
+    hint = f"delete {index}, the folder of the index, and the photos are embedded again"
     found = read_json_object(path, error=ConfigError, hint=hint)
     if found.get("format") != FORMAT or not isinstance(found.get("model"), dict):
         raise ConfigError(f"{path} has the format {found.get('format')!r}, expected {FORMAT!r}; {hint}")
@@ -92,16 +125,23 @@ def changes_of(index: Path, folder: Path) -> Changes:
     wanted = {file.name: file for file in files}
     places: dict[str, tuple[int, int]] = {}
     unreadable: dict[str, str] = {}
-    rows, shards = 0, _shards(index)
-    for shard in shards:
+    rows = width = 0
+    shards: list[int] = []
+    damaged: list[int] = []
+    on_disk = _shards(index)
+    for shard in on_disk:
+        is_own = False
         try:
             listing = read_listing(index, shard)
             known = [_file_of(one) for one in listing.ids]
             bad = [(_file_of(one.id), one.reason) for one in listing.unreadable]
-            open_vectors(index, shard, rows=len(known))
+            is_own = True
+            width = open_vectors(index, shard, rows=len(known)).shape[1]
         except (DataError, ValueError) as error:
             _log.warning("a shard of the index is damaged, and its photos are embedded again: %s", error)
+            damaged += [shard] if is_own else []
             continue
+        shards.append(shard)
         rows += len(known)
         places |= {file.name: (shard, row) for row, file in enumerate(known) if wanted.get(file.name) == file}
         unreadable |= {file.name: reason for file, reason in bad if wanted.get(file.name) == file}
@@ -113,11 +153,14 @@ def changes_of(index: Path, folder: Path) -> Changes:
         rows=rows,
         dropped=rows - len(places),
         shards=shards,
+        damaged=damaged,
+        next_shard=max(on_disk, default=-1) + 1,
+        width=width,
     )
 
 
 def update(index: Path, folder: Path, encoder: Encoder, changes: Changes, *, batch_size: int) -> None:
-    """Embed the new files. The caller holds the lock of the folder ``index``.
+    """Embed the new files, then delete damaged shards. The caller holds the lock of the folder ``index``.
 
     A kill loses at most one shard of work. Rows of files that are gone stay on disk until they are more than half.
 
@@ -137,8 +180,10 @@ def update(index: Path, folder: Path, encoder: Encoder, changes: Changes, *, bat
         except OSError as error:
             raise ConfigError(f"{index} cannot be written ({error.strerror}); name another --index") from error
     else:
-        check_same_model(begun.model, encoder, where=f"the index {index}", hint="name another --index for this model")
-    first = max(changes.shards, default=-1) + 1
+        check_same_model(
+            begun.model, encoder, where=f"the index {index}", hint="name another --index for this model", adds=True
+        )
+    first = changes.next_shard
     clean_shard(index, first)
     with progress_bar(what="embedding photos", total=len(changes.new), unit="image") as bar:
         for shard, start in enumerate(range(0, len(changes.new), SHARD_FILES), first):
@@ -146,6 +191,8 @@ def update(index: Path, folder: Path, encoder: Encoder, changes: Changes, *, bat
             chunks = encode_items(encoder, _items(folder, some), batch_size=batch_size, is_images=True)
             for one in _write(index, shard, _counted(chunks, bar.update), width=encoder.width).unreadable:
                 _log.warning("left out: %s: %s", _file_of(one.id).name, one.reason)
+    for shard in changes.damaged:
+        remove_shard(index, shard)
 
 
 def shrink(index: Path, folder: Path) -> None:
@@ -157,11 +204,23 @@ def shrink(index: Path, folder: Path) -> None:
     if 2 * changes.dropped <= changes.rows:
         return
     kept = [file for file in changes.files if file.name in changes.places]
-    for shard, start in enumerate(range(0, len(kept), SHARD_FILES), max(changes.shards) + 1):
+    bad = [file for file in changes.files if file.name in changes.unreadable]
+    unreadable = [
+        item._replace(content=DataError(changes.unreadable[file.name]))
+        for file, item in zip(bad, _items(folder, bad), strict=True)
+    ]
+    # A shard without rows still holds the reasons of unreadable files.
+    starts = range(0, len(kept), SHARD_FILES) or range(1 if unreadable else 0)
+    for shard, start in enumerate(starts, changes.next_shard):
         some = kept[start : start + SHARD_FILES]
         rows = [_vector(index, *changes.places[file.name]) for file in some]
-        chunk = Chunk(items=list(_items(folder, some)), vectors=np.stack(rows), unreadable=(), truncated=0)
-        _write(index, shard, [chunk], width=len(rows[0]))
+        chunk = Chunk(
+            items=list(_items(folder, some)),
+            vectors=np.array(rows, np.float32).reshape(len(rows), changes.width),
+            unreadable=unreadable if start == 0 else (),
+            truncated=0,
+        )
+        _write(index, shard, [chunk], width=changes.width)
     for shard in changes.shards:
         remove_shard(index, shard)
 
@@ -208,7 +267,8 @@ def open_photos(index: Path, folder: Path) -> SearchIndex:
 
 
 def _shards(index: Path) -> list[int]:
-    return sorted(int(path.stem) for path in index.glob("*.json") if path.stem.isascii() and path.stem.isdigit())
+    stems = [path.stem for path in index.glob("*.json")]
+    return sorted(int(stem) for stem in stems if stem.isascii() and stem.isdigit() and stem == f"{int(stem):05}")
 
 
 def _items(folder: Path, files: Iterable[ImageFile]) -> Iterator[Item]:

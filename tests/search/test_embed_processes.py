@@ -1,5 +1,6 @@
 """Real processes that embed: two that share the shards, one that is killed again and again, and two in one folder."""
 
+import errno
 import json
 import os
 import signal
@@ -98,3 +99,30 @@ def test_a_second_process_in_the_same_folder_is_refused(model_folder, photos, tm
         assert run(partial(main, command(model_folder, photos, tmp_path / "out"))) == USAGE
     assert "another process is writing to" in capsys.readouterr().err
     assert run(partial(main, command(model_folder, photos, tmp_path / "out"))) == OK
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
+def test_a_folder_that_cannot_be_written_is_locked_too(tmp_path, monkeypatch, code):
+    real = os.open
+
+    def refused(path, flags, *mode):
+        if flags & os.O_RDWR:
+            raise OSError(code, os.strerror(code))
+        return real(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", refused)
+    with (
+        locked_folder(tmp_path, error=ConfigError),
+        pytest.raises(ConfigError, match="another process"),
+        locked_folder(tmp_path, error=ConfigError),
+    ):
+        pass
+
+
+def test_a_lock_that_cannot_be_made_is_one_message(tmp_path):
+    (tmp_path / ".lock").mkdir()
+    with (
+        pytest.raises(ConfigError, match="cannot be locked"),
+        locked_folder(tmp_path, error=ConfigError),
+    ):
+        pass

@@ -139,7 +139,9 @@ def test_a_damaged_shard_of_the_index_is_embedded_again(search, photos, model_fo
     assert "7 photos: 7 new or changed" in shown
     assert "a shard of the index is damaged" in shown
     assert len(hits) == 7
-    assert "0 new or changed" in search(photos, "--text", "a dog")[2]
+    shown = search(photos, "--text", "a dog")[2]
+    assert "0 new or changed" in shown
+    assert "is damaged" not in shown  # the damaged shard was deleted
 
 
 def test_an_unreadable_photo_is_named_once_and_left_out(search, photos, model_folder):
@@ -148,6 +150,50 @@ def test_an_unreadable_photo_is_named_once_and_left_out(search, photos, model_fo
     assert (code, len(hits)) == (OK, 6)
     assert "left out: 5.png: cannot decode image" in shown
     assert "left out" not in search(photos, "--text", "a dog")[2]
+
+
+def test_an_unreadable_photo_is_not_read_again_after_the_index_was_written_anew(search, photos, model_folder, tmp_path):
+    (photos / "5.png").write_bytes(b"no image")
+    search(photos, "--text", "a dog", "--model", model_folder)
+    for name in ("0.png", "1.png", "2.png", "4.png"):
+        (photos / name).unlink()
+    search(photos, "--text", "a dog")
+    assert [path.name for path in sorted(index_of(tmp_path).glob("*.npy"))] == ["00001.npy"]
+    assert "3 photos: 0 new or changed, 0 gone" in search(photos, "--text", "a dog")[2]
+    for name in ("6.png", "more/3.png"):
+        (photos / name).unlink()
+    assert search(photos, "--text", "a dog")[0] == USAGE  # nothing is left that could be searched
+    assert "1 photo: 0 new or changed, 0 gone" in search(photos, "--text", "a dog")[2]
+
+
+def test_only_own_folders_are_taken_for_an_index(search, photos, model_folder, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "00000.json").write_text("{}")
+    for index in (other, photos, tmp_path):
+        before = sorted(index.iterdir())
+        code, _, shown = search(photos, "--text", "a dog", "--model", model_folder, "--index", index)
+        assert code == USAGE
+        assert "index" in shown
+        assert "Traceback" not in shown
+        assert sorted(index.iterdir()) == before
+    for name in ("photos.json", "embeddings.json"):
+        (photos / name).write_text('{"format": "album"}')  # a file of the user's
+    code, hits, shown = search(photos, "--text", "a dog", "--model", model_folder, "-k", 99)
+    assert (code, len(hits)) == (OK, 7), shown
+
+
+def test_names_that_are_not_utf_8_are_printed_and_written(search, photos, model_folder, tmp_path):
+    os.rename(photos, os.fsencode(tmp_path) + b"/caf\xe9")
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    os.rename(folder / "0.png", os.fsencode(folder) + b"/\xe9.png")
+    page = tmp_path / "page.html"
+    for _ in range(2):
+        code, hits, shown = search(folder, "--text", "a dog", "--model", model_folder, "-k", 99, "--html", page)
+        assert (code, len(hits)) == (OK, 7), shown
+        assert "?.png" in [name for name, _ in hits]
+        shown.encode()
+    assert "?.png" in page.read_text(encoding="utf-8")
 
 
 def test_an_index_is_of_one_folder_and_one_model(search, photos, model_folder, tmp_path):
