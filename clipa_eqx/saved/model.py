@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 
 from clipa_eqx.buckets.mirror import named
+from clipa_eqx.cache_folder import cache_folder
 from clipa_eqx.data.images.evaluation import EvalImageConfig, eval_image, resize_for_eval
 from clipa_eqx.data.images.host_pixels import normalize_on_host
 from clipa_eqx.errors import CheckpointError, ClipaError, DataError, listed
@@ -266,7 +267,7 @@ def load_model(folder: Path | str, *, weights: Path | str | None = None, verify:
         try:
             return _load_model(local, verify=verify)
         except CheckpointError as error:
-            if weights is None and not is_name(folder):
+            if (weights is None and not is_name(folder)) or not local.is_relative_to(cache_folder()):
                 raise
             raise CheckpointError(f"{error}; delete {local}, and {folder} is converted again") from error
 

@@ -52,7 +52,9 @@ def open_graph(index: SearchIndex, folder: Path) -> Graph:
     if path.is_file() and about.is_file():
         found = read_json_object(about, error=ConfigError, hint=f"delete it, and {path} is built again")
         if found.get("state") == index.state and isinstance(found.get("recall"), float):
-            return Graph(opened=usearch.Index.restore(str(path), view=True), recall=found["recall"])
+            opened = _restored(usearch, path, rows=len(index))
+            if opened is not None:
+                return Graph(opened=opened, recall=found["recall"])
     opened = usearch.Index(ndim=index.width, metric="ip", dtype="f32")
     with progress_bar(what="building the graph", total=len(index), unit="row") as bar:
         for block in index.blocks():
@@ -64,17 +66,33 @@ def open_graph(index: SearchIndex, folder: Path) -> Graph:
         with new_file(path) as file:
             opened.save(str(file))
         write_text(about, json.dumps({"state": index.state, "recall": graph.recall}) + "\n")
-    except OSError as error:
+    except (OSError, RuntimeError, ValueError) as error:  # usearch raises the last two
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise ConfigError(
-            f"{path} cannot be written ({error.strerror}); leave out --approximate, which searches every row"
+            f"{path} cannot be written ({reason}); leave out --approximate, which searches every row"
         ) from error
     return graph
+
+
+def _restored(usearch: Any, path: Path, *, rows: int) -> Any | None:
+    """The graph in a file; None if the file is damaged."""
+    try:
+        opened = usearch.Index.restore(str(path), view=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        _log.warning("%s is damaged (%s), and is built again", path, error)
+        return None
+    if opened is None or len(opened) != rows:
+        _log.warning("%s is damaged, and is built again", path)
+        return None
+    return opened
 
 
 def approximate_rows(
     graph: Graph, index: SearchIndex, queries: Float32[np.ndarray, "queries embed"], *, k: int
 ) -> Best:
     """Like ``best_rows``, but only among the candidates that the graph gives. Scores are exact.
+
+    A query for which the graph gives fewer candidates than results is searched exactly.
 
     Raises:
         ConfigError: ``k`` below 1.
@@ -83,7 +101,9 @@ def approximate_rows(
     for query in queries:
         count = min(len(index), max(_LEAST_CANDIDATES, _CANDIDATES * k))
         numbers = np.sort(np.asarray(graph.opened.search(query, count).keys).astype(np.int64))
-        found.append(best_rows([Block(numbers, index.rows(numbers))], query[None], k=k))
+        is_enough = len(numbers) >= min(k, len(index))  # a graph may have rows that no path leads to
+        blocks = [Block(numbers, index.rows(numbers))] if is_enough else index.blocks()
+        found.append(best_rows(blocks, query[None], k=k))
     return Best(np.concatenate([one.numbers for one in found]), np.concatenate([one.scores for one in found]))
 
 

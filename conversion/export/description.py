@@ -78,6 +78,11 @@ def readme(loaded: LoadedModel, *, title: str, needs: str, example: str, notes: 
         notes: paragraphs after the example.
     """
     config, steps = loaded.model.config, loaded.preprocess.config
+    logits = (
+        f"are `temperature` times their products;\n`temperature` is in `{ABOUT_FILE}`."
+        if loaded.model.bias is None
+        else f"are `temperature` times their\nproducts, plus `bias`; both are in `{ABOUT_FILE}`."
+    )
     height, width = config.image.image_size
     resizing = {
         "squash": f"resize to {height} x {width} pixels without keeping the aspect ratio",
@@ -88,8 +93,7 @@ def readme(loaded: LoadedModel, *, title: str, needs: str, example: str, notes: 
 Images are RGB levels, uint8[batch, {height}, {width}, 3]; the program normalizes them itself. To prepare an image,
 {resizing}, bilinear with antialiasing. Texts are token ids, int32[batch, {config.text.length}]:
 `tokenizers.Tokenizer.from_file("{TOKENIZER_FILE}").encode_batch(texts)` gives objects with the attribute `ids`.
-Embeddings are float32 of unit length. The logits of images and texts are `temperature` times their products;
-`temperature` is in `{ABOUT_FILE}`.
+Embeddings are float32 of unit length. The logits of images and texts {logits}
 
 The example needs {needs}. Run it in this folder:
 

@@ -1,26 +1,36 @@
 """A repository of the Hugging Face hub: the files that open_clip loads, a model card, and attributes for git."""
 
 import logging
+import re
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from clipa_eqx.errors import ConfigError, ConversionError
 from clipa_eqx.models.clip import abstract_clip
 from clipa_eqx.replacing import FolderKind, new_folder
 from clipa_eqx.reports.scores import Latest, latest_scores
+from clipa_eqx.saved.by_name import HUB
 from clipa_eqx.saved.kinds import METRICS_NAME
 from clipa_eqx.saved.model_folder import ModelFolder
 from clipa_eqx.saved.provenance import Provenance
 from clipa_eqx.training.metrics import read_metrics
 from clipa_eqx.trees import count_params
 from conversion.export.source import FinishedModel
-from conversion.open_clip.exporting import EXPORTED_FILES, is_export, log_differences, prepare_export, write_export
+from conversion.open_clip.exporting import (
+    EXPORTED_FILES,
+    is_export,
+    log_differences,
+    pixels_difference,
+    prepare_export,
+    write_export,
+)
 
 CARD_FILE, ATTRIBUTES_FILE = "README.md", ".gitattributes"
 
 _KIND = FolderKind(
     name="repository that was exported here", files=EXPORTED_FILES | {CARD_FILE, ATTRIBUTES_FILE}, is_one=is_export
 )
+_LICENSE = re.compile(r"[A-Za-z0-9.-]+")
 _ATTRIBUTES = "*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
 
 _log = logging.getLogger(__name__)
@@ -42,11 +52,19 @@ def export_hugging_face(
         ConfigError: tokenizer or preprocessing do not fit the model, or the license is not an identifier.
         ConversionError: open_clip cannot represent the model, or ``target`` cannot be written.
     """
-    if license_name is not None and not (license_name and license_name.isascii() and license_name.isprintable()):
+    if license_name is not None and not _LICENSE.fullmatch(license_name):
         raise ConfigError(f"--license is {license_name!r}; give an identifier such as apache-2.0")
     prepared = prepare_export(model.folder)
+    recorded = prepared.opened.provenance.extra.get("license")
+    if license_name is None and recorded and not (isinstance(recorded, str) and _LICENSE.fullmatch(recorded)):
+        raise ConfigError(
+            f"{model.folder}: the license in its provenance is {recorded!r}, which is not an identifier; give one such "
+            "as apache-2.0 with --license"
+        )
     scores = [] if model.run is None else latest_scores(read_metrics(model.run / METRICS_NAME))
-    card = model_card(prepared.opened, scores=scores, license_name=license_name)
+    card = model_card(
+        prepared.opened, scores=scores, license_name=license_name, pixels=pixels_difference(prepared) or ""
+    )
     try:
         with new_folder(target, _KIND, overwrite=overwrite, sources=[model.folder]) as new:
             write_export(prepared, new)
@@ -59,13 +77,14 @@ def export_hugging_face(
     return target
 
 
-def model_card(opened: ModelFolder, *, scores: list[Latest], license_name: str | None = None) -> str:
+def model_card(opened: ModelFolder, *, scores: list[Latest], license_name: str | None = None, pixels: str = "") -> str:
     """The model card: only what the model folder and its run record.
 
     Args:
         opened: the model folder.
         scores: the last scores of the run.
         license_name: identifier of the license; None is what the provenance records, or none.
+        pixels: the sentence about how the pixels of open_clip differ from ours.
     """
     recorded = opened.provenance.extra.get("license")
     known = license_name or (recorded if isinstance(recorded, str) and recorded else None)
@@ -102,6 +121,7 @@ def model_card(opened: ModelFolder, *, scores: list[Latest], license_name: str |
             "tokenizer = open_clip.get_tokenizer(name)",
             "```",
             "",
+            *([f"For these images {pixels}. Here, we means clipa_eqx.", ""] if pixels else []),
             "With clipa_eqx:",
             "",
             "```python",
@@ -137,6 +157,12 @@ def _origin(provenance: Provenance) -> Iterator[str]:
         yield f"| imported from | {provenance.format} |"
     if provenance.steps is not None:
         yield f"| training | {provenance.steps:,} steps{_batch(provenance)} |"
+    match provenance.run:
+        case {"config": {"init": {"source": str(start)}}} if start:
+            # Only its last part: the rest is about the machine of the run.
+            yield f"| starts from | {start if start.startswith(HUB) else PurePosixPath(start).name} |"
+        case _:
+            pass
 
 
 def _batch(provenance: Provenance) -> str:

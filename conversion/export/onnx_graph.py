@@ -64,7 +64,7 @@ print(encode_texts(tokens).shape)
 encode_images, encode_texts = load("image"), load("text")
 images = np.zeros((2, *about["image_size"], 3), np.uint8)
 tokens = np.zeros((3, about["text_length"]), np.int32)
-logits = about["temperature"] * encode_images(images) @ encode_texts(tokens).T
+logits = about["temperature"] * encode_images(images) @ encode_texts(tokens).T + (about["bias"] or 0)
 print(logits.shape)
 """,
 }
@@ -114,8 +114,14 @@ def _write_tower(new: Path, tower: Tower) -> dict[str, Any]:
         runtime = importlib.import_module("onnxruntime")
         options = runtime.SessionOptions()
         options.log_severity_level = 3  # it warns of every constant that is not used
-        session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        found = session.run(None, {_input(tower): tower.examples})[0]
+        try:
+            session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            found = session.run(None, {_input(tower): tower.examples})[0]
+        except Exception as error:  # it has a class per kind of failure, without a common one
+            raise ConversionError(
+                f"onnxruntime {runtime.__version__} cannot run the graph of the {tower.name} tower: {_reason(error)}; "
+                f"nothing was written. {INSTALL}"
+            ) from error
         largest = tower.difference(found, tolerance=TOLERANCE)
     _log.info(
         "%s tower: %s, embeddings of fixed inputs within %.1e of the model's",
@@ -147,11 +153,14 @@ def _converted(tower: Tower) -> Any:
             output_names=["embeddings"],
         )
     except Exception as error:  # an operation that it does not know ends in an error of any class
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConversionError(
-            f"jax2onnx cannot convert the {tower.name} tower with JAX {jax.__version__}: {type(error).__name__}: "
-            f"{reason}; nothing was written. {INSTALL}"
+            f"jax2onnx cannot convert the {tower.name} tower with JAX {jax.__version__}: "
+            f"{_reason(error)}; nothing was written. {INSTALL}"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
 
 
 def _input(tower: Tower) -> str:

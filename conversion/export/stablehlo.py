@@ -64,7 +64,7 @@ print(encode_texts(tokens).shape)
 encode_images, encode_texts = load("image"), load("text")
 images = np.zeros((2, *about["image_size"], 3), np.uint8)
 tokens = np.zeros((3, about["text_length"]), np.int32)
-logits = about["temperature"] * encode_images(images) @ encode_texts(tokens).T
+logits = about["temperature"] * encode_images(images) @ encode_texts(tokens).T + (about["bias"] or 0)
 print(logits.shape)
 """,
 }
@@ -120,7 +120,7 @@ def _write_tower(new: Path, loaded: LoadedModel, name: TowerName, dtype: Dtype) 
         program, weights = new / f"{name}.stablehlo", new / f"{name}.npz"
         exported = _traced(tower)
         program.write_bytes(exported.serialize(vjp_order=0))
-        np.savez(weights, allow_pickle=False, **{path: np.asarray(leaf) for path, leaf in tower.weights.items()})
+        np.savez(weights, **{path: np.asarray(leaf) for path, leaf in tower.weights.items()})
         largest = tower.difference(_run(program, weights, tower), tolerance=TOLERANCE[dtype])
     _log.info(
         "%s tower: %s, embeddings of fixed inputs within %.1e of the model's",

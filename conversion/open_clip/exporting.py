@@ -132,14 +132,21 @@ def write_export(prepared: PreparedExport, new: Path) -> None:
 
 def log_differences(prepared: PreparedExport, target: Path) -> None:
     """Log in which images and texts open_clip differs from this package, and how to load the folder."""
-    opened = prepared.opened
-    preprocess = opened.preprocess
-    settings = parse_open_clip_config(prepared.described, where=str(target)).preprocess
-    if (preprocess.resize, preprocess.mode) != ("squash", "exact") and settings is not None:
-        ours = preprocess.resize + (" in mode fast" if preprocess.mode == "fast" else "")
-        _log.warning("open_clip has no %s; its pixels differ: %s", ours, pixels_note(preprocess, settings))
-    _log.log(*text_note(target, rules=prepared.rules, length=opened.config.text.length))
+    pixels = pixels_difference(prepared)
+    if pixels is not None:
+        _log.warning(pixels)
+    _log.log(*text_note(target, rules=prepared.rules, length=prepared.opened.config.text.length))
     _log.info("%s: open_clip.create_model_and_transforms('local-dir:%s')", target, target)
+
+
+def pixels_difference(prepared: PreparedExport) -> str | None:
+    """The sentence about how the pixels of open_clip differ from ours; None if only rounding does."""
+    preprocess = prepared.opened.preprocess
+    settings = parse_open_clip_config(prepared.described, where=str(prepared.opened.path)).preprocess
+    if (preprocess.resize, preprocess.mode) == ("squash", "exact") or settings is None:
+        return None
+    ours = preprocess.resize + (" in mode fast" if preprocess.mode == "fast" else "")
+    return f"open_clip has no {ours}; its pixels differ: {pixels_note(preprocess, settings)}"
 
 
 def text_note(target: Path, *, rules: TextRules, length: int) -> tuple[int, str]:

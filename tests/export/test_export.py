@@ -1,5 +1,6 @@
 """Exports for programs without this package: each is loaded again, and its embeddings are those of the model."""
 
+import dataclasses
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from clipa_eqx.errors import CheckpointError, ConfigError, ConversionError
 from clipa_eqx.saved.model import load_model
 from conversion.export import stablehlo
 from conversion.export.__main__ import main
+from conversion.export.description import readme
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 ALONE = """
@@ -146,6 +148,7 @@ def test_a_program_with_other_embeddings_is_refused(folder, tmp_path, monkeypatc
         (("--to", "onnx", "--dtype", "bfloat16"), ConfigError, "--dtype is for --to stablehlo, not for onnx"),
         (("--to", "stablehlo", "--license", "mit"), ConfigError, "--license is for --to huggingface"),
         (("--to", "huggingface", "--license", "a\nb"), ConfigError, "give an identifier such as apache-2.0"),
+        (("--to", "huggingface", "--license", "mit: x"), ConfigError, "give an identifier such as apache-2.0"),
         (("--to", "torch"), ConfigError, "invalid choice: 'torch'"),
     ],
 )
@@ -209,6 +212,34 @@ def test_a_repository_is_what_open_clip_loads_with_a_card_that_says_what_is_know
     open_clip(["import", str(tmp_path / "known"), str(tmp_path / "again")])
     again, model = load_model(tmp_path / "again").model, load_model(folder).model
     np.testing.assert_array_equal(again.text.token.weight, model.text.token.weight)
+
+
+def test_the_card_names_start_and_pixels_and_refuses_a_license_that_is_no_identifier(folder, tmp_path):
+    changed = shutil.copytree(folder, tmp_path / "model")
+    provenance = json.loads((changed / "provenance.json").read_text())
+    card = tmp_path / "hub" / "README.md"
+    for start, shown in (("/home/me/runs/first", "first"), ("hf-hub:me/first", "hf-hub:me/first")):
+        (changed / "provenance.json").write_text(
+            json.dumps({**provenance, "run": {"config": {"init": {"source": start}}}})
+        )
+        main([str(changed), str(tmp_path / "hub"), "--to", "huggingface", "--overwrite"])
+        assert f"| starts from | {shown} |" in card.read_text()
+        assert "open_clip has no" not in card.read_text()
+    preprocess = json.loads((changed / "preprocess.json").read_text())
+    (changed / "preprocess.json").write_text(json.dumps({**preprocess, "mode": "fast"}))
+    main([str(changed), str(tmp_path / "hub"), "--to", "huggingface", "--overwrite"])
+    assert "open_clip has no squash in mode fast; its pixels differ: up to" in card.read_text()
+    (changed / "provenance.json").write_text(json.dumps({**provenance, "license": "mit\ntags: [x]"}))
+    with pytest.raises(ConfigError, match="which is not an identifier; give one such as"):
+        main([str(changed), str(tmp_path / "other"), "--to", "huggingface"])
+
+
+def test_a_bias_is_named_in_the_readme_of_an_export(folder):
+    loaded = load_model(folder)
+    biased = dataclasses.replace(loaded, model=dataclasses.replace(loaded.model, bias=jnp.asarray(-10.0)))
+    plain, other = (readme(one, title="", needs="", example="", notes="") for one in (loaded, biased))
+    assert "plus `bias`" not in plain
+    assert "are `temperature` times their\nproducts, plus `bias`; both are in `model.json`" in other
 
 
 def test_a_model_that_open_clip_cannot_have_is_refused(tmp_path):

@@ -84,6 +84,37 @@ def test_a_graph_is_used_again_until_rows_change(tmp_path):
     assert json.loads((tmp_path / "approximate.about").read_text())["state"] == "two"
 
 
+@pytest.mark.parametrize("damage", [lambda data: data[:100], lambda data: b"no graph", lambda data: b""])
+def test_a_damaged_graph_is_built_again(tmp_path, damage):
+    index = index_of(unit(np.random.default_rng(0), 200))
+    approximate.open_graph(index, tmp_path)
+    path = tmp_path / "approximate.usearch"
+    path.write_bytes(damage(path.read_bytes()))
+    graph = approximate.open_graph(index, tmp_path)
+    assert graph.recall > 0.9
+    assert len(graph.opened) == 200
+    assert len(approximate._usearch().Index.restore(str(path), view=True)) == 200
+
+
+def test_a_graph_that_cannot_be_saved_is_one_message(tmp_path, monkeypatch):
+    def full(*_):
+        raise RuntimeError("Failed to write")
+
+    monkeypatch.setattr(approximate._usearch().Index, "save", full)
+    with pytest.raises(ConfigError, match=r"cannot be written \(Failed to write\); leave out --approximate"):
+        approximate.open_graph(index_of(unit(np.random.default_rng(0), 20)), tmp_path)
+
+
+def test_a_query_with_too_few_candidates_is_searched_exactly():
+    rng = np.random.default_rng(0)
+    vectors = unit(rng, 50)
+    index, queries = index_of(vectors), unit(rng, 3)
+    few = approximate._usearch().Index(ndim=16, metric="ip", dtype="f32")
+    few.add(np.arange(4, dtype=np.uint64), vectors[:4])
+    found = approximate.approximate_rows(approximate.Graph(opened=few, recall=0.0), index, queries, k=5)
+    np.testing.assert_array_equal(found.numbers, best_rows(index.blocks(), queries, k=5).numbers)
+
+
 def test_without_the_package_the_message_names_it(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "usearch", None)
     monkeypatch.setitem(__import__("sys").modules, "usearch.index", None)
