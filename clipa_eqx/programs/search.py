@@ -11,7 +11,8 @@ from clipa_eqx.errors import ConfigError
 EPILOG = """INDEX is a folder of photos, or a folder that clipa-embed wrote. A folder of photos is embedded with --model
 when it is searched for the first time; later only new and changed files are, deleted ones are dropped, and --model is
 not needed. Its index is a folder in the cache (CLIPA_EQX_CACHE, or clipa_eqx in XDG_CACHE_HOME, or ~/.cache/clipa_eqx),
-or the one that --index names; nothing is written to the folder of photos. Several queries are answered at once.
+or the one that --index names; nothing is written to the folder of photos. An index is of one model: name another
+--index to search the same photos with a second one. Several queries are answered at once.
 Every vector is compared with the query, unless --approximate is given. A score is the cosine of the two, so only the
 order of scores has a meaning.
 Exit codes: 0 done, 2 a mistake in index, model or arguments, 1 anything else."""

@@ -10,6 +10,7 @@ from clipa_eqx.programs.describe import describe_config, describe_model, describ
 from clipa_eqx.programs.run_report import write_run_report
 from clipa_eqx.programs.sheets import draw_config, draw_records
 from clipa_eqx.programs.watch import show_curves
+from clipa_eqx.saved.by_name import is_name, local_model
 from clipa_eqx.saved.kinds import expect_kind, kind_of
 from clipa_eqx.training.run_lock import is_starting
 
@@ -47,7 +48,7 @@ def show(
     """
     with named(target):
         _show(
-            local_copy(target, with_weights=False),
+            local_model(target) if is_name(target) else local_copy(target, with_weights=False),
             overrides,
             program=program,
             program_flags=program_flags,

@@ -21,7 +21,7 @@ import clipa_eqx
 from clipa_eqx.cli import OK, USAGE, run
 from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.errors import CheckpointError, ConfigError, ConversionError
-from clipa_eqx.programs import embed
+from clipa_eqx.programs import embed, show
 from clipa_eqx.saved.by_name import local_model
 from clipa_eqx.saved.model import load_model
 from clipa_eqx.surgery.init_config import InitConfig
@@ -295,6 +295,8 @@ def test_programs_and_configs_take_names(hub, tmp_path, capsys):
         describe_source(InitConfig(source=REPOSITORY)).vocab_sha256
         == load_model(REPOSITORY).tokenizer.tokenizer.vocab_sha256
     )
+    assert run(partial(show.main, [REPOSITORY])) == OK
+    assert "vocab" in capsys.readouterr().out
     argv[0] = "hf-hub:someone/other"
     assert run(partial(embed.main, argv)) == USAGE
     assert "hf-hub:someone/other cannot be converted" in capsys.readouterr().err
