@@ -68,4 +68,7 @@ def _lock(handle: int, folder: Path, *, error: type[ClipaError], waits: bool) ->
         _log.warning("%s cannot be locked (%s); start no second process that writes to it", folder, cause.strerror)
         return
     _log.info("waiting for another process that is writing to %s", folder)
-    fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    except OSError as cause:
+        raise error(f"waiting for the lock of {folder} failed ({cause.strerror}); run the command again") from cause

@@ -95,7 +95,8 @@ def check_place(index: Path, folder: Path) -> None:
     if others:
         raise ConfigError(
             f"{index} is not empty and is not an index of photos ({', '.join(others[:3])}): its {PHOTOS_FILE} is "
-            "missing, damaged or of another program; name a new folder with --index"
+            "missing, damaged or of another program; name a new folder with --index, or delete this one if this "
+            "program made it"
         )
 
 

@@ -120,7 +120,8 @@ def _write_tower(new: Path, loaded: LoadedModel, name: TowerName, dtype: Dtype) 
         program, weights = new / f"{name}.stablehlo", new / f"{name}.npz"
         exported = _traced(tower)
         program.write_bytes(exported.serialize(vjp_order=0))
-        np.savez(weights, **{path: np.asarray(leaf) for path, leaf in tower.weights.items()})
+        arrays: dict[str, Any] = {path: np.asarray(leaf) for path, leaf in tower.weights.items()}
+        np.savez(weights, **arrays)
         largest = tower.difference(_run(program, weights, tower), tolerance=TOLERANCE[dtype])
     _log.info(
         "%s tower: %s, embeddings of fixed inputs within %.1e of the model's",
