@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +20,10 @@ from support.tiny_models import tiny_clip_config
 from clipa_eqx.cli import run
 from clipa_eqx.errors import CheckpointError, ConfigError, ConversionError
 from clipa_eqx.saved.model import load_model
-from conversion.export import stablehlo
+from conversion.export import onnx_graph, stablehlo
 from conversion.export.__main__ import main
 from conversion.export.description import readme
+from conversion.export.towers import tower_of
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 ALONE = """
@@ -257,6 +259,20 @@ def test_missing_packages_are_named_with_the_command_that_installs_them(folder, 
         assert run(lambda to=to: main([str(folder), str(tmp_path / "new"), "--to", to])) == 2
         assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_graph_that_onnxruntime_cannot_run_is_one_message(folder, tmp_path, monkeypatch):
+    tower = tower_of(load_model(folder).model, "image", dtype="float32")
+
+    def fails(*_, **__):
+        raise RuntimeError("[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED\nmore")
+
+    runtime = SimpleNamespace(__version__="1.0", SessionOptions=SimpleNamespace, InferenceSession=fails)
+    monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
+    monkeypatch.setitem(sys.modules, "onnx_ir", SimpleNamespace(save=lambda *_, **__: None))
+    monkeypatch.setattr(onnx_graph, "_converted", lambda tower: None)
+    with pytest.raises(ConversionError, match=r"onnxruntime 1\.0 cannot run the graph of the image tower: .* : 9 : "):
+        onnx_graph._write_tower(tmp_path, tower)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Indexes of folders of photos: first use, updates, kills and damage, and searches from the command line."""
 
+import json
 import os
 import re
 import shutil
@@ -214,6 +215,18 @@ def test_an_index_is_of_one_folder_and_one_model(search, photos, model_folder, t
     assert code == USAGE
     assert f"is of {photos}, not of" in shown
     assert search(tmp_path / "index", "--text", "a dog")[0] == OK  # the index itself names its folder
+
+
+def test_photos_are_added_only_with_the_same_preparation(search, photos, model_folder, tmp_path):
+    model = shutil.copytree(model_folder, tmp_path / "model")
+    search(photos, "--text", "a dog", "--model", model)
+    content = json.loads((model / "preprocess.json").read_text())
+    (model / "preprocess.json").write_text(json.dumps({**content, "mode": "fast"}))
+    assert search(photos, "--text", "a dog")[0] == OK
+    (photos / "8.png").write_bytes(noise_png(8))
+    code, _, shown = search(photos, "--text", "a dog")
+    assert code == USAGE
+    assert "was made with another model (preprocess differ); name another --index" in shown
 
 
 @pytest.mark.parametrize(
