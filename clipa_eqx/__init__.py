@@ -27,11 +27,13 @@ if TYPE_CHECKING:
     from clipa_eqx.data.transforms import TrainTransform as TrainTransform
     from clipa_eqx.durations import Duration as Duration
     from clipa_eqx.durations import RunLength as RunLength
+    from clipa_eqx.ema import EmaConfig as EmaConfig
     from clipa_eqx.errors import CheckpointError as CheckpointError
     from clipa_eqx.errors import ClipaError as ClipaError
     from clipa_eqx.errors import ConfigError as ConfigError
     from clipa_eqx.errors import ConversionError as ConversionError
     from clipa_eqx.errors import DataError as DataError
+    from clipa_eqx.errors import GuardError as GuardError
     from clipa_eqx.errors import NonFiniteError as NonFiniteError
     from clipa_eqx.errors import ShardingError as ShardingError
     from clipa_eqx.evals.contrastive import ContrastiveConfig as ContrastiveConfig
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from clipa_eqx.evals.evaluation import open_evaluation as open_evaluation
     from clipa_eqx.evals.evaluation import run_evaluation as run_evaluation
     from clipa_eqx.evals.few_shot import FewShotConfig as FewShotConfig
+    from clipa_eqx.evals.guard import GuardConfig as GuardConfig
     from clipa_eqx.evals.linear_probe import LinearProbeConfig as LinearProbeConfig
     from clipa_eqx.evals.record_folder import score_records as score_records
     from clipa_eqx.evals.retrieval import RetrievalConfig as RetrievalConfig
@@ -93,6 +96,10 @@ if TYPE_CHECKING:
     from clipa_eqx.schedules import Polynomial as Polynomial
     from clipa_eqx.schedules import Rsqrt as Rsqrt
     from clipa_eqx.schedules import Stair as Stair
+    from clipa_eqx.search.exact import Best as Best
+    from clipa_eqx.search.exact import best_rows as best_rows
+    from clipa_eqx.search.index import SearchIndex as SearchIndex
+    from clipa_eqx.search.index import open_embeddings as open_embeddings
     from clipa_eqx.sharding import MeshConfig as MeshConfig
     from clipa_eqx.sharding import make_mesh as make_mesh
     from clipa_eqx.sharding import shardings_for as shardings_for
@@ -113,6 +120,7 @@ __version__ = "0.2.0.dev0"
 _HOME = {
     "AffineConfig": "data.images.affine",
     "BatchIterator": "data.prefetch",
+    "Best": "search.exact",
     "BlockConfig": "models.blocks",
     "CLIP": "models.clip",
     "CLIPConfig": "models.clip",
@@ -130,10 +138,13 @@ _HOME = {
     "DataError": "errors",
     "DataSource": "experiment",
     "Duration": "durations",
+    "EmaConfig": "ema",
     "EvalImageConfig": "data.images.evaluation",
     "Evaluation": "evals.evaluation",
     "ExperimentConfig": "experiment",
     "FewShotConfig": "evals.few_shot",
+    "GuardConfig": "evals.guard",
+    "GuardError": "errors",
     "ImageConfig": "data.images.augment",
     "InitConfig": "surgery.init_config",
     "Interrupted": "training.stopping",
@@ -156,6 +167,7 @@ _HOME = {
     "RetrievalConfig": "evals.retrieval",
     "Rsqrt": "schedules",
     "RunLength": "durations",
+    "SearchIndex": "search.index",
     "ShardingError": "errors",
     "Stair": "schedules",
     "StreamConfig": "data.prefetch",
@@ -173,6 +185,7 @@ _HOME = {
     "ZeroShotResult": "evals.counting",
     "ZeroShotTask": "evals.zero_shot",
     "ZeroShotTransform": "evals.zero_shot",
+    "best_rows": "search.exact",
     "class_embeddings": "evals.zero_shot",
     "contrastive_loss": "losses.contrastive",
     "count_params": "trees",
@@ -191,6 +204,7 @@ _HOME = {
     "local_softmax_contrastive": "losses.softmax",
     "make_mesh": "sharding",
     "make_optimizer": "optim",
+    "open_embeddings": "search.index",
     "open_evaluation": "evals.evaluation",
     "open_records": "data.array_record_reader",
     "prepare_zero_shot": "evals.zero_shot",

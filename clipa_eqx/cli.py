@@ -9,14 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from clipa_eqx.errors import ClipaError, PeerError, is_out_of_memory
+from clipa_eqx.errors import ClipaError, GuardError, PeerError, is_out_of_memory
 from clipa_eqx.foreign_output import is_shown, quiet_libraries
 from clipa_eqx.progress import LogHandler
 
-OK, FAILED, USAGE, INTERRUPTED, STALLED = 0, 1, 2, os.EX_TEMPFAIL, os.EX_IOERR
+OK, FAILED, USAGE, GUARDED, INTERRUPTED, STALLED = 0, 1, 2, 3, os.EX_TEMPFAIL, os.EX_IOERR
 """Exit codes: done; any other failure; a mistake of the user or no space on the disk, reported in one message; training
-that was interrupted by a signal and is saved (75, by convention "try again"); training without progress, which its
-watchdog ended (74). The same command resumes after the last two."""
+that its guard ended, because a score fell too far; training that was interrupted by a signal and is saved (75, by
+convention "try again"); training without progress, which its watchdog ended (74). The same command resumes after the
+last two."""
 
 _log = logging.getLogger(__name__)
 
@@ -30,8 +31,9 @@ def program_name(module: str) -> str:
 def run(main: Callable[[], object]) -> int:
     """Call a program's ``main`` and return its exit code, for ``sys.exit(run(main))``.
 
-    A ``ClipaError`` becomes one message on standard error and 2 (or the code of a ``PeerError``), Ctrl-C becomes 130,
-    and a bug becomes its traceback and 1. Otherwise the code is what ``main`` returns, or 0 if that is not an int.
+    A ``ClipaError`` becomes one message on standard error and 2 (3 for a ``GuardError``, or the code of a
+    ``PeerError``), Ctrl-C becomes 130, and a bug becomes its traceback and 1. Otherwise the code is what ``main``
+    returns, or 0 if that is not an int.
     """
     set_up_logging()
     sys.unraisablehook = _report_unraisable
@@ -64,6 +66,8 @@ def exit_code_of(error: BaseException) -> int:
         return 130
     if isinstance(error, PeerError):
         return error.code
+    if isinstance(error, GuardError):
+        return GUARDED
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else FAILED if error.code else OK
     is_usage = isinstance(error, ClipaError) or (isinstance(error, Exception) and _machine_problem(error) is not None)

@@ -49,6 +49,10 @@ class NonFiniteError(ClipaError, RuntimeError):
     """The loss or a parameter became NaN or infinite; the message names step, samples and last checkpoint."""
 
 
+class GuardError(ClipaError, RuntimeError):
+    """The score that ``guard`` names fell too far below that before the first step; the run ended."""
+
+
 class RecompilationError(ClipaError, RuntimeError):
     """The training loop compiled a program after its first steps; the message names it."""
 

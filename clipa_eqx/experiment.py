@@ -9,10 +9,12 @@ from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.data.load_batch import OnBadRecord
 from clipa_eqx.data.prefetch import StreamConfig
 from clipa_eqx.durations import Duration
+from clipa_eqx.ema import EmaConfig
 from clipa_eqx.errors import ConfigError
 from clipa_eqx.evals.contrastive import ContrastiveConfig
 from clipa_eqx.evals.evaluation import EvaluationConfig, repeated_folders
 from clipa_eqx.evals.few_shot import FewShotConfig
+from clipa_eqx.evals.guard import GuardConfig
 from clipa_eqx.evals.linear_probe import LinearProbeConfig
 from clipa_eqx.evals.retrieval import RetrievalConfig
 from clipa_eqx.evals.score_names import score_names_of
@@ -193,6 +195,9 @@ class ExperimentConfig:
         attention: kernel of attention in the towers: "cudnn" is cuDNN's flash attention, for NVIDIA GPUs and bfloat16,
             "xla" the plain products. "auto" takes cuDNN's where the devices, ``precision`` and the width of the heads
             allow it. Results differ by rounding only.
+        ema: an average of the parameters, which is scored and saved as the model; ``None`` for none. Training itself is
+            the same.
+        guard: a score that may not fall far below that of the weights of ``init``; ``None`` for no limit.
 
     Raises:
         ConfigError: parts that contradict each other. The message lists all of them.
@@ -224,6 +229,8 @@ class ExperimentConfig:
     micro_batch: int | None = None
     attention: AttentionChoice = "auto"
     trainable: tuple[str, ...] | None = None
+    ema: EmaConfig | None = None
+    guard: GuardConfig | None = None
 
     def __post_init__(self) -> None:
         problems = [*_size_problems(self), *_batch_problems(self)]
@@ -258,10 +265,14 @@ class ExperimentConfig:
             problems.append("duration is a fraction, but there is no run to take it of; give steps, samples or epochs")
         if self.duration.steps == 0:
             problems.append("duration is 0 steps; a run has at least 1")
-        best, scores = self.checkpoint.keep_best, score_names_of(self.evaluations)
-        if best is not None and best not in scores:
-            known = f"its scores are {', '.join(scores)}" if scores else "it has no evaluation"
-            problems.append(f"checkpoint.keep_best {best!r} is no score of this run; {known}")
+        scores = score_names_of(self.evaluations)
+        known = f"its scores are {', '.join(scores)}" if scores else "it has no evaluation"
+        named = {"checkpoint.keep_best": self.checkpoint.keep_best, "guard.score": self.guard and self.guard.score}
+        problems += [
+            f"{field} {score!r} is no score of this run; {known}"
+            for field, score in named.items()
+            if score is not None and score not in scores
+        ]
         repeated = repeated_folders(self.evaluations)
         if repeated:
             problems.append(

@@ -37,6 +37,8 @@ LATER_FIELDS: Mapping[tuple[str, str], Any] = {
     ("ExperimentConfig", "flight_steps"): 32,
     ("ExperimentConfig", "micro_batch"): None,
     ("ExperimentConfig", "attention"): "auto",
+    ("ExperimentConfig", "ema"): None,
+    ("ExperimentConfig", "guard"): None,
     ("CheckpointConfig", "keep_every_steps"): None,
     ("CheckpointConfig", "keep_best"): None,
     ("ExperimentConfig", "trainable"): None,

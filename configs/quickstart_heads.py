@@ -3,7 +3,7 @@
 Command:   python scripts/train.py configs/quickstart_heads.py --workdir runs/heads --data.sources.0.folder data/mine
 Hardware:  two CPU cores
 Time:      minutes; `--duration.steps 20` is a short try
-Expect:    less than a full fine-tune changes, at a third of the operations and a hundredth of the checkpoints
+Expect:    a third of the operations of a full fine-tune, and checkpoints of a fortieth of the size
 Notes:     It starts from runs/quickstart/tune/model; `--init-from MODEL` names another model of this size. To lock
            the image tower alone, as LiT does: `--trainable 'text/.*' log_temperature`. docs/finetuning.md has more.
 """

@@ -107,6 +107,7 @@ def bill_json(bill: Bill) -> dict[str, Any]:
         "bytes": {
             "parameters": prepared.state.parameters,
             "optimizer_state": prepared.state.optimizer,
+            "average": prepared.state.average,
             "arguments": None if memory is None else memory.arguments,
             "temporary": None if memory is None else memory.temporary,
             "activations": compiled.activations,
@@ -190,6 +191,7 @@ def _memory_lines(bill: Bill) -> list[str]:
         "GiB per device:",
         f"  parameters       {state.parameters / GIB:8.2f}",
         f"  optimizer state  {state.optimizer / GIB:8.2f}",
+        *([f"  average          {state.average / GIB:8.2f}"] if state.average else []),
     ]
     if memory is not None and not bill.compiled.is_refused:
         lines += [

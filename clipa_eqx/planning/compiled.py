@@ -24,7 +24,7 @@ class Prepared(NamedTuple):
 
     Attributes:
         total_steps: steps of the run.
-        state: bytes of parameters and of optimizer state per device.
+        state: bytes of parameters, optimizer state and average per device.
     """
 
     config: ExperimentConfig
@@ -42,10 +42,11 @@ class Prepared(NamedTuple):
 
 
 class StateBytes(NamedTuple):
-    """Bytes per device of the two parts of a training state, without padding."""
+    """Bytes per device of the parts of a training state, without padding; ``average`` is 0 without ``ema``."""
 
     parameters: int
     optimizer: int
+    average: int
 
 
 class Compiled(NamedTuple):
@@ -102,7 +103,11 @@ def state_bytes(abstract: TrainState, mesh: jax.sharding.Mesh) -> StateBytes:
         pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(placed), strict=True)
         return sum(int(np.prod(where.shard_shape(x.shape), dtype=np.int64)) * x.dtype.itemsize for x, where in pairs)
 
-    return StateBytes(total(abstract.model, shardings.model), total(abstract.opt_state, shardings.opt_state))
+    return StateBytes(
+        parameters=total(abstract.model, shardings.model),
+        optimizer=total(abstract.opt_state, shardings.opt_state),
+        average=total(abstract.ema, shardings.ema),
+    )
 
 
 def compile_for_slice(prepared: Prepared) -> Compiled:

@@ -24,7 +24,7 @@ from clipa_eqx.saved.kinds import (
 )
 from clipa_eqx.sharding import AXES, MeshConfig, check_batch, describe_shardings
 from clipa_eqx.surgery.init_config import abstract_model
-from clipa_eqx.training.checkpoint_record import committed_steps
+from clipa_eqx.training.checkpoint_record import committed_steps, newest_record
 from clipa_eqx.training.metrics import read_metrics
 from clipa_eqx.training.run_folder import read_record
 from clipa_eqx.training.shapes import trained_by
@@ -75,12 +75,29 @@ def describe_run(folder: Path, mesh: MeshSizes | None) -> Iterator[str]:
     yield ""
     yield f"saved steps: {', '.join(map(str, steps)) or 'none yet'}"
     yield f"latest checkpoint: {steps[-1] if steps else 'none yet'}"
+    yield from _average_and_guard(folder, config)
     lines = read_metrics(folder / METRICS_NAME) if (folder / METRICS_NAME).exists() else []
     yield f"last metrics: {f'(those per block are in {METRICS_NAME})' if lines else 'none yet'}"
     for name, value in (lines[-1] if lines else {}).items():
         if name != "time" and not isinstance(value, list):
             yield f"  {name}: {value:,.6g}" if isinstance(value, float) else f"  {name}: {value}"
     yield f"model: {f'{shown(folder)}/{MODEL_NAME}' if (folder / MODEL_NAME).exists() else 'not written yet'}"
+
+
+def _average_and_guard(folder: Path, config: ExperimentConfig) -> Iterator[str]:
+    """The average of a run and its guarded score, as the newest checkpoint has them; nothing for a run without."""
+    found = newest_record(folder / CHECKPOINTS_NAME)
+    if found is None:
+        return
+    averaged = sum(path.startswith("ema/model/") for path in found.leaves)
+    if averaged:
+        decay = "" if config.ema is None else f", decay {config.ema.decay:g}"
+        yield f"average: of {averaged} leaves{decay}; it is the model of this run"
+    guard = found.about.get("guard")
+    if guard:
+        last = "" if guard["last"] is None else f", {guard['last'][1]:.4f} after step {guard['last'][0]}"
+        limit = "" if config.guard is None else f"; largest fall allowed {config.guard.largest_fall:g}"
+        yield f"guard: {guard['score']} {guard['before']:.4f} before the first step{last}{limit}"
 
 
 def describe_records(folder: Path) -> Iterator[str]:

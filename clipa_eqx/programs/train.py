@@ -14,8 +14,8 @@ from clipa_eqx.programs.distributed import add_distributed_flags, processes_of
 EPILOG = """Any field of the config is a flag: --batch-size 64 --optim.peak-lr 4e-4 --data.sources.0.folder DIR.
 `%(prog)s CONFIG.py --help-config` lists all of them. Run the same command again to resume an interrupted run.
 Exit codes: 0 done, 2 a mistake in config, data or run folder, a device that is not there, too little memory or disk
-space, 75 interrupted by SIGINT or SIGTERM and saved, 74 ended by the watchdog because nothing moved (run the command
-again after both), 1 anything else."""
+space, 3 a score fell further than guard allows, 75 interrupted by SIGINT or SIGTERM and saved, 74 ended by the watchdog
+because nothing moved (run the command again after both), 1 anything else."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -50,10 +50,6 @@ def save_adapters(
         provenance: where the factors come from, as for ``save_model``.
         overwrite: replace a folder of adapters of the same name; a folder that holds anything else is never replaced.
 
-    Examples:
-        >>> base, adapters = surgery.detach(model)  # doctest: +SKIP
-        >>> save_adapters("adapters", adapters, base=base)  # doctest: +SKIP
-
     Raises:
         CheckpointError: the folder exists, or factors are not finite.
         ConfigError: the factors do not fit ``base``.
@@ -90,11 +86,6 @@ def load_adapters(folder: Path | str, *, base: CLIP | None) -> Adapters:
         folder: a local path, or one that starts with ``gs://`` or ``s3://``.
         base: the model without factors to which they will be attached; it must be the one that they were trained on.
             None accepts every model: use it to attach factors to another model on purpose.
-
-    Examples:
-        >>> clip = load_model("runs/first/model")  # doctest: +SKIP
-        >>> adapters = load_adapters("runs/lora/adapters", base=clip.model)  # doctest: +SKIP
-        >>> model = surgery.attach(clip.model, adapters).model  # doctest: +SKIP
 
     Raises:
         CheckpointError: not a folder of adapters; a file is missing, damaged or of a later version; factors are not

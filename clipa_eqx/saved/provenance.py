@@ -59,6 +59,7 @@ class Provenance:
         leaves_sha256: SHA-256 in hex of the bytes of each leaf, by leaf path; of leaves of the optimizer state, by
             file name and path. None if there is no record of them at all.
         steps: optimizer steps of the run.
+        average: decay, warm-up and number of updates, if the weights are an average over steps, see ``EmaConfig``.
         run: the record of the run: version, config, hashes of data and vocabulary.
         extra: all other keys, and known keys with values of another type than expected; kept as they are.
     """
@@ -75,6 +76,7 @@ class Provenance:
     self_check: Mapping[str, Any] = field(default_factory=_nothing)
     leaves_sha256: Mapping[str, str] | None = None
     steps: int | None = None
+    average: Mapping[str, Any] = field(default_factory=_nothing)
     run: Mapping[str, Any] = field(default_factory=_nothing)
     extra: Mapping[str, Any] = field(default_factory=_nothing)
 
@@ -170,6 +172,7 @@ _READ: Mapping[str, Callable[[Any], Any]] = {
     "self_check": _object,
     "leaves_sha256": _checksums,
     "steps": _count,
+    "average": _object,
     "run": _object,
 }
 

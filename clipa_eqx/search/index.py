@@ -101,13 +101,21 @@ class SearchIndex:
         return found
 
 
-def open_embeddings(folder: Path) -> SearchIndex:
+def open_embeddings(folder: Path | str) -> SearchIndex:
     """Open a complete folder of embeddings; vectors are read when they are searched.
+
+    Examples:
+        ```python
+        index = open_embeddings("embeddings")
+        found = best_rows(index.blocks(), clip.encode_texts(["a cat"]), k=5)
+        names = [index.find(int(number)).id for number in found.numbers[0]]
+        ```
 
     Raises:
         ConfigError: the folder has no embeddings, or is not complete.
         DataError: a file is missing or damaged.
     """
+    folder = Path(folder)
     hint = "give a folder that clipa-embed wrote, or a folder of photos"
     content = read_json_object(folder / EMBEDDINGS_FILE, error=ConfigError, hint=hint)
     if content.get("format") != FORMAT:

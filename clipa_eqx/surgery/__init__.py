@@ -23,10 +23,12 @@ from clipa_eqx.surgery.operations import (
     SwapHead,
     SwapVocabulary,
 )
+from clipa_eqx.surgery.optimizer_state import MovedState, with_optimizer
 from clipa_eqx.surgery.parts import Classified, Classifier, TakenTower, add_classifier, prune_depth, take_tower
 from clipa_eqx.surgery.patches import PatchResize, resize_patch, with_pixel_statistics
 from clipa_eqx.surgery.report import LeafChange, Operated, SurgeryReport
 from clipa_eqx.surgery.sizes import TextRows, learn_image_position, resize_image, resize_text
+from clipa_eqx.surgery.training_rules import freeze, layer_decay
 from clipa_eqx.surgery.vocabulary import swap_vocabulary
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "LearnImagePosition",
     "Lora",
     "LoraLinear",
+    "MovedState",
     "Operated",
     "PatchResize",
     "PixelStatistics",
@@ -59,7 +62,9 @@ __all__ = [
     "average",
     "cast",
     "detach",
+    "freeze",
     "interpolate",
+    "layer_decay",
     "learn_image_position",
     "lora",
     "merge",
@@ -74,5 +79,6 @@ __all__ = [
     "unstack_blocks",
     "validate",
     "with_config",
+    "with_optimizer",
     "with_pixel_statistics",
 ]

@@ -1,6 +1,7 @@
 """The surgery of ``init`` in a config: a stage of training starts from the weights of another."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,8 +10,8 @@ import numpy as np
 from clipa_eqx.errors import CheckpointError
 from clipa_eqx.models.clip import CLIP, CLIPConfig
 from clipa_eqx.surgery import sizes as resizing
-from clipa_eqx.surgery.configuration import NUMERIC_FIELDS, config_changes, differing, rebuild
-from clipa_eqx.surgery.report import Operated, operated
+from clipa_eqx.surgery.configuration import NUMERIC_FIELDS, config_changes, differing, operated, rebuild
+from clipa_eqx.surgery.report import Move, Operated, SurgeryReport
 from clipa_eqx.surgery.sizes import TextRows
 from clipa_eqx.trees import layer_path, leaves_by_path, match_by_path
 
@@ -44,16 +45,18 @@ def adopt(
         CheckpointError: there are other differences; the message lists all of them.
         ConfigError: a pattern of ``keep_initial`` decides no leaf.
     """
-    before, changes = model, list[str]()
+    before, changes, moves = model, list[str](), dict[str, Move]()
     lengths = model.config.text.length, target_config.text.length
     sizes = model.config.image.image_size, target_config.image.image_size
     if lengths[0] != lengths[1] and (resize_text or model.text.position is None):
         model, report = resizing.resize_text(model, length=lengths[1], rows=text_rows)
         changes += report.changes
+        moves |= _moves(report)
     can_resize = target_config.image.patch_size == model.config.image.patch_size
     if sizes[0] != sizes[1] and can_resize and (resize_image or model.image.position is None):
         model, report = resizing.resize_image(model, image_size=sizes[1])
         changes += report.changes
+        moves |= _moves(report)
     found, wanted = leaves_by_path(model), leaves_by_path(fresh)
     kept = _initial_by_path(keep_initial, fresh)
     # A leaf that stays initial may be missing in the source, or have another shape there.
@@ -87,7 +90,16 @@ def adopt(
         for i, layer in enumerate(keep)
         if layer
     ]
-    return operated(before, rebuild(target_config, leaves), changes)
+    for path, keep in kept.items():
+        if keep is True:
+            moves.pop(path, None)
+        elif isinstance(keep, tuple):
+            moves[path] = partial(_mixed, keep, fresh=0.0)
+    return operated(before, rebuild(target_config, leaves), changes, moves=moves)
+
+
+def _moves(report: SurgeryReport) -> dict[str, Move]:
+    return {change.path: change.move for change in report.leaves if change.move is not None}
 
 
 def _initial_by_path(patterns: Sequence[str], fresh: CLIP) -> dict[str, bool | tuple[bool, ...]]:
@@ -96,6 +108,6 @@ def _initial_by_path(patterns: Sequence[str], fresh: CLIP) -> dict[str, bool | t
 
 def _mixed(keep: bool | tuple[bool, ...], found: Any, fresh: Any) -> Any:
     if isinstance(keep, tuple):
-        mask = np.array(keep).reshape(-1, *(1,) * (fresh.ndim - 1))
+        mask = np.array(keep).reshape(-1, *(1,) * (found.ndim - 1))
         return jnp.where(mask, fresh, found)
     return fresh if keep else found

@@ -1,14 +1,19 @@
 """Configuration and leaves of a model: what fits, what differs, and the model that both describe."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import equinox as eqx
 import jax
+import jax.random as jr
 
 from clipa_eqx.errors import ConfigError
 from clipa_eqx.models.clip import CLIP, CLIPConfig, abstract_clip
-from clipa_eqx.surgery.report import Operated, operated
+from clipa_eqx.models.text import TextTower
+from clipa_eqx.models.vision import VisionTower
+from clipa_eqx.surgery.report import Move, Operated, SurgeryReport, leaf_changes
 from clipa_eqx.trees import from_leaves, layer_path, leaves_by_path, stacked_depth
 
 _HOW_TO_MAKE = {
@@ -39,13 +44,40 @@ def with_config(model: CLIP, config: CLIPConfig) -> Operated:
     return operated(model, rebuild(config, leaves_by_path(model)), changes)
 
 
-def validate(model: CLIP) -> None:
+def operated(
+    before: CLIP,
+    after: CLIP,
+    changes: Sequence[str],
+    *,
+    moves: Mapping[str, Move] | None = None,
+    plain: CLIP | None = None,
+) -> Operated:
+    """The result of an operation, validated; its report lists each leaf that is not the same array as before.
+
+    Args:
+        before: model that was given.
+        after: model that was made.
+        changes: the changes in words.
+        moves: maps of moments by path; a changed leaf without one starts with moments of zero.
+        plain: ``after`` without LoRA factors, if it has some.
+
+    Raises:
+        ConfigError: the new model is not what its config describes.
+    """
+    if after is not before:
+        validate(after if plain is None else plain)
+    return Operated(after, SurgeryReport(changes=tuple(changes), leaves=leaf_changes(before, after, moves)))
+
+
+def validate(model: CLIP | VisionTower | TextTower) -> None:
     """Check that leaves and static fields are those that ``model.config`` describes; use it after changes by hand.
+
+    Every operation ends with it. LoRA factors are not part of a config: ``detach`` gives the model without them.
 
     Raises:
         ConfigError: leaves differ (the message lists all of them), or static fields disagree with the configuration.
     """
-    expected = abstract_clip(model.config)
+    expected = _expected(type(model), model.config)
     problems = differing(leaves_by_path(model), leaves_by_path(expected))
     if problems:
         raise ConfigError("the model differs from what its config describes:\n  " + "\n  ".join(problems))
@@ -70,11 +102,17 @@ def rebuild(config: CLIPConfig, leaves: Mapping[str, Any]) -> CLIP:
     Raises:
         ConfigError: the configuration describes other leaves; the message lists all that differ.
     """
-    expected = abstract_clip(config)
+    expected: CLIP = _expected(CLIP, config)
     problems = differing(leaves, leaves_by_path(expected))
     if problems:
         raise ConfigError("the leaves differ from what the configuration describes:\n  " + "\n  ".join(problems))
     return from_leaves(expected, leaves)
+
+
+@functools.lru_cache(maxsize=16)
+def _expected(module: Any, config: Any) -> Any:
+    # Cached: an operation asks twice, and tracing the initialization takes tens of milliseconds.
+    return eqx.filter_eval_shape(module.init, config, key=jax.eval_shape(lambda: jr.key(0)))
 
 
 def differing(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

@@ -8,8 +8,8 @@ from jaxtyping import PRNGKeyArray
 
 from clipa_eqx.errors import ConfigError
 from clipa_eqx.models.clip import CLIP
-from clipa_eqx.surgery.configuration import rebuild
-from clipa_eqx.surgery.report import Operated, operated
+from clipa_eqx.surgery.configuration import operated, rebuild
+from clipa_eqx.surgery.report import Operated
 from clipa_eqx.trees import leaves_by_path
 
 

@@ -16,8 +16,8 @@ from clipa_eqx.errors import ConfigError
 from clipa_eqx.models.clip import CLIP
 from clipa_eqx.models.layers import Linear
 from clipa_eqx.models.mixed import add_parameter, product
-from clipa_eqx.surgery.configuration import validate
-from clipa_eqx.surgery.report import Operated, operated
+from clipa_eqx.surgery.configuration import operated, validate
+from clipa_eqx.surgery.report import Operated, keep
 from clipa_eqx.trees import match_by_path
 
 LORA_FACTORS = r".*/lora_(down|up)"
@@ -118,7 +118,7 @@ def attach(model: CLIP, adapters: Adapters) -> Operated:
         return LoraLinear(weight=layer.weight, bias=layer.bias, lora_down=down, lora_up=up, scale=scale)
 
     changes = [f"{path}/weight: LoRA of rank {down.shape[-2]} added" for path, (down, _) in adapters.factors.items()]
-    return operated(model, _map_layers(wrap, model), changes)
+    return _with_report(model, _map_layers(wrap, model), changes)
 
 
 def detach(model: CLIP) -> tuple[CLIP, Adapters]:
@@ -132,7 +132,9 @@ def detach(model: CLIP) -> tuple[CLIP, Adapters]:
     if len(alphas) > 1:
         raise ConfigError(f"detach: the factors have different values of alpha, {sorted(alphas)}; merge the model")
     factors = {path: (layer.lora_down, layer.lora_up) for path, layer in found.items()}
-    return _map_layers(_plain, model), Adapters(factors=factors, alpha=alphas.pop())
+    plain = _map_layers(_plain, model)
+    validate(plain)
+    return plain, Adapters(factors=factors, alpha=alphas.pop())
 
 
 def merge(model: CLIP) -> Operated:
@@ -148,9 +150,7 @@ def merge(model: CLIP) -> Operated:
             return layer
         return _linear(_moved(layer.weight, layer.lora_down, layer.lora_up, layer.scale), layer.bias)
 
-    result = _map_layers(add, model)
-    validate(result)
-    return operated(model, result, [f"{path}/weight: LoRA merged" for path in found])
+    return _with_report(model, _map_layers(add, model), [f"{path}/weight: LoRA merged" for path in found])
 
 
 def merged(model: CLIP) -> CLIP:
@@ -192,7 +192,12 @@ def unmerge(model: CLIP, adapters: Adapters) -> Operated:
         return dataclasses.replace(layer, weight=weight)
 
     changes = [f"{path}/weight: LoRA subtracted and attached" for path in adapters.factors]
-    return operated(model, _map_layers(subtracted, attached), changes)
+    return _with_report(model, _map_layers(subtracted, attached), changes)
+
+
+def _with_report(before: CLIP, after: CLIP, changes: Sequence[str]) -> Operated:
+    weights = {f"{path}/weight": keep for path in _linear_layers(after)}
+    return operated(before, after, changes, moves=weights, plain=_map_layers(_plain, after))
 
 
 def _path(keys: Any) -> str:

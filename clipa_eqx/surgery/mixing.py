@@ -4,14 +4,15 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from clipa_eqx.errors import ConfigError
 from clipa_eqx.models.clip import CLIP
-from clipa_eqx.surgery.configuration import NUMERIC_FIELDS, config_changes, differing, rebuild
-from clipa_eqx.surgery.report import Operated, operated
+from clipa_eqx.surgery.configuration import NUMERIC_FIELDS, config_changes, differing, operated, rebuild
+from clipa_eqx.surgery.report import Move, Operated, keep
 from clipa_eqx.trees import leaves_by_path
 
 
@@ -34,7 +35,8 @@ def interpolate(model: CLIP, other: CLIP, *, alpha: float) -> Operated:
     if not 0 <= alpha <= 1:
         raise ConfigError(f"interpolate: alpha is {alpha}; it must be from 0 (the first model) to 1 (the other)")
     _check_alike((model, other))
-    return operated(model, _weighted((model, other), (1 - alpha, alpha)), (f"leaves: {alpha:g} of the way to another",))
+    mixed = _weighted((model, other), (1 - alpha, alpha))
+    return operated(model, mixed, (f"leaves: {alpha:g} of the way to another",), moves=_kept(model))
 
 
 def average(models: Sequence[CLIP], *, weights: Sequence[float] | None = None) -> Operated:
@@ -62,7 +64,7 @@ def average(models: Sequence[CLIP], *, weights: Sequence[float] | None = None) -
     shares = [one / sum(given) for one in given]
     what = ", ".join(f"{share:g}" for share in shares)
     changes = () if len(models) == 1 else (f"leaves: average of {len(models)} models, shares {what}",)
-    return operated(models[0], _weighted(models, shares), changes)
+    return operated(models[0], _weighted(models, shares), changes, moves=_kept(models[0]))
 
 
 def cast(model: CLIP, dtype: DTypeLike) -> Operated:
@@ -79,7 +81,11 @@ def cast(model: CLIP, dtype: DTypeLike) -> Operated:
     new = {path: leaf if leaf.dtype == dtype else leaf.astype(dtype) for path, leaf in leaves.items()}
     count = sum(new[path] is not leaf for path, leaf in leaves.items())
     changes = (f"leaves: {count} of {len(leaves)} cast to {jnp.dtype(dtype).name}",) if count else ()
-    return operated(model, rebuild(model.config, new) if count else model, changes)
+    return operated(model, rebuild(model.config, new) if count else model, changes, moves=_kept(model))
+
+
+def _kept(model: CLIP) -> dict[str, Move]:
+    return dict.fromkeys(leaves_by_path(model), keep)
 
 
 def _check_alike(models: Sequence[CLIP]) -> None:
@@ -102,11 +108,12 @@ def _weighted(models: Sequence[CLIP], shares: Sequence[float]) -> CLIP:
     if 1.0 in shares:
         return rebuild(models[0].config, leaves_by_path(models[shares.index(1.0)]))
     every = [leaves_by_path(model) for model in models]
-    leaves = {path: _mean([one[path] for one in every], shares) for path in every[0]}
+    leaves = {path: _mean([one[path] for one in every], list(shares)) for path in every[0]}
     return rebuild(models[0].config, leaves)
 
 
-def _mean(leaves: Sequence[Array], shares: Sequence[float]) -> Array:
+@jax.jit
+def _mean(leaves: Sequence[Array], shares: Sequence[Any]) -> Array:
     """Weighted mean as differences from the first leaf: what is equal everywhere is not rounded."""
     wide: Any = jnp.promote_types(leaves[0].dtype, jnp.float32)
     first = leaves[0].astype(wide)

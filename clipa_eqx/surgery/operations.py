@@ -18,14 +18,23 @@ from clipa_eqx.surgery.sizes import TextRows
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ResizeImage:
-    """``surgery.resize_image``: another image size, (height, width) in pixels; learned positions are resampled."""
+    """``surgery.resize_image``: another image size; learned positions are resampled.
+
+    Attributes:
+        image_size: (height, width) in pixels.
+    """
 
     image_size: tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ResizeText:
-    """``surgery.resize_text``: another text length in tokens; ``rows`` makes the rows of learned positions."""
+    """``surgery.resize_text``: another text length.
+
+    Attributes:
+        length: tokens of a text.
+        rows: how the rows of learned positions are made.
+    """
 
     length: int
     rows: TextRows = "resample"
@@ -33,7 +42,13 @@ class ResizeText:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ResizePatch:
-    """``surgery.resize_patch``: another patch size, and another image size or the same, (height, width)."""
+    """``surgery.resize_patch``: another patch size.
+
+    Attributes:
+        patch_size: (height, width) of a patch in pixels.
+        image_size: (height, width) of the images in pixels; None keeps it.
+        method: how the kernels are resampled.
+    """
 
     patch_size: tuple[int, int]
     image_size: tuple[int, int] | None = None
@@ -47,7 +62,12 @@ class LearnImagePosition:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PixelStatistics:
-    """``surgery.with_pixel_statistics``: the weights expect pixels of this mean and standard deviation per channel."""
+    """``surgery.with_pixel_statistics``: the weights expect pixels that are normalized with other statistics.
+
+    Attributes:
+        mean: mean of each channel.
+        std: standard deviation of each channel.
+    """
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -66,14 +86,23 @@ class SwapVocabulary:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SwapHead:
-    """``surgery.swap_head``: random heads of this width of the joint space."""
+    """``surgery.swap_head``: random heads.
+
+    Attributes:
+        embed: width of the joint space.
+    """
 
     embed: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PruneDepth:
-    """``surgery.prune_depth``: numbers of the blocks to keep, counted from 0; None keeps all of a tower."""
+    """``surgery.prune_depth``: fewer blocks.
+
+    Attributes:
+        image: numbers of the image tower's blocks to keep, counted from 0; None keeps all.
+        text: the same of the text tower.
+    """
 
     image: tuple[int, ...] | None = None
     text: tuple[int, ...] | None = None
@@ -81,7 +110,12 @@ class PruneDepth:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Interpolate:
-    """``surgery.interpolate``: ``alpha`` of the way to the model of another run folder or model folder."""
+    """``surgery.interpolate``: on the way to another model.
+
+    Attributes:
+        source: run folder or model folder of the other model.
+        alpha: share of the other model, from 0 to 1.
+    """
 
     source: str
     alpha: float
@@ -102,7 +136,12 @@ class Average:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Lora:
-    """``surgery.lora``: factors next to the weights that the patterns ``targets`` name; the last operation of a list.
+    """``surgery.lora``: factors next to weights; the last operation of a list.
+
+    Attributes:
+        rank: width between the factors.
+        alpha: strength; the product of the factors is multiplied by alpha / rank.
+        targets: patterns of the paths of weights.
 
     Raises:
         ConfigError: a rank below 1, an alpha that is not positive, or no targets.

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 import equinox as eqx
@@ -14,8 +15,8 @@ from clipa_eqx.models.clip import CLIP
 from clipa_eqx.models.layers import Linear, l2_normalize
 from clipa_eqx.models.text import TextTower
 from clipa_eqx.models.vision import VisionTower
-from clipa_eqx.surgery.configuration import rebuild
-from clipa_eqx.surgery.report import Operated, SurgeryReport, leaf_changes, operated
+from clipa_eqx.surgery.configuration import operated, rebuild, validate
+from clipa_eqx.surgery.report import Move, Operated, SurgeryReport, leaf_changes
 from clipa_eqx.trees import leaves_by_path
 
 
@@ -72,7 +73,7 @@ def prune_depth(model: CLIP, *, image: Sequence[int] | None = None, text: Sequen
     Raises:
         ConfigError: no numbers, or numbers that do not rise or are not those of blocks.
     """
-    leaves, config, changes = leaves_by_path(model), model.config, list[str]()
+    leaves, config, changes, moves = leaves_by_path(model), model.config, list[str](), dict[str, Move]()
     for name, kept in (("image", image), ("text", text)):
         tower = model.config.image if name == "image" else model.config.text
         depth = tower.blocks.depth
@@ -82,12 +83,17 @@ def prune_depth(model: CLIP, *, image: Sequence[int] | None = None, text: Sequen
             raise ConfigError(
                 f"prune_depth: {name} is {list(kept)}; it must be rising numbers of blocks from 0 to {depth - 1}"
             )
-        rows = np.array(kept)
-        leaves |= {path: leaf[rows] for path, leaf in leaves.items() if path.startswith(f"{name}/blocks/")}
+        move = partial(_rows, rows=tuple(kept))
+        moves |= {path: move for path in leaves if path.startswith(f"{name}/blocks/")}
         blocks = dataclasses.replace(tower.blocks, depth=len(kept))
         config = dataclasses.replace(config, **{name: dataclasses.replace(tower, blocks=blocks)})
         changes.append(f"{name}.blocks.depth: {depth} -> {len(kept)}, blocks {', '.join(map(str, kept))} kept")
-    return operated(model, rebuild(config, leaves) if changes else model, changes)
+    leaves |= {path: move(leaves[path]) for path, move in moves.items()}
+    return operated(model, rebuild(config, leaves) if changes else model, changes, moves=moves)
+
+
+def _rows(leaf: Array, *, rows: tuple[int, ...]) -> Array:
+    return leaf[np.array(rows)]
 
 
 def take_tower(model: CLIP, tower: Literal["image", "text"], *, head: bool = True) -> TakenTower:
@@ -106,6 +112,7 @@ def take_tower(model: CLIP, tower: Literal["image", "text"], *, head: bool = Tru
         if taken.head is None:
             raise ConfigError(f"take_tower: the {tower} tower has no head to remove; leave head=True")
         taken = dataclasses.replace(taken, head=None, config=dataclasses.replace(taken.config, embed=None))
+    validate(taken)
     leaves = leaf_changes(model, {tower: taken})
     changes = (f"{tower} tower taken{'' if head else ' without its head'}",)
     return TakenTower(taken, SurgeryReport(changes=changes, leaves=leaves))
@@ -131,6 +138,7 @@ def add_classifier(model: CLIP, class_embeddings: Float[Array | np.ndarray, "cla
         )
     weight = jnp.exp(model.log_temperature) * jnp.asarray(class_embeddings, jnp.float32)
     bias = jnp.zeros(classes) if model.bias is None else jnp.full(classes, model.bias)
+    validate(model.image)
     classified = Classifier(image=model.image, classifier=Linear(weight=weight, bias=bias))
     line = f"classifier/weight: class embeddings of {classes} classes times the temperature; text tower removed"
     return Classified(classified, SurgeryReport(changes=(line,), leaves=leaf_changes(model, classified)))

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import jax.numpy as jnp
@@ -11,8 +12,8 @@ from jaxtyping import Array, Float
 from clipa_eqx.data.images.host_pixels import IMAGENET_MEAN, IMAGENET_STD
 from clipa_eqx.errors import ConfigError
 from clipa_eqx.models.clip import CLIP
-from clipa_eqx.surgery.configuration import rebuild
-from clipa_eqx.surgery.report import Operated, operated
+from clipa_eqx.surgery.configuration import operated, rebuild
+from clipa_eqx.surgery.report import Move, Operated
 from clipa_eqx.surgery.sizes import resample_grid
 from clipa_eqx.trees import leaves_by_path
 
@@ -81,15 +82,18 @@ def resize_patch(
     if image == old:
         return operated(model, model, ())
     names = [name for name in ("patch_size", "image_size") if getattr(image, name) != getattr(old, name)]
-    leaves = leaves_by_path(model)
+    leaves, moves = leaves_by_path(model), dict[str, Move]()
     changes = [f"image.{name}: {getattr(old, name)} -> {getattr(image, name)}" for name in names]
     if patch_size != old.patch_size:
         leaves["image/patch/weight"] = _resample_kernel(model.image.patch.weight, old.patch_size, patch_size, method)
+        # A gradient is a sum of pixels, and those of a resized patch are B @ pixels; pinv is for weights.
+        moves["image/patch/weight"] = partial(_resample_kernel, old=old.patch_size, new=patch_size, method="bilinear")
         changes.append(f"image/patch/weight: kernels resampled from {old.patch_size} to {patch_size} pixels ({method})")
     if model.image.position is not None and image.grid != old.grid:
-        leaves["image/position"] = resample_grid(model.image.position, old.grid, image.grid)
+        moves["image/position"] = partial(resample_grid, old=old.grid, new=image.grid)
+        leaves["image/position"] = moves["image/position"](model.image.position)
         changes.append(f"image/position: class token's row kept, grid {old.grid} resampled to {image.grid}")
-    return operated(model, rebuild(dataclasses.replace(model.config, image=image), leaves), changes)
+    return operated(model, rebuild(dataclasses.replace(model.config, image=image), leaves), changes, moves=moves)
 
 
 def _resample_kernel(

@@ -1,14 +1,24 @@
 """The result of a surgery: the new model, and a report of every leaf and field that changed."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Array
 
 from clipa_eqx.models.clip import CLIP
 from clipa_eqx.trees import leaves_by_path
+
+Move = Callable[[Array], Array]
+"""A map of the moments of a leaf: rows are selected, copied or averaged with weights that are not negative, so second
+moments stay not negative too. It takes and gives one moment, in the shapes of the leaf before and after."""
+
+
+def keep(moment: Array) -> Array:
+    """The ``Move`` of a leaf that has other values in the same place."""
+    return moment
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,11 +29,13 @@ class LeafChange:
         path: path of the leaf, such as ``text/position``.
         before: shape and dtype before; None for a leaf that was added.
         after: shape and dtype after; None for a leaf that was removed.
+        move: the map of its moments in ``with_optimizer``; None if they start at zero or are removed.
     """
 
     path: str
     before: jax.ShapeDtypeStruct | None
     after: jax.ShapeDtypeStruct | None
+    move: Move | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         if self.before is None:
@@ -63,16 +75,11 @@ class Operated(NamedTuple):
     report: SurgeryReport
 
 
-def operated(before: CLIP, after: CLIP, changes: Sequence[str]) -> Operated:
-    """A result whose report lists these changes and each leaf that is not the same array as before."""
-    return Operated(after, SurgeryReport(changes=tuple(changes), leaves=leaf_changes(before, after)))
-
-
-def leaf_changes(before: Any, after: Any) -> tuple[LeafChange, ...]:
+def leaf_changes(before: Any, after: Any, moves: Mapping[str, Move] | None = None) -> tuple[LeafChange, ...]:
     """Leaves of ``after`` that are not the same array in ``before``, then leaves that ``after`` lacks."""
-    old, new = leaves_by_path(before), leaves_by_path(after)
+    old, new, moves = leaves_by_path(before), leaves_by_path(after), moves or {}
     changed = [
-        LeafChange(path=path, before=_shape(old.get(path)), after=_shape(leaf))
+        LeafChange(path=path, before=_shape(old.get(path)), after=_shape(leaf), move=moves.get(path))
         for path, leaf in new.items()
         if leaf is not old.get(path)
     ]

@@ -1,6 +1,7 @@
 """Another text length or image size, and learned image positions."""
 
 import dataclasses
+from functools import partial
 from typing import Literal
 
 import jax
@@ -10,8 +11,8 @@ from jaxtyping import Array, Float
 
 from clipa_eqx.models.clip import CLIP
 from clipa_eqx.models.embed import sincos_2d
-from clipa_eqx.surgery.configuration import rebuild
-from clipa_eqx.surgery.report import Operated, operated
+from clipa_eqx.surgery.configuration import operated, rebuild
+from clipa_eqx.surgery.report import Move, Operated
 from clipa_eqx.trees import leaves_by_path
 
 TextRows = Literal["resample", "first"]
@@ -24,7 +25,7 @@ def resize_text(model: CLIP, *, length: int, rows: TextRows = "resample") -> Ope
     Sin-cos positions are computed for the new size. Learned ones follow ``rows``. "resample" is linear between token
     centers, antialiased when shrinking, as in ``merge_params`` of the reference (``jax.image.resize``;
     docs/reference.md F3.1). "first" keeps the rows in front, so that each word of a text keeps its position; rows
-    beyond the old length are copies of the last one. Optimizer moments are not resized; training starts with new ones.
+    beyond the old length are copies of the last one.
 
     Raises:
         ConfigError: a length that the tower cannot have.
@@ -33,16 +34,16 @@ def resize_text(model: CLIP, *, length: int, rows: TextRows = "resample") -> Ope
     config = dataclasses.replace(model.config, text=dataclasses.replace(model.config.text, length=length))
     if length == before:
         return operated(model, model, ())
-    leaves, changes = leaves_by_path(model), [f"text.length: {before} -> {length}"]
-    position = model.text.position
-    if position is not None:
+    leaves, changes, moves = leaves_by_path(model), [f"text.length: {before} -> {length}"], dict[str, Move]()
+    if model.text.position is not None:
         if rows == "first":
-            leaves["text/position"] = position[np.minimum(np.arange(length), before - 1)]
+            moves["text/position"] = lambda table: table[np.minimum(np.arange(length), before - 1)]
             changes.append(f"text/position: first {min(before, length)} of {before} rows kept, {length} in all")
         else:
-            leaves["text/position"] = jax.image.resize(position, (length, position.shape[1]), method="bilinear")
+            moves["text/position"] = partial(_resample_rows, length=length)
             changes.append(f"text/position: {before} rows resampled to {length}")
-    return operated(model, rebuild(config, leaves), changes)
+        leaves["text/position"] = moves["text/position"](model.text.position)
+    return operated(model, rebuild(config, leaves), changes, moves=moves)
 
 
 def resize_image(model: CLIP, *, image_size: tuple[int, int]) -> Operated:
@@ -59,12 +60,14 @@ def resize_image(model: CLIP, *, image_size: tuple[int, int]) -> Operated:
     image = dataclasses.replace(old, image_size=image_size)
     if image_size == old.image_size:
         return operated(model, model, ())
-    leaves, changes = leaves_by_path(model), [f"image.image_size: {old.image_size} -> {image_size}"]
+    leaves, moves = leaves_by_path(model), dict[str, Move]()
+    changes = [f"image.image_size: {old.image_size} -> {image_size}"]
     if model.image.position is not None and image.grid != old.grid:
-        leaves["image/position"] = resample_grid(model.image.position, old.grid, image.grid)
+        moves["image/position"] = partial(resample_grid, old=old.grid, new=image.grid)
+        leaves["image/position"] = moves["image/position"](model.image.position)
         changes.append(f"image/position: class token's row kept, grid {old.grid} resampled to {image.grid}")
     config = dataclasses.replace(model.config, image=image)
-    return operated(model, rebuild(config, leaves), changes)
+    return operated(model, rebuild(config, leaves), changes, moves=moves)
 
 
 def learn_image_position(model: CLIP) -> Operated:
@@ -77,6 +80,10 @@ def learn_image_position(model: CLIP) -> Operated:
     config = dataclasses.replace(model.config, image=dataclasses.replace(image, position="learned"))
     change = "image/position: the computed sincos2d table became a leaf"
     return operated(model, rebuild(config, leaves), (change,))
+
+
+def _resample_rows(position: Float[Array, "seq dim"], *, length: int) -> Float[Array, "length dim"]:
+    return jax.image.resize(position, (length, position.shape[1]), method="bilinear")
 
 
 def resample_grid(

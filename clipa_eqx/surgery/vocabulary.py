@@ -6,12 +6,12 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
 from clipa_eqx.errors import ConfigError
 from clipa_eqx.models.clip import CLIP
-from clipa_eqx.surgery.configuration import rebuild
-from clipa_eqx.surgery.report import Operated, operated
+from clipa_eqx.surgery.configuration import operated, rebuild
+from clipa_eqx.surgery.report import Operated
 from clipa_eqx.trees import leaves_by_path
 
 
@@ -51,8 +51,14 @@ def swap_vocabulary(
     table = model.text.token.weight
     from_rows, to_rows = np.array(pairs).T
     fresh = (0.02 * jr.normal(key, (vocab, table.shape[1]))).astype(table.dtype)
-    leaves = leaves_by_path(model) | {"text/token/weight": fresh.at[jnp.asarray(to_rows)].set(table[from_rows])}
+
+    def move(rows: Array, into: Array | None = None) -> Array:
+        into = jnp.zeros((vocab, rows.shape[1]), rows.dtype) if into is None else into
+        return into.at[jnp.asarray(to_rows)].set(rows[from_rows])
+
+    leaves = leaves_by_path(model) | {"text/token/weight": move(table, fresh)}
     text = dataclasses.replace(model.config.text, vocab=vocab)
     line = f"text/token/weight: rows of {len(pairs)} shared pieces kept, {vocab - len(pairs)} random, {vocab} in all"
     changes = (f"text.vocab: {model.config.text.vocab} -> {vocab}",) * (vocab != model.config.text.vocab)
-    return operated(model, rebuild(dataclasses.replace(model.config, text=text), leaves), (*changes, line))
+    after = rebuild(dataclasses.replace(model.config, text=text), leaves)
+    return operated(model, after, (*changes, line), moves={"text/token/weight": move})

@@ -20,16 +20,17 @@ from orbax.checkpoint.checkpoint_manager import StepAlreadyExistsError
 from clipa_eqx.buckets.bucket import BucketError
 from clipa_eqx.buckets.mirror import bucket_of
 from clipa_eqx.checksums import leaf_checksums
+from clipa_eqx.ema import new_average, with_average
 from clipa_eqx.errors import CheckpointError
 from clipa_eqx.models.clip import CLIP
 from clipa_eqx.sharding import shardings_for
 from clipa_eqx.training.bucket_saves import BucketSaves
 from clipa_eqx.training.checkpoint_record import CheckpointRecord, record_json
 from clipa_eqx.training.space import tree_bytes, write_error
-from clipa_eqx.training.state import TrainState
+from clipa_eqx.training.state import TrainState, replace_average
 from clipa_eqx.training.stored_steps import FOLDERS, StoredSteps, parts_of
 from clipa_eqx.training.stored_tree import check_same_leaves, leaf_types, nested, with_shardings
-from clipa_eqx.trees import leaves_by_path
+from clipa_eqx.trees import leaves_by_path, map_with_path
 
 _log = logging.getLogger(__name__)
 
@@ -163,21 +164,26 @@ class Checkpoints:
     def restore(self, abstract: TrainState, mesh: Mesh, *, step: int) -> TrainState:
         """The state of a step, placed on ``mesh`` by the rule table; another mesh may have saved it.
 
+        An average that the checkpoint lacks is None, and one that ``abstract`` lacks is not read.
+
         Raises:
             CheckpointError: the checkpoint has other leaves, shapes or dtypes than ``abstract``, or cannot be read.
             DamageError: its files are incomplete or were changed.
         """
         record = self._stored.agreed_record(step)
         leaves = self._stored.leaves(record)
+        averages = {path for path in leaves if path.startswith("ema/")}
+        if abstract.ema is None or not averages:
+            abstract = replace_average(abstract, None)
+            leaves = {path: leaf for path, leaf in leaves.items() if path not in averages}
         check_same_leaves(leaves, abstract, where=f"checkpoint {self.folder / str(step)}")
         shardings = shardings_for(abstract, mesh)
         wanted = with_shardings(abstract, shardings)
         parts = self._stored.trees(record, parts_of(wanted))
-        counter = jax.device_put(np.asarray(step, np.int32), shardings.step)
-        return TrainState(model=parts["model"], opt_state=parts["opt_state"], step=counter)
+        return TrainState(**parts, step=jax.device_put(np.asarray(step, np.int32), shardings.step))
 
     def restore_model(self, abstract: CLIP, mesh: Mesh, *, step: int) -> CLIP:
-        """The model of a step without its optimizer.
+        """The model of a step without its optimizer; its average, if the run has one.
 
         Raises:
             CheckpointError: the checkpoint holds another architecture than ``abstract``, or cannot be read.
@@ -187,8 +193,14 @@ class Checkpoints:
         leaves = self._stored.leaves(record)
         stored = {path.removeprefix("model/"): leaf for path, leaf in leaves.items() if path[:6] == "model/"}
         check_same_leaves(stored, abstract, where=f"checkpoint {self.folder / str(step)}")
-        wanted = with_shardings(abstract, shardings_for(abstract, mesh))
-        return self._stored.trees(record, {"model": wanted})["model"]
+        wanted: dict[str, Any] = {"model": abstract}
+        averaged = map_with_path(lambda path, _: f"ema/model/{path}" in leaves, abstract)
+        if any(jax.tree.leaves(averaged)):
+            wanted["ema"] = jax.eval_shape(lambda model: new_average(model, averaged), abstract)
+        if all(jax.tree.leaves(averaged)):  # the average is the model
+            del wanted["model"]
+        parts = self._stored.trees(record, with_shardings(wanted, shardings_for(wanted, mesh)))
+        return with_average(parts.get("model", abstract), parts.get("ema"))
 
     def read_leaf(self, step: int, path: str) -> np.ndarray:
         """One leaf of a step, by its path in a ``TrainState``, without the others.

@@ -51,6 +51,7 @@ def lower_step(
         on_non_finite=config.on_non_finite,
         kernels=kernels,
         trained=trained_by(config, abstract.model),
+        ema=config.ema,
     )
     rows, size, length = config.batch_size, config.model.image.image_size, config.model.text.length
     batch = {

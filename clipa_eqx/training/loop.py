@@ -30,6 +30,7 @@ from clipa_eqx.training.device_batches import DeviceBatches
 from clipa_eqx.training.final_adapters import save_final_adapters
 from clipa_eqx.training.flight import FLIGHT_NAME, open_flight_record
 from clipa_eqx.training.frozen_leaves import frozen_leaves
+from clipa_eqx.training.guarding import Guard
 from clipa_eqx.training.input_forecast import InputForecast
 from clipa_eqx.training.inputs import PlannedEvaluation, evaluate_model, train_batches
 from clipa_eqx.training.live_report import open_live_report
@@ -42,9 +43,10 @@ from clipa_eqx.training.reporting import Reports, StepNumbers
 from clipa_eqx.training.restoring import resume
 from clipa_eqx.training.retention import BestScore, kept_steps
 from clipa_eqx.training.run_folder import claim_on_all, locked_on_all
-from clipa_eqx.training.shapes import trained_by
+from clipa_eqx.training.shapes import averaged_leaves, trained_by
 from clipa_eqx.training.space import check_space, explained, tree_bytes
 from clipa_eqx.training.start import first_state
+from clipa_eqx.training.state import TrainState
 from clipa_eqx.training.step_end import StepEnd, pending_numbers
 from clipa_eqx.training.stopping import stop_requests
 from clipa_eqx.training.uploads import uploads
@@ -90,6 +92,7 @@ def train(
     Raises:
         ClipaError: anything the caller can fix: config, mesh, data, run folder, non-finite loss.
         RecompilationError: the loop compiled something after its first ``config.log_every_steps`` (at least 10) steps.
+        GuardError: the score of ``config.guard`` fell too far; the state is saved.
         Interrupted: a signal asked for the end; the state is saved.
     """
     with local_run(workdir) as folder:
@@ -151,7 +154,7 @@ def _train(
         )
         checkpoints.before_commit = upload.changed
         with watchdog.phase("restoring or making the first state"):
-            resumed = resume(checkpoints, abstract, mesh, record)
+            resumed = resume(checkpoints, abstract, mesh, record, averaged=averaged_leaves(config))
             if resumed is not None:
                 state, start = resumed.state, resumed.step
             else:
@@ -164,6 +167,9 @@ def _train(
             )
         about = resumed.about if resumed else {}
         best.resume(about)
+        guard = Guard(config, workdir)
+        if resumed is not None:
+            guard.resume(about)
         stops.check_start()
         made = stack.enter_context(train_batches(config, mixture, tokenizer, start_step=start, mesh=mesh))
         rows = stack.enter_context(ReadAhead(made, most=total_steps - start))
@@ -218,11 +224,14 @@ def _train(
             reports=reports,
             checkpoints=checkpoints,
             best=best,
+            guard=guard,
             stops=stops,
             compiles=compiles,
             watchdog=watchdog,
         )
 
+        if resumed is None:
+            end_step.score_start(state)
         watchdog.at("waiting for the first batch")
         batch = batches.take() if start < total_steps else None
         stops.check_start()
@@ -261,8 +270,10 @@ def _train(
         checkpoints.wait()
         check_lock()
         with watchdog.phase("writing the model"):
-            folder = _save_final_model(config, workdir, state.model, tokenizer, record=record, steps=total_steps)
+            folder = _save_final_model(config, workdir, state, tokenizer, record=record)
             upload.changed()
+        if (summary := guard.summary()) is not None:
+            _log.info("%s", summary)
         return TrainResult(total_steps, reports.last, folder)
 
 
@@ -284,16 +295,18 @@ def _score(
 def _save_final_model(
     config: ExperimentConfig,
     workdir: Path,
-    model: CLIP,
+    state: TrainState,
     tokenizer: Tokenizer,
     *,
     record: Mapping[str, Any],
-    steps: int,
 ) -> Path:
-    folder = workdir / MODEL_NAME
+    folder, steps, model = workdir / MODEL_NAME, int(state.step), state.averaged
     whole: Any = multihost_utils.process_allgather(model, tiled=True) if jax.process_count() > 1 else model
+    average = {} if config.ema is None else {"decay": config.ema.decay, "warm_up": config.ema.warm_up}
+    if state.ema is not None:
+        average |= {"updates": int(state.ema.count)}
     if jax.process_index() == 0:
-        provenance = Provenance(source=Source(name=TRAINED_HERE), steps=steps, run=record)
+        provenance = Provenance(source=Source(name=TRAINED_HERE), steps=steps, average=average, run=record)
         what, kept = f"the model at the end, {folder}, cannot be written", f"Checkpoint {steps} holds the last step."
         with explained(what, workdir, needed=tree_bytes(whole), then=kept):
             save_final_adapters(config, workdir, whole, provenance=provenance)

@@ -97,4 +97,6 @@ def _for_state(config: ExperimentConfig, devices: int) -> tuple[str, ...]:
         )
     if config.optim.mu_dtype == "float32":
         lines.append("--optim.mu-dtype bfloat16: first moments of half the size")
+    if config.ema is not None:
+        lines.append("--ema none: no average of the parameters; scores and model are then those of the last step")
     return tuple(lines)

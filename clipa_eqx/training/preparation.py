@@ -24,6 +24,7 @@ from clipa_eqx.sharding import check_batch, check_micro_batch, make_mesh
 from clipa_eqx.tokenizer.loading import load_tokenizer
 from clipa_eqx.tokenizer.wordpiece import Tokenizer
 from clipa_eqx.training.checkpoint_record import committed_steps
+from clipa_eqx.training.guarding import check_guard
 from clipa_eqx.training.inputs import (
     PlannedEvaluation,
     log_inputs,
@@ -89,6 +90,7 @@ def prepare(config: ExperimentConfig, workdir: Path, *, devices: Sequence[Any] |
         record = run_record(config, [s.manifest for s in mixture.sources], vocab_sha256=tokenizer.vocab_sha256)
         if jax.process_index() == 0:
             check_claim(workdir, record)
+        check_guard(config, workdir)
         if not committed_steps(workdir / CHECKPOINTS_NAME):  # a resumed run no longer needs what it started from
             check_init(config, abstract, vocab_sha256=tokenizer.vocab_sha256, total_steps=run.total_steps)
     _warn_of_uneven_heads(config.model, mesh)

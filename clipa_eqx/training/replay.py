@@ -33,9 +33,9 @@ from clipa_eqx.training.gradients import batch_rows, embed_rows
 from clipa_eqx.training.inputs import open_sources, train_batches
 from clipa_eqx.training.metrics import read_metrics, to_host
 from clipa_eqx.training.run_folder import check_same_run, run_record
-from clipa_eqx.training.shapes import optimizer_and_shapes
+from clipa_eqx.training.shapes import averaged_leaves, optimizer_and_shapes
 from clipa_eqx.training.start import first_state
-from clipa_eqx.training.state import TrainState, abstract_start
+from clipa_eqx.training.state import TrainState, abstract_start, start_average
 from clipa_eqx.training.step import step_key
 from clipa_eqx.trees import leaves_by_path
 
@@ -152,6 +152,8 @@ def replay(
         state = _restored(run, step, abstract, mesh, is_from_start=is_from_start, total_steps=total_steps)
         if state is None:
             state = first_state(config, optimizer, abstract=abstract, mesh=mesh, vocab_sha256=vocab)
+        if state.ema is None:  # the run had none at that checkpoint
+            state = start_average(state, averaged_leaves(config), mesh)
         start = int(state.step)
         if start >= step:
             raise ConfigError(f"the run took over the state of step {start}; it has steps {start + 1} and later")
@@ -269,7 +271,7 @@ def _bad_leaves(config: ExperimentConfig, model: CLIP, batch: DeviceBatch, mesh:
     keeper = optax.GradientTransformation(init, keep)
     abstract = abstract_start(abstract_model(config.model, config.init), keeper)
     # With the policy "skip", the step would not take over its optimizer's state.
-    compiled = compile_step(dataclasses.replace(config, on_non_finite="stop"), keeper, abstract, mesh)
+    compiled = compile_step(dataclasses.replace(config, on_non_finite="stop", ema=None), keeper, abstract, mesh)
     counter: Int[Array, ""] = jnp.asarray(step - 1, jnp.int32)
     state = TrainState(model=model, opt_state=jax.jit(init)(model), step=counter)
     after, _ = compiled(state, batch.arrays)

@@ -15,7 +15,7 @@ from clipa_eqx.saved.kinds import CHECKPOINTS_NAME
 from clipa_eqx.training.checkpoint import Checkpoints
 from clipa_eqx.training.damage import read_intact
 from clipa_eqx.training.run_folder import check_same_run
-from clipa_eqx.training.state import TrainState
+from clipa_eqx.training.state import TrainState, start_average
 
 _log = logging.getLogger(__name__)
 
@@ -33,8 +33,19 @@ class Resumed(NamedTuple):
     about: dict[str, Any]
 
 
-def resume(checkpoints: Checkpoints, abstract: TrainState, mesh: Mesh, record: dict[str, Any]) -> Resumed | None:
+def resume(
+    checkpoints: Checkpoints, abstract: TrainState, mesh: Mesh, record: dict[str, Any], *, averaged: Any = None
+) -> Resumed | None:
     """The newest state that is not damaged; None if nothing was saved yet. Damaged ones are moved out of the way.
+
+    If the run averages its parameters and the checkpoint has no average, it starts as the parameters there.
+
+    Args:
+        checkpoints: those of the run.
+        abstract: shapes and dtypes of the state.
+        mesh: where it is placed.
+        record: the record of the run.
+        averaged: leaves that have an average, as ``averaged_leaves`` gives them.
 
     Raises:
         CheckpointError: checkpoints are of another run, architecture or optimizer; or all of them are damaged, which
@@ -52,8 +63,20 @@ def resume(checkpoints: Checkpoints, abstract: TrainState, mesh: Mesh, record: d
     for step, error in damaged.items():
         place = _set_aside(checkpoints, step)
         _log.warning("%s; it is now %s, which may be deleted", error, place)
-    if found is not None:
-        _log.info("resuming after step %d, from a checkpoint that %s", found.step, checkpoints.known(found.step))
+    if found is None:
+        return None
+    _log.info("resuming after step %d, from a checkpoint that %s", found.step, checkpoints.known(found.step))
+    if averaged is not None and found.state.ema is None:
+        _log.warning(
+            "checkpoint %d has no average of the parameters: it starts here, as the parameters of this step", found.step
+        )
+        return found._replace(state=start_average(found.state, averaged, mesh))
+    if averaged is None and any(path.startswith("ema/") for path in checkpoints.record(found.step).leaves):
+        _log.warning(
+            "checkpoint %d has an average of the parameters, which is left out: from here on, scores and the model at "
+            "the end are those of the parameters themselves. To keep it, stop and set ema as before",
+            found.step,
+        )
     return found
 
 

@@ -31,7 +31,8 @@ from clipa_eqx.training.space import write_error
 _log = logging.getLogger(__name__)
 
 # Fields that may change when a run is resumed: paths, mesh, algorithms of loss and attention, logging, checkpoints,
-# what happens at a fault. None of them changes a number that was computed before, or others except by rounding.
+# evaluations and the average that they score, what happens at a fault. None of them changes a number that was computed
+# before, or a later step except by rounding.
 _FREE = (
     "mesh",
     "data/sources/*/folder",
@@ -43,6 +44,8 @@ _FREE = (
     "loss/chunk",
     "micro_batch",
     "attention",
+    "ema",
+    "guard",
     "checkpoint",
     "wandb",
     "tensorboard",

@@ -11,7 +11,7 @@ from clipa_eqx.json_config import from_json
 from clipa_eqx.models.clip import CLIP, CLIPConfig
 from clipa_eqx.optim import make_optimizer, trained_leaves
 from clipa_eqx.surgery.init_config import InitConfig, abstract_model
-from clipa_eqx.training.state import TrainState, abstract_start
+from clipa_eqx.training.state import TrainState, abstract_average, abstract_start
 
 
 def optimizer_and_shapes(config: ExperimentConfig, run: RunLength) -> tuple[optax.GradientTransformation, TrainState]:
@@ -22,7 +22,14 @@ def optimizer_and_shapes(config: ExperimentConfig, run: RunLength) -> tuple[opta
     """
     model = abstract_model(config.model, config.init)
     optimizer = make_optimizer(config.optim, model, run, trainable=config.trainable)
-    return optimizer, abstract_start(model, optimizer)
+    return optimizer, abstract_average(abstract_start(model, optimizer), averaged_leaves(config))
+
+
+def averaged_leaves(config: ExperimentConfig) -> Any:
+    """A tree like the model of booleans: the leaves that are trained, which the run averages; None if it does not."""
+    if config.ema is None:
+        return None
+    return trained_leaves(config.optim, abstract_model(config.model, config.init), trainable=config.trainable)
 
 
 def model_of_record(record: Mapping[str, Any]) -> CLIP:

@@ -34,8 +34,8 @@ from clipa_eqx.tokenizer.wordpiece import Tokenizer
 from clipa_eqx.training.imported_optimizer import check_optimizer, continued_state
 from clipa_eqx.training.restoring import read_newest
 from clipa_eqx.training.run_folder import read_record
-from clipa_eqx.training.shapes import model_of_record
-from clipa_eqx.training.state import TrainState, start_state
+from clipa_eqx.training.shapes import averaged_leaves, model_of_record
+from clipa_eqx.training.state import TrainState, replace_average, start_average, start_state
 
 _log = logging.getLogger(__name__)
 
@@ -65,6 +65,20 @@ def first_state(
             that no surgery is named for; with ``init.optimizer``, it has no optimizer state, or that of another
             optimizer.
     """
+    plain = replace_average(abstract, None)
+    state = _first_state(config, optimizer, abstract=plain, mesh=mesh, vocab_sha256=vocab_sha256)
+    return start_average(state, averaged_leaves(config), mesh)
+
+
+def _first_state(
+    config: ExperimentConfig,
+    optimizer: optax.GradientTransformation,
+    *,
+    abstract: TrainState,
+    mesh: Mesh,
+    vocab_sha256: str,
+) -> TrainState:
+    """``first_state`` without an average."""
     key = initial_key(config.seed)
     shardings, plain = shardings_for(abstract, mesh), abstract_clip(config.model)
     sampling = sampling_shardings_for(plain, mesh)

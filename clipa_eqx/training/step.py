@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, PRNGKeyArray
 
+from clipa_eqx.ema import EmaConfig, update_average
 from clipa_eqx.losses.config import LossConfig
 from clipa_eqx.models.kernels import XLA_KERNELS, Kernels
 from clipa_eqx.optim import cap_temperature
@@ -46,6 +47,7 @@ def make_train_step(
     on_non_finite: non_finite.OnNonFinite = "stop",
     kernels: Kernels = XLA_KERNELS,
     trained: Any = True,
+    ema: EmaConfig | None = None,
 ) -> jax.stages.Wrapped:
     """The jitted step, a ``TrainStep`` that can also be lowered; the state is donated.
 
@@ -55,6 +57,7 @@ def make_train_step(
     Args:
         trained: True, or a tree like the model of booleans. Leaves that are False stay as they are, bit for bit; their
             gradients are not computed, and the norms in the metrics leave them out.
+        ema: the average that the state has; None if it has none.
     """
 
     def step(state: TrainState, batch: Mapping[str, Array]) -> tuple[TrainState, Metrics]:
@@ -92,7 +95,10 @@ def make_train_step(
             **norms("update_norm", updates),
             **skipped,
         }
-        return TrainState(model=model, opt_state=opt_state, step=state.step + 1), metrics
+        average = state.ema
+        if average is not None and ema is not None:
+            average = update_average(average, model, ema, is_skipped=skipped.get(non_finite.SKIPPED, 0) == 1)
+        return TrainState(model=model, opt_state=opt_state, step=state.step + 1, ema=average), metrics
 
     shardings = shardings_for(abstract, mesh)
     return jax.jit(

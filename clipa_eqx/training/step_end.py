@@ -12,6 +12,7 @@ from clipa_eqx.evals.encode import called_before_batches
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.models.clip import CLIP
 from clipa_eqx.training.checkpoint import Checkpoints
+from clipa_eqx.training.guarding import Guard
 from clipa_eqx.training.inputs import PlannedEvaluation
 from clipa_eqx.training.recompilation import CompileWatch
 from clipa_eqx.training.reporting import Reports, StepNumbers
@@ -53,6 +54,7 @@ class StepEnd:
     reports: Reports
     checkpoints: Checkpoints
     best: BestScore
+    guard: Guard
     stops: StopRequests
     compiles: CompileWatch
     watchdog: Watchdog
@@ -60,11 +62,14 @@ class StepEnd:
     def __call__(self, state: TrainState, numbers: StepNumbers) -> bool:
         """Score and save a state if it is time, and stop if that is requested; returns whether the step was reported.
 
+        A state whose guarded score is too low is saved too, and ends the run.
+
         Evaluations that a request interrupts are repeated when the run resumes, before the line of the step is written.
 
         Raises:
             NonFiniteError: the numbers of the step, or embeddings, are not finite.
             CheckpointError: a checkpoint could not be written.
+            GuardError: the guarded score fell too far.
             Interrupted: the run was to stop, and the state is saved.
         """
         step, every = numbers.step, self.config.checkpoint.every_steps
@@ -82,10 +87,12 @@ class StepEnd:
         else:
             # Write the log line before the checkpoint, so that after a resume each step appears exactly once.
             self.reports.finish(numbers, last_checkpoint=self.checkpoints.last_saved, extra=scores)
-            is_saved |= self.best.take(step, scores)
+            is_saved |= self.best.take(step, scores) | self.guard.take(step, scores)
             more = {}
         if is_saved:
             self._save(state, step, more)
+        if scores is not None:
+            self.guard.check()
         is_stop = is_stop or self.stops.poll()  # scoring and saving may have taken long
         if is_stop and (step < self.total_steps or scores is None):
             self.checkpoints.wait()
@@ -93,6 +100,21 @@ class StepEnd:
                 f"stopped after step {step} of {self.total_steps} and saved; run the same command again to resume"
             )
         return True
+
+    def score_start(self, state: TrainState) -> None:
+        """Measure the score of the guard before the first step, if there is a guard.
+
+        Raises:
+            Interrupted: the run was to stop.
+        """
+        guard = self.config.guard
+        if guard is None:
+            return
+        scores = self._scores([one for one in self.evaluations if guard.score.startswith(f"{one.name}/")], state)
+        if scores is None:
+            self.stops.check_start()
+        else:
+            self.guard.start(scores)
 
     def _scores(self, due: Sequence[PlannedEvaluation], state: TrainState) -> dict[str, float] | None:
         """The scores of a state; None if a request to stop interrupted the evaluations."""
@@ -111,7 +133,8 @@ class StepEnd:
                 called_before_batches(before_batch),
                 self.compiles.first_use(*(one.name for one in due)),
             ):
-                return self.score(due, state.model)
+                is_averaged = self.config.ema is not None and self.config.ema.evaluate
+                return self.score(due, state.averaged if is_averaged else state.model)
         except Interrupted:
             _log.warning("scoring is interrupted; it is repeated when the run resumes")
             return None
@@ -120,7 +143,7 @@ class StepEnd:
         if self.checkpoints.latest() == step:  # the run resumed from it, to repeat its evaluations
             return
         self.check_lock()  # scoring may have taken long
-        about = {**self.record, **self.reports.about(), **self.best.about(), **more}
+        about = {**self.record, **self.reports.about(), **self.best.about(), **self.guard.about(), **more}
         with (
             self.reports.throughput.paused(state.step),
             self.watchdog.phase(f"saving step {step}"),

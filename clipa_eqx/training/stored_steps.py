@@ -29,7 +29,7 @@ from clipa_eqx.trees import from_leaves, leaves_by_path, map_with_path
 
 T = TypeVar("T")
 
-FOLDERS = {"model": "model", "opt_state": "optimizer"}
+FOLDERS = {"model": "model", "opt_state": "optimizer", "ema": "ema"}
 """Folder of each part of a ``TrainState`` inside a checkpoint."""
 
 _FORMER_OPTIMIZER = "optimiser"
@@ -173,7 +173,7 @@ class StoredSteps:
 
 def parts_of(state: TrainState) -> dict[str, Any]:
     """The parts of a state that a checkpoint stores, by the names of its fields."""
-    return {name: getattr(state, name) for name in FOLDERS}
+    return {name: part for name in FOLDERS if (part := getattr(state, name)) is not None}
 
 
 def _place(record: CheckpointRecord, part: str) -> Any:

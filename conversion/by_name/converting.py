@@ -34,7 +34,8 @@ def convert(model: NamedModel) -> None:
         except (ConversionError, CheckpointError) as error:
             there = cached()
             held = f"it holds {', '.join(there)}" if there else "it is empty"
-            raise type(error)(
+            kind = ConversionError if isinstance(error, ConversionError) else CheckpointError
+            raise kind(
                 f"{model.name} cannot be converted: {error}. The cache is {models_folder()}, and {held}; set "
                 "CLIPA_EQX_CACHE to use another one"
             ) from error

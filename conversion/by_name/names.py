@@ -19,7 +19,7 @@ _LIKE_A_RELEASED_NAME = re.compile(r"(l|h|bigg|big|b|s|ti)-?14-.*|.*-(laion2b|da
 
 @dataclass(frozen=True, kw_only=True)
 class NamedModel:
-    """A model that a name stands for.
+    """The model of a name.
 
     Attributes:
         name: the name that was given.

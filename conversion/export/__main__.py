@@ -71,7 +71,9 @@ def _parser() -> ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", metavar="MODEL_OR_RUN", help="a model folder, or the folder of a finished run")
+    parser.add_argument(
+        "model", metavar="MODEL_OR_RUN", help="a model folder, the folder of a finished run, or the name of a model"
+    )
     parser.add_argument("target", metavar="DIR", type=Path, help="the folder to write")
     parser.add_argument("--to", choices=FORMATS, required=True, help="what to write")
     parser.add_argument(

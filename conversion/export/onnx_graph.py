@@ -13,7 +13,7 @@ from typing import Any, Literal
 import jax
 from jax import export
 
-from clipa_eqx.errors import ConversionError, counted
+from clipa_eqx.errors import ConversionError, counted, pip_install
 from clipa_eqx.progress import waiting
 from clipa_eqx.replacing import new_folder
 from clipa_eqx.saved.model import LoadedModel, load_model
@@ -25,8 +25,8 @@ TOLERANCE = 1e-4
 """onnxruntime computes in float32 too, but in another order than XLA."""
 
 INSTALL = (
-    "pip install 'clipa_eqx[onnx]' and then pip install --no-deps jax2onnx==0.17.1, whose requirements exclude the "
-    "version of Orbax that this package needs, although it does not use it"
+    f"{pip_install('onnx', 'onnx-ir', 'onnxruntime', 'flax')} and then pip install --no-deps jax2onnx==0.17.1, whose "
+    "requirements exclude the version of Orbax that this package needs, although it does not use it"
 )
 
 _KIND = export_kind("onnx", *(f"{name}.onnx{end}" for name in ("image", "text") for end in ("", ".data")))

@@ -5,8 +5,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from clipa_eqx.buckets.mirror import local_copy, named
+from clipa_eqx.buckets.mirror import named
 from clipa_eqx.errors import CheckpointError
+from clipa_eqx.saved.by_name import local_model
 from clipa_eqx.saved.kinds import MODEL_NAME, expect_kind, kind_of
 
 
@@ -19,13 +20,15 @@ class FinishedModel(NamedTuple):
 
 @contextmanager
 def finished_model(target: Path | str) -> Generator[FinishedModel]:
-    """Yield the model of a model folder or run folder, also in a bucket, which errors and logs then name.
+    """Yield the model of a model folder or run folder, also in a bucket, which errors and logs then name, or by name.
 
     Raises:
         CheckpointError: the path is neither, or the run has not ended.
+        ConfigError: there is no model of this name.
+        ConversionError: the named model cannot be downloaded or converted.
     """
     with named(target):
-        path = local_copy(target)
+        path = local_model(target)
         if expect_kind(path, "model folder", "run folder") == "model folder":
             yield FinishedModel(path, None)
             return

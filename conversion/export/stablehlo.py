@@ -2,7 +2,7 @@
 
 The weights are arguments and not constants of the program. JAX would hold constants in the traced function, in the
 module and in its bytes at once, which is four times the 4 GB of an H/14; arguments are written once, leaf by leaf, can
-be placed on a mesh by whoever loads them, and let one program serve other weights of the same shapes.
+be placed on a mesh, and let one program serve other weights of the same shapes.
 """
 
 import importlib

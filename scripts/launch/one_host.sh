@@ -34,7 +34,7 @@ while true; do
     code=$?
   fi
   case $code in
-    0 | 2 | 75 | 126 | 127) exit "$code" ;;
+    0 | 2 | 3 | 75 | 126 | 127) exit "$code" ;;
   esac
   if ((stopped)); then exit "$code"; fi
   if ((restarts >= ${MAX_RESTARTS:-20})); then

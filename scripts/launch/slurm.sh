@@ -36,11 +36,11 @@ srun --ntasks-per-node=1 --kill-on-bad-exit=0 --cpu-bind=none \
   "${PYTHON:-.venv/bin/python}" scripts/train.py "$@" --distributed
 code=$?
 
-# srun returns the highest code of its tasks. 2 is a mistake that another try does not fix, as is a program
-# that is not there (126, 127).
+# srun returns the highest code of its tasks. 2 is a mistake that another try does not fix, as is a score below its
+# guard (3), or a program that is not there (126, 127).
 restarts=${SLURM_RESTART_COUNT:-0}
 case $code in
-  0 | 2 | 126 | 127) exit "$code" ;;
+  0 | 2 | 3 | 126 | 127) exit "$code" ;;
   75) ;;
   *)
     if ((restarts >= ${MAX_RESTARTS:-100})); then

@@ -21,10 +21,10 @@ import clipa_eqx
 from clipa_eqx.cli import OK, USAGE, run
 from clipa_eqx.data.images.evaluation import EvalImageConfig
 from clipa_eqx.errors import CheckpointError, ConfigError, ConversionError
-from clipa_eqx.experiment import InitConfig
 from clipa_eqx.programs import embed
 from clipa_eqx.saved.by_name import local_model
 from clipa_eqx.saved.model import load_model
+from clipa_eqx.surgery.init_config import InitConfig
 from clipa_eqx.training.start import describe_source
 from conversion.by_name import converting, names
 from conversion.flax_clipa.names import to_flax

@@ -20,7 +20,6 @@ from clipa_eqx.errors import CheckpointError, ConfigError, ConversionError
 from clipa_eqx.saved.model import load_model
 from conversion.export import stablehlo
 from conversion.export.__main__ import main
-from conversion.export.towers import tower_of
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 ALONE = """
@@ -103,6 +102,9 @@ def test_an_export_describes_model_images_and_texts(folder, exported):
     assert about["platforms"] == ["cpu", "cuda", "tpu"]
     assert about["towers"]["image"]["input"] == "uint8[batch, 16, 16, 3]"
     assert about["towers"]["text"]["output"] == "float32[batch, 16]"
+    with np.load(exported / "text.npz") as file:
+        assert "token/weight" in file.files
+        assert not [path for path in file.files if path.startswith(("image/", "text/"))]
     assert all(tower["largest_difference"] <= 1e-5 for tower in about["towers"].values())
     steps = json.loads((exported / "preprocess.json").read_text())
     assert (steps["size"], steps["resize"]) == ([16, 16], "squash")
@@ -118,7 +120,9 @@ def test_the_tokenizer_of_an_export_gives_our_ids(folder, exported):
 
 
 def test_weights_of_bfloat16_are_half_as_large_and_near_the_model(folder, exported, tmp_path):
-    main([str(folder), str(tmp_path / "half"), "--to", "stablehlo", "--dtype", "bfloat16", "--tower", "text"])
+    shutil.copytree(exported, tmp_path / "half")  # an export of both towers, which is replaced
+    flags = ["--dtype", "bfloat16", "--tower", "text", "--overwrite"]
+    main([str(folder), str(tmp_path / "half"), "--to", "stablehlo", *flags])
     assert sorted(path.name for path in (tmp_path / "half").iterdir()) == [
         *("README.md", "model.json", "preprocess.json", "text.npz", "text.stablehlo", "tokenizer")
     ]
@@ -131,7 +135,7 @@ def test_weights_of_bfloat16_are_half_as_large_and_near_the_model(folder, export
 def test_a_program_with_other_embeddings_is_refused(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(stablehlo, "_run", lambda program, weights, tower: tower.expected + 1e-3)
     with pytest.raises(ConversionError, match=r"differ by 1\.0e-03.*nothing was written"):
-        main([str(folder), str(tmp_path / "wrong"), "--to", "stablehlo"])
+        main([str(folder), str(tmp_path / "wrong"), "--to", "stablehlo", "--tower", "text"])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -162,11 +166,15 @@ def test_an_existing_folder_is_refused_and_kept(to, folder, tmp_path):
 
 
 def test_an_export_of_the_same_kind_is_replaced_if_asked_for(folder, exported, tmp_path):
-    shutil.copytree(exported, tmp_path / "programs")
-    main([str(folder), str(tmp_path / "programs"), "--to", "stablehlo", "--tower", "image", "--overwrite"])
-    assert not (tmp_path / "programs" / "text.npz").exists()
+    target = str(tmp_path / "hub")
+    main([str(folder), target, "--to", "huggingface"])
+    main([str(folder), target, "--to", "huggingface", "--license", "mit", "--overwrite"])
+    assert "license: mit" in (tmp_path / "hub" / "README.md").read_text()
+    with pytest.raises(CheckpointError, match="is not a stablehlo export"):
+        main([str(folder), target, "--to", "stablehlo", "--overwrite"])
     with pytest.raises(CheckpointError, match="is not a repository that was exported here"):
-        main([str(folder), str(tmp_path / "programs"), "--to", "huggingface", "--overwrite"])
+        main([str(folder), str(exported), "--to", "huggingface", "--overwrite"])
+    assert "license: mit" in (tmp_path / "hub" / "README.md").read_text()
 
 
 def test_a_finished_run_is_exported_by_its_model_and_another_one_is_refused(folder, tmp_path):
@@ -182,7 +190,7 @@ def test_a_finished_run_is_exported_by_its_model_and_another_one_is_refused(fold
     assert "| zero-shot on icons | top-1 | 50.00 % | 4 |" in (tmp_path / "new" / "README.md").read_text()
 
 
-def test_a_repository_is_what_open_clip_loads_with_a_card_that_says_what_is_known(folder, tmp_path):
+def test_a_repository_is_what_open_clip_loads_with_a_card_that_says_what_is_known(folder, tmp_path, no_self_check):
     from conversion.open_clip.__main__ import main as open_clip
 
     main([str(folder), str(tmp_path / "unknown"), "--to", "huggingface"])
@@ -203,14 +211,12 @@ def test_a_repository_is_what_open_clip_loads_with_a_card_that_says_what_is_know
     np.testing.assert_array_equal(again.text.token.weight, model.text.token.weight)
 
 
-def test_a_model_that_open_clip_cannot_have_is_exported_to_stablehlo_alone(tmp_path):
+def test_a_model_that_open_clip_cannot_have_is_refused(tmp_path):
     model = random_model(tiny_clip_config(blocks={"depth": 1}, image={"pool": "map"}, text={"pool": "gap"}))
     folder = save(tmp_path / "model", model)
     with pytest.raises(ConversionError, match="open_clip cannot represent this model"):
         main([str(folder), str(tmp_path / "no"), "--to", "huggingface"])
-    main([str(folder), str(tmp_path / "yes"), "--to", "stablehlo", "--tower", "image"])
     assert not (tmp_path / "no").exists()
-    assert (tmp_path / "yes" / "image.stablehlo").is_file()
 
 
 def test_missing_packages_are_named_with_the_command_that_installs_them(folder, tmp_path, monkeypatch, capsys):
@@ -220,12 +226,6 @@ def test_missing_packages_are_named_with_the_command_that_installs_them(folder, 
         assert run(lambda to=to: main([str(folder), str(tmp_path / "new"), "--to", to])) == 2
         assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_tower_has_only_its_own_weights():
-    tower = tower_of(tiny_model(), "text", dtype="float32")
-    assert "token/weight" in tower.weights
-    assert not [path for path in tower.weights if path.startswith(("image/", "text/"))]
 
 
 @pytest.mark.slow

@@ -8,8 +8,10 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 from support.open_clip_folders import save, tiny_model
 from support.paths import ROOT
 from support.random_models import random_model
@@ -67,6 +69,19 @@ def test_the_commands_of_the_page_run(command, tmp_path):
 
 
 @pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS)
+def test_jax_gives_our_embeddings_at_any_batch_size(changes, tmp_path):
+    model = random_model(tiny_clip_config(**changes))
+    main([str(save(tmp_path / "model", model)), str(tmp_path / "programs"), "--to", "stablehlo"])
+    images, tokens = inputs(model.config, 7)
+    for name, batch, ours in zip(("image", "text"), (images, tokens), our_features(model, images, tokens), strict=True):
+        program = export.deserialize(bytearray((tmp_path / "programs" / f"{name}.stablehlo").read_bytes()))
+        with np.load(tmp_path / "programs" / f"{name}.npz") as file:
+            weights = dict(file)
+        for rows in (1, 2, 7):
+            np.testing.assert_allclose(program.call(weights, batch[:rows]), ours[:rows], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS)
 def test_onnxruntime_gives_our_embeddings_at_any_batch_size(changes, tmp_path):
     reason = "not installed: see docs/export.md"
     pytest.importorskip("jax2onnx", reason=reason)
@@ -97,7 +112,7 @@ def test_open_clip_loads_the_repository_and_gives_our_embeddings(tmp_path, monke
     main([str(save(tmp_path / "model", model)), str(tmp_path / "hub"), "--to", "huggingface", "--license", "mit"])
     theirs, _, _ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'hub'}")
     images, tokens = inputs(model.config, 3)
-    pixels = np.array(normalize_on_device(images)).transpose(0, 3, 1, 2)
+    pixels = np.array(normalize_on_device(jnp.asarray(images))).transpose(0, 3, 1, 2)
     with torch.no_grad():
         image = theirs.eval().encode_image(torch.from_numpy(pixels.copy()), normalize=True)
         text = theirs.encode_text(torch.from_numpy(tokens.astype(np.int64)), normalize=True)

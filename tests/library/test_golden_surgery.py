@@ -8,6 +8,7 @@ are compared, and the forward is not.
 
 import re
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,6 +82,11 @@ def merge(case) -> CLIP:
     ).model
 
 
+@eqx.filter_jit
+def embeddings(model, image, text):
+    return jax.vmap(model.encode_image)(image), jax.vmap(model.encode_text)(text)
+
+
 def names(config) -> dict[str, str]:
     return {rule.path: rule.name for rule in flax_rules(config)}
 
@@ -119,10 +125,30 @@ def test_merged_leaves_are_the_references(name):
 )
 def test_merged_models_embed_as_the_references(name):
     model, io = merge(CASES[name]), goldens.load_npz(f"surgery/forward_{name}.npz")
-    image, text = jax.vmap(model.encode_image)(io["image"]), jax.vmap(model.encode_text)(io["text"])
+    image, text = embeddings(model, io["image"], io["text"])
     np.testing.assert_allclose(image, io["zimg"], atol=EMBEDDING_ATOL, rtol=0)
     np.testing.assert_allclose(text, io["ztxt"], atol=EMBEDDING_ATOL, rtol=0)
     np.testing.assert_allclose(jnp.exp(model.log_temperature), io["t"][0], rtol=1e-5)
+
+
+def lines(values, new):
+    """Linear interpolation of rows between half-pixel centers with clamped edges, for growing only."""
+    at = (np.arange(new) + 0.5) * len(values) / new - 0.5
+    return np.stack([np.interp(at, np.arange(len(values)), column) for column in np.asarray(values).T], axis=1)
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if is_resampled_image(case)])
+def test_learned_image_positions_are_resampled_as_a_grid_and_not_as_the_reference_does(name):
+    case = CASES[name]
+    source = read(case["pretrained_file"], config_of(case, "pre"))
+    (rows, across), (down, right) = source.config.image.grid, config_of(case, "new").image.grid
+    grid = np.asarray(source.image.position, np.float64)[1:].reshape(rows, across, -1)
+    tall = np.stack([lines(grid[:, x], down) for x in range(across)], axis=1)
+    expected = np.stack([lines(row, right) for row in tall]).reshape(down * right, -1)
+    found = np.asarray(merge(case).image.position)[1:]
+    np.testing.assert_allclose(found, expected, atol=MERGED_ATOL, rtol=0)
+    theirs = goldens.under(goldens.load_npz(f"surgery/{case['merged_file']}"), "params/")["img/pos_embedding"]
+    assert np.abs(found - theirs[0, 1:]).max() > 1e-3
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if fails(case)])

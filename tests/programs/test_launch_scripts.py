@@ -53,7 +53,7 @@ def one_host(clone, *codes, **variables):
 
 @pytest.mark.parametrize(
     ("codes", "starts"),
-    [([0], 1), ([2], 1), ([75], 1), ([74, 0], 2), (["killed", 1, 74, 2], 4), ([134, 75], 2)],
+    [([0], 1), ([2], 1), ([3], 1), ([75], 1), ([74, 0], 2), (["killed", 1, 74, 2], 4), ([134, 75], 2)],
 )
 def test_one_host_starts_again_what_another_try_can_help(codes, starts, clone):
     process = one_host(clone, *codes)
@@ -95,6 +95,7 @@ def end_with(clone, code):
     [
         (0, {}, False),
         (2, {}, False),
+        (3, {}, False),
         (127, {}, False),
         (75, {}, True),
         (75, {"SLURM_RESTART_COUNT": "500"}, True),

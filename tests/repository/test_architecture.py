@@ -19,7 +19,8 @@ FLOORS = (
     "agreement argument_parser buckets cli data.images device_memory devices durations file_lock "
     "json_config json_files precision replacing tokenizer trees",
     "checksums config_flags data layerwise models schedules sharding",
-    "evals flops losses optim surgery",
+    "ema evals flops losses optim",
+    "surgery",
     "saved",
     "experiment reference_chain search",
     "config_files recipes reports",

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from support.paths import ROOT
 
-from clipa_eqx.cli import INTERRUPTED, USAGE, run
+from clipa_eqx.cli import GUARDED, INTERRUPTED, USAGE, run
 from clipa_eqx.config_files import load_config
 from clipa_eqx.devices import coordinator
 from clipa_eqx.programs import train
@@ -44,9 +44,9 @@ def test_a_mistake_ends_the_job_set_and_all_else_starts_again(kind):
     # Only the rule for mistakes gives a job the reason PodFailurePolicy; backoffLimit 0 gives the others another one.
     assert job["backoffLimit"] == 0
     mistake, saved, drained = job["podFailurePolicy"]["rules"]
-    for rule, action, code in ((mistake, "FailJob", USAGE), (saved, "Ignore", INTERRUPTED)):
+    for rule, action, codes in ((mistake, "FailJob", [USAGE, GUARDED]), (saved, "Ignore", [INTERRUPTED])):
         assert rule["action"] == action
-        assert rule["onExitCodes"] == {"containerName": container["name"], "operator": "In", "values": [code]}
+        assert rule["onExitCodes"] == {"containerName": container["name"], "operator": "In", "values": codes}
     assert drained["action"] == "Ignore"
     assert drained["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
     assert pod["restartPolicy"] == "Never"  # podFailurePolicy needs it

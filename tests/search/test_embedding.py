@@ -1,9 +1,12 @@
 """Folders of embeddings: what is in them, resumes that are byte-equal, and what a resume refuses."""
 
 import dataclasses
+import errno
 import json
+import os
 from functools import partial
 
+import jax
 import numpy as np
 import pytest
 from support.scored_runs import noise_png
@@ -11,7 +14,7 @@ from support.scored_runs import noise_png
 from clipa_eqx.cli import OK, USAGE, run
 from clipa_eqx.data.array_record_writer import write_records
 from clipa_eqx.data.records import Record
-from clipa_eqx.errors import ConfigError, DataError
+from clipa_eqx.errors import ConfigError, DataError, NonFiniteError
 from clipa_eqx.programs.embed import main
 from clipa_eqx.saved.model import load_model
 from clipa_eqx.search.embedding import EmbeddingOptions, begin, embed, finish
@@ -130,35 +133,43 @@ def test_unreadable_images_are_refused_by_name_or_left_out_and_counted(photos, m
 
 
 def test_lines_of_a_file_are_texts_row_by_row(encoder, model_folder, tmp_path):
-    texts = ["a cat", "", "a dog of a photo of a cat of a dog", *(f"w{i}" for i in range(2000))]
+    texts = ["a cat", "", "a dog of a photo of a cat of a dog", "w7"]
     file = tmp_path / "texts.txt"
     file.write_bytes("\ufeff".encode() + "\r\n".join(texts).encode())
-    inputs = text_file_inputs(file)
-    assert [item.content for item in inputs.read(range(1023, 1027))] == texts[1023:1027]
-    options = EmbeddingOptions(shard_inputs=1000, dtype="float16")
-    summary = write(tmp_path / "out", encoder, inputs, options)
-    assert (summary.rows, summary.shards, summary.truncated) == (2003, 3, 1)
+    options = EmbeddingOptions(shard_inputs=3, dtype="float16", batch_size=4)
+    summary = write(tmp_path / "out", encoder, text_file_inputs(file), options)
+    assert (summary.rows, summary.shards, summary.truncated) == (4, 2, 1)
     assert vectors_of(tmp_path / "out").dtype == np.float16
-    expected = load_model(model_folder).encode_texts(texts)
-    np.testing.assert_allclose(vectors_of(tmp_path / "out"), expected, atol=1e-3)
-    assert open_embeddings(tmp_path / "out").find(1999)[:2] == ("2000", texts[1999])
+    np.testing.assert_allclose(vectors_of(tmp_path / "out"), load_model(model_folder).encode_texts(texts), atol=1e-3)
+    assert open_embeddings(tmp_path / "out").find(3)[:2] == ("4", "w7")
+
+
+def test_a_text_file_is_read_from_any_line(tmp_path):
+    texts = [f"line {i}" * (i % 3) for i in range(3000)]
+    file = tmp_path / "texts.txt"
+    file.write_text("\n".join(texts) + "\n")
+    inputs = text_file_inputs(file)
+    assert inputs.count == 3000
+    for numbers in (range(3), range(1023, 1027), range(2048, 2049), range(2990, 3000), range(5, 5)):
+        found = [(item.number, item.id, item.content) for item in inputs.read(numbers)]
+        assert found == [(number, str(number + 1), texts[number]) for number in numbers]
 
 
 def test_a_line_that_is_no_text_is_refused_with_its_number(encoder, tmp_path):
     (tmp_path / "texts").write_bytes(b"a cat\na \xff dog\n")
     with pytest.raises(DataError, match="input 2, 2: not UTF-8"):
-        write(tmp_path / "out", encoder, text_file_inputs(tmp_path / "texts"))
+        write(tmp_path / "out", encoder, text_file_inputs(tmp_path / "texts"), EmbeddingOptions(batch_size=4))
 
 
 def test_records_give_their_images_or_all_their_captions(encoder, model_folder, tmp_path):
     rows = [Record(key=f"k{i}", image=noise_png(i), captions=("a cat", "a dog")[: i % 3]) for i in range(5)]
     write_records(rows, tmp_path / "records")
     folder = tmp_path / "records"
-    assert call(model_folder, "--images", folder, "--out", tmp_path / "images", "--shard-inputs", 2) == OK
+    assert call(model_folder, "--images", folder, "--out", tmp_path / "images", "--batch-size", 8) == OK
     index = open_embeddings(tmp_path / "images")
     assert [index.find(i).id for i in range(5)] == [f"k{i}" for i in range(5)]
     assert index.find(4).image() == noise_png(4)
-    assert call(model_folder, "--texts", folder, "--out", tmp_path / "texts", "--shard-inputs", 2) == OK
+    assert call(model_folder, "--texts", folder, "--out", tmp_path / "texts", "--batch-size", 4) == OK
     texts = open_embeddings(tmp_path / "texts")
     assert [texts.find(i)[:2] for i in range(len(texts))] == [
         ("k1#0", "a cat"),
@@ -199,11 +210,40 @@ def test_mistakes_end_with_one_message_and_write_nothing(photos, model_folder, t
     assert not list((tmp_path / "out").glob("*"))
 
 
-@pytest.mark.parametrize("mesh", ["8x1x1", "2x2x2"])
+@pytest.mark.parametrize("mesh", ["8x1x1", pytest.param("2x2x2", marks=pytest.mark.slow)])
 def test_the_mesh_changes_vectors_by_rounding_only(photos, encoder, model_folder, tmp_path, mesh):
     out = tmp_path / "out"
-    assert call(model_folder, "--images", photos, "--out", out, "--batch-size", 6, "--mesh", mesh) == OK
+    assert call(model_folder, "--images", photos, "--out", out, "--batch-size", 8, "--mesh", mesh) == OK
     single = load_model(model_folder).encode_images([photos / file.name for file in list_images(photos)])
     np.testing.assert_allclose(vectors_of(out), single, atol=2e-6)
     scores = single @ single.T
     np.testing.assert_array_equal(np.argsort(-scores), np.argsort(-(vectors_of(out) @ vectors_of(out).T)))
+
+
+def test_a_full_disk_is_one_message_and_the_same_command_resumes(photos, encoder, tmp_path, monkeypatch):
+    inputs = image_folder_inputs(photos)
+    write(tmp_path / "once", encoder, inputs)
+    real = np.save
+
+    def full(handle, vectors):
+        if len(vectors) == 1:  # the last shard
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(handle, vectors)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "save", full)
+        with pytest.raises(DataError, match=r"No space left on device.; complete shards stay"):
+            write(tmp_path / "out", encoder, inputs)
+    assert sorted(content_of(tmp_path / "out")) == [
+        *(f"0000{i}.{end}" for i in (0, 1) for end in ("json", "npy")),
+        "embeddings.json",
+    ]
+    assert write(tmp_path / "out", encoder, inputs).new == 1
+    assert content_of(tmp_path / "out") == content_of(tmp_path / "once")
+
+
+def test_vectors_that_are_not_finite_are_refused(photos, encoder, tmp_path):
+    broken = dataclasses.replace(encoder, model=jax.tree.map(lambda leaf: leaf * np.nan, encoder.model))
+    with pytest.raises(NonFiniteError, match=r"the embedding of 0\.png is not finite"):
+        write(tmp_path / "out", broken, image_folder_inputs(photos))
+    assert list((tmp_path / "out").glob("*.npy")) == []

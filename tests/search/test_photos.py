@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,7 +127,10 @@ def test_a_kill_while_photos_are_embedded_keeps_complete_shards(search, photos, 
     assert_same(hits, expected(model_folder, photos, lambda clip: clip.encode_texts(["a dog"])[0]))
 
 
-@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(path.read_bytes()[:-40]), lambda path: path.unlink()])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda path: path.write_bytes(path.read_bytes()[:-40]), pytest.param(Path.unlink, marks=pytest.mark.slow)],
+)
 def test_a_damaged_shard_of_the_index_is_embedded_again(search, photos, model_folder, tmp_path, damage):
     search(photos, "--text", "a dog", "--model", model_folder)
     damage(index_of(tmp_path) / "00000.npy")

@@ -103,7 +103,7 @@ def compile_once(config: ExperimentConfig, optimizer, abstract: TrainState, mesh
     """``compile_step`` that compiles equal steps once per session: a step depends on these parts of a config alone."""
     key = (
         *(config.model, config.optim, config.batch_size, config.duration, config.seed, config.precision),
-        *(config.on_non_finite, config.loss, config.micro_batch, config.attention, mesh),
+        *(config.on_non_finite, config.loss, config.micro_batch, config.attention, config.ema, mesh),
         *(config.trainable, config.init.surgery if config.init else ()),
     )
     if key not in _COMPILED:
@@ -120,7 +120,7 @@ def first_state_once(config: ExperimentConfig, optimizer, *, abstract, mesh, voc
         return first_state(config, optimizer, abstract=abstract, mesh=mesh, vocab_sha256=vocab_sha256)
     key = (
         *(config.model, config.optim, config.batch_size, config.duration, config.seed, config.precision, mesh),
-        config.trainable,
+        *(config.trainable, config.ema),
     )
     if key not in _FIRST:
         _FIRST[key] = first_state(config, optimizer, abstract=abstract, mesh=mesh, vocab_sha256=vocab_sha256)
@@ -153,7 +153,8 @@ def drive(config: ExperimentConfig, *, devices: int, steps: int) -> Driven:
     optimizer, abstract = optimizer_and_state(config)
     metrics, ids = [], []
     with jax.set_mesh(mesh), train_batches(config, source, tokenizer, start_step=0, mesh=mesh) as batches:
-        state = first_state(config, optimizer, abstract=abstract, mesh=mesh, vocab_sha256="any")
+        vocab = tokenizer.vocab_sha256
+        state = first_state(config, optimizer, abstract=abstract, mesh=mesh, vocab_sha256=vocab)
         step = compile_step(config, optimizer, abstract, mesh)
         for _ in range(steps):
             rows = next(batches)

@@ -22,7 +22,7 @@ TARGETS = ("text/blocks/attn/(q|v)/weight",)
 NEW_PIECES = (*PIECES[:10], "new", *PIECES[10:40])
 STATISTICS = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.3)}
 
-# The operation, and the function that it stands for.
+# The operation, and the function of its name.
 OPERATIONS = {
     "ResizeImage": (surgery.ResizeImage(image_size=(24, 24)), lambda m: surgery.resize_image(m, image_size=(24, 24))),
     "ResizeText": (

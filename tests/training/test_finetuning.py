@@ -11,25 +11,26 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh, PartitionSpec
 from support import tiny_runs
 from support.leaves import as_numpy, assert_bit_equal
 from support.paths import ROOT
-from support.tiny_models import PIECES, tiny_clip_config
+from support.tiny_models import PIECES, tiny_clip, tiny_clip_config
 from support.train_processes import assert_same_runs
 
 from clipa_eqx.config_files import load_config
 from clipa_eqx.durations import Duration
 from clipa_eqx.errors import CheckpointError, ConfigError
-from clipa_eqx.experiment import CheckpointConfig
-from clipa_eqx.models.clip import CLIP
+from clipa_eqx.experiment import CheckpointConfig, operations_per_step
+from clipa_eqx.models.clip import abstract_clip
+from clipa_eqx.planning.compiled import state_bytes
 from clipa_eqx.programs.describe import describe_run
 from clipa_eqx.programs.scored import load_scored
 from clipa_eqx.saved.adapters import load_adapters
 from clipa_eqx.saved.model import load_model, save_model
-from clipa_eqx.sharding import MeshConfig, make_mesh, put_global_batch
+from clipa_eqx.sharding import AXES, MeshConfig, describe_shardings, make_mesh, put_global_batch
 from clipa_eqx.surgery import LORA_FACTORS, attach, merge
 from clipa_eqx.surgery.init_config import InitConfig
 from clipa_eqx.surgery.operations import (
@@ -53,7 +54,7 @@ from clipa_eqx.training.shapes import model_of_record
 from clipa_eqx.training.space import tree_bytes
 from clipa_eqx.training.start import load_source
 from clipa_eqx.training.stopping import Interrupted
-from clipa_eqx.trees import leaves_by_path
+from clipa_eqx.trees import count_params, leaves_by_path
 from conversion.flax_clipa.unpack_run import unpack_run
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -67,8 +68,7 @@ def source(tmp_path_factory):
     config = tiny_runs.run_config()
     tokenizer = load_tokenizer(config.data.vocab, model_vocab=config.model.text.vocab)
     folder = tmp_path_factory.mktemp("source") / "model"
-    model = CLIP.init(config.model, key=jr.key(5))
-    return save_model(folder, model, tokenizer=tokenizer, preprocess=config.eval_image, provenance={})
+    return save_model(folder, tiny_clip(), tokenizer=tokenizer, preprocess=config.eval_image, provenance={})
 
 
 def lora_config(source, **fields):
@@ -125,7 +125,7 @@ def test_an_interrupted_fine_tune_resumes_bit_by_bit(source, tuned, tmp_path):
 
 @pytest.mark.slow
 def test_a_start_without_a_checkpoint_stores_the_frozen_leaves_again(source, tuned, tmp_path):
-    """Of an interrupted start, only complete frozen leaves are left; the weights to start from may be others now."""
+    """Its complete frozen leaves may be of other weights than those that the next start finds."""
     run = shutil.copytree(tuned, tmp_path / "run")
     shutil.rmtree(run / "checkpoints")
     (run / "frozen_leaves" / "1.orbax-checkpoint-tmp").mkdir()
@@ -192,6 +192,28 @@ def test_only_factors_have_moments_and_norms(tuned):
     assert moments == {path.removeprefix("model/") for path in stored if path.startswith("model/")}
     norms = {name for name in read_metrics(tuned / "metrics.jsonl")[-1] if name.startswith("grad_norm")}
     assert norms == {"grad_norm", "grad_norm/image", "grad_norm/image/blocks"}
+
+
+def test_a_plan_knows_factors_and_what_is_trained(source):
+    """Also how they are split: the factor that has the axis which the weight splits is split there."""
+    targets = ("image/blocks/attn/(q|out)/weight",)
+    init = InitConfig(source=str(source), surgery=(Lora(rank=2, alpha=4.0, targets=targets),))
+    config = lora_config(source, init=init)
+    _, abstract = tiny_runs.optimizer_and_state(config)
+    bytes_of = state_bytes(abstract, make_mesh(MeshConfig(), devices=tiny_runs.one_device()))
+    factors = 2 * 2 * 2 * (2 * 32)
+    full = count_params(abstract_clip(config.model))
+    assert bytes_of.parameters == 4 * (full + factors)
+    assert 2 * 4 * factors < bytes_of.optimizer < 2 * 4 * factors + 100
+    assert operations_per_step(config).total < operations_per_step(dataclasses.replace(config, trainable=(".*",))).total
+    splits = describe_shardings(abstract.model, AbstractMesh((1, 1, 2), AXES))
+    found = {path.removeprefix("image/blocks/attn/"): spec for path, spec in splits.items() if "lora_" in path}
+    assert found == {
+        "q/lora_down": PartitionSpec(),
+        "q/lora_up": PartitionSpec(None, "tensor", None),
+        "out/lora_down": PartitionSpec(None, None, "tensor"),
+        "out/lora_up": PartitionSpec(),
+    }
 
 
 def test_a_pattern_that_names_no_leaf_is_refused(source, tmp_path):

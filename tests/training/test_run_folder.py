@@ -37,7 +37,8 @@ def leaves(value, path=""):
 FREE = {
     "mesh", "log_every_steps", "checkpoint", "wandb", "tensorboard", "zero_shot", "eval_image",
     "data/vocab", "data/on_bad_record", "data/stream", "data/sources/0/folder",
-    "loss/algorithm", "loss/chunk", "micro_batch", "attention", "on_non_finite", "watchdog", "flight_steps",
+    "loss/algorithm", "loss/chunk", "micro_batch", "attention", "ema", "guard", "on_non_finite",
+    "watchdog", "flight_steps",
 }  # fmt: skip
 FIELDS = leaves(json.loads(json.dumps(to_json(tiny_run()))))
 
