@@ -1,6 +1,7 @@
 """The guard during a run: the score before the first step, kept in checkpoints, and the end of a run that lost it."""
 
 import logging
+import math
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,8 +51,9 @@ class Guard:
         self._former = known
         if self._config is None:
             return
-        if known.get("score") != self._config.score:
-            measured = f"it was {known['score']!r}" if known else "it had no guard"
+        if known.get("score") != self._config.score or known["before"] is None:
+            former = f"it was {known['score']!r}" if known else "it had no guard"
+            measured = former if known.get("score") != self._config.score else "the measurement was interrupted"
             raise CheckpointError(
                 f"guard.score {self._config.score!r} was not measured before the first step of {shown(self._run)} "
                 f"({measured}), so a fall cannot be seen; resume with the guard of before, or with --guard none, or "
@@ -75,8 +77,8 @@ class Guard:
             raise GuardError(self._message())
 
     def summary(self) -> str | None:
-        """The score before and after; None without a guard or without an evaluation since the start."""
-        if self._config is None or self.last is None:
+        """The score before and after; None without a guard or without one of the two."""
+        if self._config is None or self.before is None or self.last is None:
             return None
         step, now = self.last
         score = self._config.score
@@ -103,13 +105,15 @@ class Guard:
         assert self.last is not None
         step, now = self.last
         fall = self._config.fall(self.before, now)
+        more = ""
+        if math.isfinite(fall):
+            more = f" To resume this run all the same, allow more: --guard.largest-fall {_above(fall)}"
         limit, rate, run = self._config.largest_fall, self._experiment.optim.peak_lr, shlex.quote(shown(self._run))
         return (
             f"{self.summary()}: worse by {fall:.4f}, and guard.largest_fall allows {limit:g}. The run has ended; its "
             f"checkpoints are kept, also that of step {step}. In a new --workdir, try --optim.peak-lr below {rate:g}, "
             f"or train fewer leaves (trainable, docs/finetuning.md). Or mix {run} with its start by "
-            "clipa_eqx.surgery.interpolate (WiSE-FT, docs/training.md). To resume this run all the same, allow more: "
-            f"--guard.largest-fall {_above(fall)}"
+            f"clipa_eqx.surgery.interpolate (WiSE-FT, docs/training.md).{more}"
         )
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import math
 import shutil
+from unittest import mock
 
 import equinox as eqx
 import jax
@@ -27,6 +28,7 @@ from clipa_eqx.evals.zero_shot import ZeroShotConfig
 from clipa_eqx.experiment import CheckpointConfig, DataConfig, DataSource
 from clipa_eqx.models.clip import abstract_clip
 from clipa_eqx.optim import OptimConfig
+from clipa_eqx.programs import describe
 from clipa_eqx.programs.describe import describe_run
 from clipa_eqx.saved.model import load_model, save_model
 from clipa_eqx.schedules import Cosine
@@ -35,6 +37,9 @@ from clipa_eqx.tokenizer.loading import load_tokenizer
 from clipa_eqx.training.checkpoint_record import committed_steps, newest_record
 from clipa_eqx.training.guarding import Guard
 from clipa_eqx.training.metrics import read_metrics
+from clipa_eqx.training.state import TrainState
+from clipa_eqx.training.step_end import StepEnd
+from clipa_eqx.training.stopping import Interrupted, StopRequests
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -159,6 +164,35 @@ def test_a_run_that_began_without_a_guard_cannot_get_one(destroyed):
         Guard(config, run).resume({})
 
 
+def test_a_checkpoint_without_the_score_of_the_start_is_refused(destroyed):
+    config, run, _ = destroyed
+    known = {"score": LOSS, "before": None, "last": [2, 1.0]}
+    guard = Guard(config, run)
+    with pytest.raises(CheckpointError, match=r"was not measured before .* \(the measurement was interrupted\)"):
+        guard.resume({"guard": known})
+    guard.take(2, {LOSS: 1.0})
+    guard.check()
+    assert guard.summary() is None
+    with mock.patch.object(describe, "newest_record", return_value=mock.Mock(leaves={}, about={"guard": known})):
+        shown = "\n".join(describe_run(run, None))
+    assert f"guard: {LOSS} not measured before the first step, 1.0000 after step 2" in shown
+
+
+def test_an_interrupted_first_score_ends_the_run_although_a_preemption_is_reported_once(destroyed):
+    stops = StopRequests(is_alone=False)
+
+    def scores(due, state):
+        assert stops.poll()
+
+    parts = mock.Mock(config=destroyed[0], evaluations=[], stops=stops, _scores=scores)
+    with (
+        mock.patch("jax.experimental.multihost_utils.reached_preemption_sync_point", side_effect=(True, False)),
+        pytest.raises(Interrupted, match="before this start did a step"),
+    ):
+        StepEnd.score_start(parts, mock.Mock(spec=TrainState))
+    assert not parts.guard.start.called
+
+
 def test_a_guard_names_a_score_of_its_run(destroyed):
     with pytest.raises(
         ConfigError, match=r"guard\.score 'zero_shot/other/top1' is no score of this run; its scores are"
@@ -176,6 +210,24 @@ def test_a_loss_falls_by_rising_and_nan_is_never_allowed():
     loss, top1 = GuardConfig(score="contrastive/test/loss", largest_fall=0.5), GuardConfig(score=TOP1)
     assert [loss.allows(1.0, now) for now in (0.1, 1.5, 1.6, math.nan)] == [True, True, False, False]
     assert [top1.allows(0.5, now) for now in (0.9, 0.46, 0.44, math.nan)] == [True, True, False, False]
+
+
+def test_a_fall_of_exactly_the_limit_is_allowed_in_spite_of_rounding():
+    assert 0.75 - 0.7 > 0.05
+    assert GuardConfig(score=TOP1).allows(0.75, 0.7)
+    assert GuardConfig(score=TOP1, largest_fall=0.0).allows(0.75, 0.75)
+    assert not GuardConfig(score=TOP1).allows(0.75, 0.6999)
+
+
+def test_no_limit_is_advised_for_a_score_that_is_not_finite(destroyed):
+    config, run, _ = destroyed
+    guard = Guard(config, run)
+    guard.start({LOSS: 1.0})
+    for value in (math.nan, math.inf):
+        assert guard.take(2, {LOSS: value})
+        with pytest.raises(GuardError, match=rf"is {value}.* after step 2") as caught:
+            guard.check()
+        assert "--guard.largest-fall" not in str(caught.value)
 
 
 @pytest.fixture(scope="module")
