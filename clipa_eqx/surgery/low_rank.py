@@ -233,7 +233,8 @@ def _plain(path: str, layer: Linear | LoraLinear) -> Linear | LoraLinear:
 
 def _linear(weight: Array, bias: Array | None) -> Linear:
     """A plain layer, or a stack of them, whose leaves have more axes than a new ``Linear`` accepts."""
-    one = Linear(weight=jnp.zeros((1, 1)), bias=None if bias is None else jnp.zeros(1))
+    # Traced only: process 0 takes the model of several processes apart alone, and must run nothing on their devices.
+    one = jax.eval_shape(lambda: Linear(weight=jnp.zeros((1, 1)), bias=None if bias is None else jnp.zeros(1)))
     return jax.tree.unflatten(jax.tree.structure(one), [weight] if bias is None else [weight, bias])
 
 
