@@ -2,7 +2,6 @@
 
 import logging
 import math
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -108,12 +107,13 @@ class Guard:
         more = ""
         if math.isfinite(fall):
             more = f" To resume this run all the same, allow more: --guard.largest-fall {_above(fall)}"
-        limit, rate, run = self._config.largest_fall, self._experiment.optim.peak_lr, shlex.quote(shown(self._run))
+        limit, rate = self._config.largest_fall, self._experiment.optim.peak_lr
         return (
             f"{self.summary()}: worse by {fall:.4f}, and guard.largest_fall allows {limit:g}. The run has ended; its "
             f"checkpoints are kept, also that of step {step}. In a new --workdir, try --optim.peak-lr below {rate:g}, "
-            f"or train fewer leaves (trainable, docs/finetuning.md). Or mix {run} with its start by "
-            f"clipa_eqx.surgery.interpolate (WiSE-FT, docs/training.md).{more}"
+            "or train fewer leaves (trainable, docs/finetuning.md). Or start there from weights between those of "
+            f"init.source and of this run: init.surgery with Interpolate(source={shown(self._run)!r}, alpha=0.5), "
+            f"before Lora (WiSE-FT, docs/training.md).{more}"
         )
 
 

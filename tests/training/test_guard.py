@@ -3,7 +3,9 @@
 import dataclasses
 import logging
 import math
+import re
 import shutil
+from typing import Any
 from unittest import mock
 
 import equinox as eqx
@@ -12,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support import tiny_runs
+from support.paths import ROOT
 from support.planted_models import PREPROCESS, plant
 from support.scored_runs import NAMES, noise_png, write_set
 from support.tiny_models import SIZE, VOCAB, tiny_clip_config
@@ -32,11 +35,13 @@ from clipa_eqx.programs import describe
 from clipa_eqx.programs.describe import describe_run
 from clipa_eqx.saved.model import load_model, save_model
 from clipa_eqx.schedules import Cosine
+from clipa_eqx.sharding import MeshConfig, make_mesh
 from clipa_eqx.surgery.init_config import InitConfig
 from clipa_eqx.tokenizer.loading import load_tokenizer
 from clipa_eqx.training.checkpoint_record import committed_steps, newest_record
 from clipa_eqx.training.guarding import Guard
 from clipa_eqx.training.metrics import read_metrics
+from clipa_eqx.training.start import first_state
 from clipa_eqx.training.state import TrainState
 from clipa_eqx.training.step_end import StepEnd
 from clipa_eqx.training.stopping import Interrupted, StopRequests
@@ -89,7 +94,7 @@ def destroyed(tmp_path_factory):
     )
     with pytest.raises(GuardError) as caught:
         tiny_runs.train_on_one_device(config, folder / "run", compiler=overheating)
-    shutil.rmtree(folder / "start")
+    (folder / "start").rename(folder / "away")
     return config, folder / "run", caught.value
 
 
@@ -105,7 +110,12 @@ def test_a_score_that_falls_too_far_ends_the_run(destroyed):
     assert words.startswith(
         f"guard: {LOSS} was {before:.4f} before the first step and is {now:.4f} after step 2: worse by "
     )
-    for advice in ("allows 0.5.", "--optim.peak-lr below 0.001,", "(trainable, docs", "surgery.interpolate (WiSE-FT"):
+    for advice in (
+        "allows 0.5.",
+        "--optim.peak-lr below 0.001,",
+        "(trainable, docs",
+        f"Interpolate(source={str(run)!r}, alpha=0.5)",
+    ):
         assert advice in words
     assert exit_code_of(error) == GUARDED == 3
     assert committed_steps(run / "checkpoints") == [2]
@@ -137,6 +147,23 @@ def test_a_run_that_may_lose_more_resumes_with_the_score_of_its_start(destroyed,
     assert (
         f"guard: {LOSS} {before:.4f} before the first step, {known['last'][1]:.4f} after step 6; largest fall" in shown
     )
+
+
+def test_the_advised_weights_between_start_and_end_are_those_that_the_page_starts_from(destroyed):
+    config, run, _ = destroyed
+    page = (ROOT / "docs/training.md").read_text(encoding="utf-8").split("What to try after such an end")[1]
+    names: dict[str, Any] = {}
+    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], names)
+    [mix] = names["init"].surgery
+    surgery = (dataclasses.replace(mix, source=str(run)),)
+    init = dataclasses.replace(names["init"], source=str(run.with_name("away")), surgery=surgery)
+    mixed = dataclasses.replace(config, init=init)
+    optimizer, abstract = tiny_runs.optimizer_and_state(mixed)
+    mesh = make_mesh(MeshConfig(), devices=tiny_runs.one_device())
+    vocab = load_tokenizer(config.data.vocab, model_vocab=VOCAB).vocab_sha256
+    first = first_state(mixed, optimizer, abstract=abstract, mesh=mesh, vocab_sha256=vocab)
+    hot, start = float(np.log(1000)), load_model(run.with_name("away")).model.log_temperature
+    np.testing.assert_allclose(first.model.log_temperature, (hot + start) / 2, rtol=1e-6)
 
 
 def test_a_guard_that_is_left_out_for_a_while_keeps_its_score(destroyed, tmp_path):
