@@ -185,6 +185,17 @@ def without_lora(operations: Sequence[Surgery]) -> tuple[Surgery, ...]:
     return tuple(one for one in operations if not isinstance(one, Lora))
 
 
+def flags_after(operations: Sequence[Surgery]) -> tuple[str, ...]:
+    """Flags for a new run of a config from a run of it, whose weights have these operations already.
+
+    ``Lora`` is repeated, because a run is read as its merged model.
+
+    >>> flags_after((PruneDepth(image=(0,)),)), flags_after((Lora(rank=1, alpha=1.0, targets=(".*",)),))
+    (('--init.surgery', 'none'), ())
+    """
+    return ("--init.surgery", "none") if without_lora(operations) else ()
+
+
 def check_operations(operations: Sequence[Surgery]) -> None:
     """Check that factors come once, and last, because other operations need a plain model.
 
