@@ -162,8 +162,9 @@ def _train(
                 state = first_state(config, optimizer, abstract=abstract, mesh=mesh, vocab_sha256=vocab)
                 start = int(state.step)
             is_resumed = resumed is not None
+            found = checkpoints.record(start) if is_resumed else None
             checkpoints.frozen = frozen_leaves(
-                workdir, state, trained=trained, config=config.checkpoint, is_resumed=is_resumed, about=record
+                workdir, state, trained=trained, config=config.checkpoint, resumed=found, about=record
             )
         about = resumed.about if resumed else {}
         best.resume(about)
