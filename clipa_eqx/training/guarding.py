@@ -8,7 +8,9 @@ from typing import Any
 
 from clipa_eqx.buckets.mirror import shown
 from clipa_eqx.errors import CheckpointError, ConfigError, GuardError
+from clipa_eqx.evals.evaluation import names_of
 from clipa_eqx.experiment import ExperimentConfig
+from clipa_eqx.json_config import flat, to_json
 from clipa_eqx.saved.kinds import CHECKPOINTS_NAME
 from clipa_eqx.training.checkpoint_record import newest_record
 
@@ -27,6 +29,7 @@ class Guard:
         """Begin without a score; ``run`` is the run folder, for messages."""
         self._experiment, self._config, self._run = config, config.guard, run
         self._former: Mapping[str, Any] = {}
+        self._measured_by: Mapping[str, Any] | None = _measurement(config)
         self.before: float | None = None
         self.last: tuple[int, float] | None = None
 
@@ -59,9 +62,21 @@ class Guard:
                 "train from the start in a new --workdir"
             )
         self.before = known["before"]
+        self._measured_by = known.get("measured_by")  # records of early versions lack it
         if known["last"] is not None:
             self._take(*known["last"])
             self.check()
+
+    def differences(self) -> list[str]:
+        """The settings by which the score of a resumed run is no longer measured as before its first step."""
+        if self._measured_by is None:
+            return []
+        before, now = (dict(flat(one)) for one in (self._measured_by, _measurement(self._experiment)))
+        return [
+            f"{name.replace('/', '.')}: {before.get(name, 'absent')} then, {now.get(name, 'absent')} now"
+            for name in sorted({*before, *now})
+            if before.get(name) != now.get(name)
+        ]
 
     def take(self, step: int, scores: Mapping[str, float]) -> bool:
         """Take the score of a step; returns whether it was too low."""
@@ -87,7 +102,8 @@ class Guard:
         """The entry of a checkpoint's ``about`` that ``resume`` reads."""
         if self._config is None:  # a guard that is left out for a while keeps its score
             return {"guard": dict(self._former)} if self._former else {}
-        return {"guard": {"score": self._config.score, "before": self.before, "last": self.last}}
+        known = {"score": self._config.score, "before": self.before, "last": self.last}
+        return {"guard": known if self._measured_by is None else {**known, "measured_by": self._measured_by}}
 
     def _take(self, step: int, value: float) -> None:
         self.last = (step, value)
@@ -133,7 +149,24 @@ def check_guard(config: ExperimentConfig, workdir: Path) -> None:
         )
     found = newest_record(workdir / CHECKPOINTS_NAME)
     if found is not None:
-        Guard(config, workdir).resume(found.about)
+        guard = Guard(config, workdir)
+        guard.resume(found.about)
+        if differing := guard.differences():
+            _log.warning(
+                "guard: %s was measured before the first step with other settings, which alone may change it: %s",
+                *(config.guard.score, "; ".join(differing)),
+            )
+
+
+def _measurement(config: ExperimentConfig) -> dict[str, Any] | None:
+    """The settings that the guarded score depends on, as JSON: its evaluation and its images; None without a guard."""
+    if config.guard is None:
+        return None
+    names = names_of(config.evaluations)
+    found = next(i for i, name in enumerate(names) if config.guard.score.startswith(f"{name}/"))
+    evaluation = to_json(config.evaluations[found])
+    del evaluation["every_steps"]
+    return {"evaluation": evaluation, "eval_image": to_json(config.eval_image)}
 
 
 def _above(fall: float) -> str:

@@ -39,7 +39,7 @@ from clipa_eqx.sharding import MeshConfig, make_mesh
 from clipa_eqx.surgery.init_config import InitConfig
 from clipa_eqx.tokenizer.loading import load_tokenizer
 from clipa_eqx.training.checkpoint_record import committed_steps, newest_record
-from clipa_eqx.training.guarding import Guard
+from clipa_eqx.training.guarding import Guard, check_guard
 from clipa_eqx.training.metrics import read_metrics
 from clipa_eqx.training.start import first_state
 from clipa_eqx.training.state import TrainState
@@ -103,7 +103,7 @@ def test_a_score_that_falls_too_far_ends_the_run(destroyed):
     [line] = [line for line in read_metrics(run / "metrics.jsonl") if LOSS in line]
     assert line["step"] == 2
     known = guard_of(run)
-    assert known == {"score": LOSS, "before": known["before"], "last": [2, line[LOSS]]}
+    assert known == {**known, "score": LOSS, "last": [2, line[LOSS]]}
     before, now = known["before"], line[LOSS]
     assert now > before + 0.5
     words = str(error)
@@ -189,6 +189,25 @@ def test_a_run_that_began_without_a_guard_cannot_get_one(destroyed):
     config, run, _ = destroyed
     with pytest.raises(CheckpointError, match=r"was not measured before the first step of .* \(it had no guard\)"):
         Guard(config, run).resume({})
+
+
+def test_a_score_that_is_measured_otherwise_than_before_gives_a_warning(destroyed, caplog):
+    config, run, _ = destroyed
+    free = GuardConfig(score=LOSS, largest_fall=100.0)
+    [test] = config.contrastive
+    often = dataclasses.replace(config, guard=free, contrastive=(dataclasses.replace(test, every_steps=1),))
+    check_guard(often, run)
+    assert "other settings" not in caplog.text
+    other = dataclasses.replace(config, guard=free, contrastive=(dataclasses.replace(test, batch_size=8),))
+    check_guard(other, run)
+    assert f"guard: {LOSS} was measured before the first step with other settings" in caplog.text
+    assert "evaluation.batch_size: 16 then, 8 now" in caplog.text
+    resumed = Guard(other, run)
+    resumed.resume({"guard": guard_of(run)})
+    assert resumed.about() == {"guard": {**guard_of(run), "last": tuple(guard_of(run)["last"])}}
+    early = {name: value for name, value in guard_of(run).items() if name != "measured_by"}
+    resumed.resume({"guard": early})
+    assert resumed.differences() == []
 
 
 def test_a_checkpoint_without_the_score_of_the_start_is_refused(destroyed):
@@ -320,7 +339,7 @@ def test_a_careful_fine_tune_passes_and_reports_both_scores_after_a_kill(planted
     assert (
         f"guard: {TOP1} is 1.0000 before the first step; the run ends if it is worse by more than 0.05" in caplog.text
     )
-    assert guard_of(run) == {"score": TOP1, "before": 1.0, "last": [4, 1.0]}
+    assert guard_of(run) == {**guard_of(run), "score": TOP1, "before": 1.0, "last": [4, 1.0]}
     shutil.rmtree(source)
     caplog.clear()
     with caplog.at_level(logging.INFO):
