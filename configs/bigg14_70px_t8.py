@@ -3,6 +3,7 @@
 Command:   python scripts/train.py configs/bigg14_70px_t8.py --workdir runs/bigg14_70px_t8
 Hardware:  TPU pod slice; laid out for 512 TPU v3 cores (16 GB each). The number of devices is a multiple of 16 that
            divides the batch; with fewer, each needs more memory.
+Plan:      per device 3.98 GiB on v3:16x16 (`scripts/plan.py`, docs/performance.md).
 Samples:   12,811,632,640 pairs: 195,490 steps of 65,536, 10,000 times the images of ImageNet.
 Hours:     not published at 70 px.
 Expect:    no number published at 70 px, which is what the reference's file says; its tables say 84 px and 78.5 %

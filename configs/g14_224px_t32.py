@@ -3,6 +3,7 @@
 Command:   python scripts/train.py configs/g14_224px_t32.py --workdir runs/g14_224px_t32
 Hardware:  TPU pod slice or GPUs. The number of devices is a multiple of 16 that divides the batch; with fewer, each
            needs more memory.
+Plan:      per device 4.47 GiB on v3:16x16 (`scripts/plan.py`, docs/performance.md).
 Samples:   524,288,000 pairs: 16,000 steps of 32,768.
 Hours:     not published.
 Expect:    no number published; no g/14 model was released.

@@ -3,6 +3,7 @@
 Command:   python scripts/train.py configs/g14_70px_t8.py --workdir runs/g14_70px_t8
 Hardware:  TPU pod slice or GPUs. The number of devices is a multiple of 16 that divides the batch; with fewer, each
            needs more memory.
+Plan:      per device 3.10 GiB on v3:16x16 (`scripts/plan.py`, docs/performance.md).
 Samples:   12,811,632,640 pairs: 195,490 steps of 65,536, 10,000 times the images of ImageNet.
 Hours:     not published.
 Expect:    no number published; no g/14 model was released.

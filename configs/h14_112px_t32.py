@@ -3,6 +3,7 @@
 Command:   python scripts/train.py configs/h14_112px_t32.py --workdir runs/h14_112px_t32
 Hardware:  TPU pod slice or GPUs. The number of devices is a multiple of 8 that divides the batch; with fewer, each
            needs more memory.
+Plan:      per device 8.39 GiB on v3:16x16 (`scripts/plan.py`, docs/performance.md).
 Samples:   2,799,992,832 pairs: 7 epochs of 400 million, 85,449 steps of 32,768.
 Hours:     not published.
 Expect:    no number published.

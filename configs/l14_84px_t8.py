@@ -3,7 +3,8 @@
 Command:   python scripts/train.py configs/l14_84px_t8.py --workdir runs/l14_84px_t8
 Hardware:  TPU pod slice; laid out for 512 TPU v3 cores (16 GB each). The number of devices is a multiple of 8 that
            divides the batch; with fewer, each needs more memory.
-Plan:      per device 1.72 GiB on v3:16x16 (`scripts/plan.py`, docs/performance.md).
+Plan:      per device 1.72 GiB on v3:16x16, 1.80 GiB on v4:8x8x4, 2.63 GiB on v5e:16x16, 2.25 GiB on v6e:16x16
+           (`scripts/plan.py`, docs/performance.md).
 Samples:   12,811,632,640 pairs: 195,490 steps of 65,536, 10,000 times the images of ImageNet.
 Hours:     4,008 A100 hours published for this stage and the one at 224 px together; not re-run here.
 Expect:    72.7 % zero-shot ImageNet top-1 with DataComp-1B. Published by the reference, not re-run here.

@@ -2,6 +2,7 @@
 
 Command:   python scripts/train.py configs/l16_224px_t32.py --workdir runs/l16_224px_t32
 Hardware:  TPU pod slice or GPUs. The number of devices divides the batch; with fewer, each needs more memory.
+Plan:      per device 9.79 GiB on v3:16x16 (`scripts/plan.py`, docs/performance.md).
 Samples:   131,072,000 pairs: 4,000 steps of 32,768.
 Hours:     about 3 days on 8 A100 published for the nearest setting, pre-training included; not re-run here.
 Expect:    67.8 % zero-shot ImageNet top-1 published after pre-training at 64 px with 16 text tokens by the reference's

@@ -2,6 +2,7 @@
 
 Command:   python scripts/train.py configs/l16_64px_t32.py --workdir runs/l16_64px_t32
 Hardware:  TPU pod slice or GPUs. The number of devices divides the batch; with fewer, each needs more memory.
+Plan:      per device 8.63 GiB on v3:16x16 (`scripts/plan.py`, docs/performance.md).
 Samples:   2,799,992,832 pairs: 7 epochs of 400 million, 85,449 steps of 32,768.
 Hours:     about 3 days on 8 A100 published for the nearest setting, fine-tuning included; not re-run here.
 Expect:    no number published for 32 text tokens; with 16 tokens and 6 epochs 60.3 % zero-shot ImageNet top-1, 67.8 %

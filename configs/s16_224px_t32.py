@@ -2,6 +2,7 @@
 
 Command:   python scripts/train.py configs/s16_224px_t32.py --workdir runs/s16_224px_t32
 Hardware:  TPU pod slice or GPUs. The number of devices divides the batch; with fewer, each needs more memory.
+Plan:      per device 2.33 GiB on v3:16x16 (`scripts/plan.py`, docs/performance.md).
 Samples:   131,072,000 pairs: 4,000 steps of 32,768.
 Hours:     not published.
 Expect:    no number published.

@@ -29,6 +29,8 @@ from clipa_eqx.sharding import (
     put_global_batch,
     shardings_for,
 )
+from clipa_eqx.surgery.init_config import InitConfig, abstract_model
+from clipa_eqx.surgery.operations import Lora
 from clipa_eqx.training.gradients import batch_loss
 from clipa_eqx.training.state import abstract_state
 from clipa_eqx.trees import leaf_paths, leaves_by_path, match_by_path
@@ -194,12 +196,14 @@ def test_every_leaf_of_a_presets_state_has_a_rule_and_the_large_ones_are_split(n
     assert [path for path in large if "fsdp" not in specs[path]] == []
 
 
-def test_every_rule_decides_some_leaf_of_a_state():
+def test_every_rule_decides_some_leaf_of_a_state_or_of_the_factors_of_lora():
     config = preset("B/16")
+    factors = Lora(rank=2, alpha=2.0, targets=(".*/blocks/(attn/(q|k|v|out)|mlp/fc_(in|out))/weight",))
+    with_factors = abstract_model(config, InitConfig(source="anywhere", surgery=(factors,)))
     abstract = abstract_state(
         config, make_optimizer(OptimConfig(peak_lr=1e-3), abstract_clip(config), RunLength(total_steps=10))
     )
-    match_by_path(RULES, abstract, what="sharding.RULES", unused="error")
+    match_by_path(RULES, {"state": abstract, "model": with_factors}, what="sharding.RULES", unused="error")
 
 
 def test_a_leaf_without_a_rule_is_refused_by_path():

@@ -98,18 +98,16 @@ def test_a_command_names_programs_flags_and_files_that_exist(command):
     elif command[1:3] == ["-m", "pip"]:
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         assert set(re.findall(r"\[(.*)\]", command[-1])) <= set(project["optional-dependencies"])
-    else:
+    elif command[0] != "awk":
         _, program, *arguments = command
         if program == "-m":  # a command of conversion: its flags are in its folder, or shared by the weight formats
             folders = (ROOT / arguments.pop(0).replace(".", "/"), ROOT / "conversion" / "weights")
             assert (folders[0] / "__main__.py").is_file()
             files = [path for folder in folders for path in sorted(folder.glob("*.py"))]
         else:  # the thin files in scripts/ call the library's programs, which define the flags
-            homes = (
-                f"clipa_eqx/programs/{Path(program).name}",
-                f"conversion/{Path(program).stem}/__main__.py",
-                program,
-            )
+            name = Path(program).stem
+            homes = (f"clipa_eqx/programs/{name}.py", f"conversion/{name}/__main__.py")
+            homes = (*(homes if program.startswith("scripts/") else ()), program)
             files = [next(ROOT / home for home in homes if (ROOT / home).exists())]
         source = "\n".join(path.read_text(encoding="utf-8") for path in files)
         if arguments and arguments[0].startswith("configs/"):
