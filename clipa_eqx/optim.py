@@ -28,7 +28,7 @@ from clipa_eqx.durations import RunLength
 from clipa_eqx.errors import ConfigError
 from clipa_eqx.layerwise import add_decay, keep_trained, per_layer, scale_and_negate
 from clipa_eqx.schedules import Cosine, Scalar, Schedule, make_multiplier
-from clipa_eqx.trees import leaf_paths, map_with_path, match_by_path
+from clipa_eqx.trees import leaf_paths, map_with_path, match_any, match_by_path
 
 DEFAULT_DECAY: tuple[tuple[str, float], ...] = (
     (r"(.*/)?(q|k|v|out|fc_in|fc_out|patch|head)/weight", 1.0),
@@ -180,7 +180,7 @@ def schedules_by_path(
     """
     schedules = match_by_path(config.schedules, params, what="optim.schedules")
     if trainable is not None:
-        chosen = match_by_path([(one, True) for one in trainable], params, what="trainable", otherwise=False)
+        chosen = match_any(trainable, params, what="trainable")
         schedules = {path: _where(chosen[path], schedule) for path, schedule in schedules.items()}
     if all(schedule is None for schedule in schedules.values()):
         name = "optim.schedules" if trainable is None else "trainable and optim.schedules"

@@ -140,6 +140,23 @@ def match_by_path(
     return decided
 
 
+def match_any(patterns: Sequence[str], tree: Any, *, what: str) -> dict[str, bool | tuple[bool, ...]]:
+    """Whether one of some patterns matches each leaf, by path, or each layer of it; patterns may match the same leaf.
+
+    >>> match_any([".*/weight", "head/.*"], {"head": {"weight": 1, "bias": 2}, "x": 3}, what="trainable")
+    {'head/bias': True, 'head/weight': True, 'x': False}
+
+    Args:
+        what: the name of the list for messages, for example ``"trainable"``.
+
+    Raises:
+        ConfigError: a pattern that is not a regular expression or matches no leaf.
+    """
+    for one in patterns:
+        match_by_path([(one, True)], tree, what=what, otherwise=False)
+    return match_by_path([(one, True) for one in patterns], tree, what=what, unused="allow", otherwise=False)
+
+
 def _path(keys: Any) -> str:
     return jax.tree_util.keystr(keys, simple=True, separator="/")
 

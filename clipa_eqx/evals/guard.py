@@ -5,6 +5,8 @@ import dataclasses
 from clipa_eqx.errors import ConfigError
 from clipa_eqx.evals.score_names import is_better
 
+_ROUNDING = 1e-9  # a difference of two scores in float64 is rounded
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GuardConfig:
@@ -40,5 +42,5 @@ class GuardConfig:
         return now - before if is_better(self.score, 0.0, 1.0) else before - now
 
     def allows(self, before: float, now: float) -> bool:
-        """Whether a score is good enough. One that is NaN is not."""
-        return self.fall(before, now) <= self.largest_fall
+        """Whether a score is good enough. One that is NaN is not; a fall of the limit is, also if it is rounded up."""
+        return self.fall(before, now) <= self.largest_fall + _ROUNDING

@@ -97,7 +97,8 @@ def _average_and_guard(folder: Path, config: ExperimentConfig) -> Iterator[str]:
     if guard:
         last = "" if guard["last"] is None else f", {guard['last'][1]:.4f} after step {guard['last'][0]}"
         limit = "" if config.guard is None else f"; largest fall allowed {config.guard.largest_fall:g}"
-        yield f"guard: {guard['score']} {guard['before']:.4f} before the first step{last}{limit}"
+        before = "not measured" if guard["before"] is None else f"{guard['before']:.4f}"
+        yield f"guard: {guard['score']} {before} before the first step{last}{limit}"
 
 
 def describe_records(folder: Path) -> Iterator[str]:

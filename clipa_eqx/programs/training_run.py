@@ -17,6 +17,7 @@ from clipa_eqx.json_config import to_json
 from clipa_eqx.programs.connection import connect_processes
 from clipa_eqx.programs.distributed import Processes
 from clipa_eqx.surgery.init_config import InitConfig
+from clipa_eqx.surgery.operations import flags_after
 from clipa_eqx.training.loop import train
 from clipa_eqx.training.profiling import ProfiledSteps
 from clipa_eqx.training.stopping import Interrupted
@@ -89,11 +90,12 @@ def _next_lines(config: ExperimentConfig, workdir: str, model: str) -> list[str]
     data = config.zero_shot[0].data if config.zero_shot else "LABELED_RECORDS"
     result = Path("zero-shot.json") if bucket_at(workdir) else Path(workdir) / "zero-shot.json"
     score = command_line("evaluate", model, "--suite", "zero-shot", "--data", data, "--out", result)
+    done = () if config.init is None else flags_after(config.init.surgery)
     return next_lines(
         (command_line("show", workdir), "progress, curves and parameters of the run"),
         (score, "score the model on records with class labels"),
         (
-            command_line("train", "CONFIG.py", "--workdir", "NEW_RUN", "--init-from", workdir),
+            command_line("train", "CONFIG.py", "--workdir", "NEW_RUN", "--init-from", workdir, *done),
             "train on from these weights, such as at full size",
         ),
     )

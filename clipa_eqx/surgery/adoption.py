@@ -13,7 +13,7 @@ from clipa_eqx.surgery import sizes as resizing
 from clipa_eqx.surgery.configuration import NUMERIC_FIELDS, config_changes, differing, operated, rebuild
 from clipa_eqx.surgery.report import Move, Operated, SurgeryReport
 from clipa_eqx.surgery.sizes import TextRows
-from clipa_eqx.trees import layer_path, leaves_by_path, match_by_path
+from clipa_eqx.trees import layer_path, leaves_by_path, match_any
 
 
 def adopt(
@@ -39,7 +39,7 @@ def adopt(
         text_rows: its ``rows``.
         resize_image: resample learned image positions with the function of this name.
         keep_initial: patterns of leaves that come from ``fresh``. A pattern matches complete paths, also those of
-            single layers (see ``trees.match_by_path``).
+            single layers (see ``trees.match_any``).
 
     Raises:
         CheckpointError: there are other differences; the message lists all of them.
@@ -103,7 +103,7 @@ def _moves(report: SurgeryReport) -> dict[str, Move]:
 
 
 def _initial_by_path(patterns: Sequence[str], fresh: CLIP) -> dict[str, bool | tuple[bool, ...]]:
-    return match_by_path([(pattern, True) for pattern in patterns], fresh, what="init.keep_initial", otherwise=False)
+    return match_any(patterns, fresh, what="init.keep_initial")
 
 
 def _mixed(keep: bool | tuple[bool, ...], found: Any, fresh: Any) -> Any:

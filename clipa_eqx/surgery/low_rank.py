@@ -18,7 +18,7 @@ from clipa_eqx.models.layers import Linear
 from clipa_eqx.models.mixed import add_parameter, product
 from clipa_eqx.surgery.configuration import operated, validate
 from clipa_eqx.surgery.report import Operated, keep
-from clipa_eqx.trees import match_by_path
+from clipa_eqx.trees import match_any
 
 LORA_FACTORS = r".*/lora_(down|up)"
 """Pattern of the paths of all factors, for rules: ``schedules=((LORA_FACTORS, Cosine()), (".*", None))`` of an
@@ -76,7 +76,7 @@ def lora(model: CLIP, *, rank: int, alpha: float, targets: Sequence[str], key: P
         model: model without factors.
         rank: width between the factors.
         alpha: strength; the product of the factors is multiplied by alpha / rank.
-        targets: patterns of the paths of weights, such as ``image/blocks/attn/(q|v)/weight`` (``trees.match_by_path``).
+        targets: patterns of the paths of weights, such as ``image/blocks/attn/(q|v)/weight`` (``trees.match_any``).
         key: randomness of the factors.
 
     Raises:
@@ -233,7 +233,8 @@ def _plain(path: str, layer: Linear | LoraLinear) -> Linear | LoraLinear:
 
 def _linear(weight: Array, bias: Array | None) -> Linear:
     """A plain layer, or a stack of them, whose leaves have more axes than a new ``Linear`` accepts."""
-    one = Linear(weight=jnp.zeros((1, 1)), bias=None if bias is None else jnp.zeros(1))
+    # Traced only: process 0 takes the model of several processes apart alone, and must run nothing on their devices.
+    one = jax.eval_shape(lambda: Linear(weight=jnp.zeros((1, 1)), bias=None if bias is None else jnp.zeros(1)))
     return jax.tree.unflatten(jax.tree.structure(one), [weight] if bias is None else [weight, bias])
 
 
@@ -264,7 +265,7 @@ def _chosen(model: CLIP, layers: Mapping[str, Linear | LoraLinear], targets: Seq
     """Paths of the layers that the targets name."""
     if not targets:
         raise ConfigError("lora: targets is empty; name weights, such as 'image/blocks/attn/(q|v)/weight'")
-    decided = match_by_path([(one, True) for one in targets], model, what="lora.targets", otherwise=False)
+    decided = match_any(targets, model, what="lora.targets")
     weights = {f"{path}/weight" for path in layers}
     named = [path for path, value in decided.items() if value is not False]
     problems = [f"{path}: not the weight of a linear layer" for path in named if path not in weights]

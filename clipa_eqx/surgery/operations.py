@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax.random as jr
 from jaxtyping import PRNGKeyArray
 
-from clipa_eqx.errors import ConfigError
+from clipa_eqx.errors import CheckpointError, ConfigError
 from clipa_eqx.models.clip import CLIP
 from clipa_eqx.surgery import heads, low_rank, mixing, parts, patches, sizes, vocabulary
 from clipa_eqx.surgery.patches import PatchResize
@@ -185,6 +185,17 @@ def without_lora(operations: Sequence[Surgery]) -> tuple[Surgery, ...]:
     return tuple(one for one in operations if not isinstance(one, Lora))
 
 
+def flags_after(operations: Sequence[Surgery]) -> tuple[str, ...]:
+    """Flags for a new run of a config from a run of it, whose weights have these operations already.
+
+    ``Lora`` is repeated, because a run is read as its merged model.
+
+    >>> flags_after((PruneDepth(image=(0,)),)), flags_after((Lora(rank=1, alpha=1.0, targets=(".*",)),))
+    (('--init.surgery', 'none'), ())
+    """
+    return ("--init.surgery", "none") if without_lora(operations) else ()
+
+
 def check_operations(operations: Sequence[Surgery]) -> None:
     """Check that factors come once, and last, because other operations need a plain model.
 
@@ -202,11 +213,11 @@ class Materials(NamedTuple):
     """Needs of operations that are not in their fields.
 
     Attributes:
-        load: gives the model of a folder.
+        load: gives the model of a folder, to be mixed with one whose vocabulary was swapped already (True) or not.
         pieces: gives the pieces of the source's vocabulary, and those of the new one.
     """
 
-    load: Callable[[str], CLIP]
+    load: Callable[[str, bool], CLIP]
     pieces: Callable[[], tuple[Sequence[str], Sequence[str]]]
 
 
@@ -224,13 +235,17 @@ def apply_operations(
 
     Raises:
         ConfigError: an operation that the model does not allow; the message names its place.
+        CheckpointError: a model to mix in that is missing or damaged; the message names the place too.
     """
     reports: list[SurgeryReport] = []
+    is_swapped = False
     for number, operation in enumerate(operations, first):
         try:
-            model, report = _applied(model, operation, materials, key=jr.fold_in(key, number))
-        except ConfigError as error:
-            raise ConfigError(f"init.surgery.{number} ({type(operation).__name__}): {error}") from error
+            model, report = _applied(model, operation, materials, key=jr.fold_in(key, number), is_swapped=is_swapped)
+        except (ConfigError, CheckpointError) as error:
+            kind = ConfigError if isinstance(error, ConfigError) else CheckpointError
+            raise kind(f"init.surgery.{number} ({type(operation).__name__}): {error}") from error
+        is_swapped |= isinstance(operation, SwapVocabulary)
         reports.append(report)
     return model, tuple(reports)
 
@@ -240,7 +255,7 @@ def report_lines(reports: Sequence[SurgeryReport]) -> Iterator[str]:
     return (change for report in reports for change in report.changes)
 
 
-def _applied(model: CLIP, operation: Surgery, materials: Materials, *, key: PRNGKeyArray) -> Operated:
+def _applied(model: CLIP, operation: Surgery, materials: Materials, *, key: PRNGKeyArray, is_swapped: bool) -> Operated:
     fields: dict[str, Any] = {one.name: getattr(operation, one.name) for one in dataclasses.fields(operation)}
     match operation:
         case ResizeImage():
@@ -261,8 +276,8 @@ def _applied(model: CLIP, operation: Surgery, materials: Materials, *, key: PRNG
         case PruneDepth():
             return parts.prune_depth(model, **fields)
         case Interpolate(source=source, alpha=alpha):
-            return mixing.interpolate(model, materials.load(source), alpha=alpha)
+            return mixing.interpolate(model, materials.load(source, is_swapped), alpha=alpha)
         case Average(sources=sources, weights=weights):
-            return mixing.average([model, *map(materials.load, sources)], weights=weights)
+            return mixing.average([model, *(materials.load(one, is_swapped) for one in sources)], weights=weights)
         case Lora():
             return low_rank.lora(model, key=key, **fields)

@@ -15,6 +15,7 @@ from clipa_eqx.errors import CheckpointError
 from clipa_eqx.experiment import CheckpointConfig
 from clipa_eqx.saved.kinds import FROZEN_NAME
 from clipa_eqx.training.checkpoint import Checkpoints, Frozen
+from clipa_eqx.training.checkpoint_record import CheckpointRecord
 from clipa_eqx.training.state import TrainState
 
 
@@ -24,7 +25,7 @@ def frozen_leaves(
     *,
     trained: Any,
     config: CheckpointConfig,
-    is_resumed: bool,
+    resumed: CheckpointRecord | None,
     about: Mapping[str, Any],
 ) -> Frozen | None:
     """The frozen leaves of a run, stored if it starts; None if all leaves are in its checkpoints.
@@ -35,23 +36,30 @@ def frozen_leaves(
         state: the state of which they are stored.
         trained: True, or a tree like the model of booleans, False for a frozen leaf.
         config: whether they have checksums.
-        is_resumed: whether the state is that of a checkpoint, which names them.
+        resumed: record of the checkpoint that the state was read from, which names them; None for a first state.
         about: the record of the run.
 
     Raises:
-        CheckpointError: they cannot be written.
+        CheckpointError: they cannot be written, or are not those that the checkpoint names.
     """
     if trained is True or all(jax.tree.leaves(trained)):
         return None
     folder = workdir / FROZEN_NAME
     with Checkpoints(folder, keep=1, checksums=config.checksums) as store:
-        step = store.latest()
-        if step is None or not is_resumed:
-            step = 0 if step is None else step + 1
+        if resumed is not None and resumed.frozen is not None:
+            if resumed.frozen not in [store.record(one).sha256 for one in store.steps()]:
+                raise CheckpointError(
+                    f"{folder} does not have the frozen leaves of checkpoint {resumed.folder}; restore it from a copy, "
+                    "or start again in a new --workdir"
+                )
+            sha256 = resumed.frozen
+        else:
+            latest = store.latest()
+            step = 0 if latest is None else latest + 1
             frozen = eqx.filter(state.model, trained, inverse=True)
             store.save(TrainState(model=frozen, opt_state=(), step=state.step), step=step, about=about)
             store.wait()
-        sha256 = store.record(step).sha256
+            sha256 = store.record(step).sha256
     if sha256 is None:
         raise CheckpointError(f"{folder} has a record without a hash; start again in a new --workdir")
     return Frozen(trained, sha256)

@@ -1,14 +1,16 @@
 """The guard during a run: the score before the first step, kept in checkpoints, and the end of a run that lost it."""
 
 import logging
-import shlex
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from clipa_eqx.buckets.mirror import shown
 from clipa_eqx.errors import CheckpointError, ConfigError, GuardError
+from clipa_eqx.evals.evaluation import names_of
 from clipa_eqx.experiment import ExperimentConfig
+from clipa_eqx.json_config import flat, to_json
 from clipa_eqx.saved.kinds import CHECKPOINTS_NAME
 from clipa_eqx.training.checkpoint_record import newest_record
 
@@ -27,6 +29,7 @@ class Guard:
         """Begin without a score; ``run`` is the run folder, for messages."""
         self._experiment, self._config, self._run = config, config.guard, run
         self._former: Mapping[str, Any] = {}
+        self._measured_by: Mapping[str, Any] | None = _measurement(config)
         self.before: float | None = None
         self.last: tuple[int, float] | None = None
 
@@ -50,17 +53,30 @@ class Guard:
         self._former = known
         if self._config is None:
             return
-        if known.get("score") != self._config.score:
-            measured = f"it was {known['score']!r}" if known else "it had no guard"
+        if known.get("score") != self._config.score or known["before"] is None:
+            former = f"it was {known['score']!r}" if known else "it had no guard"
+            measured = former if known.get("score") != self._config.score else "the measurement was interrupted"
             raise CheckpointError(
                 f"guard.score {self._config.score!r} was not measured before the first step of {shown(self._run)} "
                 f"({measured}), so a fall cannot be seen; resume with the guard of before, or with --guard none, or "
                 "train from the start in a new --workdir"
             )
         self.before = known["before"]
+        self._measured_by = known.get("measured_by")  # records of early versions lack it
         if known["last"] is not None:
             self._take(*known["last"])
             self.check()
+
+    def differences(self) -> list[str]:
+        """The settings by which the score of a resumed run is no longer measured as before its first step."""
+        if self._measured_by is None:
+            return []
+        before, now = (dict(flat(one)) for one in (self._measured_by, _measurement(self._experiment)))
+        return [
+            f"{name.replace('/', '.')}: {before.get(name, 'absent')} then, {now.get(name, 'absent')} now"
+            for name in sorted({*before, *now})
+            if before.get(name) != now.get(name)
+        ]
 
     def take(self, step: int, scores: Mapping[str, float]) -> bool:
         """Take the score of a step; returns whether it was too low."""
@@ -75,8 +91,8 @@ class Guard:
             raise GuardError(self._message())
 
     def summary(self) -> str | None:
-        """The score before and after; None without a guard or without an evaluation since the start."""
-        if self._config is None or self.last is None:
+        """The score before and after; None without a guard or without one of the two."""
+        if self._config is None or self.before is None or self.last is None:
             return None
         step, now = self.last
         score = self._config.score
@@ -86,7 +102,8 @@ class Guard:
         """The entry of a checkpoint's ``about`` that ``resume`` reads."""
         if self._config is None:  # a guard that is left out for a while keeps its score
             return {"guard": dict(self._former)} if self._former else {}
-        return {"guard": {"score": self._config.score, "before": self.before, "last": self.last}}
+        known = {"score": self._config.score, "before": self.before, "last": self.last}
+        return {"guard": known if self._measured_by is None else {**known, "measured_by": self._measured_by}}
 
     def _take(self, step: int, value: float) -> None:
         self.last = (step, value)
@@ -103,13 +120,16 @@ class Guard:
         assert self.last is not None
         step, now = self.last
         fall = self._config.fall(self.before, now)
-        limit, rate, run = self._config.largest_fall, self._experiment.optim.peak_lr, shlex.quote(shown(self._run))
+        more = ""
+        if math.isfinite(fall):
+            more = f" To resume this run all the same, allow more: --guard.largest-fall {_above(fall)}"
+        limit, rate = self._config.largest_fall, self._experiment.optim.peak_lr
         return (
             f"{self.summary()}: worse by {fall:.4f}, and guard.largest_fall allows {limit:g}. The run has ended; its "
             f"checkpoints are kept, also that of step {step}. In a new --workdir, try --optim.peak-lr below {rate:g}, "
-            f"or train fewer leaves (trainable, docs/finetuning.md). Or mix {run} with its start by "
-            "clipa_eqx.surgery.interpolate (WiSE-FT, docs/training.md). To resume this run all the same, allow more: "
-            f"--guard.largest-fall {_above(fall)}"
+            "or train fewer leaves (trainable, docs/finetuning.md). Or start there from weights between those of "
+            f"init.source and of this run: init.surgery with Interpolate(source={shown(self._run)!r}, alpha=0.5), "
+            f"before Lora (WiSE-FT, docs/training.md).{more}"
         )
 
 
@@ -129,7 +149,24 @@ def check_guard(config: ExperimentConfig, workdir: Path) -> None:
         )
     found = newest_record(workdir / CHECKPOINTS_NAME)
     if found is not None:
-        Guard(config, workdir).resume(found.about)
+        guard = Guard(config, workdir)
+        guard.resume(found.about)
+        if differing := guard.differences():
+            _log.warning(
+                "guard: %s was measured before the first step with other settings, which alone may change it: %s",
+                *(config.guard.score, "; ".join(differing)),
+            )
+
+
+def _measurement(config: ExperimentConfig) -> dict[str, Any] | None:
+    """The settings that the guarded score depends on, as JSON: its evaluation and its images; None without a guard."""
+    if config.guard is None:
+        return None
+    names = names_of(config.evaluations)
+    found = next(i for i, name in enumerate(names) if config.guard.score.startswith(f"{name}/"))
+    evaluation = to_json(config.evaluations[found])
+    del evaluation["every_steps"]
+    return {"evaluation": evaluation, "eval_image": to_json(config.eval_image)}
 
 
 def _above(fall: float) -> str:

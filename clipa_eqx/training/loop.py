@@ -22,7 +22,7 @@ from clipa_eqx.saved.kinds import CHECKPOINTS_NAME, MODEL_NAME
 from clipa_eqx.saved.model import save_model
 from clipa_eqx.saved.provenance import TRAINED_HERE, Provenance, Source
 from clipa_eqx.sharding import rows_of_process
-from clipa_eqx.surgery.low_rank import merged
+from clipa_eqx.surgery.low_rank import has_factors, merged
 from clipa_eqx.tokenizer.wordpiece import Tokenizer
 from clipa_eqx.training.checkpoint import Checkpoints
 from clipa_eqx.training.compiled_step import Compiler, compile_step
@@ -162,8 +162,9 @@ def _train(
                 state = first_state(config, optimizer, abstract=abstract, mesh=mesh, vocab_sha256=vocab)
                 start = int(state.step)
             is_resumed = resumed is not None
+            found = checkpoints.record(start) if is_resumed else None
             checkpoints.frozen = frozen_leaves(
-                workdir, state, trained=trained, config=config.checkpoint, is_resumed=is_resumed, about=record
+                workdir, state, trained=trained, config=config.checkpoint, resumed=found, about=record
             )
         about = resumed.about if resumed else {}
         best.resume(about)
@@ -301,16 +302,22 @@ def _save_final_model(
     record: Mapping[str, Any],
 ) -> Path:
     folder, steps, model = workdir / MODEL_NAME, int(state.step), state.averaged
-    whole: Any = multihost_utils.process_allgather(model, tiled=True) if jax.process_count() > 1 else model
+    plain = merged(model)
+    whole: Any = (model, plain)
+    # All processes merge and gather. Process 0 alone, which writes, computes nothing on the devices of the mesh.
+    if jax.process_count() > 1:
+        both = whole if has_factors(model) else model
+        gathered: Any = multihost_utils.process_allgather(both, tiled=True)
+        whole = gathered if has_factors(model) else (gathered, gathered)
     average = {} if config.ema is None else {"decay": config.ema.decay, "warm_up": config.ema.warm_up}
     if state.ema is not None:
         average |= {"updates": int(state.ema.count)}
     if jax.process_index() == 0:
         provenance = Provenance(source=Source(name=TRAINED_HERE), steps=steps, average=average, run=record)
         what, kept = f"the model at the end, {folder}, cannot be written", f"Checkpoint {steps} holds the last step."
-        with explained(what, workdir, needed=tree_bytes(whole), then=kept):
-            save_final_adapters(config, workdir, whole, provenance=provenance)
-            plain = merged(whole)
+        model, plain = whole
+        with explained(what, workdir, needed=tree_bytes(model), then=kept):
+            save_final_adapters(config, workdir, model, provenance=provenance)
             save_model(
                 folder, plain, tokenizer=tokenizer, preprocess=config.eval_image, provenance=provenance, overwrite=True
             )

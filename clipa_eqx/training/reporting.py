@@ -19,6 +19,7 @@ from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.optim import learning_rates
 from clipa_eqx.progress import progress_bar
 from clipa_eqx.saved.kinds import METRICS_NAME
+from clipa_eqx.surgery.operations import flags_after
 from clipa_eqx.tokenizer.unknown import CAPTION_ADVICE, PACKAGED, warn_of_unknown
 from clipa_eqx.training.device_batches import COUNTED
 from clipa_eqx.training.flight import FlightRecord
@@ -228,7 +229,9 @@ class Reports:
         limit = optim.max_temperature
         cap = "--optim.max-temperature 100" if limit is None else f"--optim.max-temperature below {limit:g}"
         if has_checkpoint:
-            start = f"--init-from {shlex.quote(str(self._workdir))} (the optimizer then starts at step 0) and "
+            init = self._config.init
+            done = "".join(f" {word}" for word in (flags_after(init.surgery) if init else ()))
+            start = f"--init-from {shlex.quote(str(self._workdir))}{done} (the optimizer then starts at step 0) and "
         else:
             start = ""
         skip = "skip the step with --on-non-finite skip, or " if self._config.on_non_finite == "stop" else ""

@@ -20,9 +20,10 @@ from clipa_eqx.buckets.mirror import SOURCE_FILE, refresh
 from clipa_eqx.data.manifest import Manifest
 from clipa_eqx.errors import CheckpointError, listed
 from clipa_eqx.experiment import ExperimentConfig
-from clipa_eqx.json_config import flat, to_json, with_current_names
+from clipa_eqx.json_config import TAG, flat, to_json, with_current_names
 from clipa_eqx.replacing import is_temporary, write_text
 from clipa_eqx.saved.kinds import CHECKPOINTS_NAME, CONFIG_FILE, FROZEN_NAME, METRICS_NAME, MODEL_NAME, kind_of, what_is
+from clipa_eqx.surgery.operations import Lora
 from clipa_eqx.training.bucket_lock import BucketLock
 from clipa_eqx.training.checkpoint_record import newest_record
 from clipa_eqx.training.run_lock import RunLock, is_lock_file, run_lock
@@ -232,10 +233,20 @@ def check_same_run(ours: Mapping[str, Any], theirs: Mapping[str, Any], *, where:
         and not any(fnmatchcase(name, f) or fnmatchcase(name, f"{f}/*") for f in _FREE)
     ]
     if differing:
+        done = " --init.surgery none" if _surgery(ours) and _surgery(theirs) else ""
         raise CheckpointError(
             f"{where} is of another run; use its settings to resume it, or give a new --workdir (and "
-            f"--init-from {shlex.quote(str(workdir))} to start from its weights), {listed(differing)}"
+            f"--init-from {shlex.quote(str(workdir))}{done} to start from its weights), {listed(differing)}"
         )
+
+
+def _surgery(record: Mapping[str, Any]) -> bool:
+    """Whether a run changes the weights that it starts from, except by adding factors, which its model has merged."""
+    match record["config"]:
+        case {"init": {"surgery": [*operations]}}:
+            return any(one[TAG] != Lora.__name__ for one in operations)
+        case _:
+            return False
 
 
 def _has_record(workdir: Path) -> bool:

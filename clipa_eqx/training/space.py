@@ -56,7 +56,9 @@ def check_space(
         return
     frozen = tree_bytes(eqx.filter(abstract.model, trained, inverse=True))
     checkpoint, model = tree_bytes(abstract) - frozen + _SMALL_FILES, _model_bytes(abstract)
-    once = 0 if committed_steps(workdir / FROZEN_NAME) else frozen
+    # A start without a checkpoint stores the frozen leaves again, also if an earlier one has stored some.
+    is_stored = committed_steps(workdir / FROZEN_NAME) and committed_steps(workdir / CHECKPOINTS_NAME)
+    once = 0 if is_stored else frozen
     free = shutil.disk_usage(workdir).free  # for this user
     saved = [one.name for one in _entries(workdir / CHECKPOINTS_NAME)]
     free += sum(_folder_bytes(workdir / CHECKPOINTS_NAME / name) for name in saved if not name.isdigit())

@@ -175,10 +175,22 @@ def _materials(
 ) -> Materials:
     """The needs of the surgery of a run; ``load`` gives the other models that it mixes in."""
 
-    def other(folder: str) -> CLIP:
+    init = config.init
+    swaps = init is not None and any(isinstance(one, SwapVocabulary) for one in init.surgery)
+
+    def other(folder: str, is_swapped: bool) -> CLIP:
         found = load(InitConfig(source=folder))
-        if found.vocab_sha256 not in (source.vocab_sha256, vocab_sha256):
-            raise ConfigError(f"{folder} was trained with another vocabulary than {config.init and config.init.source}")
+        if swaps:
+            accepted = {vocab_sha256 if is_swapped else source.vocab_sha256}
+        else:  # they differ only where keep_initial takes the token table, so that none is used
+            accepted = {source.vocab_sha256, vocab_sha256}
+        if found.vocab_sha256 not in accepted:
+            wanted = "data.vocab" if is_swapped else f"that of {init and init.source}"
+            place = f", {'before' if is_swapped else 'or after'} SwapVocabulary()" if swaps else ""
+            raise ConfigError(
+                f"{folder} was trained with another vocabulary than {wanted}, which orders the token table otherwise; "
+                f"mix in a model of that vocabulary{place}"
+            )
         return found.model
 
     def pieces() -> tuple[Sequence[str], Sequence[str]]:

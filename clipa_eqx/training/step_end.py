@@ -18,7 +18,7 @@ from clipa_eqx.training.recompilation import CompileWatch
 from clipa_eqx.training.reporting import Reports, StepNumbers
 from clipa_eqx.training.retention import BestScore
 from clipa_eqx.training.state import TrainState
-from clipa_eqx.training.stopping import Interrupted, StopRequests
+from clipa_eqx.training.stopping import Interrupted, StopRequests, before_the_first_step
 from clipa_eqx.training.watchdog import Watchdog
 
 _PENDING = "pending"
@@ -111,10 +111,9 @@ class StepEnd:
         if guard is None:
             return
         scores = self._scores([one for one in self.evaluations if guard.score.startswith(f"{one.name}/")], state)
-        if scores is None:
-            self.stops.check_start()
-        else:
-            self.guard.start(scores)
+        if scores is None:  # a preemption notice is reported once: another poll would not see it
+            raise before_the_first_step()
+        self.guard.start(scores)
 
     def _scores(self, due: Sequence[PlannedEvaluation], state: TrainState) -> dict[str, float] | None:
         """The scores of a state; None if a request to stop interrupted the evaluations."""

@@ -40,7 +40,7 @@ class StopRequests:
         """
         self._requested.set()
         if not self.has_begun:
-            raise _before_the_first_step()
+            raise before_the_first_step()
 
     def poll(self) -> bool:
         """Whether to stop here. Call it after each step and each batch of an evaluation; it waits for nothing.
@@ -56,7 +56,7 @@ class StopRequests:
     def check_start(self) -> None:
         """Raise Interrupted if the run is to stop; call it between the phases before the first step."""
         if self.poll():
-            raise _before_the_first_step()
+            raise before_the_first_step()
 
 
 @contextmanager
@@ -90,5 +90,6 @@ def stop_requests() -> Generator[StopRequests]:
             signal.signal(number, handler)
 
 
-def _before_the_first_step() -> Interrupted:
+def before_the_first_step() -> Interrupted:
+    """The end of a run that did no step since it was started."""
     return Interrupted("stopped before this start did a step, so nothing had to be saved; run the same command again")

@@ -50,7 +50,7 @@ def check_same_leaves(stored: Mapping[str, Leaf], abstract: Any, *, where: str) 
     if problems:
         raise CheckpointError(
             f"{where} is of another architecture or optimizer; use the config it was trained with, or start a new run "
-            f"from it with --init-from, {listed(problems)}"
+            f"from it with --init-from (and --init.surgery none, if its surgery is done already), {listed(problems)}"
         )
 
 

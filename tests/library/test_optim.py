@@ -22,6 +22,7 @@ from clipa_eqx.optim import (
     layer_decay_rules,
     learning_rates,
     make_optimizer,
+    trained_leaves,
 )
 from clipa_eqx.schedules import Cosine, Polynomial, Rsqrt, Stair, make_multiplier
 from clipa_eqx.trees import leaf_paths, leaves_by_path, match_by_path, stacked_depth
@@ -222,6 +223,13 @@ def test_logged_learning_rates_contain_the_peak_and_leave_out_frozen_patterns():
     rates = jax.jit(functools.partial(learning_rates, config, run=RunLength(total_steps=10)))(jnp.asarray(1))
     assert rates.keys() == {"text/.*", ".*"}
     np.testing.assert_allclose([rates["text/.*"], rates[".*"]], [0.2, 0.4], rtol=1e-6)
+
+
+def test_patterns_of_trained_leaves_may_overlap():
+    config = OptimConfig(peak_lr=0.1)
+    text, both = (trained_leaves(config, _params(), trainable=one) for one in (("text/.*",), ("text/.*", ".*/bias")))
+    assert 0 < sum(jax.tree.leaves(text)) < sum(jax.tree.leaves(both)) < len(jax.tree.leaves(both))
+    assert trained_leaves(config, _params(), trainable=(".*", "text/.*")) == trained_leaves(config, _params())
 
 
 def test_the_temperature_is_capped_only_if_asked():

@@ -13,6 +13,7 @@ from clipa_eqx.trees import (
     leaf_paths,
     leaves_by_path,
     map_with_path,
+    match_any,
     match_by_path,
 )
 
@@ -118,6 +119,14 @@ def test_uncovered_layers_are_named(tree):
 def test_a_rule_that_decides_nothing_is_named(tree):
     with pytest.raises(ConfigError, match=r"decay: 'imgae/\.\*' decides no leaf"):
         match_by_path([("imgae/.*", 1), (".*", 0)], tree, what="decay")
+
+
+def test_patterns_that_choose_leaves_may_overlap(tree):
+    wide, narrow = match_any(["image/.*"], tree, what="x"), match_any(["image/.*", "image/blocks/1/.*"], tree, what="x")
+    assert wide == narrow
+    assert set(wide.values()) == {True, False}
+    with pytest.raises(ConfigError, match=r"x: 'imgae/\.\*' decides no leaf"):
+        match_any(["image/.*", "imgae/.*"], tree, what="x")
 
 
 def test_a_broken_pattern_is_named(tree):

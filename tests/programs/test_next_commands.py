@@ -12,6 +12,8 @@ from clipa_eqx.cli import OK, run
 from clipa_eqx.commands import command_line
 from clipa_eqx.evals.zero_shot import ZeroShotConfig
 from clipa_eqx.programs import evaluate, show, train, training_run
+from clipa_eqx.surgery.init_config import InitConfig
+from clipa_eqx.surgery.operations import PruneDepth
 from clipa_eqx.training.loop import TrainResult
 
 
@@ -37,6 +39,13 @@ def test_training_ends_with_commands_for_its_own_folder(ending):
     assert score[:3] == shlex.split(command_line("evaluate", workdir / "model"))
     assert score[score.index("--data") + 1] == "LABELED_RECORDS"
     assert tune[-2:] == ["--init-from", str(workdir)]
+
+
+def test_the_next_run_does_not_repeat_the_surgery(ending):
+    workdir, end = ending
+    init = InitConfig(source="runs/first", surgery=(PruneDepth(text=(0,)),))
+    tune = end(dataclasses.replace(tiny_run(), init=init))[2]
+    assert tune[-4:] == ["--init-from", str(workdir), "--init.surgery", "none"]
 
 
 def test_the_data_that_a_run_scores_are_named(ending):

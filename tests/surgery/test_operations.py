@@ -7,12 +7,13 @@ from support.leaves import as_numpy, assert_bit_equal
 from support.tiny_models import PIECES, tiny_clip, tiny_clip_config, tiny_run
 
 from clipa_eqx import surgery
-from clipa_eqx.errors import ConfigError
+from clipa_eqx.errors import CheckpointError, ConfigError
 from clipa_eqx.json_config import from_json, to_json
 from clipa_eqx.models.clip import abstract_clip
 from clipa_eqx.sharding import RULES
 from clipa_eqx.surgery.init_config import InitConfig, abstract_model
 from clipa_eqx.surgery.operations import Materials, apply_operations, report_lines
+from clipa_eqx.training.start import Source, _materials
 from clipa_eqx.trees import leaves_by_path, match_by_path
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -54,7 +55,7 @@ OPERATIONS = {
         lambda m: surgery.lora(m, rank=2, alpha=4.0, targets=TARGETS, key=jr.fold_in(KEY, 0)),
     ),
 }
-MATERIALS = Materials(load=lambda name: tiny_clip(int(name)), pieces=lambda: (PIECES, NEW_PIECES))
+MATERIALS = Materials(load=lambda name, _: tiny_clip(int(name)), pieces=lambda: (PIECES, NEW_PIECES))
 
 
 def test_every_operation_has_a_case():
@@ -100,6 +101,44 @@ def test_an_error_names_the_place_of_the_operation():
     operations = (surgery.ResizeText(length=5), surgery.PruneDepth(text=(5,)))
     with pytest.raises(ConfigError, match=r"init\.surgery\.1 \(PruneDepth\): prune_depth: text is \[5\]"):
         apply_operations(tiny_clip(0), operations, MATERIALS, key=KEY)
+
+
+def test_an_error_of_a_model_to_mix_in_names_the_place_too():
+    def load(name, is_swapped):
+        raise CheckpointError(f"{name} does not exist")
+
+    operations = (surgery.LearnImagePosition(), surgery.Interpolate(source="runs/lost", alpha=0.5))
+    with pytest.raises(CheckpointError, match=r"^init\.surgery\.1 \(Interpolate\): runs/lost does not exist"):
+        apply_operations(tiny_clip(0), operations, MATERIALS._replace(load=load), key=KEY)
+
+
+def test_a_model_to_mix_in_has_the_vocabulary_of_its_place():
+    """Before SwapVocabulary that of the source, after it that of the run; the tables have equal shapes."""
+    source, old, new, third = (
+        Source(tiny_clip(i), name, None) for i, name in enumerate(("old", "old", "new", "third"))
+    )
+    models = {"old": old, "new": new, "third": third}
+
+    def start(*operations, **fields):
+        init = InitConfig(source="first", surgery=operations, **fields)
+        config = tiny_run(init=init)
+        materials = _materials(config, source, lambda one: models[one.source], vocab_sha256="new")
+        materials = materials._replace(pieces=lambda: (PIECES, (*PIECES[1:], "new")))
+        apply_operations(source.model, operations, materials, key=KEY)
+
+    def mix(name):
+        return surgery.Average(sources=(name,))
+
+    swap = surgery.SwapVocabulary(rows=tiny_clip_config().text.vocab)
+    start(mix("old"), swap, mix("new"))
+    place = r"init\.surgery\.{} \(Average\): {} was trained with another vocabulary than {}"
+    with pytest.raises(ConfigError, match=place.format(1, "old", "data.vocab")):
+        start(swap, mix("old"))
+    with pytest.raises(ConfigError, match=place.format(0, "new", "that of first")):
+        start(mix("new"), swap)
+    start(mix("old"), mix("new"), keep_initial=("text/token/weight",))
+    with pytest.raises(ConfigError, match=place.format(0, "third", "that of first")):
+        start(mix("third"), keep_initial=("text/token/weight",))
 
 
 def test_factors_are_the_last_operation():

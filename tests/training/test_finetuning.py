@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -25,6 +26,7 @@ from clipa_eqx.durations import Duration
 from clipa_eqx.errors import CheckpointError, ConfigError
 from clipa_eqx.experiment import CheckpointConfig, operations_per_step
 from clipa_eqx.models.clip import abstract_clip
+from clipa_eqx.optim import trained_leaves
 from clipa_eqx.planning.compiled import state_bytes
 from clipa_eqx.programs.describe import describe_run
 from clipa_eqx.programs.scored import load_scored
@@ -46,13 +48,15 @@ from clipa_eqx.tokenizer.loading import load_tokenizer
 from clipa_eqx.tokenizer.vocabulary import write_vocab
 from clipa_eqx.training.checkpoint_record import read_checkpoint_record
 from clipa_eqx.training.compiled_step import lower_step
+from clipa_eqx.training.frozen_leaves import frozen_leaves
 from clipa_eqx.training.metrics import read_metrics
 from clipa_eqx.training.replay import replay
 from clipa_eqx.training.reporting import Reports
 from clipa_eqx.training.run_folder import read_record
 from clipa_eqx.training.shapes import model_of_record
-from clipa_eqx.training.space import tree_bytes
+from clipa_eqx.training.space import check_space, tree_bytes
 from clipa_eqx.training.start import load_source
+from clipa_eqx.training.state import TrainState
 from clipa_eqx.training.stopping import Interrupted
 from clipa_eqx.trees import count_params, leaves_by_path
 from conversion.flax_clipa.unpack_run import unpack_run
@@ -157,6 +161,30 @@ def test_damaged_frozen_leaves_are_reported_and_never_used(source, tuned, tmp_pa
     mesh = make_mesh(MeshConfig(), devices=tiny_runs.one_device())
     with pytest.raises(CheckpointError, match="its frozen leaves"):
         load_scored(run, mesh)
+
+
+def test_a_resumed_run_names_the_frozen_leaves_of_its_checkpoint(tuned, tmp_path):
+    run = shutil.copytree(tuned, tmp_path / "run")
+    record, state = read_checkpoint_record(run / "checkpoints/12"), mock.Mock(spec=TrainState)
+    options: dict[str, Any] = {"trained": {"leaf": False}, "config": CheckpointConfig(), "about": {}}
+    assert frozen_leaves(run, state, resumed=record, **options).sha256 == record.frozen
+    with pytest.raises(CheckpointError, match="does not have the frozen leaves of checkpoint"):
+        frozen_leaves(run, state, resumed=record._replace(frozen="other"), **options)
+    assert [path.name for path in (run / "frozen_leaves").iterdir()] == ["0"]
+
+
+def test_frozen_leaves_count_as_stored_once_a_checkpoint_is_there(source, tuned, tmp_path, monkeypatch):
+    """A start without a checkpoint stores them again."""
+    run, config = shutil.copytree(tuned, tmp_path / "run"), lora_config(source)
+    _, abstract = tiny_runs.optimizer_and_state(config)
+    check = partial(check_space, run, abstract, config=config.checkpoint, total_steps=100)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: mock.Mock(free=0))
+    trained = trained_leaves(config.optim, abstract.model, trainable=config.trainable)
+    with pytest.raises(CheckpointError, match=r"the next checkpoint takes \S+ \S+ and the model"):
+        check(trained=trained)
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(CheckpointError, match=r"the next checkpoint takes .*, the frozen leaves \S+ \S+ and the model"):
+        check(trained=trained)
 
 
 def test_a_run_folder_of_a_lora_run_is_read_as_its_plain_model(tuned, tmp_path):

@@ -3,7 +3,10 @@
 import dataclasses
 import logging
 import math
+import re
 import shutil
+from typing import Any
+from unittest import mock
 
 import equinox as eqx
 import jax
@@ -11,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support import tiny_runs
+from support.paths import ROOT
 from support.planted_models import PREPROCESS, plant
 from support.scored_runs import NAMES, noise_png, write_set
 from support.tiny_models import SIZE, VOCAB, tiny_clip_config
@@ -27,14 +31,20 @@ from clipa_eqx.evals.zero_shot import ZeroShotConfig
 from clipa_eqx.experiment import CheckpointConfig, DataConfig, DataSource
 from clipa_eqx.models.clip import abstract_clip
 from clipa_eqx.optim import OptimConfig
+from clipa_eqx.programs import describe
 from clipa_eqx.programs.describe import describe_run
 from clipa_eqx.saved.model import load_model, save_model
 from clipa_eqx.schedules import Cosine
+from clipa_eqx.sharding import MeshConfig, make_mesh
 from clipa_eqx.surgery.init_config import InitConfig
 from clipa_eqx.tokenizer.loading import load_tokenizer
 from clipa_eqx.training.checkpoint_record import committed_steps, newest_record
-from clipa_eqx.training.guarding import Guard
+from clipa_eqx.training.guarding import Guard, check_guard
 from clipa_eqx.training.metrics import read_metrics
+from clipa_eqx.training.start import first_state
+from clipa_eqx.training.state import TrainState
+from clipa_eqx.training.step_end import StepEnd
+from clipa_eqx.training.stopping import Interrupted, StopRequests
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -84,7 +94,7 @@ def destroyed(tmp_path_factory):
     )
     with pytest.raises(GuardError) as caught:
         tiny_runs.train_on_one_device(config, folder / "run", compiler=overheating)
-    shutil.rmtree(folder / "start")
+    (folder / "start").rename(folder / "away")
     return config, folder / "run", caught.value
 
 
@@ -93,14 +103,19 @@ def test_a_score_that_falls_too_far_ends_the_run(destroyed):
     [line] = [line for line in read_metrics(run / "metrics.jsonl") if LOSS in line]
     assert line["step"] == 2
     known = guard_of(run)
-    assert known == {"score": LOSS, "before": known["before"], "last": [2, line[LOSS]]}
+    assert known == {**known, "score": LOSS, "last": [2, line[LOSS]]}
     before, now = known["before"], line[LOSS]
     assert now > before + 0.5
     words = str(error)
     assert words.startswith(
         f"guard: {LOSS} was {before:.4f} before the first step and is {now:.4f} after step 2: worse by "
     )
-    for advice in ("allows 0.5.", "--optim.peak-lr below 0.001,", "(trainable, docs", "surgery.interpolate (WiSE-FT"):
+    for advice in (
+        "allows 0.5.",
+        "--optim.peak-lr below 0.001,",
+        "(trainable, docs",
+        f"Interpolate(source={str(run)!r}, alpha=0.5)",
+    ):
         assert advice in words
     assert exit_code_of(error) == GUARDED == 3
     assert committed_steps(run / "checkpoints") == [2]
@@ -134,6 +149,23 @@ def test_a_run_that_may_lose_more_resumes_with_the_score_of_its_start(destroyed,
     )
 
 
+def test_the_advised_weights_between_start_and_end_are_those_that_the_page_starts_from(destroyed):
+    config, run, _ = destroyed
+    page = (ROOT / "docs/training.md").read_text(encoding="utf-8").split("What to try after such an end")[1]
+    names: dict[str, Any] = {}
+    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], names)
+    [mix] = names["init"].surgery
+    surgery = (dataclasses.replace(mix, source=str(run)),)
+    init = dataclasses.replace(names["init"], source=str(run.with_name("away")), surgery=surgery)
+    mixed = dataclasses.replace(config, init=init)
+    optimizer, abstract = tiny_runs.optimizer_and_state(mixed)
+    mesh = make_mesh(MeshConfig(), devices=tiny_runs.one_device())
+    vocab = load_tokenizer(config.data.vocab, model_vocab=VOCAB).vocab_sha256
+    first = first_state(mixed, optimizer, abstract=abstract, mesh=mesh, vocab_sha256=vocab)
+    hot, start = float(np.log(1000)), load_model(run.with_name("away")).model.log_temperature
+    np.testing.assert_allclose(first.model.log_temperature, (hot + start) / 2, rtol=1e-6)
+
+
 def test_a_guard_that_is_left_out_for_a_while_keeps_its_score(destroyed, tmp_path):
     config, run, _ = destroyed
     without = Guard(dataclasses.replace(config, guard=None), run)
@@ -159,6 +191,54 @@ def test_a_run_that_began_without_a_guard_cannot_get_one(destroyed):
         Guard(config, run).resume({})
 
 
+def test_a_score_that_is_measured_otherwise_than_before_gives_a_warning(destroyed, caplog):
+    config, run, _ = destroyed
+    free = GuardConfig(score=LOSS, largest_fall=100.0)
+    [test] = config.contrastive
+    often = dataclasses.replace(config, guard=free, contrastive=(dataclasses.replace(test, every_steps=1),))
+    check_guard(often, run)
+    assert "other settings" not in caplog.text
+    other = dataclasses.replace(config, guard=free, contrastive=(dataclasses.replace(test, batch_size=8),))
+    check_guard(other, run)
+    assert f"guard: {LOSS} was measured before the first step with other settings" in caplog.text
+    assert "evaluation.batch_size: 16 then, 8 now" in caplog.text
+    resumed = Guard(other, run)
+    resumed.resume({"guard": guard_of(run)})
+    assert resumed.about() == {"guard": {**guard_of(run), "last": tuple(guard_of(run)["last"])}}
+    early = {name: value for name, value in guard_of(run).items() if name != "measured_by"}
+    resumed.resume({"guard": early})
+    assert resumed.differences() == []
+
+
+def test_a_checkpoint_without_the_score_of_the_start_is_refused(destroyed):
+    config, run, _ = destroyed
+    known = {"score": LOSS, "before": None, "last": [2, 1.0]}
+    guard = Guard(config, run)
+    with pytest.raises(CheckpointError, match=r"was not measured before .* \(the measurement was interrupted\)"):
+        guard.resume({"guard": known})
+    guard.take(2, {LOSS: 1.0})
+    guard.check()
+    assert guard.summary() is None
+    with mock.patch.object(describe, "newest_record", return_value=mock.Mock(leaves={}, about={"guard": known})):
+        shown = "\n".join(describe_run(run, None))
+    assert f"guard: {LOSS} not measured before the first step, 1.0000 after step 2" in shown
+
+
+def test_an_interrupted_first_score_ends_the_run_although_a_preemption_is_reported_once(destroyed):
+    stops = StopRequests(is_alone=False)
+
+    def scores(due, state):
+        assert stops.poll()
+
+    parts = mock.Mock(config=destroyed[0], evaluations=[], stops=stops, _scores=scores)
+    with (
+        mock.patch("jax.experimental.multihost_utils.reached_preemption_sync_point", side_effect=(True, False)),
+        pytest.raises(Interrupted, match="before this start did a step"),
+    ):
+        StepEnd.score_start(parts, mock.Mock(spec=TrainState))
+    assert not parts.guard.start.called
+
+
 def test_a_guard_names_a_score_of_its_run(destroyed):
     with pytest.raises(
         ConfigError, match=r"guard\.score 'zero_shot/other/top1' is no score of this run; its scores are"
@@ -176,6 +256,24 @@ def test_a_loss_falls_by_rising_and_nan_is_never_allowed():
     loss, top1 = GuardConfig(score="contrastive/test/loss", largest_fall=0.5), GuardConfig(score=TOP1)
     assert [loss.allows(1.0, now) for now in (0.1, 1.5, 1.6, math.nan)] == [True, True, False, False]
     assert [top1.allows(0.5, now) for now in (0.9, 0.46, 0.44, math.nan)] == [True, True, False, False]
+
+
+def test_a_fall_of_exactly_the_limit_is_allowed_in_spite_of_rounding():
+    assert 0.75 - 0.7 > 0.05
+    assert GuardConfig(score=TOP1).allows(0.75, 0.7)
+    assert GuardConfig(score=TOP1, largest_fall=0.0).allows(0.75, 0.75)
+    assert not GuardConfig(score=TOP1).allows(0.75, 0.6999)
+
+
+def test_no_limit_is_advised_for_a_score_that_is_not_finite(destroyed):
+    config, run, _ = destroyed
+    guard = Guard(config, run)
+    guard.start({LOSS: 1.0})
+    for value in (math.nan, math.inf):
+        assert guard.take(2, {LOSS: value})
+        with pytest.raises(GuardError, match=rf"is {value}.* after step 2") as caught:
+            guard.check()
+        assert "--guard.largest-fall" not in str(caught.value)
 
 
 @pytest.fixture(scope="module")
@@ -241,7 +339,7 @@ def test_a_careful_fine_tune_passes_and_reports_both_scores_after_a_kill(planted
     assert (
         f"guard: {TOP1} is 1.0000 before the first step; the run ends if it is worse by more than 0.05" in caplog.text
     )
-    assert guard_of(run) == {"score": TOP1, "before": 1.0, "last": [4, 1.0]}
+    assert guard_of(run) == {**guard_of(run), "score": TOP1, "before": 1.0, "last": [4, 1.0]}
     shutil.rmtree(source)
     caplog.clear()
     with caplog.at_level(logging.INFO):

@@ -1,5 +1,6 @@
 """Ownership of run folders: every field that changes a number is compared, damage is named, nothing is lost."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from support.tiny_models import tiny_run
 from clipa_eqx.data.manifest import Manifest, ShardInfo
 from clipa_eqx.errors import CheckpointError
 from clipa_eqx.json_config import to_json
+from clipa_eqx.surgery.init_config import InitConfig
+from clipa_eqx.surgery.operations import Lora, PruneDepth
 from clipa_eqx.training.run_folder import check_same_run, claim, data_identity, read_record, run_record
 
 
@@ -34,6 +37,7 @@ def leaves(value, path=""):
     return [leaf for name, one in items for leaf in leaves(one, f"{path}/{name}" if path else str(name))]
 
 
+LORA = Lora(rank=1, alpha=1.0, targets=(".*/q/weight",))
 FREE = {
     "mesh", "log_every_steps", "checkpoint", "wandb", "tensorboard", "zero_shot", "eval_image",
     "data/vocab", "data/on_bad_record", "data/stream", "data/sources/0/folder",
@@ -45,6 +49,19 @@ FIELDS = leaves(json.loads(json.dumps(to_json(tiny_run()))))
 
 def is_free(path):
     return any(path == free or path.startswith(f"{free}/") for free in FREE)
+
+
+@pytest.mark.parametrize(
+    ("operations", "flag"), [((PruneDepth(text=(0,)), LORA), " --init.surgery none"), ((LORA,), "")]
+)
+def test_the_advised_new_run_does_not_repeat_the_surgery(operations, flag):
+    config = tiny_run(init=InitConfig(source="runs/first", surgery=operations), trainable=(".*",))
+    ours, theirs = (
+        json.loads(json.dumps({**record(), "config": to_json(dataclasses.replace(config, seed=seed))}))
+        for seed in (1, 2)
+    )
+    with pytest.raises(CheckpointError, match=rf"--init-from 'a run'{flag} to start"):
+        check_same_run(ours, theirs, where="here", workdir=Path("a run"))
 
 
 def test_the_fields_of_a_config_are_of_both_kinds():
