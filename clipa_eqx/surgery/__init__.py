@@ -26,7 +26,7 @@ from clipa_eqx.surgery.operations import (
 from clipa_eqx.surgery.optimizer_state import MovedState, with_optimizer
 from clipa_eqx.surgery.parts import Classified, Classifier, TakenTower, add_classifier, prune_depth, take_tower
 from clipa_eqx.surgery.patches import PatchResize, resize_patch, with_pixel_statistics
-from clipa_eqx.surgery.report import LeafChange, Operated, SurgeryReport
+from clipa_eqx.surgery.report import LeafChange, LeafShape, Operated, SurgeryReport
 from clipa_eqx.surgery.sizes import TextRows, learn_image_position, resize_image, resize_text
 from clipa_eqx.surgery.training_rules import freeze, layer_decay
 from clipa_eqx.surgery.vocabulary import swap_vocabulary
@@ -39,6 +39,7 @@ __all__ = [
     "Classifier",
     "Interpolate",
     "LeafChange",
+    "LeafShape",
     "LearnImagePosition",
     "Lora",
     "LoraLinear",

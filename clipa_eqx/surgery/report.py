@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Array
 
@@ -21,6 +20,21 @@ def keep(moment: Array) -> Array:
     return moment
 
 
+class LeafShape(NamedTuple):
+    """Shape and type of a leaf; ``str(one)`` is such as ``float32[12,768]``.
+
+    Attributes:
+        shape: its shape.
+        dtype: name of its dtype, such as ``float32``.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{','.join(map(str, self.shape))}]"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LeafChange:
     """A leaf that a surgery added, removed or gave other values; ``str(change)`` has its path, types and shapes.
@@ -33,18 +47,18 @@ class LeafChange:
     """
 
     path: str
-    before: jax.ShapeDtypeStruct | None
-    after: jax.ShapeDtypeStruct | None
+    before: LeafShape | None
+    after: LeafShape | None
     move: Move | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         if self.before is None:
-            return f"{self.path}: added, {_shown(self.after)}"
+            return f"{self.path}: added, {self.after}"
         if self.after is None:
-            return f"{self.path}: removed, {_shown(self.before)}"
+            return f"{self.path}: removed, {self.before}"
         if self.before == self.after:
-            return f"{self.path}: other values, {_shown(self.after)}"
-        return f"{self.path}: {_shown(self.before)} -> {_shown(self.after)}"
+            return f"{self.path}: other values, {self.after}"
+        return f"{self.path}: {self.before} -> {self.after}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,9 +101,5 @@ def leaf_changes(before: Any, after: Any, moves: Mapping[str, Move] | None = Non
     return (*changed, *removed)
 
 
-def _shape(leaf: Any) -> jax.ShapeDtypeStruct | None:
-    return None if leaf is None else jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-
-
-def _shown(leaf: jax.ShapeDtypeStruct | None) -> str:
-    return "nothing" if leaf is None else f"{np.dtype(leaf.dtype).name}[{','.join(map(str, leaf.shape))}]"
+def _shape(leaf: Any) -> LeafShape | None:
+    return None if leaf is None else LeafShape(tuple(leaf.shape), np.dtype(leaf.dtype).name)
