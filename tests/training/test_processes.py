@@ -6,14 +6,18 @@ import socket
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 from support import tiny_runs
 from support.paths import ROOT
+from support.tiny_models import tiny_clip
 
 from clipa_eqx.data.array_record_writer import write_records
-from clipa_eqx.saved.model import load_model
+from clipa_eqx.saved.adapters import load_adapters
+from clipa_eqx.saved.model import load_model, save_model
+from clipa_eqx.tokenizer.loading import load_tokenizer
 from clipa_eqx.training.metrics import read_metrics
 from clipa_eqx.trees import leaves_by_path
 
@@ -47,6 +51,7 @@ from clipa_eqx.training.stopping import Interrupted
 logging.basicConfig(level=logging.INFO)
 tiny_runs.folder = lambda: Path(folder)
 config = tiny_runs.run_config(model=tiny_clip_config(**tiny_runs.STOCHASTIC), mesh=MeshConfig(fsdp=2))
+# more of the config
 
 
 def compile_slow(*args):
@@ -71,6 +76,35 @@ except Interrupted as stop:
 '''
 
 
+def started(script, folder, workdir, *, processes, is_stopped=False):
+    """Train with a script such as ``PROCESS``; returns the output of the process that gets no signal."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{ROOT}"}
+    running = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                script,
+                *map(str, (i, processes, 4 // processes, port, folder, workdir, is_stopped)),
+            ],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(processes)
+    ]
+    try:
+        said = [process.communicate(timeout=400)[0] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    assert [process.returncode for process in running] == [0] * processes, "\n\n".join(said)
+    return said[0]
+
+
 @pytest.mark.slow
 def test_two_processes_train_restore_and_save_as_one_process_with_as_many_devices(tmp_path):
     script = tmp_path / "process.py"
@@ -80,35 +114,9 @@ def test_two_processes_train_restore_and_save_as_one_process_with_as_many_device
     write_records(records, tmp_path / "data/records")
     shutil.copy(tiny_runs.folder() / "vocab.txt", tmp_path / "data")
 
-    def start(workdir, *, processes, is_stopped):
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            port = free.getsockname()[1]
-        environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{ROOT}"}
-        started = [
-            subprocess.Popen(
-                [
-                    sys.executable,
-                    script,
-                    *map(str, (i, processes, 4 // processes, port, tmp_path / "data", workdir, is_stopped)),
-                ],
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            for i in range(processes)
-        ]
-        try:
-            said = [process.communicate(timeout=400)[0] for process in started]
-        finally:
-            for process in started:
-                process.kill()
-        assert [process.returncode for process in started] == [0] * processes, "\n\n".join(said)
-        return said[0]  # the output of the process that gets no signal
-
+    start = partial(started, script, tmp_path / "data")
     one, two = tmp_path / "one", tmp_path / "two"
-    start(one, processes=1, is_stopped=False)
+    start(one, processes=1)
     said = start(two, processes=2, is_stopped=True)
     assert "stopped after step" in said
     assert said.count("the input of process 0 of 2 makes") == 1
@@ -117,7 +125,7 @@ def test_two_processes_train_restore_and_save_as_one_process_with_as_many_device
     assert stopped == list(range(1, len(stopped) + 1))
     assert 3 <= len(stopped) < 12
     assert not (two / "model").exists()
-    start(two, processes=2, is_stopped=False)
+    start(two, processes=2)
     lines, expected = read_metrics(two / "metrics.jsonl"), read_metrics(one / "metrics.jsonl")
     assert [line["step"] for line in lines] == list(range(1, 13))
     for name in ("loss", "accuracy", "grad_norm", "param_norm/text", "truncated_fraction"):
@@ -130,3 +138,33 @@ def test_two_processes_train_restore_and_save_as_one_process_with_as_many_device
         # Attention key biases have no gradient in exact arithmetic: Adam turns rounding noise into steps.
         if not path.endswith("attn/k/bias"):
             np.testing.assert_allclose(leaf, theirs[path], rtol=0, atol=1e-5, err_msg=path)
+
+
+LORA = """
+from clipa_eqx.surgery import LORA_FACTORS
+from clipa_eqx.surgery.init_config import InitConfig
+from clipa_eqx.surgery.operations import Lora
+
+lora = Lora(rank=2, alpha=4.0, targets=("image/blocks/attn/(q|v)/weight", "text/blocks/mlp/fc_out/weight"))
+init = InitConfig(source=str(Path(folder) / "model"), surgery=(lora,))
+config = tiny_runs.run_config(mesh=MeshConfig(fsdp=2), trainable=(LORA_FACTORS,), init=init)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_merge_factors_as_one_process_with_as_many_devices(tmp_path):
+    script, data = tmp_path / "process.py", tmp_path / "data"
+    script.write_text(PROCESS.replace("# more of the config\n", LORA))
+    write_records(tiny_runs.make_records(tiny_runs.RECORDS), data / "records")
+    shutil.copy(tiny_runs.folder() / "vocab.txt", data)
+    config = tiny_runs.run_config()
+    tokenizer = load_tokenizer(config.data.vocab, model_vocab=config.model.text.vocab)
+    save_model(data / "model", tiny_clip(), tokenizer=tokenizer, preprocess=config.eval_image, provenance={})
+    one, two = tmp_path / "one", tmp_path / "two"
+    started(script, data, one, processes=1)
+    started(script, data, two, processes=2)
+    load_adapters(two / "adapters", base=load_model(data / "model").model)
+    before, ours, theirs = (leaves_by_path(load_model(folder / "model").model) for folder in (data, two, one))
+    assert not np.array_equal(ours["image/blocks/attn/q/weight"], before["image/blocks/attn/q/weight"])
+    for path, leaf in ours.items():
+        np.testing.assert_allclose(leaf, theirs[path], rtol=0, atol=1e-5, err_msg=path)
