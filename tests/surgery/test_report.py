@@ -10,6 +10,7 @@ from support.tiny_models import PIECES, tiny_clip_config
 
 from clipa_eqx import surgery
 from clipa_eqx.errors import ClipaError
+from clipa_eqx.surgery.report import LeafShape
 from clipa_eqx.trees import leaves_by_path
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
