@@ -109,7 +109,7 @@ def test_a_bucket_is_read_like_a_folder(bucket, tmp_path):
     [
         ("s3://bucket/set", r"local paths and gs:// only; copy it, or mount the bucket"),
         (Path("gs://bucket/set"), "URL with one slash"),
-        ("gs://bucket/set", r"gs://bucket/set/manifest\.json cannot be read"),
+        pytest.param("gs://bucket/set", r"gs://bucket/set/manifest\.json cannot be read", marks=pytest.mark.slow),
     ],
 )
 def test_a_folder_that_cannot_be_read_is_refused_with_advice(folder, message, monkeypatch):

@@ -12,7 +12,10 @@ import pytest
 from support.paths import ROOT
 
 
-@pytest.mark.parametrize(("kind", "stages"), [((), ["pretrain", "tune"]), (("--baseline",), ["baseline"])])
+@pytest.mark.parametrize(
+    ("kind", "stages"),
+    [((), ["pretrain", "tune"]), pytest.param(("--baseline",), ["baseline"], marks=pytest.mark.slow)],
+)
 def test_a_short_quickstart_trains_scores_and_reports(tmp_path, kind, stages):
     folder = tmp_path / "quickstart"
     run = subprocess.run(

@@ -109,6 +109,7 @@ def run_chain(folder, commands) -> None:
         before = workdir
 
 
+@pytest.mark.slow
 def test_a_pre_training_and_a_fine_tuning_of_bigg_14_run_from_the_page(clone):
     """84 to 224 px, 8 to 32 text tokens, with masking, the decay of the t5x branch and bfloat16 moments."""
     [chain] = [chain for chain in CHAINS if chain.preset == "bigG/14"]
