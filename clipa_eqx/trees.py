@@ -153,7 +153,9 @@ def match_any(patterns: Sequence[str], tree: Any, *, what: str) -> dict[str, boo
         ConfigError: a pattern that is not a regular expression or matches no leaf.
     """
     for one in patterns:
-        match_by_path([(one, True)], tree, what=what, otherwise=False)
+        found = match_by_path([(one, True)], tree, what=what, unused="allow", otherwise=False)
+        if all(value is False for value in found.values()):
+            raise ConfigError(f"{what}: {one!r} matches no leaf; correct the pattern or remove it")
     return match_by_path([(one, True) for one in patterns], tree, what=what, unused="allow", otherwise=False)
 
 

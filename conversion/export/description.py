@@ -18,6 +18,27 @@ from conversion.open_clip.tokenizer import JSON_FILE, tokenizer_json
 ABOUT_FILE, PREPROCESS_FILE, README_FILE = "model.json", "preprocess.json", "README.md"
 TOKENIZER_FILE = f"tokenizer/{JSON_FILE}"
 
+USE = {
+    "image": """
+encode_images = load("image")
+images = np.zeros((2, *about["image_size"], 3), np.uint8)
+print(encode_images(images).shape)
+""",
+    "text": """
+encode_texts = load("text")
+tokens = np.zeros((3, about["text_length"]), np.int32)
+print(encode_texts(tokens).shape)
+""",
+    "both": """
+encode_images, encode_texts = load("image"), load("text")
+images = np.zeros((2, *about["image_size"], 3), np.uint8)
+tokens = np.zeros((3, about["text_length"]), np.int32)
+logits = about["temperature"] * encode_images(images) @ encode_texts(tokens).T + (about["bias"] or 0)
+print(logits.shape)
+""",
+}
+"""Python that uses the towers of an export, by what was exported; ``load`` is defined by each format."""
+
 _DESCRIPTION = (ABOUT_FILE, PREPROCESS_FILE, README_FILE, TOKENIZER_FILE)
 
 

@@ -18,7 +18,7 @@ from clipa_eqx.progress import waiting
 from clipa_eqx.replacing import new_folder
 from clipa_eqx.saved.model import LoadedModel, load_model
 from clipa_eqx.trees import count_params
-from conversion.export.description import README_FILE, export_kind, readme, write_description
+from conversion.export.description import README_FILE, USE, export_kind, readme, write_description
 from conversion.export.towers import Tower, TowerName, tower_of
 
 TOLERANCE = 1e-4
@@ -49,25 +49,6 @@ def load(tower):
     return lambda batch: session.run(None, {session.get_inputs()[0].name: batch})[0]
 
 """
-_USE = {
-    "image": """
-encode_images = load("image")
-images = np.zeros((2, *about["image_size"], 3), np.uint8)
-print(encode_images(images).shape)
-""",
-    "text": """
-encode_texts = load("text")
-tokens = np.zeros((3, about["text_length"]), np.int32)
-print(encode_texts(tokens).shape)
-""",
-    "both": """
-encode_images, encode_texts = load("image"), load("text")
-images = np.zeros((2, *about["image_size"], 3), np.uint8)
-tokens = np.zeros((3, about["text_length"]), np.int32)
-logits = about["temperature"] * encode_images(images) @ encode_texts(tokens).T + (about["bias"] or 0)
-print(logits.shape)
-""",
-}
 
 
 def export_onnx(
@@ -186,7 +167,7 @@ def _readme(loaded: LoadedModel, tower: TowerName | Literal["both"]) -> str:
         loaded,
         title="Towers of a CLIP model as ONNX graphs",
         needs="`numpy` and `onnxruntime`",
-        example=_EXAMPLE.lstrip() + "\n" + _USE[tower].strip(),
+        example=_EXAMPLE.lstrip() + "\n" + USE[tower].strip(),
         notes="""
 The graphs are float32 and take any batch size. Each `.onnx` file needs the `.onnx.data` file of its name next to it.
 """,

@@ -19,7 +19,7 @@ from clipa_eqx.progress import waiting
 from clipa_eqx.replacing import new_folder
 from clipa_eqx.saved.model import LoadedModel, load_model
 from clipa_eqx.trees import count_params
-from conversion.export.description import README_FILE, export_kind, readme, write_description
+from conversion.export.description import README_FILE, USE, export_kind, readme, write_description
 from conversion.export.towers import Dtype, Tower, TowerName, tower_of
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -49,25 +49,6 @@ def load(tower):
     return lambda batch: np.asarray(run(weights, batch))
 
 """
-_USE = {
-    "image": """
-encode_images = load("image")
-images = np.zeros((2, *about["image_size"], 3), np.uint8)
-print(encode_images(images).shape)
-""",
-    "text": """
-encode_texts = load("text")
-tokens = np.zeros((3, about["text_length"]), np.int32)
-print(encode_texts(tokens).shape)
-""",
-    "both": """
-encode_images, encode_texts = load("image"), load("text")
-images = np.zeros((2, *about["image_size"], 3), np.uint8)
-tokens = np.zeros((3, about["text_length"]), np.int32)
-logits = about["temperature"] * encode_images(images) @ encode_texts(tokens).T + (about["bias"] or 0)
-print(logits.shape)
-""",
-}
 
 
 def export_stablehlo(
@@ -172,7 +153,7 @@ def _readme(loaded: LoadedModel, tower: TowerName | Literal["both"], dtype: Dtyp
         loaded,
         title="Towers of a CLIP model as StableHLO programs",
         needs="`jax`, `numpy` and `flatbuffers` (`pip install jax flatbuffers`)",
-        example=_LOADER.lstrip() + "\n" + _USE[tower].strip(),
+        example=_LOADER.lstrip() + "\n" + USE[tower].strip(),
         notes=f"""
 The programs run on {", ".join(PLATFORMS)}, for any batch size; JAX compiles each batch size once. They were written by
 JAX {jax.__version__}. JAX reads programs of older versions for at least six months. The weights are arguments: a dict

@@ -125,7 +125,7 @@ def test_patterns_that_choose_leaves_may_overlap(tree):
     wide, narrow = match_any(["image/.*"], tree, what="x"), match_any(["image/.*", "image/blocks/1/.*"], tree, what="x")
     assert wide == narrow
     assert set(wide.values()) == {True, False}
-    with pytest.raises(ConfigError, match=r"x: 'imgae/\.\*' decides no leaf"):
+    with pytest.raises(ConfigError, match=r"x: 'imgae/\.\*' matches no leaf"):
         match_any(["image/.*", "imgae/.*"], tree, what="x")
 
 

@@ -170,7 +170,7 @@ def test_at_initialization_nothing_changes_in_bfloat16():
         ({"rank": 0}, "rank 0"),
         ({"alpha": 0.0}, "alpha 0.0"),
         ({"targets": ()}, "targets is empty"),
-        ({"targets": ("image/nothing",)}, "decides no leaf"),
+        ({"targets": ("image/nothing",)}, "matches no leaf"),
         ({"targets": ("image/blocks/.*",)}, r"(?s)norm1/weight: not the weight.*attn/q/bias: not the weight"),
         ({"targets": ("image/blocks/1/attn/q/weight",)}, "image/blocks/attn/q/weight: some layers only"),
         ({"targets": ("text/token/weight",)}, "text/token/weight: not the weight of a linear layer"),

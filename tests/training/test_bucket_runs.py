@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -62,18 +63,25 @@ def whole(config, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def run(server, config):
-    """The address of a run that was stopped after step 7, resumed, and started again after its end."""
-    url = server.url("runs/one")
+@contextmanager
+def stopped_after_step_7():
+    """Stop the run of the block with a signal while step 6 is reported."""
     finish = Reports.finish
 
-    def stop_after_step_6(self, numbers, **rest):
+    def stop(self, numbers, **rest):
         finish(self, numbers, **rest)
         if numbers.step == 6:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with mock.patch.object(Reports, "finish", stop_after_step_6), pytest.raises(Interrupted, match="after step 7"):
+    with mock.patch.object(Reports, "finish", stop), pytest.raises(Interrupted, match="after step 7"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(server, config):
+    """The address of a run that was stopped after step 7, resumed, and started again after its end."""
+    url = server.url("runs/one")
+    with stopped_after_step_7():
         tiny_runs.train_on_one_device(config, url, profile=ProfiledSteps(2, 3))
     found = bucket_at(url).names()
     assert [name for name in found if name.endswith("record/metadata")] == [
@@ -277,14 +285,7 @@ def test_frozen_leaves_are_stored_once_in_a_bucket(server, config, tmp_path):
     heads = replace(config, trainable=("(image|text)/head/weight",), tensorboard=False)
     tiny_runs.train_on_one_device(heads, tmp_path / "local")
     url = server.url("runs/heads")
-    finish = Reports.finish
-
-    def stop_after_step_6(self, numbers, **rest):
-        finish(self, numbers, **rest)
-        if numbers.step == 6:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with mock.patch.object(Reports, "finish", stop_after_step_6), pytest.raises(Interrupted, match="after step 7"):
+    with stopped_after_step_7():
         tiny_runs.train_on_one_device(heads, url)
     bucket = bucket_at(url)
     frozen = bucket.names("frozen_leaves")
