@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from clipa_eqx.cluster.engine import LOCAL, Engine
 from clipa_eqx.data.manifest import Manifest
-from clipa_eqx.errors import DataError
 from clipa_eqx.progress import progress_bar
 from conversion.records.account import PartReports, close_account, describe_rows
 from conversion.records.command import command_of, describe_columns
@@ -18,54 +18,74 @@ from conversion.records.destination import begin, finish, finished_parts, forget
 from conversion.records.keys import REPEAT, Buckets, Entries, Repeats, repeated, unpack_entries
 from conversion.records.labels import Classes, check_first_label, classes_of, with_text_labels
 from conversion.records.manifests import check_name
+from conversion.records.nodes import check_workers, opened_workers, shared_places
 from conversion.records.options import IngestOptions, check_options
 from conversion.records.part import Job, convert_part
 from conversion.records.part_report import PartReport, keys_name
 from conversion.records.places import Place, check_apart, open_place
 from conversion.records.reading import read_files
-from conversion.records.rows import DUPLICATE, DUPLICATE_OTHER, Plan
+from conversion.records.rows import DUPLICATE, DUPLICATE_OTHER, Plan, printable
 from conversion.records.sources.kinds import counts_rows, plan_source
-from conversion.records.workers import Progress, run_jobs
+from conversion.records.workers import Progress, Workers, run_jobs
 
 _log = logging.getLogger(__name__)
 _AT_ONCE = 64  # files with keys fetched together
 
 
 def convert(
-    kind: str, source: str, target: str, *, options: IngestOptions, workers: int = 1, overwrite: bool = False
+    kind: str,
+    source: str,
+    target: str,
+    *,
+    options: IngestOptions,
+    workers: int | None = None,
+    engine: Engine = LOCAL,
+    overwrite: bool = False,
 ) -> Manifest:
     """Convert ``source`` into the record folder ``target`` and return its manifest.
 
-    Every row of the source is written, or counted under the reason why not. The output does not depend on ``workers``.
-    The same call resumes a conversion that was interrupted in any way, and leaves a finished one alone.
+    Every row of the source is written, or counted under the reason why not. The output depends neither on ``workers``
+    nor on ``engine``. The same call resumes a conversion that was interrupted in any way, and leaves a finished one
+    alone.
 
     Args:
         kind: a key of ``sources.kinds.SOURCES``.
         source: local path or fsspec URL of a folder or file, or a pattern.
         target: local path or fsspec URL of the folder to write.
         options: what decides the output.
-        workers: number of processes.
+        workers: number of processes, by default only this one; of a cluster the most parts at once, by default as many
+            as it takes.
+        engine: what runs the work on parts.
         overwrite: whether records in ``target`` are replaced.
 
     Raises:
         DataError: the source does not fit or cannot be read, or the target holds something else.
+        ConfigError: the engine cannot be used.
     """
     given, place = open_place(source), open_place(target)
-    if workers < 1:
-        raise DataError(f"--workers must be at least 1, got {workers}")
+    check_workers(workers)
     check_options(options)
     check_name(place)
     check_apart(given, place)
+    with opened_workers(engine, workers, kind=kind, source=given, target=place) as running:
+        return _convert(kind, given, place, options=options, workers=running, overwrite=overwrite)
+
+
+def _convert(
+    kind: str, given: Place, place: Place, *, options: IngestOptions, workers: Workers, overwrite: bool
+) -> Manifest:
+    source, target = given.url, place.url
     plan = plan_source(given, kind=kind, options=options)
     if plan.columns:
         _log.info("columns of %s: %s", source, describe_columns(plan.columns))
-    if not (given.crosses_processes and place.crosses_processes):
-        workers = 1
     plan = with_text_labels(given, plan, kind=kind, options=options, workers=workers)
     classes = classes_of(plan, options)
     command = command_of(kind, source, options, plan)
-    with locked(place):
-        done = begin(place, command, overwrite=overwrite)
+    with (
+        locked(place),
+        shared_places(workers, source=given, target=place, options=options) as (workers, check_shared),
+    ):
+        done = begin(place, command, overwrite=overwrite, check=check_shared)
         if done is not None:
             _log.info("%s is already complete: nothing to do", target)
             return done
@@ -100,7 +120,7 @@ class _Run:
     options: IngestOptions
     plan: Plan
     classes: Classes
-    workers: int
+    workers: Workers
     reports: PartReports
 
     def convert_parts(self) -> None:
@@ -189,7 +209,9 @@ class _Run:
         for report in before:
             rows.update({"read": report.rows_read, **report.dropped})
         try:
-            results = run_jobs(convert_part, itertools.chain([first], jobs), workers=self.workers, progress=progress)
+            results = run_jobs(
+                convert_part, itertools.chain([first], jobs), workers=self.workers, progress=progress, name=_name
+            )
             with contextlib.closing(results):
                 for _, report in results:
                     self.reports.add(report)
@@ -200,6 +222,10 @@ class _Run:
 
     def _units(self, report: PartReport) -> int:
         return report.rows_read if counts_rows(self.kind, self.options) else report.size
+
+
+def _name(job: Job) -> str:
+    return f"part {job.number} ({printable(job.part.source)})"
 
 
 def _all_entries(place: Place, numbers: list[int]) -> Iterator[Entries]:
