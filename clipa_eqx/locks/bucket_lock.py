@@ -141,9 +141,9 @@ class BucketLock:
         with self._guard:
             if self._ended.is_set() or self._lost is not None:
                 return
-            is_renewed = False
+            started, is_renewed = self._clock(), False
             while not is_renewed:
-                started, number = self._clock(), self._number + 1
+                number = self._number + 1
                 is_renewed = self._bucket.create(self._name(number), self._content(number))
                 # An object of ours may be there already, if the answer to an earlier renewal was lost.
                 is_mine = is_renewed or self._is_mine(number)
