@@ -14,9 +14,10 @@ from clipa_eqx.errors import DataError
 from clipa_eqx.progress import progress_bar
 from conversion.records.account import PartReports, close_account, describe_rows
 from conversion.records.command import command_of, describe_columns
-from conversion.records.destination import begin, finish, finished_parts, forget_part, locked
+from conversion.records.destination import begin, finish, finished_before, finished_parts, forget_part
 from conversion.records.keys import REPEAT, Buckets, Entries, Repeats, repeated, unpack_entries
 from conversion.records.labels import Classes, check_first_label, classes_of, with_text_labels
+from conversion.records.locking import Hold, locked
 from conversion.records.manifests import check_name
 from conversion.records.options import IngestOptions, check_options
 from conversion.records.part import Job, convert_part
@@ -64,15 +65,18 @@ def convert(
     plan = with_text_labels(given, plan, kind=kind, options=options, workers=workers)
     classes = classes_of(plan, options)
     command = command_of(kind, source, options, plan)
-    with locked(place):
+    done = None if overwrite else finished_before(place, command)
+    if done is not None:
+        return _as_it_is(done, target)
+    with locked(place) as hold:
         done = begin(place, command, overwrite=overwrite)
         if done is not None:
-            _log.info("%s is already complete: nothing to do", target)
-            return done
+            return _as_it_is(done, target)
         run = _Run(
             kind=kind,
             source=source,
             place=place,
+            hold=hold,
             options=options,
             plan=plan,
             classes=classes,
@@ -86,7 +90,13 @@ def convert(
         check_first_label(*run.reports.label_range(), classes)
         run.drop_duplicates()
         manifest = close_account(run.reports, plan, command, options)
+        hold.next_stage()
         finish(place, manifest)
+    return manifest
+
+
+def _as_it_is(manifest: Manifest, target: str) -> Manifest:
+    _log.info("%s is already complete: nothing to do", target)
     return manifest
 
 
@@ -97,6 +107,7 @@ class _Run:
     kind: str
     source: str
     place: Place
+    hold: Hold
     options: IngestOptions
     plan: Plan
     classes: Classes
@@ -125,16 +136,18 @@ class _Run:
         if self.options.limit is None:
             return
         left = self.options.limit
-        again: list[Job] = []  # at most one
+        again: dict[int, int] = {}  # at most one
+        self.hold.next_stage()
         for report in self.reports.in_order():
             if left == 0:
                 forget_part(self.place, report)
                 self.reports.remove(report.number)
                 continue
             if report.rows_read > left:
-                again.append(self._job(report.number, limit=left))
+                again[report.number] = left
             left -= min(left, report.rows_read)
-        self._convert(iter(again), what="limit", total=sum(job.limit or 0 for job in again))
+        jobs = (self._job(number, limit=limit) for number, limit in again.items())
+        self._convert(jobs, what="limit", total=sum(again.values()))
 
     def drop_duplicates(self) -> None:
         """Convert the parts again that have rows with the key of an earlier row, without those rows."""
@@ -177,9 +190,11 @@ class _Run:
             classes=self.classes,
             limit=limit,
             duplicates=duplicates or {},
+            fence=self.hold.fence,
         )
 
     def _convert(self, jobs: Iterator[Job], *, what: str, total: int, before: Sequence[PartReport] = ()) -> None:
+        self.hold.next_stage()  # a part is converted at most once in a stage, so that late tasks differ in their fence
         first = next(jobs, None)
         if first is None:
             return
@@ -192,6 +207,7 @@ class _Run:
             results = run_jobs(convert_part, itertools.chain([first], jobs), workers=self.workers, progress=progress)
             with contextlib.closing(results):
                 for _, report in results:
+                    self.hold.check()
                     self.reports.add(report)
                     rows.update({"read": report.rows_read, **report.dropped})
                     progress.finish(self._units(report), describe_rows(rows))
