@@ -163,7 +163,7 @@ def test_a_bucket_that_one_key_fills_is_compared_piece_by_piece(target, monkeypa
     monkeypatch.setattr("conversion.records.duplicates.read_items", reading)
     with local_folder(target) as folder:
         assert search(target, parts, folder=folder, per_bucket=20, per_file=70) == expected(parts)
-    assert max(read) == 70
+    assert max(read) <= 70
     assert read.count(20) == 20
 
 
