@@ -4,19 +4,26 @@ import contextlib
 import hashlib
 import heapq
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import cast
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int64, Shaped
+from jaxtyping import Int64
 
 from clipa_eqx.data.manifest import Manifest
 from clipa_eqx.data.records import Record, decode_record, encode_record
+from conversion.records.buckets import (
+    PER_BUCKET,
+    BucketFile,
+    Slice,
+    count_buckets,
+    read_items,
+    slices_of_bucket,
+    write_buckets,
+)
 from conversion.records.keys import (
     ENTRY,
-    Buckets,
     Entries,
     content_digest,
     key_digest,
@@ -27,6 +34,7 @@ from conversion.records.manifests import read_manifest_of
 from conversion.records.places import Place, open_place
 from conversion.records.reading import local_copy
 from conversion.records.shards import Shard, over_shards, read_blobs
+from conversion.records.workers import Progress, run_jobs
 
 _ENTRY = np.dtype([*((name, ENTRY[name]) for name in ENTRY.names or ()), ("extra", "<u8")])
 
@@ -79,15 +87,23 @@ def diff(a: str, b: str, *, workers: int = 1, examples: int = 10) -> Difference:
     manifests = (read_manifest_of(places[0]), read_manifest_of(places[1]))
     counts = np.zeros(7, np.int64)
     firsts = tuple(_Firsts(examples) for _ in range(4))
-    with tempfile.TemporaryDirectory(prefix="clipa_eqx-keys-") as folder:
+    with tempfile.TemporaryDirectory(prefix="clipa_eqx-diff-") as name:
+        folder = open_place(name)
         rows = max(manifest.rows_written for manifest in manifests)
-        sides = tuple(Buckets(Path(folder) / name, rows=rows, dtype=_ENTRY) for name in "ab")
-        with contextlib.closing(sides[0]), contextlib.closing(sides[1]):
-            for place, manifest, side in zip(places, manifests, sides, strict=True):
-                for _, entries in over_shards(_read_keys, place, manifest, workers=workers, what=f"read {place.url}"):
-                    side.add(np.frombuffer(entries, _ENTRY), by="high")
-            for bucket_a, bucket_b in zip(*sides, strict=True):
-                counts += _compare(bucket_a, bucket_b, firsts)
+        buckets = count_buckets(rows)
+        sides = [
+            _distribute(place, manifest, folder=folder, side=side, buckets=buckets, workers=workers)
+            for side, place, manifest in zip("ab", places, manifests, strict=True)
+        ]
+        slices = ((slices_of_bucket(sides[0], i), slices_of_bucket(sides[1], i)) for i in range(buckets))
+        jobs = (_Bucket(name, a, b, examples) for a, b in slices)
+        progress = Progress(total=buckets, unit="bucket", what="compare keys")
+        with contextlib.closing(progress):
+            for _, found in run_jobs(_compare_bucket, jobs, workers=min(workers, buckets), progress=progress):
+                counts += found.counts
+                for first, positions in zip(firsts, found.firsts, strict=True):
+                    first.add(positions)
+                progress.finish(1)
     shared, changed, changed_extra, only_a, only_b, repeats_a, repeats_b = (int(count) for count in counts)
     return Difference(
         shared=shared,
@@ -111,10 +127,9 @@ class _Firsts:
         self._count = count
         self._found: list[tuple[int, int]] = []
 
-    def add(self, entries: Entries) -> None:
-        """Consider entries, in any order."""
-        found = cast(list[tuple[int, int]], entries[["part", "row"]].tolist())
-        self._found = heapq.nsmallest(self._count, [*self._found, *found])
+    def add(self, positions: Iterable[tuple[int, int]]) -> None:
+        """Consider positions, in any order."""
+        self._found = heapq.nsmallest(self._count, [*self._found, *positions])
 
     def describe(self, place: Place, manifest: Manifest) -> tuple[str, ...]:
         """Read the records at the positions; return their keys with shard and position."""
@@ -128,14 +143,64 @@ class _Firsts:
         return tuple(names)
 
 
-def _compare(
-    a: Shaped[np.ndarray, " entries_a"], b: Shaped[np.ndarray, " entries_b"], firsts: Sequence[_Firsts]
-) -> Int64[np.ndarray, "7"]:
-    """Counts of one bucket of both sides, in the order of ``Difference``. Adds positions of examples to ``firsts``."""
+class _Bucket(NamedTuple):
+    """A bucket to compare: its slices of the files of both sides.
+
+    Attributes:
+        folder: the folder with the files.
+        a: slices of A.
+        b: slices of B.
+        examples: number of positions to return for each kind of difference.
+    """
+
+    folder: str
+    a: tuple[Slice, ...]
+    b: tuple[Slice, ...]
+    examples: int
+
+
+class _Found(NamedTuple):
+    """Differences in a bucket.
+
+    Attributes:
+        counts: numbers in the order of ``Difference``.
+        firsts: positions (shard, record) of examples in the order of ``Difference``.
+    """
+
+    counts: Int64[np.ndarray, "7"]
+    firsts: list[list[tuple[int, int]]]
+
+
+def _distribute(
+    place: Place, manifest: Manifest, *, folder: Place, side: str, buckets: int, workers: int
+) -> list[BucketFile]:
+    """The entries of all records of a folder, in files of at least 2 million, the last one excepted."""
+    files: list[BucketFile] = []
+    held: list[Entries] = []
+
+    def write() -> None:
+        name = f"{side}-{len(files)}"
+        files.append(write_buckets(folder, name, np.concatenate(held), count=buckets))
+        held.clear()
+
+    for _, entries in over_shards(_read_keys, place, manifest, workers=workers, what=f"read {place.url}"):
+        held.append(np.frombuffer(entries, _ENTRY))
+        if sum(map(len, held)) >= PER_BUCKET:
+            write()
+    if held:
+        write()
+    return files
+
+
+def _compare_bucket(bucket: _Bucket, seen: Callable[[int], None]) -> _Found:
+    del seen  # progress is in buckets
+    folder = open_place(bucket.folder)
+    a, b = (read_items(folder, slices, _ENTRY) for slices in (bucket.a, bucket.b))
     is_b = np.arange(len(a) + len(b)) >= len(a)
     both = np.concatenate([a, b])
-    order = np.lexsort((both["row"], both["part"], is_b, both["low"], both["high"]))
-    both, is_b = both[order], is_b[order]
+    position = both["part"].astype(np.uint64) << np.uint64(32) | both["row"]
+    order = np.lexsort((position, is_b, both["low"], both["high"]))
+    both, is_b = both.take(order), is_b[order]
     starts = starts_of_keys(both)
     key = np.cumsum(starts) - 1  # number of each entry's key
     keys = int(starts.sum())
@@ -150,10 +215,13 @@ def _compare(
     changed = shared & (content[0] != content[1])
     changed_extra = shared & ~changed & (extra[0] != extra[1])
     kinds, of_side = (changed, changed_extra, only_a, only_b), (~is_b, ~is_b, ~is_b, is_b)
-    for first, chosen, side in zip(firsts, kinds, of_side, strict=True):
-        first.add(both[leads & side & chosen[key]])
+    firsts: list[list[tuple[int, int]]] = []
+    for chosen, side in zip(kinds, of_side, strict=True):
+        found = both.take(np.flatnonzero(leads & side & chosen[key]))
+        order = np.lexsort((found["row"], found["part"]))[: bucket.examples]
+        firsts.append([(int(one["part"]), int(one["row"])) for one in found[order]])
     repeats = (len(a) - has[0].sum(), len(b) - has[1].sum())
-    return np.array([shared.sum(), *(chosen.sum() for chosen in kinds), *repeats], np.int64)
+    return _Found(np.array([shared.sum(), *(chosen.sum() for chosen in kinds), *repeats], np.int64), firsts)
 
 
 def _read_keys(shard: Shard, seen: Callable[[int], None]) -> bytes:
