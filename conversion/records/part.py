@@ -12,8 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from clipa_eqx.data.array_record_writer import write_encoded_shard
-from clipa_eqx.data.manifest import ShardInfo
 from clipa_eqx.data.records import LABELS, Record, encode_record
+from clipa_eqx.data.shards import ShardInfo
 from clipa_eqx.errors import DataError
 from conversion.records.checks import check_row
 from conversion.records.keys import Fingerprint, content_digest, key_digest, pack_entry

@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 from clipa_eqx.data.array_record_files import open_reader
-from clipa_eqx.data.manifest import Manifest, ShardInfo
+from clipa_eqx.data.manifest import Manifest
+from clipa_eqx.data.shards import ShardInfo
 from clipa_eqx.errors import DataError
 from conversion.records.places import Place
 from conversion.records.workers import Progress, run_jobs
