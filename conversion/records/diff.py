@@ -1,11 +1,10 @@
 """Comparison of two record folders in bounded memory: keys they do not share, and keys with different samples."""
 
 import contextlib
-import hashlib
 import heapq
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -13,22 +12,11 @@ import numpy as np
 from jaxtyping import Int64, Shaped
 
 from clipa_eqx.data.manifest import Manifest
-from clipa_eqx.data.records import Record, decode_record, encode_record
-from conversion.records.keys import (
-    ENTRY,
-    Buckets,
-    Entries,
-    content_digest,
-    key_digest,
-    pack_entry,
-    starts_of_keys,
-)
+from conversion.records.keys import Buckets, Entries, starts_of_keys
 from conversion.records.manifests import read_manifest_of
 from conversion.records.places import Place, open_place
-from conversion.records.reading import local_copy
-from conversion.records.shards import Shard, over_shards, read_blobs
-
-_ENTRY = np.dtype([*((name, ENTRY[name]) for name in ENTRY.names or ()), ("extra", "<u8")])
+from conversion.records.shards import over_shards
+from conversion.records.stored_keys import STORED, describe_record, read_entries
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,11 +69,11 @@ def diff(a: str, b: str, *, workers: int = 1, examples: int = 10) -> Difference:
     firsts = tuple(_Firsts(examples) for _ in range(4))
     with tempfile.TemporaryDirectory(prefix="clipa_eqx-keys-") as folder:
         rows = max(manifest.rows_written for manifest in manifests)
-        sides = tuple(Buckets(Path(folder) / name, rows=rows, dtype=_ENTRY) for name in "ab")
+        sides = tuple(Buckets(Path(folder) / name, rows=rows, dtype=STORED) for name in "ab")
         with contextlib.closing(sides[0]), contextlib.closing(sides[1]):
             for place, manifest, side in zip(places, manifests, sides, strict=True):
-                for _, entries in over_shards(_read_keys, place, manifest, workers=workers, what=f"read {place.url}"):
-                    side.add(np.frombuffer(entries, _ENTRY), by="high")
+                for _, entries in over_shards(read_entries, place, manifest, workers=workers, what=f"read {place.url}"):
+                    side.add(np.frombuffer(entries, STORED), by="high")
             for bucket_a, bucket_b in zip(*sides, strict=True):
                 counts += _compare(bucket_a, bucket_b, firsts)
     shared, changed, changed_extra, only_a, only_b, repeats_a, repeats_b = (int(count) for count in counts)
@@ -120,11 +108,8 @@ class _Firsts:
         """Read the records at the positions; return their keys with shard and position."""
         names: list[str] = []
         for shard, position in self._found:
-            info = manifest.shards[shard]
-            where = f"{place.url}/{info.name}"
-            with local_copy(place.fs, place.child(info.name)) as path:
-                (blob,) = read_blobs(path, [position], where=where)
-            names.append(f"{decode_record(blob, where=where).key} ({info.name}, record {position})")
+            key, where = describe_record(place, manifest, shard, position)
+            names.append(f"{key} ({where})")
         return tuple(names)
 
 
@@ -154,22 +139,3 @@ def _compare(
         first.add(both[leads & side & chosen[key]])
     repeats = (len(a) - has[0].sum(), len(b) - has[1].sum())
     return np.array([shared.sum(), *(chosen.sum() for chosen in kinds), *repeats], np.int64)
-
-
-def _read_keys(shard: Shard, seen: Callable[[int], None]) -> bytes:
-    place, where = open_place(shard.url), f"{shard.url}/{shard.info.name}"
-    entries = bytearray()
-    with local_copy(place.fs, place.child(shard.info.name)) as path:
-        for row, blob in enumerate(read_blobs(path, range(shard.info.count), where=where)):
-            record = decode_record(blob, where=f"{where}, record {row}")
-            content = content_digest(record, encoded=blob)
-            entries += pack_entry(key_digest(record.key), content, part=shard.number, row=row)
-            entries += _extra_digest(record)[:8]
-            seen(len(blob))
-    return bytes(entries)
-
-
-def _extra_digest(record: Record) -> bytes:
-    """SHA-256 of the values in ``extra``, in whatever order they are stored."""
-    values = replace(record, key="", image=b"", captions=(), label=None, extra=dict(sorted(record.extra.items())))
-    return hashlib.sha256(encode_record(values)).digest()
