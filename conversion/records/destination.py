@@ -77,6 +77,8 @@ def begin(target: Place, command: Command, *, overwrite: bool) -> Manifest | Non
     names = [name for name in list_names(target) if not is_lock(name)]
     wanted = _recorded(command)
     manifest = read_manifest_of(target) if MANIFEST_NAME in names else None
+    if manifest is not None and manifest.members:
+        raise DataError(f"{target.url} is a joined folder, which names other folders; choose another folder")
     begun = _read_begun(target) if UNFINISHED in names else None
     if manifest is not None and not overwrite and manifest.rows_written:
         _check_finished(target, manifest, wanted)

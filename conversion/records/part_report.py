@@ -4,8 +4,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
-from clipa_eqx.data.manifest import ShardInfo
 from clipa_eqx.data.records import LABELS, Record
+from clipa_eqx.data.shards import ShardInfo
 from conversion.records.keys import ENTRY
 from conversion.records.rows import shortened
 
