@@ -3,6 +3,7 @@
 No bucket needs an open file. A bucket is read from its slice of each file, so one bucket at a time fits in memory.
 """
 
+import itertools
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -17,8 +18,8 @@ from conversion.records.places import Place
 PER_BUCKET = 2**21  # rows that a bucket is meant to have
 PER_FILE = 2**23  # rows that a file of entries is meant to have
 _MOST_BUCKETS = 2**16  # numbers of 16 bits are sorted in linear time
-_WRITTEN_AT_ONCE = 2**18  # entries
-_READ_AT_ONCE = 2**20  # entries fetched together
+_AT_ONCE = 2**18  # items of a step
+_READ_AT_ONCE = 2**20  # items fetched together
 
 Items = Shaped[np.ndarray, " items"]  # of one structured dtype
 
@@ -68,14 +69,14 @@ def write_buckets(folder: Place, name: str, items: Items, *, count: int) -> Buck
     Raises:
         DataError: the file cannot be written.
     """
-    # The upper half of the hash, as a fraction of 2^32, times the number of buckets.
-    numbers = ((items["high"] >> np.uint64(32)) * np.uint64(count) >> np.uint64(32)).astype(np.uint16)
+    pieces = [slice(i, i + _AT_ONCE) for i in range(0, len(items), _AT_ONCE)]
+    numbers = np.empty(len(items), np.uint16)
+    for piece in pieces:  # the upper half of the hash, as a fraction of 2^32, times the number of buckets
+        numbers[piece] = (items["high"][piece] >> np.uint64(32)) * np.uint64(count) >> np.uint64(32)
     order = np.argsort(numbers, kind="stable")
     starts = np.zeros(count + 1, np.int64)
     np.cumsum(np.bincount(numbers, minlength=count), out=starts[1:])
-    write_items(
-        folder, name, (items.take(order[i : i + _WRITTEN_AT_ONCE]) for i in range(0, len(order), _WRITTEN_AT_ONCE))
-    )
+    write_items(folder, name, (items.take(order[piece]) for piece in pieces))
     return BucketFile(name, starts)
 
 
@@ -104,24 +105,26 @@ def read_items(folder: Place, slices: Iterable[Slice], dtype: np.dtype[np.void])
         DataError: a file cannot be read, or has fewer items.
     """
     slices = list(slices)
+    size = dtype.itemsize
     items = np.empty(sum(one.stop - one.start for one in slices), dtype)
-    done = 0
+    space = items.view(np.uint8).data
     for some in cut(slices, _READ_AT_ONCE):
+        counts = [size * (one.stop - one.start) for one in some]
+        ends = list(itertools.accumulate(counts, initial=0))
+        spaces = [space[start:end] for start, end in itertools.pairwise(ends)]
+        space = space[ends[-1] :]
         try:
-            contents = _read_ranges(folder, some, dtype.itemsize)
+            found = _read_into(folder, some, size, spaces)
         except OSError as error:
             raise DataError(
                 f"keys in {folder.url} cannot be read: {error}; repeat the same command to resume"
             ) from error
-        for one, content in zip(some, contents, strict=True):
-            found = np.frombuffer(content, dtype, len(content) // dtype.itemsize)
-            if len(found) != one.stop - one.start:
+        for one, wanted, read in zip(some, counts, found, strict=True):
+            if read != wanted:
                 raise DataError(
                     f"{folder.url}/{one.name} has fewer than {one.stop:,} entries; did another program write to it? "
                     "Repeat the same command to resume"
                 )
-            items[done : done + len(found)] = found
-            done += len(found)
     return items
 
 
@@ -151,14 +154,18 @@ def remove_files(folder: Place, names: Sequence[str]) -> None:
         folder.fs.rm([folder.child(name) for name in names])
 
 
-def _read_ranges(folder: Place, slices: Sequence[Slice], size: int) -> list[bytes]:
-    paths = [folder.child(one.name) for one in slices]
-    starts, stops = [one.start * size for one in slices], [one.stop * size for one in slices]
+def _read_into(folder: Place, slices: Sequence[Slice], size: int, spaces: Sequence[memoryview]) -> list[int]:
+    """Read each slice of items of ``size`` bytes into its space; return the numbers of bytes that were there."""
+    paths, starts = [folder.child(one.name) for one in slices], [one.start * size for one in slices]
     if not folder.is_local:
-        return folder.fs.cat_ranges(paths, starts, stops, on_error="raise")
-    contents: list[bytes] = []
-    for path, start, stop in zip(paths, starts, stops, strict=True):
-        with Path(path).open("rb", buffering=0) as file:
+        ends = [one.stop * size for one in slices]
+        contents: list[bytes] = folder.fs.cat_ranges(paths, starts, ends, on_error="raise")
+        for space, content in zip(spaces, contents, strict=True):
+            space[: len(content)] = content
+        return list(map(len, contents))
+    counts: list[int] = []
+    for path, start, space in zip(paths, starts, spaces, strict=True):
+        with Path(path).open("rb") as file:
             file.seek(start)
-            contents.append(file.read(stop - start))
-    return contents
+            counts.append(file.readinto(space))
+    return counts

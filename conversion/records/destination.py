@@ -11,7 +11,7 @@ from typing import cast
 from clipa_eqx.data.manifest import MANIFEST_NAME, Manifest, manifest_to_json
 from clipa_eqx.data.verification import size_problem
 from clipa_eqx.errors import DataError
-from clipa_eqx.progress import waiting
+from clipa_eqx.progress import progress_bar, waiting
 from clipa_eqx.replacing import is_temporary
 from conversion.records.command import Command, differences
 from conversion.records.listing import list_names, list_sizes
@@ -25,7 +25,7 @@ from conversion.records.writing import write_file
 _COMMAND = f"{UNFINISHED}/command.json"
 _OVERWRITING = "overwriting"  # key in a recorded command that started by overwriting
 _CLEARING = {"kind": "being overwritten"}  # recorded while old records are removed
-_AT_ONCE = 64  # reports fetched together
+_AT_ONCE = 512  # reports fetched together
 _SHARD = re.compile(r"shard-\d{6,}-\d{3,}\.array_record")
 
 
@@ -151,11 +151,13 @@ def finished_parts(target: Place) -> Iterator[PartReport]:
     reports = list_sizes(target, UNFINISHED)
     sizes = list_sizes(target) | {f"{UNFINISHED}/{name}": size for name, size in reports.items()}
     names = [name for name in sorted(reports) if re.fullmatch(r"part-\d{6,}\.json", name)]
-    for i in range(0, len(names), _AT_ONCE):
-        contents = read_files(target, [f"{UNFINISHED}/{name}" for name in names[i : i + _AT_ONCE]])
-        for report in map(report_from_json, contents.values()):
-            if report is not None and report.files().items() <= sizes.items():
-                yield report
+    with progress_bar(what="read reports", total=len(names), unit="part") as bar:
+        for i in range(0, len(names), _AT_ONCE):
+            contents = read_files(target, [f"{UNFINISHED}/{name}" for name in names[i : i + _AT_ONCE]])
+            for report in map(report_from_json, contents.values()):
+                if report is not None and report.files().items() <= sizes.items():
+                    yield report
+            bar.update(len(contents))
 
 
 def forget_part(target: Place, report: PartReport) -> None:

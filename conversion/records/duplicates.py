@@ -8,7 +8,7 @@ in one bucket, a single task compares them all.
 import contextlib
 import itertools
 from collections import Counter
-from collections.abc import Callable, Container, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
@@ -108,14 +108,14 @@ class Duplicates:
     starts: Int64[np.ndarray, "files borders"] = field(repr=False)
     most: int = field(repr=False)
 
-    def of_parts(self, wanted: Container[int]) -> Iterator[tuple[int, Repeats]]:
+    def of_parts(self, wanted: Collection[int]) -> Iterator[tuple[int, Repeats]]:
         """Yield the repeats of each wanted part that has any, in the order of the source.
 
         At most 8 million are in memory, or those of one part if they are more.
         """
         totals = self.starts.sum(axis=0)  # repeats before each group
         low = 0
-        while low < len(totals) - 1:
+        while wanted and low < len(totals) - 1:
             high = max(low + 1, int(np.searchsorted(totals, totals[low] + self.most, side="right")) - 1)
             places = zip(self.names, self.starts[:, low].tolist(), self.starts[:, high].tolist(), strict=True)
             low = high
