@@ -5,10 +5,11 @@ import sys
 from collections.abc import Iterable, Sequence
 
 from clipa_eqx.cli import FAILED, OK, exit_on_sigterm, run
+from clipa_eqx.cluster.engine import parse_engine
 from clipa_eqx.commands import command_line, minimal_config, next_lines
 from clipa_eqx.data.manifest import Manifest
 from clipa_eqx.errors import DataError
-from conversion.records.arguments import make_parser, options_of
+from conversion.records.arguments import make_parser, options_of, processors
 from conversion.records.convert import convert
 from conversion.records.diff import diff
 from conversion.records.join import join
@@ -49,12 +50,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
+    engine = parse_engine(arguments.engine)
+    workers = processors() if arguments.workers is None and engine.kind == "local" else arguments.workers
     manifest = convert(
         arguments.task,
         arguments.source,
         arguments.target,
         options=options_of(arguments),
-        workers=arguments.workers,
+        workers=workers,
+        engine=engine,
         overwrite=arguments.overwrite,
     )
     _print(account_lines(arguments.target, manifest))

@@ -7,6 +7,7 @@ from typing import Any
 
 from clipa_eqx.argument_parser import ArgumentParser
 from clipa_eqx.cli import program_name
+from clipa_eqx.cluster.engine import ENGINE_HELP
 from conversion.records.class_names import read_class_names
 from conversion.records.options import IngestOptions
 from conversion.records.sources.kinds import SOURCES
@@ -55,7 +56,7 @@ def make_parser() -> argparse.ArgumentParser:
     one.add_argument("--overwrite", action="store_true", help="replace the manifest of an earlier join in DST")
     one.add_argument("--examples", type=int, default=10, help="repeated keys to show (10)")
     for task in (check, compare, one):
-        task.add_argument("--workers", type=int, default=_processors(), help="processes (one per processor)")
+        task.add_argument("--workers", type=int, default=processors(), help="processes (one per processor)")
     return parser
 
 
@@ -80,8 +81,11 @@ def _add_options(parser: argparse.ArgumentParser, source: Source) -> None:
     parser.add_argument("source", metavar="SRC")
     parser.add_argument("target", metavar="DST")
     parser.add_argument(
-        "--workers", type=int, default=_processors(), help="processes (one per processor); 1: only this one"
+        "--workers",
+        type=int,
+        help="processes (one per processor); 1: only this one; with --engine ray: most parts at once (all that fit)",
     )
+    parser.add_argument("--engine", default="local", help=ENGINE_HELP)
     parser.add_argument("--overwrite", action="store_true", help="start again; records that are in DST are replaced")
     parser.add_argument("--max-side", type=int, help="re-encode images with a longer side to this one, px (off)")
     parser.add_argument(
@@ -154,5 +158,6 @@ def _add_columns(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _processors() -> int:
+def processors() -> int:
+    """The processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

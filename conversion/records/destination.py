@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -21,6 +21,9 @@ from conversion.records.part_report import UNFINISHED, PartReport, keys_name, re
 from conversion.records.places import Place
 from conversion.records.reading import read_files
 from conversion.records.writing import write_file
+
+PROBE = "probe-"
+"""How the names of folders in ``_unfinished`` begin with which nodes show that they see the destination."""
 
 _COMMAND = f"{UNFINISHED}/command.json"
 _OVERWRITING = "overwriting"  # key in a recorded command that started by overwriting
@@ -64,11 +67,14 @@ def finished_before(target: Place, command: Command) -> Manifest | None:
     return manifest
 
 
-def begin(target: Place, command: Command, *, overwrite: bool) -> Manifest | None:
+def begin(target: Place, command: Command, *, overwrite: bool, check: Callable[[], None]) -> Manifest | None:
     """Make the folder ready for ``command``; return the manifest if this very command has finished there before.
 
     A finished conversion that kept no record starts again, because what was missing may exist now. With ``overwrite``
     the conversion starts again, unless the same command was interrupted after it had started to overwrite.
+
+    Args:
+        check: called once the conversion is to start or resume, before anything is removed or written; it may raise.
 
     Raises:
         DataError: the folder holds something else, another command has started or finished there, or a shard of a
@@ -87,6 +93,7 @@ def begin(target: Place, command: Command, *, overwrite: bool) -> Manifest | Non
     if manifest is None and begun is not None:
         is_same = not begun.is_clearing and begun.command == wanted
         if is_same and (begun.is_overwriting or not overwrite):
+            check()
             return None
         if not overwrite and (begun.is_clearing or _has_parts(target)):
             raise DataError(
@@ -95,6 +102,7 @@ def begin(target: Place, command: Command, *, overwrite: bool) -> Manifest | Non
             )
     if manifest is None and begun is None and not _is_empty(target, names):
         raise DataError(f"{target.url} exists and holds other things than records; choose another folder")
+    check()
     if manifest is not None or begun is not None:
         _clear(target, names, manifest)
     write_file(target, _COMMAND, json.dumps({**command, **({_OVERWRITING: True} if overwrite else {})}).encode())
@@ -143,7 +151,8 @@ def _clear(target: Place, names: list[str], manifest: Manifest | None) -> None:
 def _is_empty(target: Place, names: list[str]) -> bool:
     """Check whether the folder is empty, except for leftovers of a conversion that was killed as it started."""
     left = list_names(target, UNFINISHED) if UNFINISHED in names else []
-    return set(names) <= {UNFINISHED} and all(is_temporary(name, "command.json") for name in left)
+    temporary = (name.startswith(PROBE) or is_temporary(name, "command.json") for name in left)
+    return set(names) <= {UNFINISHED} and all(temporary)
 
 
 def finished_parts(target: Place) -> Iterator[PartReport]:
