@@ -47,7 +47,7 @@ class BucketLock:
 
     @property
     def fence(self) -> Fence:
-        """What work carries that is given out now."""
+        """The fence for work that is given out now."""
         return Fence(self._token, self._stage)
 
     def check(self) -> None:

@@ -1,4 +1,4 @@
-"""What a lock holds, the record of its owner: a file of a folder, or the highest of numbered objects in a bucket."""
+"""The content of locks, a record of the owner: a file of a folder, or the highest of numbered objects in a bucket."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a lock is for: the name of its file, and the words and the class of its errors."""
+"""Kinds of locks: the name of the file, and the words and the class of the errors."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

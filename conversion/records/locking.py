@@ -48,7 +48,7 @@ class Hold:
 
     @property
     def fence(self) -> Fence | None:
-        """What tasks carry that start now."""
+        """The fence for tasks that start now; None if there is no lock."""
         return None if self.lock is None else self.lock.fence
 
     def check(self) -> None:
@@ -80,7 +80,7 @@ class Hold:
 
 
 def staged_prefix(fence: Fence) -> str:
-    """How the names of the staging folders of tasks with this fence begin."""
+    """The beginning of the names of staging folders of tasks with this fence."""
     return f"{STAGED}{fence.token}-{fence.stage:06d}-"
 
 
@@ -151,7 +151,7 @@ def _warn(target: Place, why: str) -> None:
 
 
 def _lockable(target: Place) -> Path | Bucket | None:
-    """What the lock of a destination is in; ``gcs://`` and ``s3a://`` are other names for the same buckets."""
+    """The folder with the lock of a destination; ``gcs://`` and ``s3a://`` are other names for the same buckets."""
     if target.is_local:
         return Path(target.path)
     scheme = next((name for name in ("gs", "s3") if name in protocols(target.fs)), None)

@@ -16,7 +16,7 @@ from conversion.records.places import Place
 
 @dataclass(frozen=True, kw_only=True)
 class Staging:
-    """Where the files of a part are written first.
+    """The folder to which the files of a part are written first.
 
     Once another conversion has the lock, or its own is in a later stage, the staging folder is removed. So even a task
     that is suspended after its last look at the lock has nothing to move in any more.

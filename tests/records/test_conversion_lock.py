@@ -1,149 +1,42 @@
-"""One conversion writes to a folder at a time, on any host, and late tasks of others change nothing."""
+"""One conversion writes to a folder at a time, on any host, also in a bucket."""
 
 import errno
 import fcntl
 import functools
-import json
 import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
-from support import dumps
-from support.bucket_servers import bucket_server
+from support.conversion_locks import LOCK_NAME, during, files, remove_lock, with_repeated_key, write_lock
 from support.conversions import content, ingest, interrupted
-from support.dumps import samples
 from support.paths import ROOT
 
 from clipa_eqx.buckets.bucket import bucket_at
 from clipa_eqx.errors import DataError
-from clipa_eqx.locks import fence as fences
 from clipa_eqx.locks import held as holding
-from clipa_eqx.locks.fence import LateError
 from clipa_eqx.locks.owner import this_process
 from conversion.records import convert as module
-from conversion.records import locking, staging
+from conversion.records import locking
 from conversion.records.listing import list_names
-from conversion.records.part import convert_part
 from conversion.records.places import open_place
 from conversion.records.reading import read_files
-from conversion.records.writing import write_file
 
-LOCK_NAME = locking.LOCK.name
-
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch):
-    """No time is spent on processes that may still end and on file systems that show an older content."""
-    monkeypatch.setattr(holding, "_ENDING_SECONDS", 0.0)
-    monkeypatch.setattr(fences, "PATIENCE_SECONDS", 0.0)
-    monkeypatch.setattr(fences, "MISSING_SECONDS", 0.0)
+pytestmark = pytest.mark.usefixtures("no_waiting")
 
 
 @pytest.fixture
 def source(tmp_path):
-    """Three shards; the last repeats a key of the first, so it is written twice."""
-    shards = [samples(3, first=3 * i) for i in range(3)]
-    shards[2][1] = shards[0][1]
-    dumps.write_tars(tmp_path / "source", shards)
-    return tmp_path / "source"
-
-
-@pytest.fixture(scope="module")
-def servers():
-    """Starts each server of buckets once."""
-    with pytest.MonkeyPatch.context() as patch:
-        running = {}
-
-        def start(scheme):
-            if scheme not in running:
-                server = bucket_server(scheme)
-                running[scheme] = server, server.__enter__()
-                for name, value in running[scheme][1].variables(patience=5).items():
-                    patch.setenv(name, value)
-            return running[scheme][1]
-
-        yield start
-        for server, _ in running.values():
-            server.__exit__(None, None, None)
-
-
-@pytest.fixture(params=["local", "gs", pytest.param("s3", marks=pytest.mark.slow)])
-def target(request, tmp_path, servers):
-    """The address of a new folder."""
-    return new_folder(request.param, tmp_path, servers)
-
-
-SLOW_BUCKETS = [pytest.param(scheme, marks=pytest.mark.slow) for scheme in ("gs", "s3")]
-
-
-@pytest.fixture(params=["local", *SLOW_BUCKETS])
-def anywhere(request, tmp_path, servers):
-    """The same for tests in which a bucket differs little from a local folder: those with buckets are slow ones."""
-    return new_folder(request.param, tmp_path, servers)
-
-
-def new_folder(kind, tmp_path, servers):
-    return str(tmp_path / "out") if kind == "local" else servers(kind).url(tmp_path.name)
+    return with_repeated_key(tmp_path / "source")
 
 
 def other_spelling(target):
     """Another address of the same folder."""
     scheme, _, rest = target.partition("://")
     return {"gs": f"gcs://{rest}", "s3": f"s3a://{rest}"}.get(scheme, f"{target}/../out")
-
-
-def files(target):
-    """The bytes of all files of a folder, at any depth, without the lock."""
-    bucket = None if target[0] == "/" else bucket_at(target)
-    if bucket is not None:
-        found = {name: bucket.read(name) for name in bucket.names()}
-    else:
-        paths = [path for path in Path(target).rglob("*") if path.is_file()]
-        found = {str(path.relative_to(target)): path.read_bytes() for path in paths}
-    return {name: data for name, data in found.items() if name.partition("/")[0] != LOCK_NAME}
-
-
-def write_lock(target, number=0, **fields):
-    """Write the lock of another process, in place of ours if there is one."""
-    owner = {"token": "theirs", **this_process(), "pid": 7, "stage": 0, "number": number, **fields}
-    if target[0] == "/":
-        Path(target).mkdir(exist_ok=True)
-        (Path(target) / LOCK_NAME).write_text(json.dumps(owner))
-        return
-    bucket = bucket_at(target)
-    ours = list(bucket.names(LOCK_NAME))
-    bucket.delete(ours)
-    bucket.write(f"{LOCK_NAME}/{number + len(ours) * 1000:012d}", json.dumps(owner).encode())
-
-
-def remove_lock(target):
-    if target[0] == "/":
-        (Path(target) / LOCK_NAME).unlink()
-    else:
-        bucket_at(target).delete(bucket_at(target).names(LOCK_NAME))
-
-
-def during(monkeypatch, what, *, when=lambda job: job.number == 1):
-    """Do something once, before the conversion of a part."""
-    done = []
-
-    def converting(job, seen):
-        if when(job) and not done:
-            done.append(job)
-            what(job)
-        return convert_part(job, seen)
-
-    monkeypatch.setattr(module, "convert_part", converting)
-    return done
-
-
-def ignored(units):
-    """Takes the place of a progress bar."""
 
 
 def test_a_second_conversion_is_refused_with_its_owner_and_disturbs_nothing(source, target, monkeypatch):
@@ -233,98 +126,6 @@ def test_a_lock_that_was_taken_as_the_last_part_ended_lets_no_manifest_be_writte
     with pytest.raises(DataError, match="was taken over by process 7 on elsewhere"):
         ingest(source, anywhere)
     assert "manifest.json" not in files(anywhere)
-
-
-def test_a_task_of_an_ended_conversion_changes_nothing(source, anywhere, monkeypatch):
-    late = during(monkeypatch, lambda job: None)
-    ingest(source, anywhere)
-    before = files(anywhere)
-    for _ in range(2):
-        with pytest.raises(LateError):
-            convert_part(late[0], ignored)
-        assert files(anywhere) == before
-        ingest(source, anywhere, overwrite=True, min_side=9)
-        before = files(anywhere)
-
-
-def test_a_task_of_a_killed_conversion_changes_nothing_while_another_works(source, target, monkeypatch):
-    late = during(monkeypatch, lambda job: None)
-    ingest(source, target)
-    before = {}
-
-    def is_late(job):
-        before.update(files(target))
-        with pytest.raises(LateError):
-            convert_part(late[0], ignored)
-        assert files(target) == before
-
-    during(monkeypatch, is_late)
-    ingest(source, target, overwrite=True, min_side=9)
-
-
-def test_a_first_attempt_does_not_bring_duplicates_back(source, anywhere, monkeypatch, tmp_path):
-    first = during(monkeypatch, lambda job: None, when=lambda job: job.number == 2)
-    tried = []
-
-    def converting(job, seen):
-        report = convert_part(job, seen)
-        if job.number == 2 and not job.duplicates:
-            first.append(job)
-        if job.duplicates:
-            with pytest.raises(LateError):
-                convert_part(first[0], ignored)
-            tried.append(job)
-        return report
-
-    monkeypatch.setattr(module, "convert_part", converting)
-    ingest(source, anywhere)
-    assert len(tried) == 1
-    monkeypatch.undo()
-    ingest(source, tmp_path / "whole")
-    assert files(anywhere) == content(tmp_path / "whole")
-
-
-def test_a_task_that_was_suspended_after_its_last_look_has_nothing_to_move_in(source, target, monkeypatch):
-    place = open_place(target)
-    jobs = during(monkeypatch, lambda job: None)
-    ingest(source, target)
-    with locking.locked(place) as hold:
-        write_file(place, "_unfinished/command.json", b"{}")
-        job = module.dataclasses.replace(jobs[0], fence=hold.fence)
-        before, looks = files(target), []
-
-        def look(*arguments):
-            looks.append(locking.check_current(*arguments))
-            if len(looks) == 2:  # the one before the shard is moved in
-                hold.next_stage()
-
-        monkeypatch.setattr(staging, "check_current", look)
-        with pytest.raises(LateError):
-            convert_part(job, ignored)
-        assert len(looks) == 2
-        assert files(target) == before
-
-
-def test_staged_files_of_running_tasks_are_kept_and_all_others_removed(target):
-    place = open_place(target)
-
-    def stage(name):
-        path = place.child(f"_unfinished/{name}/shard")
-        place.fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-        place.fs.pipe_file(path, b"staged")
-
-    for name in ("tmp-1234", "tmp-aa-000001-x"):
-        stage(name)
-    with locking.locked(place) as hold:
-        assert files(target) == {}
-        hold.next_stage()
-        earlier = locking.staged_prefix(hold.fence)
-        hold.next_stage()
-        own = f"{locking.staged_prefix(hold.fence)}x"  # perhaps of another host
-        for name in (f"{earlier}y", own):
-            stage(name)
-        hold.remove_staged()
-        assert list(files(target)) == [f"_unfinished/{own}/shard"]
 
 
 def test_a_shard_that_something_else_changed_is_noticed_before_the_manifest(source, anywhere, monkeypatch):
