@@ -1,4 +1,4 @@
-"""Search for duplicate keys among many rows: seconds, memory and disk of each step, and the former way beside it.
+"""Search for duplicate keys among many rows: seconds, memory and disk of each step, compared with the former way.
 
 Files of keys like those of a conversion are made with a known number of repeats, and every repeat that is found is
 checked. Then the numbers for two billion rows are computed from those that were measured.
@@ -97,12 +97,12 @@ def write_keys(target: Path, options: argparse.Namespace) -> dict[int, int]:
 
 
 def repeats_earlier(numbers: UInt64[np.ndarray, " rows"], every: int) -> Bool[np.ndarray, " rows"]:
-    """Which rows, by their number in the whole source, have the key of an earlier row."""
+    """Mark the rows, by their number in the whole source, that have the key of an earlier row."""
     return numbers % np.uint64(every) == np.uint64(every - 1)
 
 
 def differs(numbers: UInt64[np.ndarray, " rows"], every: int) -> Bool[np.ndarray, " rows"]:
-    """Which of these have another content than the first row with their key."""
+    """Mark those of these that have another content than the first row with their key."""
     return numbers // np.uint64(every) % np.uint64(2) == np.uint64(1)
 
 

@@ -50,7 +50,7 @@ def count_buckets(rows: int, *, per_bucket: int = PER_BUCKET) -> int:
 
 
 def slices_of_bucket(files: Iterable[BucketFile], number: int) -> tuple[Slice, ...]:
-    """Where the items of a bucket are."""
+    """The items of a bucket."""
     return tuple(Slice(file.name, int(file.starts[number]), int(file.starts[number + 1])) for file in files)
 
 

@@ -77,7 +77,7 @@ class CompareJob:
 
 
 class BucketRepeats(NamedTuple):
-    """What a bucket repeats.
+    """The repeats of a bucket.
 
     Attributes:
         name: the file with the repeats, in the order of the source; empty if there are none.
