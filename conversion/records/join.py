@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, TypeVar, cast
 
@@ -92,16 +93,20 @@ def join(
     if not given:
         raise DataError("no folders to join; give their names, or a file of names with --folders")
     _check_outside(place, given)
+    for member in given:
+        address_in(place, member)  # refuses what cannot be named, before anything is read
     leaves = [leaf for found in _in_threads(_leaves, given, what="read manifests") for leaf in found]
     _check_outside(place, [leaf.place for leaf in leaves])
     _check_distinct(leaves)
     _check_class_names(leaves)
     manifest = _joined_manifest(place, leaves, are_keys_checked=check_keys)
-    is_new = _check_target(place, manifest, leaves, overwrite=overwrite)
+    is_new, were_checked = _check_target(place, manifest, leaves, overwrite=overwrite)
     _check_shards(leaves)
     repeated = find_repeated_keys(place, manifest, workers=workers, examples=examples) if check_keys else None
     if repeated is not None and repeated.records:
         return Joined(manifest, is_written=False, repeated=repeated)
+    if were_checked:
+        manifest = replace(manifest, info={**manifest.info, KEYS_CHECKED: True})
     if is_new:
         if place.is_local:
             Path(place.path).mkdir(parents=True, exist_ok=True)
@@ -177,8 +182,12 @@ def _check_class_names(leaves: Sequence[_Leaf]) -> None:
             )
 
 
-def _check_target(target: Place, manifest: Manifest, leaves: Sequence[_Leaf], *, overwrite: bool) -> bool:
-    """Check what is in the folder; False if it has this manifest already."""
+def _check_target(target: Place, manifest: Manifest, leaves: Sequence[_Leaf], *, overwrite: bool) -> tuple[bool, bool]:
+    """Check what is in the folder.
+
+    Returns:
+        Whether the manifest is to be written, and whether the folder has it already, with keys that were checked.
+    """
     if target.fs.isfile(target.path):
         raise DataError(f"{target.url} is a file; give a folder")
     names = list_names(target)
@@ -189,21 +198,21 @@ def _check_target(target: Place, manifest: Manifest, leaves: Sequence[_Leaf], *,
         other = [name for name in names if name not in inside and not is_temporary(name, MANIFEST_NAME)]
         if other:
             raise DataError(f"{target.url} exists and holds other things, such as {other[0]}; choose another folder")
-        return True
+        return True, False
     old = _content(read_files(target, [MANIFEST_NAME])[MANIFEST_NAME])
     if old.get("version") != JOINED_VERSION:
         raise DataError(f"{target.url} holds records of its own; choose another folder")
     new = _content(manifest_to_json(manifest))
     was_checked, is_checked = (cast(dict[str, object], one["info"]).pop(KEYS_CHECKED, False) for one in (old, new))
     if old == new:
-        return bool(is_checked and not was_checked)
+        return bool(is_checked and not was_checked), bool(was_checked)
     if not overwrite:
         before, now = (len(cast(list[object], one["members"])) for one in (old, new))
         raise DataError(
             f"{target.url} is a joined folder already, of {counted(before, 'record folder')}, now {now:,}, or with "
             "other manifests; choose another folder, or --overwrite"
         )
-    return True
+    return True, False
 
 
 def _content(text: bytes) -> dict[str, object]:
