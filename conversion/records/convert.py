@@ -15,16 +15,19 @@ from clipa_eqx.progress import progress_bar
 from conversion.records.account import PartReports, close_account, describe_rows
 from conversion.records.command import command_of, describe_columns
 from conversion.records.destination import begin, finish, finished_parts, forget_part, locked
+from conversion.records.filters import Filters, check_first_rows, check_kind_of_filters
 from conversion.records.keys import REPEAT, Buckets, Entries, Repeats, repeated, unpack_entries
 from conversion.records.labels import Classes, check_first_label, classes_of, with_text_labels
 from conversion.records.manifests import check_name
-from conversion.records.options import IngestOptions, check_options
+from conversion.records.options import IngestOptions, check_options, has_filters
 from conversion.records.part import Job, convert_part
 from conversion.records.part_report import PartReport, keys_name
 from conversion.records.places import Place, check_apart, open_place
 from conversion.records.reading import read_files
 from conversion.records.rows import DUPLICATE, DUPLICATE_OTHER, Plan
 from conversion.records.sources.kinds import counts_rows, plan_source
+from conversion.records.subset import SubsetIds, opened_subset, prepare_ids, subset_entry, with_usual_column
+from conversion.records.subset_file import SubsetFile, hash_subset
 from conversion.records.workers import Progress, run_jobs
 
 _log = logging.getLogger(__name__)
@@ -54,28 +57,51 @@ def convert(
     if workers < 1:
         raise DataError(f"--workers must be at least 1, got {workers}")
     check_options(options)
+    check_kind_of_filters(kind, options)
     check_name(place)
     check_apart(given, place)
+    with opened_subset(options) as subset:
+        return _convert(kind, given, place, options=options, subset=subset, workers=workers, overwrite=overwrite)
+
+
+def _convert(
+    kind: str,
+    given: Place,
+    place: Place,
+    *,
+    options: IngestOptions,
+    subset: SubsetFile | None,
+    workers: int,
+    overwrite: bool,
+) -> Manifest:
+    chosen, options = options, with_usual_column(options, subset)
     plan = plan_source(given, kind=kind, options=options)
     if plan.columns:
-        _log.info("columns of %s: %s", source, describe_columns(plan.columns))
+        _log.info("columns of %s: %s", given.url, describe_columns(plan.columns))
     if not (given.crosses_processes and place.crosses_processes):
         workers = 1
+    form = None if subset is None else subset.form
+    filters = (
+        check_first_rows(given, plan, kind=kind, options=options, form=form) if has_filters(options) else Filters()
+    )
     plan = with_text_labels(given, plan, kind=kind, options=options, workers=workers)
     classes = classes_of(plan, options)
-    command = command_of(kind, source, options, plan)
+    sha256 = None if subset is None else hash_subset(subset)
+    command = command_of(kind, given.url, chosen, plan, subset_sha256=sha256)
     with locked(place):
         done = begin(place, command, overwrite=overwrite)
         if done is not None:
-            _log.info("%s is already complete: nothing to do", target)
+            _log.info("%s is already complete: nothing to do", place.url)
             return done
         run = _Run(
             kind=kind,
-            source=source,
+            source=given.url,
             place=place,
             options=options,
             plan=plan,
             classes=classes,
+            ids=None if subset is None or sha256 is None else prepare_ids(place, subset, sha256),
+            filters=filters,
             workers=workers,
             reports=PartReports(options.examples),
         )
@@ -85,7 +111,7 @@ def convert(
         run.apply_limit()
         check_first_label(*run.reports.label_range(), classes)
         run.drop_duplicates()
-        manifest = close_account(run.reports, plan, command, options)
+        manifest = close_account(run.reports, run.accounted_plan(subset), command, options)
         finish(place, manifest)
     return manifest
 
@@ -100,6 +126,8 @@ class _Run:
     options: IngestOptions
     plan: Plan
     classes: Classes
+    ids: SubsetIds | None
+    filters: Filters
     workers: int
     reports: PartReports
 
@@ -158,6 +186,14 @@ class _Run:
                 jobs = (job for bucket in drops for job in self._duplicate_jobs(bucket))
                 self._convert(jobs, what="duplicate keys", total=total)
 
+    def accounted_plan(self, subset: SubsetFile | None) -> Plan:
+        """The plan, with the account of the ids of a subset in its entries for the manifest."""
+        if subset is None or self.ids is None:
+            return self.plan
+        reports, examples = self.reports.in_order(), self.options.examples
+        entry = subset_entry(self.place, subset, self.ids, reports, examples=examples)
+        return dataclasses.replace(self.plan, info={**self.plan.info, "subset": entry})
+
     def _duplicate_jobs(self, drops: Repeats) -> Iterator[Job]:
         for number in map(int, sorted(set(drops["part"].tolist()))):
             rows = drops[drops["part"] == number]
@@ -177,6 +213,8 @@ class _Run:
             classes=self.classes,
             limit=limit,
             duplicates=duplicates or {},
+            ids=self.ids,
+            filters=self.filters,
         )
 
     def _convert(self, jobs: Iterator[Job], *, what: str, total: int, before: Sequence[PartReport] = ()) -> None:
