@@ -77,7 +77,7 @@ def run_record(config: ExperimentConfig, manifests: Sequence[Manifest], *, vocab
 
 def data_identity(manifests: Sequence[Manifest]) -> str:
     """A hash of the shards' hashes, source by source; it does not depend on the folders' paths."""
-    sources = ("".join(shard.sha256 for shard in manifest.shards) for manifest in manifests)
+    sources = (manifest.table.joined_hashes() for manifest in manifests)
     return hashlib.sha256("\n".join(sources).encode()).hexdigest()
 
 

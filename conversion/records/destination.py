@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -11,7 +11,7 @@ from typing import cast
 from clipa_eqx.data.manifest import MANIFEST_NAME, Manifest, manifest_to_json
 from clipa_eqx.data.verification import size_problem
 from clipa_eqx.errors import DataError
-from clipa_eqx.progress import waiting
+from clipa_eqx.progress import progress_bar, waiting
 from clipa_eqx.replacing import is_temporary
 from conversion.records.command import Command, differences
 from conversion.records.listing import list_names, list_sizes
@@ -22,10 +22,13 @@ from conversion.records.places import Place
 from conversion.records.reading import read_files
 from conversion.records.writing import write_file
 
+PROBE = "probe-"
+"""How the names of folders in ``_unfinished`` begin with which nodes show that they see the destination."""
+
 _COMMAND = f"{UNFINISHED}/command.json"
 _OVERWRITING = "overwriting"  # key in a recorded command that started by overwriting
 _CLEARING = {"kind": "being overwritten"}  # recorded while old records are removed
-_AT_ONCE = 64  # reports fetched together
+_AT_ONCE = 512  # reports fetched together
 _SHARD = re.compile(r"shard-\d{6,}-\d{3,}\.array_record")
 
 
@@ -64,11 +67,14 @@ def finished_before(target: Place, command: Command) -> Manifest | None:
     return manifest
 
 
-def begin(target: Place, command: Command, *, overwrite: bool) -> Manifest | None:
+def begin(target: Place, command: Command, *, overwrite: bool, check: Callable[[], None]) -> Manifest | None:
     """Make the folder ready for ``command``; return the manifest if this very command has finished there before.
 
     A finished conversion that kept no record starts again, because what was missing may exist now. With ``overwrite``
     the conversion starts again, unless the same command was interrupted after it had started to overwrite.
+
+    Args:
+        check: called once the conversion is to start or resume, before anything is removed or written; it may raise.
 
     Raises:
         DataError: the folder holds something else, another command has started or finished there, or a shard of a
@@ -77,6 +83,8 @@ def begin(target: Place, command: Command, *, overwrite: bool) -> Manifest | Non
     names = [name for name in list_names(target) if not is_lock(name)]
     wanted = _recorded(command)
     manifest = read_manifest_of(target) if MANIFEST_NAME in names else None
+    if manifest is not None and manifest.members:
+        raise DataError(f"{target.url} is a joined folder, which names other folders; choose another folder")
     begun = _read_begun(target) if UNFINISHED in names else None
     if manifest is not None and not overwrite and manifest.rows_written:
         _check_finished(target, manifest, wanted)
@@ -85,6 +93,7 @@ def begin(target: Place, command: Command, *, overwrite: bool) -> Manifest | Non
     if manifest is None and begun is not None:
         is_same = not begun.is_clearing and begun.command == wanted
         if is_same and (begun.is_overwriting or not overwrite):
+            check()
             return None
         if not overwrite and (begun.is_clearing or _has_parts(target)):
             raise DataError(
@@ -93,6 +102,7 @@ def begin(target: Place, command: Command, *, overwrite: bool) -> Manifest | Non
             )
     if manifest is None and begun is None and not _is_empty(target, names):
         raise DataError(f"{target.url} exists and holds other things than records; choose another folder")
+    check()
     if manifest is not None or begun is not None:
         _clear(target, names, manifest)
     write_file(target, _COMMAND, json.dumps({**command, **({_OVERWRITING: True} if overwrite else {})}).encode())
@@ -141,7 +151,8 @@ def _clear(target: Place, names: list[str], manifest: Manifest | None) -> None:
 def _is_empty(target: Place, names: list[str]) -> bool:
     """Check whether the folder is empty, except for leftovers of a conversion that was killed as it started."""
     left = list_names(target, UNFINISHED) if UNFINISHED in names else []
-    return set(names) <= {UNFINISHED} and all(is_temporary(name, "command.json") for name in left)
+    temporary = (name.startswith(PROBE) or is_temporary(name, "command.json") for name in left)
+    return set(names) <= {UNFINISHED} and all(temporary)
 
 
 def finished_parts(target: Place) -> Iterator[PartReport]:
@@ -149,11 +160,13 @@ def finished_parts(target: Place) -> Iterator[PartReport]:
     reports = list_sizes(target, UNFINISHED)
     sizes = list_sizes(target) | {f"{UNFINISHED}/{name}": size for name, size in reports.items()}
     names = [name for name in sorted(reports) if re.fullmatch(r"part-\d{6,}\.json", name)]
-    for i in range(0, len(names), _AT_ONCE):
-        contents = read_files(target, [f"{UNFINISHED}/{name}" for name in names[i : i + _AT_ONCE]])
-        for report in map(report_from_json, contents.values()):
-            if report is not None and report.files().items() <= sizes.items():
-                yield report
+    with progress_bar(what="read reports", total=len(names), unit="part") as bar:
+        for i in range(0, len(names), _AT_ONCE):
+            contents = read_files(target, [f"{UNFINISHED}/{name}" for name in names[i : i + _AT_ONCE]])
+            for report in map(report_from_json, contents.values()):
+                if report is not None and report.files().items() <= sizes.items():
+                    yield report
+            bar.update(len(contents))
 
 
 def forget_part(target: Place, report: PartReport) -> None:

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 
 from clipa_eqx.data.array_record_writer import write_encoded_shard
-from clipa_eqx.data.manifest import ShardInfo
 from clipa_eqx.data.records import LABELS, Record, encode_record
+from clipa_eqx.data.shards import ShardInfo
 from clipa_eqx.errors import DataError
 from clipa_eqx.locks.fence import Fence
 from conversion.records.checks import check_row
