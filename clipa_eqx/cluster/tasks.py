@@ -20,6 +20,7 @@ TRIES = 3
 _LOOK_EVERY = 5.0  # seconds between two looks at the nodes
 _REPORTS = 200  # per second, of all tasks together
 _CANCEL_WITHIN = 5.0  # seconds
+_NODE_LOST = "the node died or lost its connection"
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -89,6 +90,7 @@ def run_tasks(
                 elif isinstance(end, str):
                     del run.running[stream]
                     waiting.append(_again(task, end))
+            waiting.extend(_again(task, _NODE_LOST) for task in run.lost())
             watch(sum(task.units for task in run.running.values()), run.note())
     finally:
         run.cancel()
@@ -104,15 +106,15 @@ class _Run:
         self.running: dict[Any, _Running] = {}
         self.task: Any = ray.remote(attempt)
         self.looked = self.began = time.monotonic()
-        self.slots = self._slots()
+        self.nodes = working_nodes()
 
     def room(self) -> int:
         """How many more attempts may run or wait."""
         now = time.monotonic()
         if now - self.looked > _LOOK_EVERY:
-            self.looked, self.slots = now, self._slots()
+            self.looked, self.nodes = now, working_nodes()
         # Two for each slot, so that none waits for the next job, and a cluster that grows sees that it should.
-        most = max(2 * self.slots, 2)
+        most = max(2 * self._slots(), 2)
         at_once = self.cluster.at_once
         return (most if at_once is None else min(most, at_once)) - len(self.running)
 
@@ -126,7 +128,7 @@ class _Run:
             "num_returns": "streaming",
             "name": task.name,
         }
-        setting = replace(self.cluster.setting, every=max(1.0, self.slots / _REPORTS))
+        setting = replace(self.cluster.setting, every=max(1.0, self._slots() / _REPORTS))
         self.running[self.task.options(**options).remote(self.work, task.job, setting)] = task
 
     def ready(self) -> list[Any]:
@@ -158,7 +160,7 @@ class _Run:
         except exceptions.WorkerCrashedError:
             return "its worker process died; did it run out of memory?"
         except exceptions.NodeDiedError:
-            return "the node died or lost its connection"
+            return _NODE_LOST
         except exceptions.RayError as error:
             return first_line(error)
         match said:
@@ -176,13 +178,25 @@ class _Run:
                 task.units = units
         return None
 
+    def lost(self) -> list[_Running]:
+        """Give up the attempts on nodes that have left the cluster. Ray itself waits for as long as they are connected.
+
+        Should a process there still write, it writes the same bytes.
+        """
+        import ray
+
+        here = {node.id for node in self.nodes}
+        gone = [stream for stream, task in self.running.items() if task.node is not None and task.node not in here]
+        for stream in gone:
+            ray.cancel(stream, force=True)
+        return [self.running.pop(stream) for stream in gone]
+
     def note(self) -> str:
         """How many nodes work, for the progress bar; a line in the log if none has for long."""
         at = [task.node for task in self.running.values() if task.node is not None]
         if not at and time.monotonic() - self.began > LINE_EVERY:
             self.began = time.monotonic()
-            nodes = working_nodes()
-            total = sum(node.processors for node in nodes)
+            total = sum(node.processors for node in self.nodes)
             _log.warning(
                 "no task has begun for a while: %s",
                 f"all of the cluster's {counted(total, 'processor')} may be in use by others; `ray status` shows it"
@@ -208,8 +222,7 @@ class _Run:
 
     def _slots(self) -> int:
         return sum(
-            min(node.processors, int(node.gpus / self.gpus)) if self.gpus else node.processors
-            for node in working_nodes()
+            min(node.processors, int(node.gpus / self.gpus)) if self.gpus else node.processors for node in self.nodes
         )
 
 
