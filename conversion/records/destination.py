@@ -61,7 +61,7 @@ def finished_before(target: Place, command: Command) -> Manifest | None:
     if UNFINISHED in names or any(map(is_lock, names)):  # perhaps a conversion is working there
         return None
     manifest = read_manifest_of(target)
-    if not manifest.rows_written:
+    if manifest.members or not manifest.rows_written:
         return None
     _check_finished(target, manifest, _recorded(command))
     return manifest
