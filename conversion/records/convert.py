@@ -4,32 +4,33 @@ import contextlib
 import dataclasses
 import itertools
 import logging
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 from clipa_eqx.cluster.engine import LOCAL, Engine
 from clipa_eqx.data.manifest import Manifest
-from clipa_eqx.progress import progress_bar
 from conversion.records.account import PartReports, close_account, describe_rows
 from conversion.records.command import command_of, describe_columns
-from conversion.records.destination import begin, finish, finished_parts, forget_part, locked
-from conversion.records.keys import REPEAT, Buckets, Entries, Repeats, repeated, unpack_entries
+from conversion.records.destination import begin, finish, finished_before, finished_parts, forget_part
+from conversion.records.duplicates import find_duplicates
+from conversion.records.filters import Filters, check_first_rows, check_kind_of_filters
+from conversion.records.keys import Repeats
 from conversion.records.labels import Classes, check_first_label, classes_of, with_text_labels
+from conversion.records.locking import Hold, locked
 from conversion.records.manifests import check_name
 from conversion.records.nodes import check_workers, opened_workers, shared_places
-from conversion.records.options import IngestOptions, check_options
+from conversion.records.options import IngestOptions, check_options, has_filters
 from conversion.records.part import Job, convert_part
-from conversion.records.part_report import PartReport, keys_name
+from conversion.records.part_report import PartReport
 from conversion.records.places import Place, check_apart, open_place
-from conversion.records.reading import read_files
 from conversion.records.rows import DUPLICATE, DUPLICATE_OTHER, Plan, printable
+from conversion.records.scratch import local_folder, shared_folder
 from conversion.records.sources.kinds import counts_rows, plan_source
+from conversion.records.subset import SubsetIds, opened_subset, prepare_ids, subset_entry, with_usual_column
+from conversion.records.subset_file import SubsetFile, hash_subset
 from conversion.records.workers import Progress, Workers, run_jobs
 
 _log = logging.getLogger(__name__)
-_AT_ONCE = 64  # files with keys fetched together
 
 
 def convert(
@@ -65,37 +66,58 @@ def convert(
     given, place = open_place(source), open_place(target)
     check_workers(workers)
     check_options(options)
+    check_kind_of_filters(kind, options)
     check_name(place)
     check_apart(given, place)
-    with opened_workers(engine, workers, kind=kind, source=given, target=place) as running:
-        return _convert(kind, given, place, options=options, workers=running, overwrite=overwrite)
+    with (
+        opened_subset(options) as subset,
+        opened_workers(engine, workers, kind=kind, source=given, target=place) as running,
+    ):
+        return _convert(kind, given, place, options=options, subset=subset, workers=running, overwrite=overwrite)
 
 
 def _convert(
-    kind: str, given: Place, place: Place, *, options: IngestOptions, workers: Workers, overwrite: bool
+    kind: str,
+    given: Place,
+    place: Place,
+    *,
+    options: IngestOptions,
+    subset: SubsetFile | None,
+    workers: Workers,
+    overwrite: bool,
 ) -> Manifest:
-    source, target = given.url, place.url
+    chosen, options = options, with_usual_column(options, subset)
     plan = plan_source(given, kind=kind, options=options)
     if plan.columns:
-        _log.info("columns of %s: %s", source, describe_columns(plan.columns))
+        _log.info("columns of %s: %s", given.url, describe_columns(plan.columns))
+    form = None if subset is None else subset.form
+    filters = (
+        check_first_rows(given, plan, kind=kind, options=options, form=form) if has_filters(options) else Filters()
+    )
     plan = with_text_labels(given, plan, kind=kind, options=options, workers=workers)
     classes = classes_of(plan, options)
-    command = command_of(kind, source, options, plan)
+    sha256 = None if subset is None else hash_subset(subset)
+    command = command_of(kind, given.url, chosen, plan, subset_sha256=sha256)
+    done = None if overwrite else finished_before(place, command)
+    if done is not None:
+        return _as_it_is(done, place)
     with (
-        locked(place),
+        locked(place) as hold,
         shared_places(workers, source=given, target=place, options=options) as (workers, check_shared),
     ):
         done = begin(place, command, overwrite=overwrite, check=check_shared)
         if done is not None:
-            _log.info("%s is already complete: nothing to do", target)
-            return done
+            return _as_it_is(done, place)
         run = _Run(
             kind=kind,
-            source=source,
+            source=given.url,
             place=place,
+            hold=hold,
             options=options,
             plan=plan,
             classes=classes,
+            ids=None if subset is None or sha256 is None else prepare_ids(place, subset, sha256),
+            filters=filters,
             workers=workers,
             reports=PartReports(options.examples),
         )
@@ -105,8 +127,14 @@ def _convert(
         run.apply_limit()
         check_first_label(*run.reports.label_range(), classes)
         run.drop_duplicates()
-        manifest = close_account(run.reports, plan, command, options)
+        manifest = close_account(run.reports, run.accounted_plan(subset), command, options)
+        hold.next_stage()
         finish(place, manifest)
+    return manifest
+
+
+def _as_it_is(manifest: Manifest, target: Place) -> Manifest:
+    _log.info("%s is already complete: nothing to do", target.url)
     return manifest
 
 
@@ -117,9 +145,12 @@ class _Run:
     kind: str
     source: str
     place: Place
+    hold: Hold
     options: IngestOptions
     plan: Plan
     classes: Classes
+    ids: SubsetIds | None
+    filters: Filters
     workers: Workers
     reports: PartReports
 
@@ -145,46 +176,42 @@ class _Run:
         if self.options.limit is None:
             return
         left = self.options.limit
-        again: list[Job] = []  # at most one
+        again: dict[int, int] = {}  # at most one
+        self.hold.next_stage()
         for report in self.reports.in_order():
             if left == 0:
                 forget_part(self.place, report)
                 self.reports.remove(report.number)
                 continue
             if report.rows_read > left:
-                again.append(self._job(report.number, limit=left))
+                again[report.number] = left
             left -= min(left, report.rows_read)
-        self._convert(iter(again), what="limit", total=sum(job.limit or 0 for job in again))
+        jobs = (self._job(number, limit=limit) for number, limit in again.items())
+        self._convert(jobs, what="limit", total=sum(again.values()))
 
     def drop_duplicates(self) -> None:
         """Convert the parts again that have rows with the key of an earlier row, without those rows."""
-        with tempfile.TemporaryDirectory(prefix="clipa_eqx-keys-") as folder:
-            ordered = self.reports.in_order()
-            rows = sum(report.rows_written + report.duplicates for report in ordered)
-            # A second round of buckets, by part: even if every row is a duplicate, memory stays bounded.
-            keys = Buckets(Path(folder) / "keys", rows=rows)
-            drops = Buckets(Path(folder) / "drops", rows=rows, dtype=REPEAT)
-            affected: set[int] = set()
-            with contextlib.closing(keys), contextlib.closing(drops):
-                numbers = [report.number for report in ordered]
-                parts = _all_entries(self.place, numbers)
-                for entries in progress_bar(parts, what="read keys", total=len(numbers), unit="part"):
-                    keys.add(entries, by="high")
-                for bucket in progress_bar(keys, what="compare keys", total=keys.count, unit="bucket"):
-                    repeats = repeated(bucket)
-                    drops.add(repeats, by="part")
-                    affected |= set(repeats["part"].tolist())
-                total = sum(self._units(self.reports[number]) for number in affected)
-                jobs = (job for bucket in drops for job in self._duplicate_jobs(bucket))
-                self._convert(jobs, what="duplicate keys", total=total)
+        rows = {report.number: report.rows_written + report.duplicates for report in self.reports.in_order()}
+        scratch = local_folder if isinstance(self.workers, int) else shared_folder
+        with scratch(self.place) as folder:
+            found = find_duplicates(self.place, rows, folder=folder, workers=self.workers)
+            # Others were done before an interruption.
+            again = {number for number, count in found.counts.items() if self.reports[number].duplicates != count}
+            jobs = (self._job_without(number, repeats) for number, repeats in found.of_parts(again))
+            self._convert(jobs, what="duplicate keys", total=sum(self._units(self.reports[number]) for number in again))
 
-    def _duplicate_jobs(self, drops: Repeats) -> Iterator[Job]:
-        for number in map(int, sorted(set(drops["part"].tolist()))):
-            rows = drops[drops["part"] == number]
-            if self.reports[number].duplicates != len(rows):  # otherwise it was done before an interruption
-                reasons = [DUPLICATE_OTHER if other else DUPLICATE for other in rows["differs"].tolist()]
-                duplicates = dict(zip(rows["row"].tolist(), reasons, strict=True))
-                yield self._job(number, limit=self.reports[number].limit, duplicates=duplicates)
+    def _job_without(self, number: int, repeats: Repeats) -> Job:
+        reasons = [DUPLICATE_OTHER if differs else DUPLICATE for differs in repeats["differs"].tolist()]
+        duplicates = dict(zip(repeats["row"].tolist(), reasons, strict=True))
+        return self._job(number, limit=self.reports[number].limit, duplicates=duplicates)
+
+    def accounted_plan(self, subset: SubsetFile | None) -> Plan:
+        """The plan, with the account of the ids of a subset in its entries for the manifest."""
+        if subset is None or self.ids is None:
+            return self.plan
+        reports, examples = self.reports.in_order(), self.options.examples
+        entry = subset_entry(self.place, subset, self.ids, reports, examples=examples)
+        return dataclasses.replace(self.plan, info={**self.plan.info, "subset": entry})
 
     def _job(self, number: int, *, limit: int | None, duplicates: Mapping[int, str] | None = None) -> Job:
         return Job(
@@ -197,9 +224,13 @@ class _Run:
             classes=self.classes,
             limit=limit,
             duplicates=duplicates or {},
+            fence=self.hold.fence,
+            ids=self.ids,
+            filters=self.filters,
         )
 
     def _convert(self, jobs: Iterator[Job], *, what: str, total: int, before: Sequence[PartReport] = ()) -> None:
+        self.hold.next_stage()  # a part is converted at most once in a stage, so that late tasks differ in their fence
         first = next(jobs, None)
         if first is None:
             return
@@ -214,6 +245,7 @@ class _Run:
             )
             with contextlib.closing(results):
                 for _, report in results:
+                    self.hold.check()
                     self.reports.add(report)
                     rows.update({"read": report.rows_read, **report.dropped})
                     progress.finish(self._units(report), describe_rows(rows))
@@ -226,9 +258,3 @@ class _Run:
 
 def _name(job: Job) -> str:
     return f"part {job.number} ({printable(job.part.source)})"
-
-
-def _all_entries(place: Place, numbers: list[int]) -> Iterator[Entries]:
-    for i in range(0, len(numbers), _AT_ONCE):
-        content = read_files(place, [keys_name(number) for number in numbers[i : i + _AT_ONCE]])
-        yield from map(unpack_entries, content.values())

@@ -12,6 +12,7 @@ from clipa_eqx.cluster.engine import Engine
 from clipa_eqx.cluster.facts import facts_of_process, versions_of
 from clipa_eqx.cluster.nodes import compare_nodes
 from clipa_eqx.errors import ConfigError, DataError
+from conversion.records.destination import PROBE
 from conversion.records.options import IngestOptions
 from conversion.records.part_report import UNFINISHED
 from conversion.records.places import Place, open_place, root_of
@@ -80,7 +81,7 @@ def shared_places(
     if not isinstance(workers, Cluster):
         yield workers, lambda: None
         return
-    name, text = f"{UNFINISHED}/tmp-{secrets.token_hex(8)}/shared", secrets.token_hex(16)
+    name, text = f"{UNFINISHED}/{PROBE}{secrets.token_hex(8)}/shared", secrets.token_hex(16)
     sources = [source.url, *([options.images] if options.images else [])]
     expected = {**dict.fromkeys(map(_source_name, sources), _SEEN), _target_name(target.url): _SHARED}
     shared = workers.expecting(partial(_facts_of_places, sources, target.url, name, text), expected)
