@@ -13,7 +13,7 @@ DUMPS = Path(__file__).parent / "img2dataset_dumps"
 FORMS = ("webdataset", "tfrecord", "parquet", "files")
 ROWS = json.loads((DUMPS / "rows.json").read_text())
 PER_SHARD = 5
-# Tables hold the rows of failed downloads and tell a missing caption from an empty one; tars and TFRecord files do not.
+# Tables hold the rows of failed downloads, and missing captions that differ from empty ones.
 IN_TABLES = {"parquet", "files"}
 
 

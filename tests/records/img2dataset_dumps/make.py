@@ -77,7 +77,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 def make_images() -> dict[str, bytes]:
     """Images of several formats and sizes, by name."""
-    images: ClassVar[dict[str, bytes]] = {}
+    images: dict[str, bytes] = {}
     for i in range(len(CAPTIONS)):
         rng = np.random.default_rng(i)
         channels = 4 if i == 4 else 3
