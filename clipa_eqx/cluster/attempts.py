@@ -17,12 +17,11 @@ from clipa_eqx.cluster.facts import Facts, differences
 from clipa_eqx.errors import ClipaError
 from clipa_eqx.foreign_output import quiet_libraries
 
-_PREFIX = "clipa_eqx-worker-"  # of the folder with the temporary files of a worker process
+_PREFIX = "clipa_eqx-worker-"  # of the folder with the temporary files of an attempt
 _CLIENTS = ("aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "requests", "s3fs", "urllib3")
 """Packages that talk to buckets; some of their errors are no ``OSError``."""
 
 _compared: set[str] = set()  # runs whose facts this process has compared
-_folder: Path | None = None  # of the temporary files of this process
 
 
 class Started(NamedTuple):
@@ -143,35 +142,34 @@ def prepare(setting: Setting) -> list[str]:
         os.chdir(setting.folder)
     problems = differences(setting.expected, setting.facts())
     if not problems:
+        _remove_left_files()
         _compared.add(setting.run)
     return problems
 
 
 @contextlib.contextmanager
 def _temporary_files() -> Generator[None]:
-    """Put temporary files into a folder of this attempt, inside one of this process, which a later one removes."""
-    global _folder
-    if _folder is None or not _folder.exists():
-        _folder = _own_folder()
-    with tempfile.TemporaryDirectory(dir=_folder) as folder:
-        before, tempfile.tempdir = tempfile.tempdir, folder
-        try:
-            yield
-        finally:
-            tempfile.tempdir = before
-
-
-def _own_folder() -> Path:
-    """A new folder, locked while this process lives. Those of processes that have ended are removed."""
+    """Put temporary files into a folder of this attempt, which a later process removes if this one is killed."""
     base = Path(tempfile.gettempdir())
-    for left in base.glob(f"{_PREFIX}*"):
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
+        if (handle := _locked(folder)) is not None:  # otherwise another process took it for a left one in this moment
+            break
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(handle)
+
+
+def _remove_left_files() -> None:
+    """Remove the temporary files of attempts whose processes were killed."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         if (handle := _locked(left)) is not None:
             shutil.rmtree(left, ignore_errors=True)
             os.close(handle)
-    while True:
-        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
-        if _locked(folder) is not None:  # otherwise another process took it for a left one in this moment
-            return folder
 
 
 def _locked(folder: Path) -> int | None:

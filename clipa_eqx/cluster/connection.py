@@ -139,7 +139,7 @@ def _init(address: str | None, engine: Engine) -> None:
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     _show_node_messages(False)
     try:
-        with _environment(_QUIET), _signals_kept(), warnings.catch_warnings():
+        with _environment(_QUIET), _signals_kept(), _own_process_group(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             ray.init(**options)
     except RuntimeError as error:
@@ -185,6 +185,24 @@ def _signals_kept() -> Generator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _own_process_group() -> Generator[None]:
+    """Keep signals that a terminal or scheduler sends to our group away from the processes of a cluster started here.
+
+    They end with this process anyway, and without them it could not end in order.
+    """
+    services: Any = importlib.import_module("ray._private.services")
+    before: Any = getattr(services, "ConsolePopen", None)
+    if before is None:
+        yield
+        return
+    services.ConsolePopen = partial(before, process_group=0)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = before
 
 
 def _show_node_messages(shown: bool) -> None:

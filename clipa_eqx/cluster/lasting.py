@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, no_type_check
 
 from clipa_eqx.cluster.attempts import Differs, Done, Failed, Setting, Started, attempt
-from clipa_eqx.cluster.nodes import Node, working_nodes
+from clipa_eqx.cluster.nodes import Node
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,16 +35,18 @@ class LastingProcesses:
         self._all: set[Lasting] = set()
         self._starting: dict[Any, Lasting] = {}
 
-    def needs(self) -> str:
-        """What each process needs, in words."""
-        return "a processor and a GPU" if _has_gpus(working_nodes()) else "all processors of a node, or its share"
+    def needs(self, nodes: list[Node]) -> str:
+        """The needs of each process, in words."""
+        return "a processor and a GPU" if _has_gpus(nodes) else "all processors of a node, or its share of them"
 
-    def idle(self) -> int:
-        """Start processes where there is place, and return how many wait for a job."""
+    def idle(self, nodes: list[Node]) -> int:
+        """Start processes on nodes that have place, and return how many processes wait for a job."""
         import ray
         from ray import exceptions
 
-        nodes = working_nodes()
+        for process in [one for one in self._idle if one.node not in {node.id for node in nodes}]:
+            self._idle.remove(process)
+            self.drop(process)
         wanted = _places(nodes, self._at_once)
         here = Counter(process.node for process in self._all)
         for node in nodes:
@@ -115,7 +117,7 @@ def lasting_processes(at_once: int | None) -> Generator[LastingProcesses]:
 
 
 class _Process:
-    """What runs in a lasting process."""
+    """The content of a lasting process."""
 
     def ready(self) -> bool:
         """Whether it has started."""
@@ -134,7 +136,7 @@ def _has_gpus(nodes: list[Node]) -> bool:
 
 
 def _places(nodes: list[Node], at_once: int | None) -> Counter[str]:
-    """How many processes each node is to have, in turns."""
+    """The number of processes that each node is to have, given out in turns."""
     if _has_gpus(nodes):
         most = {node.id: min(int(node.gpus), node.processors) for node in nodes}
     else:

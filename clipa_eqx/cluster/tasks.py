@@ -21,6 +21,7 @@ TRIES = 3
 _LOOK_EVERY = 5.0  # seconds between two looks at the nodes
 _REPORTS = 200  # per second, of all tasks together
 _CANCEL_WITHIN = 5.0  # seconds
+_NODE_LOST = "the node died or lost its connection"
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -89,9 +90,10 @@ def run_tasks(
                 if isinstance(end, Done):
                     run.end(stream, task, may_last=True)
                     yield task.job, end.result
-                elif isinstance(end, str):
-                    run.end(stream, task, may_last=False)
-                    waiting.append(_again(task, end))
+                elif end is not None:
+                    run.end(stream, task, may_last=isinstance(end, Failed))
+                    waiting.append(_again(task, end.message if isinstance(end, Failed) else end))
+            waiting.extend(_again(task, _NODE_LOST) for task in run.lost())
             watch(sum(task.units for task in run.running.values()), run.note())
     finally:
         run.cancel()
@@ -107,23 +109,23 @@ class _Run:
         self.running: dict[Any, _Running] = {}
         self.task: Any = ray.remote(attempt)
         self.looked = self.began = time.monotonic()
-        self.slots = self._slots()
+        self.nodes = working_nodes()
 
     def room(self) -> int:
         """How many more attempts may run or wait."""
-        if self.processes is not None:
-            return self.processes.idle()
         now = time.monotonic()
         if now - self.looked > _LOOK_EVERY:
-            self.looked, self.slots = now, self._slots()
+            self.looked, self.nodes = now, working_nodes()
+        if self.processes is not None:
+            return self.processes.idle(self.nodes)
         # Two for each slot, so that none waits for the next job, and a cluster that grows sees that it should.
-        most = max(2 * self.slots, 2)
+        most = max(2 * self._slots(), 2)
         at_once = self.cluster.at_once
         return (most if at_once is None else min(most, at_once)) - len(self.running)
 
     def start(self, task: _Running) -> None:
         """Start an attempt."""
-        setting = replace(self.cluster.setting, every=max(1.0, self.slots / _REPORTS))
+        setting = replace(self.cluster.setting, every=max(1.0, self._slots() / _REPORTS))
         # Ray must not repeat it: we count attempts and say why there is another one.
         if self.processes is None:
             call: Any = self.task.options(num_cpus=1, max_retries=0, num_returns="streaming", name=task.name)
@@ -154,7 +156,7 @@ class _Run:
         more = ray.wait(rest, num_returns=len(rest), timeout=0, fetch_local=False)[0] if first and rest else []
         return [*first, *more]
 
-    def step(self, stream: Any, task: _Running) -> Done | str | None:
+    def step(self, stream: Any, task: _Running) -> Done | Failed | str | None:
         """Read what a stream says: the result, why the attempt failed and is to be repeated, or neither.
 
         Raises:
@@ -174,7 +176,7 @@ class _Run:
         except exceptions.WorkerCrashedError:
             return "its worker process died; did it run out of memory?"
         except exceptions.NodeDiedError:
-            return "the node died or lost its connection"
+            return _NODE_LOST
         except exceptions.RayActorError:
             return "its worker process or the node died; did memory run out?"
         except exceptions.RayError as error:
@@ -184,8 +186,8 @@ class _Run:
                 task.node, self.began = node, time.monotonic()
             case Done():
                 return said
-            case Failed(may_pass=True, message=message):
-                return message
+            case Failed(may_pass=True):
+                return said
             case Failed():
                 raise _error_of(said)
             case Differs(node=node, how=how):
@@ -194,12 +196,34 @@ class _Run:
                 task.units = units
         return None
 
+    def lost(self) -> list[_Running]:
+        """Give up the attempts on nodes that have left the cluster. Ray itself waits for as long as they are connected.
+
+        Should a process there still write, it writes the same bytes.
+        """
+
+        here = {node.id for node in self.nodes}
+        gone = [stream for stream, task in self.running.items() if task.node is not None and task.node not in here]
+        for stream in gone:
+            self.stop(stream)
+        return [self.running.pop(stream) for stream in gone]
+
+    def stop(self, stream: Any) -> None:
+        """End an attempt that runs or waits."""
+        import ray
+
+        process = self.running[stream].process
+        if self.processes is not None and process is not None:
+            self.processes.drop(process)
+        else:
+            ray.cancel(stream, force=True)
+
     def note(self) -> str:
         """How many nodes work, for the progress bar; a line in the log if none has for long."""
         at = [task.node for task in self.running.values() if task.node is not None]
         if not at and time.monotonic() - self.began > LINE_EVERY:
             self.began = time.monotonic()
-            total, needs = self._slots(), "a processor" if self.processes is None else self.processes.needs()
+            total, needs = self._slots(), "a processor" if self.processes is None else self.processes.needs(self.nodes)
             _log.warning(
                 "no task has begun for a while: each needs %s, and %s",
                 needs,
@@ -215,11 +239,8 @@ class _Run:
 
         if not ray.is_initialized():
             return
-        for stream, task in self.running.items():
-            if self.processes is not None and task.process is not None:
-                self.processes.drop(task.process)
-            else:
-                ray.cancel(stream, force=True)
+        for stream in self.running:
+            self.stop(stream)
         end = time.monotonic() + _CANCEL_WITHIN
         while self.running and time.monotonic() < end:
             for stream in self.ready():
@@ -227,7 +248,7 @@ class _Run:
                     del self.running[stream]
 
     def _slots(self) -> int:
-        return sum(node.processors for node in working_nodes())
+        return sum(node.processors for node in self.nodes)
 
 
 def _drained(waiting: collections.deque[_Running]) -> Iterator[_Running]:

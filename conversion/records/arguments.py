@@ -69,6 +69,7 @@ def options_of(arguments: argparse.Namespace) -> IngestOptions:
     given = vars(arguments)
     chosen: dict[str, Any] = {name: given[name] for name in IngestOptions.__dataclass_fields__ if name in given}
     chosen["keep"] = tuple(given.get("keep", ()))
+    chosen["where"] = tuple(given.get("where", ()))
     captions = given.get("caption_column") or ()
     chosen["caption_column"] = tuple(captions) if len(captions) > 1 else next(iter(captions), None)
     if arguments.class_names is not None:
@@ -155,6 +156,23 @@ def _add_columns(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="COLUMN",
         help="columns, or suffixes and fields of .json in tars, for `extra`: url sha256 ... (none)",
+    )
+    parser.add_argument(
+        "--subset",
+        metavar="FILE",
+        help="only rows whose id is in this .npy (DataComp's u8,u8; others) or .parquet (all)",
+    )
+    parser.add_argument(
+        "--subset-column",
+        metavar="COLUMN",
+        help="column of the source with these ids (uid for u8,u8, otherwise as in FILE, otherwise the key)",
+    )
+    parser.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="EXPRESSION",
+        help="only rows for which it holds: \"similarity > 0.3 and lang in ['en']\"; repeat it for several (all)",
     )
 
 

@@ -13,18 +13,21 @@ from conversion.records.account import PartReports, close_account, describe_rows
 from conversion.records.command import command_of, describe_columns
 from conversion.records.destination import begin, finish, finished_before, finished_parts, forget_part
 from conversion.records.duplicates import find_duplicates
+from conversion.records.filters import Filters, check_first_rows, check_kind_of_filters
 from conversion.records.keys import Repeats
 from conversion.records.labels import Classes, check_first_label, classes_of, with_text_labels
 from conversion.records.locking import Hold, locked
 from conversion.records.manifests import check_name
 from conversion.records.nodes import check_workers, opened_workers, shared_places
-from conversion.records.options import IngestOptions, check_options
+from conversion.records.options import IngestOptions, check_options, has_filters
 from conversion.records.part import Job, convert_part
 from conversion.records.part_report import PartReport
 from conversion.records.places import Place, check_apart, open_place
 from conversion.records.rows import DUPLICATE, DUPLICATE_OTHER, Plan, printable
 from conversion.records.scratch import local_folder, shared_folder
 from conversion.records.sources.kinds import counts_rows, plan_source
+from conversion.records.subset import SubsetIds, opened_subset, prepare_ids, subset_entry, with_usual_column
+from conversion.records.subset_file import SubsetFile, hash_subset
 from conversion.records.workers import Progress, Workers, run_jobs
 
 _log = logging.getLogger(__name__)
@@ -63,40 +66,58 @@ def convert(
     given, place = open_place(source), open_place(target)
     check_workers(workers)
     check_options(options)
+    check_kind_of_filters(kind, options)
     check_name(place)
     check_apart(given, place)
-    with opened_workers(engine, workers, kind=kind, source=given, target=place) as running:
-        return _convert(kind, given, place, options=options, workers=running, overwrite=overwrite)
+    with (
+        opened_subset(options) as subset,
+        opened_workers(engine, workers, kind=kind, source=given, target=place) as running,
+    ):
+        return _convert(kind, given, place, options=options, subset=subset, workers=running, overwrite=overwrite)
 
 
 def _convert(
-    kind: str, given: Place, place: Place, *, options: IngestOptions, workers: Workers, overwrite: bool
+    kind: str,
+    given: Place,
+    place: Place,
+    *,
+    options: IngestOptions,
+    subset: SubsetFile | None,
+    workers: Workers,
+    overwrite: bool,
 ) -> Manifest:
-    source, target = given.url, place.url
+    chosen, options = options, with_usual_column(options, subset)
     plan = plan_source(given, kind=kind, options=options)
     if plan.columns:
-        _log.info("columns of %s: %s", source, describe_columns(plan.columns))
+        _log.info("columns of %s: %s", given.url, describe_columns(plan.columns))
+    form = None if subset is None else subset.form
+    filters = (
+        check_first_rows(given, plan, kind=kind, options=options, form=form) if has_filters(options) else Filters()
+    )
     plan = with_text_labels(given, plan, kind=kind, options=options, workers=workers)
     classes = classes_of(plan, options)
-    command = command_of(kind, source, options, plan)
+    sha256 = None if subset is None else hash_subset(subset)
+    command = command_of(kind, given.url, chosen, plan, subset_sha256=sha256)
     done = None if overwrite else finished_before(place, command)
     if done is not None:
-        return _as_it_is(done, target)
+        return _as_it_is(done, place)
     with (
         locked(place) as hold,
         shared_places(workers, source=given, target=place, options=options) as (workers, check_shared),
     ):
         done = begin(place, command, overwrite=overwrite, check=check_shared)
         if done is not None:
-            return _as_it_is(done, target)
+            return _as_it_is(done, place)
         run = _Run(
             kind=kind,
-            source=source,
+            source=given.url,
             place=place,
             hold=hold,
             options=options,
             plan=plan,
             classes=classes,
+            ids=None if subset is None or sha256 is None else prepare_ids(place, subset, sha256),
+            filters=filters,
             workers=workers,
             reports=PartReports(options.examples),
         )
@@ -106,14 +127,14 @@ def _convert(
         run.apply_limit()
         check_first_label(*run.reports.label_range(), classes)
         run.drop_duplicates()
-        manifest = close_account(run.reports, plan, command, options)
+        manifest = close_account(run.reports, run.accounted_plan(subset), command, options)
         hold.next_stage()
         finish(place, manifest)
     return manifest
 
 
-def _as_it_is(manifest: Manifest, target: str) -> Manifest:
-    _log.info("%s is already complete: nothing to do", target)
+def _as_it_is(manifest: Manifest, target: Place) -> Manifest:
+    _log.info("%s is already complete: nothing to do", target.url)
     return manifest
 
 
@@ -128,6 +149,8 @@ class _Run:
     options: IngestOptions
     plan: Plan
     classes: Classes
+    ids: SubsetIds | None
+    filters: Filters
     workers: Workers
     reports: PartReports
 
@@ -182,6 +205,14 @@ class _Run:
         duplicates = dict(zip(repeats["row"].tolist(), reasons, strict=True))
         return self._job(number, limit=self.reports[number].limit, duplicates=duplicates)
 
+    def accounted_plan(self, subset: SubsetFile | None) -> Plan:
+        """The plan, with the account of the ids of a subset in its entries for the manifest."""
+        if subset is None or self.ids is None:
+            return self.plan
+        reports, examples = self.reports.in_order(), self.options.examples
+        entry = subset_entry(self.place, subset, self.ids, reports, examples=examples)
+        return dataclasses.replace(self.plan, info={**self.plan.info, "subset": entry})
+
     def _job(self, number: int, *, limit: int | None, duplicates: Mapping[int, str] | None = None) -> Job:
         return Job(
             number=number,
@@ -194,6 +225,8 @@ class _Run:
             limit=limit,
             duplicates=duplicates or {},
             fence=self.hold.fence,
+            ids=self.ids,
+            filters=self.filters,
         )
 
     def _convert(self, jobs: Iterator[Job], *, what: str, total: int, before: Sequence[PartReport] = ()) -> None:

@@ -17,7 +17,7 @@ from conversion.records.command import Command, differences
 from conversion.records.listing import list_names, list_sizes
 from conversion.records.locking import is_lock
 from conversion.records.manifests import read_manifest_of
-from conversion.records.part_report import UNFINISHED, PartReport, keys_name, report_from_json, report_name
+from conversion.records.part_report import UNFINISHED, PartReport, keys_name, met_name, report_from_json, report_name
 from conversion.records.places import Place
 from conversion.records.reading import read_files
 from conversion.records.writing import write_file
@@ -61,7 +61,7 @@ def finished_before(target: Place, command: Command) -> Manifest | None:
     if UNFINISHED in names or any(map(is_lock, names)):  # perhaps a conversion is working there
         return None
     manifest = read_manifest_of(target)
-    if not manifest.rows_written:
+    if manifest.members or not manifest.rows_written:
         return None
     _check_finished(target, manifest, _recorded(command))
     return manifest
@@ -145,7 +145,8 @@ def _clear(target: Place, names: list[str], manifest: Manifest | None) -> None:
     _remove(target, [MANIFEST_NAME])  # before the shards: without it nothing takes the rest for a complete folder
     old = {shard.name for shard in manifest.shards} if manifest is not None else set[str]()
     _remove(target, [name for name in names if name in old or _SHARD.fullmatch(name)])
-    _remove(target, [f"{UNFINISHED}/{name}" for name in list_names(target, UNFINISHED) if name.startswith("part-")])
+    made = [name for name in list_names(target, UNFINISHED) if name.startswith(("part-", "subset."))]
+    _remove(target, [f"{UNFINISHED}/{name}" for name in made])
 
 
 def _is_empty(target: Place, names: list[str]) -> bool:
@@ -171,7 +172,7 @@ def finished_parts(target: Place) -> Iterator[PartReport]:
 
 def forget_part(target: Place, report: PartReport) -> None:
     """Remove a part that is beyond the limit."""
-    _remove(target, [report_name(report.number), keys_name(report.number)])
+    _remove(target, [name(report.number) for name in (report_name, keys_name, met_name)])
     _remove(target, [shard.name for shard in report.shard_infos()])
 
 

@@ -153,7 +153,7 @@ def _labels(place: Place, parts: Iterable[Part], kind: str, options: IngestOptio
 
 
 def _read_labels(place: Place, part: Part, kind: str, options: IngestOptions) -> Iterator[tuple[int | str, ...]]:
-    rows = read_part(place, part, kind=kind, options=replace(options, keep=()), tally=Tally())
+    rows = read_part(place, part, kind=kind, options=options, tally=Tally())
     return (row.labels for row in rows if isinstance(row, Row))
 
 

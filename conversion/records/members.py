@@ -55,7 +55,7 @@ def joinable(url: str) -> Place:
 
 
 def identity_of(member: Place) -> object:
-    """What two spellings of one folder have in common."""
+    """A value that is equal for two spellings of one folder."""
     if not member.is_local:
         return member.url
     found = os.stat(member.path)

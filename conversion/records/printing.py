@@ -8,8 +8,9 @@ from clipa_eqx.errors import counted
 from conversion.records.class_names import describe_class, describe_classes
 from conversion.records.diff import Difference
 from conversion.records.join import KEYS_CHECKED, Joined
-from conversion.records.rows import DUPLICATE_OTHER, MISSING_IMAGE, shortened
+from conversion.records.rows import DUPLICATE_OTHER, FILTERED, MISSING_IMAGE, NOT_IN_SUBSET, shortened
 from conversion.records.sources.kinds import SOURCES
+from conversion.records.subset import subset_lines
 from conversion.records.unknown_words import unknown_lines
 
 _TEXT_SUFFIXES = {".csv", ".json", ".jsonl", ".ndjson", ".tsv", ".txt"}
@@ -70,14 +71,18 @@ def account_lines(target: str, manifest: Manifest) -> Iterator[str]:
         yield f"a record: {_shown(record, manifest.class_names)}"
     if manifest.rows_read and not manifest.rows_written:
         hint = _advice_on_images(manifest) if MISSING_IMAGE in manifest.rows_dropped else ""
-        where = "were images, captions or labels looked for in the wrong place?"
-        yield f"no row was kept: {where} {_example(manifest)}{hint}"
+        is_filtered = set(manifest.rows_dropped) <= set(FILTERED)
+        where = "" if is_filtered else "were images, captions or labels looked for in the wrong place? "
+        yield f"no row was kept: {where}{_example(manifest)}{hint}"
 
 
 def _row_lines(manifest: Manifest) -> Iterator[str]:
     """Rows and captions that were read, written and dropped."""
     dropped = "".join(f", {count:,} {reason}" for reason, count in manifest.rows_dropped.items())
     yield f"rows: {manifest.rows_read:,} read, {manifest.rows_written:,} written{dropped}"
+    if subset := cast("dict[str, object]", manifest.info.get("subset", {})):
+        outside = cast("dict[str, list[dict[str, str]]]", manifest.info.get("examples", {})).get(NOT_IN_SUBSET, [])
+        yield from subset_lines(subset, next(iter(outside), None))
     if downloads := cast("dict[str, int]", manifest.info.get("downloads", {})):
         failed = f"{counted(downloads['total'], 'download')}, {downloads['failed']:,} failed"
         yield f"img2dataset reports {failed}, for which the source has no rows"
@@ -103,8 +108,9 @@ def _advice_on_lines(manifest: Manifest) -> str:
 def _missing_images(manifest: Manifest) -> Iterator[str]:
     """The first missing image, if more than a tenth of the rows lack theirs and others do not."""
     missing = manifest.rows_dropped.get(MISSING_IMAGE, 0)
+    wanted = manifest.rows_read - sum(manifest.rows_dropped.get(reason, 0) for reason in FILTERED)
     examples = cast(dict[str, list[dict[str, str]]], manifest.info["examples"]).get(MISSING_IMAGE)
-    if examples and manifest.rows_written and missing > manifest.rows_read / 10:
+    if examples and manifest.rows_written and missing > wanted / 10:
         detail = f" ({examples[0]['detail']})" if examples[0]["detail"] else ""
         shown = f"the first is {examples[0]['key']}{detail}{_advice_on_images(manifest)}"
         yield f"{missing:,} images are missing, {shown}"

@@ -1,21 +1,14 @@
 """Embedding on a Ray cluster of two nodes: the bytes of one process, whatever happens to nodes and to the command."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from functools import partial
 
 import pytest
-from support.paths import ROOT
 from support.process_groups import run_programs
-from support.ray_clusters import NODE, two_nodes
+from support.ray_clusters import two_nodes
 from support.scored_runs import noise_png
 
-from clipa_eqx.cli import OK, USAGE, run
-from clipa_eqx.programs import embedding_cluster
+from clipa_eqx.cli import OK, run
 from clipa_eqx.programs.embed import main
 
 AS_ONE_DEVICE = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}

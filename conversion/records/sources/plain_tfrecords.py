@@ -38,5 +38,5 @@ def plan_tfrecords(files: SourceFiles, options: IngestOptions) -> Plan:
 
 def read_plain_tfrecords(place: Place, part: Part, options: IngestOptions, tally: Tally) -> Iterator[Row | Lost]:
     """The examples of a file in order, with one lost row for the rest of a file that is cut or damaged."""
-    rows = read_examples(read_tfrecords(place, part.path), part, options)
+    rows = read_examples(read_tfrecords(place, part.path), part)
     return with_lost_rest(rows, part, expected=img2dataset_count(place, part, tally))
