@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from clipa_eqx.cluster.attempts import Differs, Done, Failed, Started, attempt
 from clipa_eqx.cluster.connection import Cluster
+from clipa_eqx.cluster.lasting import Lasting, LastingProcesses
 from clipa_eqx.cluster.nodes import differing, first_line, name_of, working_nodes
 from clipa_eqx.errors import ConfigError, DataError, counted, listed
 from clipa_eqx.progress import LINE_EVERY
@@ -44,6 +45,7 @@ class _Running:
     reasons: list[str] = field(default_factory=list[str])
     node: str | None = None
     units: int = 0
+    process: Lasting | None = None
 
 
 def run_tasks(
@@ -53,7 +55,7 @@ def run_tasks(
     *,
     name: Callable[[Job], str],
     watch: Callable[[int, str], None],
-    gpus: float = 0.0,
+    processes: LastingProcesses | None = None,
 ) -> Generator[tuple[Job, Result]]:
     """Call ``work(job, seen)`` for each job in worker processes of the nodes and yield the results as they come.
 
@@ -65,31 +67,32 @@ def run_tasks(
         jobs: picklable; taken one by one, as processors become free.
         name: name of a job in messages.
         watch: called about twice a second with the units that running attempts have seen, and a note about nodes.
-        gpus: accelerators that each job needs, in addition to a processor.
+        processes: those that work; by default Ray starts and ends them, and each job has a processor.
 
     Raises:
         DataError: a job failed several times.
         ConfigError: a node that joined the cluster meanwhile differs from this process.
         Exception: what ``work`` raises otherwise, with the same class and message.
     """
-    run = _Run(cluster, work, gpus)
+    run = _Run(cluster, work, processes)
     waiting: collections.deque[_Running] = collections.deque()
     rest = (_Running(job=job, name=name(job)) for job in jobs)
     try:
         while True:
-            for task in itertools.islice(itertools.chain(_drained(waiting), rest), run.room()):
+            room = run.room()
+            for task in itertools.islice(itertools.chain(_drained(waiting), rest), room):
                 run.start(task)
-            if not run.running:
+            if not run.running and room > 0:
                 return
             for stream in run.ready():
                 task = run.running[stream]
                 end = run.step(stream, task)
                 if isinstance(end, Done):
-                    del run.running[stream]
+                    run.end(stream, task, may_last=True)
                     yield task.job, end.result
-                elif isinstance(end, str):
-                    del run.running[stream]
-                    waiting.append(_again(task, end))
+                elif end is not None:
+                    run.end(stream, task, may_last=isinstance(end, Failed))
+                    waiting.append(_again(task, end.message if isinstance(end, Failed) else end))
             waiting.extend(_again(task, _NODE_LOST) for task in run.lost())
             watch(sum(task.units for task in run.running.values()), run.note())
     finally:
@@ -99,10 +102,10 @@ def run_tasks(
 class _Run:
     """The streams of all attempts that run or wait for a processor."""
 
-    def __init__(self, cluster: Cluster, work: Callable[..., Any], gpus: float) -> None:
+    def __init__(self, cluster: Cluster, work: Callable[..., Any], processes: LastingProcesses | None) -> None:
         import ray
 
-        self.cluster, self.work, self.gpus = cluster, work, gpus
+        self.cluster, self.work, self.processes = cluster, work, processes
         self.running: dict[Any, _Running] = {}
         self.task: Any = ray.remote(attempt)
         self.looked = self.began = time.monotonic()
@@ -113,6 +116,8 @@ class _Run:
         now = time.monotonic()
         if now - self.looked > _LOOK_EVERY:
             self.looked, self.nodes = now, working_nodes()
+        if self.processes is not None:
+            return self.processes.idle(self.nodes)
         # Two for each slot, so that none waits for the next job, and a cluster that grows sees that it should.
         most = max(2 * self._slots(), 2)
         at_once = self.cluster.at_once
@@ -120,27 +125,38 @@ class _Run:
 
     def start(self, task: _Running) -> None:
         """Start an attempt."""
-        # Ray must not repeat it: we count attempts and say why there is another one.
-        options = {
-            "num_cpus": 1,
-            "num_gpus": self.gpus,
-            "max_retries": 0,
-            "num_returns": "streaming",
-            "name": task.name,
-        }
         setting = replace(self.cluster.setting, every=max(1.0, self._slots() / _REPORTS))
-        self.running[self.task.options(**options).remote(self.work, task.job, setting)] = task
+        # Ray must not repeat it: we count attempts and say why there is another one.
+        if self.processes is None:
+            call: Any = self.task.options(num_cpus=1, max_retries=0, num_returns="streaming", name=task.name)
+        else:
+            task.process = self.processes.take()
+            call = task.process.actor.attempt.options(max_task_retries=0, num_returns="streaming", name=task.name)
+        self.running[call.remote(self.work, task.job, setting)] = task
+
+    def end(self, stream: Any, task: _Running, *, may_last: bool) -> None:
+        """Forget an attempt that has ended.
+
+        Args:
+            may_last: its process may work on; otherwise it is replaced.
+        """
+        del self.running[stream]
+        if self.processes is not None and task.process is not None:
+            (self.processes.give_back if may_last else self.processes.drop)(task.process)
 
     def ready(self) -> list[Any]:
         """The streams that have something to say, after waiting for the first one."""
         import ray
 
         streams = list(self.running)
+        if not streams:  # processes start
+            time.sleep(0.1)
+            return []
         first, rest = ray.wait(streams, timeout=0.5, fetch_local=False)
         more = ray.wait(rest, num_returns=len(rest), timeout=0, fetch_local=False)[0] if first and rest else []
         return [*first, *more]
 
-    def step(self, stream: Any, task: _Running) -> Done | str | None:
+    def step(self, stream: Any, task: _Running) -> Done | Failed | str | None:
         """Read what a stream says: the result, why the attempt failed and is to be repeated, or neither.
 
         Raises:
@@ -161,6 +177,8 @@ class _Run:
             return "its worker process died; did it run out of memory?"
         except exceptions.NodeDiedError:
             return _NODE_LOST
+        except exceptions.RayActorError:
+            return "its worker process or the node died; did memory run out?"
         except exceptions.RayError as error:
             return first_line(error)
         match said:
@@ -168,8 +186,8 @@ class _Run:
                 task.node, self.began = node, time.monotonic()
             case Done():
                 return said
-            case Failed(may_pass=True, message=message):
-                return message
+            case Failed(may_pass=True):
+                return said
             case Failed():
                 raise _error_of(said)
             case Differs(node=node, how=how):
@@ -183,26 +201,35 @@ class _Run:
 
         Should a process there still write, it writes the same bytes.
         """
-        import ray
 
         here = {node.id for node in self.nodes}
         gone = [stream for stream, task in self.running.items() if task.node is not None and task.node not in here]
         for stream in gone:
-            ray.cancel(stream, force=True)
+            self.stop(stream)
         return [self.running.pop(stream) for stream in gone]
+
+    def stop(self, stream: Any) -> None:
+        """End an attempt that runs or waits."""
+        import ray
+
+        process = self.running[stream].process
+        if self.processes is not None and process is not None:
+            self.processes.drop(process)
+        else:
+            ray.cancel(stream, force=True)
 
     def note(self) -> str:
         """How many nodes work, for the progress bar; a line in the log if none has for long."""
         at = [task.node for task in self.running.values() if task.node is not None]
         if not at and time.monotonic() - self.began > LINE_EVERY:
             self.began = time.monotonic()
-            total = sum(node.processors for node in self.nodes)
+            total, needs = self._slots(), "a processor" if self.processes is None else self.processes.needs(self.nodes)
             _log.warning(
-                "no task has begun for a while: %s",
-                f"all of the cluster's {counted(total, 'processor')} may be in use by others; `ray status` shows it"
-                if self._slots()
-                else "no node of the cluster has what a task needs (a processor"
-                f"{f' and {self.gpus:g} GPU' if self.gpus else ''}); start one with `ray start`",
+                "no task has begun for a while: each needs %s, and %s",
+                needs,
+                f"the cluster's {counted(total, 'processor')} may be in use by others; `ray status` shows it"
+                if total
+                else "the cluster has no node with processors; start one with `ray start`",
             )
         return f"{counted(len(at), 'task')} on {counted(len(set(at)), 'node')}"
 
@@ -213,7 +240,7 @@ class _Run:
         if not ray.is_initialized():
             return
         for stream in self.running:
-            ray.cancel(stream, force=True)
+            self.stop(stream)
         end = time.monotonic() + _CANCEL_WITHIN
         while self.running and time.monotonic() < end:
             for stream in self.ready():
@@ -221,9 +248,7 @@ class _Run:
                     del self.running[stream]
 
     def _slots(self) -> int:
-        return sum(
-            min(node.processors, int(node.gpus / self.gpus)) if self.gpus else node.processors for node in self.nodes
-        )
+        return sum(node.processors for node in self.nodes)
 
 
 def _drained(waiting: collections.deque[_Running]) -> Iterator[_Running]:

@@ -5,6 +5,7 @@ and compares it with the lock before it puts something into the folder.
 """
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,14 +48,15 @@ def check_fence(where: Path | Bucket, fence: Fence, *, name: str) -> None:
         OSError, BucketError: it cannot be read.
     """
     since = time.monotonic()
-    while (found := _fence(owner_of(where, name))) != fence:
+    while (found := fence_in(owner_of(where, name) or {})) != fence:
         if time.monotonic() - since >= (MISSING_SECONDS if found is None else PATIENCE_SECONDS):
             raise LateError(f"work for {fence} came late: {name} in {where} has {found}")
         time.sleep(0.1)
 
 
-def _fence(owner: dict[str, Any] | None) -> Fence | None:
+def fence_in(owner: Mapping[str, Any]) -> Fence | None:
+    """The fence of work for the owner of a lock; None if it is damaged, as while it is written."""
     try:
-        return Fence(str(owner["token"]), int(owner["stage"])) if owner else None
+        return Fence(str(owner["token"]), int(owner["stage"]))
     except (KeyError, ValueError):
         return None

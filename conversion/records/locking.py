@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import shutil
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from clipa_eqx.locks.fence import Fence, LateError, check_fence
 from clipa_eqx.locks.folder_lock import is_lock_file
 from clipa_eqx.locks.held import Lock, held
 from clipa_eqx.locks.kind import LockKind
+from clipa_eqx.locks.staging import Staged, staged_name
 from clipa_eqx.replacing import is_temporary
 from conversion.records.listing import list_names
 from conversion.records.part_report import UNFINISHED
@@ -73,15 +73,25 @@ class Hold:
 
         A task that checked its fence just before can then not move it any more.
         """
+        if self.target.is_local:
+            staged_in(self.target).remove(self.fence)
+            return
         own = None if self.fence is None else staged_prefix(self.fence)
         for name in list_names(self.target, UNFINISHED):
             if name.startswith(STAGED) and not (own and name.startswith(own)):
-                _remove_folder(self.target, f"{UNFINISHED}/{name}")
+                with contextlib.suppress(FileNotFoundError):
+                    self.target.fs.rm(self.target.child(f"{UNFINISHED}/{name}"), recursive=True)
+
+
+def staged_in(target: Place) -> Staged:
+    """What tasks stage in a local destination."""
+    folder = Path(target.path)
+    return Staged(folder=folder, lock=LOCK.name, inside=folder / UNFINISHED, start=STAGED)
 
 
 def staged_prefix(fence: Fence) -> str:
     """The beginning of the names of staging folders of tasks with this fence."""
-    return f"{STAGED}{fence.token}-{fence.stage:06d}-"
+    return f"{STAGED}{staged_name(fence)}"
 
 
 def check_current(target: Place, fence: Fence | None) -> None:
@@ -168,14 +178,6 @@ def _remove_half_written(target: Place) -> None:
                     Path(target.child(f"{folder}/{entry}")).unlink(missing_ok=True)
 
 
-def _remove_folder(target: Place, name: str) -> None:
-    if target.is_local:
-        shutil.rmtree(target.child(name), ignore_errors=True)
-        return
-    with contextlib.suppress(FileNotFoundError):
-        target.fs.rm(target.child(name), recursive=True)
-
-
 @contextlib.contextmanager
 def _as_data_error() -> Generator[None]:
     try:
@@ -183,4 +185,4 @@ def _as_data_error() -> Generator[None]:
     except NoExclusiveCreation:
         raise
     except BucketError as error:
-        raise DataError(str(error)) from error
+        raise DataError(str(error)) from error.__cause__ or error  # a cluster tries again after errors of storage

@@ -1,6 +1,5 @@
 """Staging of a part: its files are written aside and moved in one by one, while its conversion has the destination."""
 
-import os
 import secrets
 import tempfile
 from collections.abc import Generator
@@ -9,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clipa_eqx.locks.fence import Fence
-from conversion.records.locking import STAGED, check_current, staged_prefix
+from conversion.records.locking import check_current, staged_in, staged_prefix
 from conversion.records.part_report import UNFINISHED
 from conversion.records.places import Place
 
@@ -17,9 +16,6 @@ from conversion.records.places import Place
 @dataclass(frozen=True, kw_only=True)
 class Staging:
     """The folder to which the files of a part are written first.
-
-    Once another conversion has the lock, or its own is in a later stage, the staging folder is removed. So even a task
-    that is suspended after its last look at the lock has nothing to move in any more.
 
     Attributes:
         target: the destination.
@@ -50,23 +46,11 @@ class Staging:
             OSError: the file cannot be moved.
         """
         file = self.folder / name.rpartition("/")[2]
-        try:
-            if self.target.is_local:
-                self._rename(file, name)
-            else:
-                self._upload(file, name)
-                file.unlink()
-        except FileNotFoundError:
-            check_current(self.target, self.fence)  # otherwise the staging folder was removed by somebody else
-            raise
-
-    def _rename(self, file: Path, name: str) -> None:
-        _sync(file)  # otherwise a power cut may leave the new name without its content
-        check_current(self.target, self.fence)
-        place = Path(self.target.child(name))
-        file.replace(place)
-        with suppress(OSError):  # some network file systems cannot sync a folder
-            _sync(place.parent)
+        if self.target.is_local and self.fence is not None:
+            staged_in(self.target).move_in(file, Path(self.target.child(name)), self.fence)
+            return
+        self._upload(file, name)
+        file.unlink()
 
     def _upload(self, file: Path, name: str) -> None:
         fs, staged = self.target.fs, self.target.child(f"{self.uploads}/{file.name}")
@@ -77,6 +61,9 @@ class Staging:
         try:
             check_current(self.target, self.fence)
             fs.cp_file(staged, self.target.child(name))
+        except FileNotFoundError:
+            check_current(self.target, self.fence)  # the next owner or stage removed the object, or somebody else
+            raise
         finally:
             with suppress(FileNotFoundError):
                 fs.rm_file(staged)
@@ -86,31 +73,20 @@ class Staging:
 def staging(target: Place, fence: Fence | None) -> Generator[Staging]:
     """Yield a new staging folder, which is removed at the end.
 
+    Args:
+        fence: state of the lock in which the part was given out; None only for a destination without a lock.
+
     Raises:
         LateError: as ``Staging.move_in``.
         OSError: the folder cannot be created.
     """
-    check_current(target, fence)
-    prefix = STAGED if fence is None else staged_prefix(fence)
-    uploads = f"{UNFINISHED}/{prefix}{secrets.token_hex(4)}"
-    with _new_folder(target, fence, prefix) as folder:
+    uploads = "" if fence is None else f"{UNFINISHED}/{staged_prefix(fence)}{secrets.token_hex(4)}"
+    with _new_folder(target, fence) as folder:
         yield Staging(target=target, fence=fence, folder=Path(folder), uploads=uploads)
 
 
-def _new_folder(target: Place, fence: Fence | None, prefix: str) -> tempfile.TemporaryDirectory[str]:
-    if not target.is_local:
-        return tempfile.TemporaryDirectory(prefix="clipa_eqx-")
-    try:
-        # Inside the destination, so that a rename moves a file to its place.
-        return tempfile.TemporaryDirectory(dir=target.child(UNFINISHED), prefix=prefix, ignore_cleanup_errors=True)
-    except FileNotFoundError:
-        check_current(target, fence)  # its conversion made that folder, and another one may have removed it
-        raise
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _new_folder(target: Place, fence: Fence | None) -> tempfile.TemporaryDirectory[str]:
+    if target.is_local and fence is not None:  # inside the destination, so that a rename moves a file to its place
+        return staged_in(target).new_folder(fence)
+    check_current(target, fence)
+    return tempfile.TemporaryDirectory(prefix="clipa_eqx-")

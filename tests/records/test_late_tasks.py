@@ -4,6 +4,7 @@ import pytest
 from support.conversion_locks import during, files, ignored, with_repeated_key
 from support.conversions import content, ingest
 
+from clipa_eqx.locks import staging as local_staging
 from clipa_eqx.locks.fence import LateError
 from conversion.records import convert as module
 from conversion.records import locking, staging
@@ -77,12 +78,16 @@ def test_a_task_that_was_suspended_after_its_last_look_has_nothing_to_move_in(so
         job = module.dataclasses.replace(jobs[0], fence=hold.fence)
         before, looks = files(target), []
 
-        def look(*arguments):
-            looks.append(locking.check_current(*arguments))
-            if len(looks) == 2:  # the one before the shard is moved in
-                hold.next_stage()
+        def looking(real):
+            def look(*arguments, **options):
+                looks.append(real(*arguments, **options))
+                if len(looks) == 2:  # the one before the shard is moved in
+                    hold.next_stage()
 
-        monkeypatch.setattr(staging, "check_current", look)
+            return look
+
+        for where, name in ((staging, "check_current"), (local_staging, "check_fence")):
+            monkeypatch.setattr(where, name, looking(getattr(where, name)))
         with pytest.raises(LateError):
             convert_part(job, ignored)
         assert len(looks) == 2
