@@ -121,12 +121,10 @@ class _Checker:
         self._need(body, "truth", "a condition such as a comparison")
         groups: list[tuple[str, ...]] = []
         for group in self._compared():
-            kind = next((kind for name in group if (kind := self._kinds[name]) is not None), None)
-            if kind is None:
-                groups.append(group)
-            else:
-                for name in group:
-                    self._use(body, name, kind)
+            known: list[Kind] = [kind for name in group if (kind := self._kinds[name]) is not None]
+            for name in group if known else ():
+                self._use(body, name, known[0])
+            groups += [] if known else [group]
         if not self._kinds:
             raise self._error(body, "uses no column")
         return Condition(text=self._text, body=body, kinds=self._kinds, groups=tuple(groups))
@@ -142,10 +140,12 @@ class _Checker:
 
     def _error(self, node: ast.expr, problem: str, advice: str = "") -> DataError:
         at = len(self._text.encode()[: node.col_offset].decode()) + 1
-        part = ast.get_source_segment(self._text, node) or ""
+        part = self._part(node)
         where = "" if part == self._text else f" (character {at})"
-        part = shortened(part, 100)
         return DataError(f"{FLAG} {self._text!r}: {part!r}{where} {problem}{advice and f'; {advice}'}")
+
+    def _part(self, node: ast.expr) -> str:
+        return shortened(ast.get_source_segment(self._text, node) or "", 100)
 
     def _need(self, node: ast.expr, kind: Kind, what: str) -> None:
         """Check that an expression is of a kind; a column then is."""
@@ -227,8 +227,8 @@ class _Checker:
             raise self._error(whole, "compares two constants")
         kind = self._kind(a) or self._kind(b)
         if kind is not None:
-            self._need(a, kind, f"{_an(kind)} as on the other side")
-            self._need(b, kind, f"{_an(kind)} as on the other side")
+            self._need(a, kind, f"{_an(kind)} as {self._part(b)!r} is")
+            self._need(b, kind, f"{_an(kind)} as {self._part(a)!r} is")
         elif (left := column_of(a)) is not None and (right := column_of(b)) is not None:
             self._pairs.append((left, right))
         if kind == "truth" and isinstance(op, _ORDERS):

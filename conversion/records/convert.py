@@ -78,6 +78,8 @@ def _convert(
     plan = plan_source(given, kind=kind, options=options)
     if plan.columns:
         _log.info("columns of %s: %s", given.url, describe_columns(plan.columns))
+    if subset is not None and not any(part.columns.subset for part in plan.parts):
+        _log.info("the ids that %s has are looked up as keys of rows", subset.url)
     if not (given.crosses_processes and place.crosses_processes):
         workers = 1
     form = None if subset is None else subset.form
