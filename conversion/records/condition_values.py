@@ -70,8 +70,10 @@ def evaluate(condition: Condition, rows: Sequence[Values], *, kinds: Mapping[str
     ]
 
 
-def check_conditions(conditions: Sequence[Condition], rows: Sequence[Values], *, where: str) -> dict[str, Kind]:
-    """Check the values in the first rows, and return the kinds of columns that are compared only with each other.
+def check_conditions(
+    conditions: Sequence[Condition], rows: Sequence[Values], *, where: str
+) -> tuple[Mapping[str, Kind], ...]:
+    """Check the values in the first rows; return, by condition, the kinds of columns it only compares with others.
 
     Raises:
         DataError: a column has values in these rows, and none is of the kind that an expression needs; or pyarrow is
@@ -79,8 +81,10 @@ def check_conditions(conditions: Sequence[Condition], rows: Sequence[Values], *,
     """
     if conditions and not is_installed("pyarrow"):
         raise DataError(f"{FLAG} is evaluated by pyarrow, which is not installed: {pip_install('pyarrow')}")
-    kinds: dict[str, Kind] = {}
+    found: list[dict[str, Kind]] = []
     for condition in conditions:
+        kinds: dict[str, Kind] = {}
+        found.append(kinds)
         for group in condition.groups:
             kinds |= dict.fromkeys(group, _usual_kind(rows, group))
         for name, known in condition.kinds.items():
@@ -92,7 +96,7 @@ def check_conditions(conditions: Sequence[Condition], rows: Sequence[Values], *,
                 f"{FLAG} {condition.text!r}: column {name!r} holds {_described(values[0])} in {where}, expected "
                 f"{KINDS[kind]}; {_advice(values[0], kind)}"
             )
-    return kinds
+    return tuple(found)
 
 
 def as_kind(value: object, kind: Kind) -> "bool | float | str | _Wrong | None":
@@ -163,7 +167,7 @@ def _described(value: object) -> str:
         case str():
             what = "texts"
         case _:
-            return "bytes"
+            what = "bytes"
     return f"{what} such as {shortened(repr(value), _LONGEST)}"
 
 

@@ -140,10 +140,12 @@ class _Checker:
 
     def _error(self, node: ast.expr, problem: str, advice: str = "") -> DataError:
         at = len(self._text.encode()[: node.col_offset].decode()) + 1
-        part = ast.get_source_segment(self._text, node) or ""
+        part = self._part(node)
         where = "" if part == self._text else f" (character {at})"
-        part = shortened(part, 100)
         return DataError(f"{FLAG} {self._text!r}: {part!r}{where} {problem}{advice and f'; {advice}'}")
+
+    def _part(self, node: ast.expr) -> str:
+        return shortened(ast.get_source_segment(self._text, node) or "", 100)
 
     def _need(self, node: ast.expr, kind: Kind, what: str) -> None:
         """Check that an expression is of a kind; a column then is."""
@@ -225,8 +227,8 @@ class _Checker:
             raise self._error(whole, "compares two constants")
         kind = self._kind(a) or self._kind(b)
         if kind is not None:
-            self._need(a, kind, f"{_an(kind)} as on the other side")
-            self._need(b, kind, f"{_an(kind)} as on the other side")
+            self._need(a, kind, f"{_an(kind)} as {self._part(b)!r} is")
+            self._need(b, kind, f"{_an(kind)} as {self._part(a)!r} is")
         elif (left := column_of(a)) is not None and (right := column_of(b)) is not None:
             self._pairs.append((left, right))
         if kind == "truth" and isinstance(op, _ORDERS):

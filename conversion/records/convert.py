@@ -90,6 +90,8 @@ def _convert(
     plan = plan_source(given, kind=kind, options=options)
     if plan.columns:
         _log.info("columns of %s: %s", given.url, describe_columns(plan.columns))
+    if subset is not None and not any(part.columns.subset for part in plan.parts):
+        _log.info("the ids that %s has are looked up as keys of rows", subset.url)
     form = None if subset is None else subset.form
     filters = (
         check_first_rows(given, plan, kind=kind, options=options, form=form) if has_filters(options) else Filters()

@@ -1,7 +1,7 @@
 """Filters of rows before their images are looked at: first ``--subset``, then each ``--where`` in order."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import NamedTuple
 
@@ -46,11 +46,11 @@ class Filters:
 
     Attributes:
         form: form of the ids of the subset; None without one.
-        kinds: kinds of the columns for which the conditions leave them open.
+        kinds: for each condition, the kinds of the columns that are only compared with each other.
     """
 
     form: Form | None = None
-    kinds: Mapping[str, Kind] = field(default_factory=dict[str, Kind])
+    kinds: tuple[Mapping[str, Kind], ...] = ()
 
 
 class Judged(NamedTuple):
@@ -117,11 +117,11 @@ class RowFilter:
                 why[number] = self._lost(batch[number], NOT_IN_SUBSET, self._shown(batch[number]))
 
     def _select(self, batch: Sequence[Item], why: list[Lost | None]) -> None:
-        for condition in self._conditions:
+        for condition, kinds in zip(self._conditions, self._filters.kinds, strict=True):
             rows = [
                 (number, item) for number, item in enumerate(batch) if isinstance(item, Row) and why[number] is None
             ]
-            outcomes = evaluate(condition, [item.extra for _, item in rows], kinds=self._filters.kinds)
+            outcomes = evaluate(condition, [item.extra for _, item in rows], kinds=kinds)
             for (number, item), outcome in zip(rows, outcomes, strict=True):
                 if outcome.is_true:
                     continue

@@ -222,7 +222,7 @@ def _met(target: Place, ids: SubsetIds, reports: Sequence[PartReport]) -> Bits:
 
 def _absent(file: SubsetFile, known: SortedIds, met: Bits, *, ids: SubsetIds, most: int) -> list[str]:
     """The first ids of the file, in its order, that no row has."""
-    found: dict[str, None] = {}
+    found: dict[bytes, str] = {}
     few: SortedIds | None = None
     if ids.count - int(np.bitwise_count(met).sum()) <= _MOST_ABSENT:
         # To find a few ids, the complete file need not be searched for each id.
@@ -235,8 +235,8 @@ def _absent(file: SubsetFile, known: SortedIds, met: Bits, *, ids: SubsetIds, mo
             else:
                 is_absent = few.find(chunk.ids) >= 0
             for number in np.flatnonzero(is_absent).tolist():
-                found[file.shown(chunk.values[number])] = None
+                found.setdefault(chunk.ids[number].tobytes(), file.shown(chunk.values[number]))
                 if len(found) == most:
-                    return list(found)
+                    return list(found.values())
             bar.update(len(chunk.ids) + chunk.missing)
-    return list(found)
+    return list(found.values())

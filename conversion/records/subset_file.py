@@ -121,6 +121,7 @@ def open_subset(url: str, *, column: str | None) -> Generator[SubsetFile]:
         found = _open_array(url, path) if suffix == ".npy" else _open_table(url, path, column)
         if not found.rows:
             raise DataError(f"{FLAG} {printable(url)} holds no ids, so no row would be kept")
+        next(found.chunks())  # most mistakes show here, before anything is written
         yield found
 
 
