@@ -72,7 +72,7 @@ class Differs(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What all attempts of a run share.
+    """The common setting of all attempts of a run.
 
     Attributes:
         run: random name of the run.
@@ -109,7 +109,7 @@ def attempt(
         yield Differs(node, problems)
         return
     yield Started(node)
-    units = 0
+    parent, units = os.getppid(), 0
 
     def seen(more: int) -> None:
         nonlocal units
@@ -129,6 +129,8 @@ def attempt(
                 end = future.result(timeout=setting.every)
                 break
             except concurrent.futures.TimeoutError:
+                if os.getppid() != parent:
+                    os._exit(1)  # the node has died: this attempt is being repeated elsewhere
                 yield units
     yield end
 

@@ -60,7 +60,7 @@ def run_tasks(
     """Call ``work(job, seen)`` for each job in worker processes of the nodes and yield the results as they come.
 
     An attempt is repeated if its worker process or node was lost, memory ran out, or storage did not answer. However
-    the iteration ends, no task goes on.
+    the iteration ends, no task remains.
 
     Args:
         work: a picklable function; it calls ``seen(n)`` after n more units.
@@ -112,7 +112,7 @@ class _Run:
         self.nodes = working_nodes()
 
     def room(self) -> int:
-        """How many more attempts may run or wait."""
+        """The number of further attempts that may run or wait."""
         now = time.monotonic()
         if now - self.looked > _LOOK_EVERY:
             self.looked, self.nodes = now, working_nodes()
@@ -197,13 +197,18 @@ class _Run:
         return None
 
     def lost(self) -> list[_Running]:
-        """Give up the attempts on nodes that have left the cluster. Ray itself waits for as long as they are connected.
+        """Give up the attempts on nodes that have left the cluster. Ray itself waits while they are connected.
 
         Should a process there still write, it writes the same bytes.
         """
 
-        here = {node.id for node in self.nodes}
-        gone = [stream for stream, task in self.running.items() if task.node is not None and task.node not in here]
+        def elsewhere() -> list[Any]:
+            here = {None, *(node.id for node in self.nodes)}
+            return [stream for stream, task in self.running.items() if task.node not in here]
+
+        if elsewhere():  # or on nodes that have just joined
+            self.looked, self.nodes = time.monotonic(), working_nodes()
+        gone = elsewhere()
         for stream in gone:
             self.stop(stream)
         return [self.running.pop(stream) for stream in gone]
@@ -219,7 +224,7 @@ class _Run:
             ray.cancel(stream, force=True)
 
     def note(self) -> str:
-        """How many nodes work, for the progress bar; a line in the log if none has for long."""
+        """Describe where attempts run, for the progress bar; the log has a line if none has begun for long."""
         at = [task.node for task in self.running.values() if task.node is not None]
         if not at and time.monotonic() - self.began > LINE_EVERY:
             self.began = time.monotonic()

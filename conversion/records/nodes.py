@@ -60,7 +60,7 @@ def opened_workers(
 
 
 def facts_of_bytes(kind: str) -> dict[str, str]:
-    """What decides the bytes that a process makes from a source of a kind: versions of libraries, and our own code."""
+    """The facts that decide the bytes made from a source of a kind: versions of libraries, and our own code."""
     from PIL import features
 
     reader = source_of(kind).package

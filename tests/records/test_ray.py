@@ -306,13 +306,16 @@ def test_a_killed_driver_leaves_no_task_and_the_same_command_resumes(long, clust
 def test_a_signal_stops_with_a_word_and_ends_all_tasks(number, send, code, own, long, cluster, tmp_path):
     before = ray_processes()
     address = "local" if own else cluster.address
-    returned, shown = stopped(long, tmp_path / "out", number, send=send, RAY_ADDRESS=address)
+    returned, shown = stopped(
+        long, tmp_path / "out", number, send=send, RAY_ADDRESS=address, HOME=str(tmp_path), TMPDIR=str(tmp_path)
+    )
     assert returned == code, shown
     assert re.search("interrupted|terminated", shown)
     assert "repeat the same command to resume" in shown
     assert "Traceback" not in shown
     wait_until(lambda: not tasks() and ray_processes() <= before)
     assert not (tmp_path / "out/manifest.json").exists()
+    assert not (tmp_path / ".ray").exists()  # a token there would change the user's other clusters
 
 
 @pytest.mark.slow

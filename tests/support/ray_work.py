@@ -29,14 +29,12 @@ def killed_once(folder: Path, number: int, job, seen):
 def node_killed_once(folder: Path, node: str, lives_on: bool, job, seen):
     """Convert a part; the first attempt on one node kills the node, and other nodes wait for that.
 
-    The worker process ends with its node, or it lives on, as one does that only lost its connection.
+    The worker process ends with its node, or both live on, as they do after losing their connection.
     """
     note(folder, job.number)
     if node_of_process() == node and is_first(folder, "killed"):
         (folder / "lost").write_text(str(job.number))
-        os.kill(os.getppid(), signal.SIGKILL)
-        if not lives_on:
-            os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getppid(), signal.SIGSTOP if lives_on else signal.SIGKILL)
         time.sleep(60)
     wait_for(folder / "lost")
     return convert_part(job, seen)
