@@ -12,9 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+from jaxtyping import Int64
+
+from clipa_eqx.data.addresses import ShardAddresses, is_url
 from clipa_eqx.data.array_record_files import ShardReader, open_reader
-from clipa_eqx.data.bucket_manifest import is_url
-from clipa_eqx.data.manifest import ShardInfo
+from clipa_eqx.data.shard_checks import check_size
+from clipa_eqx.data.shards import ShardInfo, shard_table
 from clipa_eqx.errors import DataError
 
 MOST_OPEN_RECORDS = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 64 // 16
@@ -30,8 +34,11 @@ class OpenShards:
     """
 
     def __init__(self, folder: str, shards: Sequence[ShardInfo]) -> None:
-        self._folder, self._shards = folder, shards
-        self._open_readers = _OpenReaders(counts=tuple(shard.count for shard in shards), is_local=not is_url(folder))
+        self._shards = shard_table(shards)
+        self.addresses: ShardAddresses = ShardAddresses(folder, self._shards)
+        """Paths or URLs of the shards."""
+        is_local = not all(map(is_url, self.addresses.folders))
+        self._open_readers = _OpenReaders(counts=self._shards.counts, is_local=is_local)
         with _lock:
             _all.add(self._open_readers)
 
@@ -65,46 +72,35 @@ class OpenShards:
             self._open_readers.close()
 
     def _open(self, shard: int) -> ShardReader:
-        info = self._shards[shard]
-        path = f"{self._folder}/{info.name}"
-        if not is_url(self._folder):
-            check_size(Path(path), expected=info.bytes)
+        path, expected = self.addresses[shard], int(self._shards.counts[shard])
+        if not is_url(path):
+            check_size(path, expected=int(self._shards.sizes[shard]))
         # A truncated file may open without an error and report 0 records, so the count is compared here.
         try:
             reader = open_reader(path)
             count = reader.num_records()
         except RuntimeError as error:
-            self._check_readable(path)
+            _check_readable(path)
             raise DataError(f"shard {path} is damaged: {error}; restore it from its source") from error
-        if count != info.count:
-            self._check_readable(path)
-            raise DataError(f"shard {path} has {count} records, its manifest says {info.count}; restore it")
+        if count != expected:
+            _check_readable(path)
+            raise DataError(f"shard {path} has {count} records, its manifest says {expected}; restore it")
         return reader
 
-    def _check_readable(self, path: str) -> None:
-        """Raise DataError if the system does not open the file; array_record reports such a file as an empty one."""
-        if is_url(self._folder):
-            return
-        try:
-            Path(path).open("rb").close()
-        except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE):
-                limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-                advice = f"this process may have {limit} files open; raise that with `ulimit -n`"
-            else:
-                advice = "make it readable for this user"
-            raise DataError(f"shard {path} cannot be opened: {error.strerror}; {advice}") from error
 
-
-def check_size(path: Path, *, expected: int) -> None:
-    """Raise DataError unless the shard exists and has ``expected`` bytes."""
-    if not path.is_file():
-        raise DataError(f"shard {path} is missing; restore it or convert the data again")
-    size = path.stat().st_size
-    if size != expected:
-        raise DataError(
-            f"shard {path} has {size} bytes, its manifest says {expected}: it is truncated or changed; restore it"
-        )
+def _check_readable(path: str) -> None:
+    """Raise DataError if the system does not open the file; array_record reports such a file as an empty one."""
+    if is_url(path):
+        return
+    try:
+        Path(path).open("rb").close()
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            advice = f"this process may have {limit} files open; raise that with `ulimit -n`"
+        else:
+            advice = "make it readable for this user"
+        raise DataError(f"shard {path} cannot be opened: {error.strerror}; {advice}") from error
 
 
 class _OpenReader(NamedTuple):
@@ -116,7 +112,7 @@ class _OpenReader(NamedTuple):
 class _OpenReaders:
     """Open shards of one folder; all methods need the lock."""
 
-    counts: tuple[int, ...]  # records of each shard, open or not
+    counts: Int64[np.ndarray, " shards"]  # records of each shard, open or not
     is_local: bool
     readers: OrderedDict[int, _OpenReader] = field(default_factory=OrderedDict[int, _OpenReader])  # least recent first
     records: int = 0  # of the open shards
@@ -131,7 +127,7 @@ class _OpenReaders:
     def add(self, shard: int, reader: ShardReader) -> None:
         if self.find(shard) is None:  # otherwise another thread was faster
             self.readers[shard] = _OpenReader(reader, next(_clock))
-            self.records += self.counts[shard]
+            self.records += int(self.counts[shard])
 
     def oldest(self) -> int:
         return next(iter(self.readers.values())).used
@@ -139,7 +135,7 @@ class _OpenReaders:
     def drop_oldest(self) -> None:
         # Released, not closed, because another thread may be reading from it. Its destructor closes the file.
         shard, _ = self.readers.popitem(last=False)
-        self.records -= self.counts[shard]
+        self.records -= int(self.counts[shard])
 
     def close(self) -> None:
         for opened in self.readers.values():

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 
 from clipa_eqx.agreement import refused_together
+from clipa_eqx.data.addresses import is_url
 from clipa_eqx.data.array_record_reader import open_records
-from clipa_eqx.data.bucket_manifest import is_url
 from clipa_eqx.devices import in_words, open_devices
 from clipa_eqx.errors import ConfigError, DataError
 from clipa_eqx.evals.gathering import sum_processes

@@ -52,17 +52,17 @@ def check_row(
 ) -> CheckedRow | Lost:
     """The record of a row, or the first reason that applies.
 
-    In order: key is not UTF-8, missing image, missing label (``labeled`` sources, whose captions are optional), no
-    class name, captions (each missing, empty or not UTF-8; one good caption is enough), undecodable image, too many
-    pixels, too small.
+    The image must have been read (see ``Row.image``). In order: key is not UTF-8, missing image, missing label
+    (``labeled`` sources, whose captions are optional), no class name, captions (each missing, empty or not UTF-8; one
+    good caption is enough), undecodable image, too many pixels, too small.
     """
     shown = row.key if isinstance(row.key, str) else row.key.decode(errors="backslashreplace")
     key = _as_text(row.key)
     if key is None:
         return Lost(reason=KEY_NOT_UTF8, key=printable(shown))
     key = short_key(key_prefix + key)
-    if not row.image or isinstance(row.image, str):
-        return Lost(reason=MISSING_IMAGE, key=key, detail=row.image or "")
+    if not isinstance(row.image, bytes) or not row.image:
+        return Lost(reason=MISSING_IMAGE, key=key, detail=row.image if isinstance(row.image, str) else "")
     captions: list[str] = []
     lost: list[str] = []
     for caption in row.captions:

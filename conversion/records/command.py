@@ -12,8 +12,15 @@ from conversion.records.rows import Plan, printable
 Command = Mapping[str, object]
 
 
-def command_of(kind: str, source: str, options: IngestOptions, plan: Plan) -> Command:
-    """The command in plain JSON: kind, source, changed options, columns, number of parts, hash over the source."""
+def command_of(
+    kind: str, source: str, options: IngestOptions, plan: Plan, *, subset_sha256: str | None = None
+) -> Command:
+    """The command in plain JSON: kind, source, changed options, columns, number of parts, hash over the source.
+
+    Args:
+        options: those of the user.
+        subset_sha256: hash of the file of a subset.
+    """
     files = hashlib.sha256()
     files.update(json.dumps([plan.digest, plan.class_names]).encode())
     for part in plan.parts:
@@ -25,6 +32,7 @@ def command_of(kind: str, source: str, options: IngestOptions, plan: Plan) -> Co
         "kind": kind,
         "source": printable(source),
         **changed,
+        **({"subset_sha256": subset_sha256} if subset_sha256 else {}),
         **({"columns": plan.columns} if plan.columns else {}),
         "parts": len(plan.parts),
         "source_files": files.hexdigest(),
@@ -36,7 +44,10 @@ def differences(old: Command | None, new: Command) -> str:
     if old is None:
         return "not written by this program"
     changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    shown = [f"{name} was {old.get(name)!r}, now {new.get(name)!r}" for name in changed if name != "source_files"]
+    hashes = ("source_files", "subset_sha256")
+    shown = [f"{name} was {old.get(name)!r}, now {new.get(name)!r}" for name in changed if name not in hashes]
+    if "subset_sha256" in changed and "subset" not in changed:
+        shown.append("the file of the subset has changed")
     if "source_files" in changed and "source" not in changed:  # the hash also covers how the source was written
         shown.append("the source has changed")
     return "; ".join(shown) or "by the same command"

@@ -1,42 +1,22 @@
 """Comparison of two record folders in bounded memory: keys they do not share, and keys with different samples."""
 
 import contextlib
-import hashlib
 import heapq
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
 
 from clipa_eqx.data.manifest import Manifest
-from clipa_eqx.data.records import Record, decode_record, encode_record
-from conversion.records.buckets import (
-    PER_BUCKET,
-    BucketFile,
-    Slice,
-    count_buckets,
-    read_items,
-    slices_of_bucket,
-    write_buckets,
-)
-from conversion.records.keys import (
-    ENTRY,
-    Entries,
-    content_digest,
-    key_digest,
-    pack_entry,
-    starts_of_keys,
-)
+from conversion.records.buckets import Slice, count_buckets, read_items, slices_of_bucket
+from conversion.records.keys import starts_of_keys
 from conversion.records.manifests import read_manifest_of
 from conversion.records.places import Place, open_place
-from conversion.records.reading import local_copy
-from conversion.records.shards import Shard, over_shards, read_blobs
+from conversion.records.stored_keys import STORED, describe_record, distribute_keys
 from conversion.records.workers import Progress, run_jobs
-
-_ENTRY = np.dtype([*((name, ENTRY[name]) for name in ENTRY.names or ()), ("extra", "<u8")])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +72,7 @@ def diff(a: str, b: str, *, workers: int = 1, examples: int = 10) -> Difference:
         rows = max(manifest.rows_written for manifest in manifests)
         buckets = count_buckets(rows)
         sides = [
-            _distribute(place, manifest, folder=folder, side=side, buckets=buckets, workers=workers)
+            distribute_keys(place, manifest, folder=folder, name=side, buckets=buckets, workers=workers)
             for side, place, manifest in zip("ab", places, manifests, strict=True)
         ]
         slices = ((slices_of_bucket(sides[0], i), slices_of_bucket(sides[1], i)) for i in range(buckets))
@@ -135,11 +115,8 @@ class _Firsts:
         """Read the records at the positions; return their keys with shard and position."""
         names: list[str] = []
         for shard, position in self._found:
-            info = manifest.shards[shard]
-            where = f"{place.url}/{info.name}"
-            with local_copy(place.fs, place.child(info.name)) as path:
-                (blob,) = read_blobs(path, [position], where=where)
-            names.append(f"{decode_record(blob, where=where).key} ({info.name}, record {position})")
+            key, where = describe_record(place, manifest, shard, position)
+            names.append(f"{key} ({where})")
         return tuple(names)
 
 
@@ -171,31 +148,10 @@ class _Found(NamedTuple):
     firsts: list[list[tuple[int, int]]]
 
 
-def _distribute(
-    place: Place, manifest: Manifest, *, folder: Place, side: str, buckets: int, workers: int
-) -> list[BucketFile]:
-    """The entries of all records of a folder, in files of at least 2 million, the last one excepted."""
-    files: list[BucketFile] = []
-    held: list[Entries] = []
-
-    def write() -> None:
-        name = f"{side}-{len(files)}"
-        files.append(write_buckets(folder, name, np.concatenate(held), count=buckets))
-        held.clear()
-
-    for _, entries in over_shards(_read_keys, place, manifest, workers=workers, what=f"read {place.url}"):
-        held.append(np.frombuffer(entries, _ENTRY))
-        if sum(map(len, held)) >= PER_BUCKET:
-            write()
-    if held:
-        write()
-    return files
-
-
 def _compare_bucket(bucket: _Bucket, seen: Callable[[int], None]) -> _Found:
     del seen  # progress is in buckets
     folder = open_place(bucket.folder)
-    a, b = (read_items(folder, slices, _ENTRY) for slices in (bucket.a, bucket.b))
+    a, b = (read_items(folder, slices, STORED) for slices in (bucket.a, bucket.b))
     is_b = np.arange(len(a) + len(b)) >= len(a)
     both = np.concatenate([a, b])
     position = both["part"].astype(np.uint64) << np.uint64(32) | both["row"]
@@ -222,22 +178,3 @@ def _compare_bucket(bucket: _Bucket, seen: Callable[[int], None]) -> _Found:
         firsts.append([(int(one["part"]), int(one["row"])) for one in found[order]])
     repeats = (len(a) - has[0].sum(), len(b) - has[1].sum())
     return _Found(np.array([shared.sum(), *(chosen.sum() for chosen in kinds), *repeats], np.int64), firsts)
-
-
-def _read_keys(shard: Shard, seen: Callable[[int], None]) -> bytes:
-    place, where = open_place(shard.url), f"{shard.url}/{shard.info.name}"
-    entries = bytearray()
-    with local_copy(place.fs, place.child(shard.info.name)) as path:
-        for row, blob in enumerate(read_blobs(path, range(shard.info.count), where=where)):
-            record = decode_record(blob, where=f"{where}, record {row}")
-            content = content_digest(record, encoded=blob)
-            entries += pack_entry(key_digest(record.key), content, part=shard.number, row=row)
-            entries += _extra_digest(record)[:8]
-            seen(len(blob))
-    return bytes(entries)
-
-
-def _extra_digest(record: Record) -> bytes:
-    """SHA-256 of the values in ``extra``, in whatever order they are stored."""
-    values = replace(record, key="", image=b"", captions=(), label=None, extra=dict(sorted(record.extra.items())))
-    return hashlib.sha256(encode_record(values)).digest()

@@ -32,7 +32,7 @@ from conversion.records.buckets import (
 from conversion.records.keys import ENTRY, REPEAT, Repeats, find_repeats
 from conversion.records.part_report import keys_name
 from conversion.records.places import Place, open_place
-from conversion.records.workers import Progress, run_jobs
+from conversion.records.workers import Progress, Workers, run_jobs
 
 Job = TypeVar("Job", "DistributeJob", "CompareJob")
 Result = TypeVar("Result")
@@ -133,7 +133,7 @@ def find_duplicates(
     rows: Mapping[int, int],
     *,
     folder: Place,
-    workers: int,
+    workers: Workers,
     per_bucket: int = PER_BUCKET,
     per_file: int = PER_FILE,
 ) -> Duplicates:
@@ -145,7 +145,7 @@ def find_duplicates(
         target: the destination, where each part has a file with its keys.
         rows: number of keys of each part.
         folder: an empty folder that all processes see. It gets 32 bytes per row and 9 per duplicate.
-        workers: number of processes.
+        workers: number of processes, or a cluster.
         per_bucket: number of keys that a task compares.
         per_file: number of keys that a task distributes.
 
@@ -172,7 +172,7 @@ def find_duplicates(
     counts = np.zeros(int(borders[-1]), np.int64)
     names: list[str] = []
     starts: list[Int64[np.ndarray, " borders"]] = []
-    work = _run(compare, jobs, what="compare keys", total=sum(rows.values()), workers=min(workers, buckets))
+    work = _run(compare, jobs, what="compare keys", total=sum(rows.values()), workers=_most(workers, buckets))
     with contextlib.closing(work):
         for _, found in work:
             if found.name:
@@ -242,7 +242,7 @@ def _repeats(job: CompareJob, seen: Callable[[int], None]) -> Iterator[Repeats]:
 
 
 def _distribute(
-    target: Place, keys: Sequence[Slice], *, folder: Place, buckets: int, most: int, workers: int
+    target: Place, keys: Sequence[Slice], *, folder: Place, buckets: int, most: int, workers: Workers
 ) -> list[BucketFile]:
     """All keys in files, in the order of the source."""
     total = sum(one.stop for one in keys)
@@ -251,18 +251,28 @@ def _distribute(
         DistributeJob(number=i, source=target.url, slices=tuple(slices), folder=folder.url, buckets=buckets)
         for i, slices in enumerate(cut(keys, -(-total // count)))
     )
-    work = _run(distribute, jobs, what="distribute keys", total=total, workers=min(workers, count))
+    work = _run(distribute, jobs, what="distribute keys", total=total, workers=_most(workers, count))
     with contextlib.closing(work):
         files = {job.number: file for job, file in work}
     return [files[i] for i in range(count)]
 
 
+def _most(workers: Workers, jobs: int) -> Workers:
+    """No more processes than there are jobs."""
+    return min(workers, jobs) if isinstance(workers, int) else workers
+
+
 def _run(
-    work: Callable[[Job, Callable[[int], None]], Result], jobs: Iterable[Job], *, what: str, total: int, workers: int
+    work: Callable[[Job, Callable[[int], None]], Result],
+    jobs: Iterable[Job],
+    *,
+    what: str,
+    total: int,
+    workers: Workers,
 ) -> Generator[tuple[Job, Result]]:
     progress = Progress(total=total, unit="row", what=what)
     try:
-        results = run_jobs(work, jobs, workers=workers, progress=progress)
+        results = run_jobs(work, jobs, workers=workers, progress=progress, name=lambda job: f"{what} {job.number}")
         with contextlib.closing(results):
             for job, result in results:
                 progress.finish(sum(one.stop - one.start for one in job.slices))

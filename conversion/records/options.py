@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from clipa_eqx.errors import DataError
+from conversion.records.conditions import parse_conditions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +19,11 @@ class IngestOptions:
         key_column: column with the unique name of each row.
         label_column: column with the class number or name; captions are then optional.
         keep: columns whose values go to ``extra``.
+        subset: file with the ids of the rows to keep, a local path or an fsspec URL (None: all rows).
+        subset_column: column of the source with these ids (None: as the file of the subset decides).
+        usual_subset_column: the column that is taken if the source has it and no other is asked for. The conversion
+            sets it from the file of the subset.
+        where: expressions that must all hold for the values of a row (see ``conditions``).
         caption_lines: each line of a text member of a tar is a caption; otherwise the text is one caption.
         split: the split to read, of a source that holds several.
         labels: JSON list with the labels of ImageNet's validation images, which replace those of the source.
@@ -40,6 +46,10 @@ class IngestOptions:
     key_column: str | None = None
     label_column: str | None = None
     keep: tuple[str, ...] = ()
+    subset: str | None = None
+    subset_column: str | None = None
+    usual_subset_column: str | None = None
+    where: tuple[str, ...] = ()
     caption_lines: bool = False
     split: str | None = None
     labels: str | None = None
@@ -57,12 +67,20 @@ class IngestOptions:
     examples: int = 10
 
 
+def has_filters(options: IngestOptions) -> bool:
+    """Check whether rows are left out by ``subset`` or ``where``."""
+    return options.subset is not None or bool(options.where)
+
+
 def check_options(options: IngestOptions) -> None:
-    """Check that numbers are in their ranges.
+    """Check that numbers are in their ranges, and that expressions can be parsed.
 
     Raises:
         DataError: one is not, or two contradict each other.
     """
+    parse_conditions(options.where)
+    if options.subset_column is not None and options.subset is None:
+        raise DataError("--subset-column names the column with the ids of a subset, so it needs --subset FILE")
     if isinstance(options.caption_column, tuple) and len(set(options.caption_column)) < len(options.caption_column):
         raise DataError(f"--caption-column names a column twice: {', '.join(options.caption_column)}")
     for name, least in (

@@ -4,28 +4,39 @@ import dataclasses
 import itertools
 import os
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from pathlib import Path
+
+import numpy as np
 
 from clipa_eqx.data.array_record_writer import write_encoded_shard
-from clipa_eqx.data.manifest import ShardInfo
 from clipa_eqx.data.records import LABELS, Record, encode_record
+from clipa_eqx.data.shards import ShardInfo
 from clipa_eqx.errors import DataError
+from clipa_eqx.locks.fence import Fence
 from conversion.records.checks import check_row
+from conversion.records.filters import Filters, RowFilter, without_used
 from conversion.records.keys import Fingerprint, content_digest, key_digest, pack_entry
 from conversion.records.labels import Classes
-from conversion.records.options import IngestOptions
-from conversion.records.part_report import UNFINISHED, PartReport, keys_name, report_name, report_to_json, shown_record
+from conversion.records.options import IngestOptions, has_filters
+from conversion.records.part_report import (
+    PartReport,
+    keys_name,
+    met_name,
+    report_name,
+    report_to_json,
+    shown_record,
+)
 from conversion.records.places import Place, open_place
-from conversion.records.rows import TRUNCATED, Lost, Part, Tally, printable, short_key, stable
+from conversion.records.rows import TRUNCATED, Lost, Part, Row, Tally, printable, short_key, stable
+from conversion.records.sorted_ids import Positions, SortedIds
 from conversion.records.sources.damage import Scattered
 from conversion.records.sources.kinds import counts_rows, is_labeled, read_part
+from conversion.records.staging import staging
+from conversion.records.subset import SubsetIds, open_ids, pack_positions
 from conversion.records.unknown_words import PieceCounts, count_pieces, is_sampled
-from conversion.records.writing import move_in, write_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +51,9 @@ class Job:
         classes: the classes, which labels are checked against.
         limit: maximum number of rows to read.
         duplicates: rows to drop as duplicates, each with its reason.
+        fence: state of the lock of the destination in which the part is given out; None if it has no lock.
+        ids: the sorted ids of a subset; None without one.
+        filters: facts about the filters of the options.
     """
 
     number: int
@@ -51,6 +65,9 @@ class Job:
     classes: Classes = field(default_factory=Classes)
     limit: int | None = None
     duplicates: Mapping[int, str] = field(default_factory=dict[int, str])
+    fence: Fence | None = None
+    ids: SubsetIds | None = None
+    filters: Filters = field(default_factory=Filters)
 
 
 def library_versions() -> dict[str, str]:
@@ -59,13 +76,16 @@ def library_versions() -> dict[str, str]:
 
 
 def convert_part(job: Job, seen: Callable[[int], None]) -> PartReport:
-    """Write the shards of a part, then its keys, then its report, which declares the other files complete.
+    """Write the shards of a part, then its keys and the ids of a subset that it met, then its report.
+
+    The report declares the other files complete.
 
     Args:
         seen: called for each row with the bytes of its image, or with 1 (see ``counts_rows``).
 
     Raises:
         DataError: the source cannot be read, the options do not fit it, or the target cannot be written.
+        LateError: another conversion has the target now, or a later stage of this one has begun.
     """
     try:
         try:
@@ -80,46 +100,52 @@ def convert_part(job: Job, seen: Callable[[int], None]) -> PartReport:
 def _convert(job: Job, seen: Callable[[int], None]) -> PartReport:
     source, target = open_place(job.source), open_place(job.target)
     account = _Account(job)
-    blobs = _blobs(job, source, account, seen)
+    blobs = _blobs(job, source, account, seen, None if job.ids is None else open_ids(target, job.ids))
     shards: list[ShardInfo] = []
-    with _staging(target) as folder:
+    with staging(target, job.fence) as staged:
         for first in blobs:
             chunk = itertools.chain([first], itertools.islice(blobs, job.options.records_per_shard - 1))
             name = f"shard-{job.number:06d}-{len(shards):03d}.array_record"
-            written = write_encoded_shard(Path(folder) / f"{name}.tmp-{os.getpid()}", chunk)
-            move_in(target, Path(folder) / written.name, name)
-            shards.append(dataclasses.replace(written, name=name))
-    report = account.report(shards)
-    write_file(target, keys_name(job.number), bytes(account.entries))
-    write_file(target, report_name(job.number), report_to_json(report))
+            shards.append(write_encoded_shard(staged.folder / name, chunk))
+            staged.move_in(name)
+        met = b"" if job.ids is None else pack_positions(account.met, job.ids)
+        if met:
+            staged.write(met_name(job.number), met)
+        report = dataclasses.replace(account.report(shards), met_bytes=len(met))
+        staged.write(keys_name(job.number), bytes(account.entries))
+        staged.write(report_name(job.number), report_to_json(report))
     return report
 
 
-def _staging(target: Place) -> tempfile.TemporaryDirectory[str]:
-    # Inside a local destination, so that a rename moves a shard to its place.
-    if target.is_local:
-        Path(target.child(UNFINISHED)).mkdir(parents=True, exist_ok=True)
-        return tempfile.TemporaryDirectory(dir=target.child(UNFINISHED), prefix="tmp-")
-    return tempfile.TemporaryDirectory(prefix="clipa_eqx-")
-
-
-def _blobs(job: Job, source: Place, account: "_Account", seen: Callable[[int], None]) -> Iterator[bytes]:
+def _blobs(
+    job: Job, source: Place, account: "_Account", seen: Callable[[int], None], ids: SortedIds | None
+) -> Iterator[bytes]:
     """Yield the encoded records of a part, and enter every row into the account."""
     options = job.options
     prefix = f"{_stem(job.part.source)}/" if options.prefix_keys else ""
     labeled, by_rows = is_labeled(job.kind, options, job.part.columns), counts_rows(job.kind, options)
-    for item in read_part(source, job.part, kind=job.kind, options=options, tally=account.tally):
+    items = read_part(source, job.part, kind=job.kind, options=options, tally=account.tally)
+    row_filter = RowFilter(options, job.filters, job.part.columns, ids=ids, key_prefix=prefix)
+    judged = row_filter.judged(items, limit=job.limit) if has_filters(options) else ((item, None) for item in items)
+    for item, why in judged:
         left = None if job.limit is None else job.limit - account.rows_read
         if left == 0:
             break
         row = account.rows_read
         if isinstance(item, Lost):
-            account.miss(item if left is None else dataclasses.replace(item, count=min(left, item.count)))
+            lost = why or item
+            account.miss(lost if left is None else dataclasses.replace(lost, count=min(left, lost.count)))
             continue
         account.rows_read += 1
-        seen(1 if by_rows else len(item.image) if isinstance(item.image, bytes) else 0)
         account.see(item.labels)
-        checked = check_row(item, options=options, key_prefix=prefix, labeled=labeled, classes=job.classes)
+        full = item if why is not None else _with_image(item)
+        seen(1 if by_rows else len(full.image) if isinstance(full.image, bytes) else 0)
+        if why is not None:
+            account.drop(why)
+            continue
+        checked = check_row(
+            without_used(full, options), options=options, key_prefix=prefix, labeled=labeled, classes=job.classes
+        )
         if isinstance(checked, Lost):
             account.drop(checked)
             continue
@@ -133,6 +159,12 @@ def _blobs(job: Job, source: Place, account: "_Account", seen: Callable[[int], N
             continue
         account.keep(record, key, content, captions_lost=checked.captions_lost)
         yield blob
+    account.met = row_filter.met()
+
+
+def _with_image(row: Row) -> Row:
+    """The row with its image read."""
+    return dataclasses.replace(row, image=row.image()) if callable(row.image) else row
 
 
 def _stem(name: str) -> str:
@@ -161,6 +193,7 @@ class _Account:
         self.entries = bytearray()
         self.tally = Tally()
         self.counts = PieceCounts()
+        self.met: Positions = np.empty(0, np.int64)
 
     def see(self, labels: tuple[int | str, ...]) -> None:
         """Note the numbers of labels, also of those without a class."""

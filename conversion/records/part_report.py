@@ -4,8 +4,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
-from clipa_eqx.data.manifest import ShardInfo
 from clipa_eqx.data.records import LABELS, Record
+from clipa_eqx.data.shards import ShardInfo
 from conversion.records.keys import ENTRY
 from conversion.records.rows import shortened
 
@@ -41,6 +41,7 @@ class PartReport:
         duplicates: rows dropped as duplicates.
         ignored_members: members of a tar that belong to no row.
         scattered_tars: tars whose samples had to be joined, 0 or 1.
+        met_bytes: size of the file with the positions of the ids of a subset that rows have; 0 if there is none.
         downloads: downloads that img2dataset reports for the part, if its rows are those that succeeded.
         failed_downloads: those that failed.
         lowest_label: lowest class number of any row, counted from 0, also of one without a class; None without labels.
@@ -76,6 +77,7 @@ class PartReport:
     highest_label: int | None
     most_labels: int
     versions: dict[str, str]
+    met_bytes: int = 0
     downloads: int
     failed_downloads: int
 
@@ -86,8 +88,10 @@ class PartReport:
     def files(self) -> dict[str, int]:
         """Sizes by name of the files that the report declares complete."""
         entries = self.rows_written + self.duplicates
+        met = {met_name(self.number): self.met_bytes} if self.met_bytes else {}
         return {shard.name: shard.bytes for shard in self.shard_infos()} | {
-            keys_name(self.number): entries * ENTRY.itemsize
+            keys_name(self.number): entries * ENTRY.itemsize,
+            **met,
         }
 
 
@@ -109,6 +113,11 @@ def report_name(number: int) -> str:
 def keys_name(number: int) -> str:
     """The file, inside the destination, with an ENTRY for each row of a part that was kept or is a duplicate."""
     return f"{UNFINISHED}/part-{number:06d}.keys"
+
+
+def met_name(number: int) -> str:
+    """The file, inside the destination, with the positions of the ids of the subset that rows of a part have."""
+    return f"{UNFINISHED}/part-{number:06d}.met"
 
 
 def report_to_json(report: PartReport) -> bytes:

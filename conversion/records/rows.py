@@ -3,7 +3,7 @@
 import hashlib
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from clipa_eqx.data.records import ExtraValue
@@ -29,8 +29,17 @@ NO_CLASS_FOLDER = "outside of a class folder"
 BAD_ROW = "row cannot be parsed"
 WRONG_CELLS = "wrong number of cells"
 TRUNCATED = "truncated shard"
+NOT_IN_SUBSET = "not in the subset"
+NO_ID = "no id for the subset"
+NOT_SELECTED = "not selected by --where"
+NO_VALUE = "no value for --where"
 DUPLICATE = "duplicate key"
 DUPLICATE_OTHER = "duplicate key of another sample"
+FILTERED = (NOT_IN_SUBSET, NO_ID, NOT_SELECTED, NO_VALUE)
+"""Reasons of rows that a filter left out: they are not checked further."""
+
+Image = bytes | str | None
+"""The bytes of an image file, or a text that says why there is none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +76,8 @@ class Columns:
         key: column with the unique name of a row.
         label: column with the class number, or with a text that names the class.
         split: column with the split of a row, if rows of other splits are to be left out.
+        subset: column with the id that ``--subset`` looks up; None: the key is that id.
+        values: all columns whose values a row carries in ``extra``: those to keep, and those that filters use.
     """
 
     image: str | None = None
@@ -75,6 +86,8 @@ class Columns:
     key: str | None = None
     label: str | None = None
     split: str | None = None
+    subset: str | None = None
+    values: tuple[str, ...] = ()
 
     @property
     def captions(self) -> tuple[str, ...]:
@@ -143,12 +156,14 @@ class Row:
     """One row as found. Texts may still be bytes: UTF-8 is checked later.
 
     Attributes:
-        image: the bytes of an image file; a text says why there is none.
+        image: the bytes of an image file; a text says why there is none. A function reads an image of its own file, so
+            that a row that a filter leaves out costs no reading.
         labels: class numbers as the source counts, or texts that name classes; usually one.
+        extra: values of columns (see ``Columns.values``).
     """
 
     key: str | bytes
-    image: bytes | str | None
+    image: Image | Callable[[], Image]
     captions: tuple[str | bytes | None, ...] = ()
     labels: tuple[int | str, ...] = ()
     extra: Mapping[str, ExtraValue] = field(default_factory=dict[str, ExtraValue])
@@ -163,6 +178,7 @@ class Lost:
         key: key of the (first) row, or a description of its place.
         count: number of rows.
         rest_unknown: more rows may follow that cannot be counted, as after the cut of a truncated file.
+        extra: values of columns, as of a ``Row``, of a single row whose key and values are known; otherwise None.
     """
 
     reason: str
@@ -170,6 +186,7 @@ class Lost:
     detail: str = ""
     count: int = 1
     rest_unknown: bool = False
+    extra: Mapping[str, ExtraValue] | None = None
 
 
 @dataclass(kw_only=True)

@@ -170,6 +170,8 @@ def test_a_report_survives_its_file_and_names_the_files_it_declares(report):
     shards = {shard["name"]: 10 for shard in report.shards}
     entries = (report.rows_written + 2) * ENTRY.itemsize
     assert report.files() == shards | {"_unfinished/part-000003.keys": entries}
+    met = {"_unfinished/part-000003.met": 8}
+    assert replace(report, met_bytes=8).files() == shards | {"_unfinished/part-000003.keys": entries} | met
 
 
 @settings(deadline=None)

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import zipfile
 
+import numpy as np
 import pytest
 from PIL import Image
 from support import dumps
@@ -94,6 +95,7 @@ def convert_all(out, workers, after):
         ingest(source, f"{out}/{name}", workers=workers, **options)
 
     convert(tars, "tars", most=2, keep=("url",), min_side=30)
+    convert(tars, "filtered", subset=f"{folder}/keys.npy", where=("url != 'u'",))
     convert(labels, "labels", workers=1, kind="tfds")  # each worker imports TensorFlow, which takes seconds
     convert(negative, "negative", kind="captions", label_column="label", records_per_shard=1)
     convert(tables, "tables", kind="parquet")
@@ -117,6 +119,7 @@ def runs(tmp_path_factory):
     """Convert sources that hold every reason in two processes, each with its own folder of temporary files."""
     tmp_path = tmp_path_factory.mktemp("equal")
     write_tars(tmp_path / "tars")
+    np.save(tmp_path / "keys.npy", np.array(["mute", "good", "nowhere"]))
     write_labels(tmp_path / "labels")
     (tmp_path / "tables").mkdir()
     write_tables(tmp_path / "tables")
@@ -187,6 +190,7 @@ def test_what_differs_between_equal_conversions_is_left_out(text, expected, monk
 
 def test_a_detail_names_neither_an_object_nor_a_folder_of_copies(tmp_path):
     write_tars(tmp_path / "tars")
+    np.save(tmp_path / "keys.npy", np.array(["mute", "good", "nowhere"]))
     manifest = ingest(tmp_path / "tars", tmp_path / "out")
     details = [one["detail"] for one in manifest.info["examples"]["undecodable image"]]
     assert len(details) == 3

@@ -140,7 +140,7 @@ def test_a_column_named_twice_is_a_mistake(tmp_path, capsys):
 def test_two_columns_after_one_flag_get_a_hint(tmp_path, capsys):
     write_csv(tmp_path / "source")
     assert call("captions", tmp_path / "source", tmp_path / "out", "--caption-column", "txt", "short") == 2
-    assert "--caption-column may be repeated, with one value each time" in error_of(capsys)
+    assert "--caption-column and --where may be repeated, with one value each time" in error_of(capsys)
     assert call("captions", "--caption-column", "txt", tmp_path / "source", tmp_path / "out") == 0
 
 

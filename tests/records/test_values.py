@@ -11,7 +11,7 @@ from clipa_eqx.errors import DataError
 from conversion.records.listing import FoundFile
 from conversion.records.options import IngestOptions
 from conversion.records.rows import Columns, printable
-from conversion.records.sources.columns import check_kept, choose_column, choose_listed, count_names, is_image_name
+from conversion.records.sources.columns import check_values, choose_column, choose_listed, count_names, is_image_name
 from conversion.records.sources.planning import digest_of, ignored_files, named_columns, suffix_of
 from conversion.records.sources.values import as_extra, as_label, from_json, kept_values
 
@@ -148,10 +148,12 @@ def test_names_are_counted_by_the_values_under_them():
     assert count_names([{"a": 1, "b": None}, {"a": None}, {"c": 0}]) == {"a": 1, "b": 0, "c": 1}
 
 
-def test_every_column_to_keep_must_exist():
-    check_kept(["a", "b"], options=IngestOptions(keep=("b",)), where="here")
+def test_every_column_to_keep_or_of_a_condition_must_exist():
+    check_values(["a", "b"], options=IngestOptions(keep=("b",), where=("a > 1",)), where="here")
     with pytest.raises(DataError, match=r"no column 'c' for the extra \(--keep\)"):
-        check_kept(["a", "b"], options=IngestOptions(keep=("b", "c")), where="here")
+        check_values(["a", "b"], options=IngestOptions(keep=("b", "c")), where="here")
+    with pytest.raises(DataError, match=r"no column 'c' for the condition \(--where\)"):
+        check_values(["a", "b"], options=IngestOptions(where=("b > c",)), where="here")
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from clipa_eqx.data.array_record_writer import write_records
 from clipa_eqx.data.records import Record, encode_record
 from clipa_eqx.errors import DataError
 from conversion.records import diff as module
+from conversion.records import stored_keys
 from conversion.records.diff import diff
 from conversion.records.keys import ENTRY, Fingerprint, content_digest, key_digest, pack_entry
 from conversion.records.verify import find_damage
@@ -122,7 +123,7 @@ def test_diff_in_many_buckets_equals_diff_in_one(count, workers, tmp_path, monke
     whole = diff(str(tmp_path / "a"), str(tmp_path / "b"))
     assert min(whole.shared, whole.changed, whole.changed_extra, whole.only_a, whole.only_b, whole.repeats_a) > 0
     monkeypatch.setattr(module, "count_buckets", lambda rows: count)
-    monkeypatch.setattr(module, "PER_BUCKET", 20)  # entries of a file
+    monkeypatch.setattr(stored_keys, "PER_BUCKET", 20)  # entries of a file
     assert diff(str(tmp_path / "a"), str(tmp_path / "b"), workers=workers) == whole
 
 

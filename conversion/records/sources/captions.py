@@ -10,8 +10,8 @@ from conversion.records.listing import FoundFile, check_readable
 from conversion.records.options import IngestOptions
 from conversion.records.places import Place
 from conversion.records.reading import open_file
-from conversion.records.rows import Lost, Part, Plan, Row, Tally, printable
-from conversion.records.sources.columns import check_kept, is_image_name
+from conversion.records.rows import Columns, Lost, Part, Plan, Row, Tally, printable
+from conversion.records.sources.columns import check_values, is_image_name
 from conversion.records.sources.json_lists import plan_json
 from conversion.records.sources.listed import read_listed, spelled
 from conversion.records.sources.planning import digest_of, ignored_files, named_columns
@@ -46,13 +46,14 @@ def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
     for file in lists:
         plan = plan_json if file.name.lower().endswith(".json") else plan_table
         listed = plan(files.place, file, options, key_folder=_folder(file) if has_folders else "", left=left)
-        parts += listed.parts
+        ids = Columns(subset=listed.columns.subset)  # rows that have been read already need no other column
+        parts += [part if part.rows is None else replace(part, columns=ids) for part in listed.parts]
         unlisted += listed.unlisted
         for piece in listed.content:
             digest.update(piece)
         if listed.names:
             if not columns:
-                check_kept(listed.names, options=options, where=file.path)
+                check_values(listed.names, options=options, where=file.path)
             columns[printable(file.name)] = named_columns(listed.columns)
     info = {**split_info, **ignored_files(set(files.found) - set(lists) - set(images))}
     if unlisted:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 
 from clipa_eqx.errors import DataError
+from conversion.records.conditions import condition_columns
 from conversion.records.options import IngestOptions
 from conversion.records.rows import Columns, shortened
 from conversion.records.sources.absent_images import download_advice
@@ -130,11 +131,14 @@ def choose_listed(
     # Karpathy's lists of COCO give folder and name separately.
     paths = ["filename"] if {"filename", "filepath"} <= entries.keys() else paths
     needed = options.label_column is None
+    subset = choose_subset(entries, options=options, where=where)
     return Columns(
         path=choose_column(options.image_column, entries, paths, what="image", where=where, needed=True),
         caption=choose_captions(options.caption_column, captions, usual, where=where, needed=needed),
         label=choose_column(options.label_column, entries, (), what="label", where=where),
         key=choose_column(options.key_column, entries, (), what="key", where=where),
+        subset=subset,
+        values=values_to_read(options, subset),
     )
 
 
@@ -146,11 +150,31 @@ def count_names(entries: Iterable[Mapping[str, object]]) -> Counter[str]:
     return counts
 
 
-def check_kept(names: Collection[str], *, options: IngestOptions, where: str) -> None:
-    """Check that every column to keep exists.
+def choose_subset(names: Collection[str], *, options: IngestOptions, where: str) -> str | None:
+    """The column with the ids of a subset: that asked for, else the one called as in the file; None: the keys are ids.
+
+    Raises:
+        DataError: the column asked for is missing.
+    """
+    asked, usual = options.subset_column, options.usual_subset_column
+    if asked is not None:
+        return choose_column(asked, names, (), what="ids", flag="--subset-column", where=where)
+    return usual if usual in names else None
+
+
+def values_to_read(options: IngestOptions, subset: str | None) -> tuple[str, ...]:
+    """The columns whose values rows carry: those to keep, those of ``--where``, and that of the ids of a subset."""
+    ids = () if subset is None else (subset,)
+    return tuple(dict.fromkeys((*options.keep, *condition_columns(options.where), *ids)))
+
+
+def check_values(names: Collection[str], *, options: IngestOptions, where: str) -> None:
+    """Check that every column to keep exists, and every column of ``--where``.
 
     Raises:
         DataError: one does not.
     """
-    for name in options.keep:
-        choose_column(name, names, (), what="extra", flag="--keep", where=where)
+    for flag, columns in (("--keep", options.keep), ("--where", condition_columns(options.where))):
+        for name in columns:
+            what = "extra" if flag == "--keep" else "condition"
+            choose_column(name, names, (), what=what, flag=flag, where=where)

@@ -10,9 +10,11 @@ from conversion.records.sources.columns import (
     CAPTION_COLUMNS,
     IMAGE_COLUMNS,
     KEY_COLUMNS,
-    check_kept,
+    check_values,
     choose_captions,
     choose_column,
+    choose_subset,
+    values_to_read,
 )
 from conversion.records.sources.example_proto import Features, parse_example
 from conversion.records.sources.value_types import check_types
@@ -51,7 +53,8 @@ def choose_features(
     names = names_of(first)
     if not names:
         return Columns()
-    check_kept(names, options=options, where=where)
+    check_values(names, options=options, where=where)
+    subset = choose_subset(names, options=options, where=where)
     found = choose_column(options.label_column, names, label, what="label", where=where)
     needed = found is None
     columns = Columns(
@@ -59,6 +62,8 @@ def choose_features(
         caption=choose_captions(options.caption_column, names, caption, where=where, needed=needed),
         label=found,
         key=choose_column(options.key_column, names, key, what="key", where=where),
+        subset=subset,
+        values=values_to_read(options, subset),
     )
     singles = ({name: _value(features, name) for name in features} for features in first)
     check_types(singles, replace(columns, caption=None), where=where)
@@ -71,7 +76,7 @@ def names_of(examples: Iterable[Features]) -> Collection[str]:
     return dict.fromkeys(name for features in examples for name in sorted(features))
 
 
-def read_examples(examples: Iterable[bytes | Lost], part: Part, options: IngestOptions) -> Iterator[Row | Lost]:
+def read_examples(examples: Iterable[bytes | Lost], part: Part) -> Iterator[Row | Lost]:
     """The rows of a file in order. An example without a key is named by its place."""
     number = 0
     for example in examples:
@@ -85,18 +90,18 @@ def read_examples(examples: Iterable[bytes | Lost], part: Part, options: IngestO
         if isinstance(features, str):
             yield Lost(reason=BAD_ROW, key=place_key, detail=features)
         else:
-            yield _row(features, part.columns, place_key=place_key, options=options)
+            yield _row(features, part.columns, place_key=place_key)
 
 
-def _row(features: Features, columns: Columns, *, place_key: str, options: IngestOptions) -> Row:
+def _row(features: Features, columns: Columns, *, place_key: str) -> Row:
     key = as_key(_value(features, columns.key))
-    kept = {name: _value(features, name) for name in options.keep if name in features}
+    kept = {name: _value(features, name) for name in columns.values if name in features}
     return Row(
         key=place_key if key is None else key,
         image=_image(features, columns.image),
         captions=captions_of(features, columns.captions),
         labels=as_labels(features.get(columns.label or "")),
-        extra=kept_values(kept, options.keep),
+        extra=kept_values(kept, columns.values),
     )
 
 

@@ -153,7 +153,7 @@ def _row(entry: Fields, captions: Captions, columns: Columns, list_file: ListFil
         path=list_file.complete(path),
         captions=tuple(captions),
         label=one_label(as_labels(entry.get(columns.label))) if columns.label else None,
-        extra=kept_values(entry, list_file.options.keep),
+        extra=kept_values(entry, columns.values),
     )
 
 

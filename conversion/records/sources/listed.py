@@ -4,6 +4,7 @@ import posixpath
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 from urllib.parse import unquote
 
@@ -104,5 +105,5 @@ def read_listed(place: Place, part: Part, options: IngestOptions, *, labeled: bo
         elif labeled and row.label is None:
             yield Lost(reason=NO_CLASS_FOLDER, key=row.key)
         else:
-            image = read_image(place, row.path, images=options.images)
+            image = partial(read_image, place, row.path, images=options.images)
             yield Row(key=row.key, image=image, captions=row.captions, labels=row.labels, extra=row.extra)

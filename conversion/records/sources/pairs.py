@@ -3,16 +3,17 @@
 import itertools
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 from conversion.records.listing import FoundFile, check_readable
 from conversion.records.options import IngestOptions
 from conversion.records.places import Place
-from conversion.records.rows import ListedRow, Lost, Part, Plan, Row, Tally
+from conversion.records.rows import Image, ListedRow, Lost, Part, Plan, Row, Tally
 from conversion.records.sources.columns import is_image_name
 from conversion.records.sources.images import read_image
 from conversion.records.sources.listed import list_parts
 from conversion.records.sources.planning import FIRST_ROWS, digest_of, ignored_files, named_columns, suffix_of
-from conversion.records.sources.samples import IMAGES, Sample, choose_members, peek, row_of
+from conversion.records.sources.samples import IMAGES, Sample, choose_members, image_of, peek, row_of
 from conversion.records.sources.source import Source, SourceFiles, WrongKind
 from conversion.records.sources.splits import choose_split
 
@@ -48,7 +49,7 @@ def _plan(files: SourceFiles, options: IngestOptions) -> Plan:
         ListedRow(key=name, path="", extra={suffix: file.path for suffix, file in sample.items()})
         for name, sample in samples
     ]
-    first = (_read_sample(files.place, row, with_images=False) for row in itertools.islice(rows, FIRST_ROWS))
+    first = (_read_sample(files.place, row, without=IMAGES) for row in itertools.islice(rows, FIRST_ROWS))
     columns = choose_members(map(peek, first), options=options, where=f"the first samples of {files.place.url}")
     parts = list_parts(rows, sizes, source=files.place.url, options=options)
     read = {file.path for file in files.own}
@@ -87,11 +88,15 @@ def _is_pair(sample: Collection[str]) -> bool:
     return _has_image(sample) and any(text[1:] in sample for text in _TEXTS)
 
 
-def _read_sample(place: Place, row: ListedRow, *, with_images: bool) -> Sample:
-    """The content of the files of a sample, by suffix. A file that has been removed since is left out."""
+def _read_sample(place: Place, row: ListedRow, *, without: Collection[str] = ()) -> Sample:
+    """The content of the files of a sample, by suffix. A file that has been removed since is left out.
+
+    Args:
+        without: suffixes of files that are not read, and are empty.
+    """
     sample: Sample = {}
     for suffix, path in row.extra.items():
-        content = read_image(place, str(path)) if with_images or suffix not in IMAGES else b""
+        content = b"" if suffix in without else read_image(place, str(path))
         if isinstance(content, bytes):
             sample[suffix] = content
     return sample
@@ -101,8 +106,17 @@ def _read(place: Place, part: Part, options: IngestOptions, tally: Tally) -> Ite
     """The samples of a part. Each line of a text file that is not empty is a caption."""
     for row in part.rows or ():
         if isinstance(row, ListedRow):
-            sample = _read_sample(place, row, with_images=not part.labels_only)
-            yield row_of(row.key, sample, part.columns, options, is_by_line=True)
+            # An image is read only once the row is wanted, unless its bytes are a value.
+            are_values = not part.labels_only and any(name in IMAGES for name in part.columns.values)
+            sample = _read_sample(place, row, without=() if are_values else IMAGES)
+            found = row_of(row.key, sample, part.columns, is_by_line=True)
+            if isinstance(found, Row) and not part.labels_only:
+                found = replace(found, image=partial(_read_image, place, row, part.columns.image))
+            yield found
+
+
+def _read_image(place: Place, row: ListedRow, column: str | None) -> Image:
+    return image_of(_read_sample(place, row, without=[suffix for suffix in row.extra if suffix not in IMAGES]), column)
 
 
 PAIRS = Source(

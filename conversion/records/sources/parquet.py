@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -13,18 +13,20 @@ from clipa_eqx.errors import DataError
 from conversion.records.listing import FoundFile
 from conversion.records.options import IngestOptions
 from conversion.records.places import Place
-from conversion.records.rows import DOWNLOAD_FAILED, Columns, Lost, Part, Plan, Row, Tally
+from conversion.records.rows import DOWNLOAD_FAILED, Columns, Image, Lost, Part, Plan, Row, Tally
 from conversion.records.sources.arrow import class_names_of, holds_bytes
 from conversion.records.sources.columns import (
     CAPTION_COLUMNS,
     IMAGE_COLUMNS,
     KEY_COLUMNS,
     PATH_COLUMNS,
-    check_kept,
+    check_values,
     choose_captions,
     choose_column,
+    choose_subset,
     first_of,
     is_image_name,
+    values_to_read,
 )
 from conversion.records.sources.damage import Damaged, with_lost_rest
 from conversion.records.sources.images import read_image
@@ -133,15 +135,18 @@ def _choose(schema: Any, place: Place, part: Part, options: IngestOptions) -> Co
         has_folder = key is not None and place.fs.isdir(_folder_of(part))
         path = choose_column(asked, names, PATH_COLUMNS, what="image", where=where, needed=not has_folder)
     needed = options.label_column is None
+    subset = choose_subset(names, options=options, where=where)
     columns = Columns(
         image=image,
         path=path,
         caption=choose_captions(options.caption_column, names, CAPTION_COLUMNS, where=where, needed=needed),
         key=key,
         label=choose_column(options.label_column, names, (), what="label", where=where),
+        subset=subset,
+        values=values_to_read(options, subset),
     )
-    check_kept(names, options=options, where=where)
-    if repeated := sorted(_repeated(schema) & {*_names(columns), *options.keep}):
+    check_values(names, options=options, where=where)
+    if repeated := sorted(_repeated(schema) & {*_names(columns), *columns.values}):
         raise DataError(
             f"{where} has two columns named {repeated[0]!r}, and it is not clear which is meant; rename one, or choose "
             "others with --image-column, --caption-column or --key-column"
@@ -178,7 +183,7 @@ def _rows(place: Place, part: Part, options: IngestOptions) -> Iterator[Row | Lo
     chosen = {name.encode() for name in (options.split or "").split(",")}
     try:
         with open_table(place, part.path) as table:
-            wanted = {*_names(part.columns), *options.keep, _STATUS} - _repeated(table.schema)
+            wanted = {*_names(part.columns), *part.columns.values, _STATUS} - _repeated(table.schema)
             present = sorted(wanted & set(table.schema.names))
             for index, fields in enumerate(table.rows(present)):
                 if split is None or fields.get(split) in chosen:
@@ -195,38 +200,44 @@ def _row(place: Place, part: Part, fields: Mapping[str, object], *, index: int, 
     name = f"{part.source}/{index:08d}" if key is None else key
     shown = name if isinstance(name, str) else name.decode(errors="backslashreplace")
     status = fields.get(_STATUS)
+    extra = kept_values(fields, columns.values)
     if isinstance(status, bytes) and status.startswith(b"failed"):
-        return Lost(reason=DOWNLOAD_FAILED, key=shown, detail=status.decode(errors="backslashreplace"))
+        detail = status.decode(errors="backslashreplace")
+        return Lost(reason=DOWNLOAD_FAILED, key=shown, detail=detail, extra=extra)
     return Row(
         key=name,
         image=_image(place, part, fields, key=shown, options=options),
         captions=captions_of(fields, columns.captions),
         labels=as_labels(fields.get(columns.label or "")),
-        extra=kept_values(fields, options.keep),
+        extra=extra,
     )
 
 
 def _image(
     place: Place, part: Part, fields: Mapping[str, object], *, key: str, options: IngestOptions
-) -> bytes | str | None:
+) -> Image | Callable[[], Image]:
     columns = part.columns
     if part.labels_only:
         return None
     if columns.image is None:
         if columns.path is None:
-            found = (read_image(place, f"{_folder_of(part)}/{key}.{suffix}") for suffix in _ENCODINGS)
-            return next((image for image in found if isinstance(image, bytes)), None)
+            return partial(_image_of_key, place, part, key)
         path = fields.get(columns.path)
         if not isinstance(path, bytes) or not path:
             return None
-        return read_image(place, os.fsdecode(path), part=part, images=options.images)
+        return partial(read_image, place, os.fsdecode(path), part=part, images=options.images)
     value = fields.get(columns.image)
     if isinstance(value, dict):
         nested = cast(dict[str, object], value)
         value, path = nested.get("bytes"), nested.get("path")
         if value is None and isinstance(path, bytes):
-            return read_image(place, os.fsdecode(path), part=part, images=options.images)
+            return partial(read_image, place, os.fsdecode(path), part=part, images=options.images)
     return value if isinstance(value, bytes) else None
+
+
+def _image_of_key(place: Place, part: Part, key: str) -> Image:
+    found = (read_image(place, f"{_folder_of(part)}/{key}.{suffix}") for suffix in _ENCODINGS)
+    return next((image for image in found if isinstance(image, bytes)), None)
 
 
 def _folder_of(part: Part) -> str:

@@ -39,7 +39,7 @@ def plan_tfrecords(files: SourceFiles, options: IngestOptions) -> Plan:
 
 def read_plain_tfrecords(place: Place, part: Part, options: IngestOptions, tally: Tally) -> Iterator[Row | Lost]:
     """The examples of a file in order, with one lost row for the rest of a file that is cut or damaged."""
-    rows = read_examples(read_tfrecords(place, part.path), part, options)
+    rows = read_examples(read_tfrecords(place, part.path), part)
     expected = img2dataset_count(place, part, tally)
     if expected is None and is_unfinished(place, part):
         rows = itertools.chain(rows, _no_end())

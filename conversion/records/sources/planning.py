@@ -70,7 +70,7 @@ def _first_rows(parts: Sequence[Part], read: Callable[[Part], Iterable[T]]) -> I
 
 def named_columns(columns: Columns) -> dict[str, object]:
     """The chosen columns by use, as the manifest has them."""
-    chosen = {use: name for use, name in asdict(columns).items() if name is not None}
+    chosen = {use: name for use, name in asdict(columns).items() if name is not None and use != "values"}
     return {
         use: printable(name) if isinstance(name, str) else list(map(printable, name)) for use, name in chosen.items()
     }

@@ -7,13 +7,15 @@ from typing import cast
 
 from clipa_eqx.errors import DataError
 from conversion.records.options import IngestOptions
-from conversion.records.rows import BAD_ROW, Columns, Lost, Row, shortened
+from conversion.records.rows import BAD_ROW, Columns, Image, Lost, Row, shortened
 from conversion.records.sources.columns import (
     CAPTION_COLUMNS,
     IMAGE_SUFFIXES,
-    check_kept,
+    check_values,
     choose_captions,
     choose_column,
+    choose_subset,
+    values_to_read,
 )
 from conversion.records.sources.value_types import check_types
 from conversion.records.sources.values import as_key, as_labels, captions_of, from_json, kept_values, npy_labels
@@ -96,7 +98,9 @@ def choose_members(samples: Iterator[Sample], *, options: IngestOptions, where: 
         return f".{name}" if f".{name}" in members else name
 
     captions = options.caption_column
-    check_kept({*(name[1:] for name in members), *fields}, options=options, where=where)
+    plain = dict.fromkeys((*(name[1:] for name in members), *fields))
+    check_values(plain, options=options, where=where)
+    subset = choose_subset(plain, options=options, where=where)
     if options.image_column is None:
         _check_dots(members, where=where)
     image = choose_column(asked(options.image_column), members, IMAGE_SUFFIXES, what="image", where=where, needed=True)
@@ -112,6 +116,8 @@ def choose_members(samples: Iterator[Sample], *, options: IngestOptions, where: 
         ),
         key=choose_column(options.key_column, fields, (), what="key", where=where),
         label=choose_column(asked(options.label_column), names, (_LABEL,), what="label", where=where),
+        subset=subset,
+        values=values_to_read(options, subset),
     )
     check_types(first, columns, where=where)
     return columns
@@ -133,9 +139,7 @@ def _check_dots(members: Collection[str], *, where: str) -> None:
         )
 
 
-def row_of(
-    key: str, sample: Sample, columns: Columns, options: IngestOptions, *, is_by_line: bool = False
-) -> Row | Lost:
+def row_of(key: str, sample: Sample, columns: Columns, *, is_by_line: bool = False) -> Row | Lost:
     """The row of a sample.
 
     Args:
@@ -147,7 +151,7 @@ def row_of(
         fields = _fields(sample)
     except ValueError as error:
         # The JSON member matters only if something is wanted from it.
-        if options.keep or not all(
+        if columns.values or not all(
             _is_member(name) for name in (*columns.captions, columns.label, columns.key) if name
         ):
             return Lost(reason=BAD_ROW, key=key, detail=f"its JSON: {error}")
@@ -162,15 +166,20 @@ def row_of(
         return found
 
     texts = {name: found for name in columns.captions if (found := text(name)) is not None}
-    suffixes = IMAGES if columns.image is None else (columns.image[1:],)
     wanted = as_key(value(columns.key))
     return Row(
         key=key if wanted is None else wanted,
-        image=next((sample[name] for name in suffixes if name in sample), _why_no_image(sample, columns.image)),
+        image=image_of(sample, columns.image),
         captions=captions_of(texts, columns.captions),
         labels=_labels(value(columns.label), columns.label),
-        extra=kept_values({**sample, **fields}, options.keep),
+        extra=kept_values({**sample, **fields}, columns.values),
     )
+
+
+def image_of(sample: Sample, column: str | None) -> Image:
+    """The image of a sample: that of the column, or the first with the suffix of an image; or why there is none."""
+    suffixes = IMAGES if column is None else (column[1:],)
+    return next((sample[name] for name in suffixes if name in sample), _why_no_image(sample, column))
 
 
 def _why_no_image(sample: Sample, column: str | None) -> str:

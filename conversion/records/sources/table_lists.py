@@ -5,8 +5,9 @@ A list is not held in memory, unless lines of one image are not next to each oth
 
 import hashlib
 import itertools
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -58,7 +59,7 @@ def plan_table(
         first = list(itertools.islice(fields, FIRST_ROWS))
         names = dict.fromkeys(table.names, 1) or count_names(first)
         columns = choose_listed(names, options=options, where=file.path) if names else Columns()
-        _check_unique(table.names, columns, options, where=file.path)
+        _check_unique(table.names, columns, where=file.path)
         check_types(first, columns, where=file.path)
         paths = (row.get(columns.path or "") for row in first)
         check_paths(paths, columns, place=place, options=options, where=file.path)
@@ -96,9 +97,9 @@ def plan_table(
     return PlannedList(parts=parts, content=[content.hexdigest().encode()], columns=columns, names=names)
 
 
-def _check_unique(names: Sequence[str], columns: Columns, options: IngestOptions, *, where: str) -> None:
+def _check_unique(names: Sequence[str], columns: Columns, *, where: str) -> None:
     """Refuse columns of one name, of which one or the other would be read, if that name is wanted."""
-    wanted = (columns.path, *columns.captions, columns.key, columns.label, *options.keep)
+    wanted = (columns.path, *columns.captions, columns.key, columns.label, *columns.values)
     for name in wanted:
         places = [str(i) for i, other in enumerate(names, 1) if other == name]
         if len(places) > 1:
@@ -153,7 +154,7 @@ def _joined(list_file: ListFile, columns: Columns) -> list[ListedRow | Lost]:
         with open_file(place, file.path) as opened:
             table = read_format(opened, file.path)
             for group in _groups(read_entries(opened, table, table.body, line=table.first_line), columns, options):
-                row = _row(group, columns, where=file.path, key_folder=key_folder, keep=options.keep)
+                row = _row(group, columns, where=file.path, key_folder=key_folder)
                 yield replace(row, path=list_file.complete(row.path)) if isinstance(row, ListedRow) else row
 
     return join_rows(rows())
@@ -165,17 +166,15 @@ def read_table(place: Place, part: Part, options: IngestOptions) -> Iterator[Row
         table = read_format(opened, part.path)
         groups = _groups(read_entries(opened, table, part.start, line=part.line), part.columns, options)
         for group in itertools.islice(groups, part.lines):
-            row = _row(group, part.columns, where=part.path, key_folder=part.key_folder, keep=options.keep)
+            row = _row(group, part.columns, where=part.path, key_folder=part.key_folder)
             if isinstance(row, Lost):
                 yield row
             else:
-                image = read_image(place, row.path, part=part, images=options.images)
+                image = partial(read_image, place, row.path, part=part, images=options.images)
                 yield Row(key=row.key, image=image, captions=row.captions, labels=row.labels, extra=row.extra)
 
 
-def _row(
-    group: Sequence[Entry], columns: Columns, *, where: str, key_folder: str, keep: Collection[str]
-) -> ListedRow | Lost:
+def _row(group: Sequence[Entry], columns: Columns, *, where: str, key_folder: str) -> ListedRow | Lost:
     """The row of consecutive lines of one image, with the path as listed."""
     first = group[0].fields
     where = f"{where.rpartition('/')[2]}, line {group[0].line}"
@@ -193,7 +192,7 @@ def _row(
         path=path,
         captions=tuple(captions),
         label=one_label(_labels(first, columns)),
-        extra=kept_values(first, keep),
+        extra=kept_values(first, columns.values),
     )
 
 

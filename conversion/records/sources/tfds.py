@@ -133,7 +133,7 @@ def _read(place: Place, part: Part, options: IngestOptions, tally: Tally) -> Ite
     """
     match = match_shard(part.path)
     read = read_tfrecords if match is None else _READERS[match["form"]]
-    rows = read_examples(read(place, part.path), part, options)
+    rows = read_examples(read(place, part.path), part)
     return with_lost_rest(rows, part, expected=counted_rows(place, part))
 
 

@@ -114,7 +114,7 @@ def _read(place: Place, part: Part, options: IngestOptions, tally: Tally) -> Ite
         else read_samples(place, part.path, tally, is_complete=_is_complete)
     )
     as_row = partial(row_of, is_by_line=part.has_caption_lines or options.caption_lines)
-    rows = (as_row(name, decompressed(sample), part.columns, options) for name, sample in samples)
+    rows = (as_row(name, decompressed(sample), part.columns) for name, sample in samples)
     return with_lost_rest(rows, part, expected=img2dataset_count(place, part, tally))
 
 
