@@ -124,8 +124,9 @@ def _address(engine: Engine) -> tuple[str | None, str]:
         if given != "auto":
             return check_address(given, given=f"RAY_ADDRESS={given}"), "RAY_ADDRESS"
     # Ray's own search would also take clusters that other users of this machine have started.
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
     with contextlib.suppress(OSError):
-        found = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster").read_text().strip()
+        found = Path(folder, "ray", "ray_current_cluster").read_text().strip()
         return check_address(found, given="ray_current_cluster"), _HERE
     return None, ""
 
@@ -181,7 +182,8 @@ def _init(address: str | None) -> None:
 def _unusable(address: str | None, error: BaseException) -> str:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     if address is None:
-        return f"Ray cannot be started here: {reason}"
+        hint = "; set RAY_TMPDIR to a folder with a shorter path, such as /tmp" if "AF_UNIX" in reason else ""
+        return f"Ray cannot be started here: {reason}{hint}"
     return (
         f"the Ray cluster at {address} cannot be used from here: {reason}; start the command on a node of the cluster, "
         "or by `ray job submit`, and with RAY_AUTH_MODE=token if the cluster asks for a token"

@@ -306,9 +306,7 @@ def test_a_killed_driver_leaves_no_task_and_the_same_command_resumes(long, clust
 def test_a_signal_stops_with_a_word_and_ends_all_tasks(number, send, code, own, long, cluster, tmp_path):
     before = ray_processes()
     address = "local" if own else cluster.address
-    returned, shown = stopped(
-        long, tmp_path / "out", number, send=send, RAY_ADDRESS=address, HOME=str(tmp_path), TMPDIR=str(tmp_path)
-    )
+    returned, shown = stopped(long, tmp_path / "out", number, send=send, RAY_ADDRESS=address, HOME=str(tmp_path))
     assert returned == code, shown
     assert re.search("interrupted|terminated", shown)
     assert "repeat the same command to resume" in shown
