@@ -2,11 +2,11 @@
 
 import hashlib
 import re
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt64
+from jaxtyping import Shaped, UInt64
 
 from conversion.records.rows import short_key
 
@@ -15,6 +15,23 @@ Form = Literal["uids", "numbers", "texts"]
 
 Ids = UInt64[np.ndarray, "ids 2"]
 """The upper and the lower 64 bits of each id."""
+
+Values = Shaped[np.ndarray, " ids"] | Ids | Sequence[bytes]
+
+
+class Chunk(NamedTuple):
+    """Some ids of a file in order.
+
+    Attributes:
+        ids: the ids that are not missing.
+        values: each of them as the file has it; a pair of numbers is a row of ``ids``.
+        missing: number of empty texts and nulls.
+    """
+
+    ids: Ids
+    values: Values
+    missing: int = 0
+
 
 EXPECTED: dict[Form, str] = {
     "uids": "128-bit uids (texts of 32 hexadecimal digits, or 16 bytes)",
@@ -72,6 +89,12 @@ def text_id(text: bytes) -> bytes:
 def unpack_ids(ids: Iterable[bytes]) -> Ids:
     """The ids of 16 bytes each as numbers."""
     return np.frombuffer(b"".join(ids), ">u8").reshape(-1, 2).astype(np.uint64)
+
+
+def chunk_of_texts(values: Sequence[str | bytes | None]) -> Chunk:
+    """The ids of texts; empty ones and None are missing."""
+    texts = [text.encode(errors="surrogatepass") if isinstance(text, str) else text for text in values if text]
+    return Chunk(unpack_ids(map(text_id, texts)), texts, len(values) - len(texts))
 
 
 def ids_of_numbers(numbers: np.ndarray) -> Ids:

@@ -30,6 +30,7 @@ _ABOUT = "subset.json"
 _AT_ONCE = 64  # files of positions fetched together
 _MOST_ABSENT = 2**20  # ids that are looked for in memory
 _SMALL_POSITION = 2**32
+_BLOCK = 2**20  # bytes of bits looked at together
 
 Bits = UInt8[np.ndarray, " bytes"]
 
@@ -220,13 +221,22 @@ def _met(target: Place, ids: SubsetIds, reports: Sequence[PartReport]) -> Bits:
     return bits
 
 
+def _unset(bits: Bits, count: int) -> Positions:
+    """The positions of the bits that are 0 among the first ``count``."""
+    found: list[Positions] = []
+    for start in range(0, len(bits), _BLOCK):
+        block = np.unpackbits(bits[start : start + _BLOCK], bitorder="little")
+        found.append(np.flatnonzero(block[: count - 8 * start] == 0) + 8 * start)
+    return np.concatenate(found)
+
+
 def _absent(file: SubsetFile, known: SortedIds, met: Bits, *, ids: SubsetIds, most: int) -> list[str]:
     """The first ids of the file, in its order, that no row has."""
     found: dict[bytes, str] = {}
     few: SortedIds | None = None
     if ids.count - int(np.bitwise_count(met).sum()) <= _MOST_ABSENT:
         # To find a few ids, the complete file need not be searched for each id.
-        few = known.some(np.flatnonzero(np.unpackbits(met, count=ids.count, bitorder="little") == 0))
+        few = known.some(_unset(met, ids.count))
     with progress_bar(what="find absent ids", total=ids.rows, unit="id") as bar:
         for chunk in file.chunks() if most else ():
             if few is None:

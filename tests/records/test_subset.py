@@ -79,7 +79,15 @@ def write_uid_pairs(folder):
         (folder / f"{row.key}.json").write_text(json.dumps({"caption": "c", **about(row)}))
 
 
+def write_uid_coco(folder):
+    rows = dumps.write_images(folder, [samples(ROWS)])
+    images = [{"id": i, "file_name": f"images/{row.key}.jpg", **about(row)} for i, row in enumerate(rows)]
+    texts = [{"image_id": i, "caption": "c"} for i in range(ROWS)]
+    (folder / "captions.json").write_text(json.dumps({"images": images, "annotations": texts}))
+
+
 SOURCES = {
+    "coco": ("captions", write_uid_coco),
     "webdataset": ("webdataset", write_uid_tars),
     "parquet": ("parquet", write_uid_tables),
     "tfrecord": ("img2dataset", write_uid_examples),
@@ -156,9 +164,10 @@ def test_examples_of_absent_ids_are_the_first_of_the_file(tars, tmp_path, monkey
     from conversion.records import subset
 
     absent = [30, 20, 40, 10]
-    np.save(tmp_path / "ids.npy", pairs([1, *absent, 0]))
+    np.save(tmp_path / "ids.npy", pairs([1, *absent, 0, *range(50, 70)]))
     for name, most in (("few", 2**20), ("many", 0)):  # both ways to find them
         monkeypatch.setattr(subset, "_MOST_ABSENT", most)
+        monkeypatch.setattr(subset, "_BLOCK", 1)
         manifest = ingest(tars, tmp_path / name, subset=str(tmp_path / "ids.npy"), examples=3)
         assert manifest.info["subset"]["examples"] == [uid(one) for one in absent[:3]]
     assert content(tmp_path / "few") == content(tmp_path / "many")

@@ -97,9 +97,9 @@ def test_a_table_of_several_row_groups_is_read_in_order(tmp_path, monkeypatch):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from conversion.records import subset_file
+    from conversion.records import id_tables
 
-    monkeypatch.setattr(subset_file, "_TEXTS_AT_ONCE", 7)
+    monkeypatch.setattr(id_tables, "_ROWS_AT_ONCE", 7)
     pq.write_table(pa.table({"uid": list(range(100))}), tmp_path / "ids.parquet", row_group_size=11)
     assert ids_in(tmp_path / "ids.parquet")[1] == [id_of(number, "numbers") for number in range(100)]
 
