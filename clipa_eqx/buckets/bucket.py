@@ -240,9 +240,7 @@ class Bucket:
         )
 
     def _driver(self) -> Any:
-        package = _PACKAGES[self.scheme]
-        # gcsfs would ask another server, by gRPC, for the kind of the bucket; an emulator lets it wait 60 s.
-        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+        package, options = _PACKAGES[self.scheme], driver_options(self.scheme)
         try:
             fsspec = importlib.import_module("fsspec")  # no type stubs
             importlib.import_module(package)
@@ -250,13 +248,10 @@ class Bucket:
             raise ConfigError(
                 f"{self.url} needs the package {package}, which is not installed: {pip_install(package)}"
             ) from error
-        options: dict[str, Any] = {}
-        if self.scheme == "gs" and "STORAGE_EMULATOR_HOST" in os.environ:
-            options |= {"token": "anon", "endpoint_url": os.environ["STORAGE_EMULATOR_HOST"]}
         if self.scheme == "s3":
-            options |= {"config_kwargs": {"connect_timeout": 10, "read_timeout": 60}, "endpoint_url": s3_endpoint()}
+            options["config_kwargs"] = {"connect_timeout": 10, "read_timeout": 60}
         try:
-            return fsspec.filesystem(self.scheme, use_listings_cache=False, **options)
+            return fsspec.filesystem(self.scheme, **options)
         except Exception as error:
             raise self._explained(error, "it cannot be opened", 0.0) from error
 
@@ -288,6 +283,23 @@ def address(path: Path | str) -> str:
     """
     bucket = bucket_at(path)
     return str(path) if bucket is None else bucket.url
+
+
+def driver_options(scheme: str) -> dict[str, Any]:
+    """Arguments of fsspec's driver for buckets of a scheme: which server, and that listings are never remembered.
+
+    Other processes write to the same folder, so a listing is out of date at once. Call this before the driver is
+    imported.
+    """
+    options: dict[str, Any] = {"use_listings_cache": False}
+    if scheme == "gs":
+        # gcsfs would ask another server, by gRPC, for the kind of the bucket; an emulator lets it wait 60 s.
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+        if "STORAGE_EMULATOR_HOST" in os.environ:
+            options |= {"token": "anon", "endpoint_url": os.environ["STORAGE_EMULATOR_HOST"]}
+    elif (endpoint := s3_endpoint()) is not None:  # otherwise a file of settings of fsspec may name one
+        options["endpoint_url"] = endpoint
+    return options
 
 
 def patience() -> float:

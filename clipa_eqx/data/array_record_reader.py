@@ -2,14 +2,16 @@
 
 import bisect
 import itertools
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from clipa_eqx.data.bucket_manifest import is_url, read_bucket_manifest
+from clipa_eqx.data.addresses import is_url
 from clipa_eqx.data.manifest import Manifest, read_manifest
-from clipa_eqx.data.open_shards import OpenShards, check_size
+from clipa_eqx.data.open_shards import OpenShards
 from clipa_eqx.data.records import Record, decode_record
+from clipa_eqx.data.shard_checks import check_shards
 from clipa_eqx.errors import DataError
 
 Item = TypeVar("Item")
@@ -29,7 +31,7 @@ class RecordSource:
     def __init__(self, *, folder: str, manifest: Manifest) -> None:
         self.folder = folder
         self.manifest = manifest
-        self._ends = list(itertools.accumulate(shard.count for shard in manifest.shards))
+        self._ends = array("q", itertools.accumulate(manifest.table.counts.tolist()))
         self._shards = OpenShards(folder, manifest.shards)
 
     def __len__(self) -> int:
@@ -80,24 +82,37 @@ class RecordSource:
             IndexError: an index outside the source.
             DataError: a shard is missing or damaged as a whole.
         """
+        places = list(map(self.locate, indices))
+        wanted: dict[int, list[int]] = {}
+        for shard, position in places:
+            wanted.setdefault(shard, []).append(position)
+
+        def waits(shard: int) -> None:
+            if on_shard is not None:
+                on_shard(self._start(shard) + wanted[shard][0])
+
+        begun = self._shards.begin(wanted, waits=waits)
 
         def read(shard: int, positions: list[int]) -> list[Record | DataError]:
-            if on_shard is not None:
-                on_shard(self._ends[shard] - self.manifest.shards[shard].count + positions[0])
-            return self._read_shard(shard, positions)
+            waits(shard)
+            return self._read_shard(shard, positions, begun.get(shard))
 
-        return read_grouped(map(self.locate, indices), read)
+        return read_grouped(places, read)
 
     def locate(self, index: int) -> tuple[int, int]:
         """Return (number of the shard, position in the shard) of a record. Raises IndexError."""
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {self.folder}: there are {len(self)} records")
         shard = bisect.bisect_right(self._ends, index)
-        return shard, index - (self._ends[shard] - self.manifest.shards[shard].count)
+        return shard, index - self._start(shard)
 
     def describe(self, index: int) -> str:
         """Name the shard file of a record and the position in it, for messages. Raises IndexError."""
         return self._where(*self.locate(index))
+
+    def check_shards(self) -> None:
+        """Compare names and sizes of shards with the manifest, as ``open_records`` does. Raises DataError."""
+        check_shards(self._shards.addresses, self.manifest.table)
 
     def close(self) -> None:
         """Close the open files; the next read opens them again."""
@@ -109,8 +124,12 @@ class RecordSource:
     def __setstate__(self, state: dict[str, Any]) -> None:
         RecordSource.__init__(self, folder=state["folder"], manifest=state["manifest"])
 
+    def _start(self, shard: int) -> int:
+        """Index of the first record of a shard."""
+        return self._ends[shard - 1] if shard else 0
+
     def _where(self, shard: int, position: int) -> str:
-        return f"{self.folder}/{self.manifest.shards[shard].name}, record {position}"
+        return f"{self._shards.addresses[shard]}, record {position}"
 
     def _decode(self, blob: bytes, shard: int, position: int) -> Record | DataError:
         try:
@@ -118,17 +137,21 @@ class RecordSource:
         except DataError as error:
             return error
 
-    def _read_shard(self, shard: int, positions: list[int]) -> list[Record | DataError]:
-        blobs = self._read_blobs(shard, positions)
+    def _read_shard(
+        self, shard: int, positions: list[int], begun: Callable[[], Sequence[bytes]] | None
+    ) -> list[Record | DataError]:
+        blobs = self._read_blobs(shard, positions, begun)
         return [
             blob if isinstance(blob, DataError) else self._decode(blob, shard, position)
             for position, blob in zip(positions, blobs, strict=True)
         ]
 
-    def _read_blobs(self, shard: int, positions: list[int]) -> Sequence[bytes | DataError]:
-        reader = self._shards.reader(shard)
+    def _read_blobs(
+        self, shard: int, positions: list[int], begun: Callable[[], Sequence[bytes]] | None = None
+    ) -> Sequence[bytes | DataError]:
+        """Records of a shard, or their errors; ``begun`` waits for those that are asked for already."""
         try:
-            return reader.read(positions)
+            return self._shards.reader(shard).read(positions) if begun is None else begun()
         except RuntimeError as error:
             if len(positions) > 1:  # read one by one, so that the message names the damaged one
                 return [self._read_blobs(shard, [position])[0] for position in positions]
@@ -153,7 +176,10 @@ def read_grouped(places: Iterable[tuple[int, int]], read: Callable[[int, list[in
 
 
 def open_records(folder: str | Path) -> RecordSource:
-    """Open a record folder. Sizes of all shards are compared with the manifest; contents are not read.
+    """Open a record folder, also a joined one. Sizes of shards are compared with the manifest, contents are not read.
+
+    Of more than ``shard_checks.MOST_SIZES`` shards, the names are compared, and the sizes of so many, evenly spread.
+    The size and number of records of any shard are compared when it is first read.
 
     A ``gs://`` folder works too: array_record reads shards from buckets itself, and the manifest is read through
     fsspec, which needs the package gcsfs. Sizes are not compared there, because that would take a request per shard.
@@ -168,10 +194,7 @@ def open_records(folder: str | Path) -> RecordSource:
         DataError: folder, manifest or a shard is missing, a shard has another size than in the manifest, or the folder
             is a URL that array_record cannot read.
     """
-    if is_url(folder):
-        url = str(folder).rstrip("/")
-        return RecordSource(folder=url, manifest=read_bucket_manifest(url))
-    manifest = read_manifest(folder)
-    for shard in manifest.shards:
-        check_size(Path(folder) / shard.name, expected=shard.bytes)
-    return RecordSource(folder=str(folder), manifest=manifest)
+    address = str(folder).rstrip("/") if is_url(folder) else str(folder)
+    source = RecordSource(folder=address, manifest=read_manifest(address))
+    source.check_shards()
+    return source

@@ -6,8 +6,9 @@ from collections.abc import Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from clipa_eqx.data.array_record_files import open_writer
-from clipa_eqx.data.manifest import MANIFEST_NAME, Manifest, ShardInfo, write_manifest
+from clipa_eqx.data.manifest import MANIFEST_NAME, Manifest, write_manifest
 from clipa_eqx.data.records import Record, encode_record
+from clipa_eqx.data.shards import ShardInfo
 from clipa_eqx.data.verification import hash_file
 from clipa_eqx.errors import CheckpointError, DataError
 from clipa_eqx.replacing import real_path, remove_leftovers, replacing_folder

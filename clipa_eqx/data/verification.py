@@ -7,7 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from clipa_eqx.data.manifest import Manifest, ShardInfo, read_manifest
+from clipa_eqx.commands import command_line
+from clipa_eqx.data.addresses import ShardAddresses, is_url
+from clipa_eqx.data.manifest import Manifest, read_manifest
+from clipa_eqx.data.shards import ShardInfo
 from clipa_eqx.errors import DataError
 
 _BLOCK = 2**22  # bytes hashed at once
@@ -64,13 +67,16 @@ def verify_records(folder: str | Path) -> Manifest:
         The manifest, which the folder fits.
 
     Raises:
-        DataError: there is no valid manifest, or shards are missing or changed; the message lists all of them.
+        DataError: there is no valid manifest, shards are in a bucket, or shards are missing or changed; the message
+            lists all of them.
     """
-    folder = Path(folder)
     manifest = read_manifest(folder)
+    addresses = ShardAddresses(str(folder), manifest.table)
+    if remote := [one for one in addresses.folders if is_url(one)]:
+        raise DataError(f"{remote[0]} is in a bucket; check it with `{command_line('records', 'verify', folder)}`")
     problems: list[str] = []
-    for shard in manifest.shards:
-        path = folder / shard.name
+    for number, shard in enumerate(manifest.shards):
+        path = Path(addresses[number])
         problem = size_problem(shard, path.stat().st_size if path.is_file() else None)
         problem = problem or content_problem(shard, partial(path.open, "rb"))
         if problem is not None:

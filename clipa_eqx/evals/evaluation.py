@@ -177,7 +177,7 @@ def read_targets(evaluation: Evaluation, *, tokenizer: Tokenizer, length: int) -
 def _identity(evaluation: Evaluation) -> str:
     """A text that differs between evaluations of different settings, prompts or records."""
     sources = [one for one in (evaluation.source, evaluation.train) if one is not None]
-    shards = [[(shard.count, shard.sha256) for shard in one.manifest.shards] for one in sources]
+    shards = [one.manifest.table.contents() for one in sources]
     prompts = None if evaluation.task is None else dict(evaluation.task.about)
     return repr((evaluation.config, shards, prompts))
 
@@ -187,11 +187,12 @@ def log_evaluation(evaluation: Evaluation, tokenizer: Tokenizer) -> None:
     if isinstance(evaluation.config, ZeroShotConfig) and evaluation.task is not None:
         warn_of_padding(evaluation.config, records=len(evaluation.source))
         log_prompts(evaluation.task, tokenizer)
-    if evaluation.train is not None and evaluation.train.manifest.shards == evaluation.source.manifest.shards:
+    train, source = evaluation.train, evaluation.source
+    if train is not None and train.manifest.table.contents() == source.manifest.table.contents():
         _log.warning(
             "%s: the classifier is scored on the records that it is fitted to, %s; its score says nothing about others",
             suite_of(evaluation.config),
-            evaluation.source.folder,
+            source.folder,
         )
 
 

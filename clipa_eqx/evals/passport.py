@@ -134,7 +134,7 @@ def _hash(texts: Sequence[str]) -> str:
 
 def data_identity(source: RecordSource) -> dict[str, Any]:
     """The identity of a record folder: its fingerprint, equal for the same records in any order, and its shards."""
-    shards = [[shard.count, shard.sha256] for shard in source.manifest.shards]
+    shards = source.manifest.table.contents()
     return {
         "folder": str(source.folder),
         "count": len(source),

@@ -10,6 +10,7 @@ from jax.sharding import AbstractMesh
 
 from clipa_eqx.buckets.mirror import shown
 from clipa_eqx.data.manifest import read_manifest
+from clipa_eqx.errors import counted
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.json_config import from_json, to_json
 from clipa_eqx.models.clip import CLIP, abstract_clip
@@ -108,7 +109,10 @@ def describe_records(folder: Path) -> Iterator[str]:
         DataError: the manifest is damaged or of a later version.
     """
     manifest = read_manifest(folder)
-    yield f"shards: {len(manifest.shards)}, {sum(shard.bytes for shard in manifest.shards):,} bytes"
+    if manifest.members:
+        first, last = manifest.members[0].folder, manifest.members[-1].folder
+        yield f"joined: {counted(len(manifest.members), 'record folder')}, from {first} to {last}"
+    yield f"shards: {len(manifest.shards)}, {int(manifest.table.sizes.sum()):,} bytes"
     yield f"rows: {manifest.rows_read:,} read, {manifest.rows_written:,} written"
     for reason, count in manifest.rows_dropped.items():
         yield f"dropped: {count:,} {reason}"

@@ -3,20 +3,28 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from clipa_eqx.argument_parser import ArgumentParser
+from clipa_eqx.buckets.bucket import address, bucket_at
 from clipa_eqx.cli import exit_on_sigterm, run
+from clipa_eqx.cluster.engine import ENGINE_HELP, parse_engine
 from clipa_eqx.commands import command_line, next_lines
 from clipa_eqx.errors import ConfigError, counted
 from clipa_eqx.programs.distributed import add_distributed_flags, processes_of
 from clipa_eqx.programs.mesh_flag import mesh_sizes
+
+if TYPE_CHECKING:
+    from clipa_eqx.search.embedding import Summary
 
 EPILOG = """Images are the files of a folder and its subfolders (.jpg, .jpeg, .png, .webp, .gif, .bmp), or those of a
 record folder. Texts are the lines of a UTF-8 file, or all captions of a record folder. OUT gets NNNNN.npy with the unit
 vectors of each shard, NNNNN.json with their ids in the same order, and embeddings.json with model, inputs and shards.
 Preparation of images and texts is that of the model, as for scoring.
 A command that was interrupted resumes when it is run again, and writes only the missing shards. With --distributed,
-all hosts write to the same folder, each its share of the shards.
+all hosts write to the same folder, each its share of the shards. With --engine ray, one command gives shards to the
+nodes of a Ray cluster as they become free; model, inputs and OUT must be on storage that all nodes share. OUT is a
+local folder (also one on a network file system), not one in a bucket.
 Exit codes: 0 done, 2 a mistake in model, inputs or arguments, 1 anything else."""
 
 _INTERRUPTED = "stopped; complete shards stay, and the same command resumes"
@@ -28,36 +36,50 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.parquet and arguments.out.suffix:
         raise ConfigError(f"--out {arguments.out} is the name of a file; give a folder, which gets a file per shard")
     mesh = None if arguments.mesh is None else mesh_sizes(arguments.mesh)
-    processes = processes_of(arguments)
+    if bucket_at(arguments.out) is not None:
+        raise ConfigError(f"--out {address(arguments.out)} is in a bucket; give a local folder, and copy it there")
+    processes, engine = processes_of(arguments), parse_engine(arguments.engine)
+    if engine.kind == "ray" and processes is not None:
+        raise ConfigError("--engine ray starts the processes of all nodes itself; leave out --distributed")
+    if engine.kind == "local" and arguments.workers is not None:
+        raise ConfigError("--workers has no effect without --engine ray; add it")
+    if arguments.workers is not None and arguments.workers < 1:
+        raise ConfigError(f"--workers is {arguments.workers}; it must be at least 1")
     exit_on_sigterm(_INTERRUPTED)
 
     # The work needs jax; --help does not.
     from clipa_eqx.programs.connection import connect_processes, is_first_process
+    from clipa_eqx.programs.embedding_cluster import run_embedding_on
     from clipa_eqx.programs.embedding_run import Request, run_embedding
     from clipa_eqx.search.embedding import EmbeddingOptions
 
     if processes is not None:
         connect_processes(processes)
-    summary = run_embedding(
-        Request(
-            model=arguments.model,
-            images=arguments.images,
-            texts=arguments.texts,
-            out=arguments.out,
-            options=EmbeddingOptions(
-                dtype=arguments.dtype,
-                shard_inputs=arguments.shard_inputs,
-                batch_size=arguments.batch_size,
-                skips_unreadable=arguments.on_unreadable == "skip",
-                with_parquet=arguments.parquet,
-            ),
-            image_mode=arguments.image_mode,
-            text_reduction=arguments.text_reduction,
-            mesh=mesh,
-        )
+    request = Request(
+        model=arguments.model,
+        images=arguments.images,
+        texts=arguments.texts,
+        out=arguments.out,
+        options=EmbeddingOptions(
+            dtype=arguments.dtype,
+            shard_inputs=arguments.shard_inputs,
+            batch_size=arguments.batch_size,
+            skips_unreadable=arguments.on_unreadable == "skip",
+            with_parquet=arguments.parquet,
+        ),
+        image_mode=arguments.image_mode,
+        text_reduction=arguments.text_reduction,
+        mesh=mesh,
     )
-    if not is_first_process():
+    if engine.kind == "ray":  # JAX, which the others start, is not used in this process
+        _print_result(run_embedding_on(engine, request, workers=arguments.workers), arguments)
         return
+    summary = run_embedding(request)
+    if is_first_process():
+        _print_result(summary, arguments)
+
+
+def _print_result(summary: "Summary", arguments: argparse.Namespace) -> None:
     what = "image" if arguments.images is not None else "text"
     print(f"{counted(summary.rows, what)} in {counted(summary.shards, 'shard')}, {summary.new:,} of them new")
     if summary.unreadable:
@@ -106,6 +128,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--mesh", metavar="DxFxT", help="sizes of data, fsdp and tensor over the devices of a host; default: all data"
+    )
+    parser.add_argument("--engine", default="local", help=ENGINE_HELP)
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="with --engine ray: most processes, each with a copy of the model; default: one per GPU, or one per node "
+        "of a cluster without GPUs",
     )
     add_distributed_flags(parser)
     return parser

@@ -38,13 +38,18 @@ def load_encoder(
     with waiting("reading the model"):
         scored = load_scored(folder, placed)
     preprocess = scored.preprocess
-    given = address(folder)
     return Encoder(
         model=scored.model,
         tokenizer=scored.tokenizer,
         preprocess=preprocess if image_mode is None else dataclasses.replace(preprocess, mode=image_mode),
         text_reduction=text_reduction or scored.text_reduction,
         weights_sha256=str(scored.identity["leaves_sha256"]),
-        path=given if "://" in given or is_name(folder) else str(folder.resolve()),
+        path=full_path(folder),
         mesh=placed,
     )
+
+
+def full_path(folder: Path) -> str:
+    """A model or run folder as descriptions name it: its full path, its address in a bucket, or a name."""
+    given = address(folder)
+    return given if "://" in given or is_name(folder) else str(folder.resolve())

@@ -3,16 +3,19 @@
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from clipa_eqx.errors import ConfigError, DataError, counted
 from clipa_eqx.json_files import has_format, read_json_object
+from clipa_eqx.locks.fence import Fence, check_fence
 from clipa_eqx.progress import progress_bar, waiting
 from clipa_eqx.replacing import write_text
-from clipa_eqx.search.encoder import Chunk, Encoder, encode_items
-from clipa_eqx.search.inputs import Inputs
+from clipa_eqx.search.embedding_lock import LOCK, staged_in
+from clipa_eqx.search.encoder import Chunk, Encoder, EncoderIdentity, encode_items
+from clipa_eqx.search.inputs import Inputs, Item
 from clipa_eqx.search.shards import (
     Unreadable,
     VectorType,
@@ -20,6 +23,7 @@ from clipa_eqx.search.shards import (
     import_parquet,
     is_complete,
     listing_path,
+    parquet_path,
     read_listing,
     vectors_path,
     write_shard,
@@ -82,7 +86,7 @@ class Summary:
     truncated: int
 
 
-def begin(folder: Path, encoder: Encoder, inputs: Inputs, options: EmbeddingOptions) -> None:
+def begin(folder: Path, encoder: EncoderIdentity, inputs: Inputs, options: EmbeddingOptions) -> None:
     """Write the description of a new folder, or check that a folder which was begun is of the same command.
 
     Raises:
@@ -108,8 +112,9 @@ def check_folder(folder: Path) -> None:
     """Check that a folder is new, empty, or begun. Raises ConfigError if it has other contents."""
     if (folder / EMBEDDINGS_FILE).exists():
         return
-    # A name that starts with a dot is the lock, or a temporary file of a killed process.
-    others = [one.name for one in folder.iterdir() if one.name[0] != "."] if folder.is_dir() else []
+    # A name that starts with a dot is that of a temporary file or folder of a killed process.
+    names = [one.name for one in folder.iterdir()] if folder.is_dir() else []
+    others = [name for name in names if name[0] != "." and name != LOCK.name]
     if others:
         raise ConfigError(
             f"{folder} is not empty and has no {EMBEDDINGS_FILE} ({', '.join(sorted(others)[:3])}); give a new "
@@ -122,7 +127,7 @@ def is_embeddings(folder: Path) -> bool:
     return has_format(folder / EMBEDDINGS_FILE, "clipa_eqx embeddings ")
 
 
-def describe(encoder: Encoder, inputs: Inputs, options: EmbeddingOptions) -> dict[str, Any]:
+def describe(encoder: EncoderIdentity, inputs: Inputs, options: EmbeddingOptions) -> dict[str, Any]:
     """The description of a folder before its shards are known."""
     return {
         "format": FORMAT,
@@ -140,41 +145,86 @@ def embed(
     inputs: Inputs,
     options: EmbeddingOptions,
     *,
+    fence: Fence,
     process_index: int = 0,
     process_count: int = 1,
 ) -> int:
     """Write the missing shards among every ``process_count``-th one, and return how many they were.
 
+    Args:
+        fence: of the lock of the folder.
+
     Raises:
         DataError: an input cannot be read and ``options`` do not skip it, or the folder cannot be written.
         ConfigError: a batch does not fit the devices.
         NonFiniteError: a vector is NaN or infinite.
+        LateError: another command has the lock now.
     """
     mine = range(process_index, shard_count(inputs, options), process_count)
     with waiting("hashing complete shards"):
         missing = [shard for shard in mine if not is_complete(folder, shard, with_parquet=options.with_parquet)]
     if missing:
         clean_shard(folder, missing[0])  # shards are written in order
-    done = sum(len(_numbers(shard, inputs, options)) for shard in mine if shard not in set(missing))
-    total = done + sum(len(_numbers(shard, inputs, options)) for shard in missing)
+    done = sum(len(inputs_of_shard(shard, inputs, options)) for shard in mine if shard not in set(missing))
+    total = done + sum(len(inputs_of_shard(shard, inputs, options)) for shard in missing)
     if done:
         _log.info("%d of %s are complete; the rest is embedded", len(mine) - len(missing), counted(len(mine), "shard"))
     unit = "image" if inputs.kind == "images" else "text"
     with progress_bar(what=f"embedding {unit}s", total=total, unit=unit, initial=done) as bar:
         for shard in missing:
-            items = inputs.read(_numbers(shard, inputs, options))
-            is_images = inputs.kind == "images"
-            chunks = encode_items(encoder, items, batch_size=options.batch_size, is_images=is_images)
+            items = inputs.read(inputs_of_shard(shard, inputs, options))
+            embed_shard(folder, shard, encoder, items, options, kind=inputs.kind, fence=fence, seen=bar.update)
+    return len(missing)
+
+
+def embed_shard(
+    folder: Path,
+    shard: int,
+    encoder: Encoder,
+    items: Iterator[Item],
+    options: EmbeddingOptions,
+    *,
+    kind: Literal["images", "texts"],
+    fence: Fence,
+    seen: Callable[[int], object],
+) -> None:
+    """Write a shard that is missing or damaged, its listing last.
+
+    Args:
+        items: its items.
+        fence: of the lock of the folder when the shard was given out.
+        seen: called with the numbers of embedded or unreadable items as they become done.
+
+    Raises:
+        DataError, ConfigError, NonFiniteError, LateError: as ``embed``.
+    """
+    is_images, staged = kind == "images", staged_in(folder)
+    chunks = encode_items(encoder, items, batch_size=options.batch_size, is_images=is_images)
+    try:
+        with staged.new_folder(fence) as made:
+            listing_path(folder, shard).unlink(missing_ok=True)
             write_shard(
-                folder,
+                Path(made),
                 shard,
-                _checked(chunks, skips=options.skips_unreadable, seen=bar.update),
+                _checked(chunks, skips=options.skips_unreadable, seen=seen),
                 width=encoder.width,
                 dtype=options.dtype,
                 is_images=is_images,
                 with_parquet=options.with_parquet,
+                destination=folder,
             )
-    return len(missing)
+            if listing_path(folder, shard).exists():
+                return  # a second attempt, begun because this one seemed to be lost, was faster
+            for path in (vectors_path, *([parquet_path] if options.with_parquet else []), listing_path):
+                staged.move_in(path(Path(made), shard), path(folder, shard), fence)
+    except (OSError, DataError) as error:
+        with suppress(OSError):  # another command that has the lock now is the better reason
+            check_fence(folder, fence, name=LOCK.name)
+        if isinstance(error, DataError):
+            raise
+        raise DataError(
+            f"{folder} cannot be written ({error.strerror}); complete shards stay, and the same command resumes"
+        ) from error
 
 
 def finish(folder: Path, inputs: Inputs, options: EmbeddingOptions, *, new: int, writes: bool = True) -> Summary:
@@ -222,7 +272,8 @@ def remove_shard(folder: Path, shard: int) -> None:
     vectors_path(folder, shard).unlink(missing_ok=True)
 
 
-def _numbers(shard: int, inputs: Inputs, options: EmbeddingOptions) -> range:
+def inputs_of_shard(shard: int, inputs: Inputs, options: EmbeddingOptions) -> range:
+    """Numbers of the inputs of a shard."""
     start = shard * options.shard_inputs
     return range(start, min(start + options.shard_inputs, inputs.count))
 

@@ -66,6 +66,26 @@ class Encoder:
         """Length of the vectors."""
         return self.model.config.image.output
 
+    @property
+    def identity(self) -> "EncoderIdentity":
+        """What the description of its vectors says about it."""
+        return EncoderIdentity(width=self.width, path=self.path, fingerprint=self.fingerprint)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderIdentity:
+    """The facts about an encoder that a description of its vectors has. Without the model, another process has them.
+
+    Attributes:
+        width: length of the vectors.
+        path: the model or run folder.
+        fingerprint: all that determines the vectors, as JSON.
+    """
+
+    width: int
+    path: str
+    fingerprint: Mapping[str, Any]
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Chunk:

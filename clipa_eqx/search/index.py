@@ -5,7 +5,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -163,8 +163,10 @@ def _image_opener(about: Mapping[str, Any]) -> Callable[[int, str], bytes]:
         root = Path(about["path"])
         return lambda number, name: (root / name).read_bytes()
 
+    opened = cache(open_records)  # at the first image: opening many shards takes a while
+
     def of_record(number: int, name: str) -> bytes:
-        record = open_records(about["path"])[number]
+        record = opened(about["path"])[number]
         if record.key != name:
             raise DataError(f"record {number} of {about['path']} is {record.key!r} now, and was {name!r}")
         return record.image

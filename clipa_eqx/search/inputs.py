@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from clipa_eqx.data.addresses import is_url
 from clipa_eqx.data.array_record_reader import RecordSource
-from clipa_eqx.data.bucket_manifest import is_url
 from clipa_eqx.errors import DataError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
@@ -175,7 +175,7 @@ def record_inputs(source: RecordSource, *, kind: Literal["images", "texts"]) -> 
                     for i, caption in enumerate(record.captions):
                         yield Item(number, f"{record.key}#{i}", caption)
 
-    shards = [[shard.count, shard.sha256] for shard in source.manifest.shards]
+    shards = source.manifest.table.contents()
     about = {
         "source": "record folder",
         "path": source.folder if is_url(source.folder) else str(Path(source.folder).resolve()),

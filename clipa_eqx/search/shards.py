@@ -71,6 +71,7 @@ def write_shard(
     dtype: VectorType,
     is_images: bool,
     with_parquet: bool = False,
+    destination: Path | None = None,
 ) -> Listing:
     """Encode and write a shard; it is complete when its listing is there.
 
@@ -78,6 +79,7 @@ def write_shard(
         width: length of the vectors.
         dtype: type in which they are stored.
         with_parquet: also write it as Parquet.
+        destination: the folder that errors name, if the shard is to be moved there.
 
     Raises:
         DataError: the folder cannot be written.
@@ -107,7 +109,8 @@ def write_shard(
             file.write_text(json.dumps(asdict(listing)) + "\n", encoding="utf-8")
     except OSError as error:
         raise DataError(
-            f"{folder} cannot be written ({error.strerror}); complete shards stay, and the same command resumes"
+            f"{destination or folder} cannot be written ({error.strerror}); complete shards stay, and the same command "
+            "resumes"
         ) from error
     return listing
 

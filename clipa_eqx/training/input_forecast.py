@@ -137,5 +137,5 @@ def slow_input_advice(
 
 def mean_record_bytes(mixture: Mixture) -> float:
     """Bytes of a record on average over the record folders, as the manifests count them."""
-    shards = [shard for source in mixture.sources for shard in source.manifest.shards]
-    return sum(shard.bytes for shard in shards) / max(sum(shard.count for shard in shards), 1)
+    size = sum(int(source.manifest.table.sizes.sum()) for source in mixture.sources)
+    return size / max(sum(map(len, mixture.sources)), 1)

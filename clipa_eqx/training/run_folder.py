@@ -21,12 +21,12 @@ from clipa_eqx.data.manifest import Manifest
 from clipa_eqx.errors import CheckpointError, listed
 from clipa_eqx.experiment import ExperimentConfig
 from clipa_eqx.json_config import TAG, flat, to_json, with_current_names
+from clipa_eqx.locks.held import Lock
 from clipa_eqx.replacing import is_temporary, write_text
 from clipa_eqx.saved.kinds import CHECKPOINTS_NAME, CONFIG_FILE, FROZEN_NAME, METRICS_NAME, MODEL_NAME, kind_of, what_is
 from clipa_eqx.surgery.operations import Lora
-from clipa_eqx.training.bucket_lock import BucketLock
 from clipa_eqx.training.checkpoint_record import newest_record
-from clipa_eqx.training.run_lock import RunLock, is_lock_file, run_lock
+from clipa_eqx.training.run_lock import is_run_lock, run_lock
 from clipa_eqx.training.space import write_error
 
 _log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def run_record(config: ExperimentConfig, manifests: Sequence[Manifest], *, vocab
 
 def data_identity(manifests: Sequence[Manifest]) -> str:
     """A hash of the shards' hashes, source by source; it does not depend on the folders' paths."""
-    sources = ("".join(shard.sha256 for shard in manifest.shards) for manifest in manifests)
+    sources = (manifest.table.joined_hashes() for manifest in manifests)
     return hashlib.sha256("\n".join(sources).encode()).hexdigest()
 
 
@@ -117,7 +117,7 @@ def check_kind(workdir: Path) -> None:
         return
     # A start that was killed while it wrote the record leaves an unfinished one, which the next removes.
     names = [entry.name for entry in workdir.iterdir()]
-    if not all(is_temporary(name, CONFIG_FILE) or is_lock_file(name) or name == SOURCE_FILE for name in names):
+    if not all(is_temporary(name, CONFIG_FILE) or is_run_lock(name) or name == SOURCE_FILE for name in names):
         raise CheckpointError(
             f"run folder {workdir} is not empty and has no {CONFIG_FILE}; give a new folder with --workdir"
         )
@@ -142,7 +142,7 @@ def locked_on_all(
         CheckpointError: process 0 could not; on every process, so that none waits forever.
     """
     problem: CheckpointError | None = None
-    lock: RunLock | BucketLock | None = None
+    lock: Lock | None = None
     with ExitStack() as stack:
         if jax.process_index() == 0:
             try:

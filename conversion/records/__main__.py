@@ -1,20 +1,23 @@
-"""Conversion of dumps into record folders: ``python -m conversion.records SOURCE SRC DST``, ``verify``, ``diff``."""
+"""Dumps into record folders: ``python -m conversion.records SOURCE SRC DST``, ``verify``, ``diff``, ``join``."""
 
 import argparse
 import sys
 from collections.abc import Iterable, Sequence
 
 from clipa_eqx.cli import FAILED, OK, exit_on_sigterm, run
+from clipa_eqx.cluster.engine import parse_engine
 from clipa_eqx.commands import command_line, minimal_config, next_lines
 from clipa_eqx.data.manifest import Manifest
 from clipa_eqx.errors import DataError
-from conversion.records.arguments import make_parser, options_of
+from conversion.records.arguments import make_parser, options_of, processors
 from conversion.records.convert import convert
 from conversion.records.diff import diff
-from conversion.records.printing import account_lines, damage_lines, difference_lines
+from conversion.records.join import join
+from conversion.records.members import read_folder_list
+from conversion.records.printing import account_lines, damage_lines, difference_lines, joined_lines
 from conversion.records.verify import find_damage
 
-_READ_ONLY = ("verify", "diff")
+_WITHOUT_RESUME = ("verify", "diff", "join")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         DataError: a mistake in source, destination or options, or a disk that fails.
     """
     arguments = make_parser().parse_args(argv)
-    advice = "" if arguments.task in _READ_ONLY else "; repeat the same command to resume"
+    advice = "" if arguments.task in _WITHOUT_RESUME else "; repeat the same command to resume"
     exit_on_sigterm(f"terminated{advice}")
     try:
         match arguments.task:
@@ -32,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return _verify(arguments)
             case "diff":
                 return _diff(arguments)
+            case "join":
+                return _join(arguments)
             case _:
                 return _convert(arguments)
     except KeyboardInterrupt as error:
@@ -45,12 +50,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
+    engine = parse_engine(arguments.engine)
+    workers = processors() if arguments.workers is None and engine.kind == "local" else arguments.workers
     manifest = convert(
         arguments.task,
         arguments.source,
         arguments.target,
         options=options_of(arguments),
-        workers=arguments.workers,
+        workers=workers,
+        engine=engine,
         overwrite=arguments.overwrite,
     )
     _print(account_lines(arguments.target, manifest))
@@ -62,7 +70,7 @@ def _convert(arguments: argparse.Namespace) -> int:
 
 def _next_lines(folder: str, manifest: Manifest) -> list[str]:
     look = (command_line("show", folder), "the account, and a sheet of samples")
-    if manifest.class_names or not manifest.info["captions_written"]:
+    if manifest.class_names or manifest.info.get("captions_written") == 0:
         names = () if manifest.class_names else ("--class-names", "FILE")
         labels = ("--max-labels", str(manifest.info["most_labels"])) if "most_labels" in manifest.info else ()
         score = command_line(
@@ -83,6 +91,23 @@ def _diff(arguments: argparse.Namespace) -> int:
     found = diff(arguments.a, arguments.b, workers=arguments.workers, examples=arguments.examples)
     _print(difference_lines(arguments.a, arguments.b, found))
     return OK if found.is_same else FAILED
+
+
+def _join(arguments: argparse.Namespace) -> int:
+    listed = [] if arguments.list is None else read_folder_list(arguments.list)
+    joined = join(
+        arguments.target,
+        [*arguments.folders, *listed],
+        check_keys=arguments.check_keys,
+        overwrite=arguments.overwrite,
+        workers=arguments.workers,
+        examples=arguments.examples,
+    )
+    _print(joined_lines(arguments.target, joined))
+    if joined.repeated is not None and joined.repeated.records:
+        return FAILED
+    _print(_next_lines(arguments.target, joined.manifest))
+    return OK
 
 
 def _print(lines: Iterable[str]) -> None:

@@ -1,9 +1,11 @@
 """The account of a conversion, from the reports of its parts in any order."""
 
 import heapq
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from clipa_eqx.data.manifest import Manifest
 from conversion.records.keys import Fingerprint
@@ -12,6 +14,8 @@ from conversion.records.part_report import PartReport
 from conversion.records.rows import Plan
 from conversion.records.unknown_words import PieceCounts, unknown_entry
 
+Value = TypeVar("Value")
+
 
 class PartReports:
     """Reports by number of their part, with only the first few examples of each reason over all parts."""
@@ -19,13 +23,14 @@ class PartReports:
     def __init__(self, examples: int) -> None:
         self._limit = examples
         self._reports: dict[int, PartReport] = {}
+        self._first_parts = self._first_rows = 0  # parts before the first one without a report, and their rows
         # Reason -> (part, place in the part's report, example).
         self._examples: dict[str, list[tuple[int, int, dict[str, str]]]] = {}
 
     def add(self, report: PartReport) -> None:
         """Add a report; it replaces an earlier one of the same part."""
         self.remove(report.number)
-        self._reports[report.number] = replace(report, examples={})
+        self._reports[report.number] = _compact(report)
         for reason, examples in report.examples.items():
             new = [(report.number, i, example) for i, example in enumerate(examples)]
             held = [*self._examples.get(reason, []), *new]
@@ -34,6 +39,8 @@ class PartReports:
     def remove(self, number: int) -> None:
         """Forget the report of a part, if there is one."""
         self._reports.pop(number, None)
+        if number < self._first_parts:
+            self._first_parts = self._first_rows = 0
         for reason, held in self._examples.items():
             self._examples[reason] = [one for one in held if one[0] != number]
 
@@ -62,11 +69,27 @@ class PartReports:
 
     def first_rows(self) -> int:
         """Number of rows read in the first parts, up to the first part without a report."""
-        rows = number = 0
-        while number in self._reports:
-            rows += self._reports[number].rows_read
-            number += 1
-        return rows
+        while (report := self._reports.get(self._first_parts)) is not None:
+            self._first_parts += 1
+            self._first_rows += report.rows_read
+        return self._first_rows
+
+
+def _compact(report: PartReport) -> PartReport:
+    """The report without examples, with one copy of what is equal in most of hundreds of thousands of reports."""
+    return replace(
+        report,
+        examples={},
+        dropped=_with_shared_names(report.dropped),
+        captions_dropped=_with_shared_names(report.captions_dropped),
+        shown=[_with_shared_names(one) for one in report.shown],
+        shards=[_with_shared_names(one) for one in report.shards],
+        versions={sys.intern(name): sys.intern(version) for name, version in report.versions.items()},
+    )
+
+
+def _with_shared_names(values: Mapping[str, Value]) -> dict[str, Value]:
+    return {sys.intern(name): value for name, value in values.items()}
 
 
 def close_account(reports: PartReports, plan: Plan, command: Mapping[str, object], options: IngestOptions) -> Manifest:

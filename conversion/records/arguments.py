@@ -7,33 +7,39 @@ from typing import Any
 
 from clipa_eqx.argument_parser import ArgumentParser
 from clipa_eqx.cli import program_name
+from clipa_eqx.cluster.engine import ENGINE_HELP
 from conversion.records.class_names import read_class_names
 from conversion.records.options import IngestOptions
 from conversion.records.sources.kinds import SOURCES
 from conversion.records.sources.source import Source
 
 _DESCRIPTION = """\
-Conversion of image-text dumps into record folders: `python -m conversion.records SOURCE SRC DST`, and checks of such
-folders: `verify DIR`, `diff A B`."""
+Conversion of image-text dumps into record folders: `python -m conversion.records SOURCE SRC DST`, checks of such
+folders: `verify DIR`, `diff A B`, and many of them as one: `join DST FOLDER ...`."""
 _EPILOG = """\
 SRC and DST are local paths or fsspec URLs (gs://, s3://, ...; their driver must be installed).
 SRC is a folder, a file, or a pattern in quotes such as 'dir/*.tar' or 'dir/{00000..00041}.tar'. Its columns are chosen
 once, by their usual names or --*-column, from its first rows; rows without them are dropped and counted. Repeat the
 same command to resume an interrupted conversion.
 Exit codes: 0 done, 2 a mistake in source, destination or options, 1 anything else, also if no row was kept; verify:
-1 a shard is damaged; diff: 0 the same samples under the same keys, 1 not; 130, 143 and 129 after Ctrl-C, SIGTERM and
-SIGHUP."""
+1 a shard is damaged; diff: 0 the same samples under the same keys, 1 not; join --check-keys: 1 keys are repeated; 130,
+143 and 129 after Ctrl-C, SIGTERM and SIGHUP."""
+_JOIN = """\
+Writes a manifest of manifests into the new folder DST, by which the records of all folders open as one, in their
+order. No record is copied. FOLDER is a record folder, a joined folder, or a pattern of folders in quotes such as
+'data/part-*', local or gs://. Folders inside DST or next to it are named relative to it, so that all can be moved
+together; others by their full path."""
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser: a subcommand for each kind of source, ``verify`` and ``diff``."""
+    """The parser: a subcommand for each kind of source, ``verify``, ``diff`` and ``join``."""
     parser = ArgumentParser(
         prog=program_name("conversion.records"),
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    tasks = parser.add_subparsers(dest="task", required=True, metavar="SOURCE|verify|diff")
+    tasks = parser.add_subparsers(dest="task", required=True, metavar="SOURCE|verify|diff|join")
     for kind, source in SOURCES.items():
         _add_options(tasks.add_parser(kind, help=source.help, description=source.help), source)
     check = tasks.add_parser("verify", help="hash every shard again")
@@ -42,8 +48,15 @@ def make_parser() -> argparse.ArgumentParser:
     compare.add_argument("a", metavar="A")
     compare.add_argument("b", metavar="B")
     compare.add_argument("--examples", type=int, default=10, help="keys to show of each kind (10)")
-    for task in (check, compare):
-        task.add_argument("--workers", type=int, default=_processors(), help="processes (one per processor)")
+    one = tasks.add_parser("join", help="open many record folders as one", description=_JOIN)
+    one.add_argument("target", metavar="DST")
+    one.add_argument("folders", metavar="FOLDER", nargs="*")
+    one.add_argument("--folders", dest="list", type=Path, metavar="FILE", help="file with more folders, one a line")
+    one.add_argument("--check-keys", action="store_true", help="read all records, and refuse repeated keys (off)")
+    one.add_argument("--overwrite", action="store_true", help="replace the manifest of an earlier join in DST")
+    one.add_argument("--examples", type=int, default=10, help="repeated keys to show (10)")
+    for task in (check, compare, one):
+        task.add_argument("--workers", type=int, default=processors(), help="processes (one per processor)")
     return parser
 
 
@@ -69,8 +82,11 @@ def _add_options(parser: argparse.ArgumentParser, source: Source) -> None:
     parser.add_argument("source", metavar="SRC")
     parser.add_argument("target", metavar="DST")
     parser.add_argument(
-        "--workers", type=int, default=_processors(), help="processes (one per processor); 1: only this one"
+        "--workers",
+        type=int,
+        help="processes (one per processor); 1: only this one; with --engine ray: most parts at once (all that fit)",
     )
+    parser.add_argument("--engine", default="local", help=ENGINE_HELP)
     parser.add_argument("--overwrite", action="store_true", help="start again; records that are in DST are replaced")
     parser.add_argument("--max-side", type=int, help="re-encode images with a longer side to this one, px (off)")
     parser.add_argument(
@@ -160,5 +176,6 @@ def _add_columns(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _processors() -> int:
+def processors() -> int:
+    """The processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -4,64 +4,76 @@ import contextlib
 import dataclasses
 import itertools
 import logging
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
+from clipa_eqx.cluster.engine import LOCAL, Engine
 from clipa_eqx.data.manifest import Manifest
-from clipa_eqx.errors import DataError
-from clipa_eqx.progress import progress_bar
 from conversion.records.account import PartReports, close_account, describe_rows
 from conversion.records.command import command_of, describe_columns
-from conversion.records.destination import begin, finish, finished_parts, forget_part, locked
+from conversion.records.destination import begin, finish, finished_before, finished_parts, forget_part
+from conversion.records.duplicates import find_duplicates
 from conversion.records.filters import Filters, check_first_rows, check_kind_of_filters
-from conversion.records.keys import REPEAT, Buckets, Entries, Repeats, repeated, unpack_entries
+from conversion.records.keys import Repeats
 from conversion.records.labels import Classes, check_first_label, classes_of, with_text_labels
+from conversion.records.locking import Hold, locked
 from conversion.records.manifests import check_name
+from conversion.records.nodes import check_workers, opened_workers, shared_places
 from conversion.records.options import IngestOptions, check_options, has_filters
 from conversion.records.part import Job, convert_part
-from conversion.records.part_report import PartReport, keys_name
+from conversion.records.part_report import PartReport
 from conversion.records.places import Place, check_apart, open_place
-from conversion.records.reading import read_files
-from conversion.records.rows import DUPLICATE, DUPLICATE_OTHER, Plan
+from conversion.records.rows import DUPLICATE, DUPLICATE_OTHER, Plan, printable
+from conversion.records.scratch import local_folder, shared_folder
 from conversion.records.sources.kinds import counts_rows, plan_source
 from conversion.records.subset import SubsetIds, opened_subset, prepare_ids, subset_entry, with_usual_column
 from conversion.records.subset_file import SubsetFile, hash_subset
-from conversion.records.workers import Progress, run_jobs
+from conversion.records.workers import Progress, Workers, run_jobs
 
 _log = logging.getLogger(__name__)
-_AT_ONCE = 64  # files with keys fetched together
 
 
 def convert(
-    kind: str, source: str, target: str, *, options: IngestOptions, workers: int = 1, overwrite: bool = False
+    kind: str,
+    source: str,
+    target: str,
+    *,
+    options: IngestOptions,
+    workers: int | None = None,
+    engine: Engine = LOCAL,
+    overwrite: bool = False,
 ) -> Manifest:
     """Convert ``source`` into the record folder ``target`` and return its manifest.
 
-    Every row of the source is written, or counted under the reason why not. The output does not depend on ``workers``.
-    The same call resumes a conversion that was interrupted in any way, and leaves a finished one alone.
+    Every row of the source is written, or counted under the reason why not. The output depends neither on ``workers``
+    nor on ``engine``. The same call resumes a conversion that was interrupted in any way, and leaves a finished one
+    alone.
 
     Args:
         kind: a key of ``sources.kinds.SOURCES``.
         source: local path or fsspec URL of a folder or file, or a pattern.
         target: local path or fsspec URL of the folder to write.
         options: what decides the output.
-        workers: number of processes.
+        workers: number of processes, by default only this one; of a cluster the most parts at once, by default as many
+            as it takes.
+        engine: what runs the work on parts.
         overwrite: whether records in ``target`` are replaced.
 
     Raises:
         DataError: the source does not fit or cannot be read, or the target holds something else.
+        ConfigError: the engine cannot be used.
     """
     given, place = open_place(source), open_place(target)
-    if workers < 1:
-        raise DataError(f"--workers must be at least 1, got {workers}")
+    check_workers(workers)
     check_options(options)
     check_kind_of_filters(kind, options)
     check_name(place)
     check_apart(given, place)
-    with opened_subset(options) as subset:
-        return _convert(kind, given, place, options=options, subset=subset, workers=workers, overwrite=overwrite)
+    with (
+        opened_subset(options) as subset,
+        opened_workers(engine, workers, kind=kind, source=given, target=place) as running,
+    ):
+        return _convert(kind, given, place, options=options, subset=subset, workers=running, overwrite=overwrite)
 
 
 def _convert(
@@ -71,7 +83,7 @@ def _convert(
     *,
     options: IngestOptions,
     subset: SubsetFile | None,
-    workers: int,
+    workers: Workers,
     overwrite: bool,
 ) -> Manifest:
     chosen, options = options, with_usual_column(options, subset)
@@ -80,8 +92,6 @@ def _convert(
         _log.info("columns of %s: %s", given.url, describe_columns(plan.columns))
     if subset is not None and not any(part.columns.subset for part in plan.parts):
         _log.info("the ids that %s has are looked up as keys of rows", subset.url)
-    if not (given.crosses_processes and place.crosses_processes):
-        workers = 1
     form = None if subset is None else subset.form
     filters = (
         check_first_rows(given, plan, kind=kind, options=options, form=form) if has_filters(options) else Filters()
@@ -90,15 +100,21 @@ def _convert(
     classes = classes_of(plan, options)
     sha256 = None if subset is None else hash_subset(subset)
     command = command_of(kind, given.url, chosen, plan, subset_sha256=sha256)
-    with locked(place):
-        done = begin(place, command, overwrite=overwrite)
+    done = None if overwrite else finished_before(place, command)
+    if done is not None:
+        return _as_it_is(done, place)
+    with (
+        locked(place) as hold,
+        shared_places(workers, source=given, target=place, options=options) as (workers, check_shared),
+    ):
+        done = begin(place, command, overwrite=overwrite, check=check_shared)
         if done is not None:
-            _log.info("%s is already complete: nothing to do", place.url)
-            return done
+            return _as_it_is(done, place)
         run = _Run(
             kind=kind,
             source=given.url,
             place=place,
+            hold=hold,
             options=options,
             plan=plan,
             classes=classes,
@@ -114,7 +130,13 @@ def _convert(
         check_first_label(*run.reports.label_range(), classes)
         run.drop_duplicates()
         manifest = close_account(run.reports, run.accounted_plan(subset), command, options)
+        hold.next_stage()
         finish(place, manifest)
+    return manifest
+
+
+def _as_it_is(manifest: Manifest, target: Place) -> Manifest:
+    _log.info("%s is already complete: nothing to do", target.url)
     return manifest
 
 
@@ -125,12 +147,13 @@ class _Run:
     kind: str
     source: str
     place: Place
+    hold: Hold
     options: IngestOptions
     plan: Plan
     classes: Classes
     ids: SubsetIds | None
     filters: Filters
-    workers: int
+    workers: Workers
     reports: PartReports
 
     def convert_parts(self) -> None:
@@ -155,38 +178,34 @@ class _Run:
         if self.options.limit is None:
             return
         left = self.options.limit
-        again: list[Job] = []  # at most one
+        again: dict[int, int] = {}  # at most one
+        self.hold.next_stage()
         for report in self.reports.in_order():
             if left == 0:
                 forget_part(self.place, report)
                 self.reports.remove(report.number)
                 continue
             if report.rows_read > left:
-                again.append(self._job(report.number, limit=left))
+                again[report.number] = left
             left -= min(left, report.rows_read)
-        self._convert(iter(again), what="limit", total=sum(job.limit or 0 for job in again))
+        jobs = (self._job(number, limit=limit) for number, limit in again.items())
+        self._convert(jobs, what="limit", total=sum(again.values()))
 
     def drop_duplicates(self) -> None:
         """Convert the parts again that have rows with the key of an earlier row, without those rows."""
-        with tempfile.TemporaryDirectory(prefix="clipa_eqx-keys-") as folder:
-            ordered = self.reports.in_order()
-            rows = sum(report.rows_written + report.duplicates for report in ordered)
-            # A second round of buckets, by part: even if every row is a duplicate, memory stays bounded.
-            keys = Buckets(Path(folder) / "keys", rows=rows)
-            drops = Buckets(Path(folder) / "drops", rows=rows, dtype=REPEAT)
-            affected: set[int] = set()
-            with contextlib.closing(keys), contextlib.closing(drops):
-                numbers = [report.number for report in ordered]
-                parts = _all_entries(self.place, numbers)
-                for entries in progress_bar(parts, what="read keys", total=len(numbers), unit="part"):
-                    keys.add(entries, by="high")
-                for bucket in progress_bar(keys, what="compare keys", total=keys.count, unit="bucket"):
-                    repeats = repeated(bucket)
-                    drops.add(repeats, by="part")
-                    affected |= set(repeats["part"].tolist())
-                total = sum(self._units(self.reports[number]) for number in affected)
-                jobs = (job for bucket in drops for job in self._duplicate_jobs(bucket))
-                self._convert(jobs, what="duplicate keys", total=total)
+        rows = {report.number: report.rows_written + report.duplicates for report in self.reports.in_order()}
+        scratch = local_folder if isinstance(self.workers, int) else shared_folder
+        with scratch(self.place) as folder:
+            found = find_duplicates(self.place, rows, folder=folder, workers=self.workers)
+            # Others were done before an interruption.
+            again = {number for number, count in found.counts.items() if self.reports[number].duplicates != count}
+            jobs = (self._job_without(number, repeats) for number, repeats in found.of_parts(again))
+            self._convert(jobs, what="duplicate keys", total=sum(self._units(self.reports[number]) for number in again))
+
+    def _job_without(self, number: int, repeats: Repeats) -> Job:
+        reasons = [DUPLICATE_OTHER if differs else DUPLICATE for differs in repeats["differs"].tolist()]
+        duplicates = dict(zip(repeats["row"].tolist(), reasons, strict=True))
+        return self._job(number, limit=self.reports[number].limit, duplicates=duplicates)
 
     def accounted_plan(self, subset: SubsetFile | None) -> Plan:
         """The plan, with the account of the ids of a subset in its entries for the manifest."""
@@ -195,14 +214,6 @@ class _Run:
         reports, examples = self.reports.in_order(), self.options.examples
         entry = subset_entry(self.place, subset, self.ids, reports, examples=examples)
         return dataclasses.replace(self.plan, info={**self.plan.info, "subset": entry})
-
-    def _duplicate_jobs(self, drops: Repeats) -> Iterator[Job]:
-        for number in map(int, sorted(set(drops["part"].tolist()))):
-            rows = drops[drops["part"] == number]
-            if self.reports[number].duplicates != len(rows):  # otherwise it was done before an interruption
-                reasons = [DUPLICATE_OTHER if other else DUPLICATE for other in rows["differs"].tolist()]
-                duplicates = dict(zip(rows["row"].tolist(), reasons, strict=True))
-                yield self._job(number, limit=self.reports[number].limit, duplicates=duplicates)
 
     def _job(self, number: int, *, limit: int | None, duplicates: Mapping[int, str] | None = None) -> Job:
         return Job(
@@ -215,11 +226,13 @@ class _Run:
             classes=self.classes,
             limit=limit,
             duplicates=duplicates or {},
+            fence=self.hold.fence,
             ids=self.ids,
             filters=self.filters,
         )
 
     def _convert(self, jobs: Iterator[Job], *, what: str, total: int, before: Sequence[PartReport] = ()) -> None:
+        self.hold.next_stage()  # a part is converted at most once in a stage, so that late tasks differ in their fence
         first = next(jobs, None)
         if first is None:
             return
@@ -229,9 +242,12 @@ class _Run:
         for report in before:
             rows.update({"read": report.rows_read, **report.dropped})
         try:
-            results = run_jobs(convert_part, itertools.chain([first], jobs), workers=self.workers, progress=progress)
+            results = run_jobs(
+                convert_part, itertools.chain([first], jobs), workers=self.workers, progress=progress, name=_name
+            )
             with contextlib.closing(results):
                 for _, report in results:
+                    self.hold.check()
                     self.reports.add(report)
                     rows.update({"read": report.rows_read, **report.dropped})
                     progress.finish(self._units(report), describe_rows(rows))
@@ -242,7 +258,5 @@ class _Run:
         return report.rows_read if counts_rows(self.kind, self.options) else report.size
 
 
-def _all_entries(place: Place, numbers: list[int]) -> Iterator[Entries]:
-    for i in range(0, len(numbers), _AT_ONCE):
-        content = read_files(place, [keys_name(number) for number in numbers[i : i + _AT_ONCE]])
-        yield from map(unpack_entries, content.values())
+def _name(job: Job) -> str:
+    return f"part {job.number} ({printable(job.part.source)})"

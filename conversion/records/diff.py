@@ -1,34 +1,22 @@
 """Comparison of two record folders in bounded memory: keys they do not share, and keys with different samples."""
 
 import contextlib
-import hashlib
 import heapq
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import cast
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int64, Shaped
+from jaxtyping import Int64
 
 from clipa_eqx.data.manifest import Manifest
-from clipa_eqx.data.records import Record, decode_record, encode_record
-from conversion.records.keys import (
-    ENTRY,
-    Buckets,
-    Entries,
-    content_digest,
-    key_digest,
-    pack_entry,
-    starts_of_keys,
-)
+from conversion.records.buckets import Slice, count_buckets, read_items, slices_of_bucket
+from conversion.records.keys import starts_of_keys
 from conversion.records.manifests import read_manifest_of
 from conversion.records.places import Place, open_place
-from conversion.records.reading import local_copy
-from conversion.records.shards import Shard, over_shards, read_blobs
-
-_ENTRY = np.dtype([*((name, ENTRY[name]) for name in ENTRY.names or ()), ("extra", "<u8")])
+from conversion.records.stored_keys import STORED, describe_record, distribute_keys
+from conversion.records.workers import Progress, run_jobs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,15 +67,23 @@ def diff(a: str, b: str, *, workers: int = 1, examples: int = 10) -> Difference:
     manifests = (read_manifest_of(places[0]), read_manifest_of(places[1]))
     counts = np.zeros(7, np.int64)
     firsts = tuple(_Firsts(examples) for _ in range(4))
-    with tempfile.TemporaryDirectory(prefix="clipa_eqx-keys-") as folder:
+    with tempfile.TemporaryDirectory(prefix="clipa_eqx-diff-") as name:
+        folder = open_place(name)
         rows = max(manifest.rows_written for manifest in manifests)
-        sides = tuple(Buckets(Path(folder) / name, rows=rows, dtype=_ENTRY) for name in "ab")
-        with contextlib.closing(sides[0]), contextlib.closing(sides[1]):
-            for place, manifest, side in zip(places, manifests, sides, strict=True):
-                for _, entries in over_shards(_read_keys, place, manifest, workers=workers, what=f"read {place.url}"):
-                    side.add(np.frombuffer(entries, _ENTRY), by="high")
-            for bucket_a, bucket_b in zip(*sides, strict=True):
-                counts += _compare(bucket_a, bucket_b, firsts)
+        buckets = count_buckets(rows)
+        sides = [
+            distribute_keys(place, manifest, folder=folder, name=side, buckets=buckets, workers=workers)
+            for side, place, manifest in zip("ab", places, manifests, strict=True)
+        ]
+        slices = ((slices_of_bucket(sides[0], i), slices_of_bucket(sides[1], i)) for i in range(buckets))
+        jobs = (_Bucket(name, a, b, examples) for a, b in slices)
+        progress = Progress(total=buckets, unit="bucket", what="compare keys")
+        with contextlib.closing(progress):
+            for _, found in run_jobs(_compare_bucket, jobs, workers=min(workers, buckets), progress=progress):
+                counts += found.counts
+                for first, positions in zip(firsts, found.firsts, strict=True):
+                    first.add(positions)
+                progress.finish(1)
     shared, changed, changed_extra, only_a, only_b, repeats_a, repeats_b = (int(count) for count in counts)
     return Difference(
         shared=shared,
@@ -111,31 +107,56 @@ class _Firsts:
         self._count = count
         self._found: list[tuple[int, int]] = []
 
-    def add(self, entries: Entries) -> None:
-        """Consider entries, in any order."""
-        found = cast(list[tuple[int, int]], entries[["part", "row"]].tolist())
-        self._found = heapq.nsmallest(self._count, [*self._found, *found])
+    def add(self, positions: Iterable[tuple[int, int]]) -> None:
+        """Consider positions, in any order."""
+        self._found = heapq.nsmallest(self._count, [*self._found, *positions])
 
     def describe(self, place: Place, manifest: Manifest) -> tuple[str, ...]:
         """Read the records at the positions; return their keys with shard and position."""
         names: list[str] = []
         for shard, position in self._found:
-            info = manifest.shards[shard]
-            where = f"{place.url}/{info.name}"
-            with local_copy(place.fs, place.child(info.name)) as path:
-                (blob,) = read_blobs(path, [position], where=where)
-            names.append(f"{decode_record(blob, where=where).key} ({info.name}, record {position})")
+            key, where = describe_record(place, manifest, shard, position)
+            names.append(f"{key} ({where})")
         return tuple(names)
 
 
-def _compare(
-    a: Shaped[np.ndarray, " entries_a"], b: Shaped[np.ndarray, " entries_b"], firsts: Sequence[_Firsts]
-) -> Int64[np.ndarray, "7"]:
-    """Counts of one bucket of both sides, in the order of ``Difference``. Adds positions of examples to ``firsts``."""
+class _Bucket(NamedTuple):
+    """A bucket to compare: its slices of the files of both sides.
+
+    Attributes:
+        folder: the folder with the files.
+        a: slices of A.
+        b: slices of B.
+        examples: number of positions to return for each kind of difference.
+    """
+
+    folder: str
+    a: tuple[Slice, ...]
+    b: tuple[Slice, ...]
+    examples: int
+
+
+class _Found(NamedTuple):
+    """Differences in a bucket.
+
+    Attributes:
+        counts: numbers in the order of ``Difference``.
+        firsts: positions (shard, record) of examples in the order of ``Difference``.
+    """
+
+    counts: Int64[np.ndarray, "7"]
+    firsts: list[list[tuple[int, int]]]
+
+
+def _compare_bucket(bucket: _Bucket, seen: Callable[[int], None]) -> _Found:
+    del seen  # progress is in buckets
+    folder = open_place(bucket.folder)
+    a, b = (read_items(folder, slices, STORED) for slices in (bucket.a, bucket.b))
     is_b = np.arange(len(a) + len(b)) >= len(a)
     both = np.concatenate([a, b])
-    order = np.lexsort((both["row"], both["part"], is_b, both["low"], both["high"]))
-    both, is_b = both[order], is_b[order]
+    position = both["part"].astype(np.uint64) << np.uint64(32) | both["row"]
+    order = np.lexsort((position, is_b, both["low"], both["high"]))
+    both, is_b = both.take(order), is_b[order]
     starts = starts_of_keys(both)
     key = np.cumsum(starts) - 1  # number of each entry's key
     keys = int(starts.sum())
@@ -150,26 +171,10 @@ def _compare(
     changed = shared & (content[0] != content[1])
     changed_extra = shared & ~changed & (extra[0] != extra[1])
     kinds, of_side = (changed, changed_extra, only_a, only_b), (~is_b, ~is_b, ~is_b, is_b)
-    for first, chosen, side in zip(firsts, kinds, of_side, strict=True):
-        first.add(both[leads & side & chosen[key]])
+    firsts: list[list[tuple[int, int]]] = []
+    for chosen, side in zip(kinds, of_side, strict=True):
+        found = both.take(np.flatnonzero(leads & side & chosen[key]))
+        order = np.lexsort((found["row"], found["part"]))[: bucket.examples]
+        firsts.append([(int(one["part"]), int(one["row"])) for one in found[order]])
     repeats = (len(a) - has[0].sum(), len(b) - has[1].sum())
-    return np.array([shared.sum(), *(chosen.sum() for chosen in kinds), *repeats], np.int64)
-
-
-def _read_keys(shard: Shard, seen: Callable[[int], None]) -> bytes:
-    place, where = open_place(shard.url), f"{shard.url}/{shard.info.name}"
-    entries = bytearray()
-    with local_copy(place.fs, place.child(shard.info.name)) as path:
-        for row, blob in enumerate(read_blobs(path, range(shard.info.count), where=where)):
-            record = decode_record(blob, where=f"{where}, record {row}")
-            content = content_digest(record, encoded=blob)
-            entries += pack_entry(key_digest(record.key), content, part=shard.number, row=row)
-            entries += _extra_digest(record)[:8]
-            seen(len(blob))
-    return bytes(entries)
-
-
-def _extra_digest(record: Record) -> bytes:
-    """SHA-256 of the values in ``extra``, in whatever order they are stored."""
-    values = replace(record, key="", image=b"", captions=(), label=None, extra=dict(sorted(record.extra.items())))
-    return hashlib.sha256(encode_record(values)).digest()
+    return _Found(np.array([shared.sum(), *(chosen.sum() for chosen in kinds), *repeats], np.int64), firsts)

@@ -1,14 +1,11 @@
-"""Keys of billions of rows in bounded memory: fingerprints of sets, and hashes distributed to buckets on disk."""
+"""Keys of rows: their hashes, fingerprints of sets of rows, and the rows whose key an earlier row has."""
 
 import hashlib
 import struct
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
-from jaxtyping import Bool, Shaped
+from jaxtyping import Bool, Int64, Shaped, UInt64
 
 from clipa_eqx.data.records import Record, encode_record
 
@@ -16,8 +13,6 @@ from clipa_eqx.data.records import Record, encode_record
 ENTRY = np.dtype([("high", "<u8"), ("low", "<u8"), ("content", "<u8"), ("part", "<u4"), ("row", "<u4")])
 # A row whose key an earlier row has, and whether its content differs from that of the first such row.
 REPEAT = np.dtype([("part", "<u4"), ("row", "<u4"), ("differs", "?")])
-_ROWS_PER_BUCKET = 2**21  # 64 MB of entries
-_MOST_BUCKETS = 256  # open files
 _MODULUS = 2**256
 
 Entries = Shaped[np.ndarray, " entries"]  # of dtype ENTRY
@@ -56,44 +51,6 @@ def pack_entry(key: bytes, content: bytes, *, part: int, row: int) -> bytes:
     return struct.pack("<QQQII", high, low, *struct.unpack("<Q", content[:8]), part, row)
 
 
-def unpack_entries(data: bytes | bytearray) -> Entries:
-    """The entries in the bytes of several ENTRY."""
-    return np.frombuffer(bytes(data), ENTRY)
-
-
-class Buckets:
-    """Items of one dtype, distributed to files by ``number % count``, so that one bucket at a time fits in memory.
-
-    A bucket keeps the order in which its items were added. The owner of the folder removes the files.
-
-    Args:
-        rows: number of items to expect.
-        dtype: ENTRY or REPEAT.
-    """
-
-    def __init__(self, folder: Path, *, rows: int, dtype: np.dtype[np.void] = ENTRY) -> None:
-        folder.mkdir(parents=True)
-        self._dtype = dtype
-        self.count = min(max(1, -(-rows // _ROWS_PER_BUCKET)), _MOST_BUCKETS)
-        self._files: list[BinaryIO] = [(folder / f"{i}").open("w+b", buffering=2**16) for i in range(self.count)]
-
-    def add(self, items: Shaped[np.ndarray, " items"], *, by: str) -> None:
-        """Append items; those with equal values of field ``by`` share a bucket."""
-        numbers = items[by] % np.uint64(self.count)
-        for i in np.unique(numbers):
-            self._files[int(i)].write(items[numbers == i].tobytes())
-
-    def __iter__(self) -> Iterator[Shaped[np.ndarray, " items"]]:
-        for file in self._files:
-            file.seek(0)
-            yield np.frombuffer(file.read(), self._dtype)
-
-    def close(self) -> None:
-        """Close the files."""
-        for file in self._files:
-            file.close()
-
-
 def starts_of_keys(entries: Entries) -> Flags:
     """Mark the first entry of each key among entries that are sorted by key."""
     is_first = np.ones(len(entries), bool)
@@ -101,16 +58,36 @@ def starts_of_keys(entries: Entries) -> Flags:
     return is_first
 
 
-def repeated(entries: Entries) -> Repeats:
-    """The entries whose key an earlier entry has.
+def find_repeats(entries: Entries) -> tuple[Int64[np.ndarray, " repeats"], Repeats]:
+    """The entries whose key an earlier entry has, in their order.
 
-    "Earlier" is by part and row, so the first occurrence of a key in the order of the source is never among them.
+    Args:
+        entries: in the order of the source.
+
+    Returns:
+        Their positions among the entries, and what is known of them.
     """
-    entries = entries[np.lexsort((entries["row"], entries["part"], entries["low"], entries["high"]))]
-    is_first = starts_of_keys(entries)
-    first = entries["content"][is_first][np.cumsum(is_first) - 1]
-    again = ~is_first
-    repeats = np.empty(int(again.sum()), REPEAT)
-    repeats["part"], repeats["row"] = entries["part"][again], entries["row"][again]
-    repeats["differs"] = (entries["content"] != first)[again]
-    return repeats
+    chosen = np.flatnonzero(_may_repeat(entries["high"]))
+    order = chosen.take(np.lexsort((entries["low"].take(chosen), entries["high"].take(chosen))))
+    # The sort is stable, so the first entry of each key is its first one in the source.
+    is_first = starts_of_keys(entries.take(order))
+    content = entries["content"].take(order)
+    differs = content != content[is_first].take(np.cumsum(is_first) - 1)
+    again = np.flatnonzero(~is_first)
+    again = again.take(np.argsort(order.take(again)))
+    positions = order.take(again)
+    repeats = np.empty(len(again), REPEAT)
+    repeats["part"], repeats["row"] = entries["part"].take(positions), entries["row"].take(positions)
+    repeats["differs"] = differs.take(again)
+    return positions, repeats
+
+
+def _may_repeat(numbers: UInt64[np.ndarray, " entries"]) -> Flags:
+    """Mark the numbers that occur several times. Most keys occur once, and one sort of one column excludes them."""
+    order = np.argsort(numbers)
+    ordered = numbers.take(order)
+    is_same = ordered[1:] == ordered[:-1]
+    flags = np.zeros(len(numbers), bool)
+    flags[order[1:][is_same]] = True
+    flags[order[:-1][is_same]] = True
+    return flags

@@ -11,7 +11,7 @@ from conversion.records.places import Place, open_place
 from conversion.records.rows import Columns, ListedRow, Part, Plan, Row, Tally, shortened
 from conversion.records.sources.damage import Scattered
 from conversion.records.sources.kinds import read_part
-from conversion.records.workers import Progress, run_jobs
+from conversion.records.workers import Progress, Workers, run_jobs
 
 _FIRST_ROWS = 256  # rows that decide whether labels are numbers or texts
 _MOST_CLASSES = 100_000
@@ -70,7 +70,7 @@ def _check_flags(plan: Plan, options: IngestOptions) -> None:
         raise DataError("--first-label does not apply: the source has no labels; name them with --label-column")
 
 
-def with_text_labels(place: Place, plan: Plan, *, kind: str, options: IngestOptions, workers: int) -> Plan:
+def with_text_labels(place: Place, plan: Plan, *, kind: str, options: IngestOptions, workers: Workers) -> Plan:
     """The plan, with class names if labels are texts: if at least half of those in the first rows are, or if the
     numbers among them are class names too. One text among numbers does not give all numbers another meaning.
 
@@ -113,12 +113,14 @@ class _LabelJob(NamedTuple):
     options: IngestOptions
 
 
-def _collect(place: Place, plan: Plan, kind: str, options: IngestOptions, workers: int) -> set[str]:
+def _collect(place: Place, plan: Plan, kind: str, options: IngestOptions, workers: Workers) -> set[str]:
     jobs = [_LabelJob(place.url, part, kind, options) for part in plan.parts]
     progress = Progress(total=len(jobs), unit="part", what="read labels")
     found: set[str] = set()
     try:
-        for _, labels in run_jobs(_labels_of_part, jobs, workers=min(workers, len(jobs)), progress=progress):
+        workers = min(workers, len(jobs)) if isinstance(workers, int) else workers
+        results = run_jobs(_labels_of_part, jobs, workers=workers, progress=progress, name=lambda job: job.part.source)
+        for _, labels in results:
             progress.finish(1)
             found |= labels
             if len(found) > _MOST_CLASSES:

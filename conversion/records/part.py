@@ -4,26 +4,24 @@ import dataclasses
 import itertools
 import os
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 
 from clipa_eqx.data.array_record_writer import write_encoded_shard
-from clipa_eqx.data.manifest import ShardInfo
 from clipa_eqx.data.records import LABELS, Record, encode_record
+from clipa_eqx.data.shards import ShardInfo
 from clipa_eqx.errors import DataError
+from clipa_eqx.locks.fence import Fence
 from conversion.records.checks import check_row
 from conversion.records.filters import Filters, RowFilter, without_used
 from conversion.records.keys import Fingerprint, content_digest, key_digest, pack_entry
 from conversion.records.labels import Classes
 from conversion.records.options import IngestOptions, has_filters
 from conversion.records.part_report import (
-    UNFINISHED,
     PartReport,
     keys_name,
     met_name,
@@ -36,9 +34,9 @@ from conversion.records.rows import TRUNCATED, Lost, Part, Row, Tally, printable
 from conversion.records.sorted_ids import Positions, SortedIds
 from conversion.records.sources.damage import Scattered
 from conversion.records.sources.kinds import counts_rows, is_labeled, read_part
+from conversion.records.staging import staging
 from conversion.records.subset import SubsetIds, open_ids, pack_positions
 from conversion.records.unknown_words import PieceCounts, count_pieces, is_sampled
-from conversion.records.writing import move_in, write_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +51,7 @@ class Job:
         classes: the classes, which labels are checked against.
         limit: maximum number of rows to read.
         duplicates: rows to drop as duplicates, each with its reason.
+        fence: state of the lock of the destination in which the part is given out; None if it has no lock.
         ids: the sorted ids of a subset; None without one.
         filters: facts about the filters of the options.
     """
@@ -66,6 +65,7 @@ class Job:
     classes: Classes = field(default_factory=Classes)
     limit: int | None = None
     duplicates: Mapping[int, str] = field(default_factory=dict[int, str])
+    fence: Fence | None = None
     ids: SubsetIds | None = None
     filters: Filters = field(default_factory=Filters)
 
@@ -85,6 +85,7 @@ def convert_part(job: Job, seen: Callable[[int], None]) -> PartReport:
 
     Raises:
         DataError: the source cannot be read, the options do not fit it, or the target cannot be written.
+        LateError: another conversion has the target now, or a later stage of this one has begun.
     """
     try:
         try:
@@ -101,28 +102,19 @@ def _convert(job: Job, seen: Callable[[int], None]) -> PartReport:
     account = _Account(job)
     blobs = _blobs(job, source, account, seen, None if job.ids is None else open_ids(target, job.ids))
     shards: list[ShardInfo] = []
-    with _staging(target) as folder:
+    with staging(target, job.fence) as staged:
         for first in blobs:
             chunk = itertools.chain([first], itertools.islice(blobs, job.options.records_per_shard - 1))
             name = f"shard-{job.number:06d}-{len(shards):03d}.array_record"
-            written = write_encoded_shard(Path(folder) / f"{name}.tmp-{os.getpid()}", chunk)
-            move_in(target, Path(folder) / written.name, name)
-            shards.append(dataclasses.replace(written, name=name))
-    met = b"" if job.ids is None else pack_positions(account.met, job.ids)
-    if met:
-        write_file(target, met_name(job.number), met)
-    report = dataclasses.replace(account.report(shards), met_bytes=len(met))
-    write_file(target, keys_name(job.number), bytes(account.entries))
-    write_file(target, report_name(job.number), report_to_json(report))
+            shards.append(write_encoded_shard(staged.folder / name, chunk))
+            staged.move_in(name)
+        met = b"" if job.ids is None else pack_positions(account.met, job.ids)
+        if met:
+            staged.write(met_name(job.number), met)
+        report = dataclasses.replace(account.report(shards), met_bytes=len(met))
+        staged.write(keys_name(job.number), bytes(account.entries))
+        staged.write(report_name(job.number), report_to_json(report))
     return report
-
-
-def _staging(target: Place) -> tempfile.TemporaryDirectory[str]:
-    # Inside a local destination, so that a rename moves a shard to its place.
-    if target.is_local:
-        Path(target.child(UNFINISHED)).mkdir(parents=True, exist_ok=True)
-        return tempfile.TemporaryDirectory(dir=target.child(UNFINISHED), prefix="tmp-")
-    return tempfile.TemporaryDirectory(prefix="clipa_eqx-")
 
 
 def _blobs(

@@ -4,8 +4,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
-from clipa_eqx.data.manifest import ShardInfo
 from clipa_eqx.data.records import LABELS, Record
+from clipa_eqx.data.shards import ShardInfo
 from conversion.records.keys import ENTRY
 from conversion.records.rows import shortened
 
@@ -13,7 +13,7 @@ _LONGEST = 100  # characters of a text that is shown
 UNFINISHED = "_unfinished"  # folder inside the destination; it exists only until the manifest does
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PartReport:
     """The result of a part. The names of all fields are in files, which later versions read to resume.
 

@@ -5,8 +5,11 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from clipa_eqx.buckets.bucket import driver_options
 from clipa_eqx.errors import DataError
 from conversion.records.braces import expand_braces, has_braces
+
+_BUCKETS = {"gs": "gs", "gcs": "gs", "s3": "s3", "s3a": "s3"}
 
 
 class Place(NamedTuple):
@@ -49,11 +52,16 @@ def open_place(url: str | Path) -> Place:
     if not text:
         raise DataError("a source or destination is empty; give . for the current folder")
     try:
-        fs, path = url_to_fs(text)
+        fs, path = url_to_fs(text, **_bucket_options(text))
     # Drivers raise errors of their own for missing archives, credentials and connections.
     except Exception as error:
         raise DataError(f"{text} cannot be opened: {error}") from error
     return Place(text, fs, str(path))
+
+
+def _bucket_options(url: str) -> dict[str, Any]:
+    scheme = _BUCKETS.get(url.partition("://")[0])
+    return {} if scheme is None else driver_options(scheme)
 
 
 def protocols(fs: Any) -> tuple[str, ...]:

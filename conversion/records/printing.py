@@ -7,6 +7,7 @@ from clipa_eqx.data.manifest import Manifest
 from clipa_eqx.errors import counted
 from conversion.records.class_names import describe_class, describe_classes
 from conversion.records.diff import Difference
+from conversion.records.join import KEYS_CHECKED, Joined
 from conversion.records.rows import DUPLICATE_OTHER, FILTERED, MISSING_IMAGE, NOT_IN_SUBSET, shortened
 from conversion.records.sources.kinds import SOURCES
 from conversion.records.subset import subset_lines
@@ -17,20 +18,9 @@ _TEXT_SUFFIXES = {".csv", ".json", ".jsonl", ".ndjson", ".tsv", ".txt"}
 
 def account_lines(target: str, manifest: Manifest) -> Iterator[str]:
     """The account of a finished conversion, with advice."""
-    size = sum(shard.bytes for shard in manifest.shards)
+    size = int(manifest.table.sizes.sum())
     yield f"{target}: {_contents(manifest)}, {size / 1e6:,.1f} MB"
-    dropped = "".join(f", {count:,} {reason}" for reason, count in manifest.rows_dropped.items())
-    yield f"rows: {manifest.rows_read:,} read, {manifest.rows_written:,} written{dropped}"
-    if subset := cast("dict[str, object]", manifest.info.get("subset", {})):
-        outside = cast("dict[str, list[dict[str, str]]]", manifest.info["examples"]).get(NOT_IN_SUBSET, [])
-        yield from subset_lines(subset, next(iter(outside), None))
-    if downloads := cast("dict[str, int]", manifest.info.get("downloads", {})):
-        failed = f"{counted(downloads['total'], 'download')}, {downloads['failed']:,} failed"
-        yield f"img2dataset reports {failed}, for which the source has no rows"
-    lost = cast(dict[str, int], manifest.info["captions_dropped"])
-    if lost:
-        counts = ", ".join(f"{count:,} {reason}" for reason, count in lost.items())
-        yield f"captions left out of rows that were kept: {counts}"
+    yield from _row_lines(manifest)
     damaged = cast(list[dict[str, object]], manifest.info["damaged_sources"])
     for damage in damaged[:5]:
         yield "damaged: {source}: {rows_before} rows, then lost: {rows_lost}; {error}".format(**damage)
@@ -86,6 +76,21 @@ def account_lines(target: str, manifest: Manifest) -> Iterator[str]:
         yield f"no row was kept: {where}{_example(manifest)}{hint}"
 
 
+def _row_lines(manifest: Manifest) -> Iterator[str]:
+    """Rows and captions that were read, written and dropped."""
+    dropped = "".join(f", {count:,} {reason}" for reason, count in manifest.rows_dropped.items())
+    yield f"rows: {manifest.rows_read:,} read, {manifest.rows_written:,} written{dropped}"
+    if subset := cast("dict[str, object]", manifest.info.get("subset", {})):
+        outside = cast("dict[str, list[dict[str, str]]]", manifest.info.get("examples", {})).get(NOT_IN_SUBSET, [])
+        yield from subset_lines(subset, next(iter(outside), None))
+    if downloads := cast("dict[str, int]", manifest.info.get("downloads", {})):
+        failed = f"{counted(downloads['total'], 'download')}, {downloads['failed']:,} failed"
+        yield f"img2dataset reports {failed}, for which the source has no rows"
+    if lost := cast("dict[str, int]", manifest.info.get("captions_dropped", {})):
+        counts = ", ".join(f"{count:,} {reason}" for reason, count in lost.items())
+        yield f"captions left out of rows that were kept: {counts}"
+
+
 def _advice_on_keys(manifest: Manifest) -> str:
     kind = SOURCES.get(_kind(manifest))
     if kind is None or kind.has_prefix:
@@ -134,7 +139,7 @@ def _doubts_on_classes(manifest: Manifest) -> Iterator[str]:
 def _captions(manifest: Manifest) -> Iterator[str]:
     """The number of captions per image, unless there are none, as in labeled sources."""
     ends = cast("dict[str, int]", manifest.info.get("captions_per_record", {}))
-    if ends and ends["most"]:
+    if ends and ends["most"] and "captions_written" in manifest.info:
         mean = cast(int, manifest.info["captions_written"]) / manifest.rows_written
         span = f"{ends['fewest']:,}" if ends["fewest"] == ends["most"] else f"{ends['fewest']:,} to {ends['most']:,}"
         yield f"captions per image: {span}" + ("" if ends["fewest"] == ends["most"] else f", {mean:.2f} on average")
@@ -195,3 +200,31 @@ def difference_lines(a: str, b: str, found: Difference) -> Iterator[str]:
             f"; {counted(repeats, 'record')} with a repeated key" if repeats else ""
         )
         yield from (f"  {key}" for key in keys)
+
+
+def joined_lines(target: str, joined: Joined) -> Iterator[str]:
+    """The account of a joined folder."""
+    manifest, repeated = joined.manifest, joined.repeated
+    if repeated is not None and repeated.records:
+        yield (
+            f"{counted(repeated.records, 'record')} with a key that an earlier record has, "
+            f"{repeated.differing:,} of them with other content; nothing is written"
+        )
+        yield from (f"  {example}" for example in repeated.examples)
+        yield "leave out folders that share records, or join without --check-keys to keep all of them"
+        return
+    size, folders = int(manifest.table.sizes.sum()), counted(len(manifest.members), "record folder")
+    yield f"{target}: {_contents(manifest)} of {folders}, {size / 1e6:,.1f} MB"
+    yield from _row_lines(manifest)
+    yield from _captions(manifest)
+    if manifest.class_names:
+        yield describe_classes(manifest.class_names, None)
+    if empty := [member.folder for member in manifest.members if not member.rows]:
+        shown = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
+        yield f"{counted(len(empty), 'record folder')} without records: {shown}"
+    if repeated is not None or manifest.info.get(KEYS_CHECKED):
+        yield "no two records have the same key"
+    else:
+        yield "keys are unique in each folder only: --check-keys, which reads all records, looks for repeated ones"
+    if not joined.is_written:
+        yield "nothing to do: the folder has this manifest already"

@@ -28,6 +28,6 @@ def find_damage(url: str, *, workers: int = 1) -> tuple[Manifest, list[str]]:
 
 def _check(shard: Shard, seen: Callable[[int], None]) -> str | None:
     place = open_place(shard.url)
-    path = place.child(shard.info.name)
+    path = place.child(shard.file)
     size = int(place.fs.size(path)) if place.fs.exists(path) else None
     return size_problem(shard.info, size) or content_problem(shard.info, lambda: place.fs.open(path, "rb"), seen)

@@ -1,4 +1,7 @@
-"""Jobs in worker processes, with progress; no orphan remains after Ctrl-C, SIGTERM, SIGHUP or a killed parent."""
+"""Jobs in worker processes of this machine or of a cluster, with progress.
+
+No orphan remains after Ctrl-C, SIGTERM, SIGHUP or a killed parent.
+"""
 
 import concurrent.futures
 import itertools
@@ -8,6 +11,8 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
+from clipa_eqx.cluster.connection import Cluster
+from clipa_eqx.cluster.tasks import run_tasks
 from clipa_eqx.data.worker_processes import follow_parent, signals_blocked
 from clipa_eqx.errors import DataError
 from clipa_eqx.progress import progress_bar
@@ -15,6 +20,8 @@ from clipa_eqx.progress import progress_bar
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 Work = Callable[[Job, Callable[[int], None]], Result]
+Workers = int | Cluster
+"""Number of processes of this machine, or the open connection to a cluster."""
 
 _counter: Any = None  # in worker processes: units seen by all of them, shared with the parent
 
@@ -32,16 +39,25 @@ class Progress:
     def __init__(self, *, total: int, unit: str, what: str, done: int = 0) -> None:
         self._bar: Any = progress_bar(what=what, total=total, unit=unit, initial=done, delay=0.0)
         self._done = done
+        self._note = self._where = ""
 
     def finish(self, units: int, note: str = "") -> None:
         """Count a finished job of this many units, and show a note."""
         self._done += units
         self.show(0)
-        if note:
-            self._bar.set_postfix_str(note, refresh=False)
+        self._note = note or self._note
+        self._annotate()
 
-    def show(self, running: int) -> None:
-        """Show the units of finished jobs plus those that running jobs have seen."""
+    def show(self, running: int, where: str = "") -> None:
+        """Show the units of finished jobs plus those that running jobs have seen.
+
+        Args:
+            running: units seen by running jobs.
+            where: a note about the nodes that run them.
+        """
+        if where and where != self._where:
+            self._where = where
+            self._annotate()
         done = min(self._done + max(running, 0), self._bar.total)
         self._bar.update(max(done - self._bar.n, 0))
 
@@ -49,22 +65,38 @@ class Progress:
         """Keep the bar as shown."""
         self._bar.close()
 
+    def _annotate(self) -> None:
+        if notes := [note for note in (self._where, self._note) if note]:
+            self._bar.set_postfix_str(", ".join(notes), refresh=False)
+
 
 def run_jobs(
-    work: Work[Job, Result], jobs: Iterable[Job], *, workers: int, progress: Progress
+    work: Work[Job, Result],
+    jobs: Iterable[Job],
+    *,
+    workers: Workers,
+    progress: Progress,
+    name: Callable[[Job], str] | None = None,
 ) -> Generator[tuple[Job, Result]]:
     """Call ``work(job, seen)`` for each job and yield the results as they come.
 
-    Workers are new processes (spawn). They leave Ctrl-C, SIGTERM and SIGHUP to the parent, and exit when it is gone.
-    However the iteration ends, no worker remains, and none of their temporary files unless the parent was killed too.
+    Workers of this machine are new processes (spawn). They leave Ctrl-C, SIGTERM and SIGHUP to the parent, and exit
+    when it is gone. However the iteration ends, no worker remains, and none of their temporary files unless the parent
+    was killed too.
 
     Args:
         work: a picklable function; it calls ``seen(n)`` after n more units.
-        workers: number of processes; 1 is this process, one job after the other.
+        workers: number of processes, where 1 is this process, one job after the other; or a cluster, whose lost workers
+            cost only the work on their jobs, which is repeated.
+        name: name of a job in messages about a cluster; without it jobs are numbered.
 
     Raises:
         DataError: a worker died, for example because memory ran out; also whatever ``work`` raises.
     """
+    if isinstance(workers, Cluster):
+        numbers = itertools.count(1)
+        yield from run_tasks(workers, work, jobs, name=name or (lambda _: f"job {next(numbers)}"), watch=progress.show)
+        return
     if workers <= 1:
         seen_units = 0
 

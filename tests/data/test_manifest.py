@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipa_eqx.data.manifest import Manifest, ShardInfo, manifest_from_json, manifest_to_json, read_manifest
+from clipa_eqx.data.manifest import Manifest, manifest_from_json, manifest_to_json, read_manifest
+from clipa_eqx.data.shards import ShardInfo
 from clipa_eqx.errors import DataError
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from clipa_eqx.data.array_record_reader import open_records
 from clipa_eqx.data.array_record_writer import write_records
-from clipa_eqx.data.manifest import Manifest, ShardInfo, read_manifest
+from clipa_eqx.data.manifest import Manifest, read_manifest
 from clipa_eqx.data.records import Record, decode_record, encode_record
+from clipa_eqx.data.shards import ShardInfo
 from clipa_eqx.data.verification import verify_records
 from clipa_eqx.errors import DataError
 
@@ -249,7 +250,7 @@ def test_shards_of_another_folder_are_detected(folder, tmp_path):
         ({"rows_dropped": {"lost": 1}}, "-1 rows are unaccounted for"),
         ({"rows_written": 9, "rows_read": 9}, "the shards have 10 records but 9 rows were written"),
         ({"rows_dropped": {"a": 1, "b": -1}}, "negative"),
-        ({"version": 2}, "version 2"),
+        ({"version": 3}, "version 3"),
         ({"rows_read": "10"}, "rows_read must be a whole number"),
         ({"shards": [{"name": "x"}]}, "a shard needs"),
         ({"class_names": "abc"}, "class_names must be a list"),

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from clipa_eqx.data import verification
-from clipa_eqx.data.bucket_manifest import is_url, read_bucket_manifest
-from clipa_eqx.data.manifest import ShardInfo
+from clipa_eqx.data.addresses import is_url
+from clipa_eqx.data.manifest import read_manifest
+from clipa_eqx.data.shards import ShardInfo
 from clipa_eqx.data.verification import content_problem, hash_file, size_problem
 from clipa_eqx.errors import DataError
 
@@ -73,7 +74,7 @@ def test_a_url_that_lost_a_slash_is_reported(folder):
         is_url(folder)
 
 
-@pytest.mark.parametrize("folder", ["s3://bucket/a", "https://host/a", "file:///a", "bucket/a"])
+@pytest.mark.parametrize("folder", ["s3://bucket/a", "https://host/a", "file:///a"])
 def test_only_buckets_of_google_are_read(folder):
     with pytest.raises(DataError, match="local paths and gs:// only"):
-        read_bucket_manifest(folder)
+        read_manifest(folder)

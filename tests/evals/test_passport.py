@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from support.paths import ROOT
 
-from clipa_eqx.data.manifest import Manifest, ShardInfo
+from clipa_eqx.data.manifest import Manifest
+from clipa_eqx.data.shards import ShardInfo
 from clipa_eqx.errors import DataError
 from clipa_eqx.evals.code_version import code_version
 from clipa_eqx.evals.passport import class_names_cut

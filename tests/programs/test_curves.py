@@ -22,7 +22,7 @@ from clipa_eqx.programs.terminal_plot import Paper, plot_chart, plot_charts
 from clipa_eqx.reports.chart_html import COLORS
 from clipa_eqx.reports.curves import Chart, Curve, run_charts
 from clipa_eqx.reports.run_progress import progress
-from clipa_eqx.training.run_lock import LOCK_NAME, is_training, run_lock
+from clipa_eqx.training.run_lock import RUN_LOCK, is_training, run_lock
 
 NOW = 1_000_000.0
 EPOCHS = config_of(duration=Duration(epochs=20.0))
@@ -147,11 +147,11 @@ def test_a_folder_is_trained_in_while_a_process_holds_its_lock(tmp_path):
     assert is_training(tmp_path) is False
     with run_lock(tmp_path / "run"):
         assert is_training(tmp_path / "run") is True
-        owner = json.loads((tmp_path / "run" / LOCK_NAME).read_text())
+        owner = json.loads((tmp_path / "run" / RUN_LOCK.name).read_text())
     assert is_training(tmp_path / "run") is False
     ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
     for changed, expected in (({"pid": int(ended.stdout)}, False), ({"host": "elsewhere"}, None)):
-        (tmp_path / LOCK_NAME).write_text(json.dumps({**owner, **changed}))
+        (tmp_path / RUN_LOCK.name).write_text(json.dumps({**owner, **changed}))
         assert is_training(tmp_path) is expected
 
 
@@ -170,7 +170,7 @@ def run_folder(tmp_path, monkeypatch):
 
 def contents(folder):
     """The files of a run; the process that trains renews its lock."""
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != LOCK_NAME}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != RUN_LOCK.name}
 
 
 def test_a_run_is_shown_with_progress_and_curves_while_it_writes(run_folder, capsys):

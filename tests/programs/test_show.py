@@ -18,8 +18,9 @@ from support.tiny_models import tiny_clip, tiny_run, tiny_tokenizer
 
 from clipa_eqx.cli import run
 from clipa_eqx.data.array_record_writer import write_records
-from clipa_eqx.data.manifest import Manifest, ShardInfo, write_manifest
+from clipa_eqx.data.manifest import Manifest, write_manifest
 from clipa_eqx.data.records import Record
+from clipa_eqx.data.shards import ShardInfo
 from clipa_eqx.errors import ConfigError, DataError
 from clipa_eqx.json_config import to_json
 from clipa_eqx.programs.show import main

@@ -145,10 +145,20 @@ def test_rows_are_counted_up_to_the_first_part_without_a_report(reports):
     assert collected(reports).first_rows() == sum(report.rows_read for report in reports)
     for missing in range(len(reports)):
         found = collected(reports)
+        assert found.first_rows() == sum(report.rows_read for report in reports)
         found.remove(missing)
         assert (len(found), missing in found) == (len(reports) - 1, False)
         assert found.first_rows() == sum(report.rows_read for report in reports[:missing])
         assert all(not one["key"].startswith(f"{missing}-") for held in found.examples().values() for one in held)
+        found.add(replace(reports[missing], rows_read=1000))
+        assert found.first_rows() == sum(report.rows_read for report in reports) - reports[missing].rows_read + 1000
+
+
+@quick
+@given(REPORTS)
+def test_a_collection_changes_nothing_but_the_examples(reports):
+    found = collected(report_from_json(report_to_json(report)) for report in reports)
+    assert found.in_order() == [replace(report, examples={}) for report in reports]
 
 
 @quick

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 from dataclasses import replace
+from pathlib import Path
 
 import fsspec
 import pytest
@@ -13,6 +14,7 @@ from support.dumps import samples
 from clipa_eqx.data.array_record_reader import open_records
 from clipa_eqx.data.verification import verify_records
 from clipa_eqx.errors import DataError
+from conversion.records.locking import is_lock
 
 
 @pytest.fixture
@@ -144,6 +146,8 @@ def test_a_kill_while_overwriting_lets_the_same_command_overwrite(steps, source,
     def counting(real):
         def step(*arguments, **options):
             nonlocal done
+            if is_lock(Path(str(arguments[0])).name):  # the lock is released after a kill in this process, too
+                return real(*arguments, **options)
             if done == steps:
                 raise Stopped
             done += 1
@@ -171,20 +175,6 @@ def test_a_kill_at_the_very_beginning_does_not_block_the_next_try(name, source, 
     left.write_text("{")
     ingest(source, tmp_path / "out")
     assert "manifest.json" in content(tmp_path / "out")
-
-
-def test_two_conversions_do_not_write_to_one_folder_at_once(source, tmp_path, monkeypatch):
-    from conversion.records import convert as module
-
-    real = module.convert_part
-
-    def meanwhile(job, seen):
-        with pytest.raises(DataError, match="another conversion is writing"):
-            ingest(source, tmp_path / "out")
-        return real(job, seen)
-
-    monkeypatch.setattr(module, "convert_part", meanwhile)
-    assert ingest(source, tmp_path / "out", limit=2).rows_read == 2
 
 
 @pytest.fixture

@@ -140,13 +140,13 @@ def test_a_full_disk_ends_with_the_name_of_the_file_and_the_same_command_resumes
 
 
 def test_a_disk_that_fails_as_keys_are_written_gets_one_message(tars, tmp_path, monkeypatch, capsys):
-    from conversion.records import part
+    from conversion.records.staging import Staging
 
-    def full(place, name, data):
+    def full(self, name, content):
         raise OSError(28, "No space left on device", name)
 
     with monkeypatch.context() as patch:
-        patch.setattr(part, "write_file", full)
+        patch.setattr(Staging, "write", full)
         assert call("webdataset", tars, tmp_path / "out") == 2
     assert "00000.tar cannot be converted into" in (message := error_of(capsys))
     assert "No space left on device: '_unfinished/part-000000.keys'" in message

@@ -2,7 +2,8 @@
 
 import pytest
 
-from clipa_eqx.data.manifest import Manifest, ShardInfo
+from clipa_eqx.data.manifest import Manifest
+from clipa_eqx.data.shards import ShardInfo
 from conversion.records.printing import account_lines, damage_lines
 
 

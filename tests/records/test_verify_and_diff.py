@@ -1,6 +1,7 @@
 """``verify`` and ``diff`` of record folders, and the hashes they use, against plain Python over all keys."""
 
 import hashlib
+import random
 import shutil
 from dataclasses import replace
 
@@ -15,9 +16,10 @@ from clipa_eqx.data.array_record_reader import open_records
 from clipa_eqx.data.array_record_writer import write_records
 from clipa_eqx.data.records import Record, encode_record
 from clipa_eqx.errors import DataError
-from conversion.records import keys
+from conversion.records import diff as module
+from conversion.records import stored_keys
 from conversion.records.diff import diff
-from conversion.records.keys import ENTRY, Buckets, Fingerprint, content_digest, key_digest, pack_entry, repeated
+from conversion.records.keys import ENTRY, Fingerprint, content_digest, key_digest, pack_entry
 from conversion.records.verify import find_damage
 
 
@@ -110,30 +112,19 @@ def test_diff_equals_sets_of_keys(a, b, tmp_path_factory):
     assert (found.repeats_a, found.repeats_b) == (len(a) - len({*a}), len(b) - len({*b}))
 
 
-@pytest.mark.parametrize("rows_per_bucket", [1, 7, 10_000])
-def test_any_number_of_buckets_finds_the_same_repeats(rows_per_bucket, tmp_path, monkeypatch):
-    monkeypatch.setattr(keys, "_ROWS_PER_BUCKET", rows_per_bucket)
-    draws = np.random.default_rng(0).integers(0, 300, (500, 2))
-    entries = [
-        pack_entry(key_digest(f"{key}"), key_digest(f"{content % 2}"), part=row // 50, row=row % 50)
-        for row, (key, content) in enumerate(draws)
-    ]
-    buckets = Buckets(tmp_path / "buckets", rows=500)
-    assert buckets.count == min(256, -(-500 // rows_per_bucket))
-    for part in range(10):
-        buckets.add(keys.unpack_entries(b"".join(entries[50 * part : 50 * part + 50])), by="high")
-    found = set()
-    for bucket in buckets:
-        found |= set(repeated(bucket).tolist())
-    buckets.close()
-    first = {}
-    expected = set()
-    for row, (key, content) in enumerate(draws.tolist()):
-        if key in first:
-            expected.add((row // 50, row % 50, content % 2 != first[key]))
-        else:
-            first[key] = content % 2
-    assert found == expected
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("count", [2, 90])
+def test_diff_in_many_buckets_equals_diff_in_one(count, workers, tmp_path, monkeypatch):
+    draw = random.Random(0)
+    for name in "ab":
+        records = [record(f"{draw.randrange(60)}", caption=f"{draw.randrange(2)}") for _ in range(80)]
+        records = [replace(one, extra={"n": draw.randrange(2)}) for one in records]
+        write_records(records, tmp_path / name, records_per_shard=9)
+    whole = diff(str(tmp_path / "a"), str(tmp_path / "b"))
+    assert min(whole.shared, whole.changed, whole.changed_extra, whole.only_a, whole.only_b, whole.repeats_a) > 0
+    monkeypatch.setattr(module, "count_buckets", lambda rows: count)
+    monkeypatch.setattr(stored_keys, "PER_BUCKET", 20)  # entries of a file
+    assert diff(str(tmp_path / "a"), str(tmp_path / "b"), workers=workers) == whole
 
 
 def test_an_entry_holds_the_documented_hashes():

@@ -16,9 +16,9 @@ LONGEST_FILE = 350
 # A room is a folder, or a file that is in no folder of its own.
 FLOORS = (
     "cache_folder commands errors foreign_output huge_pages progress similar_flags",
-    "agreement argument_parser buckets cli data.images device_memory devices durations file_lock "
+    "agreement argument_parser buckets cli cluster data.images device_memory devices durations file_lock "
     "json_config json_files precision replacing tokenizer trees",
-    "checksums config_flags data layerwise models schedules sharding",
+    "checksums config_flags data layerwise locks models schedules sharding",
     "ema evals flops losses optim",
     "surgery",
     "saved",

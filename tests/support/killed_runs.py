@@ -13,7 +13,7 @@ from pathlib import Path
 from clipa_eqx.cli import INTERRUPTED
 from clipa_eqx.training.checkpoint_record import committed_steps, read_checkpoint_record
 from clipa_eqx.training.flight import FLIGHT_NAME
-from clipa_eqx.training.run_lock import LOCK_NAME, is_lock_file
+from clipa_eqx.training.run_lock import RUN_LOCK, is_run_lock
 from support.bucket_runs import committed_in, downloaded
 from support.fork_server import Forked, ForkServer
 from support.process_groups import free_port
@@ -315,7 +315,9 @@ class Run:
         assert self.contributed() == whole.contributed()
         assert self.contributed().total() == steps * len(whole.trained_on()[1])
         # A kill in the milliseconds in which the lock is written leaves a file that a start minutes later removes.
-        left = {path.name for path in self.workdir.iterdir() if path.name == LOCK_NAME or not is_lock_file(path.name)}
+        left = {
+            path.name for path in self.workdir.iterdir() if path.name == RUN_LOCK.name or not is_run_lock(path.name)
+        }
         expected = {path.name for path in whole.workdir.iterdir()}
         assert left - {"damaged_checkpoints", FLIGHT_NAME} == expected, sorted(left ^ expected)
         assert self.damaged or "damaged_checkpoints" not in left

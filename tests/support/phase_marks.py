@@ -98,14 +98,14 @@ def _read(stored: Path, abstract: Any) -> Any:
 
 def install() -> None:
     """Mark the phases of this process. Call it once, before training."""
+    from clipa_eqx.locks.bucket_lock import BucketLock
+    from clipa_eqx.locks.folder_lock import FolderLock
     from clipa_eqx.programs import training_run
     from clipa_eqx.training import loop, preparation
-    from clipa_eqx.training.bucket_lock import BucketLock
     from clipa_eqx.training.checkpoint import Checkpoints
     from clipa_eqx.training.flight import FlightRecord
     from clipa_eqx.training.live_report import LiveReport
     from clipa_eqx.training.reporting import Reports
-    from clipa_eqx.training.run_lock import RunLock
 
     started, open_reports, open_checkpoints = FlightRecord.started, Reports.__init__, Checkpoints.__init__
 
@@ -131,7 +131,7 @@ def install() -> None:
     Checkpoints.__init__ = open_and_mark
     Checkpoints.restore = with_marks(Checkpoints.restore, "restore", "state")
     Checkpoints.save = with_marks(Checkpoints.save, "saving", "save")
-    RunLock.acquire = with_marks(RunLock.acquire, "lock")
+    FolderLock.acquire = with_marks(FolderLock.acquire, "lock")
     BucketLock.acquire = with_marks(BucketLock.acquire, "lock")
     LiveReport.close = with_marks(LiveReport.close, "page", "closed")
     loop.prepare = with_marks(loop.prepare, "preparation")

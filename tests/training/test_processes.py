@@ -119,7 +119,8 @@ def test_two_processes_train_restore_and_save_as_one_process_with_as_many_device
     start(one, processes=1)
     said = start(two, processes=2, is_stopped=True)
     assert "stopped after step" in said
-    assert said.count("the input of process 0 of 2 makes") == 1
+    # Not at all if the run stops before both rates are measured, which depends on the machine.
+    assert said.count("the input of process 0 of 2 makes") <= 1
     assert len(list((two / "profile").rglob("*.xplane.pb"))) == 1  # process 0 writes the trace
     stopped = [line["step"] for line in read_metrics(two / "metrics.jsonl")]
     assert stopped == list(range(1, len(stopped) + 1))

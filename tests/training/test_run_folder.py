@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from support.tiny_models import tiny_run
 
-from clipa_eqx.data.manifest import Manifest, ShardInfo
+from clipa_eqx.data.manifest import Manifest
+from clipa_eqx.data.shards import ShardInfo
 from clipa_eqx.errors import CheckpointError
 from clipa_eqx.json_config import to_json
 from clipa_eqx.surgery.init_config import InitConfig

@@ -1,4 +1,4 @@
-"""The lock of a run folder in a bucket: one process trains there at a time, on any host.
+"""The lock of a folder in a bucket, on any host.
 
 Buckets have no links and no files to write in place. All that is needed is that an object can be created exclusively.
 Objects are numbered, and the owner of the highest number holds the lock. A sign of life is the next number, created
@@ -10,33 +10,34 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple, cast
 
 from clipa_eqx.buckets.bucket import Bucket, BucketError
-from clipa_eqx.buckets.mirror import LOCK_FOLDER
-from clipa_eqx.errors import CheckpointError
-from clipa_eqx.training.lock_owner import described, is_gone, is_here, this_process
+from clipa_eqx.locks.content import LockObject, highest_object, object_name, object_numbers, owner_in
+from clipa_eqx.locks.fence import Fence
+from clipa_eqx.locks.kind import LockKind
+from clipa_eqx.locks.owner import described, is_gone, is_here, this_process
 
 _log = logging.getLogger(__name__)
 
 
-class _Found(NamedTuple):
-    """The highest object of a lock: its number and its owner, empty if its content is damaged."""
-
-    number: int
-    owner: Mapping[str, Any]
+class NoExclusiveCreation(BucketError):
+    """A store lets two processes create the same object, so that nothing in it can be locked."""
 
 
 class BucketLock:
-    """A held lock, which ``bucket_lock`` gives. A thread renews it; ``check`` is called after each step."""
+    """A held lock, which ``bucket_lock`` gives. A thread renews it; ``check`` is called after each step of the work."""
 
-    def __init__(self, bucket: Bucket, *, lease: float, renew_seconds: float, clock: Callable[[], float]) -> None:
-        self._bucket = bucket
+    def __init__(
+        self, bucket: Bucket, kind: LockKind, *, lease: float, renew_seconds: float, clock: Callable[[], float]
+    ) -> None:
+        self._bucket, self._kind = bucket, kind
         self._lease, self._renew_seconds, self._clock = lease, renew_seconds, clock
         self._token = secrets.token_hex(8)
+        self._owner = {"token": self._token, **this_process()}
         self._number = -1
+        self._stage = 0
         self._renewed_at = clock()
         self._lost: str | None = None
         self._is_answering = True
@@ -44,27 +45,40 @@ class BucketLock:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._renew_until_ended, name="lock of the bucket", daemon=True)
 
+    @property
+    def fence(self) -> Fence:
+        """The fence for work that is given out now."""
+        return Fence(self._token, self._stage)
+
     def check(self) -> None:
-        """Raise CheckpointError if another process has taken the lock, or may have: no sign of life was possible.
+        """Raise an error if another process has taken the lock, or may have: no sign of life was possible.
 
         Raises:
+            ClipaError: the kind's error: the lock is lost.
             BucketError: the bucket did not answer for longer than the patience.
         """
         if self._clock() - self._renewed_at > 3 * self._renew_seconds:  # the thread was suspended too
             self._renew()
         if self._lost is not None:
-            raise CheckpointError(
-                f"run folder {self._bucket.url} {self._lost}, because this process gave no sign of life for too long "
-                "(it was suspended, or had no connection). This run ends now; let the other one finish, or stop it and "
-                "run this command again"
-            )
+            raise self._kind.lost(self._bucket.url, self._lost, or_else="had no connection")
+
+    def next_stage(self) -> None:
+        """Give a sign of life with the next number of a stage: work with an earlier fence is late from now on.
+
+        Raises:
+            ClipaError, BucketError: as ``check``.
+        """
+        with self._guard:
+            self._stage += 1
+        self._renew()
+        self.check()
 
     def acquire(self, *, poll_seconds: float, ending_seconds: float) -> None:
         """Take the lock, waiting for the lease of another machine, and keep renewing it. Errors as ``bucket_lock``."""
-        judged: _Found | None = None
+        judged: LockObject | None = None
         since = self._clock()
         while True:
-            found = _highest(self._bucket)
+            found = highest_object(self._bucket, self._kind.name)
             if found is None:
                 if self._take(0):
                     break
@@ -78,7 +92,7 @@ class BucketLock:
                     what = f"waiting up to {self._lease:g} s for a sign of life"
                     _log.info("%s is locked by %s; %s", self._bucket.url, described(found.owner), what)
             elif found.number != judged.number or (is_here(found.owner) and self._clock() - since >= ending_seconds):
-                raise CheckpointError(_refusal(self._bucket, found))
+                raise self._kind.in_use(self._bucket.url, found.owner)
             elif self._clock() - since >= self._lease and self._take(found.number + 1):
                 silent = f"gave no sign of life for {self._lease:g} s"
                 _log.warning("%s: %s %s; its lock is taken over", self._bucket.url, described(found.owner), silent)
@@ -92,24 +106,26 @@ class BucketLock:
         self._ended.set()
         with self._guard, suppress(BucketError):
             if self._lost is None and self._number >= 0 and self._is_answering:
-                self._bucket.delete([_name(self._number)])
+                # Also an older one that could not be deleted when it was due.
+                own = [number for number in object_numbers(self._bucket, self._kind.name) if number <= self._number]
+                self._bucket.delete(map(self._name, own))
 
     def _take(self, number: int) -> bool:
         """Become the owner by creating an object, if no higher one appeared meanwhile."""
-        if not self._bucket.create(_name(number), self._content(number)):
+        if not self._bucket.create(self._name(number), self._content(number)):
             return False
-        if self._bucket.create(_name(number), self._content(number, probe=True)):
-            self._bucket.delete([_name(number)])
-            raise CheckpointError(
-                f"run folder {self._bucket.url} cannot be locked: this store lets two processes create the same object "
-                "(it ignores If-None-Match); use a store that does not, or a local run folder"
+        if self._bucket.create(self._name(number), self._content(number, probe=True)):
+            self._bucket.delete([self._name(number)])
+            raise NoExclusiveCreation(
+                f"{self._kind.folder} {self._bucket.url} cannot be locked: this store lets two processes create the "
+                f"same object (it ignores If-None-Match); use a store that does not, or a local {self._kind.folder}"
             )
-        others = _numbers(self._bucket)
+        others = object_numbers(self._bucket, self._kind.name)
         if not others or others[-1] != number:
-            self._bucket.delete([_name(number)])
+            self._bucket.delete([self._name(number)])
             return False
         self._number = number
-        self._bucket.delete(_name(old) for old in others[:-1])
+        self._bucket.delete(self._name(old) for old in others[:-1])
         return True
 
     def _renew_until_ended(self) -> None:
@@ -125,27 +141,40 @@ class BucketLock:
         with self._guard:
             if self._ended.is_set() or self._lost is not None:
                 return
-            started, number = self._clock(), self._number + 1
-            is_created = self._bucket.create(_name(number), self._content(number))
-            numbers = _numbers(self._bucket)
-            if not is_created or self._number not in numbers or numbers[-1] != number:
-                if is_created:
-                    self._bucket.delete([_name(number)])
-                found = _highest(self._bucket)
-                self._lost = f"was taken over by {described(found.owner)}" if found else "lost its lock to another one"
-                return
-            former, self._number = self._number, number
+            started, is_renewed = self._clock(), False
+            while not is_renewed:
+                number = self._number + 1
+                is_renewed = self._bucket.create(self._name(number), self._content(number))
+                # An object of ours may be there already, if the answer to an earlier renewal was lost.
+                is_mine = is_renewed or self._is_mine(number)
+                numbers = object_numbers(self._bucket, self._kind.name)
+                if not is_mine or self._number not in numbers or numbers[-1] != number:
+                    if is_mine:
+                        self._bucket.delete([self._name(number)])
+                    found = highest_object(self._bucket, self._kind.name)
+                    who = f"was taken over by {described(found.owner)}" if found else "lost its lock to another one"
+                    self._lost = who
+                    return
+                former, self._number = self._number, number
+                self._bucket.delete([self._name(former)])
             self._renewed_at = started
-            self._bucket.delete([_name(former)])
+
+    def _is_mine(self, number: int) -> bool:
+        content = self._bucket.read(self._name(number))
+        return content is not None and owner_in(content).get("token") == self._token
+
+    def _name(self, number: int) -> str:
+        return object_name(self._kind.name, number)
 
     def _content(self, number: int, *, probe: bool = False) -> bytes:
-        owner = {"token": self._token, **this_process(), "number": number, **({"probe": True} if probe else {})}
-        return json.dumps(owner).encode() + b"\n"
+        owner = {**self._owner, "number": number, "stage": self._stage}
+        return json.dumps({**owner, **({"probe": True} if probe else {})}).encode() + b"\n"
 
 
 @contextmanager
 def bucket_lock(
     bucket: Bucket,
+    kind: LockKind,
     *,
     lease: float,
     renew_seconds: float,
@@ -153,57 +182,19 @@ def bucket_lock(
     clock: Callable[[], float],
     ending_seconds: float,
 ) -> Generator[BucketLock]:
-    """Hold the lock of a run folder in a bucket until the block ends; arguments as ``run_lock``.
+    """Hold the lock of a folder in a bucket until the block ends; arguments as ``held``.
 
     Args:
         ending_seconds: time in which a process of this machine that was killed may still end.
 
     Raises:
-        CheckpointError: another process trains in the folder, or the store cannot create objects exclusively.
+        ClipaError: the kind's error: another process works in the folder.
+        NoExclusiveCreation: the store cannot create objects exclusively.
         BucketError: the bucket cannot be written.
     """
-    lock = BucketLock(bucket, lease=lease, renew_seconds=renew_seconds, clock=clock)
+    lock = BucketLock(bucket, kind, lease=lease, renew_seconds=renew_seconds, clock=clock)
     try:
         lock.acquire(poll_seconds=poll_seconds, ending_seconds=ending_seconds)
         yield lock
     finally:
         lock.release()
-
-
-def is_training_in(bucket: Bucket) -> bool | None:
-    """Whether a process trains in a run folder in a bucket; None if it cannot be looked up on this machine."""
-    found = _highest(bucket)
-    if found is None:
-        return False
-    return not is_gone(found.owner) if is_here(found.owner) else None
-
-
-def _name(number: int) -> str:
-    return f"{LOCK_FOLDER}/{number:012d}"
-
-
-def _numbers(bucket: Bucket) -> list[int]:
-    names = (name.rpartition("/")[2] for name in bucket.names(LOCK_FOLDER))
-    return sorted(int(name) for name in names if name.isdecimal())
-
-
-def _highest(bucket: Bucket) -> _Found | None:
-    while numbers := _numbers(bucket):
-        content = bucket.read(_name(numbers[-1]))
-        if content is None:  # renewed or released meanwhile
-            continue
-        try:
-            owner: object = json.loads(content)
-        except ValueError:
-            owner = None
-        return _Found(numbers[-1], cast("dict[str, Any]", owner) if isinstance(owner, dict) else {})
-    return None
-
-
-def _refusal(bucket: Bucket, found: _Found) -> str:
-    here = f"`kill {found.owner['pid']}` lets it save and end"
-    how = here if is_here(found.owner) else "there, or in the scheduler that started it"
-    return (
-        f"run folder {bucket.url} is in use by {described(found.owner)}; wait until that run ends, stop it ({how}), or "
-        "give another --workdir"
-    )

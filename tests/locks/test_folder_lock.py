@@ -1,4 +1,4 @@
-"""One process trains in a run folder, whatever became of the one before it and wherever it ran."""
+"""One process works in a local folder, whatever became of the one before it and wherever it ran."""
 
 import contextlib
 import json
@@ -14,15 +14,19 @@ import pytest
 from support.paths import ROOT
 
 from clipa_eqx.errors import CheckpointError
-from clipa_eqx.training import run_lock as run_lock_module
-from clipa_eqx.training.lock_owner import this_process
-from clipa_eqx.training.run_lock import LOCK_NAME, is_lock_file, run_lock
+from clipa_eqx.locks.folder_lock import is_lock_file
+from clipa_eqx.locks.held import held
+from clipa_eqx.locks.owner import this_process
+from clipa_eqx.training.run_lock import RUN_LOCK
+
+LOCK_NAME = RUN_LOCK.name
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from clipa_eqx.training.run_lock import run_lock
-with run_lock(Path(sys.argv[1])):
+from clipa_eqx.locks.held import held
+from clipa_eqx.training.run_lock import RUN_LOCK
+with held(Path(sys.argv[1]), RUN_LOCK):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -31,7 +35,8 @@ RACE = """
 import os, sys, time
 from pathlib import Path
 from clipa_eqx.errors import CheckpointError
-from clipa_eqx.training import run_lock as module
+from clipa_eqx.locks.held import held
+from clipa_eqx.training.run_lock import RUN_LOCK
 folder, number, links, start = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "links", float(sys.argv[4])
 if not links:
     def refuse(*_):
@@ -39,7 +44,7 @@ if not links:
     os.link = refuse
 time.sleep(max(0.0, start - time.time()))
 try:
-    with module.run_lock(folder, lease=0.2, poll_seconds=0.01) as lock:
+    with held(folder, RUN_LOCK, lease=0.2, poll_seconds=0.01) as lock:
         # Fails if another process is inside: this is what the lock is for.
         os.close(os.open(folder / "inside", os.O_CREAT | os.O_EXCL))
         time.sleep(0.05)
@@ -86,7 +91,7 @@ def entries(folder):
 def test_a_second_process_is_refused_with_host_pid_and_start_and_what_to_do(tmp_path, holder):
     owner = json.loads((tmp_path / "run" / LOCK_NAME).read_text())
     assert owner["pid"] == holder.pid
-    with pytest.raises(CheckpointError) as caught, run_lock(tmp_path / "run"):
+    with pytest.raises(CheckpointError) as caught, held(tmp_path / "run", RUN_LOCK):
         pass
     message = str(caught.value)
     assert f"is in use by process {holder.pid} on {owner['host']} (this machine)" in message
@@ -101,17 +106,17 @@ def test_the_lock_of_a_killed_process_is_taken_over_at_once(tmp_path, holder):
     holder.send_signal(signal.SIGKILL)
     # It is not collected yet: a supervisor may be slow to notice.
     since = time.monotonic()
-    with run_lock(tmp_path / "run", lease=1e3):
+    with held(tmp_path / "run", RUN_LOCK, lease=1e3):
         assert json.loads((tmp_path / "run" / LOCK_NAME).read_text())["pid"] == os.getpid()
         assert time.monotonic() - since < 30
     assert holder.wait() == -signal.SIGKILL
 
 
 def test_the_lock_is_removed_at_the_end_and_so_is_a_folder_that_is_still_empty(tmp_path):
-    with run_lock(tmp_path / "new" / "run"):
+    with held(tmp_path / "new" / "run", RUN_LOCK):
         assert entries(tmp_path / "new" / "run") == [LOCK_NAME]
     assert entries(tmp_path) == []
-    with contextlib.suppress(KeyError), run_lock(tmp_path / "run"):
+    with contextlib.suppress(KeyError), held(tmp_path / "run", RUN_LOCK):
         (tmp_path / "run" / "result").touch()
         raise KeyError
     assert entries(tmp_path / "run") == ["result"]
@@ -119,14 +124,14 @@ def test_the_lock_is_removed_at_the_end_and_so_is_a_folder_that_is_still_empty(t
 
 def test_a_process_id_that_is_used_again_is_another_process(tmp_path):
     write_lock(tmp_path / "run", pid=os.getppid(), process_start="1")
-    with run_lock(tmp_path / "run", lease=1e3):
+    with held(tmp_path / "run", RUN_LOCK, lease=1e3):
         pass
 
 
 def test_a_lock_of_this_process_from_before_a_restart_of_the_machine_waits_for_its_lease(tmp_path):
     write_lock(tmp_path / "run", boot="another start of this machine")
     ticks = clock_of(tmp_path / "run", lambda at: None)
-    with run_lock(tmp_path / "run", lease=60.0, poll_seconds=0.0, clock=ticks):
+    with held(tmp_path / "run", RUN_LOCK, lease=60.0, poll_seconds=0.0, clock=ticks):
         assert ticks.now >= 60
 
 
@@ -145,7 +150,7 @@ class clock_of:
 def test_the_lock_of_another_machine_is_taken_over_after_its_lease(tmp_path, caplog):
     write_lock(tmp_path / "run", host="elsewhere")
     ticks = clock_of(tmp_path / "run", lambda at: None)
-    with caplog.at_level("INFO"), run_lock(tmp_path / "run", lease=60.0, poll_seconds=0.0, clock=ticks):
+    with caplog.at_level("INFO"), held(tmp_path / "run", RUN_LOCK, lease=60.0, poll_seconds=0.0, clock=ticks):
         assert 60 <= ticks.now <= 90
     waiting, taken = (record.getMessage() for record in caplog.records)
     assert "on elsewhere (another machine or container)" in waiting
@@ -164,7 +169,7 @@ def test_the_lock_of_another_machine_is_respected_as_soon_as_it_is_renewed(tmp_p
     ticks = clock_of(tmp_path / "run", renew)
     with (
         pytest.raises(CheckpointError, match=r"in use by process \d+ on elsewhere .*scheduler that started it"),
-        run_lock(tmp_path / "run", lease=60.0, poll_seconds=0.0, clock=ticks),
+        held(tmp_path / "run", RUN_LOCK, lease=60.0, poll_seconds=0.0, clock=ticks),
     ):
         pass
     assert ticks.now < 60
@@ -179,7 +184,7 @@ def test_a_machine_that_releases_its_lock_while_another_waits_is_followed_at_onc
             (tmp_path / "run" / LOCK_NAME).unlink(missing_ok=True)
 
     ticks = clock_of(tmp_path / "run", lambda now: release(now) if now < 40 else None)
-    with run_lock(tmp_path / "run", lease=1e6, poll_seconds=0.0, clock=ticks):
+    with held(tmp_path / "run", RUN_LOCK, lease=1e6, poll_seconds=0.0, clock=ticks):
         assert ticks.now < 100
 
 
@@ -187,14 +192,14 @@ def test_a_machine_that_releases_its_lock_while_another_waits_is_followed_at_onc
 def test_a_lock_that_a_kill_left_unfinished_is_taken_over_after_a_lease(content, tmp_path):
     (tmp_path / LOCK_NAME).write_text(content)
     ticks = clock_of(tmp_path, lambda now: None)
-    with run_lock(tmp_path, lease=60.0, poll_seconds=0.0, clock=ticks):
+    with held(tmp_path, RUN_LOCK, lease=60.0, poll_seconds=0.0, clock=ticks):
         assert ticks.now >= 60
         assert json.loads((tmp_path / LOCK_NAME).read_text())["pid"] == os.getpid()
     assert entries(tmp_path) == []
 
 
 def test_a_process_that_was_suspended_notices_that_its_lock_was_taken_and_leaves_it(tmp_path):
-    with run_lock(tmp_path / "run", renew_seconds=0.01) as lock:
+    with held(tmp_path / "run", RUN_LOCK, renew_seconds=0.01) as lock:
         lock.check()
         write_lock(tmp_path / "run", host="elsewhere")
         assert wait_for(lambda: is_refused(lock))
@@ -205,7 +210,7 @@ def test_a_process_that_was_suspended_notices_that_its_lock_was_taken_and_leaves
 
 def test_a_process_that_was_suspended_looks_at_its_lock_before_it_does_anything_more(tmp_path):
     now = [0.0]
-    with run_lock(tmp_path / "run", renew_seconds=10.0, clock=lambda: now[0]) as lock:
+    with held(tmp_path / "run", RUN_LOCK, renew_seconds=10.0, clock=lambda: now[0]) as lock:
         write_lock(tmp_path / "run", host="elsewhere")
         lock.check()  # nothing was late
         now[0] = 31.0
@@ -214,7 +219,7 @@ def test_a_process_that_was_suspended_looks_at_its_lock_before_it_does_anything_
 
 
 def test_a_lock_is_renewed_in_place_with_the_same_length(tmp_path):
-    with run_lock(tmp_path / "run", renew_seconds=0.01):
+    with held(tmp_path / "run", RUN_LOCK, renew_seconds=0.01):
         path = tmp_path / "run" / LOCK_NAME
         inode, before = path.stat().st_ino, path.read_bytes()
         assert wait_for(lambda: path.read_bytes() != before)
@@ -222,7 +227,7 @@ def test_a_lock_is_renewed_in_place_with_the_same_length(tmp_path):
 
 
 def test_a_lock_that_the_user_deleted_is_made_again(tmp_path):
-    with run_lock(tmp_path / "run", renew_seconds=0.01) as lock:
+    with held(tmp_path / "run", RUN_LOCK, renew_seconds=0.01) as lock:
         (tmp_path / "run" / LOCK_NAME).unlink()
         assert wait_for((tmp_path / "run" / LOCK_NAME).exists)
         lock.check()
@@ -240,17 +245,17 @@ def test_leftovers_of_killed_processes_are_removed_and_others_kept(tmp_path, dea
     kept = [f".{LOCK_NAME}.cc", f"{LOCK_NAME}.bak", "mine"]
     for name in kept[1:]:
         (tmp_path / name).touch()
-    with run_lock(tmp_path):
+    with held(tmp_path, RUN_LOCK):
         pass
     assert entries(tmp_path) == sorted(kept)
-    assert [is_lock_file(name) for name in kept] == [True, False, False]
+    assert [is_lock_file(name, LOCK_NAME) for name in kept] == [True, False, False]
 
 
 def test_the_right_of_a_process_that_was_killed_while_it_took_over_is_passed_on(tmp_path, dead):
     first = write_lock(tmp_path / "run", pid=dead, token="first")
     for key, token in (("first", "second"), ("second", "third")):
         (tmp_path / "run" / f".{LOCK_NAME}.after-{key}").write_text(json.dumps({**first, "token": token}))
-    with run_lock(tmp_path / "run", lease=1e3):
+    with held(tmp_path / "run", RUN_LOCK, lease=1e3):
         assert entries(tmp_path / "run") == [LOCK_NAME]
     assert entries(tmp_path / "run") == []
 
@@ -306,7 +311,7 @@ def is_refused(lock):
 
 def test_no_thread_is_left_behind(tmp_path):
     before = threading.active_count()
-    with run_lock(tmp_path / "run", renew_seconds=0.01):
+    with held(tmp_path / "run", RUN_LOCK, renew_seconds=0.01):
         assert threading.active_count() == before + 1
     assert wait_for(lambda: threading.active_count() == before)
 
@@ -315,9 +320,9 @@ def test_a_file_system_without_links_is_served_by_exclusive_creation(tmp_path, m
     def refuse(*_):
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(run_lock_module.os, "link", refuse)
-    with run_lock(tmp_path / "run"):
+    monkeypatch.setattr(os, "link", refuse)
+    with held(tmp_path / "run", RUN_LOCK):
         assert entries(tmp_path / "run") == [LOCK_NAME]
-        with pytest.raises(CheckpointError, match="in use"), run_lock(tmp_path / "run"):
+        with pytest.raises(CheckpointError, match="in use"), held(tmp_path / "run", RUN_LOCK):
             pass
     assert not Path(tmp_path / "run").exists()

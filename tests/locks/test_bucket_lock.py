@@ -1,23 +1,19 @@
-"""The lock of a run folder in a bucket: leases of other machines, and what happens when it is lost."""
+"""The lock of a folder in a bucket: leases of other machines, stages, and stores that cannot have one."""
 
+import contextlib
 import json
 import threading
 import time
-from unittest import mock
 
 import pytest
-from support import tiny_runs
 from support.bucket_servers import bucket_server
 
-from clipa_eqx.buckets.bucket import bucket_at
-from clipa_eqx.buckets.mirror import local_copy
+from clipa_eqx.buckets.bucket import Bucket, BucketError, bucket_at
 from clipa_eqx.errors import CheckpointError
-from clipa_eqx.training import run_lock as run_lock_module
-from clipa_eqx.training.lock_owner import seconds_with_sleep, this_process
-from clipa_eqx.training.reporting import Reports
-from clipa_eqx.training.run_lock import run_lock
-
-pytestmark = pytest.mark.usefixtures("quick_compile")
+from clipa_eqx.locks.fence import LateError, check_fence
+from clipa_eqx.locks.held import held
+from clipa_eqx.locks.owner import this_process
+from clipa_eqx.training.run_lock import RUN_LOCK
 
 
 @pytest.fixture(scope="module", params=["gs", pytest.param("s3", marks=pytest.mark.slow)])
@@ -42,7 +38,7 @@ def test_the_lock_of_another_machine_is_taken_over_after_its_lease(server):
     bucket = bucket_at(server.url("silent"))
     assert bucket.create(name_of(5), elsewhere(5))
     since = time.monotonic()
-    with run_lock(local_copy(bucket.url), lease=0.6, poll_seconds=0.05) as lock:
+    with held(bucket, RUN_LOCK, lease=0.6, poll_seconds=0.05) as lock:
         assert time.monotonic() - since >= 0.6
         assert list(bucket.names("run.lock")) == [name_of(6)]
         lock.check()
@@ -62,7 +58,7 @@ def test_the_lock_of_another_machine_that_is_renewed_is_respected(server):
     message = "alive is in use by process 7 on elsewhere"
     with (
         pytest.raises(CheckpointError, match=message),
-        run_lock(local_copy(bucket.url), lease=20.0, poll_seconds=0.05),
+        held(bucket, RUN_LOCK, lease=20.0, poll_seconds=0.05),
     ):
         pass
     timer.join()
@@ -71,7 +67,7 @@ def test_the_lock_of_another_machine_that_is_renewed_is_respected(server):
 
 def test_renewals_move_the_lock(server):
     bucket = bucket_at(server.url("moving"))
-    with run_lock(local_copy(bucket.url), renew_seconds=0.1) as lock:
+    with held(bucket, RUN_LOCK, renew_seconds=0.1) as lock:
         deadline = time.monotonic() + 20
         while name_of(0) in bucket.names("run.lock"):
             assert time.monotonic() < deadline
@@ -79,39 +75,6 @@ def test_renewals_move_the_lock(server):
         lock.check()
         assert len(bucket.names("run.lock")) in (1, 2)
     assert bucket.names("run.lock") == {}
-
-
-@pytest.mark.slow
-def test_a_run_whose_lock_was_taken_ends_before_it_writes(server, monkeypatch):
-    bucket, asleep, before = bucket_at(server.url("lost")), [0.0], {}
-    monkeypatch.setattr(run_lock_module, "seconds_with_sleep", lambda: seconds_with_sleep() + asleep[0])
-    finish = Reports.finish
-
-    def taken_over_at_6(self, numbers, **rest):
-        finish(self, numbers, **rest)
-        if numbers.step == 6:
-            deadline = time.monotonic() + 60
-            while "checkpoints/4/record/metadata" not in bucket.names("checkpoints"):
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-            # As after a suspension of the machine, in which another one waited for the lease.
-            (own,) = bucket.names("run.lock")
-            number = int(own.rpartition("/")[2]) + 1
-            assert bucket.create(name_of(number), elsewhere(number))
-            bucket.delete([own])
-            before["metrics"] = bucket.read("metrics.jsonl")
-            before["lock"] = list(bucket.names("run.lock"))
-            asleep[0] = 100.0
-
-    with (
-        mock.patch.object(Reports, "finish", taken_over_at_6),
-        pytest.raises(CheckpointError, match=r"lost was taken over by process 7 on elsewhere .*This run ends now"),
-    ):
-        tiny_runs.train_on_one_device(tiny_runs.run_config(), bucket.url)
-    assert bucket.read("metrics.jsonl") == before["metrics"]
-    assert list(bucket.names("run.lock")) == before["lock"]
-    assert "checkpoints/8/record/metadata" not in bucket.names("checkpoints")
-    assert not bucket.names("model")
 
 
 def test_a_store_that_creates_an_object_twice_is_refused(server, monkeypatch):
@@ -127,7 +90,7 @@ def test_a_store_that_creates_an_object_twice_is_refused(server, monkeypatch):
     bucket = bucket_at(server.url("careless"))
     with (
         pytest.raises(CheckpointError, match="lets two processes create the same object"),
-        run_lock(local_copy(bucket.url)),
+        held(bucket, RUN_LOCK),
     ):
         pass
     assert bucket.names() == {}
@@ -142,3 +105,43 @@ def without_condition(put):
         return put(self)
 
     return careless
+
+
+def test_work_of_an_earlier_stage_or_owner_is_late(server, monkeypatch):
+    monkeypatch.setattr("clipa_eqx.locks.fence.PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("clipa_eqx.locks.fence.MISSING_SECONDS", 0.0)
+    bucket = bucket_at(server.url("stages"))
+
+    def is_late(fence):
+        try:
+            check_fence(bucket, fence, name="run.lock")
+        except LateError:
+            return True
+        return False
+
+    with held(bucket, RUN_LOCK) as lock:
+        first = lock.fence
+        assert not is_late(first)
+        lock.next_stage()
+        assert [is_late(first), is_late(lock.fence)] == [True, False]
+        assert bucket.create(name_of(7), elsewhere(7))
+        assert is_late(lock.fence)
+        with pytest.raises(CheckpointError, match="was taken over by process 7 on elsewhere"):
+            lock.next_stage()
+    bucket.delete([name_of(7)])
+    assert is_late(first)
+
+
+def test_a_renewal_whose_answer_was_lost_is_not_taken_for_another_process(server, monkeypatch):
+    bucket = bucket_at(server.url("unanswered"))
+    names = Bucket.names
+    with held(bucket, RUN_LOCK) as lock:
+        with monkeypatch.context() as patch, contextlib.suppress(BucketError):
+            patch.setattr(Bucket, "names", lambda *_: (_ for _ in ()).throw(BucketError("no answer")))
+            lock.next_stage()
+        assert Bucket.names is names
+        assert len(bucket.names("run.lock")) == 2
+        lock.next_stage()
+        assert lock.fence.stage == 2
+        check_fence(bucket, lock.fence, name="run.lock")
+    assert bucket.names("run.lock") == {}
