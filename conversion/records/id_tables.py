@@ -15,7 +15,7 @@ _ROWS_AT_ONCE = 2**16
 
 
 class IdTable(NamedTuple):
-    """What a table holds.
+    """The column of a table that holds ids.
 
     Attributes:
         column: the column with the ids.
