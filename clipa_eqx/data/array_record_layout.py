@@ -19,6 +19,9 @@ from jaxtyping import Integer, UInt8, UInt64
 BLOCK = 2**16
 """Bytes from one block header to the next, and of the chunk at the end of a file."""
 
+END = 256
+"""First bytes of the last ``BLOCK`` of a file, which have all that it holds: the position of the footer."""
+
 _BLOCK_HEADER = 24
 _CHUNK_HEADER = struct.Struct("<8xQ8xQQ")  # without its two hashes: size of the data, type and records, decoded size
 _RECORDS, _UNCOMPRESSED = ord("r"), 0
@@ -47,17 +50,17 @@ class Footer(NamedTuple):
     end: int
 
 
-def footer_start(last: bytes, size: int) -> int:
+def footer_start(end: bytes, size: int) -> int:
     """The position of the footer.
 
     Args:
-        last: the last ``BLOCK`` bytes of the file.
+        end: the first ``END`` bytes of the last ``BLOCK`` of the file.
         size: bytes of the file.
 
     Raises:
         LayoutError: it has none.
     """
-    values, lengths = _records(_chunk(last, size - BLOCK))
+    values, lengths = _records(_chunk(end, size - BLOCK))
     fields = _varints(values[: int(lengths[0])])
     if len(fields) != 4 or tuple(fields[[0, 2]].tolist()) != _TAGS[:2] or int(fields[3]) != _MAGIC:
         raise LayoutError("the end of the file has no position of a footer")

@@ -15,6 +15,7 @@ from clipa_eqx.buckets.bucket import Bucket
 from clipa_eqx.data.array_record_files import ShardReader, open_reader
 from clipa_eqx.data.array_record_layout import (
     BLOCK,
+    END,
     Footer,
     LayoutError,
     OtherLayoutError,
@@ -103,18 +104,25 @@ def begin_open(url: str, *, size: int, count: int) -> Callable[[], ShardReader]:
         url: a ``gs://`` address.
         size: bytes of the shard, by its manifest.
         count: records of the shard, by its manifest.
+
+    Raises:
+        DataError: the size is none that a shard has. The function that is returned raises it if the shard is missing or
+            damaged, or the bucket does not answer.
     """
-    # The end, the footer and the space between them, which begins at a multiple of BLOCK.
+    if size < BLOCK:
+        raise DataError(f"shard {url} has {size} bytes by its manifest; no shard has fewer than {BLOCK}")
+    # The footer, the space after it up to a multiple of BLOCK, and what is used of the last BLOCK.
+    end = size - BLOCK + END
     start = max(size - 2 * BLOCK - 1024 - count * _entry_bytes(size, count), 0)
-    ask = _begin_read(url, start, size)
+    ask = _begin_read(url, start, end)
 
     def finish() -> ShardReader:
         tail, generation = ask()
         try:
-            at = footer_start(tail[-BLOCK:], size)
+            at = footer_start(tail[-END:], size)
             if at < start:  # entries are longer than expected
-                tail, generation = _begin_read(url, at, size)()
-            return BucketShard(url, parse_footer(tail[max(at - start, 0) : len(tail) - BLOCK], at), generation)
+                tail, generation = _begin_read(url, at, end)()
+            return BucketShard(url, parse_footer(tail[max(at - start, 0) : len(tail) - END], at), generation)
         except OtherLayoutError:
             return open_reader(url)
         except LayoutError as error:

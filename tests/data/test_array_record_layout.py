@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from clipa_eqx.data.array_record_files import open_reader
 from clipa_eqx.data.array_record_layout import (
     BLOCK,
+    END,
     LayoutError,
     OtherLayoutError,
     footer_start,
@@ -19,8 +20,12 @@ from clipa_eqx.data.array_record_layout import (
 from clipa_eqx.data.array_record_writer import write_encoded_shard
 
 
+def end_of(data):
+    return data[-BLOCK:][:END]
+
+
 def index_of(data):
-    start = footer_start(data[-BLOCK:], len(data))
+    start = footer_start(end_of(data), len(data))
     return parse_footer(data[start : len(data) - BLOCK], start)
 
 
@@ -56,7 +61,7 @@ def large(tmp_path_factory):
 
 
 def test_a_footer_of_several_blocks_is_parsed(large):
-    assert len(large) - BLOCK - footer_start(large[-BLOCK:], len(large)) > BLOCK
+    assert len(large) - BLOCK - footer_start(end_of(large), len(large)) > BLOCK
     assert records_of(large) == [b"%d" % i for i in range(9000)]
 
 
@@ -76,16 +81,17 @@ def test_files_of_another_layout_are_recognized(tmp_path, options):
 
 
 def test_damage_of_the_end_is_no_other_layout(large):
-    start = footer_start(large[-BLOCK:], len(large))
+    start = footer_start(end_of(large), len(large))
     cases = [
-        bytes(BLOCK),  # overwritten
-        large[-BLOCK - 7 : -7],  # shifted
-        b"\xff" * BLOCK,
-        large[-BLOCK:-BLOCK] + large[:BLOCK],  # of another place
+        bytes(END),  # overwritten
+        end_of(large[:-7]),  # shifted
+        b"\xff" * END,
+        large[:END],  # of another place
+        b"",
     ]
-    for last in cases:
+    for end in cases:
         with pytest.raises(LayoutError) as caught:
-            footer_start(last, len(large))
+            footer_start(end, len(large))
         assert not isinstance(caught.value, OtherLayoutError)
     footer = large[start : len(large) - BLOCK]
     for damaged in (footer[:30], footer[: len(footer) // 3], bytes(len(footer))):
@@ -93,17 +99,17 @@ def test_damage_of_the_end_is_no_other_layout(large):
             parse_footer(damaged, start)
         assert not isinstance(caught.value, OtherLayoutError)
     with pytest.raises(LayoutError):
-        footer_start(large[-BLOCK:], BLOCK + 100)  # of a file in which the footer would be after the end
+        footer_start(end_of(large), BLOCK + 100)  # of a file in which the footer would be after the end
 
 
 @settings(deadline=None, max_examples=80)
 @given(st.integers(0, 2**31), st.integers(1, 255))
 def test_a_changed_byte_of_an_index_is_an_error_or_leaves_an_index_of_as_many_records(large, at, change):
-    start = footer_start(large[-BLOCK:], len(large))
+    start = footer_start(end_of(large), len(large))
     damaged = bytearray(large[start:])
     damaged[at % len(damaged)] ^= change
     try:
-        found = parse_footer(bytes(damaged[:-BLOCK]), footer_start(bytes(damaged[-BLOCK:]), len(large)))
+        found = parse_footer(bytes(damaged[:-BLOCK]), footer_start(end_of(bytes(damaged)), len(large)))
     except LayoutError:
         return
     assert len(found.starts) == 9000

@@ -22,10 +22,10 @@ from support.streams import write_numbered
 
 from clipa_eqx.buckets.bucket import bucket_at
 from clipa_eqx.data import bucket_shards, open_shards
-from clipa_eqx.data.array_record_layout import BLOCK, footer_start, parse_footer
+from clipa_eqx.data.array_record_layout import BLOCK, END, footer_start, parse_footer
 from clipa_eqx.data.array_record_reader import open_records
 from clipa_eqx.data.array_record_writer import write_records
-from clipa_eqx.data.bucket_shards import BucketShard
+from clipa_eqx.data.bucket_shards import BucketShard, begin_open
 from clipa_eqx.data.manifest import read_manifest
 from clipa_eqx.data.records import Record
 from clipa_eqx.data.stream import eval_stream, train_stream
@@ -229,7 +229,7 @@ def test_a_missing_shard_and_a_missing_folder_are_named(own):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda data: data[:-100], "cannot be read: |ends at byte"),
+        (lambda data: data[: len(data) // 2], "cannot be read: |ends at byte"),
         (lambda data: bytes(len(data)), "is damaged, or does not have the"),
         (lambda data: b"x" * 64 + data, "is damaged, or does not have the"),
     ],
@@ -264,10 +264,15 @@ def test_a_shard_with_another_number_of_records_is_refused(own):
         open_records(bucket.url)[30]
 
 
+def test_a_manifest_with_an_impossible_size_is_refused(server):
+    with pytest.raises(DataError, match="no shard has fewer than 65536"):
+        begin_open("gs://bucket/a", size=100, count=1)
+
+
 def test_a_shard_that_is_replaced_while_it_is_open_is_noticed(own):
     bucket, folder = own
     data = (folder / SHARD).read_bytes()
-    start = footer_start(data[-BLOCK:], len(data))
+    start = footer_start(data[-BLOCK:][:END], len(data))
     shard = BucketShard(f"{bucket.url}/{SHARD}", parse_footer(data[start:], start), generation=b"another")
     with pytest.raises(DataError, match="was replaced while it was open"):
         shard.read([3])
