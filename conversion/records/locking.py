@@ -84,7 +84,7 @@ class Hold:
 
 
 def staged_in(target: Place) -> Staged:
-    """What tasks stage in a local destination."""
+    """The files that tasks stage in a local destination."""
     folder = Path(target.path)
     return Staged(folder=folder, lock=LOCK.name, inside=folder / UNFINISHED, start=STAGED)
 
