@@ -7,7 +7,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from clipa_eqx.errors import DataError, pip_install
-from conversion.records.conditions import FLAG, KINDS, MOST_EXACT, Condition, Kind, column_of, constant_of
+from conversion.records.conditions import (
+    FLAG,
+    KINDS,
+    MOST_EXACT,
+    Condition,
+    Kind,
+    column_of,
+    constant_of,
+    operands_first,
+)
 from conversion.records.rows import shortened
 from conversion.records.sources.source import is_installed
 from conversion.records.sources.values import is_missing
@@ -64,7 +73,10 @@ def evaluate(condition: Condition, rows: Sequence[Values], *, kinds: Mapping[str
                 found = None
             values.append(found)
         columns[name] = _arrow().array(values, type=_type(kind))
-    results: list[bool | None] = _value(condition.body, columns).to_pylist()
+    values_of: dict[ast.expr, Any] = {}
+    for node in operands_first(condition.body):
+        values_of[node] = _value(node, columns, values_of)
+    results: list[bool | None] = values_of[condition.body].to_pylist()
     return [
         Outcome(None, wrong[number]) if number in wrong else Outcome(result) for number, result in enumerate(results)
     ]
@@ -185,8 +197,12 @@ def _advice(value: object, kind: Kind) -> str:
             return "it is of no use here"
 
 
-def _value(node: ast.expr, columns: Mapping[str, Any]) -> Any:
-    """The values of an expression: an array, or a scalar for an expression of constants."""
+def _value(node: ast.expr, columns: Mapping[str, Any], values: Mapping[ast.expr, Any]) -> Any:
+    """The values of an expression: an array, or a scalar for an expression of constants.
+
+    Args:
+        values: those of its operands.
+    """
     compute, arrow = _compute(), _arrow()
     name = column_of(node)
     if name is not None:
@@ -196,17 +212,16 @@ def _value(node: ast.expr, columns: Mapping[str, Any]) -> Any:
         return arrow.scalar(constant)
     match node:
         case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return compute.negate(_value(operand, columns))
+            return compute.negate(values[operand])
         case ast.UnaryOp(operand=operand):
-            return compute.invert(_value(operand, columns))
+            return compute.invert(values[operand])
         case ast.BinOp(left=left, op=op, right=right):
-            return _arithmetic(op, _value(left, columns), _value(right, columns))
-        case ast.BoolOp(op=op, values=values):
-            return _joined(_KERNELS[type(op)], [_value(value, columns) for value in values])
+            return _arithmetic(op, values[left], values[right])
+        case ast.BoolOp(op=op, values=parts):
+            return _joined(_KERNELS[type(op)], [values[part] for part in parts])
         case ast.Compare(left=left, ops=ops, comparators=comparators):
-            sides = [left, *comparators]
-            pairs = zip(sides, ops, comparators, strict=False)
-            return _joined("and_kleene", [_compared(a, op, b, columns) for a, op, b in pairs])
+            pairs = zip([left, *comparators], ops, comparators, strict=False)
+            return _joined("and_kleene", [_compared(values[a], op, b, values) for a, op, b in pairs])
         case _:
             raise AssertionError(ast.dump(node))  # the parser lets nothing else pass
 
@@ -227,9 +242,8 @@ def _arithmetic(op: ast.operator, left: Any, right: Any) -> Any:
     return compute.if_else(compute.is_nan(result), nothing, result)
 
 
-def _compared(a: ast.expr, op: ast.cmpop, b: ast.expr, columns: Mapping[str, Any]) -> Any:
+def _compared(left: Any, op: ast.cmpop, b: ast.expr, values: Mapping[ast.expr, Any]) -> Any:
     compute = _compute()
-    left = _value(a, columns)
     if isinstance(op, ast.Is | ast.IsNot):
         return compute.is_null(left) if isinstance(op, ast.Is) else compute.is_valid(left)
     if isinstance(b, ast.List | ast.Tuple | ast.Set):
@@ -238,7 +252,7 @@ def _compared(a: ast.expr, op: ast.cmpop, b: ast.expr, columns: Mapping[str, Any
         # A missing value is in no list, and not outside of it either.
         found = compute.if_else(compute.is_valid(left), found, _arrow().scalar(None, _arrow().bool_()))
         return compute.invert(found) if isinstance(op, ast.NotIn) else found
-    return getattr(compute, _KERNELS[type(op)])(left, _value(b, columns))
+    return getattr(compute, _KERNELS[type(op)])(left, values[b])
 
 
 def _type(kind: Kind | None) -> Any:

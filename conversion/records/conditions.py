@@ -83,6 +83,34 @@ def constant_of(node: ast.expr) -> bool | float | str | None:
             return None
 
 
+def operands_first(body: ast.expr) -> list[ast.expr]:
+    """The expressions of which a condition consists and itself, each after its operands, from left to right.
+
+    Steps through them need no calls in one another, of which Python has a limit.
+    """
+    found: list[ast.expr] = []
+    left = [body]
+    while left:
+        found.append(left.pop())
+        left += _operands(found[-1])
+    return found[::-1]
+
+
+def _operands(node: ast.expr) -> list[ast.expr]:
+    match node:
+        case ast.UnaryOp(operand=operand):
+            return [operand]
+        case ast.BinOp(left=left, right=right):
+            return [left, right]
+        case ast.BoolOp(values=values):
+            return values
+        case ast.Compare(left=left, ops=ops, comparators=comparators):
+            sides = zip(ops, comparators, strict=True)
+            return [left, *(side for op, side in sides if isinstance(op, (*_ORDERS, *_EQUALITIES)))]
+        case _:
+            return []
+
+
 def _parse(text: str) -> Condition:
     # A line end is a space, so that every place is in one line.
     plain = " ".join(text.splitlines()).strip()
@@ -102,10 +130,7 @@ def _parse(text: str) -> Condition:
         raise DataError(f"{FLAG} {plain.encode(errors='backslashreplace').decode()!r} is no expression: {error}") from (
             error
         )
-    try:
-        return _Checker(plain).check(body)
-    except RecursionError as error:
-        raise DataError(f"{FLAG} {plain!r} is nested too deeply") from error
+    return _Checker(plain).check(body)
 
 
 class _Checker:
@@ -114,10 +139,13 @@ class _Checker:
     def __init__(self, text: str) -> None:
         self._text = text
         self._kinds: dict[str, Kind | None] = {}
+        self._found: dict[ast.expr, Kind] = {}
         self._pairs: list[tuple[str, str]] = []
 
     def check(self, body: ast.expr) -> Condition:
         """The condition. Raises DataError."""
+        for node in operands_first(body):
+            self._kind(node)
         self._need(body, "truth", "a condition such as a comparison")
         groups: list[tuple[str, ...]] = []
         for group in self._compared():
@@ -167,6 +195,11 @@ class _Checker:
         name = column_of(node)
         if name is not None:
             return self._kinds.setdefault(name, None)
+        if node not in self._found:  # else each level of comparisons in one another would double the steps
+            self._found[node] = self._kind_of_compound(node)
+        return self._found[node]
+
+    def _kind_of_compound(self, node: ast.expr) -> Kind:
         match node:
             case ast.Constant(value=value):
                 return self._kind_of_constant(node, value)
