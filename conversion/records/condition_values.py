@@ -10,11 +10,12 @@ from clipa_eqx.errors import DataError, pip_install
 from conversion.records.conditions import (
     FLAG,
     KINDS,
-    MOST_EXACT,
     Condition,
     Kind,
     column_of,
     constant_of,
+    is_exact,
+    is_unicode,
     operands_first,
 )
 from conversion.records.rows import shortened
@@ -24,7 +25,8 @@ from conversion.records.sources.values import is_missing
 Values = Mapping[str, object]
 """The values of a row by column."""
 
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_LONGEST_NUMBER = 1000  # characters; enough for the exact digits of almost every fraction
 _LONGEST = 40  # characters of a value that is shown
 _KERNELS: Mapping[type[ast.AST], str] = {
     ast.Lt: "less",
@@ -114,7 +116,7 @@ def check_conditions(
 def as_kind(value: object, kind: Kind) -> "bool | float | str | _Wrong | None":
     """The value as one of its kind; None if it is missing.
 
-    - number: a number, or a text that is a decimal number. An empty text is missing, as in CSV.
+    - number: a number, or a text of at most 1,000 characters that is a decimal number. An empty text is missing, as in CSV.
     - text: a text, also an empty one.
     - truth: a truth value, or 0 or 1.
     """
@@ -124,7 +126,7 @@ def as_kind(value: object, kind: Kind) -> "bool | float | str | _Wrong | None":
         case "number":
             return _as_number(value)
         case "text":
-            return value if isinstance(value, str) else _WRONG
+            return value if isinstance(value, str) and is_unicode(value) else _WRONG
         case "truth":
             return bool(value) if isinstance(value, bool | int) and value in (0, 1) else _WRONG
 
@@ -146,13 +148,13 @@ def _as_number(value: object) -> float | _Wrong | None:
         case bool():
             return _WRONG
         case int():
-            return float(value) if abs(value) <= MOST_EXACT else _WRONG
+            return float(value) if is_exact(value) else _WRONG
         case float():
             return None if is_missing(value) else value
         case "":
             return None
-        case str() if _NUMBER.fullmatch(value):
-            return float(value) if re.search("[.eE]", value) else _as_number(int(value)) if len(value) < 99 else _WRONG
+        case str() if len(value) <= _LONGEST_NUMBER and _NUMBER.fullmatch(value):
+            return float(value) if re.search("[.eE]", value) else _as_number(int(value))
         case _:
             return _WRONG
 
@@ -248,6 +250,8 @@ def _compared(left: Any, op: ast.cmpop, b: ast.expr, values: Mapping[ast.expr, A
         return compute.is_null(left) if isinstance(op, ast.Is) else compute.is_valid(left)
     if isinstance(b, ast.List | ast.Tuple | ast.Set):
         items = _arrow().array([constant_of(item) for item in b.elts], type=left.type)
+        if left.type == _type("number"):  # 0.0 makes -0.0 0.0, which a search in a list tells apart
+            left, items = compute.add(left, 0.0), compute.add(items, 0.0)
         found = compute.is_in(left, value_set=items)
         # A missing value is in no list, and not outside of it either.
         found = compute.if_else(compute.is_valid(left), found, _arrow().scalar(None, _arrow().bool_()))

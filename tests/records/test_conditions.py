@@ -85,6 +85,26 @@ def test_texts_that_are_numbers_count_as_numbers_where_a_number_is_needed():
     assert results("a == 1", *rows, first=[{"a": 1}]) == [None] * 3
 
 
+def test_a_name_that_python_would_normalize_is_a_column_in_quotes():
+    assert results("col('\u00b5') > 1", {"\u00b5": 2, "\u03bc": 0}) == [True]
+    assert results("\u03bc > 1", {"\u00b5": 2, "\u03bc": 0}) == [False]
+
+
+def test_texts_with_halves_of_surrogate_pairs_decide_nothing():
+    assert results("a != 'x'", {"a": "y"}, {"a": "\ud800"}) == [True, None]
+
+
+def test_a_negative_zero_is_zero_also_in_lists():
+    rows = [{"z": -0.0}, {"z": 0.0}, {"z": 0}, {"z": 1}, {"z": None}]
+    for expression in ("z == 0", "z == -0.0", "z in [0]", "z in [-0.0, 2]", "-z in [0]", "not z not in [0]"):
+        assert results(expression, *rows) == [True, True, True, False, None], expression
+
+
+def test_long_digits_are_read_in_one_pass():
+    wrong = ["9" * 20_000 + "x", "9" * 20_000]
+    assert results("a > 0", *({"a": text} for text in ["0." + "3" * 900, "9" * 900, *wrong])) == [True] + [None] * 3
+
+
 def test_whole_numbers_that_are_not_exact_decide_nothing():
     assert results("a > 0", {"a": 2**53}, {"a": 2**53 + 1}, {"a": -(2**60)}, {"a": str(2**60)}) == [True] + [None] * 3
 
@@ -186,6 +206,11 @@ REFUSED = {
     "(" * 300 + "a" + ")" * 300: "is no expression: too many nested parentheses",
     "a\0": "is no expression",
     "a == '\udcff'": "is no expression",
+    "a > 1 # high\nand b > 2": r"'a > 1 # high\\nand b > 2': character 7 begins a comment, which is not allowed",
+    "a > 1\n  and b > '\u00e9' + 1": r"'\u00e9'\" \(character 17\) is a text, expected a number",
+    "t == 'a\nb'": "character 6 begins a text with a line end in it|unterminated string",
+    't == """a\rb"""': r"character 6 begins a text with a line end in it; write it as \\n",
+    "t == 'a\nb": "unterminated string",
     "a > 1; b": "is no expression: invalid syntax",
     "f(a) > 1": r"'f\(a\)' \(character 1\) is not allowed; allowed are columns",
     "__import__('os')": r"is not allowed; allowed are columns, col\('any name'\), numbers",
@@ -208,6 +233,15 @@ REFUSED = {
     "a == ...": "is not allowed",
     "a == 1j": "is not allowed",
     "a > 9007199254740993": "beyond 2.53, where not every whole number is exact; choose ids by --subset",
+    "a in [1, " + "9" * 400 + "]": "beyond 2.53, where not every whole number is exact",
+    "a not in [-" + "9" * 400 + "]": "beyond 2.53, where not every whole number is exact",
+    "9" * 400 + " < " + "8" * 400 + " < a": "beyond 2.53, where not every whole number is exact",
+    "a in [-'x']": "is a text, expected a number",
+    "a in [not b]": "must be a number or text in quotes",
+    r"a == '\ud800'": r"'\\\\ud800'\" \(character 6\) is no Unicode text",
+    r"a in ['x', '\udc80']": "is no Unicode text",
+    r"col('\ud800') == 'x'": "is no Unicode text",
+    "1 < \u00b5": r"'\u00b5' \(character 5\) is read as '\u03bc', .*; write col\('\u00b5'\)",
     "a == None": r"'None' \(character 6\) is compared; a missing value is found by `is None`",
     "a in [1, None]": "is compared; a missing value",
     "a is 1": "`is` and `is not` are for a column and None; use == or !=",
@@ -238,6 +272,15 @@ def test_anything_else_is_refused_with_its_place(expression):
         parse_conditions((expression,))
     assert re.search(REFUSED[expression], str(caught.value)), caught.value
     assert "\n" not in str(caught.value)
+
+
+def test_line_ends_are_spaces_and_texts_stay_as_they_are():
+    assert results("a > 1\nand\r\na < 3 or \\\r a == '#'".replace("'#'", "9"), {"a": 2}, {"a": 9}) == [True, True]
+    odd = "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
+    for text in odd:
+        assert results(f"t == 'x{text}y'", {"t": f"x{text}y"}, {"t": "x y"}) == [True, False], repr(text)
+    assert results("""t == '#"' or t == "it's # 1" or t == r'\\n' """, {"t": '#"'}, {"t": "it's # 1"}) == [True, True]
+    assert results("'''it's''' == t or t == '' or t == 'a\\'#'", {"t": "it's"}, {"t": "a'#"}) == [True, True]
 
 
 def test_columns_are_found_in_order():
