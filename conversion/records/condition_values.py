@@ -28,6 +28,7 @@ Values = Mapping[str, object]
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _LONGEST_NUMBER = 1000  # characters; enough for the exact digits of almost every fraction
 _LONGEST = 40  # characters of a value that is shown
+_INEXACT = "beyond 2^53, where not every whole number is exact"
 _KERNELS: Mapping[type[ast.AST], str] = {
     ast.Lt: "less",
     ast.LtE: "less_equal",
@@ -49,11 +50,11 @@ class Outcome(NamedTuple):
 
     Attributes:
         is_true: None if a value that decides it is missing, or not of its kind.
-        wrong: column of a value that is not of its kind.
+        wrong: what is wrong with a value that is not of its kind; empty if all are.
     """
 
     is_true: bool | None
-    wrong: str | None = None
+    wrong: str = ""
 
 
 def evaluate(condition: Condition, rows: Sequence[Values], *, kinds: Mapping[str, Kind]) -> list[Outcome]:
@@ -71,7 +72,7 @@ def evaluate(condition: Condition, rows: Sequence[Values], *, kinds: Mapping[str
             value = row.get(name)
             found = _missing(value) if kind is None else as_kind(value, kind)
             if isinstance(found, _Wrong):
-                wrong.setdefault(number, name)
+                wrong.setdefault(number, f"{name} is {_problem(value, kind)}")
                 found = None
             values.append(found)
         columns[name] = _arrow().array(values, type=_type(kind))
@@ -107,8 +108,8 @@ def check_conditions(
             if kind is None or not values or any(not isinstance(as_kind(value, kind), _Wrong) for value in values):
                 continue
             raise DataError(
-                f"{FLAG} {condition.text!r}: column {name!r} holds {_described(values[0])} in {where}, expected "
-                f"{KINDS[kind]}; {_advice(values[0], kind)}"
+                f"{FLAG} {condition.text!r}: column {name!r} holds {_described(values[0])} in {where}, "
+                f"{_advice(values[0], kind)}"
             )
     return tuple(found)
 
@@ -116,11 +117,12 @@ def check_conditions(
 def as_kind(value: object, kind: Kind) -> "bool | float | str | _Wrong | None":
     """The value as one of its kind; None if it is missing.
 
-    - number: a number, or a text of at most 1,000 characters that is a decimal number. An empty text is missing, as in CSV.
+    - number: a number, or a text that is a decimal number of at most 1,000 characters. An empty text is missing, as in
+      CSV.
     - text: a text, also an empty one.
-    - truth: a truth value, or 0 or 1.
+    - truth: a truth value, or 0 or 1, also as the fractions that pandas writes beside missing values.
     """
-    if value is None:
+    if is_missing(value):
         return None
     match kind:
         case "number":
@@ -128,12 +130,22 @@ def as_kind(value: object, kind: Kind) -> "bool | float | str | _Wrong | None":
         case "text":
             return value if isinstance(value, str) and is_unicode(value) else _WRONG
         case "truth":
-            return bool(value) if isinstance(value, bool | int) and value in (0, 1) else _WRONG
+            return bool(value) if isinstance(value, int | float) and value in (0, 1) else _WRONG
 
 
 def shown_values(condition: Condition, row: Values) -> str:
     """The values that decided a condition, for the example of a dropped row."""
     return ", ".join(f"{name} = {shortened(repr(row.get(name)), _LONGEST)}" for name in condition.kinds)
+
+
+def _problem(value: object, kind: Kind | None) -> str:
+    return _INEXACT if _is_inexact(value, kind) else "of another kind"
+
+
+def _is_inexact(value: object, kind: Kind | None) -> bool:
+    """Check whether a number is needed, and this is a whole one that is not exact as a fraction."""
+    is_whole = isinstance(value, int) or (isinstance(value, str) and re.fullmatch("[+-]?[0-9]+", value) is not None)
+    return kind == "number" and is_whole and not isinstance(value, bool)
 
 
 class _Wrong:
@@ -150,7 +162,7 @@ def _as_number(value: object) -> float | _Wrong | None:
         case int():
             return float(value) if is_exact(value) else _WRONG
         case float():
-            return None if is_missing(value) else value
+            return value
         case "":
             return None
         case str() if len(value) <= _LONGEST_NUMBER and _NUMBER.fullmatch(value):
@@ -186,6 +198,12 @@ def _described(value: object) -> str:
 
 
 def _advice(value: object, kind: Kind) -> str:
+    if _is_inexact(value, kind):
+        return f"{_INEXACT}; choose ids by --subset"
+    return f"expected {KINDS[kind]}; {_way_out(value, kind)}"
+
+
+def _way_out(value: object, kind: Kind) -> str:
     match value:
         case str() if kind == "number":
             return "only texts that are decimal numbers count as numbers; compare it with a text in quotes"

@@ -288,6 +288,21 @@ def test_columns_are_found_in_order():
     assert condition_columns((" a\n > 1 ",)) == ("a",)
 
 
+def test_whole_numbers_beyond_the_exact_ones_are_told_from_values_of_another_kind():
+    for value in (2**60, str(2**60)):
+        message = f"column 'a' holds .* such as '?{2**60}'? in here, beyond 2.53, where not every .*; choose ids by"
+        with pytest.raises(DataError, match=message):
+            check_conditions(parse_conditions(("a > 1",)), [{"a": value}], where="here")
+        (_, outcome) = evaluate(parse_conditions(("a > 1",))[0], [{"a": 1}, {"a": value}], kinds={})
+        assert outcome.wrong == "a is beyond 2^53, where not every whole number is exact"
+
+
+def test_truth_values_may_be_fractions_as_pandas_writes_them_beside_missing_ones():
+    rows = [{"a": value} for value in (1.0, 0.0, math.nan, 0.5, 2)]
+    assert results("a", *rows) == [True, False, None, None, None]
+    assert results("not a == True", *rows) == [False, True, None, None, None]
+
+
 def test_the_first_rows_show_values_of_another_kind(tmp_path):
     cases = {
         "a > 1": ("x", "column 'a' holds texts such as 'x' in here, expected numbers; only texts that are decimal"),
