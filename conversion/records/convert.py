@@ -71,7 +71,7 @@ def convert(
     check_apart(given, place)
     with (
         opened_subset(options) as subset,
-        opened_workers(engine, workers, kind=kind, source=given, target=place) as running,
+        opened_workers(engine, workers, kind=kind, source=given, target=place, options=options) as running,
     ):
         return _convert(kind, given, place, options=options, subset=subset, workers=running, overwrite=overwrite)
 

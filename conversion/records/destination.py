@@ -17,7 +17,15 @@ from conversion.records.command import Command, differences
 from conversion.records.listing import list_names, list_sizes
 from conversion.records.locking import is_lock
 from conversion.records.manifests import read_manifest_of
-from conversion.records.part_report import UNFINISHED, PartReport, keys_name, met_name, report_from_json, report_name
+from conversion.records.part_report import (
+    SUBSET,
+    UNFINISHED,
+    PartReport,
+    keys_name,
+    met_name,
+    report_from_json,
+    report_name,
+)
 from conversion.records.places import Place
 from conversion.records.reading import read_files
 from conversion.records.writing import write_file
@@ -145,7 +153,7 @@ def _clear(target: Place, names: list[str], manifest: Manifest | None) -> None:
     _remove(target, [MANIFEST_NAME])  # before the shards: without it nothing takes the rest for a complete folder
     old = {shard.name for shard in manifest.shards} if manifest is not None else set[str]()
     _remove(target, [name for name in names if name in old or _SHARD.fullmatch(name)])
-    made = [name for name in list_names(target, UNFINISHED) if name.startswith(("part-", "subset."))]
+    made = [name for name in list_names(target, UNFINISHED) if name.startswith(("part-", SUBSET))]
     _remove(target, [f"{UNFINISHED}/{name}" for name in made])
 
 

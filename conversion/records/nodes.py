@@ -36,7 +36,7 @@ def check_workers(workers: int | None) -> None:
 
 @contextlib.contextmanager
 def opened_workers(
-    engine: Engine, workers: int | None, *, kind: str, source: Place, target: Place
+    engine: Engine, workers: int | None, *, kind: str, source: Place, target: Place, options: IngestOptions
 ) -> Generator[Workers]:
     """Processes of this machine, or a cluster whose nodes make the same bytes, for the time of the block.
 
@@ -55,16 +55,21 @@ def opened_workers(
         raise ConfigError(
             f"--engine ray: {hidden} exists in this process only; use a folder or bucket that nodes share"
         )
-    with connected(engine, facts=partial(facts_of_bytes, kind), at_once=workers) as cluster:
+    packages = ("pyarrow",) if options.where else ()  # it decides which rows are written
+    with connected(engine, facts=partial(facts_of_bytes, kind, *packages), at_once=workers) as cluster:
         yield cluster
 
 
-def facts_of_bytes(kind: str) -> dict[str, str]:
-    """The facts that decide the bytes made from a source of a kind: versions of libraries, and our own code."""
+def facts_of_bytes(kind: str, *more: str) -> dict[str, str]:
+    """The facts that decide the bytes made from a source of a kind: versions of libraries, and our own code.
+
+    Args:
+        more: further packages that decide them.
+    """
     from PIL import features
 
     reader = source_of(kind).package
-    packages = ("array_record", "numpy", "pillow", "simplejpeg", *([reader] if reader else []))
+    packages = ("array_record", "numpy", "pillow", "simplejpeg", *([reader] if reader else []), *more)
     codecs = {f"{name} in pillow": str(features.version(name)) for name in ("jpg", "zlib", "webp")}
     return {**facts_of_process("clipa_eqx", "conversion"), **versions_of(*packages), **codecs}
 

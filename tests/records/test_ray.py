@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 
 import fsspec
+import numpy as np
 import pytest
 from support import dumps, ray_work
 from support.conversions import call, content, error_of, ingest, interrupted
@@ -92,12 +93,16 @@ def test_two_nodes_write_the_bytes_of_one_process(name, engine, tmp_path):
     assert content(tmp_path / "two") == content(tmp_path / "one")
 
 
-@pytest.mark.parametrize(
-    "limit", [7, pytest.param(1, marks=pytest.mark.slow), pytest.param(99, marks=pytest.mark.slow)]
-)
-def test_a_limit_takes_the_first_rows(limit, source, engine, tmp_path):
-    ingest(source, tmp_path / "one", limit=limit)
-    convert(source, tmp_path / "two", engine, limit=limit)
+SLOW = [pytest.param({"limit": limit}, marks=pytest.mark.slow) for limit in (1, 99)]
+
+
+@pytest.mark.parametrize("chosen", [{"limit": 7}, {"where": ("url != 'http://host/000000004'",)}, *SLOW])
+def test_limits_and_filters_take_the_same_rows(chosen, source, engine, tmp_path):
+    if "where" in chosen:
+        np.save(tmp_path / "keys.npy", np.array(["000000001", "000000004", "000000009"]))
+        chosen = {**chosen, "subset": str(tmp_path / "keys.npy")}
+    ingest(source, tmp_path / "one", **chosen)
+    convert(source, tmp_path / "two", engine, **chosen)
     assert content(tmp_path / "two") == content(tmp_path / "one")
 
 
