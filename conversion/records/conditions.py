@@ -2,22 +2,33 @@
 
 import ast
 import functools
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from clipa_eqx.errors import DataError
-from conversion.records.rows import shortened
+from conversion.records.rows import printable, shortened
 
 FLAG = "--where"
 Kind = Literal["number", "text", "truth"]
 """A kind of values. An expression that is a truth is a condition."""
 
 KINDS: Mapping[Kind, str] = {"number": "numbers", "text": "texts", "truth": "truth values"}
-MOST_EXACT = 2**53  # whole numbers up to here are exact as fractions
 
+_MOST_EXACT = 2**53  # whole numbers up to here are exact as fractions
 _LONGEST = 2000  # characters
+_LEXEMES = re.compile(
+    r"""
+    (?P<constant> (?P<quotes> \"{3} | '{3} | " | ' ) (?: \\. | (?! (?P=quotes) ). )*? (?P=quotes) )
+    | (?P<open> ["'].* )
+    | (?P<comment> \# )
+    | (?P<end> \\? (?: \r\n | \n | \r ) )
+    """,
+    re.DOTALL | re.VERBOSE,
+)
+_NO_UNICODE = "is no Unicode text: it has half of a surrogate pair"
 _ORDERS = (ast.Lt, ast.LtE, ast.Gt, ast.GtE)
 _EQUALITIES = (ast.Eq, ast.NotEq)
 _ARITHMETIC = (ast.Add, ast.Sub, ast.Mult, ast.Div)
@@ -71,21 +82,63 @@ def column_of(node: ast.expr) -> str | None:
 
 
 def constant_of(node: ast.expr) -> bool | float | str | None:
-    """The value of a constant, also of a negative number; None for any other expression."""
+    """The value of a constant, also of a negative number; None for any other expression, and for inexact numbers."""
     match node:
         case ast.Constant(value=bool(value) | str(value)):
             return value
         case ast.Constant(value=int(value) | float(value)):
-            return float(value)
-        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int(value) | float(value))):
-            return None if isinstance(value, bool) else -float(value)
+            return float(value) if isinstance(value, float) or is_exact(value) else None
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float()) as operand):
+            value = constant_of(operand)
+            return -value if isinstance(value, float) else None
         case _:
             return None
 
 
+def is_exact(number: int) -> bool:
+    """Check whether every whole number up to this one is exact as a fraction."""
+    return abs(number) <= _MOST_EXACT
+
+
+def is_unicode(text: str) -> bool:
+    """Check whether a text has no halves of surrogate pairs, which stand for no character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def operands_first(body: ast.expr) -> list[ast.expr]:
+    """The expressions of which a condition consists and itself, each after its operands, from left to right.
+
+    Steps through them need no calls in one another, of which Python has a limit.
+    """
+    found: list[ast.expr] = []
+    left = [body]
+    while left:
+        found.append(left.pop())
+        left += _operands(found[-1])
+    return found[::-1]
+
+
+def _operands(node: ast.expr) -> list[ast.expr]:
+    match node:
+        case ast.UnaryOp(operand=operand):
+            return [operand]
+        case ast.BinOp(left=left, right=right):
+            return [left, right]
+        case ast.BoolOp(values=values):
+            return values
+        case ast.Compare(left=left, ops=ops, comparators=comparators):
+            sides = zip(ops, comparators, strict=True)
+            return [left, *(side for op, side in sides if isinstance(op, (*_ORDERS, *_EQUALITIES)))]
+        case _:
+            return []
+
+
 def _parse(text: str) -> Condition:
-    # A line end is a space, so that every place is in one line.
-    plain = " ".join(text.splitlines()).strip()
+    plain = _in_one_line(text.strip())
     if not plain or len(plain) > _LONGEST:
         raise DataError(f"{FLAG} needs an expression of 1 to {_LONGEST:,} characters, such as 'similarity > 0.3'")
     try:
@@ -102,10 +155,21 @@ def _parse(text: str) -> Condition:
         raise DataError(f"{FLAG} {plain.encode(errors='backslashreplace').decode()!r} is no expression: {error}") from (
             error
         )
-    try:
-        return _Checker(plain).check(body)
-    except RecursionError as error:
-        raise DataError(f"{FLAG} {plain!r} is nested too deeply") from error
+    return _Checker(plain).check(body)
+
+
+def _in_one_line(text: str) -> str:
+    """The text with a space for each line end, so that every place is in one line."""
+
+    def replaced(found: re.Match[str]) -> str:
+        at = f"{FLAG} {printable(text)!r}: character {found.start() + 1}"
+        if found["comment"]:
+            raise DataError(f"{at} begins a comment, which is not allowed; a # in a name or text needs quotes")
+        if found["constant"] and re.search("[\r\n]", found["constant"]):
+            raise DataError(f"{at} begins a text with a line end in it; write it as \\n")
+        return " " if found["end"] else found[0]
+
+    return _LEXEMES.sub(replaced, text)
 
 
 class _Checker:
@@ -114,10 +178,13 @@ class _Checker:
     def __init__(self, text: str) -> None:
         self._text = text
         self._kinds: dict[str, Kind | None] = {}
+        self._found: dict[ast.expr, Kind] = {}
         self._pairs: list[tuple[str, str]] = []
 
     def check(self, body: ast.expr) -> Condition:
         """The condition. Raises DataError."""
+        for node in operands_first(body):
+            self._kind(node)
         self._need(body, "truth", "a condition such as a comparison")
         groups: list[tuple[str, ...]] = []
         for group in self._compared():
@@ -166,7 +233,20 @@ class _Checker:
         """The kind of an expression; None for a column of which it is not known yet."""
         name = column_of(node)
         if name is not None:
-            return self._kinds.setdefault(name, None)
+            return self._kind_of_column(node, name)
+        if node not in self._found:  # else each level of comparisons in one another would double the steps
+            self._found[node] = self._kind_of_compound(node)
+        return self._found[node]
+
+    def _kind_of_column(self, node: ast.expr, name: str) -> Kind | None:
+        if not is_unicode(name):
+            raise self._error(node, _NO_UNICODE)
+        written = ast.get_source_segment(self._text, node)
+        if isinstance(node, ast.Name) and written != name:
+            raise self._error(node, f"is read as {name!r}, its normal form in Unicode", f"write col({written!r})")
+        return self._kinds.setdefault(name, None)
+
+    def _kind_of_compound(self, node: ast.expr) -> Kind:
         match node:
             case ast.Constant(value=value):
                 return self._kind_of_constant(node, value)
@@ -199,12 +279,14 @@ class _Checker:
         match value:
             case bool():
                 return "truth"
-            case int() if abs(value) > MOST_EXACT:
+            case int() if not is_exact(value):
                 raise self._error(
                     node, "is beyond 2^53, where not every whole number is exact", "choose ids by --subset"
                 )
             case int() | float():
                 return "number"
+            case str() if not is_unicode(value):
+                raise self._error(node, _NO_UNICODE)
             case str():
                 return "text"
             case None:
@@ -240,7 +322,7 @@ class _Checker:
         if constant_of(a) is not None:
             raise self._error(a, "is a constant, expected a column before `in`")
         for item in b.elts:
-            if constant_of(item) is None and not isinstance(item, ast.Constant):
+            if not isinstance(item.operand if isinstance(item, ast.UnaryOp) else item, ast.Constant):
                 raise self._error(item, "must be a number or text in quotes, as all values of a list")
         kind: Kind | None = None
         for item in b.elts:

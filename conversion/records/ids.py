@@ -74,6 +74,17 @@ def id_of(value: object, form: Form) -> bytes | None:
     return None if number is None else text_id(str(number).encode())
 
 
+def shows_form(value: object, form: Form) -> bool:
+    """Check whether a value shows that its column holds ids of a form.
+
+    16 printable ASCII characters do not: they may be the bytes of a uid, but most likely they are a text.
+    """
+    text = value.decode(errors="replace") if isinstance(value, bytes) else value
+    if form == "uids" and isinstance(text, str) and len(text) == _UID_BYTES and text.isascii() and text.isprintable():
+        return False
+    return id_of(value, form) is not None
+
+
 def text_id(text: bytes) -> bytes:
     """The id of a text in UTF-8: the number of 32 hexadecimal digits, else 128 bits of its SHA-256.
 

@@ -102,8 +102,18 @@ def open_subset(url: str, *, column: str | None) -> Generator[SubsetFile]:
         found = _open_array(url, path) if suffix == ".npy" else _open_table(url, path, column)
         if not found.rows:
             raise DataError(f"{FLAG} {printable(url)} holds no ids, so no row would be kept")
-        next(found.chunks())  # most mistakes show here, before anything is written
+        _check_some(found)  # most mistakes show here, before anything is written
         yield found
+
+
+def _check_some(file: SubsetFile) -> None:
+    """Read up to the first chunk with an id."""
+    with progress_bar(what="check ids", total=file.rows, unit="id") as bar:
+        for chunk in file.chunks():
+            if len(chunk.ids):
+                return
+            bar.update(chunk.missing)
+    raise DataError(f"{FLAG} {printable(file.url)} holds only missing ids, so no row would be kept")
 
 
 def hash_subset(file: SubsetFile) -> str:

@@ -1,5 +1,6 @@
 """Conditions by themselves: results for values of each kind, with missing ones, and everything that is refused."""
 
+import itertools
 import math
 import re
 
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipa_eqx.errors import DataError
+from conversion.records import condition_values, conditions
 from conversion.records.condition_values import check_conditions, evaluate
 from conversion.records.conditions import condition_columns, parse_conditions
 
@@ -83,8 +85,48 @@ def test_texts_that_are_numbers_count_as_numbers_where_a_number_is_needed():
     assert results("a == 1", *rows, first=[{"a": 1}]) == [None] * 3
 
 
+def test_a_name_that_python_would_normalize_is_a_column_in_quotes():
+    assert results("col('\u00b5') > 1", {"\u00b5": 2, "\u03bc": 0}) == [True]
+    assert results("\u03bc > 1", {"\u00b5": 2, "\u03bc": 0}) == [False]
+
+
+def test_texts_with_halves_of_surrogate_pairs_decide_nothing():
+    assert results("a != 'x'", {"a": "y"}, {"a": "\ud800"}) == [True, None]
+
+
+def test_a_negative_zero_is_zero_also_in_lists():
+    rows = [{"z": -0.0}, {"z": 0.0}, {"z": 0}, {"z": 1}, {"z": None}]
+    for expression in ("z == 0", "z == -0.0", "z in [0]", "z in [-0.0, 2]", "-z in [0]", "not z not in [0]"):
+        assert results(expression, *rows) == [True, True, True, False, None], expression
+
+
+def test_long_digits_are_read_in_one_pass():
+    wrong = ["9" * 20_000 + "x", "9" * 20_000]
+    assert results("a > 0", *({"a": text} for text in ["0." + "3" * 900, "9" * 900, *wrong])) == [True] + [None] * 3
+
+
 def test_whole_numbers_that_are_not_exact_decide_nothing():
     assert results("a > 0", {"a": 2**53}, {"a": 2**53 + 1}, {"a": -(2**60)}, {"a": str(2**60)}) == [True] + [None] * 3
+
+
+def counted_calls(monkeypatch, module):
+    """Let the function that every step calls fail before a test can take long."""
+    real, count = module.column_of, itertools.count()
+
+    def counted(node):
+        assert next(count) < 20_000
+        return real(node)
+
+    monkeypatch.setattr(module, "column_of", counted)
+
+
+def test_comparisons_in_one_another_are_checked_and_evaluated_once(monkeypatch):
+    counted_calls(monkeypatch, conditions)
+    counted_calls(monkeypatch, condition_values)
+    count = 100
+    for before, after in (("(", ") == True"), ("True == (", ") == True")):
+        assert results(before * count + "a > 1" + after * count, {"a": 1}, {"a": 2}) == [False, True]
+    assert results("not " * 490 + "a", {"a": True}) == [True]
 
 
 numbers = st.none() | st.integers(-3, 3) | st.sampled_from([0.5, -1.5])
@@ -92,7 +134,7 @@ leaves = st.sampled_from(["a", "b", "c", "1", "0.5"])
 sums = st.recursive(leaves, lambda inner: st.builds("({} {} {})".format, inner, st.sampled_from("+-*/"), inner))
 comparisons = st.builds("{} {} {}".format, sums, st.sampled_from(["<", "<=", ">", ">=", "==", "!="]), st.just("a"))
 comparisons |= st.sampled_from(["a is None", "b is not None", "c in [1, 0.5]", "c not in [2]"])
-conditions = st.recursive(
+expressions = st.recursive(
     comparisons,
     lambda inner: (
         st.builds("({} {} {})".format, inner, st.sampled_from(["and", "or"]), inner)
@@ -149,7 +191,7 @@ def by_hand(expression, row):
 
 
 @settings(max_examples=80, deadline=None)
-@given(conditions, st.lists(st.fixed_dictionaries({"a": numbers, "b": numbers, "c": numbers}), max_size=5))
+@given(expressions, st.lists(st.fixed_dictionaries({"a": numbers, "b": numbers, "c": numbers}), max_size=5))
 def test_any_condition_gives_what_python_gives_with_a_third_truth_value(expression, rows):
     columns = re.findall("[abc](?![a-z])", expression)
     if columns:
@@ -162,9 +204,13 @@ REFUSED = {
     "a > > b": r"'a > > b' is no expression: invalid syntax at character 5",
     "class > 1": r"is no expression: invalid syntax.*is written as col\('its name'\)",
     "(" * 300 + "a" + ")" * 300: "is no expression: too many nested parentheses",
-    "not " * 490 + "a": "is nested too deeply",
     "a\0": "is no expression",
     "a == '\udcff'": "is no expression",
+    "a > 1 # high\nand b > 2": r"'a > 1 # high\\nand b > 2': character 7 begins a comment, which is not allowed",
+    "a > 1\n  and b > '\u00e9' + 1": r"'\u00e9'\" \(character 17\) is a text, expected a number",
+    "t == 'a\nb'": "character 6 begins a text with a line end in it|unterminated string",
+    't == """a\rb"""': r"character 6 begins a text with a line end in it; write it as \\n",
+    "t == 'a\nb": "unterminated string",
     "a > 1; b": "is no expression: invalid syntax",
     "f(a) > 1": r"'f\(a\)' \(character 1\) is not allowed; allowed are columns",
     "__import__('os')": r"is not allowed; allowed are columns, col\('any name'\), numbers",
@@ -187,6 +233,15 @@ REFUSED = {
     "a == ...": "is not allowed",
     "a == 1j": "is not allowed",
     "a > 9007199254740993": "beyond 2.53, where not every whole number is exact; choose ids by --subset",
+    "a in [1, " + "9" * 400 + "]": "beyond 2.53, where not every whole number is exact",
+    "a not in [-" + "9" * 400 + "]": "beyond 2.53, where not every whole number is exact",
+    "9" * 400 + " < " + "8" * 400 + " < a": "beyond 2.53, where not every whole number is exact",
+    "a in [-'x']": "is a text, expected a number",
+    "a in [not b]": "must be a number or text in quotes",
+    r"a == '\ud800'": r"'\\\\ud800'\" \(character 6\) is no Unicode text",
+    r"a in ['x', '\udc80']": "is no Unicode text",
+    r"col('\ud800') == 'x'": "is no Unicode text",
+    "1 < \u00b5": r"'\u00b5' \(character 5\) is read as '\u03bc', .*; write col\('\u00b5'\)",
     "a == None": r"'None' \(character 6\) is compared; a missing value is found by `is None`",
     "a in [1, None]": "is compared; a missing value",
     "a is 1": "`is` and `is not` are for a column and None; use == or !=",
@@ -219,9 +274,33 @@ def test_anything_else_is_refused_with_its_place(expression):
     assert "\n" not in str(caught.value)
 
 
+def test_line_ends_are_spaces_and_texts_stay_as_they_are():
+    assert results("a > 1\nand\r\na < 3 or \\\r a == '#'".replace("'#'", "9"), {"a": 2}, {"a": 9}) == [True, True]
+    odd = "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
+    for text in odd:
+        assert results(f"t == 'x{text}y'", {"t": f"x{text}y"}, {"t": "x y"}) == [True, False], repr(text)
+    assert results("""t == '#"' or t == "it's # 1" or t == r'\\n' """, {"t": '#"'}, {"t": "it's # 1"}) == [True, True]
+    assert results("'''it's''' == t or t == '' or t == 'a\\'#'", {"t": "it's"}, {"t": "a'#"}) == [True, True]
+
+
 def test_columns_are_found_in_order():
     assert condition_columns(("b > 1 and col('a b') is None", "a > b")) == ("b", "a b", "a")
     assert condition_columns((" a\n > 1 ",)) == ("a",)
+
+
+def test_whole_numbers_beyond_the_exact_ones_are_told_from_values_of_another_kind():
+    for value in (2**60, str(2**60)):
+        message = f"column 'a' holds .* such as '?{2**60}'? in here, beyond 2.53, where not every .*; choose ids by"
+        with pytest.raises(DataError, match=message):
+            check_conditions(parse_conditions(("a > 1",)), [{"a": value}], where="here")
+        (_, outcome) = evaluate(parse_conditions(("a > 1",))[0], [{"a": 1}, {"a": value}], kinds={})
+        assert outcome.wrong == "a is beyond 2^53, where not every whole number is exact"
+
+
+def test_truth_values_may_be_fractions_as_pandas_writes_them_beside_missing_ones():
+    rows = [{"a": value} for value in (1.0, 0.0, math.nan, 0.5, 2)]
+    assert results("a", *rows) == [True, False, None, None, None]
+    assert results("not a == True", *rows) == [False, True, None, None, None]
 
 
 def test_the_first_rows_show_values_of_another_kind(tmp_path):

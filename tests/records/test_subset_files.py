@@ -224,6 +224,28 @@ def test_sorting_holds_a_part_of_the_ids_in_memory(tmp_path, monkeypatch):
     assert (ids.find(ids_of_numbers(np.array([0, rows - 1, rows]))) >= 0).tolist() == [True, True, False]
 
 
+def test_repeats_of_an_id_take_neither_memory_nor_space(tmp_path):
+    rows, per_chunk = 2**21, 2**15  # 32 MiB
+    chunk = ids_of_numbers(np.arange(per_chunk) % 3)
+    written = []
+
+    def chunks():
+        for _ in range(rows // per_chunk):
+            yield chunk
+            written.append(sum(path.stat().st_size for path in tmp_path.iterdir()))
+
+    tracemalloc.start()
+    try:
+        assert write_sorted(chunks(), tmp_path / "ids", rows=rows, folder=tmp_path) == 3
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 16 * rows / 3
+    assert max(written) <= 16 * 3 * rows // per_chunk
+    ids = SortedIds.open(tmp_path / "ids", rows=rows, count=3)
+    assert (ids.find(ids_of_numbers(np.arange(4))) >= 0).tolist() == [True, True, True, False]
+
+
 def damaged_table(path):
     write_table(path, {"uid": [f"{i}" * 50 for i in range(1000)]})
     data = path.read_bytes()
@@ -285,7 +307,7 @@ def test_a_file_that_is_no_list_of_ids_is_one_message_and_claims_nothing(name, t
     write_tar(tmp_path / "0.tar", [("0.jpg", jpeg(0)), ("0.txt", b"a"), ("0.json", f'{{"uid": "{UIDS[0]}"}}'.encode())])
     assert call("webdataset", tmp_path / "0.tar", tmp_path / "out", "--subset", tmp_path / name) == 2
     assert re.search(message, shown := error_of(capsys)), shown
-    assert (tmp_path / "out").exists() == (name == "missing.parquet")  # all of it must be read first
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_file_that_changes_while_it_is_read_is_noticed(tmp_path):
@@ -303,13 +325,20 @@ SOURCE_MISTAKES = [
         ["--subset-column", "uid"],
         "--subset-column names the column with the ids of a subset, so it needs --subset FILE",
     ),
-    (["--subset", "pairs.npy"], r"no column 'uid' for the ids \(--subset-column\); it has: jpg, txt, json, id, kind"),
+    (
+        ["--subset", "pairs.npy"],
+        r"no column 'uid' for the ids \(--subset-column\); it has: jpg, txt, json, id, kind, word",
+    ),
     (["--subset", "pairs.npy", "--subset-column", "UID"], r"no column 'UID' for the ids \(--subset-column\)"),
     (
         ["--subset", "pairs.npy", "--subset-column", "id"],
         "column 'id' holds values such as 7 in the first rows of .*, and the file holds 128-bit uids",
     ),
     (["--subset", "numbers.npy", "--subset-column", "kind"], "column 'kind' holds values such as 'x' .* whole numbers"),
+    (
+        ["--subset", "pairs.npy", "--subset-column", "word"],
+        "column 'word' holds values such as 'sixteen letters!' in .*, and the file holds 128-bit uids",
+    ),
     (["--subset", "numbers.npy"], "the keys are values such as 'a' .* the file holds whole numbers; name the column"),
 ]
 
@@ -319,10 +348,23 @@ def test_a_source_without_such_ids_is_one_message_and_claims_nothing(arguments, 
     monkeypatch.chdir(tmp_path)
     np.save("pairs.npy", PAIRS)
     np.save("numbers.npy", np.array(NUMBERS))
-    write_tar(tmp_path / "0.tar", [("a.jpg", jpeg(0)), ("a.txt", b"a"), ("a.json", b'{"id": 7, "kind": "x"}')])
+    write_tar(
+        tmp_path / "0.tar",
+        [("a.jpg", jpeg(0)), ("a.txt", b"a"), ("a.json", b'{"id": 7, "kind": "x", "word": "sixteen letters!"}')],
+    )
     assert call("webdataset", "0.tar", "out", *arguments) == 2
     assert re.search(message, shown := error_of(capsys)), shown
     assert not (tmp_path / "out").exists()
+
+
+def test_keys_with_the_name_of_their_file_are_no_numbers(tmp_path, capsys):
+    np.save(tmp_path / "numbers.npy", np.array(NUMBERS))
+    write_tar(tmp_path / "0.tar", [("12.jpg", jpeg(0)), ("12.txt", b"a")])
+    arguments = ["webdataset", tmp_path / "0.tar", tmp_path / "out", "--subset", tmp_path / "numbers.npy"]
+    assert call(*arguments, "--prefix-keys") == 2
+    assert re.search(r"the keys \(--prefix-keys\) are values such as '0/12' .* whole numbers", error_of(capsys))
+    assert not (tmp_path / "out").exists()
+    assert call(*arguments) == 0
 
 
 def test_sources_without_columns_take_no_subset(tmp_path):
