@@ -71,7 +71,7 @@ def convert(
     check_apart(given, place)
     with (
         opened_subset(options) as subset,
-        opened_workers(engine, workers, kind=kind, source=given, target=place) as running,
+        opened_workers(engine, workers, kind=kind, source=given, target=place, options=options) as running,
     ):
         return _convert(kind, given, place, options=options, subset=subset, workers=running, overwrite=overwrite)
 
@@ -105,7 +105,7 @@ def _convert(
         return _as_it_is(done, place)
     with (
         locked(place) as hold,
-        shared_places(workers, source=given, target=place, options=options) as (workers, check_shared),
+        shared_places(workers, place) as (workers, check_shared),
     ):
         done = begin(place, command, overwrite=overwrite, check=check_shared)
         if done is not None:
