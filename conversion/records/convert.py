@@ -105,7 +105,7 @@ def _convert(
         return _as_it_is(done, place)
     with (
         locked(place) as hold,
-        shared_places(workers, source=given, target=place, options=options) as (workers, check_shared),
+        shared_places(workers, place) as (workers, check_shared),
     ):
         done = begin(place, command, overwrite=overwrite, check=check_shared)
         if done is not None:
