@@ -7,17 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from clipa_eqx.errors import DataError, pip_install
-from conversion.records.conditions import (
-    FLAG,
-    KINDS,
-    Condition,
-    Kind,
-    column_of,
-    constant_of,
-    is_exact,
-    is_unicode,
-    operands_first,
-)
+from conversion.records.condition_syntax import FLAG, column_of, constant_of, is_exact, is_unicode, operands_first
+from conversion.records.conditions import KINDS, Condition, Kind
 from conversion.records.rows import shortened
 from conversion.records.sources.source import is_installed
 from conversion.records.sources.values import is_missing

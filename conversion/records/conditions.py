@@ -2,35 +2,33 @@
 
 import ast
 import functools
-import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from clipa_eqx.errors import DataError
-from conversion.records.rows import printable, shortened
+from conversion.records.condition_syntax import (
+    EQUALITIES,
+    FLAG,
+    ORDERS,
+    column_of,
+    constant_of,
+    in_one_line,
+    is_exact,
+    is_unicode,
+    operands_first,
+)
+from conversion.records.rows import shortened
 
-FLAG = "--where"
 Kind = Literal["number", "text", "truth"]
 """A kind of values. An expression that is a truth is a condition."""
 
 KINDS: Mapping[Kind, str] = {"number": "numbers", "text": "texts", "truth": "truth values"}
 
-_MOST_EXACT = 2**53  # whole numbers up to here are exact as fractions
+
 _LONGEST = 2000  # characters
-_LEXEMES = re.compile(
-    r"""
-    (?P<constant> (?P<quotes> \"{3} | '{3} | " | ' ) (?: \\. | (?! (?P=quotes) ). )*? (?P=quotes) )
-    | (?P<open> ["'].* )
-    | (?P<comment> \# )
-    | (?P<end> \\? (?: \r\n | \n | \r ) )
-    """,
-    re.DOTALL | re.VERBOSE,
-)
 _NO_UNICODE = "is no Unicode text: it has half of a surrogate pair"
-_ORDERS = (ast.Lt, ast.LtE, ast.Gt, ast.GtE)
-_EQUALITIES = (ast.Eq, ast.NotEq)
 _ARITHMETIC = (ast.Add, ast.Sub, ast.Mult, ast.Div)
 _ALLOWED = (
     "allowed are columns, col('any name'), numbers, texts in quotes, True, False, comparisons, in, not in, is None, "
@@ -70,75 +68,8 @@ def condition_columns(texts: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for condition in parse_conditions(texts) for name in condition.kinds))
 
 
-def column_of(node: ast.expr) -> str | None:
-    """The column that an expression is, as a name or ``col("name")``; None for any other expression."""
-    match node:
-        case ast.Name(id=name):
-            return name
-        case ast.Call(func=ast.Name(id="col"), args=[ast.Constant(value=str(name))], keywords=[]):
-            return name
-        case _:
-            return None
-
-
-def constant_of(node: ast.expr) -> bool | float | str | None:
-    """The value of a constant, also of a negative number; None for any other expression, and for inexact numbers."""
-    match node:
-        case ast.Constant(value=bool(value) | str(value)):
-            return value
-        case ast.Constant(value=int(value) | float(value)):
-            return float(value) if isinstance(value, float) or is_exact(value) else None
-        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float()) as operand):
-            value = constant_of(operand)
-            return -value if isinstance(value, float) else None
-        case _:
-            return None
-
-
-def is_exact(number: int) -> bool:
-    """Check whether every whole number up to this one is exact as a fraction."""
-    return abs(number) <= _MOST_EXACT
-
-
-def is_unicode(text: str) -> bool:
-    """Check whether a text has no halves of surrogate pairs, which stand for no character."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def operands_first(body: ast.expr) -> list[ast.expr]:
-    """The expressions of which a condition consists and itself, each after its operands, from left to right.
-
-    Steps through them need no calls in one another, of which Python has a limit.
-    """
-    found: list[ast.expr] = []
-    left = [body]
-    while left:
-        found.append(left.pop())
-        left += _operands(found[-1])
-    return found[::-1]
-
-
-def _operands(node: ast.expr) -> list[ast.expr]:
-    match node:
-        case ast.UnaryOp(operand=operand):
-            return [operand]
-        case ast.BinOp(left=left, right=right):
-            return [left, right]
-        case ast.BoolOp(values=values):
-            return values
-        case ast.Compare(left=left, ops=ops, comparators=comparators):
-            sides = zip(ops, comparators, strict=True)
-            return [left, *(side for op, side in sides if isinstance(op, (*_ORDERS, *_EQUALITIES)))]
-        case _:
-            return []
-
-
 def _parse(text: str) -> Condition:
-    plain = _in_one_line(text.strip())
+    plain = in_one_line(text.strip())
     if not plain or len(plain) > _LONGEST:
         raise DataError(f"{FLAG} needs an expression of 1 to {_LONGEST:,} characters, such as 'similarity > 0.3'")
     try:
@@ -156,20 +87,6 @@ def _parse(text: str) -> Condition:
             error
         )
     return _Checker(plain).check(body)
-
-
-def _in_one_line(text: str) -> str:
-    """The text with a space for each line end, so that every place is in one line."""
-
-    def replaced(found: re.Match[str]) -> str:
-        at = f"{FLAG} {printable(text)!r}: character {found.start() + 1}"
-        if found["comment"]:
-            raise DataError(f"{at} begins a comment, which is not allowed; a # in a name or text needs quotes")
-        if found["constant"] and re.search("[\r\n]", found["constant"]):
-            raise DataError(f"{at} begins a text with a line end in it; write it as \\n")
-        return " " if found["end"] else found[0]
-
-    return _LEXEMES.sub(replaced, text)
 
 
 class _Checker:
@@ -303,7 +220,7 @@ class _Checker:
         if isinstance(op, ast.In | ast.NotIn):
             self._check_list(a, b)
             return
-        if not isinstance(op, (*_ORDERS, *_EQUALITIES)):
+        if not isinstance(op, (*ORDERS, *EQUALITIES)):
             raise self._error(whole, "is not allowed", _ALLOWED)
         if constant_of(a) is not None and constant_of(b) is not None:
             raise self._error(whole, "compares two constants")
@@ -313,7 +230,7 @@ class _Checker:
             self._need(b, kind, f"{_an(kind)} as {self._part(a)!r} is")
         elif (left := column_of(a)) is not None and (right := column_of(b)) is not None:
             self._pairs.append((left, right))
-        if kind == "truth" and isinstance(op, _ORDERS):
+        if kind == "truth" and isinstance(op, ORDERS):
             raise self._error(whole, "has no order: truth values are equal or not")
 
     def _check_list(self, a: ast.expr, b: ast.expr) -> None:

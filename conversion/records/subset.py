@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 from jaxtyping import UInt8
 
-from clipa_eqx.errors import DataError, counted
+from clipa_eqx.errors import counted
 from clipa_eqx.progress import progress_bar
 from conversion.records.ids import Form, Ids
 from conversion.records.listing import list_sizes
@@ -98,7 +98,7 @@ def prepare_ids(target: Place, file: SubsetFile, sha256: str) -> SubsetIds:
     """Sort the ids into ``_unfinished``, unless an earlier run did.
 
     Raises:
-        DataError: the file is damaged or holds no ids.
+        DataError: the file is damaged.
     """
     found = _prepared(target, file, sha256)
     if found is not None:
@@ -116,8 +116,6 @@ def prepare_ids(target: Place, file: SubsetFile, sha256: str) -> SubsetIds:
     with _staging(target) as folder:
         sorted_file = Path(folder) / "ids"
         count = write_sorted(chunks(), sorted_file, rows=file.rows, folder=Path(folder))
-        if not count:
-            raise DataError(f"--subset {printable(file.url)} holds only missing ids, so no row would be kept")
         ids = SubsetIds(sha256=sha256, column=file.column, form=file.form, rows=file.rows, missing=missing, count=count)
         move_in(target, sorted_file, ids.file)
     write_file(target, ids.about, json.dumps(asdict(ids)).encode())
