@@ -181,8 +181,8 @@ def open_records(folder: str | Path) -> RecordSource:
     Of more than ``shard_checks.MOST_SIZES`` shards, the names are compared, and the sizes of so many, evenly spread.
     The size and number of records of any shard are compared when it is first read.
 
-    A ``gs://`` folder works too: array_record reads shards from buckets itself, and the manifest is read through
-    fsspec, which needs the package gcsfs. Sizes are not compared there, because that would take a request per shard.
+    A ``gs://`` folder works too: TensorStore reads records from buckets, and the manifest is read with the package
+    gcsfs. Sizes are not compared there, because that would take a request per shard.
 
     Examples:
         ```python
@@ -192,7 +192,7 @@ def open_records(folder: str | Path) -> RecordSource:
 
     Raises:
         DataError: folder, manifest or a shard is missing, a shard has another size than in the manifest, or the folder
-            is a URL that array_record cannot read.
+            is a URL that records are not read from.
     """
     address = str(folder).rstrip("/") if is_url(folder) else str(folder)
     source = RecordSource(folder=address, manifest=read_manifest(address))
