@@ -47,7 +47,7 @@ class LastingProcesses:
         for process in [one for one in self._idle if one.node not in {node.id for node in nodes}]:
             self._idle.remove(process)
             self.drop(process)
-        wanted = _places(nodes, self._at_once)
+        wanted = places(nodes, self._at_once)
         here = Counter(process.node for process in self._all)
         for node in nodes:
             for _ in range(wanted[node.id] - here[node.id]):
@@ -149,7 +149,7 @@ def _has_gpus(nodes: list[Node]) -> bool:
     return any(node.gpus >= 1 for node in nodes)
 
 
-def _places(nodes: list[Node], at_once: int | None) -> Counter[str]:
+def places(nodes: list[Node], at_once: int | None) -> Counter[str]:
     """The number of processes that each node is to have, given out in turns."""
     if _has_gpus(nodes):
         most = {node.id: min(int(node.gpus), node.processors) for node in nodes}

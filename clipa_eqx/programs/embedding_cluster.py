@@ -25,9 +25,10 @@ from clipa_eqx.programs.encoders import full_path
 from clipa_eqx.progress import progress_bar, waiting
 from clipa_eqx.saved.by_name import is_name
 from clipa_eqx.search.embedding import Summary, begin, check_folder, finish, inputs_of_shard, shard_count
-from clipa_eqx.search.embedding_lock import end_of_work, locked
+from clipa_eqx.search.embedding_lock import PROBE, end_of_work, locked
 from clipa_eqx.search.encoder import EncoderIdentity
 from clipa_eqx.search.inputs import Inputs
+from clipa_eqx.search.shards import listing_path
 
 _log = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ def run_embedding_on(engine: Engine, request: Request, *, workers: int | None) -
         jobs = (
             ShardJob(
                 shard=shard,
+                has_listing=listing_path(out, shard).exists(),
                 numbers=(numbers := inputs_of_shard(shard, inputs, request.options)),
                 kind=inputs.kind,
                 about=inputs.about,
@@ -127,8 +129,8 @@ def _embed(
                 check()
                 done += len(job.numbers)
                 show(0)
+                new += not job.has_listing or written_on is not None
                 if written_on is not None:
-                    new += 1
                     devices[written_on] = None
     if len(devices) > 1:
         _log.warning(
@@ -173,7 +175,7 @@ def _sharing(cluster: Cluster, out: Path, given: Sequence[str]) -> Generator[Clu
     Raises:
         ConfigError: a node does not see one of them.
     """
-    probe, text = out / f".probe-{secrets.token_hex(8)}", secrets.token_hex(16)
+    probe, text = out / f"{PROBE}{secrets.token_hex(8)}", secrets.token_hex(16)
     expected = {_name_of(out): _SHARED, **{_name_of(one): _SEEN for one in given}}
     shared = cluster.expecting(partial(_facts_of_places, out, probe, text, given), expected)
     try:

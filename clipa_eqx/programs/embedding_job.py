@@ -33,6 +33,7 @@ class ShardJob:
 
     Attributes:
         shard: its number.
+        has_listing: whether the folder had its listing before; otherwise it is new, whichever attempt writes it.
         numbers: of its inputs.
         kind: images or texts.
         about: the identity of all inputs.
@@ -45,6 +46,7 @@ class ShardJob:
     """
 
     shard: int
+    has_listing: bool
     numbers: range
     kind: Literal["images", "texts"]
     about: Mapping[str, Any]

@@ -22,6 +22,9 @@ LOCK = LockKind(
 )
 """The lock of a command that embeds into a folder."""
 
+PROBE = ".probe-"
+"""The beginning of the names of files with which nodes of a cluster show that they see the folder."""
+
 _VISIBLE_WITHIN = 10.0  # seconds until a network file system shows a new file on all hosts
 
 
@@ -37,6 +40,8 @@ def locked(folder: Path) -> Generator[Lock]:
     try:
         with held(folder, LOCK) as lock:
             staged_in(folder).remove(lock.fence)
+            for left in folder.glob(f"{PROBE}*"):
+                left.unlink(missing_ok=True)
             with refused_if_late(folder, lock):
                 yield lock
     except OSError as error:

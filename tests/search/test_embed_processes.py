@@ -18,11 +18,13 @@ from clipa_eqx.cli import OK, USAGE, run
 from clipa_eqx.errors import ConfigError
 from clipa_eqx.file_lock import locked_folder
 from clipa_eqx.programs.embed import main
+from clipa_eqx.search.embedding_lock import locked
 
 PROGRAM = """
 import json, sys
 from clipa_eqx.cli import run
 from clipa_eqx.programs.embed import main
+from clipa_eqx.search.embedding_lock import locked
 sys.exit(run(lambda: main(json.loads(sys.argv[1]))))
 """
 
@@ -95,9 +97,11 @@ def test_a_process_that_is_killed_again_and_again_ends_with_the_bytes_of_one_tha
 
 @pytest.mark.usefixtures("quick_compile")
 def test_a_second_process_in_the_same_folder_is_refused(model_folder, photos, tmp_path, capsys):
-    with locked_folder(tmp_path / "out", error=ConfigError):
+    with locked(tmp_path / "out"):
         assert run(partial(main, command(model_folder, photos, tmp_path / "out"))) == USAGE
-    assert "another process is writing to" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert f"out is in use by process {os.getpid()} on" in message
+    assert "or give another --out" in message
     assert run(partial(main, command(model_folder, photos, tmp_path / "out"))) == OK
 
 

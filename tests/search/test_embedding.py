@@ -18,6 +18,7 @@ from clipa_eqx.errors import ConfigError, DataError, NonFiniteError
 from clipa_eqx.programs.embed import main
 from clipa_eqx.saved.model import load_model
 from clipa_eqx.search.embedding import EmbeddingOptions, begin, embed, finish
+from clipa_eqx.search.embedding_lock import locked
 from clipa_eqx.search.encoder import Chunk, encode_items
 from clipa_eqx.search.index import open_embeddings
 from clipa_eqx.search.inputs import Item, image_folder_inputs, list_images, text_file_inputs
@@ -33,9 +34,10 @@ def call(*argv):
 
 
 def write(folder, encoder, inputs, options=OPTIONS, **places):
-    begin(folder, encoder, inputs, options)
-    new = embed(folder, encoder, inputs, options, **places)
-    return finish(folder, inputs, options, new=new)
+    with locked(folder) as lock:
+        begin(folder, encoder.identity, inputs, options)
+        new = embed(folder, encoder, inputs, options, fence=lock.fence, **places)
+        return finish(folder, inputs, options, new=new)
 
 
 def content_of(folder):
@@ -140,10 +142,13 @@ def test_another_model_inputs_or_options_are_refused_and_nothing_changes(photos,
 def test_processes_share_the_shards_and_give_the_files_of_one(photos, encoder, tmp_path):
     inputs = image_folder_inputs(photos)
     write(tmp_path / "one", encoder, inputs)
-    begin(tmp_path / "two", encoder, inputs, OPTIONS)
-    parts = [embed(tmp_path / "two", encoder, inputs, OPTIONS, process_index=i, process_count=2) for i in range(2)]
-    assert parts == [2, 1]
-    finish(tmp_path / "two", inputs, OPTIONS, new=3)
+    two = tmp_path / "two"
+    with locked(two) as lock:
+        begin(two, encoder.identity, inputs, OPTIONS)
+        places = [{"process_index": i, "process_count": 2} for i in range(2)]
+        parts = [embed(two, encoder, inputs, OPTIONS, fence=lock.fence, **place) for place in places]
+        assert parts == [2, 1]
+        finish(two, inputs, OPTIONS, new=3)
     assert content_of(tmp_path / "two") == content_of(tmp_path / "one")
 
 

@@ -23,7 +23,7 @@ def write_embeddings(folder: Path, photos: Path) -> None:
         path="model",
     )
     inputs, options = image_folder_inputs(photos), EmbeddingOptions()
-    begin(folder, encoder, inputs, options)
+    begin(folder, encoder.identity, inputs, options)
     items = list(inputs.read(range(inputs.count)))
     vectors = np.random.default_rng(0).normal(size=(len(items), encoder.width)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
