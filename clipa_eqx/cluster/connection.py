@@ -125,9 +125,16 @@ def _address(engine: Engine) -> tuple[str | None, str]:
             return check_address(given, given=f"RAY_ADDRESS={given}"), "RAY_ADDRESS"
     # Ray's own search would also take clusters that other users of this machine have started.
     folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
-    with contextlib.suppress(OSError):
-        found = Path(folder, "ray", "ray_current_cluster").read_text().strip()
-        return check_address(found, given="ray_current_cluster"), _HERE
+    path = Path(folder, "ray", "ray_current_cluster")
+    try:
+        with path.open(encoding="utf-8") as file:
+            if os.fstat(file.fileno()).st_uid == os.getuid():
+                return check_address(file.read().strip(), given=str(path)), _HERE
+        _log.info("%s is of another user: the cluster that it names is not used", path)
+    except FileNotFoundError:
+        pass
+    except (OSError, UnicodeError, ConfigError) as error:
+        _log.info("%s names no cluster (%s)", path, error)
     return None, ""
 
 

@@ -107,7 +107,12 @@ def _convert(
         locked(place) as hold,
         shared_places(workers, place) as (workers, check_shared),
     ):
-        done = begin(place, command, overwrite=overwrite, check=check_shared)
+
+        def check() -> None:
+            check_shared()
+            hold.remove_left()
+
+        done = begin(place, command, overwrite=overwrite, check=check)
         if done is not None:
             return _as_it_is(done, place)
         run = _Run(
