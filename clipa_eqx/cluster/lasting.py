@@ -137,7 +137,7 @@ class _Process:
     def attempt(
         self, work: Callable[[Any, Callable[[int], None]], Any], job: Any, setting: Setting
     ) -> Iterator[Started | int | Done | Failed | Differs]:
-        """As the function ``attempt``."""
+        """Do what the function ``attempt`` does."""
         yield from attempt(work, job, setting)
 
 

@@ -53,7 +53,7 @@ def is_exact(number: int) -> bool:
 
 
 def is_unicode(text: str) -> bool:
-    """Check whether a text has no halves of surrogate pairs, which stand for no character."""
+    """Check whether a text has no halves of surrogate pairs, which are no characters."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -111,7 +111,7 @@ def as_kind(value: object, kind: Kind) -> "bool | float | str | _Wrong | None":
     - number: a number, or a text that is a decimal number of at most 1,000 characters. An empty text is missing, as in
       CSV.
     - text: a text, also an empty one.
-    - truth: a truth value, or 0 or 1, also as the fractions that pandas writes beside missing values.
+    - truth: a truth value, or 0 or 1, also as the fractions that pandas writes next to missing values.
     """
     if is_missing(value):
         return None
@@ -259,7 +259,7 @@ def _compared(left: Any, op: ast.cmpop, b: ast.expr, values: Mapping[ast.expr, A
         return compute.is_null(left) if isinstance(op, ast.Is) else compute.is_valid(left)
     if isinstance(b, ast.List | ast.Tuple | ast.Set):
         items = _arrow().array([constant_of(item) for item in b.elts], type=left.type)
-        if left.type == _type("number"):  # 0.0 makes -0.0 0.0, which a search in a list tells apart
+        if left.type == _type("number"):  # 0.0 makes -0.0 0.0, which a search in a list distinguishes
             left, items = compute.add(left, 0.0), compute.add(items, 0.0)
         found = compute.is_in(left, value_set=items)
         # A missing value is in no list, and not outside of it either.

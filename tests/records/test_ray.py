@@ -4,8 +4,6 @@ import logging
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from dataclasses import replace
@@ -17,8 +15,8 @@ import pytest
 from support import dumps, ray_work
 from support.conversions import call, content, error_of, ingest, interrupted
 from support.dumps import samples
-from support.paths import ROOT
 from support.ray_clusters import NODE, ray_processes, two_nodes
+from support.ray_commands import parts_done, start, stopped, tasks, wait_until
 
 from clipa_eqx.cluster import repeating
 from clipa_eqx.cluster import tasks as tasks_module
@@ -253,38 +251,6 @@ def test_a_mistake_in_the_options_gets_the_message_of_the_local_engine(options, 
     assert said[0] == said[1]
 
 
-def start(source, target, *options, **environment):
-    return subprocess.Popen(
-        [sys.executable, "-m", "conversion.records", "webdataset", str(source), str(target), *options],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": "", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def wait_until(reached, *, seconds=60.0):
-    end = time.monotonic() + seconds
-    while not reached():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.01)
-
-
-def parts_done(target):
-    return {path.name: path.stat().st_mtime_ns for path in target.glob("_unfinished/part-*.json")}
-
-
-def stopped(source, target, number, *, send=os.kill, **environment):
-    """Start a conversion on a cluster, stop it after its first part, and return its exit code and what it printed."""
-    process = start(source, target, "--engine", "ray", **environment)
-    wait_until(lambda: parts_done(target) or process.poll() is not None)
-    send(process.pid, number)
-    shown, _ = process.communicate(timeout=60)
-    return process.returncode, shown
-
-
 @pytest.fixture(scope="module")
 def long(tmp_path_factory):
     """A source whose conversion takes some seconds on two processors."""
@@ -357,9 +323,3 @@ def test_other_versions_of_ray_in_the_cluster_are_one_message(source, cluster, t
     assert "has other versions (Ray: 2.0.0, Python: " in shown
     assert "Traceback" not in shown
     assert not (tmp_path / "out").exists()
-
-
-def tasks():
-    """The command lines of worker processes that run a part."""
-    shown = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-    return [line for line in shown.splitlines() if line.startswith("ray::part ")]
