@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from typing import Any, no_type_check
 
 from clipa_eqx.cluster.attempts import Differs, Done, Failed, Setting, Started, attempt
-from clipa_eqx.cluster.nodes import Node
+from clipa_eqx.cluster.nodes import Node, first_line, name_of
+from clipa_eqx.errors import DataError
+
+_STARTS = 3  # failures in a row on one node
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,13 +37,18 @@ class LastingProcesses:
         self._idle: list[Lasting] = []
         self._all: set[Lasting] = set()
         self._starting: dict[Any, Lasting] = {}
+        self._failures: Counter[str] = Counter()  # by node, in a row
 
     def needs(self, nodes: list[Node]) -> str:
         """The needs of each process, in words."""
         return "a processor and a GPU" if _has_gpus(nodes) else "all processors of a node, or its share of them"
 
     def idle(self, nodes: list[Node]) -> int:
-        """Start processes on nodes that have place, and return how many processes wait for a job."""
+        """Start processes on nodes that have place, and return how many processes wait for a job.
+
+        Raises:
+            DataError: processes of a node failed to start several times in a row.
+        """
         import ray
         from ray import exceptions
 
@@ -60,8 +68,15 @@ class LastingProcesses:
             try:
                 ray.get(ref)
                 self._idle.append(process)
-            except exceptions.RayError:  # its node has left, or its memory ran out: another look starts another one
+                self._failures[process.node] = 0
+            except exceptions.RayError as error:  # the node has left, or memory ran out: another look starts another
                 self.drop(process)
+                self._failures[process.node] += 1
+                if self._failures[process.node] >= _STARTS:
+                    raise DataError(
+                        f"a worker process on {name_of(process.node)} could not start {_STARTS} times: "
+                        f"{first_line(error)}; repeat the same command to resume once that is repaired"
+                    ) from error
         return len(self._idle)
 
     def has_place(self, avoided: Collection[str]) -> bool:

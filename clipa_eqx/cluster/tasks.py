@@ -43,6 +43,7 @@ def run_tasks(
     name: Callable[[Job], str],
     watch: Callable[[int, str], None],
     processes: LastingProcesses | None = None,
+    repeated: Callable[[Job], object] = lambda job: None,
 ) -> Generator[tuple[Job, Result]]:
     """Call ``work(job, seen)`` for each job in worker processes of the nodes and yield the results as they come.
 
@@ -55,6 +56,7 @@ def run_tasks(
         name: name of a job in messages.
         watch: called about twice a second with the units that running attempts have seen, and a note about nodes.
         processes: those that work; by default Ray starts and ends them, and each job has a processor.
+        repeated: called with each job that gets a further attempt; one that seemed lost may work on beside it.
 
     Raises:
         DataError: a job failed several times.
@@ -80,7 +82,10 @@ def run_tasks(
                 elif end is not None:
                     run.end(stream, task, may_last=isinstance(end, Failed))
                     waiting.append(next_attempt(task, end.message if isinstance(end, Failed) else end))
-            waiting.extend(next_attempt(task, _NODE_LOST) for task in run.lost())
+                    repeated(task.job)
+            for task in run.lost():
+                waiting.append(next_attempt(task, _NODE_LOST))
+                repeated(task.job)
             watch(sum(task.units for task in run.running.values()), run.note())
     finally:
         run.cancel()

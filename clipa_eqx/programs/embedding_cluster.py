@@ -19,16 +19,17 @@ from clipa_eqx.cluster.lasting import LastingProcesses, lasting_processes
 from clipa_eqx.cluster.nodes import compare_nodes
 from clipa_eqx.cluster.tasks import run_tasks
 from clipa_eqx.data.addresses import is_url
+from clipa_eqx.errors import DataError, counted
 from clipa_eqx.programs.embedding_job import ModelChoice, ShardJob, embed_job, identify
 from clipa_eqx.programs.embedding_run import Request, inputs_of
 from clipa_eqx.programs.encoders import full_path
 from clipa_eqx.progress import progress_bar, waiting
 from clipa_eqx.saved.by_name import is_name
-from clipa_eqx.search.embedding import Summary, begin, check_folder, finish, inputs_of_shard, shard_count
+from clipa_eqx.search.embedding import Summary, begin, check_folder, finish, inputs_of_shard, remove_shard, shard_count
 from clipa_eqx.search.embedding_lock import PROBE, end_of_work, locked
 from clipa_eqx.search.encoder import EncoderIdentity
 from clipa_eqx.search.inputs import Inputs
-from clipa_eqx.search.shards import listing_path
+from clipa_eqx.search.shards import is_complete, listing_path
 
 _log = logging.getLogger(__name__)
 
@@ -81,8 +82,10 @@ def run_embedding_on(engine: Engine, request: Request, *, workers: int | None) -
             )
             for shard in range(shard_count(inputs, request.options))
         )
-        new = _embed(cluster, processes, jobs, inputs, check=lock.check)
+        repeated: set[int] = set()
+        new = _embed(cluster, processes, jobs, inputs, check=lock.check, repeated=lambda job: repeated.add(job.shard))
         end_of_work(out, lock)
+        _check_whole(out, sorted(repeated), with_parquet=request.options.with_parquet)
         return finish(out, inputs, request.options, new=new)
 
 
@@ -111,8 +114,9 @@ def _embed(
     inputs: Inputs,
     *,
     check: Callable[[], None],
+    repeated: Callable[[ShardJob], None],
 ) -> int:
-    """Run the jobs with progress; returns how many shards are new."""
+    """Run the jobs with progress; returns how many shards are new. ``repeated`` as ``run_tasks``."""
     unit = "image" if inputs.kind == "images" else "text"
     new = done = 0
     devices: dict[str, None] = {}
@@ -123,7 +127,7 @@ def _embed(
             if where:
                 bar.set_postfix_str(where, refresh=False)
 
-        tasks = run_tasks(cluster, embed_job, jobs, name=_name, watch=show, processes=processes)
+        tasks = run_tasks(cluster, embed_job, jobs, name=_name, watch=show, processes=processes, repeated=repeated)
         with contextlib.closing(tasks):
             for job, written_on in tasks:
                 check()
@@ -139,6 +143,22 @@ def _embed(
     elif devices:
         _log.info("embedded on %s in each process", *devices)
     return new
+
+
+def _check_whole(out: Path, shards: Sequence[int], *, with_parquet: bool) -> None:
+    """Check shards that several attempts may have written at once, on devices whose vectors differ by rounding.
+
+    Raises:
+        DataError: a shard has the vectors of one attempt and the listing of another; such shards are removed.
+    """
+    mixed = [shard for shard in shards if not is_complete(out, shard, with_parquet=with_parquet)]
+    for shard in mixed:
+        remove_shard(out, shard)
+    if mixed:
+        raise DataError(
+            f"{counted(len(mixed), 'shard')} of {out} had two writers at once, after one of them seemed to be lost; "
+            "run the same command again, which embeds them again"
+        )
 
 
 def _name(job: ShardJob) -> str:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from clipa_eqx.errors import ConfigError
@@ -37,17 +37,18 @@ def locked(folder: Path) -> Generator[Lock]:
     """
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; give the name of a folder")
-    try:
-        with held(folder, LOCK) as lock:
+    with ExitStack() as stack:
+        try:
+            lock = stack.enter_context(held(folder, LOCK))
             staged_in(folder).remove(lock.fence)
             for left in folder.glob(f"{PROBE}*"):
                 left.unlink(missing_ok=True)
-            with refused_if_late(folder, lock):
-                yield lock
-    except OSError as error:
-        raise ConfigError(
-            f"{folder} cannot be written ({error.strerror}); give a folder that can be written"
-        ) from error
+        except OSError as error:
+            raise ConfigError(
+                f"{error.filename or folder} cannot be written ({error.strerror}); give a folder that can be written"
+            ) from error
+        stack.enter_context(refused_if_late(folder, lock))
+        yield lock
 
 
 @contextmanager
