@@ -14,7 +14,7 @@ from clipa_eqx.cluster.tasks import run_tasks
 
 
 def node(name, processors, gpus=0.0):
-    return Node(id=name, name=name, processors=processors, gpus=gpus)
+    return Node(id=name, name=name, processors=processors, gpus=float(gpus))
 
 
 @pytest.mark.parametrize(
