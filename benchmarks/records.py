@@ -86,8 +86,10 @@ def ray_cluster(processors: int) -> Generator[Engine]:
     cluster: Any = Cluster(initialize_head=True, head_node_args=node)
     engine = Engine(kind="ray", address=cluster.address)
     print(f"Ray cluster of {processors} processors started in {time.perf_counter() - start:.1f} s, outside the clock")
-    yield engine
-    cluster.shutdown()
+    try:
+        yield engine
+    finally:
+        cluster.shutdown()
 
 
 def print_overheads(seconds: dict[str, float], workers: int) -> None:
@@ -129,7 +131,7 @@ def make_tasks(folder: Path, options: argparse.Namespace, engine: Engine | None)
     if engine is not None:
 
         def connect(engine: Engine = engine) -> None:
-            with connected(engine, facts=partial(facts_of_bytes, "webdataset")):
+            with connected(engine, facts=partial(facts_of_bytes, "webdataset", IngestOptions())):
                 pass
 
         on_ray = {

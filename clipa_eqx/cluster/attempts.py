@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import contextlib
-import fcntl
 import os
 import pickle
 import shutil
@@ -72,7 +71,7 @@ class Differs(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What all attempts of a run share.
+    """The common setting of all attempts of a run.
 
     Attributes:
         run: random name of the run.
@@ -109,7 +108,7 @@ def attempt(
         yield Differs(node, problems)
         return
     yield Started(node)
-    units = 0
+    parent, units = os.getppid(), 0
 
     def seen(more: int) -> None:
         nonlocal units
@@ -129,6 +128,8 @@ def attempt(
                 end = future.result(timeout=setting.every)
                 break
             except concurrent.futures.TimeoutError:
+                if os.getppid() != parent:
+                    os._exit(1)  # the node has died: this attempt is being repeated elsewhere
                 yield units
     yield end
 
@@ -152,37 +153,48 @@ def _temporary_files() -> Generator[None]:
     """Put temporary files into a folder of this attempt, which a later process removes if this one is killed."""
     base = Path(tempfile.gettempdir())
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
-        if (handle := _locked(folder)) is not None:  # otherwise another process took it for a left one in this moment
-            break
+        folder, handle = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base)), None
+        try:
+            handle = _locked(folder)
+        except (BlockingIOError, FileNotFoundError):  # another process took it for a left one in this moment
+            continue
+        except OSError:  # this file system has no locks, so that no process removes what is left there
+            pass
+        break
     before, tempfile.tempdir = tempfile.tempdir, str(folder)
     try:
         yield
     finally:
         tempfile.tempdir = before
         shutil.rmtree(folder, ignore_errors=True)
-        os.close(handle)
+        if handle is not None:
+            os.close(handle)
 
 
 def _remove_left_files() -> None:
     """Remove the temporary files of attempts whose processes were killed."""
     for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        if (handle := _locked(left)) is not None:
+        with contextlib.suppress(OSError):  # in use, not ours, gone, or without locks
+            handle = _locked(left)
             shutil.rmtree(left, ignore_errors=True)
             os.close(handle)
 
 
-def _locked(folder: Path) -> int | None:
-    """An open handle that locks a folder; None if another process holds it, or it is not ours or no more."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return None
+def _locked(folder: Path) -> int:
+    """An open handle that locks a folder.
+
+    Raises:
+        BlockingIOError: another process holds it.
+        OSError: it is gone, or of another user, or its file system has no locks.
+    """
+    import fcntl  # some systems without Ray have none
+
+    handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(handle)
-        return None
+        raise
     return handle
 
 

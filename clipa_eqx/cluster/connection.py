@@ -4,7 +4,9 @@ import contextlib
 import importlib.util
 import logging
 import os
+import secrets
 import signal
+import sys
 import threading
 import uuid
 import warnings
@@ -22,6 +24,8 @@ from clipa_eqx.cluster.nodes import compare_nodes, describe_nodes
 from clipa_eqx.errors import ConfigError, counted, pip_install
 from clipa_eqx.progress import waiting
 
+_HERE = "this machine"
+_TOKEN = Path("~/.ray/auth_token").expanduser()
 _OBJECT_STORE = 256 * 2**20  # bytes; jobs and results are small
 _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -73,37 +77,41 @@ def connected(engine: Engine, *, facts: Callable[[], Facts], at_once: int | None
     """
     if importlib.util.find_spec("ray") is None:
         raise ConfigError(f"--engine ray needs the package ray, which is not installed: {pip_install('ray')}")
-    import ray
-
-    own = not ray.is_initialized()
-    if own:
-        _connect(engine)
-    try:
+    address, of = _address(engine)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_environment(_authentication(of)))  # before the import, which reads it
+        stack.enter_context(_connection(address, of))
         setting = Setting(run=uuid.uuid4().hex, facts=facts, expected=facts(), folder=str(Path.cwd()))
         compare_nodes(setting)
         yield Cluster(setting=setting, at_once=at_once)
-    finally:
-        if own:
-            ray.shutdown()
-            _show_node_messages(True)
 
 
-def _connect(engine: Engine) -> None:
-    address, of = _address(engine)
+@contextlib.contextmanager
+def _connection(address: str | None, of: str) -> Generator[None]:
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
     if address is not None and (problem := no_answer(address)) is not None:
-        if of != "this machine":
+        if of != _HERE:
             raise ConfigError(
                 f"no Ray cluster answers at {address} ({problem}); is it running, and is this its head's address? "
                 "`ray status` on its head shows it"
             )
         _log.info("the Ray cluster of this machine at %s does not answer any more", address)
         address = None
-    with waiting("connecting to Ray"):
-        _init(address, engine)
-    if address is None:
-        _log.info("Ray: started for this command on %s", counted(_processors(), "processor"))
-    else:
-        _log.info("Ray: the cluster at %s (%s), %s", address, of, describe_nodes())
+    try:
+        with waiting("connecting to Ray"):
+            _init(address)
+        if address is None:
+            _log.info("Ray: started for this command on %s", counted(_processors(), "processor"))
+        else:
+            _log.info("Ray: the cluster at %s (%s), %s", address, of, describe_nodes())
+        yield
+    finally:
+        ray.shutdown()
+        _show_node_messages(True)
 
 
 def _address(engine: Engine) -> tuple[str | None, str]:
@@ -116,13 +124,35 @@ def _address(engine: Engine) -> tuple[str | None, str]:
         if given != "auto":
             return check_address(given, given=f"RAY_ADDRESS={given}"), "RAY_ADDRESS"
     # Ray's own search would also take clusters that other users of this machine have started.
-    with contextlib.suppress(OSError):
-        found = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster").read_text().strip()
-        return check_address(found, given="ray_current_cluster"), "this machine"
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    path = Path(folder, "ray", "ray_current_cluster")
+    try:
+        with path.open(encoding="utf-8") as file:
+            if os.fstat(file.fileno()).st_uid == os.getuid():
+                return check_address(file.read().strip(), given=str(path)), _HERE
+        _log.info("%s is of another user: the cluster that it names is not used", path)
+    except FileNotFoundError:
+        pass
+    except (OSError, UnicodeError, ConfigError) as error:
+        _log.info("%s names no cluster (%s)", path, error)
     return None, ""
 
 
-def _init(address: str | None, engine: Engine) -> None:
+def _authentication(of: str) -> dict[str, str]:
+    """Settings of the tokens that clusters of Ray 2.60 and later may ask for, where the user has made none.
+
+    A cluster that is started here gets a token of its own; Ray would leave one in the user's folder, and from then on
+    every cluster of the user would ask for it. For a cluster that runs here, Ray itself takes a token that it finds.
+    """
+    if "RAY_AUTH_MODE" in os.environ:
+        return {}
+    if not of:
+        return {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    has_token = bool({"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()) or _TOKEN.is_file()
+    return {"RAY_AUTH_MODE": "token"} if of == _HERE and has_token and "ray" not in sys.modules else {}
+
+
+def _init(address: str | None) -> None:
     import ray
 
     options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
@@ -158,7 +188,13 @@ def _init(address: str | None, engine: Engine) -> None:
 
 def _unusable(address: str | None, error: BaseException) -> str:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"Ray cannot be started here: {reason}" if address is None else f"the Ray cluster at {address}: {reason}"
+    if address is None:
+        hint = "; set RAY_TMPDIR to a folder with a shorter path, such as /tmp" if "AF_UNIX" in reason else ""
+        return f"Ray cannot be started here: {reason}{hint}"
+    return (
+        f"the Ray cluster at {address} cannot be used from here: {reason}; start the command on a node of the cluster, "
+        "or by `ray job submit`, and with RAY_AUTH_MODE=token if the cluster asks for a token"
+    )
 
 
 @contextlib.contextmanager

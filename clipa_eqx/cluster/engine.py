@@ -15,7 +15,7 @@ ENGINE_HELP = (
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """What runs the work of a command.
+    """A choice of what runs the work of a command.
 
     Attributes:
         kind: "local" for processes of this machine, "ray" for the nodes of a Ray cluster.

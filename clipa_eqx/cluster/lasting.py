@@ -1,7 +1,7 @@
 """Worker processes that last from job to job, so that each loads a large model once: one per accelerator or node."""
 
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, no_type_check
@@ -64,9 +64,19 @@ class LastingProcesses:
                 self.drop(process)
         return len(self._idle)
 
-    def take(self) -> Lasting:
-        """A process that waits for a job."""
-        return self._idle.pop()
+    def has_place(self, avoided: Collection[str]) -> bool:
+        """Whether a process waits that is not on avoided nodes, or none is anywhere else.
+
+        Args:
+            avoided: ids of nodes.
+        """
+        return bool(_elsewhere(self._idle, avoided)) or not _elsewhere(self._all, avoided)
+
+    def take(self, avoided: Collection[str] = ()) -> Lasting:
+        """A process that waits for a job, on a node that is not avoided if there is one. Arguments as ``has_place``."""
+        process = (_elsewhere(self._idle, avoided) or self._idle)[-1]
+        self._idle.remove(process)
+        return process
 
     def give_back(self, process: Lasting) -> None:
         """Let a process wait for another job."""
@@ -129,6 +139,10 @@ class _Process:
     ) -> Iterator[Started | int | Done | Failed | Differs]:
         """As the function ``attempt``."""
         yield from attempt(work, job, setting)
+
+
+def _elsewhere(processes: Iterable[Lasting], avoided: Collection[str]) -> list[Lasting]:
+    return [process for process in processes if process.node not in avoided]
 
 
 def _has_gpus(nodes: list[Node]) -> bool:

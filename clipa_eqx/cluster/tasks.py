@@ -1,22 +1,21 @@
 """Jobs as tasks of a cluster: a bounded number at a time, repeated after a loss, with progress over all nodes."""
 
-import collections
 import itertools
 import logging
+import math
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Callable, Collection, Generator, Iterable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from clipa_eqx.cluster.attempts import Differs, Done, Failed, Started, attempt
 from clipa_eqx.cluster.connection import Cluster
-from clipa_eqx.cluster.lasting import Lasting, LastingProcesses
+from clipa_eqx.cluster.lasting import LastingProcesses
 from clipa_eqx.cluster.nodes import differing, first_line, name_of, working_nodes
-from clipa_eqx.errors import ConfigError, DataError, counted, listed
+from clipa_eqx.cluster.repeating import Attempt, next_attempt, taken
+from clipa_eqx.errors import ConfigError, counted
 from clipa_eqx.progress import LINE_EVERY
-
-TRIES = 3
-"""Attempts at one job."""
 
 _LOOK_EVERY = 5.0  # seconds between two looks at the nodes
 _REPORTS = 200  # per second, of all tasks together
@@ -36,18 +35,6 @@ class TaskTraceback(Exception):
         return f"in a worker process:\n{self.args[0]}"
 
 
-@dataclass(kw_only=True)
-class _Running:
-    """A job, its attempt that runs or waits for a processor, and why those before failed."""
-
-    job: Any
-    name: str
-    reasons: list[str] = field(default_factory=list[str])
-    node: str | None = None
-    units: int = 0
-    process: Lasting | None = None
-
-
 def run_tasks(
     cluster: Cluster,
     work: Callable[[Job, Callable[[int], None]], Result],
@@ -59,8 +46,8 @@ def run_tasks(
 ) -> Generator[tuple[Job, Result]]:
     """Call ``work(job, seen)`` for each job in worker processes of the nodes and yield the results as they come.
 
-    An attempt is repeated if its worker process or node was lost, memory ran out, or storage did not answer. However
-    the iteration ends, no task goes on.
+    An attempt is repeated if its worker process or node was lost, memory ran out, or storage did not answer: a little
+    later, and on another node if there is one. However the iteration ends, no task remains.
 
     Args:
         work: a picklable function; it calls ``seen(n)`` after n more units.
@@ -75,14 +62,14 @@ def run_tasks(
         Exception: what ``work`` raises otherwise, with the same class and message.
     """
     run = _Run(cluster, work, processes)
-    waiting: collections.deque[_Running] = collections.deque()
-    rest = (_Running(job=job, name=name(job)) for job in jobs)
+    waiting: list[Attempt] = []
+    rest = (Attempt(job=job, name=name(job)) for job in jobs)
     try:
         while True:
             room = run.room()
-            for task in itertools.islice(itertools.chain(_drained(waiting), rest), room):
+            for task in itertools.islice(itertools.chain(taken(waiting, has_place=run.has_place), rest), room):
                 run.start(task)
-            if not run.running and room > 0:
+            if not run.running and not waiting and room > 0:
                 return
             for stream in run.ready():
                 task = run.running[stream]
@@ -92,8 +79,8 @@ def run_tasks(
                     yield task.job, end.result
                 elif end is not None:
                     run.end(stream, task, may_last=isinstance(end, Failed))
-                    waiting.append(_again(task, end.message if isinstance(end, Failed) else end))
-            waiting.extend(_again(task, _NODE_LOST) for task in run.lost())
+                    waiting.append(next_attempt(task, end.message if isinstance(end, Failed) else end))
+            waiting.extend(next_attempt(task, _NODE_LOST) for task in run.lost())
             watch(sum(task.units for task in run.running.values()), run.note())
     finally:
         run.cancel()
@@ -106,13 +93,13 @@ class _Run:
         import ray
 
         self.cluster, self.work, self.processes = cluster, work, processes
-        self.running: dict[Any, _Running] = {}
+        self.running: dict[Any, Attempt] = {}
         self.task: Any = ray.remote(attempt)
         self.looked = self.began = time.monotonic()
         self.nodes = working_nodes()
 
     def room(self) -> int:
-        """How many more attempts may run or wait."""
+        """The number of further attempts that may run or wait."""
         now = time.monotonic()
         if now - self.looked > _LOOK_EVERY:
             self.looked, self.nodes = now, working_nodes()
@@ -121,20 +108,26 @@ class _Run:
         # Two for each slot, so that none waits for the next job, and a cluster that grows sees that it should.
         most = max(2 * self._slots(), 2)
         at_once = self.cluster.at_once
-        return (most if at_once is None else min(most, at_once)) - len(self.running)
+        # More may run than should, once a node has left.
+        return max(0, (most if at_once is None else min(most, at_once)) - len(self.running))
 
-    def start(self, task: _Running) -> None:
+    def has_place(self, task: Attempt) -> bool:
+        """Whether a repeated attempt would not return to a node where the job failed, if there are others."""
+        return self.processes is None or self.processes.has_place(task.failed_on)
+
+    def start(self, task: Attempt) -> None:
         """Start an attempt."""
         setting = replace(self.cluster.setting, every=max(1.0, self._slots() / _REPORTS))
         # Ray must not repeat it: we count attempts and say why there is another one.
         if self.processes is None:
-            call: Any = self.task.options(num_cpus=1, max_retries=0, num_returns="streaming", name=task.name)
+            options = {"num_cpus": 1, "max_retries": 0, "scheduling_strategy": self._place(task.failed_on)}
+            call: Any = self.task.options(**options, num_returns="streaming", name=task.name)
         else:
-            task.process = self.processes.take()
+            task.process = self.processes.take(task.failed_on)
             call = task.process.actor.attempt.options(max_task_retries=0, num_returns="streaming", name=task.name)
         self.running[call.remote(self.work, task.job, setting)] = task
 
-    def end(self, stream: Any, task: _Running, *, may_last: bool) -> None:
+    def end(self, stream: Any, task: Attempt, *, may_last: bool) -> None:
         """Forget an attempt that has ended.
 
         Args:
@@ -156,7 +149,7 @@ class _Run:
         more = ray.wait(rest, num_returns=len(rest), timeout=0, fetch_local=False)[0] if first and rest else []
         return [*first, *more]
 
-    def step(self, stream: Any, task: _Running) -> Done | Failed | str | None:
+    def step(self, stream: Any, task: Attempt) -> Done | Failed | str | None:
         """Read what a stream says: the result, why the attempt failed and is to be repeated, or neither.
 
         Raises:
@@ -176,8 +169,10 @@ class _Run:
         except exceptions.WorkerCrashedError:
             return "its worker process died; did it run out of memory?"
         except exceptions.NodeDiedError:
+            self.looked = -math.inf  # idle processes of that node must not get the next attempt
             return _NODE_LOST
         except exceptions.RayActorError:
+            self.looked = -math.inf
             return "its worker process or the node died; did memory run out?"
         except exceptions.RayError as error:
             return first_line(error)
@@ -196,14 +191,19 @@ class _Run:
                 task.units = units
         return None
 
-    def lost(self) -> list[_Running]:
-        """Give up the attempts on nodes that have left the cluster. Ray itself waits for as long as they are connected.
+    def lost(self) -> list[Attempt]:
+        """Give up the attempts on nodes that have left the cluster. Ray itself waits while they are connected.
 
         Should a process there still write, it writes the same bytes.
         """
 
-        here = {node.id for node in self.nodes}
-        gone = [stream for stream, task in self.running.items() if task.node is not None and task.node not in here]
+        def elsewhere() -> list[Any]:
+            here = {None, *(node.id for node in self.nodes)}
+            return [stream for stream, task in self.running.items() if task.node not in here]
+
+        if elsewhere():  # or on nodes that have just joined
+            self.looked, self.nodes = time.monotonic(), working_nodes()
+        gone = elsewhere()
         for stream in gone:
             self.stop(stream)
         return [self.running.pop(stream) for stream in gone]
@@ -219,7 +219,7 @@ class _Run:
             ray.cancel(stream, force=True)
 
     def note(self) -> str:
-        """How many nodes work, for the progress bar; a line in the log if none has for long."""
+        """Describe where attempts run, for the progress bar; the log has a line if none has begun for long."""
         at = [task.node for task in self.running.values() if task.node is not None]
         if not at and time.monotonic() - self.began > LINE_EVERY:
             self.began = time.monotonic()
@@ -247,30 +247,22 @@ class _Run:
                 if _is_over(stream):
                     del self.running[stream]
 
+    def _place(self, failed_on: Collection[str]) -> Any:
+        """Where an attempt is to run: on any node, or on the most idle one of those where the job did not fail.
+
+        A node where every attempt fails at once, such as one with a full disk, is always free and would get them all.
+        """
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        others = [node for node in self.nodes if node.id not in failed_on]
+        if not failed_on or not others:
+            return "DEFAULT"
+        at = Counter(task.node for task in self.running.values())
+        best = min(others, key=lambda node: at[node.id] / node.processors)
+        return NodeAffinitySchedulingStrategy(node_id=best.id, soft=True)
+
     def _slots(self) -> int:
         return sum(node.processors for node in self.nodes)
-
-
-def _drained(waiting: collections.deque[_Running]) -> Iterator[_Running]:
-    while waiting:
-        yield waiting.popleft()
-
-
-def _again(task: _Running, reason: str) -> _Running:
-    """The next attempt at a job.
-
-    Raises:
-        DataError: this was the last one.
-    """
-    where = "before it began" if task.node is None else f"on {name_of(task.node)}"
-    reasons = [*task.reasons, f"{where}: {reason}"]
-    if len(reasons) >= TRIES:
-        raise DataError(
-            f"{task.name} failed {TRIES} times; repeat the same command to resume once the reasons are gone: "
-            f"{listed(reasons)}"
-        )
-    _log.warning("%s failed %s; attempt %d of %d follows", task.name, reasons[-1], len(reasons) + 1, TRIES)
-    return _Running(job=task.job, name=task.name, reasons=reasons)
 
 
 def _error_of(failed: Failed) -> Exception:

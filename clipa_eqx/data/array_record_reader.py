@@ -82,13 +82,22 @@ class RecordSource:
             IndexError: an index outside the source.
             DataError: a shard is missing or damaged as a whole.
         """
+        places = list(map(self.locate, indices))
+        wanted: dict[int, list[int]] = {}
+        for shard, position in places:
+            wanted.setdefault(shard, []).append(position)
+
+        def waits(shard: int) -> None:
+            if on_shard is not None:
+                on_shard(self._start(shard) + wanted[shard][0])
+
+        begun = self._shards.begin(wanted, waits=waits)
 
         def read(shard: int, positions: list[int]) -> list[Record | DataError]:
-            if on_shard is not None:
-                on_shard(self._start(shard) + positions[0])
-            return self._read_shard(shard, positions)
+            waits(shard)
+            return self._read_shard(shard, positions, begun.get(shard))
 
-        return read_grouped(map(self.locate, indices), read)
+        return read_grouped(places, read)
 
     def locate(self, index: int) -> tuple[int, int]:
         """Return (number of the shard, position in the shard) of a record. Raises IndexError."""
@@ -128,17 +137,21 @@ class RecordSource:
         except DataError as error:
             return error
 
-    def _read_shard(self, shard: int, positions: list[int]) -> list[Record | DataError]:
-        blobs = self._read_blobs(shard, positions)
+    def _read_shard(
+        self, shard: int, positions: list[int], begun: Callable[[], Sequence[bytes]] | None
+    ) -> list[Record | DataError]:
+        blobs = self._read_blobs(shard, positions, begun)
         return [
             blob if isinstance(blob, DataError) else self._decode(blob, shard, position)
             for position, blob in zip(positions, blobs, strict=True)
         ]
 
-    def _read_blobs(self, shard: int, positions: list[int]) -> Sequence[bytes | DataError]:
-        reader = self._shards.reader(shard)
+    def _read_blobs(
+        self, shard: int, positions: list[int], begun: Callable[[], Sequence[bytes]] | None = None
+    ) -> Sequence[bytes | DataError]:
+        """Records of a shard, or their errors; ``begun`` waits for those that are asked for already."""
         try:
-            return reader.read(positions)
+            return self._shards.reader(shard).read(positions) if begun is None else begun()
         except RuntimeError as error:
             if len(positions) > 1:  # read one by one, so that the message names the damaged one
                 return [self._read_blobs(shard, [position])[0] for position in positions]
@@ -168,8 +181,8 @@ def open_records(folder: str | Path) -> RecordSource:
     Of more than ``shard_checks.MOST_SIZES`` shards, the names are compared, and the sizes of so many, evenly spread.
     The size and number of records of any shard are compared when it is first read.
 
-    A ``gs://`` folder works too: array_record reads shards from buckets itself, and the manifest is read through
-    fsspec, which needs the package gcsfs. Sizes are not compared there, because that would take a request per shard.
+    A ``gs://`` folder works too: TensorStore reads records from buckets, and the manifest is read with the package
+    gcsfs. Sizes are not compared there, because that would take a request per shard.
 
     Examples:
         ```python
@@ -179,7 +192,7 @@ def open_records(folder: str | Path) -> RecordSource:
 
     Raises:
         DataError: folder, manifest or a shard is missing, a shard has another size than in the manifest, or the folder
-            is a URL that array_record cannot read.
+            is a URL that records are not read from.
     """
     address = str(folder).rstrip("/") if is_url(folder) else str(folder)
     source = RecordSource(folder=address, manifest=read_manifest(address))

@@ -207,7 +207,10 @@ def _read(folder: str) -> bytes:
     """The content of the manifest of a local or ``gs://`` folder."""
     if is_url(folder):
         check_bucket(folder)
-        return read_bucket_file(f"{folder}/{MANIFEST_NAME}")
+        content = read_bucket_file(folder, MANIFEST_NAME)
+        if content is None:
+            raise DataError(f"data folder {folder} has no {MANIFEST_NAME}; give a folder of a finished conversion")
+        return content
     path = Path(folder) / MANIFEST_NAME
     if not path.parent.is_dir():
         raise DataError(f"data folder {folder} does not exist; give a folder that contains {MANIFEST_NAME}")

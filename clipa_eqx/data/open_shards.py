@@ -7,8 +7,9 @@ import resource
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,12 +18,15 @@ from jaxtyping import Int64
 
 from clipa_eqx.data.addresses import ShardAddresses, is_url
 from clipa_eqx.data.array_record_files import ShardReader, open_reader
+from clipa_eqx.data.bucket_shards import INDEX_BYTES, BucketShard, begin_open
 from clipa_eqx.data.shard_checks import check_size
 from clipa_eqx.data.shards import ShardInfo, shard_table
 from clipa_eqx.errors import DataError
 
-MOST_OPEN_RECORDS = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 64 // 16
-"""Records in all open shards of a process. Their index of 8 to 16 bytes each takes at most 1/64 of the memory."""
+_LOCAL_INDEX_BYTES = 16
+MOST_OPEN_RECORDS = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 64 // _LOCAL_INDEX_BYTES
+"""Records in all open shards of a process; four in a bucket count as one. Their index of 8 to 16 bytes each, or 4 in a
+bucket, takes at most 1/64 of the memory."""
 
 
 class OpenShards:
@@ -37,8 +41,8 @@ class OpenShards:
         self._shards = shard_table(shards)
         self.addresses: ShardAddresses = ShardAddresses(folder, self._shards)
         """Paths or URLs of the shards."""
-        is_local = not all(map(is_url, self.addresses.folders))
-        self._open_readers = _OpenReaders(counts=self._shards.counts, is_local=is_local)
+        self._is_remote = tuple(map(is_url, self.addresses.folders))
+        self._open_readers = _OpenReaders(weights=self._weights(), is_local=not all(self._is_remote))
         with _lock:
             _all.add(self._open_readers)
 
@@ -48,10 +52,11 @@ class OpenShards:
         Raises:
             DataError: the shard is missing, cannot be opened, or is not the one that the manifest describes.
         """
-        with _lock:
-            if (reader := self._open_readers.find(shard)) is not None:
-                return reader
+        if (reader := self._find(shard)) is not None:
+            return reader
         # Outside of the lock, so that threads open several at once.
+        if self._is_in_bucket(shard):
+            return self._add(shard, self._begin_open(shard)())
         try:
             reader = self._open(shard)
         except DataError:
@@ -61,20 +66,81 @@ class OpenShards:
                 folders = list(_all)
                 _drop_oldest(folders, _count(folders) // 2)
             reader = self._open(shard)
-        with _lock:
-            self._open_readers.add(shard, reader)
-            _keep_to_bounds()
-        return reader
+        return self._add(shard, reader)
+
+    def begin(
+        self, wanted: Mapping[int, Sequence[int]], *, waits: Callable[[int], object]
+    ) -> dict[int, Callable[[], Sequence[bytes]]]:
+        """Ask for records of all shards that are in buckets, together, because each answer takes a while.
+
+        Args:
+            wanted: positions of records by shard.
+            waits: called with a shard before its index is waited for.
+
+        Returns:
+            For each shard in a bucket, the function that waits for its records and returns them.
+
+        Raises:
+            DataError: as ``reader``.
+        """
+        readers: dict[int, ShardReader] = {}
+        opening: dict[int, Callable[[], ShardReader]] = {}
+        for shard in wanted if any(self._is_remote) else ():
+            if self._is_in_bucket(shard):
+                if (reader := self._find(shard)) is None:
+                    opening[shard] = self._begin_open(shard)
+                else:
+                    readers[shard] = reader
+        for shard, finish in opening.items():
+            waits(shard)
+            readers[shard] = self._add(shard, finish())
+        return {
+            shard: reader.begin(positions) if isinstance(reader, BucketShard) else partial(reader.read, positions)
+            for shard, positions in wanted.items()
+            if (reader := readers.get(shard)) is not None
+        }
 
     def close(self) -> None:
         """Close all shards of this folder; the next call of ``reader`` opens them again."""
         with _lock:
             self._open_readers.close()
 
+    def _is_in_bucket(self, shard: int) -> bool:
+        return self._is_remote[self._shards.file(shard)[0]]
+
+    def _weights(self) -> Int64[np.ndarray, " shards"]:
+        """Size of the index of each shard, in records of a local one."""
+        bounds = (*self._shards.firsts, len(self._shards))
+        is_remote = np.repeat(self._is_remote, np.diff(bounds))
+        counts = self._shards.counts
+        return np.where(is_remote, -(-counts * INDEX_BYTES // _LOCAL_INDEX_BYTES), counts)
+
+    def _find(self, shard: int) -> ShardReader | None:
+        with _lock:
+            return self._open_readers.find(shard)
+
+    def _add(self, shard: int, reader: ShardReader) -> ShardReader:
+        with _lock:
+            self._open_readers.add(shard, reader)
+            _keep_to_bounds()
+        return reader
+
+    def _begin_open(self, shard: int) -> Callable[[], ShardReader]:
+        """Ask for the index of a shard in a bucket, and return the function that waits for it and opens the shard."""
+        url, expected = self.addresses[shard], int(self._shards.counts[shard])
+        finish = begin_open(url, size=int(self._shards.sizes[shard]), count=expected)
+
+        def opened() -> ShardReader:
+            reader = finish()
+            if (count := reader.num_records()) != expected:
+                raise DataError(f"shard {url} has {count} records, its manifest says {expected}; restore it")
+            return reader
+
+        return opened
+
     def _open(self, shard: int) -> ShardReader:
         path, expected = self.addresses[shard], int(self._shards.counts[shard])
-        if not is_url(path):
-            check_size(path, expected=int(self._shards.sizes[shard]))
+        check_size(path, expected=int(self._shards.sizes[shard]))
         # A truncated file may open without an error and report 0 records, so the count is compared here.
         try:
             reader = open_reader(path)
@@ -90,8 +156,6 @@ class OpenShards:
 
 def _check_readable(path: str) -> None:
     """Raise DataError if the system does not open the file; array_record reports such a file as an empty one."""
-    if is_url(path):
-        return
     try:
         Path(path).open("rb").close()
     except OSError as error:
@@ -112,10 +176,10 @@ class _OpenReader(NamedTuple):
 class _OpenReaders:
     """Open shards of one folder; all methods need the lock."""
 
-    counts: Int64[np.ndarray, " shards"]  # records of each shard, open or not
+    weights: Int64[np.ndarray, " shards"]  # size of the index of each shard, open or not
     is_local: bool
     readers: OrderedDict[int, _OpenReader] = field(default_factory=OrderedDict[int, _OpenReader])  # least recent first
-    records: int = 0  # of the open shards
+    records: int = 0  # the weights of the open shards
 
     def find(self, shard: int) -> ShardReader | None:
         if shard not in self.readers:
@@ -127,7 +191,7 @@ class _OpenReaders:
     def add(self, shard: int, reader: ShardReader) -> None:
         if self.find(shard) is None:  # otherwise another thread was faster
             self.readers[shard] = _OpenReader(reader, next(_clock))
-            self.records += int(self.counts[shard])
+            self.records += int(self.weights[shard])
 
     def oldest(self) -> int:
         return next(iter(self.readers.values())).used
@@ -135,7 +199,7 @@ class _OpenReaders:
     def drop_oldest(self) -> None:
         # Released, not closed, because another thread may be reading from it. Its destructor closes the file.
         shard, _ = self.readers.popitem(last=False)
-        self.records -= int(self.counts[shard])
+        self.records -= int(self.weights[shard])
 
     def close(self) -> None:
         for opened in self.readers.values():
@@ -153,7 +217,7 @@ _clock = itertools.count()
 def _keep_to_bounds() -> None:
     folders = list(_all)  # references, so that none is collected meanwhile
     local = [folder for folder in folders if folder.is_local]
-    _drop_oldest(local, _count(local) - _allowed_files(sum(len(folder.counts) for folder in local)))
+    _drop_oldest(local, _count(local) - _allowed_files(sum(len(folder.weights) for folder in local)))
     while _count(folders) > 1 and sum(folder.records for folder in folders) > MOST_OPEN_RECORDS:
         _drop_oldest(folders, 1)
 

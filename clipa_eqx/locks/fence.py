@@ -16,7 +16,8 @@ PATIENCE_SECONDS = 3.0
 """Time for which another owner or stage is looked up again: a file system may show an older content for a moment."""
 
 MISSING_SECONDS = 20.0
-"""Time for which a lock may be missing or damaged: one that a user deleted is made again by its owner."""
+"""Time for which a lock may be missing, damaged, or in an earlier stage: one that a user deleted is made again by its
+owner, and caches of a network file system show an older content for a while."""
 
 
 class Fence(NamedTuple):
@@ -49,7 +50,9 @@ def check_fence(where: Path | Bucket, fence: Fence, *, name: str) -> None:
     """
     since = time.monotonic()
     while (found := fence_in(owner_of(where, name) or {})) != fence:
-        if time.monotonic() - since >= (MISSING_SECONDS if found is None else PATIENCE_SECONDS):
+        # Stages only grow, so that an earlier one of the same owner is certainly an older content.
+        is_old = found is not None and found.token == fence.token and found.stage < fence.stage
+        if time.monotonic() - since >= (MISSING_SECONDS if found is None or is_old else PATIENCE_SECONDS):
             raise LateError(f"work for {fence} came late: {name} in {where} has {found}")
         time.sleep(0.1)
 
@@ -58,5 +61,5 @@ def fence_in(owner: Mapping[str, Any]) -> Fence | None:
     """The fence of work for the owner of a lock; None if it is damaged, as while it is written."""
     try:
         return Fence(str(owner["token"]), int(owner["stage"]))
-    except (KeyError, ValueError):
+    except (KeyError, TypeError, ValueError):
         return None

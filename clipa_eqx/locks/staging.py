@@ -16,7 +16,7 @@ from clipa_eqx.locks.fence import Fence, check_fence
 
 @dataclass(frozen=True, kw_only=True)
 class Staged:
-    """What tasks write first: where, and under which lock.
+    """The files that tasks write first: where they are, and under which lock.
 
     Attributes:
         folder: the locked folder.

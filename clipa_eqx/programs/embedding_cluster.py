@@ -87,7 +87,7 @@ def run_embedding_on(engine: Engine, request: Request, *, workers: int | None) -
 
 
 def facts_of_vectors() -> dict[str, str]:
-    """What decides the vectors that a process computes, except its devices: versions of libraries, and our own code."""
+    """Everything that decides the vectors of a process, except its devices: versions of libraries, and our own code."""
     from PIL import features
 
     packages = ("jax", "jaxlib", "equinox", "numpy", "pillow", "simplejpeg", "tokenizers")

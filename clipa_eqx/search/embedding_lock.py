@@ -90,5 +90,5 @@ def fence_of(folder: Path) -> Fence | None:
 
 
 def staged_in(folder: Path) -> Staged:
-    """What is staged in a folder of embeddings."""
+    """The files that are staged in a folder of embeddings."""
     return Staged(folder=folder, lock=LOCK.name, inside=folder, start=".staged-")

@@ -68,7 +68,7 @@ class Encoder:
 
     @property
     def identity(self) -> "EncoderIdentity":
-        """What the description of its vectors says about it."""
+        """The part of the description of its vectors that is about it."""
         return EncoderIdentity(width=self.width, path=self.path, fingerprint=self.fingerprint)
 
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from clipa_eqx.errors import DataError, pip_install
-from conversion.records.conditions import FLAG, KINDS, MOST_EXACT, Condition, Kind, column_of, constant_of
+from conversion.records.condition_syntax import FLAG, column_of, constant_of, is_exact, is_unicode, operands_first
+from conversion.records.conditions import KINDS, Condition, Kind
 from conversion.records.rows import shortened
 from conversion.records.sources.source import is_installed
 from conversion.records.sources.values import is_missing
@@ -15,8 +16,10 @@ from conversion.records.sources.values import is_missing
 Values = Mapping[str, object]
 """The values of a row by column."""
 
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_LONGEST_NUMBER = 1000  # characters; enough for the exact digits of almost every fraction
 _LONGEST = 40  # characters of a value that is shown
+_INEXACT = "beyond 2^53, where not every whole number is exact"
 _KERNELS: Mapping[type[ast.AST], str] = {
     ast.Lt: "less",
     ast.LtE: "less_equal",
@@ -38,11 +41,11 @@ class Outcome(NamedTuple):
 
     Attributes:
         is_true: None if a value that decides it is missing, or not of its kind.
-        wrong: column of a value that is not of its kind.
+        wrong: what is wrong with a value that is not of its kind; empty if all are.
     """
 
     is_true: bool | None
-    wrong: str | None = None
+    wrong: str = ""
 
 
 def evaluate(condition: Condition, rows: Sequence[Values], *, kinds: Mapping[str, Kind]) -> list[Outcome]:
@@ -60,18 +63,23 @@ def evaluate(condition: Condition, rows: Sequence[Values], *, kinds: Mapping[str
             value = row.get(name)
             found = _missing(value) if kind is None else as_kind(value, kind)
             if isinstance(found, _Wrong):
-                wrong.setdefault(number, name)
+                wrong.setdefault(number, f"{name} is {_problem(value, kind)}")
                 found = None
             values.append(found)
         columns[name] = _arrow().array(values, type=_type(kind))
-    results: list[bool | None] = _value(condition.body, columns).to_pylist()
+    values_of: dict[ast.expr, Any] = {}
+    for node in operands_first(condition.body):
+        values_of[node] = _value(node, columns, values_of)
+    results: list[bool | None] = values_of[condition.body].to_pylist()
     return [
         Outcome(None, wrong[number]) if number in wrong else Outcome(result) for number, result in enumerate(results)
     ]
 
 
-def check_conditions(conditions: Sequence[Condition], rows: Sequence[Values], *, where: str) -> dict[str, Kind]:
-    """Check the values in the first rows, and return the kinds of columns that are compared only with each other.
+def check_conditions(
+    conditions: Sequence[Condition], rows: Sequence[Values], *, where: str
+) -> tuple[Mapping[str, Kind], ...]:
+    """Check the values in the first rows; return, by condition, the kinds of columns it only compares with others.
 
     Raises:
         DataError: a column has values in these rows, and none is of the kind that an expression needs; or pyarrow is
@@ -79,8 +87,10 @@ def check_conditions(conditions: Sequence[Condition], rows: Sequence[Values], *,
     """
     if conditions and not is_installed("pyarrow"):
         raise DataError(f"{FLAG} is evaluated by pyarrow, which is not installed: {pip_install('pyarrow')}")
-    kinds: dict[str, Kind] = {}
+    found: list[dict[str, Kind]] = []
     for condition in conditions:
+        kinds: dict[str, Kind] = {}
+        found.append(kinds)
         for group in condition.groups:
             kinds |= dict.fromkeys(group, _usual_kind(rows, group))
         for name, known in condition.kinds.items():
@@ -89,33 +99,44 @@ def check_conditions(conditions: Sequence[Condition], rows: Sequence[Values], *,
             if kind is None or not values or any(not isinstance(as_kind(value, kind), _Wrong) for value in values):
                 continue
             raise DataError(
-                f"{FLAG} {condition.text!r}: column {name!r} holds {_described(values[0])} in {where}, expected "
-                f"{KINDS[kind]}; {_advice(values[0], kind)}"
+                f"{FLAG} {condition.text!r}: column {name!r} holds {_described(values[0])} in {where}, "
+                f"{_advice(values[0], kind)}"
             )
-    return kinds
+    return tuple(found)
 
 
 def as_kind(value: object, kind: Kind) -> "bool | float | str | _Wrong | None":
     """The value as one of its kind; None if it is missing.
 
-    - number: a number, or a text that is a decimal number. An empty text is missing, as in CSV.
+    - number: a number, or a text that is a decimal number of at most 1,000 characters. An empty text is missing, as in
+      CSV.
     - text: a text, also an empty one.
-    - truth: a truth value, or 0 or 1.
+    - truth: a truth value, or 0 or 1, also as the fractions that pandas writes beside missing values.
     """
-    if value is None:
+    if is_missing(value):
         return None
     match kind:
         case "number":
             return _as_number(value)
         case "text":
-            return value if isinstance(value, str) else _WRONG
+            return value if isinstance(value, str) and is_unicode(value) else _WRONG
         case "truth":
-            return bool(value) if isinstance(value, bool | int) and value in (0, 1) else _WRONG
+            return bool(value) if isinstance(value, int | float) and value in (0, 1) else _WRONG
 
 
 def shown_values(condition: Condition, row: Values) -> str:
     """The values that decided a condition, for the example of a dropped row."""
     return ", ".join(f"{name} = {shortened(repr(row.get(name)), _LONGEST)}" for name in condition.kinds)
+
+
+def _problem(value: object, kind: Kind | None) -> str:
+    return _INEXACT if _is_inexact(value, kind) else "of another kind"
+
+
+def _is_inexact(value: object, kind: Kind | None) -> bool:
+    """Check whether a number is needed, and this is a whole one that is not exact as a fraction."""
+    is_whole = isinstance(value, int) or (isinstance(value, str) and re.fullmatch("[+-]?[0-9]+", value) is not None)
+    return kind == "number" and is_whole and not isinstance(value, bool)
 
 
 class _Wrong:
@@ -130,13 +151,13 @@ def _as_number(value: object) -> float | _Wrong | None:
         case bool():
             return _WRONG
         case int():
-            return float(value) if abs(value) <= MOST_EXACT else _WRONG
+            return float(value) if is_exact(value) else _WRONG
         case float():
-            return None if is_missing(value) else value
+            return value
         case "":
             return None
-        case str() if _NUMBER.fullmatch(value):
-            return float(value) if re.search("[.eE]", value) else _as_number(int(value)) if len(value) < 99 else _WRONG
+        case str() if len(value) <= _LONGEST_NUMBER and _NUMBER.fullmatch(value):
+            return float(value) if re.search("[.eE]", value) else _as_number(int(value))
         case _:
             return _WRONG
 
@@ -163,11 +184,17 @@ def _described(value: object) -> str:
         case str():
             what = "texts"
         case _:
-            return "bytes"
+            what = "bytes"
     return f"{what} such as {shortened(repr(value), _LONGEST)}"
 
 
 def _advice(value: object, kind: Kind) -> str:
+    if _is_inexact(value, kind):
+        return f"{_INEXACT}; choose ids by --subset"
+    return f"expected {KINDS[kind]}; {_way_out(value, kind)}"
+
+
+def _way_out(value: object, kind: Kind) -> str:
     match value:
         case str() if kind == "number":
             return "only texts that are decimal numbers count as numbers; compare it with a text in quotes"
@@ -181,8 +208,12 @@ def _advice(value: object, kind: Kind) -> str:
             return "it is of no use here"
 
 
-def _value(node: ast.expr, columns: Mapping[str, Any]) -> Any:
-    """The values of an expression: an array, or a scalar for an expression of constants."""
+def _value(node: ast.expr, columns: Mapping[str, Any], values: Mapping[ast.expr, Any]) -> Any:
+    """The values of an expression: an array, or a scalar for an expression of constants.
+
+    Args:
+        values: those of its operands.
+    """
     compute, arrow = _compute(), _arrow()
     name = column_of(node)
     if name is not None:
@@ -192,17 +223,16 @@ def _value(node: ast.expr, columns: Mapping[str, Any]) -> Any:
         return arrow.scalar(constant)
     match node:
         case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return compute.negate(_value(operand, columns))
+            return compute.negate(values[operand])
         case ast.UnaryOp(operand=operand):
-            return compute.invert(_value(operand, columns))
+            return compute.invert(values[operand])
         case ast.BinOp(left=left, op=op, right=right):
-            return _arithmetic(op, _value(left, columns), _value(right, columns))
-        case ast.BoolOp(op=op, values=values):
-            return _joined(_KERNELS[type(op)], [_value(value, columns) for value in values])
+            return _arithmetic(op, values[left], values[right])
+        case ast.BoolOp(op=op, values=parts):
+            return _joined(_KERNELS[type(op)], [values[part] for part in parts])
         case ast.Compare(left=left, ops=ops, comparators=comparators):
-            sides = [left, *comparators]
-            pairs = zip(sides, ops, comparators, strict=False)
-            return _joined("and_kleene", [_compared(a, op, b, columns) for a, op, b in pairs])
+            pairs = zip([left, *comparators], ops, comparators, strict=False)
+            return _joined("and_kleene", [_compared(values[a], op, b, values) for a, op, b in pairs])
         case _:
             raise AssertionError(ast.dump(node))  # the parser lets nothing else pass
 
@@ -223,18 +253,19 @@ def _arithmetic(op: ast.operator, left: Any, right: Any) -> Any:
     return compute.if_else(compute.is_nan(result), nothing, result)
 
 
-def _compared(a: ast.expr, op: ast.cmpop, b: ast.expr, columns: Mapping[str, Any]) -> Any:
+def _compared(left: Any, op: ast.cmpop, b: ast.expr, values: Mapping[ast.expr, Any]) -> Any:
     compute = _compute()
-    left = _value(a, columns)
     if isinstance(op, ast.Is | ast.IsNot):
         return compute.is_null(left) if isinstance(op, ast.Is) else compute.is_valid(left)
     if isinstance(b, ast.List | ast.Tuple | ast.Set):
         items = _arrow().array([constant_of(item) for item in b.elts], type=left.type)
+        if left.type == _type("number"):  # 0.0 makes -0.0 0.0, which a search in a list tells apart
+            left, items = compute.add(left, 0.0), compute.add(items, 0.0)
         found = compute.is_in(left, value_set=items)
         # A missing value is in no list, and not outside of it either.
         found = compute.if_else(compute.is_valid(left), found, _arrow().scalar(None, _arrow().bool_()))
         return compute.invert(found) if isinstance(op, ast.NotIn) else found
-    return getattr(compute, _KERNELS[type(op)])(left, _value(b, columns))
+    return getattr(compute, _KERNELS[type(op)])(left, values[b])
 
 
 def _type(kind: Kind | None) -> Any:

@@ -8,18 +8,27 @@ from dataclasses import dataclass
 from typing import Literal
 
 from clipa_eqx.errors import DataError
+from conversion.records.condition_syntax import (
+    EQUALITIES,
+    FLAG,
+    ORDERS,
+    column_of,
+    constant_of,
+    in_one_line,
+    is_exact,
+    is_unicode,
+    operands_first,
+)
 from conversion.records.rows import shortened
 
-FLAG = "--where"
 Kind = Literal["number", "text", "truth"]
 """A kind of values. An expression that is a truth is a condition."""
 
 KINDS: Mapping[Kind, str] = {"number": "numbers", "text": "texts", "truth": "truth values"}
-MOST_EXACT = 2**53  # whole numbers up to here are exact as fractions
+
 
 _LONGEST = 2000  # characters
-_ORDERS = (ast.Lt, ast.LtE, ast.Gt, ast.GtE)
-_EQUALITIES = (ast.Eq, ast.NotEq)
+_NO_UNICODE = "is no Unicode text: it has half of a surrogate pair"
 _ARITHMETIC = (ast.Add, ast.Sub, ast.Mult, ast.Div)
 _ALLOWED = (
     "allowed are columns, col('any name'), numbers, texts in quotes, True, False, comparisons, in, not in, is None, "
@@ -59,33 +68,8 @@ def condition_columns(texts: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for condition in parse_conditions(texts) for name in condition.kinds))
 
 
-def column_of(node: ast.expr) -> str | None:
-    """The column that an expression is, as a name or ``col("name")``; None for any other expression."""
-    match node:
-        case ast.Name(id=name):
-            return name
-        case ast.Call(func=ast.Name(id="col"), args=[ast.Constant(value=str(name))], keywords=[]):
-            return name
-        case _:
-            return None
-
-
-def constant_of(node: ast.expr) -> bool | float | str | None:
-    """The value of a constant, also of a negative number; None for any other expression."""
-    match node:
-        case ast.Constant(value=bool(value) | str(value)):
-            return value
-        case ast.Constant(value=int(value) | float(value)):
-            return float(value)
-        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int(value) | float(value))):
-            return None if isinstance(value, bool) else -float(value)
-        case _:
-            return None
-
-
 def _parse(text: str) -> Condition:
-    # A line end is a space, so that every place is in one line.
-    plain = " ".join(text.splitlines()).strip()
+    plain = in_one_line(text.strip())
     if not plain or len(plain) > _LONGEST:
         raise DataError(f"{FLAG} needs an expression of 1 to {_LONGEST:,} characters, such as 'similarity > 0.3'")
     try:
@@ -102,10 +86,7 @@ def _parse(text: str) -> Condition:
         raise DataError(f"{FLAG} {plain.encode(errors='backslashreplace').decode()!r} is no expression: {error}") from (
             error
         )
-    try:
-        return _Checker(plain).check(body)
-    except RecursionError as error:
-        raise DataError(f"{FLAG} {plain!r} is nested too deeply") from error
+    return _Checker(plain).check(body)
 
 
 class _Checker:
@@ -114,10 +95,13 @@ class _Checker:
     def __init__(self, text: str) -> None:
         self._text = text
         self._kinds: dict[str, Kind | None] = {}
+        self._found: dict[ast.expr, Kind] = {}
         self._pairs: list[tuple[str, str]] = []
 
     def check(self, body: ast.expr) -> Condition:
         """The condition. Raises DataError."""
+        for node in operands_first(body):
+            self._kind(node)
         self._need(body, "truth", "a condition such as a comparison")
         groups: list[tuple[str, ...]] = []
         for group in self._compared():
@@ -140,10 +124,12 @@ class _Checker:
 
     def _error(self, node: ast.expr, problem: str, advice: str = "") -> DataError:
         at = len(self._text.encode()[: node.col_offset].decode()) + 1
-        part = ast.get_source_segment(self._text, node) or ""
+        part = self._part(node)
         where = "" if part == self._text else f" (character {at})"
-        part = shortened(part, 100)
         return DataError(f"{FLAG} {self._text!r}: {part!r}{where} {problem}{advice and f'; {advice}'}")
+
+    def _part(self, node: ast.expr) -> str:
+        return shortened(ast.get_source_segment(self._text, node) or "", 100)
 
     def _need(self, node: ast.expr, kind: Kind, what: str) -> None:
         """Check that an expression is of a kind; a column then is."""
@@ -164,7 +150,20 @@ class _Checker:
         """The kind of an expression; None for a column of which it is not known yet."""
         name = column_of(node)
         if name is not None:
-            return self._kinds.setdefault(name, None)
+            return self._kind_of_column(node, name)
+        if node not in self._found:  # else each level of comparisons in one another would double the steps
+            self._found[node] = self._kind_of_compound(node)
+        return self._found[node]
+
+    def _kind_of_column(self, node: ast.expr, name: str) -> Kind | None:
+        if not is_unicode(name):
+            raise self._error(node, _NO_UNICODE)
+        written = ast.get_source_segment(self._text, node)
+        if isinstance(node, ast.Name) and written != name:
+            raise self._error(node, f"is read as {name!r}, its normal form in Unicode", f"write col({written!r})")
+        return self._kinds.setdefault(name, None)
+
+    def _kind_of_compound(self, node: ast.expr) -> Kind:
         match node:
             case ast.Constant(value=value):
                 return self._kind_of_constant(node, value)
@@ -197,12 +196,14 @@ class _Checker:
         match value:
             case bool():
                 return "truth"
-            case int() if abs(value) > MOST_EXACT:
+            case int() if not is_exact(value):
                 raise self._error(
                     node, "is beyond 2^53, where not every whole number is exact", "choose ids by --subset"
                 )
             case int() | float():
                 return "number"
+            case str() if not is_unicode(value):
+                raise self._error(node, _NO_UNICODE)
             case str():
                 return "text"
             case None:
@@ -219,17 +220,17 @@ class _Checker:
         if isinstance(op, ast.In | ast.NotIn):
             self._check_list(a, b)
             return
-        if not isinstance(op, (*_ORDERS, *_EQUALITIES)):
+        if not isinstance(op, (*ORDERS, *EQUALITIES)):
             raise self._error(whole, "is not allowed", _ALLOWED)
         if constant_of(a) is not None and constant_of(b) is not None:
             raise self._error(whole, "compares two constants")
         kind = self._kind(a) or self._kind(b)
         if kind is not None:
-            self._need(a, kind, f"{_an(kind)} as on the other side")
-            self._need(b, kind, f"{_an(kind)} as on the other side")
+            self._need(a, kind, f"{_an(kind)} as {self._part(b)!r} is")
+            self._need(b, kind, f"{_an(kind)} as {self._part(a)!r} is")
         elif (left := column_of(a)) is not None and (right := column_of(b)) is not None:
             self._pairs.append((left, right))
-        if kind == "truth" and isinstance(op, _ORDERS):
+        if kind == "truth" and isinstance(op, ORDERS):
             raise self._error(whole, "has no order: truth values are equal or not")
 
     def _check_list(self, a: ast.expr, b: ast.expr) -> None:
@@ -238,7 +239,7 @@ class _Checker:
         if constant_of(a) is not None:
             raise self._error(a, "is a constant, expected a column before `in`")
         for item in b.elts:
-            if constant_of(item) is None and not isinstance(item, ast.Constant):
+            if not isinstance(item.operand if isinstance(item, ast.UnaryOp) else item, ast.Constant):
                 raise self._error(item, "must be a number or text in quotes, as all values of a list")
         kind: Kind | None = None
         for item in b.elts:

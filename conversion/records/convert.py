@@ -71,7 +71,7 @@ def convert(
     check_apart(given, place)
     with (
         opened_subset(options) as subset,
-        opened_workers(engine, workers, kind=kind, source=given, target=place) as running,
+        opened_workers(engine, workers, kind=kind, source=given, target=place, options=options) as running,
     ):
         return _convert(kind, given, place, options=options, subset=subset, workers=running, overwrite=overwrite)
 
@@ -90,6 +90,8 @@ def _convert(
     plan = plan_source(given, kind=kind, options=options)
     if plan.columns:
         _log.info("columns of %s: %s", given.url, describe_columns(plan.columns))
+    if subset is not None and not any(part.columns.subset for part in plan.parts):
+        _log.info("the ids that %s has are looked up as keys of rows", subset.url)
     form = None if subset is None else subset.form
     filters = (
         check_first_rows(given, plan, kind=kind, options=options, form=form) if has_filters(options) else Filters()
@@ -103,9 +105,14 @@ def _convert(
         return _as_it_is(done, place)
     with (
         locked(place) as hold,
-        shared_places(workers, source=given, target=place, options=options) as (workers, check_shared),
+        shared_places(workers, place) as (workers, check_shared),
     ):
-        done = begin(place, command, overwrite=overwrite, check=check_shared)
+
+        def check() -> None:
+            check_shared()
+            hold.remove_left()
+
+        done = begin(place, command, overwrite=overwrite, check=check)
         if done is not None:
             return _as_it_is(done, place)
         run = _Run(

@@ -15,9 +15,17 @@ from clipa_eqx.progress import progress_bar, waiting
 from clipa_eqx.replacing import is_temporary
 from conversion.records.command import Command, differences
 from conversion.records.listing import list_names, list_sizes
-from conversion.records.locking import is_lock
+from conversion.records.locking import STAGED, is_lock
 from conversion.records.manifests import read_manifest_of
-from conversion.records.part_report import UNFINISHED, PartReport, keys_name, met_name, report_from_json, report_name
+from conversion.records.part_report import (
+    SUBSET,
+    UNFINISHED,
+    PartReport,
+    keys_name,
+    met_name,
+    report_from_json,
+    report_name,
+)
 from conversion.records.places import Place
 from conversion.records.reading import read_files
 from conversion.records.writing import write_file
@@ -74,7 +82,8 @@ def begin(target: Place, command: Command, *, overwrite: bool, check: Callable[[
     the conversion starts again, unless the same command was interrupted after it had started to overwrite.
 
     Args:
-        check: called once the conversion is to start or resume, before anything is removed or written; it may raise.
+        check: called once the conversion is to start or resume, before anything else is removed or written; it may
+            raise.
 
     Raises:
         DataError: the folder holds something else, another command has started or finished there, or a shard of a
@@ -145,14 +154,14 @@ def _clear(target: Place, names: list[str], manifest: Manifest | None) -> None:
     _remove(target, [MANIFEST_NAME])  # before the shards: without it nothing takes the rest for a complete folder
     old = {shard.name for shard in manifest.shards} if manifest is not None else set[str]()
     _remove(target, [name for name in names if name in old or _SHARD.fullmatch(name)])
-    made = [name for name in list_names(target, UNFINISHED) if name.startswith(("part-", "subset."))]
+    made = [name for name in list_names(target, UNFINISHED) if name.startswith(("part-", SUBSET))]
     _remove(target, [f"{UNFINISHED}/{name}" for name in made])
 
 
 def _is_empty(target: Place, names: list[str]) -> bool:
     """Check whether the folder is empty, except for leftovers of a conversion that was killed as it started."""
     left = list_names(target, UNFINISHED) if UNFINISHED in names else []
-    temporary = (name.startswith(PROBE) or is_temporary(name, "command.json") for name in left)
+    temporary = (name.startswith((PROBE, STAGED)) or is_temporary(name, "command.json") for name in left)
     return set(names) <= {UNFINISHED} and all(temporary)
 
 

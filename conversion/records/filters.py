@@ -1,7 +1,7 @@
 """Filters of rows before their images are looked at: first ``--subset``, then each ``--where`` in order."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import NamedTuple
 
@@ -11,8 +11,8 @@ from clipa_eqx.data.records import ExtraValue
 from clipa_eqx.errors import DataError
 from conversion.records.condition_values import check_conditions, evaluate, shown_values
 from conversion.records.conditions import Kind, parse_conditions
-from conversion.records.ids import EXPECTED, Form, id_of, unpack_ids
-from conversion.records.options import IngestOptions, has_filters
+from conversion.records.ids import EXPECTED, Form, id_of, shows_form, unpack_ids
+from conversion.records.options import IngestOptions, has_filters, key_prefix
 from conversion.records.places import Place
 from conversion.records.rows import (
     NO_ID,
@@ -46,11 +46,11 @@ class Filters:
 
     Attributes:
         form: form of the ids of the subset; None without one.
-        kinds: kinds of the columns for which the conditions leave them open.
+        kinds: for each condition, the kinds of the columns that are only compared with each other.
     """
 
     form: Form | None = None
-    kinds: Mapping[str, Kind] = field(default_factory=dict[str, Kind])
+    kinds: tuple[Mapping[str, Kind], ...] = ()
 
 
 class Judged(NamedTuple):
@@ -117,17 +117,17 @@ class RowFilter:
                 why[number] = self._lost(batch[number], NOT_IN_SUBSET, self._shown(batch[number]))
 
     def _select(self, batch: Sequence[Item], why: list[Lost | None]) -> None:
-        for condition in self._conditions:
+        for condition, kinds in zip(self._conditions, self._filters.kinds, strict=True):
             rows = [
                 (number, item) for number, item in enumerate(batch) if isinstance(item, Row) and why[number] is None
             ]
-            outcomes = evaluate(condition, [item.extra for _, item in rows], kinds=self._filters.kinds)
+            outcomes = evaluate(condition, [item.extra for _, item in rows], kinds=kinds)
             for (number, item), outcome in zip(rows, outcomes, strict=True):
                 if outcome.is_true:
                     continue
                 what = f"{condition.text}: {shown_values(condition, item.extra)}"
-                if outcome.wrong is not None:
-                    what += f"; {outcome.wrong} is of another kind"
+                if outcome.wrong:
+                    what += f"; {outcome.wrong}"
                 why[number] = self._lost(item, NO_VALUE if outcome.is_true is None else NOT_SELECTED, what)
 
     def _lost(self, item: Item, reason: str, detail: str) -> Lost:
@@ -177,27 +177,30 @@ def check_first_rows(place: Place, plan: Plan, *, kind: str, options: IngestOpti
     items = list(islice(_first_rows(place, plan.parts, kind, options), FIRST_ROWS))
     where = f"the first rows of {place.url}"
     if form is not None:
-        _check_ids(items, form, where=where)
+        _check_ids(items, form, options, where=where)
     rows = [item.extra for item, _ in items]
     return Filters(form=form, kinds=check_conditions(parse_conditions(options.where), rows, where=where))
 
 
-def _check_ids(items: Sequence[tuple[Row, str | None]], form: Form, *, where: str) -> None:
-    values = [(value, column) for row, column in items if (value := id_value(row, column)) is not None]
-    if not values or any(id_of(value, form) is not None for value, _ in values):
+def _check_ids(items: Sequence[tuple[Row, Part]], form: Form, options: IngestOptions, *, where: str) -> None:
+    values: list[tuple[object, str | None]] = []
+    for row, part in items:
+        column = part.columns.subset
+        value = id_value(row, column, key_prefix(part.source, options))
+        values += [] if value is None else [(value, column)]
+    if not values or any(shows_form(value, form) for value, _ in values):
         return
     value, column = values[0]
-    ids = "the keys are" if column is None else f"column {column!r} holds"
+    prefixed = " (--prefix-keys)" if options.prefix_keys else ""
+    ids = f"the keys{prefixed} are" if column is None else f"column {column!r} holds"
     raise DataError(
         f"--subset: {ids} values such as {shortened(repr(value), _LONGEST)} in {where}, and the file holds "
         f"{EXPECTED[form]}; name the column with such ids with --subset-column"
     )
 
 
-def _first_rows(
-    place: Place, parts: Iterable[Part], kind: str, options: IngestOptions
-) -> Iterator[tuple[Row, str | None]]:
-    """Yield the first rows without images, each with the column of its id."""
+def _first_rows(place: Place, parts: Iterable[Part], kind: str, options: IngestOptions) -> Iterator[tuple[Row, Part]]:
+    """Yield the first rows without images, each with its part."""
     for part in parts:
         columns = replace(part.columns, image=None, caption=None)
         only = replace(part, columns=columns, labels_only=True)
@@ -206,7 +209,7 @@ def _first_rows(
         except Scattered:
             joined = replace(only, is_joined=True)
             items = list(islice(read_part(place, joined, kind=kind, options=options, tally=Tally()), FIRST_ROWS))
-        yield from ((item, columns.subset) for item in items if isinstance(item, Row))
+        yield from ((item, part) for item in items if isinstance(item, Row))
 
 
 def _batches(items: Iterable[Item], limit: int | None) -> Iterator[list[Item]]:

@@ -2,11 +2,11 @@
 
 import hashlib
 import re
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt64
+from jaxtyping import Shaped, UInt64
 
 from conversion.records.rows import short_key
 
@@ -15,6 +15,23 @@ Form = Literal["uids", "numbers", "texts"]
 
 Ids = UInt64[np.ndarray, "ids 2"]
 """The upper and the lower 64 bits of each id."""
+
+Values = Shaped[np.ndarray, " ids"] | Ids | Sequence[bytes]
+
+
+class Chunk(NamedTuple):
+    """Some ids of a file in order.
+
+    Attributes:
+        ids: the ids that are not missing.
+        values: each of them as the file has it; a pair of numbers is a row of ``ids``.
+        missing: number of empty texts and nulls.
+    """
+
+    ids: Ids
+    values: Values
+    missing: int = 0
+
 
 EXPECTED: dict[Form, str] = {
     "uids": "128-bit uids (texts of 32 hexadecimal digits, or 16 bytes)",
@@ -57,6 +74,17 @@ def id_of(value: object, form: Form) -> bytes | None:
     return None if number is None else text_id(str(number).encode())
 
 
+def shows_form(value: object, form: Form) -> bool:
+    """Check whether a value shows that its column holds ids of a form.
+
+    16 printable ASCII characters do not: they may be the bytes of a uid, but most likely they are a text.
+    """
+    text = value.decode(errors="replace") if isinstance(value, bytes) else value
+    if form == "uids" and isinstance(text, str) and len(text) == _UID_BYTES and text.isascii() and text.isprintable():
+        return False
+    return id_of(value, form) is not None
+
+
 def text_id(text: bytes) -> bytes:
     """The id of a text in UTF-8: the number of 32 hexadecimal digits, else 128 bits of its SHA-256.
 
@@ -72,6 +100,12 @@ def text_id(text: bytes) -> bytes:
 def unpack_ids(ids: Iterable[bytes]) -> Ids:
     """The ids of 16 bytes each as numbers."""
     return np.frombuffer(b"".join(ids), ">u8").reshape(-1, 2).astype(np.uint64)
+
+
+def chunk_of_texts(values: Sequence[str | bytes | None]) -> Chunk:
+    """The ids of texts; empty ones and None are missing."""
+    texts = [text.encode(errors="surrogatepass") if isinstance(text, str) else text for text in values if text]
+    return Chunk(unpack_ids(map(text_id, texts)), texts, len(values) - len(texts))
 
 
 def ids_of_numbers(numbers: np.ndarray) -> Ids:

@@ -1,6 +1,7 @@
 """Labels of rows: class numbers, or texts that name classes; numbers that the source counts from 1."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import NamedTuple
@@ -120,14 +121,15 @@ def _collect(place: Place, plan: Plan, kind: str, options: IngestOptions, worker
     try:
         workers = min(workers, len(jobs)) if isinstance(workers, int) else workers
         results = run_jobs(_labels_of_part, jobs, workers=workers, progress=progress, name=lambda job: job.part.source)
-        for _, labels in results:
-            progress.finish(1)
-            found |= labels
-            if len(found) > _MOST_CLASSES:
-                raise DataError(
-                    f"{place.url} has more than {_MOST_CLASSES:,} different texts as labels; are they captions? "
-                    "Then name their column with --caption-column"
-                )
+        with closing(results):
+            for _, labels in results:
+                progress.finish(1)
+                found |= labels
+                if len(found) > _MOST_CLASSES:
+                    raise DataError(
+                        f"{place.url} has more than {_MOST_CLASSES:,} different texts as labels; are they captions? "
+                        "Then name their column with --caption-column"
+                    )
     finally:
         progress.close()
     return found

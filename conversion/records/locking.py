@@ -68,6 +68,15 @@ class Hold:
                 self.lock.next_stage()
             self.remove_staged()
 
+    def remove_left(self) -> None:
+        """Remove what processes of earlier conversions were about to rename or move to its place.
+
+        Call it before the first change of the destination, and after the last refusal.
+        """
+        if self.lock is not None:
+            self.remove_staged()
+            _remove_half_written(self.target)
+
     def remove_staged(self) -> None:
         """Remove what tasks of earlier stages and conversions were about to move in.
 
@@ -84,7 +93,7 @@ class Hold:
 
 
 def staged_in(target: Place) -> Staged:
-    """What tasks stage in a local destination."""
+    """The files that tasks stage in a local destination."""
     folder = Path(target.path)
     return Staged(folder=folder, lock=LOCK.name, inside=folder / UNFINISHED, start=STAGED)
 
@@ -144,13 +153,14 @@ def locked(target: Place) -> Generator[Hold]:
         except OSError as error:
             raise DataError(f"{target.url} cannot be created: {error}") from error
         hold = Hold(target=target, lock=lock)
-        hold.remove_staged()
-        _remove_half_written(target)
         try:
             yield hold
         except LateError as error:
             hold.next_stage()  # this looks at the lock: the conversion that has it is the reason
-            raise DataError(f"{target.url}: the lock of this conversion was removed; repeat the command") from error
+            raise DataError(
+                f"{target.url}: the lock of this conversion was removed, or a process saw an older content of it, as "
+                f"caches of a network file system may show; repeat the command to resume ({error})"
+            ) from error
         except OSError:
             hold.check()  # another conversion is the better reason
             raise

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from clipa_eqx.cluster.connection import Cluster, connected
 from clipa_eqx.cluster.engine import Engine
-from clipa_eqx.cluster.facts import facts_of_process, versions_of
+from clipa_eqx.cluster.facts import Facts, facts_of_process, versions_of
 from clipa_eqx.cluster.nodes import compare_nodes
 from clipa_eqx.errors import ConfigError, DataError
 from conversion.records.destination import PROBE
@@ -21,7 +21,7 @@ from conversion.records.sources.kinds import source_of
 from conversion.records.workers import Workers
 from conversion.records.writing import write_file
 
-_SHARED, _SEEN = "the same on all nodes", "seen by all nodes"
+_SHARED = "the same on all nodes"
 
 
 def check_workers(workers: int | None) -> None:
@@ -36,16 +36,17 @@ def check_workers(workers: int | None) -> None:
 
 @contextlib.contextmanager
 def opened_workers(
-    engine: Engine, workers: int | None, *, kind: str, source: Place, target: Place
+    engine: Engine, workers: int | None, *, kind: str, source: Place, target: Place, options: IngestOptions
 ) -> Generator[Workers]:
-    """Processes of this machine, or a cluster whose nodes make the same bytes, for the time of the block.
+    """Processes of this machine, or a cluster whose nodes see the source and make the same bytes, for the block.
 
     Args:
         workers: number of processes, None for only this one; of a cluster the most parts at once, None for all.
         kind: kind of the source.
 
     Raises:
-        ConfigError: the cluster cannot be used, or other processes cannot see source or destination.
+        ConfigError: the cluster cannot be used, nodes differ or do not see the source, or other processes than this one
+            cannot see source or destination.
     """
     hidden = next((place.url for place in (source, target) if not place.crosses_processes), None)
     if engine.kind == "local":
@@ -55,25 +56,25 @@ def opened_workers(
         raise ConfigError(
             f"--engine ray: {hidden} exists in this process only; use a folder or bucket that nodes share"
         )
-    with connected(engine, facts=partial(facts_of_bytes, kind), at_once=workers) as cluster:
+    sources = [source.url, *([options.images] if options.images else [])]
+    facts = partial(_facts_with_sources, sources, partial(facts_of_bytes, kind, options))
+    with connected(engine, facts=facts, at_once=workers) as cluster:
         yield cluster
 
 
-def facts_of_bytes(kind: str) -> dict[str, str]:
-    """What decides the bytes that a process makes from a source of a kind: versions of libraries, and our own code."""
+def facts_of_bytes(kind: str, options: IngestOptions) -> dict[str, str]:
+    """The facts that decide the bytes made from a source of a kind: versions of libraries, and our own code."""
     from PIL import features
 
-    reader = source_of(kind).package
-    packages = ("array_record", "numpy", "pillow", "simplejpeg", *([reader] if reader else []))
+    readers = [source_of(kind).package, "pyarrow" if options.where else None]
+    packages = ("array_record", "numpy", "pillow", "simplejpeg", *(reader for reader in readers if reader))
     codecs = {f"{name} in pillow": str(features.version(name)) for name in ("jpg", "zlib", "webp")}
     return {**facts_of_process("clipa_eqx", "conversion"), **versions_of(*packages), **codecs}
 
 
 @contextlib.contextmanager
-def shared_places(
-    workers: Workers, *, source: Place, target: Place, options: IngestOptions
-) -> Generator[tuple[Workers, Callable[[], None]]]:
-    """Workers that see source and destination, and a function that makes sure of it.
+def shared_places(workers: Workers, target: Place) -> Generator[tuple[Workers, Callable[[], None]]]:
+    """Workers that see the destination, and a function that makes sure of it.
 
     The function writes a file of random text into ``_unfinished``, which every node must read, also one that joins the
     cluster later. The end of the block removes it.
@@ -82,9 +83,8 @@ def shared_places(
         yield workers, lambda: None
         return
     name, text = f"{UNFINISHED}/{PROBE}{secrets.token_hex(8)}/shared", secrets.token_hex(16)
-    sources = [source.url, *([options.images] if options.images else [])]
-    expected = {**dict.fromkeys(map(_source_name, sources), _SEEN), _target_name(target.url): _SHARED}
-    shared = workers.expecting(partial(_facts_of_places, sources, target.url, name, text), expected)
+    expected = {_target_name(target.url): _SHARED}
+    shared = workers.expecting(partial(_facts_of_target, target.url, name, text), expected)
 
     def check() -> None:
         if target.is_local:
@@ -100,18 +100,26 @@ def shared_places(
             shutil.rmtree(folder, ignore_errors=True)
             with contextlib.suppress(OSError):  # it holds more, as it does unless the check failed
                 Path(target.child(UNFINISHED)).rmdir()
-        elif target.fs.exists(folder):
-            target.fs.rm(folder, recursive=True)
+        else:
+            with contextlib.suppress(
+                Exception
+            ):  # drivers raise errors of their own; the one that ends the block counts
+                if target.fs.exists(folder):
+                    target.fs.rm(folder, recursive=True)
 
 
-def _facts_of_places(sources: list[str], target: str, name: str, text: str) -> dict[str, str]:
-    return {**{_source_name(url): _look_at(url) for url in sources}, _target_name(target): _read(target, name, text)}
+def _facts_with_sources(sources: list[str], facts: Callable[[], Facts]) -> Facts:
+    return {**facts(), **{f"the source {url}": _look_at(url) for url in sources}}
+
+
+def _facts_of_target(target: str, name: str, text: str) -> Facts:
+    return {_target_name(target): _read(target, name, text)}
 
 
 def _look_at(source: str) -> str:
     try:
         place = open_place(source)
-        return _SEEN if place.fs.exists(root_of(place)) else "not found"
+        return "found" if place.fs.exists(root_of(place)) else "not found"
     except Exception as error:  # drivers raise errors of their own
         return f"not readable ({error})"
 
@@ -124,10 +132,6 @@ def _read(target: str, name: str, text: str) -> str:
     except Exception as error:  # drivers raise errors of their own
         return f"not readable ({error})"
     return _SHARED if found == text.encode() else "another one"
-
-
-def _source_name(url: str) -> str:
-    return f"the source {url}"
 
 
 def _target_name(url: str) -> str:

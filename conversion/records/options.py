@@ -1,5 +1,7 @@
 """Options of a conversion: everything that decides the output, in addition to the source."""
 
+import os
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -70,6 +72,16 @@ class IngestOptions:
 def has_filters(options: IngestOptions) -> bool:
     """Check whether rows are left out by ``subset`` or ``where``."""
     return options.subset is not None or bool(options.where)
+
+
+def key_prefix(source: str, options: IngestOptions) -> str:
+    """What is put before the keys of the rows of a file: its name, if ``prefix_keys`` is set.
+
+    The name is without its suffix. ``x.tfrecord-00000-of-00002`` is kept whole: the ending identifies the shard.
+    """
+    if not options.prefix_keys:
+        return ""
+    return f"{source if re.search(r'-[0-9]+-of-[0-9]+$', source) else os.path.splitext(source)[0]}/"
 
 
 def check_options(options: IngestOptions) -> None:

@@ -2,8 +2,6 @@
 
 import dataclasses
 import itertools
-import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +18,7 @@ from conversion.records.checks import check_row
 from conversion.records.filters import Filters, RowFilter, without_used
 from conversion.records.keys import Fingerprint, content_digest, key_digest, pack_entry
 from conversion.records.labels import Classes
-from conversion.records.options import IngestOptions, has_filters
+from conversion.records.options import IngestOptions, has_filters, key_prefix
 from conversion.records.part_report import (
     PartReport,
     keys_name,
@@ -122,7 +120,7 @@ def _blobs(
 ) -> Iterator[bytes]:
     """Yield the encoded records of a part, and enter every row into the account."""
     options = job.options
-    prefix = f"{_stem(job.part.source)}/" if options.prefix_keys else ""
+    prefix = key_prefix(job.part.source, options)
     labeled, by_rows = is_labeled(job.kind, options, job.part.columns), counts_rows(job.kind, options)
     items = read_part(source, job.part, kind=job.kind, options=options, tally=account.tally)
     row_filter = RowFilter(options, job.filters, job.part.columns, ids=ids, key_prefix=prefix)
@@ -165,11 +163,6 @@ def _blobs(
 def _with_image(row: Row) -> Row:
     """The row with its image read."""
     return dataclasses.replace(row, image=row.image()) if callable(row.image) else row
-
-
-def _stem(name: str) -> str:
-    """The name without its suffix. ``x.tfrecord-00000-of-00002`` is kept whole: the ending identifies the shard."""
-    return name if re.search(r"-\d+-of-\d+$", name) else os.path.splitext(name)[0]
 
 
 class _Account:

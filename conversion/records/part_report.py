@@ -11,6 +11,7 @@ from conversion.records.rows import shortened
 
 _LONGEST = 100  # characters of a text that is shown
 UNFINISHED = "_unfinished"  # folder inside the destination; it exists only until the manifest does
+SUBSET = "subset-"  # start of the names of files in `_unfinished` with the ids of a subset
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

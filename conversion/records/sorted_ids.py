@@ -65,9 +65,10 @@ class SortedIds:
 def write_sorted(chunks: Iterable[Ids], path: Path, *, rows: int, folder: Path) -> int:
     """Write the different ids in the order of their mixed bits, and return their number.
 
-    The ids go to up to 256 files by their first bits, and each of these is sorted by itself. Memory is for one of them:
-    about 0.2 GB up to half a billion ids, and in proportion beyond. The folder takes 16 bytes per id, and so does the
-    result.
+    The ids go to up to 256 files by their first bits, once for each chunk that has them, and each file is sorted by
+    itself. Memory is for one chunk and one file: about 0.2 GB up to half a billion ids, and in proportion beyond. A
+    file can be larger only by an id that very many chunks repeat, by 16 bytes for each of them. The folder takes up to
+    16 bytes per id, and so does the result.
 
     Args:
         rows: number of ids in all chunks.
@@ -78,10 +79,10 @@ def write_sorted(chunks: Iterable[Ids], path: Path, *, rows: int, folder: Path) 
     with ExitStack() as stack:
         files = [stack.enter_context(bucket.open("wb", buffering=2**16)) for bucket in buckets]
         for chunk in chunks:
-            for number, ids in _by_bucket(mixed(chunk), bits):
+            for number, ids in _by_bucket(np.stack(_different(mixed(chunk)), axis=1), bits):
                 files[number].write(ids.tobytes())
-    count = 0
-    with path.open("wb") as file, progress_bar(what="sort ids", total=rows, unit="id") as bar:
+    count, written = 0, sum(bucket.stat().st_size for bucket in buckets) // _ID_BYTES
+    with path.open("wb") as file, progress_bar(what="sort ids", total=written, unit="id") as bar:
         file.truncate(_ID_BYTES * rows)
         for bucket in buckets:
             ids = np.fromfile(bucket, np.uint64).reshape(-1, 2)
@@ -97,13 +98,13 @@ def write_sorted(chunks: Iterable[Ids], path: Path, *, rows: int, folder: Path) 
 
 
 def _by_bucket(ids: Ids, bits: int) -> Iterator[tuple[int, Ids]]:
+    """Split ids, which are in order, by their first bits."""
     if not bits:
         yield 0, ids
         return
-    numbers = (ids[:, 0] >> np.uint64(64 - bits)).astype(np.uint8)
-    ids = ids[np.argsort(numbers, kind="stable")]
-    ends = np.cumsum(np.bincount(numbers, minlength=2**bits))
-    for number, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
+    first_of = np.arange(2**bits, dtype=np.uint64) << np.uint64(64 - bits)
+    starts = np.searchsorted(ids[:, 0], first_of)
+    for number, (start, end) in enumerate(zip(starts, [*starts[1:], len(ids)], strict=True)):
         if end > start:
             yield number, ids[start:end]
 

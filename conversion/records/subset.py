@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import hashlib
 import json
 import tempfile
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -12,12 +13,12 @@ from typing import Any, cast
 import numpy as np
 from jaxtyping import UInt8
 
-from clipa_eqx.errors import DataError, counted
+from clipa_eqx.errors import counted
 from clipa_eqx.progress import progress_bar
 from conversion.records.ids import Form, Ids
 from conversion.records.listing import list_sizes
 from conversion.records.options import IngestOptions
-from conversion.records.part_report import UNFINISHED, PartReport, met_name
+from conversion.records.part_report import SUBSET, UNFINISHED, PartReport, met_name
 from conversion.records.places import Place, open_place
 from conversion.records.reading import read_files
 from conversion.records.rows import LOCAL_COPY, printable
@@ -25,11 +26,10 @@ from conversion.records.sorted_ids import Positions, SortedIds, write_sorted
 from conversion.records.subset_file import UID, SubsetFile, open_subset
 from conversion.records.writing import move_in, write_file
 
-IDS = "subset.ids"
-_ABOUT = "subset.json"
 _AT_ONCE = 64  # files of positions fetched together
 _MOST_ABSENT = 2**20  # ids that are looked for in memory
 _SMALL_POSITION = 2**32
+_BLOCK = 2**20  # bytes of bits looked at together
 
 Bits = UInt8[np.ndarray, " bytes"]
 
@@ -55,6 +55,16 @@ class SubsetIds:
     count: int
 
     @property
+    def file(self) -> str:
+        """The file of the sorted ids, inside the destination. Its name is that of what it holds."""
+        return f"{_name(self.sha256, self.column)}.ids"
+
+    @property
+    def about(self) -> str:
+        """The file with these attributes, inside the destination."""
+        return f"{_name(self.sha256, self.column)}.json"
+
+    @property
     def position(self) -> np.dtype[Any]:
         """The type of a position in the files of positions."""
         return np.dtype("<u4" if self.count <= _SMALL_POSITION else "<u8")
@@ -74,7 +84,7 @@ def opened_subset(options: IngestOptions) -> Generator[SubsetFile | None]:
         with open_subset(options.subset, column=options.subset_column) as file:
             yield file
     finally:
-        forget_copies()
+        _fetched.cache_clear()
 
 
 def with_usual_column(options: IngestOptions, file: SubsetFile | None) -> IngestOptions:
@@ -88,7 +98,7 @@ def prepare_ids(target: Place, file: SubsetFile, sha256: str) -> SubsetIds:
     """Sort the ids into ``_unfinished``, unless an earlier run did.
 
     Raises:
-        DataError: the file is damaged or holds no ids.
+        DataError: the file is damaged.
     """
     found = _prepared(target, file, sha256)
     if found is not None:
@@ -104,28 +114,19 @@ def prepare_ids(target: Place, file: SubsetFile, sha256: str) -> SubsetIds:
                 yield chunk.ids
 
     with _staging(target) as folder:
-        sorted_file = Path(folder) / IDS
+        sorted_file = Path(folder) / "ids"
         count = write_sorted(chunks(), sorted_file, rows=file.rows, folder=Path(folder))
-        if not count:
-            raise DataError(f"--subset {printable(file.url)} holds only missing ids, so no row would be kept")
-        move_in(target, sorted_file, f"{UNFINISHED}/{IDS}")
-    ids = SubsetIds(sha256=sha256, column=file.column, form=file.form, rows=file.rows, missing=missing, count=count)
-    write_file(target, f"{UNFINISHED}/{_ABOUT}", json.dumps(asdict(ids)).encode())
+        ids = SubsetIds(sha256=sha256, column=file.column, form=file.form, rows=file.rows, missing=missing, count=count)
+        move_in(target, sorted_file, ids.file)
+    write_file(target, ids.about, json.dumps(asdict(ids)).encode())
     return ids
 
 
 def open_ids(target: Place, ids: SubsetIds) -> SortedIds:
     """The sorted ids in a memory map. A process copies those of a remote destination once."""
-    path = Path(target.child(f"{UNFINISHED}/{IDS}")) if target.is_local else _copy(target.url, ids)
-    return SortedIds.open(path, rows=ids.rows, count=ids.count)
-
-
-def forget_copies() -> None:
-    """Remove the local copies of this process."""
-    if _copy.cache_info().currsize:
-        _folder().cleanup()
-        _copy.cache_clear()
-        _folder.cache_clear()
+    if target.is_local:
+        return SortedIds.open(Path(target.child(ids.file)), rows=ids.rows, count=ids.count)
+    return _fetched(target.url, ids)
 
 
 def pack_positions(positions: Positions, ids: SubsetIds) -> bytes:
@@ -174,16 +175,22 @@ def subset_lines(entry: Mapping[str, object], outside: Mapping[str, str] | None)
 
 def _prepared(target: Place, file: SubsetFile, sha256: str) -> SubsetIds | None:
     """The ids that an earlier run sorted, if they are there completely."""
-    sizes = list_sizes(target, UNFINISHED)
-    if _ABOUT not in sizes or IDS not in sizes:
+    sizes = {f"{UNFINISHED}/{name}": size for name, size in list_sizes(target, UNFINISHED).items()}
+    about = f"{_name(sha256, file.column)}.json"
+    if about not in sizes:
         return None
     try:
-        name = f"{UNFINISHED}/{_ABOUT}"
-        ids = SubsetIds(**cast("dict[str, Any]", json.loads(read_files(target, [name])[name])))
+        ids = SubsetIds(**cast("dict[str, Any]", json.loads(read_files(target, [about])[about])))
     except (ValueError, TypeError):
         return None
     is_same = (ids.sha256, ids.column, ids.form, ids.rows) == (sha256, file.column, file.form, file.rows)
-    return ids if is_same and sizes[IDS] == 16 * ids.rows else None
+    return ids if is_same and sizes.get(ids.file) == 16 * ids.rows else None
+
+
+def _name(sha256: str, column: str | None) -> str:
+    """The name of files about a subset, without suffix. A conversion that is over cannot replace those of another."""
+    digest = hashlib.sha256(json.dumps([sha256, column]).encode()).hexdigest()
+    return f"{UNFINISHED}/{SUBSET}{digest[:16]}"
 
 
 def _staging(target: Place) -> tempfile.TemporaryDirectory[str]:
@@ -194,16 +201,13 @@ def _staging(target: Place) -> tempfile.TemporaryDirectory[str]:
 
 
 @functools.lru_cache(maxsize=1)
-def _folder() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix=LOCAL_COPY)
-
-
-@functools.lru_cache(maxsize=1)
-def _copy(target: str, ids: SubsetIds) -> Path:
+def _fetched(target: str, ids: SubsetIds) -> SortedIds:
     place = open_place(target)
-    path = Path(_folder().name) / f"{ids.sha256}-{ids.column}"
-    place.fs.get_file(place.child(f"{UNFINISHED}/{IDS}"), str(path))
-    return path
+    # What is mapped stays readable without its name, and is gone with the process, however that ends.
+    with tempfile.TemporaryDirectory(prefix=LOCAL_COPY) as folder:
+        path = Path(folder) / "ids"
+        place.fs.get_file(place.child(ids.file), str(path))
+        return SortedIds.open(path, rows=ids.rows, count=ids.count)
 
 
 def _met(target: Place, ids: SubsetIds, reports: Sequence[PartReport]) -> Bits:
@@ -220,13 +224,22 @@ def _met(target: Place, ids: SubsetIds, reports: Sequence[PartReport]) -> Bits:
     return bits
 
 
+def _unset(bits: Bits, count: int) -> Positions:
+    """The positions of the bits that are 0 among the first ``count``."""
+    found: list[Positions] = []
+    for start in range(0, len(bits), _BLOCK):
+        block = np.unpackbits(bits[start : start + _BLOCK], bitorder="little")
+        found.append(np.flatnonzero(block[: count - 8 * start] == 0) + 8 * start)
+    return np.concatenate(found)
+
+
 def _absent(file: SubsetFile, known: SortedIds, met: Bits, *, ids: SubsetIds, most: int) -> list[str]:
     """The first ids of the file, in its order, that no row has."""
-    found: dict[str, None] = {}
+    found: dict[bytes, str] = {}
     few: SortedIds | None = None
     if ids.count - int(np.bitwise_count(met).sum()) <= _MOST_ABSENT:
         # To find a few ids, the complete file need not be searched for each id.
-        few = known.some(np.flatnonzero(np.unpackbits(met, count=ids.count, bitorder="little") == 0))
+        few = known.some(_unset(met, ids.count))
     with progress_bar(what="find absent ids", total=ids.rows, unit="id") as bar:
         for chunk in file.chunks() if most else ():
             if few is None:
@@ -235,8 +248,8 @@ def _absent(file: SubsetFile, known: SortedIds, met: Bits, *, ids: SubsetIds, mo
             else:
                 is_absent = few.find(chunk.ids) >= 0
             for number in np.flatnonzero(is_absent).tolist():
-                found[file.shown(chunk.values[number])] = None
+                found.setdefault(chunk.ids[number].tobytes(), file.shown(chunk.values[number]))
                 if len(found) == most:
-                    return list(found)
+                    return list(found.values())
             bar.update(len(chunk.ids) + chunk.missing)
-    return list(found)
+    return list(found.values())

@@ -1,49 +1,30 @@
-"""Files with the ids of a subset: numpy arrays and Parquet tables, local or remote, read in chunks."""
+"""Files with the ids of a subset, local or remote, read in chunks: numpy arrays, and tables (``id_tables``)."""
 
 import contextlib
 import hashlib
 import tempfile
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from jaxtyping import Shaped
 
-from clipa_eqx.errors import DataError, counted, pip_install
+from clipa_eqx.errors import DataError
 from clipa_eqx.progress import progress_bar
-from conversion.records.ids import Form, Ids, ids_of_numbers, text_id, unpack_ids
+from conversion.records.id_tables import IdTable, open_id_table, read_id_table
+from conversion.records.ids import Chunk, Form, chunk_of_texts, ids_of_numbers
 from conversion.records.places import open_place
 from conversion.records.rows import LOCAL_COPY, printable, shortened
-from conversion.records.sources.arrow import pyarrow
-from conversion.records.sources.source import is_installed
 
 FLAG = "--subset"
 UID = "uid"
 """The name of DataComp's column with the ids that its arrays of pairs of numbers hold."""
 
-_USUAL = (UID, "key")
 _CHUNK = 2**24  # bytes of an array read at once
-_TEXTS_AT_ONCE = 2**16  # rows of a table, or texts of an array
+_TEXTS_AT_ONCE = 2**16  # texts of an array read at once
 _BLOCK = 2**20  # bytes hashed at once
 _LONGEST = 100  # characters of an id that is shown
-
-Values = Shaped[np.ndarray, " ids"] | Ids | Sequence[bytes]
-
-
-class Chunk(NamedTuple):
-    """Some ids of a file in order.
-
-    Attributes:
-        ids: the ids that are not missing.
-        values: each of them as the file has it; a pair of numbers is a row of ``ids``.
-        missing: number of empty texts and nulls.
-    """
-
-    ids: Ids
-    values: Values
-    missing: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +62,7 @@ class SubsetFile:
         Raises:
             DataError: the file is damaged, or was changed since it was opened.
         """
-        chunks = _chunks_of_table(self) if self.dtype is None else _chunks_of_array(self, self.dtype)
+        chunks = _chunks_of_array(self, self.dtype) if self.dtype is not None else _chunks_of_table(self)
         while True:
             try:
                 chunk = next(chunks, None)
@@ -121,7 +102,18 @@ def open_subset(url: str, *, column: str | None) -> Generator[SubsetFile]:
         found = _open_array(url, path) if suffix == ".npy" else _open_table(url, path, column)
         if not found.rows:
             raise DataError(f"{FLAG} {printable(url)} holds no ids, so no row would be kept")
+        _check_some(found)  # most mistakes show here, before anything is written
         yield found
+
+
+def _check_some(file: SubsetFile) -> None:
+    """Read up to the first chunk with an id."""
+    with progress_bar(what="check ids", total=file.rows, unit="id") as bar:
+        for chunk in file.chunks():
+            if len(chunk.ids):
+                return
+            bar.update(chunk.missing)
+    raise DataError(f"{FLAG} {printable(file.url)} holds only missing ids, so no row would be kept")
 
 
 def hash_subset(file: SubsetFile) -> str:
@@ -242,7 +234,7 @@ def _chunks_of_array(file: SubsetFile, dtype: np.dtype[Any]) -> Iterator[Chunk]:
                 raise EOFError("it is cut")
             left -= len(array)
             if is_text:
-                yield _texts(array.tolist())
+                yield chunk_of_texts(array.tolist())
             elif file.form == "numbers":
                 yield Chunk(ids_of_numbers(array), array)
             else:
@@ -250,73 +242,11 @@ def _chunks_of_array(file: SubsetFile, dtype: np.dtype[Any]) -> Iterator[Chunk]:
                 yield Chunk(pairs, pairs)
 
 
-def _texts(values: Sequence[str | bytes | None]) -> Chunk:
-    texts = [text.encode(errors="surrogatepass") if isinstance(text, str) else text for text in values if text]
-    return Chunk(unpack_ids(map(text_id, texts)), texts, len(values) - len(texts))
-
-
-def _open_table(url: str, path: Path, asked: str | None) -> SubsetFile:
-    where = f"{FLAG} {printable(url)}"
-    if not is_installed("pyarrow"):
-        raise DataError(f"{where} is read by pyarrow, which is not installed: {pip_install('pyarrow')}")
-    try:
-        with pyarrow("parquet").ParquetFile(path) as table:
-            schema, rows = table.schema_arrow, int(table.metadata.num_rows)
-            names = [str(name) for name in schema.names]
-    except (pyarrow("").ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{where} is no Parquet table, or it is damaged: {error}") from error
-    usual = (*([asked] if asked else []), *_USUAL, *(names if len(names) == 1 else []))
-    column = next((name for name in usual if name in names), None)
-    if column is None or names.count(column) > 1:
-        problem = "no column 'uid' or 'key'" if column is None else f"several columns {column!r}"
-        raise DataError(
-            f"{where} has {problem}; name the column with --subset-column, or write a file with one column: it has "
-            f"{', '.join(shortened(printable(name), 80) for name in names[:50]) or 'none'}"
-        )
-    form = _form_of_type(schema.field(column).type)
-    if form is None:
-        raise DataError(
-            f"{where}: column {column!r} holds values of type {schema.field(column).type}; expected texts, whole "
-            "numbers, or uids as 16 bytes"
-        )
-    return SubsetFile(url=url, path=path, form=form, column=column, rows=rows, stamp=_stamp(path))
-
-
-def _form_of_type(kind: Any) -> Form | None:
-    types = pyarrow("types")
-    if types.is_dictionary(kind):
-        return _form_of_type(kind.value_type)
-    if types.is_integer(kind):
-        return "numbers"
-    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
-        return "texts"
-    is_bytes = types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
-    return "uids" if is_bytes or (types.is_fixed_size_binary(kind) and kind.byte_width == 16) else None
+def _open_table(url: str, path: Path, column: str | None) -> SubsetFile:
+    table = open_id_table(path, asked=column, where=f"{FLAG} {printable(url)}")
+    return SubsetFile(url=url, path=path, form=table.form, column=table.column, rows=table.rows, stamp=_stamp(path))
 
 
 def _chunks_of_table(file: SubsetFile) -> Iterator[Chunk]:
-    arrow = pyarrow("")
-    try:
-        with pyarrow("parquet").ParquetFile(file.path) as table:
-            for batch in table.iter_batches(batch_size=_TEXTS_AT_ONCE, columns=[file.column]):
-                yield _chunk_of_column(batch.column(0), file)
-    except (arrow.ArrowException, UnicodeDecodeError) as error:
-        raise DataError(f"{FLAG} {printable(file.url)} is damaged: {error}") from error
-
-
-def _chunk_of_column(column: Any, file: SubsetFile) -> Chunk:
-    if pyarrow("types").is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if file.form == "numbers":
-        numbers = column.drop_null().to_numpy(zero_copy_only=False)
-        return Chunk(ids_of_numbers(numbers), numbers, int(column.null_count))
-    values: list[bytes | None] = column.cast(pyarrow("").large_binary()).to_pylist()
-    if file.form == "texts":
-        return _texts(values)
-    uids = [value for value in values if value is not None]
-    if (wrong := next((uid for uid in uids if len(uid) != 16), None)) is not None:
-        raise DataError(
-            f"{FLAG} {printable(file.url)}: column {file.column!r} holds {counted(len(wrong), 'byte')} where 16 are "
-            f"expected: {shortened(repr(wrong), 60)}; write texts as texts"
-        )
-    return Chunk(unpack_ids(uids), uids, len(values) - len(uids))
+    table = IdTable(form=file.form, column=file.column or "", rows=file.rows)
+    return read_id_table(file.path, table, where=f"{FLAG} {printable(file.url)}")

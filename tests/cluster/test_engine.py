@@ -1,11 +1,13 @@
 """The choice of an engine: what ``--engine`` may be, and addresses at which no cluster answers."""
 
+import os
 import socket
 import sys
 import threading
 
 import pytest
 
+from clipa_eqx.cluster import connection
 from clipa_eqx.cluster.answering import no_answer
 from clipa_eqx.cluster.connection import connected
 from clipa_eqx.cluster.engine import LOCAL, Engine, parse_engine
@@ -45,6 +47,21 @@ def test_ray_client_is_refused_with_advice(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
     with pytest.raises(ConfigError, match="RAY_ADDRESS=ray://head:10001 is an address of Ray Client"):
         connect(Engine(kind="ray"))
+
+
+@pytest.mark.parametrize(("content", "own"), [(b"", 0), (b"\xff", 0), (b"no address", 0), (b"127.0.0.1:6379", 1)])
+def test_a_file_that_names_no_cluster_of_this_user_is_left_alone(content, own, tmp_path, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    path = tmp_path / "ray/ray_current_cluster"
+    path.parent.mkdir()
+    path.write_bytes(content)
+    user = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: user + own)
+    assert connection._address(Engine(kind="ray")) == (None, "")
+    path.write_bytes(b"127.0.0.1:6379")
+    monkeypatch.setattr(os, "getuid", lambda: user)
+    assert connection._address(Engine(kind="ray"))[0] == "127.0.0.1:6379"
 
 
 def test_without_the_package_one_message_says_how_to_install_it(monkeypatch):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from clipa_eqx.errors import CheckpointError
-from clipa_eqx.locks.fence import LateError, check_fence
+from clipa_eqx.locks.fence import Fence, LateError, check_fence
 from clipa_eqx.locks.held import held
 from clipa_eqx.locks.owner import this_process
 from clipa_eqx.training.run_lock import RUN_LOCK
@@ -51,6 +51,14 @@ def test_work_of_an_earlier_stage_or_owner_is_late(tmp_path, monkeypatch):
         assert is_late(lock.fence)
     (tmp_path / LOCK_NAME).unlink()
     assert is_late(first)
+
+
+def test_an_earlier_stage_of_the_same_owner_is_an_older_content_and_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("clipa_eqx.locks.fence.PATIENCE_SECONDS", 0.0)
+    read = iter([{"token": "theirs", "stage": None}, {"token": "theirs", "stage": 1}, {"token": "theirs", "stage": 2}])
+    monkeypatch.setattr("clipa_eqx.locks.fence.owner_of", lambda where, name: next(read))
+    check_fence(tmp_path, Fence("theirs", 2), name=LOCK_NAME)
+    assert next(read, None) is None
 
 
 def test_a_stage_is_not_entered_with_a_lost_lock(tmp_path):

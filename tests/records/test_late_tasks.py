@@ -4,6 +4,7 @@ import pytest
 from support.conversion_locks import during, files, ignored, with_repeated_key
 from support.conversions import content, ingest
 
+from clipa_eqx.errors import DataError
 from clipa_eqx.locks import staging as local_staging
 from clipa_eqx.locks.fence import LateError
 from conversion.records import convert as module
@@ -105,6 +106,7 @@ def test_staged_files_of_running_tasks_are_kept_and_all_others_removed(target):
     for name in ("tmp-1234", "tmp-aa-000001-x"):
         stage(name)
     with locking.locked(place) as hold:
+        hold.remove_left()
         assert files(target) == {}
         hold.next_stage()
         earlier = locking.staged_prefix(hold.fence)
@@ -114,3 +116,14 @@ def test_staged_files_of_running_tasks_are_kept_and_all_others_removed(target):
             stage(name)
         hold.remove_staged()
         assert list(files(target)) == [f"_unfinished/{own}/shard"]
+
+
+def test_a_refused_conversion_removes_nothing(source, tmp_path):
+    target = tmp_path / "out"
+    (target / "_unfinished/tmp-of-the-user").mkdir(parents=True)
+    for name in ("_unfinished/tmp-of-the-user/file", "_unfinished/command.json.tmp-1", "other things"):
+        (target / name).write_text("mine")
+    before = files(str(target))
+    with pytest.raises(DataError, match="holds other things than records"):
+        ingest(source, target)
+    assert files(str(target)) == before

@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 
 import fsspec
+import numpy as np
 import pytest
 from support import dumps, ray_work
 from support.conversions import call, content, error_of, ingest, interrupted
@@ -19,6 +20,8 @@ from support.dumps import samples
 from support.paths import ROOT
 from support.ray_clusters import NODE, ray_processes, two_nodes
 
+from clipa_eqx.cluster import repeating
+from clipa_eqx.cluster import tasks as tasks_module
 from clipa_eqx.cluster.engine import Engine
 from clipa_eqx.cluster.tasks import TaskTraceback
 from clipa_eqx.errors import ConfigError, DataError
@@ -48,8 +51,15 @@ def cluster():
 
     with two_nodes() as found:
         ray.init(found.address, log_to_driver=False, configure_logging=False)
-        yield found
-        ray.shutdown()
+        try:
+            yield found
+        finally:
+            ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def quick_attempts(monkeypatch):
+    monkeypatch.setattr(repeating, "WAITS", (0.05, 0.05))
 
 
 @pytest.fixture
@@ -92,12 +102,16 @@ def test_two_nodes_write_the_bytes_of_one_process(name, engine, tmp_path):
     assert content(tmp_path / "two") == content(tmp_path / "one")
 
 
-@pytest.mark.parametrize(
-    "limit", [7, pytest.param(1, marks=pytest.mark.slow), pytest.param(99, marks=pytest.mark.slow)]
-)
-def test_a_limit_takes_the_first_rows(limit, source, engine, tmp_path):
-    ingest(source, tmp_path / "one", limit=limit)
-    convert(source, tmp_path / "two", engine, limit=limit)
+SLOW = [pytest.param({"limit": limit}, marks=pytest.mark.slow) for limit in (1, 99)]
+
+
+@pytest.mark.parametrize("chosen", [{"limit": 7}, {"where": ("url != 'http://host/000000004'",)}, *SLOW])
+def test_limits_and_filters_take_the_same_rows(chosen, source, engine, tmp_path):
+    if "where" in chosen:
+        np.save(tmp_path / "keys.npy", np.array(["000000001", "000000004", "000000009"]))
+        chosen = {**chosen, "subset": str(tmp_path / "keys.npy")}
+    ingest(source, tmp_path / "one", **chosen)
+    convert(source, tmp_path / "two", engine, **chosen)
     assert content(tmp_path / "two") == content(tmp_path / "one")
 
 
@@ -119,13 +133,14 @@ def test_a_killed_worker_costs_only_its_part(source, whole, engine, tmp_path, mo
     assert ray_work.attempts(tmp_path) == Counter([*range(PARTS), *again])
     (said,) = [record.getMessage() for record in caplog.records if "attempt" in record.getMessage()]
     assert re.fullmatch(
-        r"part 2 \(00002\.tar\) failed on node .+: its worker process died; .*; attempt 2 of 3 follows", said
+        r"part 2 \(00002\.tar\) failed on node .+: its worker process died; .*; attempt 2 of 3 follows in .+ s", said
     )
 
 
 @pytest.mark.parametrize("lives_on", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_killed_node_costs_only_its_parts(lives_on, source, whole, cluster, engine, tmp_path, monkeypatch, caplog):
     (victim,) = cluster.worker_nodes
+    monkeypatch.setattr(tasks_module, "_LOOK_EVERY", 0.1)
     monkeypatch.setattr(module, "convert_part", partial(ray_work.node_killed_once, tmp_path, victim.node_id, lives_on))
     try:
         with caplog.at_level(logging.WARNING):
@@ -138,6 +153,15 @@ def test_a_killed_node_costs_only_its_parts(lives_on, source, whole, cluster, en
     assert ray_work.attempts(tmp_path) == Counter([*range(PARTS), lost, PARTS - 1])
     assert f"part {lost} (0000{lost}.tar) failed on node" in caplog.text
     assert "attempt 2 of 3 follows" in caplog.text
+
+
+def test_a_node_with_a_full_disk_ends_no_conversion(source, whole, cluster, engine, tmp_path, monkeypatch):
+    (full,) = cluster.worker_nodes
+    monkeypatch.setattr(module, "convert_part", partial(ray_work.on_full_disk, tmp_path, full.node_id))
+    convert(source, tmp_path / "out", engine)
+    assert content(tmp_path / "out") == whole
+    attempts = ray_work.attempts(tmp_path)
+    assert max(attempts[number] for number in range(PARTS - 1)) == 2  # the last part is written again at the end
 
 
 def test_storage_that_fails_is_tried_three_times_and_then_named(source, engine, tmp_path, monkeypatch):
@@ -188,7 +212,7 @@ def test_an_interrupted_conversion_is_resumed_by_the_other_engine(source, whole,
 
 
 def test_a_node_with_other_versions_is_refused_before_anything_is_written(source, engine, tmp_path, monkeypatch):
-    monkeypatch.setattr(nodes, "facts_of_bytes", lambda kind: ray_work.other_facts())
+    monkeypatch.setattr(nodes, "facts_of_bytes", lambda kind, options: ray_work.other_facts())
     with pytest.raises(ConfigError) as caught:
         convert(source, tmp_path / "out", engine)
     lines = str(caught.value).splitlines()
@@ -306,13 +330,14 @@ def test_a_killed_driver_leaves_no_task_and_the_same_command_resumes(long, clust
 def test_a_signal_stops_with_a_word_and_ends_all_tasks(number, send, code, own, long, cluster, tmp_path):
     before = ray_processes()
     address = "local" if own else cluster.address
-    returned, shown = stopped(long, tmp_path / "out", number, send=send, RAY_ADDRESS=address)
+    returned, shown = stopped(long, tmp_path / "out", number, send=send, RAY_ADDRESS=address, HOME=str(tmp_path))
     assert returned == code, shown
     assert re.search("interrupted|terminated", shown)
     assert "repeat the same command to resume" in shown
     assert "Traceback" not in shown
     wait_until(lambda: not tasks() and ray_processes() <= before)
     assert not (tmp_path / "out/manifest.json").exists()
+    assert not (tmp_path / ".ray").exists()  # a token there would change the user's other clusters
 
 
 @pytest.mark.slow

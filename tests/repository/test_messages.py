@@ -51,4 +51,4 @@ def test_packages_are_named_as_pip_knows_them_and_are_optional_ones_of_ours():
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "pip_install":
                 named |= {one.value for one in node.args if isinstance(one, ast.Constant)}
-    assert {"wandb", "torch", "huggingface_hub", "gcsfs", "qtawesome"} <= named <= optional
+    assert {"wandb", "torch", "huggingface_hub", "ray", "qtawesome"} <= named <= optional

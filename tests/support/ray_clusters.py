@@ -29,9 +29,11 @@ def two_nodes() -> Iterator[Any]:
             cluster = Cluster(
                 initialize_head=True, head_node_args={**NODE, "include_dashboard": False, "_system_config": QUICK}
             )
+        try:
             cluster.add_node(**NODE)
-        yield cluster
-        cluster.shutdown()
+            yield cluster
+        finally:
+            cluster.shutdown()
     finally:
         os.environ.pop("PYTHONPATH")
         if before is not None:

@@ -27,18 +27,28 @@ def killed_once(folder: Path, number: int, job, seen):
 
 
 def node_killed_once(folder: Path, node: str, lives_on: bool, job, seen):
-    """Convert a part; the first attempt on one node kills the node, and other nodes wait for that.
+    """Convert a part; the first attempt on one node kills the node, and other nodes wait until the cluster knows.
 
-    The worker process ends with its node, or it lives on, as one does that only lost its connection.
+    The worker process ends with its node, or both live on, as they do after losing their connection.
     """
     note(folder, job.number)
     if node_of_process() == node and is_first(folder, "killed"):
         (folder / "lost").write_text(str(job.number))
-        os.kill(os.getppid(), signal.SIGKILL)
-        if not lives_on:
-            os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getppid(), signal.SIGSTOP if lives_on else signal.SIGKILL)
         time.sleep(60)
     wait_for(folder / "lost")
+    while is_alive(node):
+        time.sleep(0.05)
+    time.sleep(0.3)  # the next look at the nodes comes while there are more attempts than places
+    return convert_part(job, seen)
+
+
+def on_full_disk(folder: Path, node: str, job, seen):
+    """Convert a part, which fails at once on one node, and takes longer on others."""
+    note(folder, job.number)
+    if node_of_process() == node:
+        raise OSError(28, "No space left on device")
+    time.sleep(0.1)
     return convert_part(job, seen)
 
 
@@ -69,6 +79,12 @@ def slow(job, seen):
 def other_facts():
     """Facts that the process of the tests and the workers of a cluster never share."""
     return {"pillow": "1.0" if "RAY_RAYLET_PID" in os.environ else "2.0", "numpy": "3.0"}
+
+
+def is_alive(node: str) -> bool:
+    import ray
+
+    return any(entry["NodeID"] == node and entry["Alive"] for entry in ray.nodes())
 
 
 def note(folder: Path, number: int) -> None:

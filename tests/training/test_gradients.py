@@ -134,6 +134,7 @@ def test_any_micro_batch_of_one_device_gives_the_same(micro_batch):
     )
 
 
+@pytest.mark.slow
 def test_temporaries_of_micro_batches_grow_with_the_batch_by_its_embeddings_only():
     def temporary(rows, micro_batch):
         images = jax.ShapeDtypeStruct((rows, *tiny_runs.SIZE, 3), np.uint8)

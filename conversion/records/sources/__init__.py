@@ -8,6 +8,9 @@ How to add a source:
    A source that is a list of image files, such as ``folder.py``, gives its rows to ``listed.list_parts``.
 2. Add a row to ``SOURCES`` in ``kinds.py``. The command line, its help and its flags follow from that.
 
+Columns that are chosen have ``subset`` and ``values`` too, and rows carry those values (``columns.choose_subset``,
+``columns.values_to_read``, ``values.kept_values``): that is all that ``--keep``, ``--subset`` and ``--where`` need.
+
 ``values.py`` and ``columns.py`` convert values and choose columns, ``images.py`` reads images that rows name by path.
 A package that only this source needs is imported inside functions and named in ``Source.package``.
 """

@@ -1,16 +1,17 @@
 """TFRecord files of ``tf.Example``s: those of img2dataset, and others, such as ImageNet's. Read as ``img2dataset``."""
 
+import itertools
 import re
 from collections.abc import Iterator
 
 from conversion.records.options import IngestOptions
 from conversion.records.places import Place
 from conversion.records.rows import Lost, Part, Plan, Row, Tally
-from conversion.records.sources.damage import with_lost_rest
+from conversion.records.sources.damage import Damaged, with_lost_rest
 from conversion.records.sources.example_proto import Features
 from conversion.records.sources.examples import choose_features, read_examples, read_features
 from conversion.records.sources.planning import Choice, plan_files
-from conversion.records.sources.row_counts import img2dataset_count, statistics_files
+from conversion.records.sources.row_counts import img2dataset_count, is_unfinished, statistics_files
 from conversion.records.sources.source import SourceFiles
 from conversion.records.sources.tfrecords import read_tfrecords
 
@@ -39,4 +40,12 @@ def plan_tfrecords(files: SourceFiles, options: IngestOptions) -> Plan:
 def read_plain_tfrecords(place: Place, part: Part, options: IngestOptions, tally: Tally) -> Iterator[Row | Lost]:
     """The examples of a file in order, with one lost row for the rest of a file that is cut or damaged."""
     rows = read_examples(read_tfrecords(place, part.path), part)
-    return with_lost_rest(rows, part, expected=img2dataset_count(place, part, tally))
+    expected = img2dataset_count(place, part, tally)
+    if expected is None and is_unfinished(place, part):
+        rows = itertools.chain(rows, _no_end())
+    return with_lost_rest(rows, part, expected=expected)
+
+
+def _no_end() -> Iterator[Row | Lost]:
+    raise Damaged("img2dataset did not finish it: the table next to it has no end")
+    yield

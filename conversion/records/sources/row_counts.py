@@ -11,6 +11,7 @@ from conversion.records.sources.values import from_json
 
 _MOST_ROWS = 2**40
 _SUFFIX = "_stats.json"
+_END_OF_TABLE = b"PAR1"  # of every Parquet file
 
 
 def statistics_files(files: SourceFiles) -> list[FoundFile]:
@@ -23,7 +24,7 @@ def img2dataset_count(place: Place, part: Part, tally: Tally) -> int | None:
 
     The downloads of the shard are added to ``tally``: the shard itself holds only those that succeeded.
     """
-    path = f"{part.path.rpartition('/')[0]}/{_stem(part.path)}{_SUFFIX}"
+    path = _next_to(part, _SUFFIX)
     if not place.fs.exists(path):
         return None
     try:
@@ -38,6 +39,19 @@ def img2dataset_count(place: Place, part: Part, tally: Tally) -> int | None:
         tally.downloads += downloads
         tally.failed_downloads += downloads - successes
     return successes
+
+
+def is_unfinished(place: Place, part: Part) -> bool:
+    """Check whether img2dataset was stopped while it wrote a shard: the table next to it has no end.
+
+    It opens the table together with the shard, and completes it first.
+    """
+    path = _next_to(part, ".parquet")
+    return place.fs.exists(path) and place.fs.tail(path, len(_END_OF_TABLE)) != _END_OF_TABLE
+
+
+def _next_to(part: Part, suffix: str) -> str:
+    return f"{part.path.rpartition('/')[0]}/{_stem(part.path)}{suffix}"
 
 
 def as_count(value: object) -> int | None:
