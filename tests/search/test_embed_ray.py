@@ -1,7 +1,9 @@
 """Embedding on a Ray cluster of two nodes: the bytes of one process, whatever happens to nodes and to the command."""
 
+import contextlib
 import json
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -18,6 +20,9 @@ from support.ray_work import other_facts
 from support.scored_runs import noise_png
 
 from clipa_eqx.cli import OK, USAGE, run
+from clipa_eqx.cluster.attempts import Setting
+from clipa_eqx.cluster.connection import Cluster
+from clipa_eqx.cluster.lasting import LastingProcesses
 from clipa_eqx.data.array_record_writer import write_records
 from clipa_eqx.data.records import Record
 from clipa_eqx.locks.owner import this_process
@@ -101,6 +106,45 @@ def wait_until(reached, *, seconds=60.0):
         time.sleep(0.005)
 
 
+@contextlib.contextmanager
+def cluster_of_this_process(engine, *, facts, at_once):
+    """Takes the place of a cluster."""
+    yield Cluster(setting=Setting(run="a", facts=facts, expected=facts(), folder="."))
+
+
+def tasks_of_this_process(cluster, work, jobs, *, name, watch, processes):
+    """Run tasks one after the other, with what crosses processes pickled."""
+    assert cluster.setting.facts() == cluster.setting.expected  # what nodes compare
+    for job in jobs:
+        assert name(job)
+        yield (
+            job,
+            pickle.loads(pickle.dumps(work(pickle.loads(pickle.dumps(job)), lambda units: watch(units, "1 task")))),
+        )
+
+
+def test_the_jobs_for_nodes_write_the_bytes_of_one_process(model_folder, photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(embedding_cluster, "connected", cluster_of_this_process)
+    monkeypatch.setattr(embedding_cluster, "run_tasks", tasks_of_this_process)
+    monkeypatch.setattr(embedding_cluster, "compare_nodes", lambda setting: None)
+    monkeypatch.setattr(
+        embedding_cluster, "lasting_processes", lambda most: contextlib.nullcontext(LastingProcesses(most))
+    )
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "texts").write_text("a cat\nzwei Hunde\n\na red bicycle\n")
+    write_records([Record(key=str(i), image=noise_png(i), captions=("one", "two")) for i in range(5)], "records")
+    for number, given in enumerate((["--images", "photos"], ["--texts", "texts"], ["--texts", "records"])):
+        two, one = f"two{number}", f"one{number}"
+        assert call(command(model_folder, two, "--engine", "ray", *given)) == OK
+        if number == 0:
+            shown = capsys.readouterr().out
+            assert "9 images in 5 shards, 5 of them new" in shown
+            assert re.search(r"left out.*1 input\n  004\.png", shown)
+        assert call(command(model_folder, one, *given)) == OK
+        assert content_of(tmp_path / two) == content_of(tmp_path / one)
+
+
+@pytest.mark.slow
 def test_two_nodes_write_the_bytes_of_one_process(cluster, model_folder, photos, tmp_path, capsys):
     assert call(command(model_folder, tmp_path / "two", *on(cluster), images=photos)) == OK
     shown = capsys.readouterr().out
