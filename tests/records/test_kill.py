@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support import dumps
 from support.dumps import Sample
@@ -110,9 +111,9 @@ def stop_somewhere(process, target, *, number, seed):
     return workers
 
 
-def kill_somewhere(source, target, *, seed):
+def kill_somewhere(source, target, *options, seed):
     """Kill a conversion, check that it leaves no orphan, and return whether it was killed before its end."""
-    process = start(source, target, "--workers", "2")
+    process = start(source, target, "--workers", "2", *options)
     workers = stop_somewhere(process, target, number=signal.SIGKILL, seed=seed)
     process.communicate(timeout=60)
     wait_until(lambda: not any(map(is_alive, workers)), seconds=20)
@@ -130,7 +131,18 @@ def test_a_conversion_killed_at_each_of_twenty_moments_resumes_to_the_same_bytes
         assert finish(source, folder, "--workers", "2") == whole, kills
 
 
-def kill_times(source, folder, *, wanted, moments):
+@pytest.mark.slow
+def test_a_conversion_of_a_subset_killed_at_each_of_ten_moments_resumes_to_the_same_bytes(source, tmp_path):
+    keys = [f"{part}-{i}" for part in range(PARTS) for i in range(0, 12, 2)]  # those of the last parts are absent
+    np.save(tmp_path / "keys.npy", np.array(keys))
+    options = ("--subset", str(tmp_path / "keys.npy"))
+    whole = finish(source, tmp_path / "whole", "--workers", "1", *options)
+    assert b'"met": 60, "never_met": 12' in re.sub(rb"\s+", b" ", whole["manifest.json"])
+    for kills, folder in kill_times(source, tmp_path, *options, wanted=10, moments=1):
+        assert finish(source, folder, "--workers", "2", *options) == whole, kills
+
+
+def kill_times(source, folder, *options, wanted, moments):
     """Yield ``wanted`` destinations of a conversion that was killed up to ``moments`` times, and their number.
 
     A conversion that was over before its first kill does not count: a starved test comes too late for many.
@@ -138,7 +150,8 @@ def kill_times(source, folder, *, wanted, moments):
     found = 0
     for attempt in range(10 + 3 * wanted):
         target = folder / str(attempt)
-        kills = [kill_somewhere(source, target, seed=100 * attempt + moment) for moment in range(moments)]
+        seeds = [100 * attempt + moment for moment in range(moments)]
+        kills = [kill_somewhere(source, target, *options, seed=seed) for seed in seeds]
         if any(kills):
             found += 1
             yield sum(kills), target

@@ -6,9 +6,11 @@ import json
 import numpy as np
 import pytest
 from support import dumps
+from support.conversion_locks import files
 from support.conversions import call, content, error_of, ingest, interrupted, keys, write_tar
 from support.dumps import jpeg, samples, write_table
 
+from clipa_eqx.buckets.bucket import bucket_at
 from clipa_eqx.data.array_record_reader import open_records
 
 ROWS = 6  # of each source, in two files
@@ -308,6 +310,17 @@ def test_ids_and_records_may_be_in_other_filesystems(tars, tmp_path):
     assert (manifest.rows_written, manifest.info["subset"]["met"]) == (2, 2)
     assert manifest.info["subset"] == {**local.info["subset"], "file": "memory://subsets/ids.npy"}
     assert [path for path in memory.ls("/subset-out", detail=False) if "_unfinished" in path] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["gs", "s3"])
+def test_several_workers_find_the_same_ids_in_a_bucket(scheme, tars, servers, tmp_path):
+    np.save(tmp_path / "ids.npy", pairs([1, 5, 8]))
+    bucket_at(servers(scheme).url("subsets")).write("ids.npy", (tmp_path / "ids.npy").read_bytes())
+    url = servers(scheme).url("subsets/ids.npy")
+    ingest(tars, tmp_path / "out", subset=url)
+    ingest(tars, servers(scheme).url("out"), subset=url, workers=2)
+    assert files(servers(scheme).url("out")) == content(tmp_path / "out")
 
 
 def test_the_closing_lines_have_the_account_of_the_ids(tars, tmp_path, capsys):
