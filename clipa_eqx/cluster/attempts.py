@@ -10,11 +10,20 @@ import traceback
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, no_type_check
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from clipa_eqx.cluster.facts import Facts, differences
 from clipa_eqx.errors import ClipaError
 from clipa_eqx.foreign_output import quiet_libraries
+
+if TYPE_CHECKING:  # the decorator of the standard library would also hide the types from readers of the package
+    Function = TypeVar("Function", bound=Callable[..., object])
+
+    def no_type_check(function: Function) -> Function:
+        """Return a function unchanged, also where the types of all functions are checked at run time."""
+        return function
+else:
+    from typing import no_type_check
 
 _PREFIX = "clipa_eqx-worker-"  # of the folder with the temporary files of an attempt
 _CLIENTS = ("aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "requests", "s3fs", "urllib3")

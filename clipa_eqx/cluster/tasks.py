@@ -56,7 +56,7 @@ def run_tasks(
         name: name of a job in messages.
         watch: called about twice a second with the units that running attempts have seen, and a note about nodes.
         processes: those that work; by default Ray starts and ends them, and each job has a processor.
-        repeated: called with each job that gets a further attempt; one that seemed lost may work on beside it.
+        repeated: called with each job that gets a further attempt; one that seemed lost may still be at work.
 
     Raises:
         DataError: a job failed several times.
@@ -253,7 +253,7 @@ class _Run:
                     del self.running[stream]
 
     def _place(self, failed_on: Collection[str]) -> Any:
-        """Where an attempt is to run: on any node, or on the most idle one of those where the job did not fail.
+        """The place of an attempt: any node, or the most idle one of those where the job did not fail.
 
         A node where every attempt fails at once, such as one with a full disk, is always free and would get them all.
         """

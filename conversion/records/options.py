@@ -75,7 +75,7 @@ def has_filters(options: IngestOptions) -> bool:
 
 
 def key_prefix(source: str, options: IngestOptions) -> str:
-    """What is put before the keys of the rows of a file: its name, if ``prefix_keys`` is set.
+    """The text before the keys of the rows of a file: its name, if ``prefix_keys`` is set.
 
     The name is without its suffix. ``x.tfrecord-00000-of-00002`` is kept whole: the ending identifies the shard.
     """
