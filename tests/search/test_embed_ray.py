@@ -112,7 +112,7 @@ def cluster_of_this_process(engine, *, facts, at_once):
     yield Cluster(setting=Setting(run="a", facts=facts, expected=facts(), folder="."))
 
 
-def tasks_of_this_process(cluster, work, jobs, *, name, watch, processes):
+def tasks_of_this_process(cluster, work, jobs, *, name, watch, processes, repeated=None):
     """Run tasks one after the other, with what crosses processes pickled."""
     assert cluster.setting.facts() == cluster.setting.expected  # what nodes compare
     for job in jobs:
