@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.conversions import call, ingest
 from support.dump_table import run_row
@@ -79,6 +80,20 @@ def test_every_download_is_accounted_for(form, tmp_path):
     assert dropped == ({"truncated shard": 1} if lost else {})
     assert manifest.info["downloads"] == {"total": len(READ[form]) + lost, "failed": len(failed)}
     assert manifest.rows_read == len(READ[form]) + lost - len(failed)
+
+
+def test_a_subset_of_datacomp_is_that_of_its_uids(tmp_path, monkeypatch):
+    """The array is written by the statement of DataComp's own baselines."""
+    folder = tmp_path / "datacomp/shards/small"
+    shutil.copytree(WRITTEN / "datacomp/shards/small", folder)
+    ingest(folder, tmp_path / "all", kind="img2dataset", keep=("uid",))
+    uids = {record.key: record.extra["uid"] for record in open_records(tmp_path / "all")}
+    chosen = sorted(uids)[::2]
+    pairs = [(int(uids[key][:16], 16), int(uids[key][16:32], 16)) for key in chosen]
+    np.save(tmp_path / "uids.npy", np.sort(np.array(pairs, np.dtype("u8,u8"))))
+    command = "python -m conversion.records img2dataset datacomp/shards/small data/datacomp-subset --subset uids.npy"
+    assert run_row(command, tmp_path, monkeypatch) == 0
+    assert [record.key for record in open_records(tmp_path / "data/datacomp-subset")] == chosen
 
 
 def test_failed_downloads_are_in_the_closing_lines(tmp_path, capsys):

@@ -120,7 +120,9 @@ def test_exactly_the_rows_of_the_file_are_kept_from_each_kind_of_source(name, tm
     manifest = ingest(tmp_path / "source", tmp_path / "out", kind=kind, subset=str(tmp_path / "ids.npy"))
     assert kept(tmp_path / "out") == list(CHOSEN)
     assert (manifest.rows_read, manifest.rows_dropped) == (ROWS, {"not in the subset": 3})
-    assert manifest.info["command"]["columns"]["subset"] == "uid"
+    command = manifest.info["command"]
+    assert command["columns"]["subset"] == "uid"
+    assert command.keys() - {"columns"} == {"kind", "source", "parts", "source_files", "subset", "subset_sha256"}
     assert [dict(record.extra) for record in open_records(tmp_path / "out")] == [{}] * 3
     assert manifest.info["subset"] == {
         "file": str(tmp_path / "ids.npy"),

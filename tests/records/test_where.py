@@ -109,7 +109,7 @@ def test_more_rows_than_are_evaluated_at_once_stay_in_order(tmp_path):
     columns = {"key": [f"{i:03d}" for i in range(count)], "n": list(range(count)), "jpg": [image] * count}
     write_table(tmp_path / "0.parquet", {**columns, "txt": ["c"] * count})
     chosen = {"kind": "parquet", "validate": "header", "where": ("n < 3 or n >= 63",)}
-    for limit in (None, 1, 63, 64, 65, 130, 200):
+    for limit in (None, 64, 65):
         most = limit or count
         manifest = ingest(tmp_path / "0.parquet", tmp_path / f"{limit}", limit=limit, **chosen)
         expected = [i for i in range(most) if i < 3 or i >= 63]
