@@ -27,6 +27,7 @@ from clipa_eqx.data.array_record_reader import open_records
 from clipa_eqx.data.array_record_writer import write_records
 from clipa_eqx.data.bucket_shards import BucketShard, begin_open
 from clipa_eqx.data.manifest import read_manifest
+from clipa_eqx.data.prefetch import StreamConfig
 from clipa_eqx.data.records import Record
 from clipa_eqx.data.stream import eval_stream, train_stream
 from clipa_eqx.errors import DataError
@@ -38,15 +39,10 @@ RECORDS, PER_SHARD = 60, 25
 @pytest.fixture(scope="module")
 def server():
     """The protocol server; this process uses it."""
-    import fsspec
-
     with bucket_server("gs") as running, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # otherwise gcsfs asks another server
         for name, value in running.variables(patience=2).items():
             patch.setenv(name, value)
-        fsspec.get_filesystem_class("gs").clear_instance_cache()
         yield running
-        fsspec.get_filesystem_class("gs").clear_instance_cache()
 
 
 @contextlib.contextmanager
@@ -149,12 +145,27 @@ def test_a_joined_folder_is_uploaded_with_its_members(local, remote):
 def test_streams_of_a_bucket_are_those_of_a_folder(local, remote):
     def batches(folder):
         source = open_records(folder)
-        with train_stream(source, lambda record, rng: {"key": int(record.key)}, batch_size=16, seed=1) as train:
+        with train_stream(source, _key, batch_size=16, seed=1) as train:
             found = [next(train)["key"].tolist() for _ in range(8)]
         with eval_stream(source, lambda record: {"key": int(record.key)}, batch_size=16) as scored:
             return found, [batch["key"].tolist() for batch in scored]
 
     assert batches(f"{remote}/all") == batches(local / "all")
+
+
+def _key(record, rng):
+    return {"key": int(record.key)}
+
+
+@pytest.mark.slow
+def test_worker_processes_read_from_a_bucket(local, remote):
+    """After this process has read there too: what TensorStore keeps is not passed on to them."""
+    found = []
+    for folder, workers in ((local / "all", 0), (f"{remote}/all", 0), (f"{remote}/all", 2)):
+        config = StreamConfig(workers=workers, threads=2)
+        with train_stream(open_records(folder), _key, batch_size=16, seed=1, config=config) as stream:
+            found.append([next(stream)["key"].tolist() for _ in range(12)])
+    assert found[0] == found[1] == found[2]
 
 
 def test_a_shard_takes_one_request_a_record_one_and_neighbors_share_one(remote, asked):
