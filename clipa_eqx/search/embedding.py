@@ -222,9 +222,10 @@ def embed_shard(
             check_fence(folder, fence, name=LOCK.name)
         if isinstance(error, DataError):
             raise
-        raise DataError(
-            f"{folder} cannot be written ({error.strerror}); complete shards stay, and the same command resumes"
-        ) from error
+        # Otherwise it is an input, such as a file of lines.
+        is_ours = not isinstance(error.filename, str) or Path(error.filename).is_relative_to(folder)
+        problem = f"{folder} cannot be written" if is_ours else f"{error.filename} cannot be read"
+        raise DataError(f"{problem} ({error.strerror}); complete shards stay, and the same command resumes") from error
 
 
 def finish(folder: Path, inputs: Inputs, options: EmbeddingOptions, *, new: int, writes: bool = True) -> Summary:

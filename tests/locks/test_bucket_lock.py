@@ -1,37 +1,23 @@
 """The lock of a folder in a bucket: leases of other machines, stages, and stores that cannot have one."""
 
 import contextlib
-import json
 import threading
 import time
 
 import pytest
-from support.bucket_servers import bucket_server
+from support.bucket_locks import elsewhere, name_of, reached_server
 
 from clipa_eqx.buckets.bucket import Bucket, BucketError, bucket_at
 from clipa_eqx.errors import CheckpointError
 from clipa_eqx.locks.fence import LateError, check_fence
 from clipa_eqx.locks.held import held
-from clipa_eqx.locks.owner import this_process
 from clipa_eqx.training.run_lock import RUN_LOCK
 
 
 @pytest.fixture(scope="module", params=["gs", pytest.param("s3", marks=pytest.mark.slow)])
 def server(request):
-    with bucket_server(request.param) as running, pytest.MonkeyPatch.context() as patch:
-        for name, value in running.variables(patience=5).items():
-            patch.setenv(name, value)
+    with reached_server(request.param) as running:
         yield running
-
-
-def name_of(number):
-    return f"run.lock/{number:012d}"
-
-
-def elsewhere(number):
-    """The content of a lock of another machine."""
-    owner = {**this_process(), "host": "elsewhere", "boot": "other", "pid": 7, "token": "theirs", "number": number}
-    return json.dumps(owner).encode()
 
 
 def test_the_lock_of_another_machine_is_taken_over_after_its_lease(server):

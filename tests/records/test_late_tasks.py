@@ -1,14 +1,19 @@
 """Tasks that come late, of a conversion that was killed or of an earlier stage of the same one, change nothing."""
 
 import pytest
-from support.conversion_locks import during, files, ignored, with_repeated_key
+from support import dumps
+from support.conversion_locks import LOCK_NAME, during, files, ignored, with_repeated_key, write_lock
 from support.conversions import content, ingest
+from support.dumps import samples
+from support.ray_clusters import two_nodes
 
+from clipa_eqx.cluster.engine import Engine
 from clipa_eqx.errors import DataError
 from clipa_eqx.locks import staging as local_staging
 from clipa_eqx.locks.fence import LateError
 from conversion.records import convert as module
 from conversion.records import locking, staging
+from conversion.records.options import IngestOptions
 from conversion.records.part import convert_part
 from conversion.records.places import open_place
 from conversion.records.writing import write_file
@@ -127,3 +132,25 @@ def test_a_refused_conversion_removes_nothing(source, tmp_path):
     with pytest.raises(DataError, match="holds other things than records"):
         ingest(source, target)
     assert files(str(target)) == before
+
+
+@pytest.mark.slow
+def test_a_conversion_on_a_cluster_whose_lock_was_taken_says_by_whom(tmp_path, monkeypatch):
+    dumps.write_tars(tmp_path / "source", [samples(2, first=2 * i) for i in range(20)])
+    out, real = str(tmp_path / "out"), locking.Hold.check
+
+    def taken(self):
+        real(self)
+        if not any("theirs" in path.read_text() for path in (tmp_path / "out").glob(LOCK_NAME)):
+            write_lock(out, host="elsewhere")
+
+    monkeypatch.setattr(locking.Hold, "check", taken)
+    with two_nodes() as cluster, pytest.raises(DataError, match="was taken over by process 7 on elsewhere"):
+        module.convert(
+            "webdataset",
+            str(tmp_path / "source"),
+            out,
+            options=IngestOptions(),
+            engine=Engine(kind="ray", address=cluster.address),
+        )
+    assert not (tmp_path / "out/manifest.json").exists()

@@ -288,6 +288,15 @@ def test_a_full_disk_is_one_message_and_the_same_command_resumes(photos, encoder
     assert content_of(tmp_path / "out") == content_of(tmp_path / "once")
 
 
+def test_lines_that_cannot_be_read_any_more_are_named_and_not_the_folder(encoder, tmp_path):
+    lines = tmp_path / "lines.txt"
+    lines.write_text("a photo\n" * 4)
+    inputs = text_file_inputs(lines)
+    lines.unlink()
+    with pytest.raises(DataError, match=rf"{lines} cannot be read \(No such file or directory\); complete shards stay"):
+        write(tmp_path / "out", encoder, inputs)
+
+
 def test_vectors_that_are_not_finite_are_refused(photos, encoder, tmp_path):
     broken = dataclasses.replace(encoder, model=jax.tree.map(lambda leaf: leaf * np.nan, encoder.model))
     with pytest.raises(NonFiniteError, match=r"the embedding of 0\.png is not finite"):

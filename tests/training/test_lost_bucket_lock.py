@@ -1,16 +1,15 @@
 """A run whose lock in a bucket was taken over by another machine."""
 
-import json
 import time
 from unittest import mock
 
 import pytest
 from support import tiny_runs
-from support.bucket_servers import bucket_server
+from support.bucket_locks import elsewhere, name_of, reached_server
 
 from clipa_eqx.buckets.bucket import bucket_at
 from clipa_eqx.errors import CheckpointError
-from clipa_eqx.locks.owner import seconds_with_sleep, this_process
+from clipa_eqx.locks.owner import seconds_with_sleep
 from clipa_eqx.training import run_lock as run_lock_module
 from clipa_eqx.training.reporting import Reports
 
@@ -19,20 +18,8 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 
 @pytest.fixture(scope="module", params=["gs", pytest.param("s3", marks=pytest.mark.slow)])
 def server(request):
-    with bucket_server(request.param) as running, pytest.MonkeyPatch.context() as patch:
-        for name, value in running.variables(patience=5).items():
-            patch.setenv(name, value)
+    with reached_server(request.param) as running:
         yield running
-
-
-def name_of(number):
-    return f"run.lock/{number:012d}"
-
-
-def elsewhere(number):
-    """The content of a lock of another machine."""
-    owner = {**this_process(), "host": "elsewhere", "boot": "other", "pid": 7, "token": "theirs", "number": number}
-    return json.dumps(owner).encode()
 
 
 @pytest.mark.slow
